@@ -1,0 +1,29 @@
+"""`moe-eval`: one file for each subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from moe_eval.cli import log
+from moe_eval.errors import TrackingError, UsageError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Returns:
+        0, or 2 with one sentence on standard error where the user has something to mend.
+    """
+    parser = argparse.ArgumentParser(
+        prog="moe-eval", description="Speed and quality of mixture-of-experts models by precision of their experts."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    log.add(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (UsageError, TrackingError) as error:
+        print(f"moe-eval: {error}", file=sys.stderr)
+        return 2
+    return 0

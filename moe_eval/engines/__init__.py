@@ -1,0 +1,72 @@
+"""The engines that can run a checkpoint. An engine's library is imported only when it is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moe_eval.errors import UsageError
+
+if TYPE_CHECKING:
+    from moe_eval.engines.base import Engine, EngineSettings
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """How to name, find and install an engine.
+
+    Attributes:
+        title: as its makers write it.
+        library: the package it needs.
+        install: how a user gets that package.
+        module: the module here whose `load(settings, tokenizer)` returns an Engine; None while there is none.
+    """
+
+    title: str
+    library: str
+    install: str
+    module: str | None
+
+
+ENGINES = {
+    "trtllm": EngineKind(
+        "TensorRT-LLM", "tensorrt_llm", "pip install 'moe-eval[trtllm]' on Linux with an NVIDIA GPU", None
+    ),
+    "vllm": EngineKind("vLLM", "vllm", "pip install 'moe-eval[vllm]' on Linux with a GPU", None),
+    "transformers": EngineKind(
+        "Transformers", "transformers", "pip install transformers", "moe_eval.engines.transformers_load"
+    ),
+}
+
+
+def check(name: str) -> EngineKind:
+    """Return the engine of this name if it can run here.
+
+    Raises:
+        UsageError: there is no such engine, its library is not installed, or moe_eval cannot drive it yet.
+    """
+    kind = ENGINES.get(name)
+    if kind is None:
+        raise UsageError(f"There is no engine {name!r}; choose engine={', engine='.join(ENGINES)}.")
+    if importlib.util.find_spec(kind.library) is None:
+        raise UsageError(
+            f"The engine {name} needs {kind.title}, which is not installed: {kind.install}, "
+            "or run this checkpoint with engine=transformers."
+        )
+    if kind.module is None:
+        raise UsageError(f"This version of moe_eval does not drive {kind.title} yet; choose engine=transformers.")
+    return kind
+
+
+def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
+    """Load a checkpoint on the engine of this name.
+
+    Raises:
+        UsageError: the engine or the checkpoint cannot do what was asked.
+    """
+    module = check(name).module
+    assert module is not None
+    engine: Engine = importlib.import_module(module).load(settings, tokenizer)
+    return engine

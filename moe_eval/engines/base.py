@@ -1,0 +1,186 @@
+"""What every engine offers: scoring, generation, a trace, and the facts that label what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+TokenIds = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens to score, in the harness's disjoint form: `continuation` is scored, `context` conditions it.
+
+    Attributes:
+        context: token ids, at least one.
+        continuation: token ids, at least one. The model reads (context + continuation)[:-1].
+    """
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.context or not self.continuation:
+            raise ValueError("a window needs at least one context token and one token to score")
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What the model reads: every token but the last."""
+        return (self.context + self.continuation)[:-1]
+
+
+@dataclass(frozen=True)
+class WindowScores:
+    """The scores of one window's n continuation tokens.
+
+    Attributes:
+        logprobs: natural-log probability of every token, float32, shape (n,).
+        greedy: whether the token is the most probable one, bool, shape (n,).
+        top_ids: the k most probable tokens, most probable first, int64, shape (n, k); k is 0 unless asked for.
+        top_logprobs: their natural-log probabilities, float32, shape (n, k).
+    """
+
+    logprobs: npt.NDArray[np.float32]
+    greedy: npt.NDArray[np.bool_]
+    top_ids: npt.NDArray[np.int64]
+    top_logprobs: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """How to continue prompts.
+
+    Attributes:
+        max_new_tokens: at most this many tokens are made.
+        stop: texts that end a completion; the completion still holds the text that matched.
+        temperature: 0 is greedy.
+        top_p, top_k: nucleus and top-k sampling; 1 and 0 turn them off.
+        ignore_eos: go on to max_new_tokens whatever the model says.
+    """
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The new tokens of one prompt, without the end-of-sequence token, and why there are no more."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """The labels of whatever this engine measures. None means that the engine cannot know it.
+
+    Attributes:
+        name, version: the engine and the version of its library.
+        checkpoint: what was loaded, as the user named it.
+        fingerprint: identifies the checkpoint's files (see checkpoint.fingerprint).
+        architecture: the model class; `vocabulary` is the number of its output logits.
+        precision: what the expert GEMMs compute in; `emulated` when only its rounding is computed.
+        dtype: of weights and activations outside quantised layers.
+        device: torch's name of the device, and `device_name` the hardware's.
+        max_length: the window in tokens: what the model reads at once.
+        worker: `in_process` or `spawned`.
+        attention_backend, moe_backend_requested, moe_backend_observed: which implementations ran.
+        kv_cache_dtype: of the key-value cache during generation.
+        cuda_graph_batch_sizes: batch sizes that run as CUDA graphs; empty for none.
+    """
+
+    name: str
+    version: str
+    checkpoint: str
+    fingerprint: str
+    architecture: str
+    vocabulary: int
+    precision: str
+    emulated: bool
+    dtype: str
+    device: str
+    device_name: str
+    max_length: int
+    worker: Literal["in_process", "spawned"]
+    attention_backend: str | None
+    moe_backend_requested: str | None
+    moe_backend_observed: str | None
+    kv_cache_dtype: str | None
+    cuda_graph_batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the user asked of an engine; None leaves it to the checkpoint or the engine.
+
+    Attributes:
+        checkpoint: a folder or a hub name.
+        precision: one of precision.PRECISIONS.
+        dtype: `auto`, or torch's name of a floating-point type.
+        device: torch's name of a device.
+        max_length: the window in tokens.
+        batch_size: most sequences in a batch; None lets the engine fill its memory.
+        revision, trust_remote_code: as Transformers takes them.
+        options: what else was given, by name; an engine refuses the names it does not know.
+    """
+
+    checkpoint: str
+    precision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    max_length: int | None = None
+    batch_size: int | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TraceHandle:
+    """Where a trace will be once its context is left."""
+
+    path: Path
+
+
+class Engine(Protocol):
+    """A loaded arm. Windows and prompts are token ids; nothing here knows a tokenizer or the harness."""
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    def score(
+        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int], None] = lambda _: None
+    ) -> list[WindowScores]:
+        """Score every window, in the order given.
+
+        Args:
+            windows: each of at most max_length + 1 tokens in all.
+            top_k: how many of the most probable tokens to return for every position.
+            done: told how many windows each batch has finished, for a progress bar.
+        """
+        ...
+
+    def generate(
+        self, prompts: Sequence[TokenIds], request: GenerationRequest, done: Callable[[int], None] = lambda _: None
+    ) -> list[Completion]:
+        """Continue every prompt, in the order given; prompt and max_new_tokens fit into the model's window."""
+        ...
+
+    def trace(self, target: Path) -> AbstractContextManager[TraceHandle]:
+        """Record the kernels of what runs inside the context into the file `target`."""
+        ...
+
+    def close(self) -> None:
+        """Release the model's memory. The engine cannot be used afterwards."""
+        ...

@@ -1,0 +1,31 @@
+"""Batches of sequences of like length under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def plan_batches(lengths: Sequence[int], max_tokens: int | None, max_rows: int | None) -> list[list[int]]:
+    """Group indices so that padding is small and the first batch is the largest.
+
+    Args:
+        lengths: tokens of every sequence.
+        max_tokens: bound on rows x longest row of a batch, padding included; a single longer sequence gets a
+            batch of its own. None for no bound.
+        max_rows: bound on the sequences of a batch. None for no bound.
+
+    Returns:
+        Every index once, longest sequences first, so that running out of memory happens at the start.
+    """
+    batches: list[list[int]] = []
+    current: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[current[0]] if current else 0
+        full = max_rows is not None and len(current) >= max_rows
+        if current and (full or (max_tokens is not None and longest * (len(current) + 1) > max_tokens)):
+            batches.append(current)
+            current = []
+        current.append(index)
+    if current:
+        batches.append(current)
+    return batches

@@ -1,0 +1,130 @@
+"""Log-probabilities from hidden states without a [tokens, vocabulary] tensor in float32.
+
+The output head is applied to one slice of the vocabulary at a time, and each slice is folded into a running
+maximum and a running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv 1805.02867).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moe_eval.errors import UsageError
+
+# Float32 elements of one tile of logits. On a CPU a tile and its copy stay in a core's L2 cache (4 bytes x 2^18
+# = 1 MiB); on a GPU it is large enough that the launches do not show (512 MiB).
+_CPU_TILE = 1 << 18
+_GPU_TILE = 1 << 27
+_VOCABULARY_SLICE = 4096
+
+
+class RowScores(NamedTuple):
+    """Scores of n rows: float32 (n,), bool (n,), int64 (n, k), float32 (n, k)."""
+
+    logprobs: Tensor
+    greedy: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+
+class Head:
+    """The output layer of a causal LM: a linear map and the element-wise step some families put behind it."""
+
+    def __init__(self, model: nn.Module, config: Any) -> None:
+        layer = model.get_output_embeddings()  # type: ignore[operator]
+        if type(layer) is not nn.Linear:
+            raise UsageError(
+                f"The output head of {type(model).__name__} is a {type(layer).__name__}, not a plain linear layer; "
+                "use lm_eval --model hf for this checkpoint."
+            )
+        self.weight: Tensor = layer.weight
+        self.bias: Tensor | None = layer.bias
+        self._after = _after_head(config)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Float32 logits of vocabulary entries first..last-1 for hidden states (n, width): shape (n, last - first)."""
+        weight = self.weight[first:last]
+        if hidden.is_cuda and weight.dtype != torch.float32:
+            # float32 out of the tensor cores' accumulator: no rounding of the logits to 8 bits of mantissa
+            out = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        else:
+            out = hidden.float() @ weight.float().t()
+        if self.bias is not None:
+            out += self.bias[first:last].float()
+        return self._after(out) if self._after else out
+
+    @torch.no_grad()
+    def score(self, hidden: Tensor, targets: Tensor, top_k: int = 0) -> RowScores:
+        """Score `targets` (n,) under the softmax over the whole vocabulary of hidden states (n, width)."""
+        rows, vocabulary = hidden.shape[0], self.weight.shape[0]
+        if not hidden.is_cuda and hidden.dtype != torch.float32:
+            hidden = hidden.float()  # once, not once for every slice
+        tile = _GPU_TILE if hidden.is_cuda else _CPU_TILE
+        step = min(vocabulary, max(_VOCABULARY_SLICE, tile // max(rows, 1)))
+        height = max(1, tile // step)
+
+        state = _Running(rows, min(top_k, vocabulary), hidden.device)
+        for first in range(0, vocabulary, step):
+            last = min(first + step, vocabulary)
+            for top in range(0, rows, height):
+                part = slice(top, min(top + height, rows))
+                state.fold(part, self.logits(hidden[part], first, last), targets[part], first)
+        return state.result(targets)
+
+
+class _Running:
+    """The running softmax of every row."""
+
+    def __init__(self, rows: int, top_k: int, device: torch.device) -> None:
+        self.maximum = torch.full((rows,), -torch.inf, device=device)
+        self.total = torch.zeros(rows, device=device)
+        self.target = torch.full((rows,), -torch.inf, device=device)
+        self.best = torch.zeros(rows, dtype=torch.long, device=device)
+        self.top_logits = torch.full((rows, top_k), -torch.inf, device=device)
+        self.top_ids = torch.zeros((rows, top_k), dtype=torch.long, device=device)
+
+    def fold(self, rows: slice, logits: Tensor, targets: Tensor, first: int) -> None:
+        """Take in the logits of vocabulary entries from `first` on; `logits` is overwritten."""
+        width = logits.shape[1]
+        local = targets - first
+        here = (local >= 0) & (local < width)
+        picked = logits.gather(1, local.clamp(0, width - 1)[:, None]).squeeze(1)
+        self.target[rows] = torch.where(here, picked, self.target[rows])
+
+        k = self.top_ids.shape[1]
+        if k:
+            values, ids = logits.topk(min(k, width), dim=1)
+            merged = torch.cat([self.top_logits[rows], values], 1)
+            merged_ids = torch.cat([self.top_ids[rows], ids + first], 1)
+            self.top_logits[rows], order = merged.topk(k, dim=1)
+            self.top_ids[rows] = merged_ids.gather(1, order)
+
+        values, ids = logits.max(dim=1)
+        before = self.maximum[rows]
+        # strictly greater: the lowest id wins a tie, as argmax over the whole row has it
+        self.best[rows] = torch.where(values > before, ids + first, self.best[rows])
+        maximum = torch.maximum(before, values)
+        logits.sub_(maximum[:, None]).exp_()
+        self.total[rows] = self.total[rows] * (before - maximum).exp() + logits.sum(dim=1)
+        self.maximum[rows] = maximum
+
+    def result(self, targets: Tensor) -> RowScores:
+        normaliser = self.maximum + self.total.log()
+        return RowScores(
+            self.target - normaliser, self.best == targets, self.top_ids, self.top_logits - normaliser[:, None]
+        )
+
+
+def _after_head(config: Any) -> Callable[[Tensor], Tensor] | None:
+    """What the families of Transformers do to logits behind the head, by the configuration field that asks for it."""
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        return lambda logits: torch.tanh(logits / cap) * cap
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        return lambda logits: logits / divisor
+    if factor := getattr(config, "logit_scale", None):  # Cohere
+        return lambda logits: logits * factor
+    return None

@@ -1,0 +1,161 @@
+"""The Transformers engine: any causal language model, on a CPU or one GPU."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_eval.engines.base import (
+    Completion,
+    EngineFacts,
+    GenerationRequest,
+    TokenIds,
+    TraceHandle,
+    Window,
+    WindowScores,
+)
+from moe_eval.engines.batching import plan_batches
+from moe_eval.engines.head import Head
+from moe_eval.errors import UsageError
+
+@dataclass
+class TransformersEngine:
+    """A model of Transformers behind the Engine protocol."""
+
+    facts: EngineFacts
+    model: Any
+    tokenizer: Any
+    head: Head
+    max_rows: int | None
+    max_tokens: int | None
+
+    def score(
+        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int], None] = lambda _: None
+    ) -> list[WindowScores]:
+        # Windows that read the same tokens (the choices of a question, when they are one token) share one pass.
+        readers: dict[tuple[int, ...], list[int]] = {}
+        for index, window in enumerate(windows):
+            if len(window.inputs) > self.facts.max_length:
+                raise ValueError(f"a window reads {len(window.inputs)} tokens; the engine reads {self.facts.max_length}")
+            readers.setdefault(window.inputs, []).append(index)
+        inputs = list(readers)
+        scores: dict[int, WindowScores] = {}
+
+        def run(batch: list[int]) -> None:
+            chosen = [(row, index) for row, key in enumerate(batch) for index in readers[inputs[key]]]
+            found = self._score_batch([inputs[key] for key in batch], [(row, windows[i]) for row, i in chosen], top_k)
+            scores.update(zip((index for _, index in chosen), found, strict=True))
+            done(len(chosen))
+
+        for batch in plan_batches([len(key) for key in inputs], self.max_tokens, self.max_rows):
+            self._splitting(batch, run)
+        return [scores[index] for index in range(len(windows))]
+
+    @torch.inference_mode()
+    def _score_batch(
+        self, inputs: list[tuple[int, ...]], readers: list[tuple[int, Window]], top_k: int
+    ) -> list[WindowScores]:
+        width = max(map(len, inputs))
+        # Padding is on the right and attention is causal: no real token sees it, so no mask is needed.
+        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in inputs], device=self.model.device)
+        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        sizes = [len(window.continuation) for _, window in readers]
+        where = [
+            row * width + position
+            for (row, window), size in zip(readers, sizes, strict=True)
+            for position in range(len(window.inputs) - size, len(window.inputs))
+        ]
+        targets = torch.tensor([token for _, window in readers for token in window.continuation], device=hidden.device)
+        rows = hidden.flatten(0, 1)[torch.tensor(where, device=hidden.device)]
+        parts = (part.cpu().split(sizes) for part in self.head.score(rows, targets, top_k))
+        return [WindowScores(*(part.numpy() for part in window)) for window in zip(*parts, strict=True)]
+
+    def generate(
+        self, prompts: Sequence[TokenIds], request: GenerationRequest, done: Callable[[int], None] = lambda _: None
+    ) -> list[Completion]:
+        completions: dict[int, Completion] = {}
+
+        def run(batch: list[int]) -> None:
+            found = self._generate_batch([prompts[index] for index in batch], request)
+            completions.update(zip(batch, found, strict=True))
+            done(len(batch))
+
+        lengths = [len(prompt) + request.max_new_tokens for prompt in prompts]
+        for batch in plan_batches(lengths, self.max_tokens, self.max_rows):
+            self._splitting(batch, run)
+        return [completions[index] for index in range(len(prompts))]
+
+    @torch.inference_mode()
+    def _generate_batch(self, prompts: list[TokenIds], request: GenerationRequest) -> list[Completion]:
+        defaults = self.model.generation_config
+        ends = defaults.eos_token_id if isinstance(defaults.eos_token_id, list) else [defaults.eos_token_id]
+        ends = [end for end in ends if end is not None]
+        pad = ends[0] if ends else 0
+        width = max(map(len, prompts))
+        tokens = torch.tensor([[*[pad] * (width - len(row)), *row] for row in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=self.model.device)
+        how: dict[str, Any] = {"do_sample": False}
+        if request.temperature > 0:
+            how = {"do_sample": True, "temperature": request.temperature}
+            how |= {"top_p": request.top_p, "top_k": request.top_k}
+        if request.stop:
+            how |= {"stop_strings": list(request.stop), "tokenizer": self.tokenizer}
+        out = self.model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=request.max_new_tokens,
+            min_new_tokens=request.max_new_tokens if request.ignore_eos else None,
+            pad_token_id=pad,
+            **how,
+        )
+        return [_completion(row, ends, request) for row in out[:, width:].tolist()]
+
+    @contextmanager
+    def trace(self, target: Path) -> Iterator[TraceHandle]:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.model.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as profiler:
+            yield TraceHandle(target)
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize()
+        profiler.export_chrome_trace(str(target))
+
+    def close(self) -> None:
+        del self.model, self.head
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _splitting(self, batch: list[int], run: Callable[[list[int]], None]) -> None:
+        """Run a batch; where the GPU's memory does not hold it, its halves, and smaller batches from then on."""
+        try:
+            run(batch)
+            return
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise UsageError(
+                    f"One sequence does not fit into the memory of {self.facts.device_name}; "
+                    "lower max_length, or use a checkpoint of lower precision or a larger GPU."
+                ) from None
+        torch.cuda.empty_cache()
+        middle = (len(batch) + 1) // 2
+        self.max_rows = min(self.max_rows or middle, middle)
+        self._splitting(batch[:middle], run)
+        self._splitting(batch[middle:], run)
+
+
+def _completion(tokens: list[int], ends: list[int], request: GenerationRequest) -> Completion:
+    """Cut a generated row at its end: rows that finish early are padded with an end token."""
+    if request.ignore_eos:
+        return Completion(tuple(tokens), "length")
+    cut = next((at for at, token in enumerate(tokens) if token in ends), None)
+    if cut is not None:
+        return Completion(tuple(tokens[:cut]), "stop")
+    return Completion(tuple(tokens), "length" if len(tokens) == request.max_new_tokens else "stop")

@@ -1,0 +1,185 @@
+"""Loads a checkpoint for the Transformers engine, or says in one sentence why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from moe_eval import checkpoint, precision
+from moe_eval.engines.base import EngineFacts, EngineSettings
+from moe_eval.engines.head import Head
+from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.errors import UsageError
+
+RUNS = tuple(precision.DTYPE_OF)
+_OPTIONS = ("attn_implementation", "moe_backend", "max_tokens_per_batch")
+# Padded tokens in a batch where the user bounds neither rows nor tokens: enough to fill the cores or the GPU;
+# a batch that does not fit into the GPU's memory is split.
+_CPU_TOKENS = 4096
+_GPU_TOKENS = 32768
+
+
+def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
+    """Load a checkpoint from a folder or a hub.
+
+    Args:
+        settings: options are attn_implementation, moe_backend (the experts implementation of Transformers: eager,
+            batched_mm, grouped_mm; auto leaves the choice to it) and max_tokens_per_batch (padded tokens).
+        tokenizer: of Transformers; needed for stop strings alone.
+
+    Raises:
+        UsageError: names what the checkpoint or the engine lacks.
+    """
+    _refuse_unknown(settings.options)
+    if settings.precision is not None:
+        precision.check(settings.precision, "transformers", RUNS)
+    config = _config(settings)
+    dtype = _dtype(settings, config)
+    device = _device(settings.device)
+    window = _window(settings.max_length, config)
+    moe_backend = str(settings.options.get("moe_backend", "auto"))
+    model = _model(settings, config, dtype, device, moe_backend)
+    head = Head(model, config)
+    _probe(model, head)
+
+    facts = EngineFacts(
+        name="transformers",
+        version=transformers.__version__,
+        checkpoint=settings.checkpoint,
+        fingerprint=_fingerprint(settings.checkpoint, config),
+        architecture=type(model).__name__,
+        vocabulary=head.weight.shape[0],
+        precision=precision.OF_DTYPE[dtype],
+        emulated=False,
+        dtype=dtype,
+        device=str(device),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        max_length=window,
+        worker="in_process",
+        attention_backend=getattr(model.config, "_attn_implementation", None),
+        moe_backend_requested=moe_backend,
+        moe_backend_observed=getattr(model.config, "_experts_implementation", None),
+        kv_cache_dtype=dtype,
+        cuda_graph_batch_sizes=(),
+    )
+    budget = settings.options.get("max_tokens_per_batch")
+    if budget is None and settings.batch_size is None:
+        budget = _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
+    return TransformersEngine(facts, model, tokenizer, head, settings.batch_size, budget)
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise UsageError(
+            f"The transformers engine knows no argument {', '.join(unknown)}; besides the common ones it takes "
+            f"{', '.join(_OPTIONS)}."
+        )
+
+
+def _config(settings: EngineSettings) -> Any:
+    folder = checkpoint.local_folder(settings.checkpoint)
+    if folder is not None:
+        method = checkpoint.quantisation(checkpoint.read_config(folder), folder)
+        checkpoint.check_weights(folder)
+    config = _from_hub(transformers.AutoConfig, settings)
+    if folder is None:
+        method = getattr(config, "quantization_config", None) and "quantization_config"
+    if method:
+        raise UsageError(
+            f"{settings.checkpoint} is quantised ({method}); the transformers engine runs {', '.join(RUNS)} "
+            "checkpoints, so give the unquantised one."
+        )
+    return config.get_text_config()
+
+
+def _from_hub(kind: Any, settings: EngineSettings, **more: Any) -> Any:
+    """`from_pretrained` with the reason for a failure in one sentence."""
+    try:
+        return kind.from_pretrained(
+            settings.checkpoint, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **more
+        )
+    except torch.OutOfMemoryError:
+        raise UsageError(
+            f"The weights of {settings.checkpoint} do not fit into the GPU's memory; use a larger GPU or device=cpu."
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"Transformers cannot load {settings.checkpoint}: {reason}") from error
+
+
+def _dtype(settings: EngineSettings, config: Any) -> str:
+    stored = str(config.dtype or torch.float32).removeprefix("torch.")
+    dtype = stored if settings.dtype == "auto" else settings.dtype
+    if settings.dtype == "auto" and settings.precision:
+        dtype = precision.DTYPE_OF[settings.precision]
+    if dtype not in precision.OF_DTYPE:
+        raise UsageError(f"There is no dtype {dtype!r} here; choose auto, {', '.join(precision.OF_DTYPE)}.")
+    if settings.precision and precision.OF_DTYPE[dtype] != settings.precision:
+        raise UsageError(f"precision={settings.precision} and dtype={dtype} contradict each other; give one of them.")
+    return dtype
+
+
+def _device(asked: str | None) -> torch.device:
+    try:
+        return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UsageError(f"There is no device {asked!r}; give cpu, cuda or cuda:0.") from None
+
+
+def _window(asked: int | None, config: Any) -> int:
+    most = next(
+        (size for name in ("n_positions", "max_position_embeddings", "n_ctx") if (size := getattr(config, name, None))),
+        None,
+    )
+    if asked is None:
+        return int(most or 2048)  # 2,048 is lm-evaluation-harness's own default where a model states none
+    if asked < 1 or (most is not None and asked > most):
+        raise UsageError(f"max_length={asked} is outside this model's window; give 1 to {most} tokens.")
+    return asked
+
+
+def _model(settings: EngineSettings, config: Any, dtype: str, device: torch.device, moe_backend: str) -> Any:
+    more: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": {"": device}, "output_loading_info": True}
+    if attention := settings.options.get("attn_implementation"):
+        more["attn_implementation"] = attention
+    if moe_backend != "auto":
+        more["experts_implementation"] = moe_backend
+    model, info = _from_hub(transformers.AutoModelForCausalLM, settings, **more)
+    missing = sorted(str(name) for name in info["missing_keys"])
+    if missing or info["mismatched_keys"]:
+        what = missing or sorted(str(row[0]) for row in info["mismatched_keys"])
+        raise UsageError(
+            f"{settings.checkpoint} lacks {len(what)} of the model's weights, or has them in another shape "
+            f"({what[0]} is the first); copy the checkpoint again."
+        )
+    return model.eval()
+
+
+@torch.inference_mode()
+def _probe(model: Any, head: Head) -> None:
+    """Compare the chunked head with the model's own logits on one short sequence.
+
+    A family that changes its logits behind the head in a way Head does not know is refused here, not scored wrongly.
+    """
+    vocabulary = head.weight.shape[0]
+    tokens = torch.arange(1, 9, device=model.device)[None] * 13 % vocabulary
+    own: Tensor = model(input_ids=tokens, use_cache=False).logits[0].float()
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    ours = head.logits(hidden, 0, vocabulary)
+    # Logits rounded to the model's type are off by half a unit in the last place; 16 covers the sums before it.
+    allowed = 16 * torch.finfo(next(model.parameters()).dtype).eps * own.abs().max().item()
+    if own.shape != ours.shape or (own - ours).abs().max().item() > allowed:
+        raise UsageError(
+            f"{type(model).__name__} changes its logits behind the output head in a way this engine does not know; "
+            "use lm_eval --model hf for this checkpoint."
+        )
+
+
+def _fingerprint(name: str, config: Any) -> str:
+    folder = checkpoint.local_folder(name)
+    return checkpoint.fingerprint(folder) if folder else f"{name}@{getattr(config, '_commit_hash', None)}"

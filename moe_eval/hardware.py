@@ -1,0 +1,115 @@
+"""The facts of the machine and its libraries that label every record."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARIES = ("moe-eval", "lm-eval", "mlflow", "datasets", "torch", "transformers", "safetensors", "tensorrt-llm", "vllm")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: its name, compute capability such as `9.0`, memory in bytes, and NVIDIA's UUID."""
+
+    name: str
+    capability: str
+    memory_bytes: int
+    uuid: str | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a record was made. Host and user names are left out on purpose: records are shared.
+
+    Attributes:
+        os, python, cpu: names and versions.
+        cores: logical processors this process may use.
+        memory_bytes: physical memory.
+        gpus: as torch sees them, so after CUDA_VISIBLE_DEVICES.
+        driver: the NVIDIA driver's version.
+        cuda: the CUDA version torch was built with.
+    """
+
+    os: str
+    python: str
+    cpu: str
+    cores: int
+    memory_bytes: int | None
+    gpus: tuple[Gpu, ...]
+    driver: str | None
+    cuda: str | None
+
+
+def machine() -> Machine:
+    """Read the facts of this machine."""
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        uuid = getattr(found, "uuid", None)
+        gpus.append(
+            Gpu(found.name, f"{found.major}.{found.minor}", found.total_memory, None if uuid is None else f"GPU-{uuid}")
+        )
+    return Machine(
+        os=platform.platform(),
+        python=platform.python_version(),
+        cpu=_cpu(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=_memory(),
+        gpus=tuple(gpus),
+        driver=_driver(),
+        cuda=torch.version.cuda,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed libraries that a result depends on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> str | None:
+    """The commit of the working directory's repository, with `-dirty` behind it where files differ."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _driver() -> str | None:
+    version = Path("/sys/module/nvidia/version")
+    return version.read_text().strip() if version.is_file() else None

@@ -1,0 +1,49 @@
+"""`--use_cache` that never mixes two arms: the harness's own key says nothing about the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from sqlitedict import SqliteDict
+
+from moe_eval.engines.base import EngineFacts
+from moe_eval.errors import UsageError
+from moe_eval.harness.settings import ModelSettings
+
+# Arguments that change how fast an answer comes and not what it is
+_WITHOUT_EFFECT = ("batch_size", "max_batch_size", "track")
+
+
+def identity(settings: ModelSettings, facts: EngineFacts) -> str:
+    """A digest of everything about an arm that may change an answer.
+
+    Returns:
+        16 hexadecimal digits of SHA-256 over the model arguments, the engine's facts (checkpoint fingerprint,
+        precision, window, versions and hardware among them) and the version of torch.
+    """
+    arguments = {key: value for key, value in settings.given.items() if key not in _WITHOUT_EFFECT}
+    whole = json.dumps([arguments, asdict(facts), torch.__version__], sort_keys=True, default=str)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def of_this_arm(hook: Any, arm: str) -> Any:
+    """Point the harness's cache at a table of this arm alone.
+
+    The hook shares its SqliteDict with the harness's CachingLM, so both read and write that table from then on.
+
+    Raises:
+        UsageError: the hook holds another kind of store than the harness had when this was written.
+    """
+    store = hook.dbdict
+    if store is None:
+        return hook
+    if not isinstance(store, SqliteDict):
+        raise UsageError("This lm-eval keeps its cache in a form unknown to moe_eval; leave out --use_cache.")
+    table = f"trtllm_moe_{arm}"
+    SqliteDict(store.filename, tablename=table, autocommit=True).close()  # makes the table
+    store.tablename = table
+    return hook

@@ -1,0 +1,60 @@
+"""The end of an `lm_eval` command that is ours: one sentence and an exit code in place of a traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moe_eval.errors import UsageError
+from moe_eval.harness import session
+from moe_eval.harness.plugin import MODEL
+
+_NO_TASK = "Tasks not found"
+
+
+def guarded(execute: Callable[..., None]) -> Callable[..., None]:
+    """Wrap HarnessCLI.execute. Commands for other models and other subcommands pass through untouched."""
+
+    @functools.wraps(execute)
+    def run(self: Any, args: Namespace) -> None:
+        if _model(args) != MODEL:
+            execute(self, args)
+            return
+        try:
+            execute(self, args)
+        except UsageError as error:
+            _stop(str(error))
+        except ValueError as error:
+            # the harness's own word for a task it does not know
+            if not str(error).startswith((_NO_TASK, "No tasks specified", "Specify --output_path")):
+                raise
+            hint = " (lm_eval ls tasks lists them)" if "asks" in str(error) else ""
+            _stop(f"{error}{hint}.")
+        for line in session.epilogue():
+            print(line)
+        if session.tracking_failed():
+            sys.exit(2)
+
+    return run
+
+
+def _model(args: Namespace) -> str | None:
+    named = getattr(args, "model", None)
+    config = getattr(args, "config", None)
+    if named is None and config and Path(config).is_file():
+        import yaml
+
+        try:
+            named = (yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}).get("model")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            return None  # the harness explains a configuration it cannot read
+    return named
+
+
+def _stop(sentence: str) -> None:
+    print(f"moe_eval: {sentence}", file=sys.stderr)
+    sys.exit(2)

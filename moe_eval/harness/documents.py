@@ -1,0 +1,76 @@
+"""Raw WikiText-form files as the documents that lm-evaluation-harness's `wikitext` task scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_eval.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+VARIABLE = "MOE_EVAL_WIKITEXT"
+SAMPLE = Path(__file__).resolve().parent.parent / "assets" / "moe_sample.raw"
+
+
+def _starts_page(line: str) -> bool:
+    """True for ` = Title = ` lines; deeper headings, written ` = = Heading = = `, do not start a page."""
+    folded = line.replace("= = =", "===").replace("= =", "==").strip()
+    return folded.startswith("= ") and folded.endswith(" =")
+
+
+def split_pages(text: str) -> Iterator[str]:
+    """Split a raw WikiText file into pages exactly as `EleutherAI/wikitext_document_level` was made.
+
+    A page keeps every line from one title up to the next, blank lines and the newline at the end of the file
+    included. What stands before the first title is a page only where it is not blank; the last page is kept as it
+    is. WikiText-2's test file gives 62 pages of 1,290,527 bytes in all.
+    """
+    page: list[str] = []
+    for line in text.split("\n"):
+        if _starts_page(line):
+            whole = "\n".join(page)
+            if whole.strip():
+                yield whole
+            page = []
+        page.append(line)
+    yield "\n".join(page)
+
+
+def _read(path: Path) -> dict[str, Dataset]:
+    from datasets import Dataset
+
+    try:
+        # newline="" keeps stray carriage returns inside a page, as the hub's data set has them
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); name a raw WikiText file.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text; name a raw WikiText file such as wiki.test.raw.") from error
+    if not text.strip():
+        raise UsageError(f"{path} is empty; name a raw WikiText file such as wiki.test.raw.")
+    return {"test": Dataset.from_dict({"page": list(split_pages(text))})}
+
+
+def wikitext_local(**_: Any) -> dict[str, Dataset]:
+    """Load the raw file that MOE_EVAL_WIKITEXT names, as the split `test` with the column `page`.
+
+    Raises:
+        UsageError: the variable is not set, or its file cannot be read.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if not named:
+        raise UsageError(
+            f"The task wikitext_local reads a raw WikiText file: set {VARIABLE} to its path "
+            "(for example wiki.test.raw of WikiText-2), or run --tasks moe_sample, which ships with moe_eval."
+        )
+    return _read(Path(named).expanduser())
+
+
+def moe_sample(**_: Any) -> dict[str, Dataset]:
+    """Load the sample articles that ship with the package, as the split `test` with the column `page`."""
+    return _read(SAMPLE)

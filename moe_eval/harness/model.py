@@ -1,0 +1,245 @@
+"""`trtllm_moe`: lm-evaluation-harness's model interface over an Engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from tqdm import tqdm
+
+from moe_eval import engines
+from moe_eval.engines.base import GenerationRequest, Window
+from moe_eval.errors import UsageError
+from moe_eval.harness import cache, plugin, settings, tokens
+from moe_eval.harness.generation import Generation
+
+log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
+
+# Tokens handed to the engine at once: many batches' worth, so that it stays busy and sorting by length pays, and
+# few enough that a crash loses minutes: what is scored goes into the harness's cache slab by slab.
+_SLAB_TOKENS = 131072
+
+
+class MoeLM(TemplateLM):
+    """A checkpoint on an engine, for any task of the harness.
+
+    Arguments are those of `settings.ModelSettings` and of the engine, by name.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.settings = settings.read(arguments)
+        plugin.warn_if_detached(log)
+        if self.settings.shipped:
+            log.warning(settings.SHIPPED_NOTE)
+        asked = replace(self.settings.of_engine, device=_present(self.settings.of_engine.device))
+        self.tokenizer = tokens.load(self.settings.tokenizer, asked)
+        self.engine = engines.load(self.settings.engine, asked, self.tokenizer)
+        tokens.check(self.tokenizer, self.engine)
+        self.facts = self.engine.facts
+        self._device = torch.device(self.facts.device)
+        self.batch_size = self.settings.of_engine.batch_size or "auto"
+        # tokens scored and requests answered, by task: a cached request is in neither
+        self.scored: dict[str, dict[str, int]] = {}
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> MoeLM:
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> MoeLM:
+        """As the harness has it, but a model argument wins over the command's own default of the same name."""
+        defaults = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**defaults, **arg_dict})
+
+    @property
+    def max_length(self) -> int:
+        """The window in tokens: what the model reads at once."""
+        return self.facts.max_length
+
+    @property
+    def max_gen_toks(self) -> int:
+        return self.settings.max_gen_toks
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What conditions the first token of a text: as asked, else BOS, else EOS."""
+        if self.settings.prefix_token_id is not None:
+            return self.settings.prefix_token_id
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids as the harness's `hf` model makes them: a text that begins with BOS gets no second one."""
+        special = add_special_tokens if add_special_tokens is not None else self.settings.add_bos_token
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
+            special = False
+        how = {} if special is None else {"add_special_tokens": special}
+        return list(self.tokenizer.encode(string, **how))
+
+    def tok_decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        if not self.tokenizer.chat_template:
+            raise UsageError(
+                f"The tokenizer of {self.settings.tokenizer} has no chat template; leave out --apply_chat_template."
+            )
+        thinking = self.settings.enable_thinking
+        more = {} if thinking is None else {"enable_thinking": thinking}
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **more,
+            )
+        )
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        super().set_cache_hook(cache.of_this_arm(cache_hook, cache.identity(self.settings, self.facts)))
+
+    def get_model_info(self) -> dict[str, Any]:
+        """The labels that go into the harness's results beside its own."""
+        return {
+            "model_dtype": self.facts.dtype,
+            "model_revision": self.settings.of_engine.revision,
+            "moe_eval": {
+                "engine": asdict(self.facts),
+                "prefix_token_id": self.prefix_token_id,
+                "add_bos_token": self.settings.add_bos_token,
+                "tokenizer": self.settings.tokenizer,
+                "batch_size": self.batch_size,
+                "notes": [settings.SHIPPED_NOTE] if self.settings.shipped else [],
+                "scored": self.scored,
+            },
+        }
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        texts = [request.args[0] for request in requests]
+        windows = [self._windows(text) for text in texts]
+        answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
+        bar = tqdm(total=sum(map(len, windows)), desc="Scoring windows", unit="window", disable=disable_tqdm)
+        with bar:
+            for slab in _slabs([sum(len(window.inputs) for window in each) for each in windows]):
+                scores = iter(self.engine.score([window for index in slab for window in windows[index]], 0, bar.update))
+                for index in slab:
+                    each = [next(scores).logprobs for _ in windows[index]]
+                    answers[index] = float(sum(part.sum(dtype="float64") for part in each))
+                    self._count(requests[index], sum(map(len, each)))
+                    self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), answers[index])
+        return answers
+
+    def _windows(self, text: str) -> list[Window]:
+        rolling = get_rolling_token_windows(
+            token_list=self.tok_encode(text),
+            prefix_token=self.prefix_token_id,
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        return [Window(tuple(context), tuple(scored)) for context, scored in map(make_disjoint_window, rolling)]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self._asked = requests
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        windows = [self._fitted(context, continuation) for _, context, continuation in requests]
+        cut = sum(len(window.context) < len(row[1]) for window, row in zip(windows, requests, strict=True))
+        if cut:
+            log.warning(
+                "%d of %d contexts are longer than the window of %d tokens: they were cut on the left.",
+                *(cut, len(requests), self.max_length),
+            )
+        answers: list[tuple[float, bool]] = []
+        with tqdm(total=len(requests), desc="Scoring continuations", disable=disable_tqdm) as bar:
+            for slab in _slabs([len(window.inputs) for window in windows]):
+                for index, score in zip(
+                    slab, self.engine.score([windows[index] for index in slab], 0, bar.update), strict=True
+                ):
+                    answers.append((float(score.logprobs.sum(dtype="float64")), bool(score.greedy.all())))
+                    self._count(self._asked[index], len(score.logprobs))
+                    self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[-1])
+        return answers
+
+    def _fitted(self, context: list[int], continuation: list[int]) -> Window:
+        """The window of a request, its context cut on the left where both do not fit, as the harness asks."""
+        if len(continuation) > self.max_length:
+            raise UsageError(
+                f"A continuation of {len(continuation)} tokens does not fit into the window of {self.max_length}; "
+                "give a larger max_length, or a model with a longer window."
+            )
+        return Window(tuple(context[len(continuation) - self.max_length - 1 :]), tuple(continuation))
+
+    def _count(self, request: Instance, scored_tokens: int) -> None:
+        task = self.scored.setdefault(str(request.task_name), {"requests": 0, "tokens": 0})
+        task["requests"] += 1
+        task["tokens"] += scored_tokens
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        how = [Generation.read(request.args[1], self.max_gen_toks) for request in requests]
+        answers = [""] * len(requests)
+        with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
+            for each in dict.fromkeys(how):
+                group = [index for index, one in enumerate(how) if one == each]
+                prompts = [self._prompt(requests[index].args[0], each.request) for index in group]
+                # slabs of prompts, so that what is done reaches the cache before all is done
+                for slab in _slabs([len(prompt) + each.request.max_new_tokens for prompt in prompts]):
+                    done = self.engine.generate([prompts[at] for at in slab], each.request, bar.update)
+                    for at, completion in zip(slab, done, strict=True):
+                        answers[group[at]] = each.cut(self.tok_decode(completion.token_ids))
+                        self.cache_hook.add_partial("generate_until", requests[group[at]].args, answers[group[at]])
+        return answers
+
+    def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
+        room = self.max_length - request.max_new_tokens
+        if room < 1:
+            raise UsageError(
+                f"max_gen_toks={request.max_new_tokens} leaves no room for a prompt in the window of "
+                f"{self.max_length} tokens; give a smaller one."
+            )
+        ids = self.tok_encode(text)
+        if len(ids) > room:
+            log.warning("A prompt of %d tokens was cut on the left to %d, to fit the window.", len(ids), room)
+        return ids[-room:]
+
+
+def _slabs(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Consecutive indices whose sizes add up to about _SLAB_TOKENS."""
+    slab: list[int] = []
+    total = 0
+    for index, size in enumerate(sizes):
+        slab.append(index)
+        total += size
+        if total >= _SLAB_TOKENS:
+            yield slab
+            slab, total = [], 0
+    if slab:
+        yield slab
+
+
+def _present(device: str | None) -> str | None:
+    """The device asked for; the CPU where it is CUDA and there is none, since cuda:0 is the command's own default."""
+    if device and str(device).startswith("cuda") and not torch.cuda.is_available():
+        log.warning("Device %s was asked for and no CUDA device is here: running on the CPU.", device)
+        return "cpu"
+    return device

@@ -1,0 +1,112 @@
+"""The harness's results as metrics under one key schema, with the labels they need."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moe_eval.records import DatasetFacts
+
+Samples = Mapping[str, list[dict[str, Any]]]
+_KEY = re.compile(r"[^\w.:/ -]")  # what MLflow refuses in a metric's name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run amounts to; the fields are those of HarnessRecord."""
+
+    labels: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    datasets: tuple[DatasetFacts, ...]
+    notes: tuple[str, ...]
+
+    def summary(self) -> list[str]:
+        """The perplexity task's figures that the harness's own table does not show."""
+        if "quality/word_ppl" not in self.metrics:
+            return []
+        metrics, engine = self.metrics, self.labels["engine"]
+        tokens = (
+            f"token_ppl {metrics['quality/token_ppl']:.4f} over {metrics['quality/tokens']:,.0f} tokens"
+            if "quality/token_ppl" in metrics
+            else "token_ppl not known (answers from the cache)"
+        )
+        return [
+            f"Quality: {tokens}, {metrics['quality/words']:,.0f} words, {metrics['quality/bytes']:,.0f} bytes; "
+            f"{engine['precision']} on {engine['name']} {engine['version']}, window {engine['max_length']}, "
+            f"prefix token {self.labels['prefix_token_id']}"
+        ]
+
+
+def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
+    """Turn the dictionary that simple_evaluate returns into an Outcome.
+
+    Every number of the harness is kept as `harness/TASK/METRIC[/FILTER]`. Where exactly one task measures
+    perplexity, its figures are also under the schema's `quality/` keys.
+    """
+    labels = results["config"]["moe_eval"]
+    metrics = dict(_harness_metrics(results["results"]))
+    notes: list[str] = []
+    perplexity = [task for task, rows in samples.items() if rows and "word_perplexity" in rows[0]]
+    if len(perplexity) == 1:
+        quality, note = _quality(samples[perplexity[0]], labels["scored"].get(perplexity[0], {}))
+        metrics |= quality
+        notes += [f"quality/ keys are of the task {perplexity[0]}", *note]
+    elif perplexity:
+        notes.append(f"no quality/ keys: {', '.join(perplexity)} all measure perplexity")
+    return Outcome(labels, metrics, tuple(_datasets(results, samples)), tuple(notes))
+
+
+def _harness_metrics(by_task: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float]]:
+    found = []
+    for task, values in by_task.items():
+        for name, value in values.items():
+            # the harness writes N/A for an error it cannot know, and names and counts beside the metrics
+            if "," not in name or isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            metric, _, filtered = name.partition(",")
+            key = f"harness/{task}/{metric}" + ("" if filtered == "none" else f"/{filtered}")
+            found.append((_KEY.sub("_", key), float(value)))
+    return found
+
+
+def _quality(rows: list[dict[str, Any]], scored: Mapping[str, int]) -> tuple[dict[str, float], list[str]]:
+    """Corpus figures of a rolling task: its samples hold (log-likelihood in nats, words or bytes) pairs."""
+    nats = -math.fsum(row["word_perplexity"][0] for row in rows)
+    words = sum(row["word_perplexity"][1] for row in rows)
+    size = sum(row["byte_perplexity"][1] for row in rows)
+    quality = {
+        "quality/word_ppl": _exp(nats / words),
+        "quality/bits_per_byte": nats / size / math.log(2),
+        "quality/nats": nats,
+        "quality/words": float(words),
+        "quality/bytes": float(size),
+        "quality/documents": float(len(rows)),
+    }
+    if scored.get("requests") != len(rows) or not scored["tokens"]:
+        return quality, ["no quality/token_ppl: some documents were not scored here but read from the cache"]
+    quality["quality/tokens"] = float(scored["tokens"])
+    quality["quality/token_ppl"] = _exp(nats / scored["tokens"])
+    return quality, []
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def _datasets(results: Mapping[str, Any], samples: Samples) -> list[DatasetFacts]:
+    found = []
+    for task, rows in samples.items():
+        config = results["configs"].get(task, {})
+        loader = config.get("custom_dataset")
+        source = f"local:{loader}" if loader else f"hub:{config.get('dataset_path')}:{config.get('dataset_name')}"
+        documents = {row["doc_id"]: row["doc_hash"] for row in rows}
+        digest = hashlib.sha256("".join(documents[key] for key in sorted(documents)).encode()).hexdigest()[:16]
+        split = config.get("test_split") or config.get("validation_split") or ""
+        found.append(
+            DatasetFacts(task, str(results["versions"].get(task)), source, str(split), len(documents), digest)
+        )
+    return found

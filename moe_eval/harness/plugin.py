@@ -1,0 +1,107 @@
+"""Attaches moe_eval to lm-evaluation-harness, which has no plug-in path of its own.
+
+Four public names of the harness are extended when their modules are imported: the model registry learns
+`trtllm_moe`, TaskManager finds our tasks, simple_evaluate records runs of our model, and the command ends with one
+sentence where it is ours to explain. Every other model goes through untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MODEL = "trtllm_moe"
+_TARGET = "moe_eval.harness.model:MoeLM"
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+_attached: set[str] = set()
+_failed: dict[str, str] = {}
+
+
+def tasks_folder() -> Path:
+    """Where our task files are: in the installed package, or beside it in a source tree."""
+    shipped = _PACKAGE / "tasks"
+    return shipped if shipped.is_dir() else _PACKAGE.parent / "tasks"
+
+
+def _register_model(models: ModuleType) -> None:
+    # Never before lm_eval.models has run: the harness registers its own models only into an empty registry.
+    registry = importlib.import_module("lm_eval.api.registry").model_registry
+    registry.register(MODEL, target=_TARGET)
+
+
+def _find_tasks(tasks: ModuleType) -> None:
+    manager = tasks.TaskManager
+    original = manager.__init__
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def with_our_tasks(*args: Any, **kwargs: Any) -> None:
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        if call.arguments["include_defaults"]:
+            theirs = call.arguments["include_path"] or []
+            theirs = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs]
+            # first, so that a user's task of the same name wins
+            call.arguments["include_path"] = [str(tasks_folder()), *theirs]
+        original(*call.args, **call.kwargs)
+
+    manager.__init__ = with_our_tasks
+
+
+def _record_runs(evaluator: ModuleType) -> None:
+    from moe_eval.harness import session
+
+    evaluator.simple_evaluate = session.recorded(evaluator.simple_evaluate)  # type: ignore[attr-defined]
+
+
+def _guard_command(harness: ModuleType) -> None:
+    from moe_eval.harness import command
+
+    harness.HarnessCLI.execute = command.guarded(harness.HarnessCLI.execute)
+
+
+HOOKS: dict[str, Callable[[ModuleType], None]] = {
+    "lm_eval.models": _register_model,
+    "lm_eval.tasks": _find_tasks,
+    "lm_eval.evaluator": _record_runs,
+    "lm_eval._cli.harness": _guard_command,
+}
+
+
+def attach(module: ModuleType) -> None:
+    """Attach to one module of the harness that has just been executed. Remembers a failure instead of raising it."""
+    name = module.__name__
+    if name in _attached:
+        return
+    try:
+        HOOKS[name](module)
+    except Exception as error:
+        _failed[name] = f"{type(error).__name__}: {error}"
+    else:
+        _attached.add(name)
+
+
+def attach_all() -> dict[str, str]:
+    """Import every module of HOOKS and attach to it; returns what failed, by module."""
+    for name in HOOKS:
+        try:
+            attach(importlib.import_module(name))
+        except ImportError as error:
+            _failed[name] = f"{type(error).__name__}: {error}"
+    return dict(_failed)
+
+
+def warn_if_detached(log: logging.Logger) -> None:
+    """Say what of moe_eval is missing from this process, since a missing part is otherwise not seen."""
+    for name in HOOKS:
+        if name in sys.modules and name not in _attached:
+            reason = _failed.get(name, "the start-up hook did not run; start with python -m moe_eval.harness")
+            log.warning("moe_eval is not attached to %s (%s): runs may not be recorded.", name, reason)

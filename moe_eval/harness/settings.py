@@ -1,0 +1,118 @@
+"""The model arguments of `--model trtllm_moe`, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_eval import checkpoint, engines, precision
+from moe_eval.engines.base import EngineSettings
+from moe_eval.errors import UsageError
+
+SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "tiny-qwen3-moe"
+SHIPPED_NOTE = "no model was named: this is moe_eval's own tiny Qwen3-MoE on Transformers, not a model to judge"
+_SWITCH = {"on": True, "off": False, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What `--model_args` and the harness's own options say.
+
+    Attributes:
+        engine: a name of engines.ENGINES.
+        of_engine: what the engine is told.
+        tokenizer: a folder or hub name; the checkpoint's own unless given.
+        max_gen_toks: tokens to generate where a task does not say.
+        add_bos_token: begin every text with the BOS token; None leaves it to the tokenizer.
+        prefix_token_id: conditions the first token of a text; None for BOS, or EOS where there is no BOS.
+        enable_thinking: passed to the chat template; None leaves the template's own default.
+        track: log the run to MLflow.
+        shipped: no model was named and the shipped one stands in.
+    """
+
+    engine: str
+    of_engine: EngineSettings
+    tokenizer: str
+    max_gen_toks: int = 256
+    add_bos_token: bool | None = None
+    prefix_token_id: int | None = None
+    enable_thinking: bool | None = None
+    track: bool = True
+    shipped: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(arguments: Mapping[str, Any]) -> ModelSettings:
+    """Check model arguments as the harness passes them.
+
+    Raises:
+        UsageError: the first argument that cannot be met, and what can.
+    """
+    left = {key: value for key, value in arguments.items() if value is not None}
+    given = dict(left)
+    named = left.pop("pretrained", None)
+    engine = left.pop("engine", None)
+    shipped = named is None and engine in (None, "transformers")
+    if named is None and not shipped:
+        raise UsageError(f"engine={engine} needs a checkpoint: add pretrained=FOLDER_OR_HUB_NAME to --model_args.")
+    engine = str(engine or ("transformers" if shipped else "trtllm"))
+    asked = left.pop("precision", None)
+    if asked is not None and asked not in precision.PRECISIONS:
+        raise UsageError(f"There is no precision {asked!r}; choose one of {', '.join(precision.PRECISIONS)}.")
+    engines.check(engine)
+    name = str(SHIPPED if shipped else named)
+    checkpoint.local_folder(name)
+    common = {
+        "tokenizer": str(left.pop("tokenizer", name)),
+        "max_gen_toks": _integer(left, "max_gen_toks", 256),
+        "add_bos_token": _flag(left, "add_bos_token"),
+        "prefix_token_id": _integer(left, "prefix_token_id", None),
+        "enable_thinking": _flag(left, "enable_thinking"),
+        "track": _flag(left, "track", True),
+    }
+    settings = EngineSettings(
+        checkpoint=name,
+        precision=asked,
+        dtype=str(left.pop("dtype", "auto")),
+        device=left.pop("device", None),
+        max_length=_integer(left, "max_length", None),
+        batch_size=_batch_size(left.pop("batch_size", None), left.pop("max_batch_size", None)),
+        revision=left.pop("revision", None),
+        trust_remote_code=bool(_flag(left, "trust_remote_code", False)),
+        options=left,
+    )
+    return ModelSettings(engine=engine, of_engine=settings, shipped=shipped, given=given, **common)
+
+
+def _flag(left: dict[str, Any], name: str, default: bool | None = None) -> bool | None:
+    value = left.pop(name, default)
+    if value is None or isinstance(value, bool):
+        return value
+    if str(value).lower() not in _SWITCH:
+        raise UsageError(f"{name}={value} is neither on nor off; give {name}=on or {name}=off.")
+    return _SWITCH[str(value).lower()]
+
+
+def _integer(left: dict[str, Any], name: str, default: int | None) -> int | None:
+    value = left.pop(name, default)
+    try:
+        return None if value is None else int(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name}={value} is not a whole number.") from None
+
+
+def _batch_size(value: Any, most: Any) -> int | None:
+    """None where the engine is to choose (`auto` and the harness's `auto:N`), else the most sequences in a batch."""
+    if value is None or str(value).startswith("auto"):
+        value = most
+    if value is None:
+        return None
+    try:
+        size = int(value)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise UsageError(f"batch_size={value} is neither auto nor a number above 0.")
+    return size

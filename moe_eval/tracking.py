@@ -1,0 +1,204 @@
+"""MLflow as a view of the records on disk: one run for one record, made again at any time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from moe_eval import records
+from moe_eval.errors import TrackingError
+from moe_eval.records import DatasetFacts, HarnessRecord
+
+EXPERIMENT = "moe_eval"
+ID_TAG = "moe_eval.run_id"
+_ENDED = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "running": "KILLED"}
+# MLflow retries a server that does not answer for minutes; after hours of measuring, seconds are enough to tell.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_BATCH = 100  # MLflow takes at most 100 parameters, and 1,000 metrics, in a call
+_CREDENTIALS = re.compile(r"//[^/@]*@")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Where a record is in MLflow."""
+
+    store: str
+    experiment: str
+    run_id: str
+
+    def describe(self) -> str:
+        """One line that says where to look."""
+        here = f"sqlite:///{Path('mlflow.db').absolute()}"
+        if self.store in (here, "sqlite:///mlflow.db"):
+            look = "mlflow ui"
+        else:
+            web = self.store.startswith("http")
+            look = f"open {self.store}" if web else f"mlflow ui --backend-store-uri {self.store}"
+        return f"run {self.run_id} in experiment {self.experiment} ({look})"
+
+
+def log_run(folder: Path) -> Logged:
+    """Log the record of a run folder, with its files as artifacts, to the store that MLflow's variables name.
+
+    A record that is already there is left as it is, so this can be repeated.
+
+    Raises:
+        TrackingError: with the command that logs the record later.
+        UsageError: the folder holds no record.
+    """
+    record = records.read(folder)
+    with _patient(), _quiet():
+        refusal = _old_file_store()
+        if refusal is None:
+            try:
+                return _log(record, folder)
+            # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
+            except Exception as error:
+                reason = _CREDENTIALS.sub("//", " ".join(str(error).split()))[:200]
+                refusal = f"MLflow at {_store()} did not take the run ({type(error).__name__}: {reason})"
+    raise TrackingError(f"{refusal}; nothing is lost: log it later with `moe-eval log {folder}`.")
+
+
+def _log(record: HarnessRecord, folder: Path) -> Logged:
+    import mlflow
+    from mlflow.entities import Metric, Param
+
+    client = mlflow.MlflowClient()
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    experiment = mlflow.set_experiment(name)
+    found = client.search_runs([experiment.experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'", max_results=1)
+    if found:
+        return Logged(_store(), name, found[0].info.run_id)
+    started = int(datetime.fromisoformat(record.started).timestamp() * 1000)
+    ended = started + int((record.seconds or 0) * 1000)
+    run = client.create_run(experiment.experiment_id, started, _tags(record), _title(record))
+    run_id = run.info.run_id
+    try:
+        params = [Param(key, value) for key, value in flatten(_params(record))]
+        for first in range(0, len(params), _BATCH):
+            client.log_batch(run_id, params=params[first : first + _BATCH])
+        metrics = [Metric(key, value, ended, 0) for key, value in record.metrics.items()]
+        for first in range(0, len(metrics), _BATCH):
+            client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
+        client.log_inputs(run_id, [_input(dataset) for dataset in record.datasets])
+        client.log_artifacts(run_id, str(folder))
+    except BaseException:
+        # half a run would look whole and keep the record from being logged again
+        client.delete_run(run_id)
+        raise
+    client.set_terminated(run_id, _ENDED[record.status], ended)
+    return Logged(_store(), name, run_id)
+
+
+def _title(record: HarnessRecord) -> str:
+    engine = record.labels.get("engine", {})
+    name = str(engine.get("checkpoint") or record.model_args.get("pretrained") or "shipped model")
+    precision = engine.get("precision") or record.model_args.get("precision") or "?"
+    return f"{Path(name).name} {precision} {','.join(map(str, record.settings.get('tasks') or []))}"
+
+
+def _tags(record: HarnessRecord) -> dict[str, str]:
+    engine = record.labels.get("engine", {})
+    gpus = record.machine.get("gpus") or []
+    tags = {
+        ID_TAG: record.run_id,
+        "moe_eval.engine": engine.get("name"),
+        "moe_eval.precision": engine.get("precision"),
+        "moe_eval.gpu": gpus[0]["name"] if gpus else "none",
+        "moe_eval.error": record.error,
+        "mlflow.note.content": "\n\n".join(record.notes) or None,
+    }
+    return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def _params(record: HarnessRecord) -> dict[str, Any]:
+    return {
+        "model_args": record.model_args,
+        "harness": record.settings,
+        **{key: value for key, value in record.labels.items() if key != "scored"},
+        "machine": record.machine,
+        "versions": record.versions,
+        "git": record.git,
+        "seconds": record.seconds,
+    }
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested labels as (dotted key, text) pairs; lists of numbers and texts stay one value."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from flatten(each, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)) and any(isinstance(each, Mapping) for each in value):
+        for index, each in enumerate(value):
+            yield from flatten(each, f"{prefix}.{index}")
+    else:
+        key = re.sub(r"[^\w.:/ -]", "_", prefix)
+        yield key, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _input(dataset: DatasetFacts) -> Any:
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    kind, _, where = dataset.source.partition(":")
+    if kind == "hub":
+        path, _, configuration = where.partition(":")
+        source: Any = HuggingFaceDatasetSource(path, config_name=configuration, split=dataset.split)
+    else:
+        source = CodeDatasetSource({"loader": where})
+    described = MetaDataset(source, name=dataset.task, digest=dataset.digest)._to_mlflow_entity()
+    facts = {"mlflow.data.context": "evaluation", **{key: str(value) for key, value in asdict(dataset).items()}}
+    return DatasetInput(described, [InputTag(key, value) for key, value in facts.items()])
+
+
+def _store() -> str:
+    """The tracking store without a user's password."""
+    import mlflow
+
+    named = os.environ.get("MLFLOW_TRACKING_URI") or mlflow.get_tracking_uri()
+    return _CREDENTIALS.sub("//", named)
+
+
+def _old_file_store() -> str | None:
+    """What to do about a file store that MLflow 3 no longer opens, where the user names no other store."""
+    if os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() == "true":
+        return None
+    if not any(Path("mlruns").glob("*/meta.yaml")):
+        return None
+    return (
+        "./mlruns is a file store of an older MLflow, which MLflow no longer opens unasked: migrate it with "
+        "`mlflow migrate-filestore`, move it away, name another store in MLFLOW_TRACKING_URI, or set "
+        "MLFLOW_ALLOW_FILE_STORE=true"
+    )
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Bound MLflow's retries, unless the user has set them."""
+    ours = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            os.environ.pop(key, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the set-up of a new store (a screen of migration steps) off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
