@@ -22,7 +22,7 @@ class Finder:
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None:
-                _attach_after(spec.loader)
+                _attach_after(spec.loader)  # type: ignore[no-untyped-call]
                 return spec
         return None
 
@@ -49,4 +49,4 @@ def _attach_after(loader):  # type: ignore[no-untyped-def]
 
 
 if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-    sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Finder())

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARIES = ("moe-eval", "lm-eval", "mlflow", "datasets", "torch", "transformers", "safetensors", "tensorrt-llm", "vllm")
+_RESULT_DEPENDS_ON = ("moe-eval", "lm-eval", "datasets", "torch", "transformers", "safetensors", "tensorrt-llm", "vllm")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def machine() -> Machine:
 def versions() -> dict[str, str]:
     """Versions of the installed libraries that a result depends on."""
     found = {}
-    for name in LIBRARIES:
+    for name in _RESULT_DEPENDS_ON:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

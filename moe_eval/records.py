@@ -26,7 +26,7 @@ class DatasetFacts:
 
     Attributes:
         task, version: of the harness.
-        source: `hub:PATH:CONFIGURATION`, or `local:FUNCTION` for a task that reads files itself.
+        source: `hub:PATH:CONFIGURATION`, or `local:TASK` for a task that reads files itself.
         split: of the data set.
         documents: how many were evaluated.
         digest: 16 hexadecimal digits of SHA-256 over the hashes of these documents, in order.

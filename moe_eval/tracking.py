@@ -154,7 +154,7 @@ def _input(dataset: DatasetFacts) -> Any:
         path, _, configuration = where.partition(":")
         source: Any = HuggingFaceDatasetSource(path, config_name=configuration, split=dataset.split)
     else:
-        source = CodeDatasetSource({"loader": where})
+        source = CodeDatasetSource({"task": where})
     described = MetaDataset(source, name=dataset.task, digest=dataset.digest)._to_mlflow_entity()
     facts = {"mlflow.data.context": "evaluation", **{key: str(value) for key, value in asdict(dataset).items()}}
     return DatasetInput(described, [InputTag(key, value) for key, value in facts.items()])

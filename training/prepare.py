@@ -2,8 +2,9 @@
 
     python training/prepare.py --data DIR --valid wiki.valid.raw --out DIR
 
-DIR holds NAME.txt.gz (one paragraph a line) and NAME.articles.tsv.gz (columns first_line, lines and title). Articles get the form in which lm-evaluation-harness scores WikiText pages: a ``= Title =`` line,
-a blank line, the paragraphs, all through the harness's own detokeniser.
+DIR holds NAME.txt.gz (one paragraph a line) and NAME.articles.tsv.gz (columns first_line, lines and title).
+Articles get the form in which lm-evaluation-harness scores WikiText pages: a ``= Title =`` line, a blank line, the
+paragraphs, all through the harness's own detokeniser.
 """
 
 from __future__ import annotations

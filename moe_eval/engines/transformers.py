@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from moe_eval.engines.base import (
@@ -23,6 +24,7 @@ from moe_eval.engines.base import (
 from moe_eval.engines.batching import plan_batches
 from moe_eval.engines.head import Head
 from moe_eval.errors import UsageError
+
 
 @dataclass
 class TransformersEngine:
@@ -42,7 +44,7 @@ class TransformersEngine:
         readers: dict[tuple[int, ...], list[int]] = {}
         for index, window in enumerate(windows):
             if len(window.inputs) > self.facts.max_length:
-                raise ValueError(f"a window reads {len(window.inputs)} tokens; the engine reads {self.facts.max_length}")
+                raise ValueError(f"a window of {len(window.inputs)} tokens is longer than {self.facts.max_length}")
             readers.setdefault(window.inputs, []).append(index)
         inputs = list(readers)
         scores: dict[int, WindowScores] = {}
@@ -73,8 +75,9 @@ class TransformersEngine:
         ]
         targets = torch.tensor([token for _, window in readers for token in window.continuation], device=hidden.device)
         rows = hidden.flatten(0, 1)[torch.tensor(where, device=hidden.device)]
-        parts = (part.cpu().split(sizes) for part in self.head.score(rows, targets, top_k))
-        return [WindowScores(*(part.numpy() for part in window)) for window in zip(*parts, strict=True)]
+        ends = np.cumsum(sizes)[:-1]
+        parts = (np.split(part.cpu().numpy(), ends) for part in self.head.score(rows, targets, top_k))
+        return [WindowScores(*window) for window in zip(*parts, strict=True)]
 
     def generate(
         self, prompts: Sequence[TokenIds], request: GenerationRequest, done: Callable[[int], None] = lambda _: None

@@ -62,5 +62,5 @@ class Generation:
     def cut(self, text: str) -> str:
         """The text before the first stop text."""
         for stop in self.request.stop:
-            text = text.split(stop)[0]
+            text = text.partition(stop)[0]
         return text

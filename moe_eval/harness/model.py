@@ -26,7 +26,7 @@ log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its ow
 _SLAB_TOKENS = 131072
 
 
-class MoeLM(TemplateLM):
+class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A checkpoint on an engine, for any task of the harness.
 
     Arguments are those of `settings.ModelSettings` and of the engine, by name.
@@ -158,7 +158,8 @@ class MoeLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._asked = requests
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return answers
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any

@@ -101,12 +101,10 @@ def _datasets(results: Mapping[str, Any], samples: Samples) -> list[DatasetFacts
     found = []
     for task, rows in samples.items():
         config = results["configs"].get(task, {})
-        loader = config.get("custom_dataset")
-        source = f"local:{loader}" if loader else f"hub:{config.get('dataset_path')}:{config.get('dataset_name')}"
+        hub = f"hub:{config.get('dataset_path')}:{config.get('dataset_name')}"
+        source = f"local:{task}" if config.get("custom_dataset") else hub
         documents = {row["doc_id"]: row["doc_hash"] for row in rows}
         digest = hashlib.sha256("".join(documents[key] for key in sorted(documents)).encode()).hexdigest()[:16]
         split = config.get("test_split") or config.get("validation_split") or ""
-        found.append(
-            DatasetFacts(task, str(results["versions"].get(task)), source, str(split), len(documents), digest)
-        )
+        found.append(DatasetFacts(task, str(results["versions"].get(task)), source, str(split), len(documents), digest))
     return found

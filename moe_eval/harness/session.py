@@ -25,10 +25,10 @@ log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its ow
 FOLDER = "benchmark_results"
 # simple_evaluate's arguments that say what was evaluated and how
 _SETTINGS = (
-    "tasks num_fewshot batch_size max_batch_size device use_cache limit samples bootstrap_iters system_instruction "
-    "apply_chat_template fewshot_as_multiturn gen_kwargs predict_only random_seed numpy_random_seed "
-    "torch_random_seed fewshot_random_seed"
-).split()
+    *("tasks", "num_fewshot", "limit", "samples", "batch_size", "max_batch_size", "device", "use_cache"),
+    *("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "gen_kwargs", "predict_only"),
+    *("bootstrap_iters", "random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"),
+)
 
 
 @dataclass
@@ -116,7 +116,9 @@ class _Books:
         try:
             folder.mkdir(parents=True)
         except OSError as error:
-            raise UsageError(f"Results cannot be written to {folder} ({error.strerror}); give another --output_path.")
+            raise UsageError(
+                f"Results cannot be written to {folder} ({error.strerror}); give another --output_path."
+            ) from None
         record = records.HarnessRecord(
             run_id=run_id,
             status="running",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,30 +64,34 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
     engines.check(engine)
     name = str(SHIPPED if shipped else named)
     checkpoint.local_folder(name)
-    common = {
-        "tokenizer": str(left.pop("tokenizer", name)),
-        "max_gen_toks": _integer(left, "max_gen_toks", 256),
-        "add_bos_token": _flag(left, "add_bos_token"),
-        "prefix_token_id": _integer(left, "prefix_token_id", None),
-        "enable_thinking": _flag(left, "enable_thinking"),
-        "track": _flag(left, "track", True),
-    }
-    settings = EngineSettings(
+    harness = ModelSettings(
+        engine=engine,
+        of_engine=EngineSettings(name),
+        tokenizer=str(left.pop("tokenizer", name)),
+        max_gen_toks=_integer(left, "max_gen_toks") or 256,
+        add_bos_token=_flag(left, "add_bos_token"),
+        prefix_token_id=_integer(left, "prefix_token_id"),
+        enable_thinking=_flag(left, "enable_thinking"),
+        track=_flag(left, "track") is not False,
+        shipped=shipped,
+        given=given,
+    )
+    of_engine = EngineSettings(
         checkpoint=name,
         precision=asked,
         dtype=str(left.pop("dtype", "auto")),
         device=left.pop("device", None),
-        max_length=_integer(left, "max_length", None),
+        max_length=_integer(left, "max_length"),
         batch_size=_batch_size(left.pop("batch_size", None), left.pop("max_batch_size", None)),
         revision=left.pop("revision", None),
-        trust_remote_code=bool(_flag(left, "trust_remote_code", False)),
+        trust_remote_code=_flag(left, "trust_remote_code") is True,
         options=left,
     )
-    return ModelSettings(engine=engine, of_engine=settings, shipped=shipped, given=given, **common)
+    return replace(harness, of_engine=of_engine)
 
 
-def _flag(left: dict[str, Any], name: str, default: bool | None = None) -> bool | None:
-    value = left.pop(name, default)
+def _flag(left: dict[str, Any], name: str) -> bool | None:
+    value = left.pop(name, None)
     if value is None or isinstance(value, bool):
         return value
     if str(value).lower() not in _SWITCH:
@@ -95,8 +99,8 @@ def _flag(left: dict[str, Any], name: str, default: bool | None = None) -> bool 
     return _SWITCH[str(value).lower()]
 
 
-def _integer(left: dict[str, Any], name: str, default: int | None) -> int | None:
-    value = left.pop(name, default)
+def _integer(left: dict[str, Any], name: str) -> int | None:
+    value = left.pop(name, None)
     try:
         return None if value is None else int(value)
     except (TypeError, ValueError):
