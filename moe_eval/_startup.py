@@ -1,10 +1,15 @@
-"""Watches for lm-evaluation-harness being imported; run at every interpreter start by moe_eval.pth.
+"""Watches for the modules of lm-evaluation-harness that moe_eval attaches to.
 
-It must cost nothing where lm-eval is not used and may never fail: it imports `sys` alone, and everything else only
-once one of the watched modules is imported.
+Imported by moe_eval.pth when lm_eval is about to be imported, in any program: it may never fail, and it imports
+nothing of moe_eval's before one of the watched modules is there.
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 # What plugin.HOOKS attaches to; a test keeps the two alike.
 WATCHED = frozenset(("lm_eval.models", "lm_eval.tasks", "lm_eval.evaluator", "lm_eval._cli.harness"))
@@ -14,7 +19,7 @@ class Finder:
     """Lets the other finders find a watched module, and attaches to it after it has been executed."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in WATCHED:
             return None
         for finder in sys.meta_path:
@@ -22,17 +27,17 @@ class Finder:
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None:
-                _attach_after(spec.loader)  # type: ignore[no-untyped-call]
+                _attach_after(spec.loader)
                 return spec
         return None
 
 
-def _attach_after(loader):  # type: ignore[no-untyped-def]
+def _attach_after(loader: object) -> None:
     execute = getattr(loader, "exec_module", None)
     if execute is None:
         return
 
-    def exec_module(module):  # type: ignore[no-untyped-def]
+    def exec_module(module: ModuleType) -> None:
         execute(module)
         try:
             from moe_eval.harness import plugin
@@ -43,7 +48,7 @@ def _attach_after(loader):  # type: ignore[no-untyped-def]
             return
 
     try:
-        loader.exec_module = exec_module
+        loader.exec_module = exec_module  # type: ignore[attr-defined]
     except AttributeError:
         return
 

@@ -1,0 +1,30 @@
+# make demo and make test need Python 3.10 to 3.13 and make; everything else is installed into .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.installed
+	@echo "Scoring the sample articles with the shipped model (no network needed):"
+	$(BIN)/lm_eval --model trtllm_moe --tasks moe_sample --batch_size auto
+	@echo "The run is in MLflow: start '$(BIN)/mlflow ui' here and open http://127.0.0.1:5000, experiment moe_eval."
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The constraints pin what the tests ran with; torch is the CPU build of that version where an index has one.
+$(VENV)/.installed: pyproject.toml constraints.txt packaging/startup_hook.py packaging/moe_eval.pth
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else "moe_eval needs Python 3.10 to 3.13, and %s is %d.%d: run make PYTHON=python3.12 (or another of them)." % (sys.executable, v[0], v[1]))'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

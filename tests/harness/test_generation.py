@@ -1,0 +1,126 @@
+"""generate_until against the harness's own `hf` model, greedy, on the same float32 weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from moe_eval.errors import UsageError
+from moe_eval.harness.documents import SAMPLE
+from moe_eval.harness.model import MoeLM
+
+PROMPTS = (
+    "A sundial tells the time of day from the place where a shadow",
+    "The sun",
+    "On most garden dials the working edge , called the style , lies parallel to the axis of the Earth . In the",
+    "Zürich — 東京 is",
+)
+PAGE = SAMPLE.read_text(encoding="utf-8")[:600]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({"until": ["."], "max_gen_toks": 16}, id="one_stop_text"),
+        pytest.param({"until": "the", "max_gen_toks": 16}, id="stop_text_not_in_a_list"),
+        pytest.param({"until": [" ,", "\n\n", "of the"], "max_gen_toks": 16}, id="stop_texts_of_several_tokens"),
+        pytest.param({"until": ["e", "he"], "max_gen_toks": 8}, id="stop_text_inside_a_token"),
+        pytest.param({"until": [], "max_gen_toks": 5}, id="no_stop_text"),
+        pytest.param({"max_gen_toks": 1}, id="one_token"),
+        pytest.param({"until": ["<|endoftext|>"], "max_new_tokens": 6}, id="max_new_tokens"),
+        pytest.param({"until": [], "max_tokens": 6}, id="max_tokens"),
+        pytest.param({"until": [], "max_completion_tokens": 6}, id="max_completion_tokens"),
+        pytest.param({"until": [], "max_gen_toks": 6, "do_sample": False, "temperature": 0.0}, id="greedy_in_words"),
+        pytest.param({"until": [], "max_gen_toks": 6, "do_sample": False, "temperature": 0.8}, id="do_sample_false_wins"),
+        pytest.param({"until": [], "max_gen_toks": 6, "temperature": 0}, id="temperature_zero"),
+        pytest.param({"until": [], "max_gen_toks": 6, "num_beams": 1, "use_cache": True}, id="without_effect"),
+    ],
+)
+def test_greedy_text_equals_hf(hf: HFLM, moe: MoeLM, requests_of: Any, how: dict[str, Any]) -> None:
+    theirs = hf.generate_until(requests_of("generate_until", *((prompt, dict(how)) for prompt in PROMPTS)))
+    ours = moe.generate_until(requests_of("generate_until", *((prompt, dict(how)) for prompt in PROMPTS)))
+    assert ours == theirs
+    assert any(theirs)
+
+
+def test_stop_text_and_what_follows_are_not_in_the_answer(moe: MoeLM, requests_of: Any) -> None:
+    asked = [(PROMPTS[0], {"until": until, "max_gen_toks": 16}) for until in ([], [" the"])]
+    whole, cut = moe.generate_until(requests_of("generate_until", *asked))
+    assert " the" in whole
+    assert cut == whole.partition(" the")[0]
+
+
+def test_requests_of_two_kinds_in_one_call_keep_their_order(hf: HFLM, moe: MoeLM, requests_of: Any) -> None:
+    short, long = {"until": ["."], "max_gen_toks": 3}, {"until": ["\n"], "max_gen_toks": 9}
+    asked = [(prompt, how) for prompt in PROMPTS for how in (short, long)]
+    ours = moe.generate_until(requests_of("generate_until", *asked))
+    alone = [moe.generate_until(requests_of("generate_until", each))[0] for each in asked]
+    assert ours == alone == hf.generate_until(requests_of("generate_until", *asked))
+    assert len(set(ours)) == len(asked)
+
+
+def test_model_argument_max_gen_toks_counts_where_the_task_says_nothing(
+    hf: HFLM, moe_like: Callable[..., MoeLM], requests_of: Any
+) -> None:
+    ours = moe_like(max_gen_toks=4).generate_until(requests_of("generate_until", (PROMPTS[0], {"until": []})))
+    assert ours == hf.generate_until(requests_of("generate_until", (PROMPTS[0], {"until": [], "max_gen_toks": 4})))
+
+
+def test_prompt_longer_than_the_window_is_cut_on_the_left_as_hf_does(
+    hf_like: Callable[..., HFLM], moe_like: Callable[..., MoeLM], requests_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = requests_of("generate_until", (PAGE, {"until": [], "max_gen_toks": 8}))
+    with caplog.at_level(logging.WARNING):
+        ours = moe_like(max_length=64).generate_until(asked)
+    [warning] = [row.getMessage() for row in caplog.records if row.name == "lm_eval.moe_eval"]
+    assert "to 56" in warning
+    assert ours == hf_like(max_length=64).generate_until(asked)
+
+
+def test_sampling_follows_the_seed(moe: MoeLM, requests_of: Any) -> None:
+    asked = requests_of("generate_until", (PROMPTS[1], {"until": [], "max_gen_toks": 12, "do_sample": True}))
+
+    def sample(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        return moe.generate_until(asked)
+
+    assert sample(1) == sample(1)
+    assert len({sample(seed)[0] for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
+def test_sampling_arguments_reach_the_engine(moe: MoeLM, requests_of: Any, narrow: dict[str, float]) -> None:
+    """Each of them, this small, leaves the most probable token alone."""
+    sampled = {"until": [], "max_gen_toks": 8, "do_sample": True, **narrow}
+    greedy = {"until": [], "max_gen_toks": 8}
+    ours = moe.generate_until(requests_of("generate_until", (PROMPTS[0], sampled), (PROMPTS[0], greedy)))
+    assert ours[0] == ours[1]
+
+
+def test_temperature_alone_asks_for_sampling(moe: MoeLM, requests_of: Any) -> None:
+    asked = requests_of("generate_until", (PROMPTS[1], {"until": [], "max_gen_toks": 12, "temperature": 1.5}))
+    assert len({moe.generate_until(asked)[0] for _ in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ({"min_tokenz": 3}, "min_tokenz"),
+        ({"num_beams": 4}, "num_beams"),
+        ({"max_gen_toks": 0}, "max_gen_toks"),
+        ({"max_gen_toks": "many"}, "number"),
+        ({"temperature": "hot"}, "number"),
+        ({"temperature": -1}, "temperature"),
+        ({"max_gen_toks": 1024}, "window of 1024"),
+    ],
+)
+def test_generation_argument_that_makes_no_sense_is_refused(
+    moe: MoeLM, requests_of: Any, how: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        moe.generate_until(requests_of("generate_until", ("The sun", how)))
