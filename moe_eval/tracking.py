@@ -195,9 +195,9 @@ def _patient() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the set-up of a new store (a screen of migration steps) off the screen."""
+    """Keep a new store's migration steps and the retries of a dead one off the screen: one sentence is enough."""
     before = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# before anything imports the hub's client, which reads it once: no test may wait for a network
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
@@ -21,8 +25,7 @@ def wikitext() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may depend on a network, on a user's MLflow or on a user's data."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may depend on a user's MLflow or a user's data."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MOE_EVAL_WIKITEXT"):
         monkeypatch.delenv(name, raising=False)

@@ -41,15 +41,25 @@ ENGINES = {
 }
 
 
+def named(name: str) -> EngineKind:
+    """Return the engine of this name, whether or not it can run here.
+
+    Raises:
+        UsageError: there is no such engine.
+    """
+    kind = ENGINES.get(name)
+    if kind is None:
+        raise UsageError(f"There is no engine {name!r}; choose engine={', engine='.join(ENGINES)}.")
+    return kind
+
+
 def check(name: str) -> EngineKind:
     """Return the engine of this name if it can run here.
 
     Raises:
         UsageError: there is no such engine, its library is not installed, or moe_eval cannot drive it yet.
     """
-    kind = ENGINES.get(name)
-    if kind is None:
-        raise UsageError(f"There is no engine {name!r}; choose engine={', engine='.join(ENGINES)}.")
+    kind = named(name)
     if importlib.util.find_spec(kind.library) is None:
         raise UsageError(
             f"The engine {name} needs {kind.title}, which is not installed: {kind.install}, "

@@ -90,8 +90,9 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         special = add_special_tokens if add_special_tokens is not None else self.settings.add_bos_token
         if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
             special = False
-        how = {} if special is None else {"add_special_tokens": special}
-        return list(self.tokenizer.encode(string, **how))
+        how: dict[str, Any] = {} if special is None else {"add_special_tokens": special}
+        # a document is longer than a window on purpose, which the tokenizer would warn of
+        return list(self.tokenizer.encode(string, verbose=False, **how))
 
     def tok_decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))

@@ -54,6 +54,8 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
     given = dict(left)
     named = left.pop("pretrained", None)
     engine = left.pop("engine", None)
+    if engine is not None:
+        engines.named(str(engine))
     shipped = named is None and engine in (None, "transformers")
     if named is None and not shipped:
         raise UsageError(f"engine={engine} needs a checkpoint: add pretrained=FOLDER_OR_HUB_NAME to --model_args.")

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from moe_eval.harness.model import MoeLM
 from moe_eval.harness.settings import SHIPPED
 
 Requests = Callable[..., list[Instance]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """A model this small gains nothing from more, and loses minutes where the cores are shared."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +40,14 @@ def requests_of() -> Requests:
     return make
 
 
+# With its logits cache, HFLM 0.4.13 scores the wrong positions of requests that read the same tokens and whose
+# continuations differ in length.
+_HF: Mapping[str, Any] = {"batch_size": 4, "logits_cache": False}
+
+
 @pytest.fixture(scope="session")
 def hf() -> HFLM:
-    return HFLM(str(SHIPPED), dtype="float32", device="cpu", batch_size=4)
+    return HFLM(str(SHIPPED), dtype="float32", device="cpu", **_HF)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +60,7 @@ def hf_like(hf: HFLM) -> Callable[..., HFLM]:
     """Make another HFLM over the same loaded weights."""
 
     def make(tokenizer: Any = None, **arguments: Any) -> HFLM:
-        return HFLM(hf.model, tokenizer=str(tokenizer or SHIPPED), batch_size=4, **arguments)
+        return HFLM(hf.model, tokenizer=str(tokenizer or SHIPPED), **_HF, **arguments)
 
     return make
 
@@ -89,3 +103,68 @@ def _bos_tokenizer(folder: Path, adds_bos: bool) -> Path:
 @pytest.fixture(scope="session", params=[False, True], ids=["bos_named", "bos_added_by_tokenizer"])
 def bos_tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _bos_tokenizer(tmp_path_factory.mktemp("tokenizer"), request.param)
+
+
+_PROCESS = "lm_eval.tasks.wikitext.preprocess_wikitext"
+_TASKS = {
+    "choice_local": """
+output_type: multiple_choice
+doc_to_text: "Question : {{question}} \\nAnswer :"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "generate_local": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: " the sun"
+generation_kwargs: {until: ["."], max_gen_toks: 6, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+    "cloze_local": """
+output_type: loglikelihood
+doc_to_text: "{{question}}"
+doc_to_target: " {{choices[0]}}"
+metric_list: [{metric: perplexity}, {metric: acc}]
+""",
+    "pages_local": f"""
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+process_results: !function {_PROCESS}.process_results
+metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric: bits_per_byte}}]
+""",
+}
+_ROWS = (
+    ("The shadow of a sundial falls on", ["the surface", "a zebra of glass"], 0),
+    ("The Earth turns once", ["in a year", "a day"], 1),
+    ("A gnomon is", ["the part that casts the shadow", "a fish", "naïve 東京"], 0),
+)
+
+
+@pytest.fixture(scope="session")
+def task_manager(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
+    """The harness's tasks, those of moe_eval, and one task of every request type over a local file."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"question": q, "choices": c, "answer": a, "page": q} for q, c, a in _ROWS]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, body in _TASKS.items():
+        head = (
+            f"task: {name}\ndataset_path: json\ntest_split: test\nmetadata: {{version: 1.0}}\ndataset_kwargs:\n"
+            f"  data_files: {{test: {folder / 'rows.jsonl'}}}\n  cache_dir: {folder / 'cache'}\n"
+        )
+        (folder / f"{name}.yaml").write_text(head + body, encoding="utf-8")
+    return TaskManager(include_path=str(folder))
+
+
+@pytest.fixture(scope="session")
+def evaluate(task_manager: TaskManager) -> Iterator[Callable[..., Any]]:
+    """simple_evaluate with the tasks above, without what takes its time: bootstrap errors and a list from pip."""
+
+    def run(model: Any, model_args: str | None = None, **more: Any) -> Any:
+        given = {"task_manager": task_manager, "bootstrap_iters": 0, **more}
+        return lm_eval.simple_evaluate(model=model, model_args=model_args, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
+        yield run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from moe_eval.errors import UsageError
 from moe_eval.harness.documents import SAMPLE
 from moe_eval.harness.model import MoeLM
-from moe_eval.harness.settings import SHIPPED_NOTE
+from moe_eval.harness.settings import SHIPPED, SHIPPED_NOTE
 
 Answers = list[tuple[float, bool]]
 SENTENCE = "A sundial tells the time of day from the place where a shadow falls"
@@ -40,7 +41,9 @@ def assert_same(ours: Answers, theirs: Answers) -> None:
     "pairs",
     [
         pytest.param([("", " The sun"), ("", "x"), ("", "<|endoftext|>The sun")], id="empty_context"),
-        pytest.param([("The sun  ", "rises"), ("The sun ", " rises"), ("The sun\n\n", "rises")], id="spaces_end_context"),
+        pytest.param(
+            [("The sun  ", "rises"), ("The sun ", " rises"), ("The sun\n\n", "rises")], id="spaces_end_context"
+        ),
         pytest.param([("The sun", " the"), ("On most garden dials", ","), ("The", " a")], id="one_token"),
         pytest.param([("The sun", SENTENCE), (SENTENCE, " on a marked surface .")], id="several_tokens"),
         pytest.param([(SENTENCE, choice) for choice in CHOICES], id="choices_of_one_question"),
@@ -93,9 +96,7 @@ def test_continuation_longer_than_the_window_is_refused(moe_64: MoeLM, requests_
         moe_64.loglikelihood(requests_of("loglikelihood", ("The sun", PAGE)))
 
 
-def test_rolling_equals_hf_on_pages_around_the_window_s_length(
-    hf_64: HFLM, moe_64: MoeLM, requests_of: Any
-) -> None:
+def test_rolling_equals_hf_on_pages_around_the_window_s_length(hf_64: HFLM, moe_64: MoeLM, requests_of: Any) -> None:
     ids = moe_64.tok_encode(PAGE)
     assert len(ids) > 4 * 64
     texts = [moe_64.tok_decode(ids[:length]) for length in (1, 2, 63, 64, 65, 127, 128, 129, len(ids))]
@@ -143,6 +144,14 @@ def test_batch_size_that_makes_no_sense_is_refused(moe_like: Callable[..., MoeLM
 def test_unknown_model_argument_is_refused_by_name(moe_like: Callable[..., MoeLM]) -> None:
     with pytest.raises(UsageError, match="max_lenght"):
         moe_like(max_lenght=64)
+
+
+def test_checkpoint_below_the_home_directory_is_loaded(
+    moe_like: Callable[..., MoeLM], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "model").symlink_to(SHIPPED)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert moe_like(pretrained="~/model").max_length == 1024
 
 
 def test_model_info_labels_the_arm_in_json(moe_64: MoeLM) -> None:

@@ -108,9 +108,7 @@ def test_template_that_refuses_the_system_role_is_used_without_it_as_hf_does(
 
 
 @pytest.mark.parametrize(("asked", "shown"), [(None, "unset"), (False, "no"), (True, "yes")])
-def test_enable_thinking_reaches_the_template(
-    moe_like: Make, tmp_path: Path, asked: bool | None, shown: str
-) -> None:
+def test_enable_thinking_reaches_the_template(moe_like: Make, tmp_path: Path, asked: bool | None, shown: str) -> None:
     template = "{% if enable_thinking is not defined %}unset{% elif enable_thinking %}yes{% else %}no{% endif %}"
     model = moe_like(tokenizer=_tokenizer(tmp_path, template), enable_thinking=asked)
     assert model.apply_chat_template(CHAT) == shown

@@ -101,7 +101,8 @@ def test_help_of_lm_eval_imports_no_engine(installed: Environment) -> None:
 def test_silent_without_lm_eval(wheel: Path, tmp_path: Path) -> None:
     environment = make(tmp_path / "env", dependencies=False)
     environment.pip("install", "--no-deps", str(wheel))
-    done = environment.run("-c", "import json\ntry:\n    import lm_eval\nexcept ModuleNotFoundError:\n    print('absent')")
+    code = "import json\ntry:\n    import lm_eval\nexcept ModuleNotFoundError:\n    print('absent')"
+    done = environment.run("-c", code)
     assert (done.stdout.strip(), done.stderr) == ("absent", "")
 
 

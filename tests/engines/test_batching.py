@@ -1,0 +1,77 @@
+"""Properties of plan_batches that hold for any lengths and bounds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_eval.engines.batching import plan_batches
+
+LENGTHS = st.lists(st.integers(1, 50), max_size=60)
+TOKENS = st.none() | st.integers(1, 200)
+ROWS = st.none() | st.integers(1, 10)
+
+
+@given(LENGTHS, TOKENS, ROWS)
+def test_every_index_is_in_exactly_one_batch(lengths: list[int], tokens: int | None, rows: int | None) -> None:
+    batches = plan_batches(lengths, tokens, rows)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(batches)
+
+
+@given(LENGTHS, TOKENS, ROWS)
+def test_only_a_single_too_long_sequence_breaks_a_bound(
+    lengths: list[int], tokens: int | None, rows: int | None
+) -> None:
+    for batch in plan_batches(lengths, tokens, rows):
+        assert rows is None or len(batch) <= rows
+        assert tokens is None or len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
+
+
+@given(LENGTHS, TOKENS, ROWS)
+def test_lengths_never_rise_from_the_first_sequence_to_the_last(
+    lengths: list[int], tokens: int | None, rows: int | None
+) -> None:
+    order = [lengths[index] for batch in plan_batches(lengths, tokens, rows) for index in batch]
+    assert order == sorted(lengths, reverse=True)
+
+
+@given(LENGTHS, TOKENS, ROWS)
+def test_a_batch_ends_only_where_the_next_sequence_would_break_a_bound(
+    lengths: list[int], tokens: int | None, rows: int | None
+) -> None:
+    batches = plan_batches(lengths, tokens, rows)
+    for batch in batches[:-1]:
+        grown = len(batch) + 1
+        assert (rows is not None and grown > rows) or (tokens is not None and grown * lengths[batch[0]] > tokens)
+
+
+@given(LENGTHS)
+def test_without_bounds_there_is_one_batch(lengths: list[int]) -> None:
+    assert len(plan_batches(lengths, None, None)) == (1 if lengths else 0)
+
+
+@given(st.lists(st.just(7), min_size=2, max_size=20), ROWS)
+def test_equal_lengths_keep_the_order_given(lengths: list[int], rows: int | None) -> None:
+    batches = plan_batches(lengths, None, rows)
+    assert [index for batch in batches for index in batch] == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "expected"),
+    [
+        (None, None, [[2, 0, 3, 1]]),
+        (None, 3, [[2, 0, 3], [1]]),
+        (20, None, [[2, 0], [3, 1]]),
+        (19, None, [[2], [0, 3, 1]]),
+        (9, None, [[2], [0], [3], [1]]),
+        (20, 1, [[2], [0], [3], [1]]),
+    ],
+)
+def test_batches_of_lengths_6_2_10_5(tokens: int | None, rows: int | None, expected: list[list[int]]) -> None:
+    assert plan_batches([6, 2, 10, 5], tokens, rows) == expected
+
+
+def test_a_sequence_over_the_token_bound_has_a_batch_of_its_own() -> None:
+    assert plan_batches([3, 100, 3], 10, None) == [[1], [0, 2]]

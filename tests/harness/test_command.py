@@ -1,0 +1,211 @@
+"""The `lm_eval` command with our model: the main job, and one sentence where it cannot be done."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import lm_eval.tasks._index as task_index
+import pytest
+from lm_eval.__main__ import cli_evaluate
+
+from moe_eval.harness import session
+from tests.conftest import SAMPLE, SHIPPED
+
+OURS = f"engine=transformers,pretrained={SHIPPED},dtype=float32"
+
+
+class Ended(NamedTuple):
+    code: int | str | None
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _index_tasks_once() -> None:
+    """The harness reads ten thousand task files for every command; here they do not change."""
+    build = task_index.TaskIndex.build
+    cached = functools.lru_cache(lambda paths: build(list(paths)))
+    task_index.TaskIndex.build = staticmethod(lambda paths, **_: dict(cached(tuple(paths))))  # type: ignore[assignment]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run lm_eval in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "_ended", session._Ended([]))
+    # the command's own set-up would hold on to this test's captured stream
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
+        code: int | str | None = 0
+        handler = logging.StreamHandler()
+        logging.getLogger("lm_eval").addHandler(handler)
+        try:
+            cli_evaluate()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            logging.getLogger("lm_eval").removeHandler(handler)
+        return Ended(code, *capfd.readouterr())
+
+    return run
+
+
+def record(folder: Path) -> dict[str, object]:
+    (file,) = folder.glob("benchmark_results/*/record.json")
+    found: dict[str, object] = json.loads(file.read_text())
+    return found
+
+
+def results(folder: Path) -> dict[str, float]:
+    (file,) = folder.rglob("results_*.json")
+    (task,) = json.loads(file.read_text())["results"].values()
+    return {key: task[f"{key},none"] for key in ("word_perplexity", "byte_perplexity", "bits_per_byte")}
+
+
+def compare_with_hf(command: Command, folder: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_EVAL_WIKITEXT", str(raw))
+    found = {}
+    for model, arguments in (("trtllm_moe", f"{OURS},track=off"), ("hf", f"pretrained={SHIPPED},dtype=float32")):
+        ended = command(
+            *("--model", model, "--model_args", arguments, "--tasks", "wikitext_local"),
+            *("--batch_size", "4", "--output_path", str(folder / model)),
+        )
+        assert ended.code == 0, ended.err
+        found[model] = results(folder / model)
+    assert found["trtllm_moe"] == pytest.approx(found["hf"], rel=1e-4)
+
+
+def test_same_figures_as_hf_on_the_sample(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare_with_hf(command, tmp_path, SAMPLE, monkeypatch)
+
+
+def test_same_figures_as_hf_on_wikitext(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wikitext: Path
+) -> None:
+    compare_with_hf(command, tmp_path, wikitext, monkeypatch)
+
+
+def test_without_a_model_the_shipped_one_runs_and_says_so(command: Command, tmp_path: Path) -> None:
+    ended = command("--model", "trtllm_moe", "--tasks", "moe_sample", "--limit", "2", "--batch_size", "auto")
+    assert ended.code == 0, ended.err
+    assert "no model was named" in ended.err
+    assert "token_ppl" in ended.out
+    assert "mlflow ui" in ended.out
+    found = record(tmp_path)
+    assert found["status"] == "finished"
+    assert any("no model was named" in note for note in found["notes"])  # type: ignore[attr-defined]
+    assert (tmp_path / "mlflow.db").is_file()
+    assert (tmp_path / "mlruns").is_dir()
+
+
+def test_a_tracking_server_that_does_not_answer_costs_no_result(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    ended = command("--model", "trtllm_moe", "--tasks", "moe_sample", "--limit", "1")
+    assert ended.code == 2
+    assert "word_perplexity" in ended.out
+    assert "moe-eval log" in ended.err
+    assert "Traceback" not in ended.err
+    assert record(tmp_path)["status"] == "finished"
+
+
+def test_the_standard_task_offline_names_the_ones_that_work(command: Command, tmp_path: Path) -> None:
+    ended = command("--model", "trtllm_moe", "--model_args", f"{OURS},track=off", "--tasks", "wikitext")
+    assert ended.code == 2
+    (sentence,) = [line for line in ended.err.splitlines() if line.startswith("moe_eval: ")]
+    assert "wikitext_local" in sentence
+    assert "moe_sample" in sentence
+    assert record(tmp_path)["status"] == "failed"
+
+
+def broken(folder: Path, what: str) -> Path:
+    """A copy of the shipped model with one thing wrong."""
+    copy = folder / what.replace(" ", "-")
+    shutil.copytree(SHIPPED, copy)
+    if what == "no config":
+        (copy / "config.json").unlink()
+    elif what == "cut weights":
+        weights = copy / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif what == "no tokenizer":
+        (copy / "tokenizer.json").unlink()
+    elif what == "other tokenizer":
+        file = copy / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 5000, "content": "<|more|>"})
+        tokenizer["model"]["vocab"]["<|more|>"] = 5000
+        file.write_text(json.dumps(tokenizer))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "task", "words"),
+    [
+        ("engine=onnx", "moe_sample", ["onnx", "transformers"]),
+        (f"pretrained={SHIPPED}", "moe_sample", ["moe-eval[trtllm]", "engine=transformers"]),
+        ("engine=trtllm", "moe_sample", ["pretrained="]),
+        (f"{OURS},precision=fp7", "moe_sample", ["fp7", "nvfp4"]),
+        (f"{OURS},precision=fp8", "moe_sample", ["fp8", "bf16"]),
+        (OURS, "no_such_task", ["no_such_task", "lm_eval ls tasks"]),
+        (f"{OURS},max_length=2048", "moe_sample", ["2048", "1024"]),
+        (f"{OURS},colour=blue", "moe_sample", ["colour"]),
+        (f"{OURS},track=perhaps", "moe_sample", ["track=perhaps"]),
+        ("engine=transformers,pretrained=/no/such/folder", "moe_sample", ["/no/such/folder"]),
+        ("engine=transformers,pretrained=no-such-org/no-such-model", "moe_sample", ["no-such-model"]),
+        (OURS, "wikitext_local", ["MOE_EVAL_WIKITEXT"]),
+    ],
+)
+def test_bad_arguments_get_one_sentence(command: Command, arguments: str, task: str, words: list[str]) -> None:
+    check_sentence(command("--model", "trtllm_moe", "--model_args", f"{arguments},device=cpu", "--tasks", task), words)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("no config", ["config.json"]),
+        ("cut weights", ["model.safetensors", "corrupt"]),
+        ("no tokenizer", ["tokenizer"]),
+        ("other tokenizer", ["5000", "4096"]),
+    ],
+)
+def test_a_broken_checkpoint_gets_one_sentence(command: Command, tmp_path: Path, what: str, words: list[str]) -> None:
+    arguments = f"engine=transformers,pretrained={broken(tmp_path, what)},track=off"
+    check_sentence(command("--model", "trtllm_moe", "--model_args", arguments, "--tasks", "moe_sample"), words)
+
+
+def check_sentence(ended: Ended, words: list[str]) -> None:
+    assert ended.code == 2, ended.err
+    assert "Traceback" not in ended.err
+    (sentence,) = [line for line in ended.err.splitlines() if line.startswith("moe_eval: ")]
+    for word in words:
+        assert word in sentence
+
+
+def test_an_old_file_store_gets_one_sentence(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("name: Default\n")
+    ended = command("--model", "trtllm_moe", "--tasks", "moe_sample", "--limit", "1")
+    assert ended.code == 2
+    assert "word_perplexity" in ended.out
+    assert "migrate-filestore" in ended.err
+    assert record(tmp_path)["status"] == "finished"
+
+
+def test_other_models_go_through_untouched(command: Command, tmp_path: Path) -> None:
+    ended = command("--model", "dummy", "--tasks", "moe_sample", "--limit", "1")
+    assert ended.code == 0, ended.err
+    assert not (tmp_path / "benchmark_results").exists()
+    assert not (tmp_path / "mlflow.db").exists()

@@ -1,0 +1,201 @@
+"""What is read from a checkpoint's files before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from moe_eval import checkpoint
+from moe_eval.errors import UsageError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "checkpoint"
+    made.mkdir()
+    (made / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    save_file({"a": np.arange(20.0), "b": np.ones((3, 4))}, made / "model.safetensors")
+    for name in TOKENIZER_FILES:
+        (made / name).write_text(f"content of {name}")
+    return made
+
+
+def flip(file: Path, at: int) -> None:
+    """Change one byte, and neither the size nor the modification time."""
+    times = file.stat()
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def refused(act: Callable[[], object]) -> str:
+    with pytest.raises(UsageError) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_copy_elsewhere_has_the_same_fingerprint(folder: Path, tmp_path: Path) -> None:
+    before = checkpoint.fingerprint(folder)
+    copied = Path(shutil.copytree(folder, tmp_path / "elsewhere", copy_function=shutil.copyfile))
+    os.utime(copied / "model.safetensors", (1, 1))
+    assert checkpoint.fingerprint(copied) == before == checkpoint.fingerprint(folder)
+    assert len(before) == 16
+    assert int(before, 16) >= 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", *TOKENIZER_FILES])
+def test_one_byte_of_the_model_or_its_tokenizer_changes_the_fingerprint(folder: Path, name: str) -> None:
+    before = checkpoint.fingerprint(folder)
+    flip(folder / name, -2)
+    assert checkpoint.fingerprint(folder) != before
+
+
+def test_every_file_and_its_name_count(folder: Path) -> None:
+    seen = {checkpoint.fingerprint(folder)}
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    seen.add(checkpoint.fingerprint(folder))
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    seen.add(checkpoint.fingerprint(folder))
+    (folder / "tokenizer.json").unlink()
+    seen.add(checkpoint.fingerprint(folder))
+    assert len(seen) == 4
+
+
+def test_notes_beside_a_checkpoint_do_not_count(folder: Path) -> None:
+    before = checkpoint.fingerprint(folder)
+    (folder / "README.md").write_text("a card")
+    (folder / "runs").mkdir()
+    assert checkpoint.fingerprint(folder) == before
+
+
+@pytest.mark.parametrize("at", [0, 9, -10, -1])
+def test_a_large_file_counts_with_its_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    monkeypatch.setattr(checkpoint, "_WHOLE", 64)
+    monkeypatch.setattr(checkpoint, "_ENDS", 10)
+    before = checkpoint.fingerprint(folder)
+    flip(folder / "model.safetensors", at)
+    assert checkpoint.fingerprint(folder) != before
+
+
+def test_a_large_file_counts_with_its_size_and_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_WHOLE", 64)
+    monkeypatch.setattr(checkpoint, "_ENDS", 10)
+    file = folder / "model.safetensors"
+    seen = {checkpoint.fingerprint(folder)}
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    seen.add(checkpoint.fingerprint(folder))
+    times, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:100] + b"more" + content[100:])
+    os.utime(file, ns=(0, times.st_mtime_ns))
+    seen.add(checkpoint.fingerprint(folder))
+    assert len(seen) == 3
+
+
+def test_a_folder_with_a_config_is_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checkpoint.local_folder(str(folder)) == folder
+    monkeypatch.chdir(folder.parent)
+    assert checkpoint.local_folder("checkpoint") == Path("checkpoint")
+    assert checkpoint.local_folder("./checkpoint/") == Path("checkpoint")
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert checkpoint.local_folder("~/checkpoint") == folder
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-30B-A3B", "an-owner/a.name_1"])
+def test_other_names_are_left_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.local_folder(name) is None
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "../nothing", "~/nothing", "a/b/c", "~nobody-here/x"])
+def test_a_path_with_nothing_at_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"There is no folder {name}" in refused(lambda: checkpoint.local_folder(name))
+
+
+def test_what_is_no_checkpoint_is_refused(folder: Path) -> None:
+    assert "is a file" in refused(lambda: checkpoint.local_folder(str(folder / "config.json")))
+    (folder / "config.json").unlink()
+    assert "holds no config.json" in refused(lambda: checkpoint.local_folder(str(folder)))
+
+
+def test_the_config_is_read_as_it_stands(folder: Path) -> None:
+    assert checkpoint.read_config(folder) == {"model_type": "llama", "hidden_size": 8}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe"])
+def test_a_config_that_is_no_object_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    assert str(folder / "config.json") in refused(lambda: checkpoint.read_config(folder))
+
+
+def test_a_config_that_is_not_there_is_refused(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert "config.json" in refused(lambda: checkpoint.read_config(folder))
+
+
+@pytest.mark.parametrize(
+    ("declared", "method"),
+    [
+        ({"quant_method": "fp8", "fmt": "e4m3"}, "fp8"),
+        ({"quant_algo": "NVFP4"}, "NVFP4"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "modelopt"),
+        ({"bits": 4}, "unnamed"),
+        (None, None),
+    ],
+)
+def test_quantisation_is_what_the_config_declares(
+    folder: Path, declared: dict[str, object] | None, method: str | None
+) -> None:
+    assert checkpoint.quantisation({"quantization_config": declared}, folder) == method
+
+
+def test_quantisation_is_found_in_the_file_of_modelopt(folder: Path) -> None:
+    assert checkpoint.quantisation({}, folder) is None
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    assert checkpoint.quantisation({}, folder) == "hf_quant_config.json"
+
+
+def test_intact_or_absent_weights_pass(folder: Path) -> None:
+    checkpoint.check_weights(folder)
+    (folder / "model.safetensors").unlink()
+    checkpoint.check_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:4],
+        lambda content: content[:-1],
+        lambda content: content + b"more",
+        lambda content: b"\xff" * 8 + content[8:],
+        lambda content: content[:8] + b"[" + content[9:],
+        lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+    ],
+    ids=["empty", "no_header", "cut_short", "too_long", "header_size", "header", "git_lfs_pointer"],
+)
+def test_the_damaged_file_of_several_is_named(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    broken = folder / "model-2.safetensors"
+    shutil.copyfile(folder / "model.safetensors", folder / "model-1.safetensors")
+    broken.write_bytes(damage((folder / "model.safetensors").read_bytes()))
+    assert refused(lambda: checkpoint.check_weights(folder)).startswith(f"{broken} is corrupt or cut short")
