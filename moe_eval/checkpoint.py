@@ -11,6 +11,7 @@ from moe_eval.errors import UsageError
 
 _WHOLE = 64 << 20  # bytes up to which a file's whole content goes into the fingerprint
 _ENDS = 1 << 20  # bytes from either end of a larger one
+_COUNTED = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")  # weights, settings and tokenizers
 
 
 def local_folder(name: str) -> Path | None:
@@ -19,7 +20,10 @@ def local_folder(name: str) -> Path | None:
     Raises:
         UsageError: the name is a path and there is no checkpoint at it.
     """
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # no such user
+        path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{name} holds no config.json; give the folder of a checkpoint in Hugging Face form.")
@@ -74,7 +78,7 @@ def quantisation(config: dict[str, Any], folder: Path) -> str | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest that differs for checkpoints that differ: of every JSON and safetensors file of the folder.
+    """A digest that differs for checkpoints that differ: of its weights, settings and tokenizer files.
 
     Files above 64 MiB count with their size, their modification time and 1 MiB from either end, so that a
     checkpoint of 60 GB is told in milliseconds; smaller ones with their whole content.
@@ -83,7 +87,7 @@ def fingerprint(folder: Path) -> str:
         16 hexadecimal digits of SHA-256.
     """
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin")):
+    for file in sorted(path for path in folder.iterdir() if path.suffix in _COUNTED):
         stat = file.stat()
         digest.update(f"{file.name}\0{stat.st_size}\0".encode())
         with file.open("rb") as data:

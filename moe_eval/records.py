@@ -120,7 +120,10 @@ def redact(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
             key: "[redacted]"
-            if isinstance(each, str) and _SECRET.search(str(key)) and not _NOT_SECRET.search(str(key))
+            if each is not None
+            and not isinstance(each, bool)
+            and _SECRET.search(str(key))
+            and not _NOT_SECRET.search(str(key))
             else redact(each)
             for key, each in value.items()
         }

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from moe_eval.errors import UsageError
 
 # Float32 elements of one tile of logits: 8 MiB on a CPU, where larger tiles leave the cache and smaller ones make
-# the matrix products short; 512 MiB on a GPU, where launches stop showing.
+# the matrix products short; 256 MiB on a GPU, where launches stop showing.
 _CPU_TILE = 1 << 21
-_GPU_TILE = 1 << 27
+_GPU_TILE = 1 << 26
 _VOCABULARY_SLICE = 8192
 
 
@@ -64,7 +64,9 @@ class Head:
         if not hidden.is_cuda and hidden.dtype != torch.float32:
             hidden = hidden.float()  # once, not once for every slice
         tile = _GPU_TILE if hidden.is_cuda else _CPU_TILE
-        step = min(vocabulary, max(_VOCABULARY_SLICE, tile // max(rows, 1)))
+        # on a CPU a slice of half-precision weights is copied to float32, and that copy is to fit into a tile too
+        copied = hidden.shape[1] if not hidden.is_cuda and self.weight.dtype != torch.float32 else 1
+        step = min(vocabulary, max(_VOCABULARY_SLICE, tile // max(rows, copied, 1)))
         height = max(1, tile // step)
 
         state = _Running(rows, min(top_k, vocabulary), hidden.device)
@@ -88,7 +90,7 @@ class _Running:
         self.top_ids = torch.zeros((rows, top_k), dtype=torch.long, device=device)
 
     def fold(self, rows: slice, logits: Tensor, targets: Tensor, first: int) -> None:
-        """Take in the logits of vocabulary entries from `first` on; `logits` is overwritten."""
+        """Take in the logits of vocabulary entries from `first` on."""
         width = logits.shape[1]
         local = targets - first
         here = (local >= 0) & (local < width)
@@ -108,14 +110,19 @@ class _Running:
         # strictly greater: the lowest id wins a tie, as argmax over the whole row has it
         self.best[rows] = torch.where(values > before, ids + first, self.best[rows])
         maximum = torch.maximum(before, values)
-        logits.sub_(maximum[:, None]).exp_()
-        self.total[rows] = self.total[rows] * (before - maximum).exp() + logits.sum(dim=1)
+        # the log of the slice's sum of exponentials above its own maximum, in torch's one pass for it
+        own = nn.functional.cross_entropy(logits, ids, reduction="none").exp()
+        self.total[rows] = self.total[rows] * (before - maximum).exp() + own * (values - maximum).exp()
         self.maximum[rows] = maximum
 
     def result(self, targets: Tensor) -> RowScores:
-        normaliser = self.maximum + self.total.log()
+        # the maximum goes first: large logits would swallow the logarithm's digits
+        log_total = self.total.log()
         return RowScores(
-            self.target - normaliser, self.best == targets, self.top_ids, self.top_logits - normaliser[:, None]
+            self.target - self.maximum - log_total,
+            self.best == targets,
+            self.top_ids,
+            self.top_logits - self.maximum[:, None] - log_total[:, None],
         )
 
 

@@ -63,20 +63,20 @@ class TransformersEngine:
     def _score_batch(
         self, inputs: list[tuple[int, ...]], readers: list[tuple[int, Window]], top_k: int
     ) -> list[WindowScores]:
+        device = self.model.device
         width = max(map(len, inputs))
         # Padding is on the right and attention is causal: no real token sees it, so no mask is needed.
-        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in inputs], device=self.model.device)
-        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        tokens = np.zeros((len(inputs), width), dtype=np.int64)
+        for row, each in enumerate(inputs):
+            tokens[row, : len(each)] = each
+        hidden = self.model.base_model(input_ids=torch.from_numpy(tokens).to(device), use_cache=False).last_hidden_state
+        ends = [row * width + len(window.inputs) for row, window in readers]
         sizes = [len(window.continuation) for _, window in readers]
-        where = [
-            row * width + position
-            for (row, window), size in zip(readers, sizes, strict=True)
-            for position in range(len(window.inputs) - size, len(window.inputs))
-        ]
-        targets = torch.tensor([token for _, window in readers for token in window.continuation], device=hidden.device)
-        rows = hidden.flatten(0, 1)[torch.tensor(where, device=hidden.device)]
-        ends = np.cumsum(sizes)[:-1]
-        parts = (np.split(part.cpu().numpy(), ends) for part in self.head.score(rows, targets, top_k))
+        where = np.concatenate([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
+        targets = torch.tensor([token for _, window in readers for token in window.continuation], device=device)
+        rows = hidden.flatten(0, 1)[torch.from_numpy(where).to(device)]
+        splits = np.cumsum(sizes)[:-1]
+        parts = (np.split(part.cpu().numpy(), splits) for part in self.head.score(rows, targets, top_k))
         return [WindowScores(*window) for window in zip(*parts, strict=True)]
 
     def generate(
@@ -107,8 +107,9 @@ class TransformersEngine:
         if request.temperature > 0:
             how = {"do_sample": True, "temperature": request.temperature}
             how |= {"top_p": request.top_p, "top_k": request.top_k}
-        if request.stop:
-            how |= {"stop_strings": list(request.stop), "tokenizer": self.tokenizer}
+        texts = _StopTexts(self.tokenizer, request.stop, width) if request.stop else None
+        if texts:
+            how |= {"stopping_criteria": [texts]}
         out = self.model.generate(
             input_ids=tokens,
             attention_mask=mask,
@@ -117,7 +118,11 @@ class TransformersEngine:
             pad_token_id=pad,
             **how,
         )
-        return [_completion(row, ends, request) for row in out[:, width:].tolist()]
+        sizes = texts.sizes if texts else {}
+        return [
+            _completion(row[: sizes.get(at)], at in sizes, ends, request)
+            for at, row in enumerate(out[:, width:].tolist())
+        ]
 
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:
@@ -138,6 +143,10 @@ class TransformersEngine:
 
     def _splitting(self, batch: list[int], run: Callable[[list[int]], None]) -> None:
         """Run a batch; where the GPU's memory does not hold it, its halves, and smaller batches from then on."""
+        if self.max_rows is not None and len(batch) > self.max_rows:
+            for first in range(0, len(batch), self.max_rows):
+                self._splitting(batch[first : first + self.max_rows], run)
+            return
         try:
             run(batch)
             return
@@ -154,11 +163,28 @@ class TransformersEngine:
         self._splitting(batch[middle:], run)
 
 
-def _completion(tokens: list[int], ends: list[int], request: GenerationRequest) -> Completion:
+class _StopTexts:
+    """Ends a row whose new tokens, the prompt left out, spell one of the texts; `sizes` holds where."""
+
+    def __init__(self, tokenizer: Any, texts: tuple[str, ...], prompt: int) -> None:
+        self.tokenizer, self.texts, self.prompt = tokenizer, texts, prompt
+        self.sizes: dict[int, int] = {}
+        # as many last tokens as a text has bytes can hold it, and one more that it begins in
+        self._back = max(len(text.encode()) for text in texts) + 1
+
+    def __call__(self, tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        new = tokens[:, self.prompt :]
+        for at, row in enumerate(new[:, -self._back :].tolist()):
+            if at not in self.sizes and any(text in self.tokenizer.decode(row) for text in self.texts):
+                self.sizes[at] = new.shape[1]
+        return torch.tensor([at in self.sizes for at in range(len(new))], device=tokens.device)
+
+
+def _completion(tokens: list[int], stopped: bool, ends: list[int], request: GenerationRequest) -> Completion:
     """Cut a generated row at its end: rows that finish early are padded with an end token."""
     if request.ignore_eos:
-        return Completion(tuple(tokens), "length")
+        return Completion(tuple(tokens), "stop" if stopped else "length")
     cut = next((at for at, token in enumerate(tokens) if token in ends), None)
     if cut is not None:
         return Completion(tuple(tokens[:cut]), "stop")
-    return Completion(tuple(tokens), "length" if len(tokens) == request.max_new_tokens else "stop")
+    return Completion(tuple(tokens), "stop" if stopped or len(tokens) < request.max_new_tokens else "length")

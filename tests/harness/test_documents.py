@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from moe_eval.errors import UsageError
 from moe_eval.harness import documents
 
-WIKITEXT = Path(__file__).resolve().parents[3] / "shared" / "data" / "wikitext" / "wiki.test.raw"
 # one equals sign, a space, anything, a space, one equals sign: never two signs side by side at either end
 TITLE = re.compile(r"\s*= (?!=)(?:.* )?(?<!= )=\s*")
 
@@ -73,14 +72,13 @@ def test_equals_signs_in_text_do_not_split(line: str) -> None:
     assert list(documents.split_pages(text)) == [text]
 
 
-@pytest.mark.skipif(not WIKITEXT.is_file(), reason="shared data absent")
-def test_wikitext_2_has_the_pages_of_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(documents.VARIABLE, str(WIKITEXT))
+def test_wikitext_2_has_the_pages_of_the_data_set(monkeypatch: pytest.MonkeyPatch, wikitext: Path) -> None:
+    monkeypatch.setenv(documents.VARIABLE, str(wikitext))
     pages = documents.wikitext_local()["test"]["page"]
     assert len(pages) == 62
     assert sum(len(page.encode()) for page in pages) == 1_290_527
     assert sum(len(re.split(r"\s+", page)) for page in pages) == 241_335
-    assert list(pages) == pages_by_grouping(WIKITEXT.read_bytes().decode())
+    assert list(pages) == pages_by_grouping(wikitext.read_bytes().decode())
 
 
 def test_shipped_sample_is_long_enough_to_judge_a_set_up() -> None:

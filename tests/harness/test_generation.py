@@ -36,9 +36,7 @@ PAGE = SAMPLE.read_text(encoding="utf-8")[:600]
         pytest.param({"until": [], "max_tokens": 6}, id="max_tokens"),
         pytest.param({"until": [], "max_completion_tokens": 6}, id="max_completion_tokens"),
         pytest.param({"until": [], "max_gen_toks": 6, "do_sample": False, "temperature": 0.0}, id="greedy_in_words"),
-        pytest.param(
-            {"until": [], "max_gen_toks": 6, "do_sample": False, "temperature": 0.8}, id="do_sample_false_wins"
-        ),
+        pytest.param({"until": [], "max_gen_toks": 6, "do_sample": False, "temperature": 0.8}, id="do_sample_wins"),
         pytest.param({"until": [], "max_gen_toks": 6, "temperature": 0}, id="temperature_zero"),
         pytest.param({"until": [], "max_gen_toks": 6, "num_beams": 1}, id="without_effect"),
     ],

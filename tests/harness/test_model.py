@@ -41,9 +41,7 @@ def assert_same(ours: Answers, theirs: Answers) -> None:
     "pairs",
     [
         pytest.param([("", " The sun"), ("", "x"), ("", "<|endoftext|>The sun")], id="empty_context"),
-        pytest.param(
-            [("The sun  ", "rises"), ("The sun ", " rises"), ("The sun\n\n", "rises")], id="spaces_end_context"
-        ),
+        pytest.param([("The sun  ", "rises"), ("The sun ", " rises"), ("The sun\n\n", "rises")], id="space_at_end"),
         pytest.param([("The sun", " the"), ("On most garden dials", ","), ("The", " a")], id="one_token"),
         pytest.param([("The sun", SENTENCE), (SENTENCE, " on a marked surface .")], id="several_tokens"),
         pytest.param([(SENTENCE, choice) for choice in CHOICES], id="choices_of_one_question"),
