@@ -103,6 +103,7 @@ def test_a_failure_in_the_middle_leaves_nothing_that_keeps_the_record_out(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, step, fail)
         assert "no space left on device" in refusal(folder)
+    assert not runs()
     assert_logged_whole(folder)
 
 
@@ -114,6 +115,7 @@ def test_a_kill_in_the_middle_leaves_nothing_that_keeps_the_record_out(
         patch.setattr(mlflow.MlflowClient, "log_artifacts", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tracking.log_run(folder)
+    assert not runs()
     assert_logged_whole(folder)
 
 
