@@ -1,6 +1,6 @@
 """Scoring speed and memory: our Transformers engine beside the harness's own `hf` model, in one run.
 
-    python benchmarks/scoring.py [--device cpu] [--batch_size 8] [--windows 16] [--repeats 3]
+    python benchmarks/scoring.py [--device cpu] [--dtype float32] [--batch_size 8] [--windows 16] [--repeats 3]
 
 Two models: the shipped one, and a Qwen3-MoE of random weights with Qwen3's vocabulary of 151,936. Both arms score the
 same texts through the same `loglikelihood_rolling`, each in processes of its own, in the order A B B A; the time of an
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help="texts of one window each")
     parser.add_argument("--window", type=int, default=512, help="tokens of a window")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--arm", choices=("ours", "hf"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -72,7 +73,18 @@ def make_large(folder: Path) -> None:
 
 def in_process(arm: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
     passed = ["--device", args.device, "--batch_size", args.batch_size, "--windows", args.windows]
-    passed += ["--window", args.window, "--repeats", args.repeats, "--arm", arm, "--model", model]
+    passed += [
+        "--window",
+        args.window,
+        "--repeats",
+        args.repeats,
+        "--dtype",
+        args.dtype,
+        "--arm",
+        arm,
+        "--model",
+        model,
+    ]
     done = subprocess.run([sys.executable, __file__, *map(str, passed)], stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -83,7 +95,7 @@ def report(title: str, runs: list[tuple[str, dict[str, Any]]]) -> None:
     peak = {arm: max(run["peak_mib"] for name, run in runs if name == arm) for arm in ("ours", "hf")}
     middle = {arm: statistics.median(each) for arm, each in seconds.items()}
     first = runs[0][1]
-    print(f"{title}: {first['tokens']:,} tokens on {first['device']}, float32")
+    print(f"{title}: {first['tokens']:,} tokens on {first['device']}, {first['dtype']}")
     for arm in ("ours", "hf"):
         spread = f"{min(seconds[arm]):.2f} to {max(seconds[arm]):.2f}"
         rate = first["tokens"] / middle[arm]
@@ -98,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from lm_eval.api.instance import Instance
 
-    common: dict[str, Any] = {"pretrained": str(args.model), "dtype": "float32", "device": args.device}
+    common: dict[str, Any] = {"pretrained": str(args.model), "dtype": args.dtype, "device": args.device}
     common |= {"batch_size": args.batch_size, "max_length": args.window}
     if args.arm == "ours":
         from moe_eval.harness.model import MoeLM
@@ -127,6 +139,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "peak_mib": (peak.bytes - before) / 2**20,
         "tokens": tokens,
+        "dtype": args.dtype,
         "nats": nats,
         "device": device,
     }
