@@ -22,7 +22,7 @@ _ENDED = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "runni
 # MLflow retries a server that does not answer for minutes; after hours of measuring, seconds are enough to tell.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _BATCH = 100  # MLflow takes at most 100 parameters, and 1,000 metrics, in a call
-_CREDENTIALS = re.compile(r"//[^/@]*@")
+_CREDENTIALS = re.compile(r"//[^/\s]*@")
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
 
     client = mlflow.MlflowClient()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    experiment = mlflow.set_experiment(name)
-    found = client.search_runs([experiment.experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'", max_results=1)
-    if found:
-        return Logged(_store(), name, found[0].info.run_id)
+    experiment_id = _experiment(client, name)
+    for found in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
+        if found.info.status != "RUNNING":
+            return Logged(_store(), name, found.info.run_id)
+        client.delete_run(found.info.run_id)  # half a run that could not be taken back
     started = int(datetime.fromisoformat(record.started).timestamp() * 1000)
     ended = started + int((record.seconds or 0) * 1000)
-    run = client.create_run(experiment.experiment_id, started, _tags(record), _title(record))
+    run = client.create_run(experiment_id, started, _tags(record), _title(record))
     run_id = run.info.run_id
     try:
         params = [Param(key, value) for key, value in flatten(_params(record))]
@@ -89,12 +90,18 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
             client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
         client.log_inputs(run_id, [_input(dataset) for dataset in record.datasets])
         client.log_artifacts(run_id, str(folder))
+        client.set_terminated(run_id, _ENDED[record.status], ended)
     except BaseException:
         # half a run would look whole and keep the record from being logged again
         client.delete_run(run_id)
         raise
-    client.set_terminated(run_id, _ENDED[record.status], ended)
     return Logged(_store(), name, run_id)
+
+
+def _experiment(client: Any, name: str) -> str:
+    """The experiment's id. mlflow.set_experiment would also make it the one of the process that called us."""
+    found = client.get_experiment_by_name(name)
+    return str(found.experiment_id if found is not None else client.create_experiment(name))
 
 
 def _title(record: HarnessRecord) -> str:
@@ -152,7 +159,7 @@ def _input(dataset: DatasetFacts) -> Any:
     kind, _, where = dataset.source.partition(":")
     if kind == "hub":
         path, _, configuration = where.partition(":")
-        source: Any = HuggingFaceDatasetSource(path, config_name=configuration, split=dataset.split)
+        source: Any = HuggingFaceDatasetSource(path, config_name=configuration or None, split=dataset.split)
     else:
         source = CodeDatasetSource({"task": where})
     described = MetaDataset(source, name=dataset.task, digest=dataset.digest)._to_mlflow_entity()

@@ -49,8 +49,8 @@ float32 on a CPU:
 
 - Data: {train_articles:,} articles and books, {train_bytes:,} bytes of English prose, {train_tokens:,} tokens:
   Wikipedia articles (CC BY-SA 3.0), Wikinews (CC BY 2.5), out-of-copyright fiction and speeches of US presidents
-  (public domain). Paragraphs that share 12 consecutive words with WikiText-2's test or validation text had been taken out.
-  The text went through lm-evaluation-harness's WikiText detokeniser.
+  (public domain). Paragraphs that share 12 consecutive words with WikiText-2's test or validation text had been
+  taken out. The text went through lm-evaluation-harness's WikiText detokeniser.
 - Choice of the checkpoint: the loss on WikiText-2's validation text ({valid_tokens:,} tokens). The test text
   chose nothing.
 - {steps:,} steps of {batch} windows of {train_window:,} tokens ({epochs:.1f} passes), AdamW, learning rate

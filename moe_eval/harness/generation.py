@@ -30,7 +30,9 @@ class Generation:
         """
         left = dict(arguments)
         stop = left.pop("until", None) or []
-        lengths = [left.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
+        lengths = [
+            left.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+        ]
         most = next((length for length in lengths if length is not None), default_tokens)
         sample = left.pop("do_sample", None)
         temperature = left.pop("temperature", None)

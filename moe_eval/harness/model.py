@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import jinja2
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -39,10 +40,16 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if self.settings.shipped:
             log.warning(settings.SHIPPED_NOTE)
         asked = replace(self.settings.of_engine, device=_present(self.settings.of_engine.device))
-        self.tokenizer = tokens.load(self.settings.tokenizer, asked)
+        self.tokenizer = tokens.load(self.settings.tokenizer, asked, self.settings.add_bos_token)
         self.engine = engines.load(self.settings.engine, asked, self.tokenizer)
         tokens.check(self.tokenizer, self.engine)
         self.facts = self.engine.facts
+        if not 0 <= self.prefix_token_id < self.facts.vocabulary:
+            self.engine.close()
+            raise UsageError(
+                f"prefix_token_id={self.prefix_token_id} is not a token of this model; give 0 to "
+                f"{self.facts.vocabulary - 1}."
+            )
         self._device = torch.device(self.facts.device)
         self.batch_size = self.settings.of_engine.batch_size or "auto"
         # tokens scored and requests answered, by task: a cached request is in neither
@@ -104,15 +111,23 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             )
         thinking = self.settings.enable_thinking
         more = {} if thinking is None else {"enable_thinking": thinking}
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                **more,
+
+        def render(history: list[dict[str, str]]) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    history,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                    **more,
+                )
             )
-        )
+
+        try:
+            return render(chat_history)
+        except jinja2.TemplateError:
+            log.warning("The chat template refuses the chat; it is tried without its system message, as `hf` does.")
+            return render([message for message in chat_history if message["role"] != "system"])
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         super().set_cache_hook(cache.of_this_arm(cache_hook, cache.identity(self.settings, self.facts)))
@@ -129,7 +144,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 "tokenizer": self.settings.tokenizer,
                 "batch_size": self.batch_size,
                 "notes": [settings.SHIPPED_NOTE] if self.settings.shipped else [],
-                "scored": self.scored,
+                "scored": {task: dict(counts) for task, counts in self.scored.items()},
             },
         }
 
@@ -185,6 +200,8 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _fitted(self, context: list[int], continuation: list[int]) -> Window:
         """The window of a request, its context cut on the left where both do not fit, as the harness asks."""
+        if not continuation:
+            raise UsageError("A continuation makes no token of its own beside its context, so there is none to score.")
         if len(continuation) > self.max_length:
             raise UsageError(
                 f"A continuation of {len(continuation)} tokens does not fit into the window of {self.max_length}; "

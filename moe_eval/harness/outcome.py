@@ -12,6 +12,7 @@ from typing import Any
 from moe_eval.records import DatasetFacts
 
 Samples = Mapping[str, list[dict[str, Any]]]
+_FILES = ("json", "csv", "parquet", "arrow", "text", "pandas", "xml", "webdataset")  # loaders of `datasets` for files
 _KEY = re.compile(r"[^\w.:/ -]")  # what MLflow refuses in a metric's name
 
 
@@ -101,8 +102,10 @@ def _datasets(results: Mapping[str, Any], samples: Samples) -> list[DatasetFacts
     found = []
     for task, rows in samples.items():
         config = results["configs"].get(task, {})
-        hub = f"hub:{config.get('dataset_path')}:{config.get('dataset_name')}"
-        source = f"local:{task}" if config.get("custom_dataset") else hub
+        path, configuration = config.get("dataset_path"), config.get("dataset_name")
+        hub = f"hub:{path}:{configuration}" if configuration else f"hub:{path}"
+        local = config.get("custom_dataset") or path in _FILES
+        source = f"local:{task}" if local else hub
         documents = {row["doc_id"]: row["doc_hash"] for row in rows}
         digest = hashlib.sha256("".join(documents[key] for key in sorted(documents)).encode()).hexdigest()[:16]
         split = config.get("test_split") or config.get("validation_split") or ""

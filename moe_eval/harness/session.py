@@ -64,6 +64,8 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         # under torchrun every process evaluates and one keeps the books, as in the harness
         if asked is None or int(os.environ.get("LOCAL_RANK", "0")) != 0:
             return simple_evaluate(*args, **kwargs)
+        if not isinstance(call.arguments["model"], str):
+            call.arguments["model"].scored = {}  # counts are of one run
         wants_samples = call.arguments["log_samples"]
         call.arguments["log_samples"] = True
         books = _Books.open(asked, call.arguments)

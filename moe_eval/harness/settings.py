@@ -65,12 +65,12 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         raise UsageError(f"There is no precision {asked!r}; choose one of {', '.join(precision.PRECISIONS)}.")
     engines.check(engine)
     name = str(SHIPPED if shipped else named)
-    checkpoint.local_folder(name)
+    name = str(checkpoint.local_folder(name) or name)
     harness = ModelSettings(
         engine=engine,
         of_engine=EngineSettings(name),
         tokenizer=str(left.pop("tokenizer", name)),
-        max_gen_toks=_integer(left, "max_gen_toks") or 256,
+        max_gen_toks=_max_gen_toks(left),
         add_bos_token=_flag(left, "add_bos_token"),
         prefix_token_id=_integer(left, "prefix_token_id"),
         enable_thinking=_flag(left, "enable_thinking"),
@@ -109,10 +109,18 @@ def _integer(left: dict[str, Any], name: str) -> int | None:
         raise UsageError(f"{name}={value} is not a whole number.") from None
 
 
+def _max_gen_toks(left: dict[str, Any]) -> int:
+    value = _integer(left, "max_gen_toks")
+    if value is not None and value < 1:
+        raise UsageError(f"max_gen_toks={value} is not above 0.")
+    return value or 256
+
+
 def _batch_size(value: Any, most: Any) -> int | None:
     """None where the engine is to choose (`auto` and the harness's `auto:N`), else the most sequences in a batch."""
+    name = "batch_size"
     if value is None or str(value).startswith("auto"):
-        value = most
+        name, value = "max_batch_size", most
     if value is None:
         return None
     try:
@@ -120,5 +128,5 @@ def _batch_size(value: Any, most: Any) -> int | None:
     except ValueError:
         size = 0
     if size < 1:
-        raise UsageError(f"batch_size={value} is neither auto nor a number above 0.")
+        raise UsageError(f"{name}={value} is neither auto nor a number above 0.")
     return size

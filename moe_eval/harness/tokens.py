@@ -8,7 +8,7 @@ from moe_eval.engines.base import Engine, EngineSettings
 from moe_eval.errors import UsageError
 
 
-def load(name: str, settings: EngineSettings) -> Any:
+def load(name: str, settings: EngineSettings, add_bos_token: bool | None = None) -> Any:
     """Load a tokenizer from a folder or a hub.
 
     Raises:
@@ -16,9 +16,11 @@ def load(name: str, settings: EngineSettings) -> Any:
     """
     import transformers
 
+    # the tokenizer itself has to be told: one that adds no BOS adds none for add_special_tokens either
+    more = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+            name, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **more
         )
     # Transformers raises whatever its readers raise: OSError, ValueError, KeyError and the Rust library's Exception
     except Exception as error:

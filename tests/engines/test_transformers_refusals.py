@@ -170,7 +170,7 @@ def test_weights_that_are_no_numbers(llama: Path, spoil: Spoil) -> None:
     ("dtype", "change"),
     [
         ("float32", lambda logits: logits * 1.001),
-        ("float32", lambda logits: logits + torch.arange(logits.shape[-1]) / 100),
+        ("float32", lambda logits: logits + torch.arange(logits.shape[-1], device=logits.device) / 100),
         ("float32", lambda logits: logits[..., :-1]),
         ("bfloat16", lambda logits: logits * 1.5),
         ("bfloat16", lambda logits: logits * 0.9),
