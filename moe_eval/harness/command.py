@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.errors import UsageError
-from moe_eval.harness import session
-from moe_eval.harness.plugin import MODEL
+from moe_eval.harness import MODEL, session
 
 _NO_TASK = "Tasks not found"
 

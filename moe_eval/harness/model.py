@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import jinja2
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -105,29 +104,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        if not self.tokenizer.chat_template:
-            raise UsageError(
-                f"The tokenizer of {self.settings.tokenizer} has no chat template; leave out --apply_chat_template."
-            )
-        thinking = self.settings.enable_thinking
-        more = {} if thinking is None else {"enable_thinking": thinking}
-
-        def render(history: list[dict[str, str]]) -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    history,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                    **more,
-                )
-            )
-
-        try:
-            return render(chat_history)
-        except jinja2.TemplateError:
-            log.warning("The chat template refuses the chat; it is tried without its system message, as `hf` does.")
-            return render([message for message in chat_history if message["role"] != "system"])
+        return tokens.render_chat(self.tokenizer, chat_history, add_generation_prompt, self.settings.enable_thinking)
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         super().set_cache_hook(cache.of_this_arm(cache_hook, cache.identity(self.settings, self.facts)))

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-MODEL = "trtllm_moe"
+from moe_eval.harness import MODEL
+
 _TARGET = "moe_eval.harness.model:MoeLM"
 _PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -17,8 +17,7 @@ from typing import Any
 
 from moe_eval import records
 from moe_eval.errors import TrackingError, UsageError
-from moe_eval.harness import offline, settings
-from moe_eval.harness.plugin import MODEL
+from moe_eval.harness import MODEL, offline, settings
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
 
