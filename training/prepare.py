@@ -85,6 +85,11 @@ def main() -> None:
     )
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(args.out / "tokenizer")
+    # the class name that Transformers 4 knows too
+    file = args.out / "tokenizer" / "tokenizer_config.json"
+    settings = {**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.pop("backend", None)
+    file.write_text(json.dumps(settings, indent=2) + "\n")
 
     valid = [wikitext_detokenizer({"page": page}) for page in split_pages(args.valid.read_text(encoding="utf-8"))]
     counts = {}

@@ -96,6 +96,18 @@ def validate(model: Qwen3MoeForCausalLM, tokens: Tensor, recipe: Recipe) -> tupl
     return total / count, (load / load.sum(1, keepdim=True)).tolist()
 
 
+def save(model: Qwen3MoeForCausalLM, folder: Path) -> None:
+    """Save with the settings spelled as Qwen's own checkpoints spell them, which Transformers 4 and engines read."""
+    model.save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["num_experts"] = config.pop("num_local_experts", model.config.num_experts)
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    config["torch_dtype"] = config.pop("dtype")
+    del config["transformers_version"]
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def rate(step: int, recipe: Recipe) -> float:
     """Linear warm-up, then a cosine down to the final fraction."""
     if step < recipe.warmup:
@@ -155,7 +167,7 @@ def main() -> None:
             print(row, f"{time.perf_counter() - started:.0f} s", flush=True)
             if valid_loss < best:
                 best = valid_loss
-                model.save_pretrained(args.out)
+                save(model, args.out)
                 report = {"recipe": asdict(recipe), "curve": log, "kept": step + 1, "load": load}
                 (args.out / "training.json").write_text(json.dumps(report) + "\n")
     parameters_count = sum(parameter.numel() for parameter in parameters)
