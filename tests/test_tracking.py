@@ -141,7 +141,7 @@ def test_a_run_s_data_set_is_an_input_with_its_digest(store: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "configuration"),
-    [("hub:EleutherAI/arithmetic:2da", "2da"), ("hub:baber/piqa:None", None), ("hub:baber/piqa", None)],
+    [("hub:EleutherAI/arithmetic:2da", "2da"), ("hub:baber/piqa", None)],
 )
 def test_a_data_set_of_the_hub_is_named_as_such(store: Path, source: str, configuration: str | None) -> None:
     tracking.log_run(written(replace(RECORD, datasets=(replace(DATASET, source=source),))))
