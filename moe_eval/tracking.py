@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,11 +20,16 @@ from moe_eval.records import DatasetFacts, HarnessRecord
 
 EXPERIMENT = "moe_eval"
 ID_TAG = "moe_eval.run_id"
+STATUS_TAG = "moe_eval.status"
 _ENDED = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "running": "KILLED"}
 # MLflow retries a server that does not answer for minutes; after hours of measuring, seconds are enough to tell.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password in the URL
+}
 _BATCH = 100  # MLflow takes at most 100 parameters, and 1,000 metrics, in a call
-_CREDENTIALS = re.compile(r"//[^/\s]*@")
+_CREDENTIALS = re.compile(r"(?<=//)\S*@|\?\S*")  # what stands before a host, and a query
 
 
 @dataclass(frozen=True)
@@ -47,21 +54,21 @@ class Logged:
 def log_run(folder: Path) -> Logged:
     """Log the record of a run folder, with its files as artifacts, to the store that MLflow's variables name.
 
-    A record that is already there is left as it is, so this can be repeated.
+    A record that is already there as it stands is left alone, so this can be repeated.
 
     Raises:
         TrackingError: with the command that logs the record later.
         UsageError: the folder holds no record.
     """
     record = records.read(folder)
-    with _patient(), _quiet():
+    with _patient(), _quiet(), _uninterrupted():
         refusal = _old_file_store()
         if refusal is None:
             try:
                 return _log(record, folder)
             # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
             except Exception as error:
-                reason = _CREDENTIALS.sub("//", " ".join(str(error).split()))[:200]
+                reason = _CREDENTIALS.sub("", " ".join(str(error).split()))[:200]
                 refusal = f"MLflow at {_store()} did not take the run ({type(error).__name__}: {reason})"
     raise TrackingError(f"{refusal}; nothing is lost: log it later with `moe-eval log {folder}`.")
 
@@ -74,9 +81,10 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     experiment_id = _experiment(client, name)
     for found in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
-        if found.info.status != "RUNNING":
+        if found.info.status != "RUNNING" and found.data.tags.get(STATUS_TAG) == record.status:
             return Logged(_store(), name, found.info.run_id)
-        client.delete_run(found.info.run_id)  # half a run that could not be taken back
+        # half a run that could not be taken back, or one that was logged before it had ended
+        client.delete_run(found.info.run_id)
     started = int(datetime.fromisoformat(record.started).timestamp() * 1000)
     ended = started + int((record.seconds or 0) * 1000)
     run = client.create_run(experiment_id, started, _tags(record), _title(record))
@@ -116,6 +124,7 @@ def _tags(record: HarnessRecord) -> dict[str, str]:
     gpus = record.machine.get("gpus") or []
     tags = {
         ID_TAG: record.run_id,
+        STATUS_TAG: record.status,
         "moe_eval.engine": engine.get("name"),
         "moe_eval.precision": engine.get("precision"),
         "moe_eval.gpu": gpus[0]["name"] if gpus else "none",
@@ -172,7 +181,7 @@ def _store() -> str:
     import mlflow
 
     named = os.environ.get("MLFLOW_TRACKING_URI") or mlflow.get_tracking_uri()
-    return _CREDENTIALS.sub("//", named)
+    return _CREDENTIALS.sub("", named)
 
 
 def _old_file_store() -> str | None:
@@ -198,6 +207,25 @@ def _patient() -> Iterator[None]:
     finally:
         for key in ours:
             os.environ.pop(key, None)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the run is logged: a new sqlite store cut off half made is lost for good."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: held.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    for number in held:
+        signal.raise_signal(number)
 
 
 @contextmanager

@@ -120,6 +120,7 @@ def test_a_run_holds_the_whole_record(store: Path) -> None:
     ours = {key: value for key, value in run.data.tags.items() if key.startswith("moe_eval.")}
     assert ours == {
         "moe_eval.run_id": RECORD.run_id,
+        "moe_eval.status": "finished",
         "moe_eval.engine": "transformers",
         "moe_eval.precision": "bf16",
         "moe_eval.gpu": "NVIDIA H100",
@@ -150,6 +151,16 @@ def test_a_data_set_of_the_hub_is_named_as_such(store: Path, source: str, config
     assert found.dataset.source_type == "hugging_face"
     assert said["path"] == source.split(":")[1]
     assert said["config_name"] == configuration
+
+
+def test_a_run_logged_while_it_ran_is_logged_again_when_it_has_ended(store: Path) -> None:
+    folder = written(replace(RECORD, status="running", metrics={}))
+    tracking.log_run(folder)
+    RECORD.write(folder)
+    tracking.log_run(folder)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == pytest.approx(dict(RECORD.metrics))
 
 
 def test_logging_again_changes_nothing(store: Path) -> None:

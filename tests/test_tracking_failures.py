@@ -54,6 +54,8 @@ def test_server_that_does_not_answer_is_told_within_half_a_minute(monkeypatch: p
         "http://user:secret@127.0.0.1:9",
         "http://secret@127.0.0.1:9/path",
         "http://user:p@secret@127.0.0.1:9",
+        "http://user:p/secret@127.0.0.1:9",
+        "postgresql://127.0.0.1:9/mlflow?user=u&password=secret",
         "postgresql://user:secret@127.0.0.1:9/mlflow",
         "unknown+driver://user:secret@127.0.0.1:9/mlflow",
     ],

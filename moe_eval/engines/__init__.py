@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +22,28 @@ class EngineKind:
         title: as its makers write it.
         library: the package it needs.
         install: how a user gets that package.
+        options: the names of EngineSettings.options that it takes.
         module: the module here whose `load(settings, tokenizer)` returns an Engine; None while there is none.
     """
 
     title: str
     library: str
     install: str
+    options: tuple[str, ...]
     module: str | None
 
 
 ENGINES = {
     "trtllm": EngineKind(
-        "TensorRT-LLM", "tensorrt_llm", "pip install 'moe-eval[trtllm]' on Linux with an NVIDIA GPU", None
+        "TensorRT-LLM", "tensorrt_llm", "pip install 'moe-eval[trtllm]' on Linux with an NVIDIA GPU", (), None
     ),
-    "vllm": EngineKind("vLLM", "vllm", "pip install 'moe-eval[vllm]' on Linux with a GPU", None),
+    "vllm": EngineKind("vLLM", "vllm", "pip install 'moe-eval[vllm]' on Linux with a GPU", (), None),
     "transformers": EngineKind(
-        "Transformers", "transformers", "pip install transformers", "moe_eval.engines.transformers_load"
+        "Transformers",
+        "transformers",
+        "pip install transformers",
+        ("attn_implementation", "moe_backend", "max_tokens_per_batch"),
+        "moe_eval.engines.transformers_load",
     ),
 }
 
@@ -60,14 +67,33 @@ def check(name: str) -> EngineKind:
         UsageError: there is no such engine, its library is not installed, or moe_eval cannot drive it yet.
     """
     kind = named(name)
-    if importlib.util.find_spec(kind.library) is None:
+    absent = importlib.util.find_spec(kind.library) is None
+    if kind.module is None:
+        lacking = f", and {kind.title} is not installed either ({kind.install})" if absent else ""
+        raise UsageError(
+            f"This version of moe_eval does not drive {kind.title} yet{lacking}: choose engine=transformers."
+        )
+    if absent:
         raise UsageError(
             f"The engine {name} needs {kind.title}, which is not installed: {kind.install}, "
             "or run this checkpoint with engine=transformers."
         )
-    if kind.module is None:
-        raise UsageError(f"This version of moe_eval does not drive {kind.title} yet; choose engine=transformers.")
     return kind
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Refuse options that the engine of this name does not take.
+
+    Raises:
+        UsageError: with those it takes.
+    """
+    taken = named(name).options
+    unknown = sorted(set(options) - set(taken))
+    if unknown:
+        raise UsageError(
+            f"The {name} engine knows no argument {', '.join(map(repr, unknown))}; besides the common ones it takes "
+            f"{', '.join(taken)}."
+        )
 
 
 def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
@@ -76,6 +102,7 @@ def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
     Raises:
         UsageError: the engine or the checkpoint cannot do what was asked.
     """
+    check_options(name, settings.options)
     module = check(name).module
     assert module is not None
     engine: Engine = importlib.import_module(module).load(settings, tokenizer)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
-from moe_eval import checkpoint, precision
+from moe_eval import checkpoint, hub, precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import TransformersEngine
 from moe_eval.errors import UsageError
 
 RUNS = tuple(precision.DTYPE_OF)
-_OPTIONS = ("attn_implementation", "moe_backend", "max_tokens_per_batch")
 # Padded tokens in a batch where the user bounds neither rows nor tokens: enough to fill the cores or the GPU;
 # a batch that does not fit into the GPU's memory is split.
 _CPU_TOKENS = 4096
@@ -34,12 +32,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
     Raises:
         UsageError: names what the checkpoint or the engine lacks.
     """
-    _refuse_unknown(settings.options)
-    try:
-        budget = settings.options.get("max_tokens_per_batch")
-        budget = None if budget is None else int(budget)
-    except ValueError:
-        raise UsageError(f"max_tokens_per_batch={budget} is not a whole number.") from None
+    budget = _budget(settings.options.get("max_tokens_per_batch"))
     if settings.precision is not None:
         precision.check(settings.precision, "transformers", RUNS)
     config = _config(settings)
@@ -76,13 +69,16 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
     return TransformersEngine(facts, model, tokenizer, head, settings.batch_size, budget)
 
 
-def _refuse_unknown(options: Mapping[str, Any]) -> None:
-    unknown = sorted(set(options) - set(_OPTIONS))
-    if unknown:
-        raise UsageError(
-            f"The transformers engine knows no argument {', '.join(unknown)}; besides the common ones it takes "
-            f"{', '.join(_OPTIONS)}."
-        )
+def _budget(asked: Any) -> int | None:
+    if asked is None:
+        return None
+    try:
+        budget = int(asked)
+    except (TypeError, ValueError, OverflowError):
+        budget = 0
+    if budget < 1:
+        raise UsageError(f"max_tokens_per_batch={asked} is not a whole number above 0.")
+    return budget
 
 
 def _config(settings: EngineSettings) -> Any:
@@ -119,6 +115,8 @@ def _from_hub(kind: Any, settings: EngineSettings, **more: Any) -> Any:
         ) from None
     # Transformers raises whatever its readers raise: KeyError, ImportError, AssertionError, its own validation errors
     except Exception as error:
+        if hub.unreachable(error):
+            raise UsageError(hub.sentence(settings.checkpoint)) from error
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"Transformers cannot load {settings.checkpoint}: {reason}") from error
 

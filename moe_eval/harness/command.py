@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from moe_eval.errors import UsageError
 from moe_eval.harness import MODEL, session
@@ -27,14 +27,22 @@ def guarded(execute: Callable[..., None]) -> Callable[..., None]:
             execute(self, args)
         except UsageError as error:
             _stop(str(error))
+        except KeyboardInterrupt:
+            _stop("Interrupted.", 130)
+        except FileNotFoundError as error:
+            if not getattr(args, "config", None):
+                raise
+            _stop(f"{error}.")
         except ValueError as error:
             # the harness's own word for a task it does not know
             if not str(error).startswith((_NO_TASK, "No tasks specified", "Specify --output_path")):
                 raise
             hint = " (lm_eval ls tasks lists them)" if "asks" in str(error) else ""
-            _stop(f"{error}{hint}.")
-        for line in session.epilogue():
-            print(line)
+            _stop(f"{str(error).rstrip('.')}{hint}.")
+        except BaseException:
+            _tell(sys.stderr)
+            raise
+        _tell(sys.stdout)
         if session.tracking_failed():
             sys.exit(2)
 
@@ -54,6 +62,13 @@ def _model(args: Namespace) -> str | None:
     return named
 
 
-def _stop(sentence: str) -> None:
+def _tell(stream: TextIO) -> None:
+    """Where the record and the MLflow run are, also where the run failed."""
+    for line in session.epilogue():
+        print(line, file=stream)
+
+
+def _stop(sentence: str, code: int = 2) -> None:
+    _tell(sys.stderr)
     print(f"moe_eval: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -48,8 +48,11 @@ class Generation:
             )
         except (TypeError, ValueError) as error:
             raise UsageError(f"A generation argument is not a number ({error}).") from None
-        if request.max_new_tokens < 1 or request.temperature < 0:
-            raise UsageError("Generation needs max_gen_toks above 0 and a temperature of 0 or more.")
+        if request.max_new_tokens < 1 or request.temperature < 0 or not 0 < request.top_p <= 1 or request.top_k < 0:
+            raise UsageError(
+                "Generation needs max_gen_toks above 0, a temperature and top_k of 0 or more, and top_p above 0 and "
+                "at most 1."
+            )
         # greedy search has one beam, whatever it is called
         if left.get("num_beams", 1) not in (1, None):
             raise UsageError("Beam search is not supported; leave out num_beams.")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from moe_eval.errors import UsageError
+from moe_eval.hub import unreachable
 
 T = TypeVar("T")
 
@@ -14,8 +15,10 @@ def explained(run: Callable[[], T]) -> T:
     """Run, and turn the failure to reach a data set's hub into a UsageError that names what works offline."""
     try:
         return run()
+    except UsageError:
+        raise
     except Exception as error:
-        if not _unreachable(error):
+        if not unreachable(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
@@ -23,17 +26,3 @@ def explained(run: Callable[[], T]) -> T:
             "that needs no hub: wikitext_local (the standard wikitext documents from the raw file that "
             "MOE_EVAL_WIKITEXT names) or moe_sample (ships with moe_eval)."
         ) from error
-
-
-def _unreachable(error: Exception) -> bool:
-    """Whether the error, or one it came from, is one that `datasets` and the hub client raise without a network."""
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    kinds = (DatasetNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, kinds):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False

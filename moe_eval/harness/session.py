@@ -7,15 +7,18 @@ import inspect
 import json
 import logging
 import os
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval import records
+from moe_eval import precision, records
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.harness import MODEL, offline, settings
 
@@ -65,11 +68,15 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
             return simple_evaluate(*args, **kwargs)
         if not isinstance(call.arguments["model"], str):
             call.arguments["model"].scored = {}  # counts are of one run
+        limit = call.arguments["limit"]
+        if limit is not None and limit <= 0:
+            raise UsageError(f"--limit {limit} leaves no document; give a count, or a share between 0 and 1.")
         wants_samples = call.arguments["log_samples"]
         call.arguments["log_samples"] = True
         books = _Books.open(asked, call.arguments)
         try:
-            results = offline.explained(lambda: simple_evaluate(*call.args, **call.kwargs))
+            with _terminable():
+                results = offline.explained(lambda: simple_evaluate(*call.args, **call.kwargs))
         except BaseException as error:
             books.close_failed(error)
             raise
@@ -98,6 +105,23 @@ def _settings_of(arguments: Mapping[str, Any]) -> settings.ModelSettings | None:
     return found if isinstance(found, settings.ModelSettings) else None
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM (a batch system's, a container's) end the run like Ctrl-C, so that it is recorded as killed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @dataclass
 class _Books:
     """One run's folder and its record."""
@@ -112,7 +136,7 @@ class _Books:
         """Make the folder and write what was asked, so that even a killed run leaves a trace of itself."""
         run_id = uuid.uuid4().hex
         started = datetime.now(timezone.utc)
-        arm = asked.of_engine.precision or "auto"
+        arm = asked.of_engine.precision or precision.OF_DTYPE.get(asked.of_engine.dtype, "auto")
         folder = _parent(arguments) / f"{started:%Y%m%dT%H%M%S}_{asked.engine}_{arm}_{run_id[:8]}"
         try:
             folder.mkdir(parents=True)
@@ -158,7 +182,7 @@ class _Books:
     def close_failed(self, error: BaseException) -> None:
         """Record a run that did not end well."""
         killed = isinstance(error, (KeyboardInterrupt, SystemExit))
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+        reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
         self._finish(status="killed" if killed else "failed", error=reason)
         self._log()
 

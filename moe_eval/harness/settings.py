@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
     Raises:
         UsageError: the first argument that cannot be met, and what can.
     """
-    left = {key: value for key, value in arguments.items() if value is not None}
+    left = {str(key).strip(): value for key, value in arguments.items() if value is not None}
     given = dict(left)
     named = left.pop("pretrained", None)
     engine = left.pop("engine", None)
@@ -65,7 +66,10 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         raise UsageError(f"There is no precision {asked!r}; choose one of {', '.join(precision.PRECISIONS)}.")
     engines.check(engine)
     name = str(SHIPPED if shipped else named)
-    name = str(checkpoint.local_folder(name) or name)
+    folder = checkpoint.local_folder(name)
+    if folder is not None:
+        name = str(folder)
+        checkpoint.read_config(folder)
     harness = ModelSettings(
         engine=engine,
         of_engine=EngineSettings(name),
@@ -89,6 +93,7 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         trust_remote_code=_flag(left, "trust_remote_code") is True,
         options=left,
     )
+    engines.check_options(engine, left)
     return replace(harness, of_engine=of_engine)
 
 
@@ -103,10 +108,15 @@ def _flag(left: dict[str, Any], name: str) -> bool | None:
 
 def _integer(left: dict[str, Any], name: str) -> int | None:
     value = left.pop(name, None)
+    if value is None:
+        return None
     try:
-        return None if value is None else int(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name}={value} is not a whole number.") from None
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or isinstance(value, bool) or (isinstance(value, float) and value != number):
+        raise UsageError(f"{name}={value} is not a whole number.")
+    return number
 
 
 def _max_gen_toks(left: dict[str, Any]) -> int:
@@ -119,12 +129,12 @@ def _max_gen_toks(left: dict[str, Any]) -> int:
 def _batch_size(value: Any, most: Any) -> int | None:
     """None where the engine is to choose (`auto` and the harness's `auto:N`), else the most sequences in a batch."""
     name = "batch_size"
-    if value is None or str(value).startswith("auto"):
+    if value is None or re.fullmatch(r"auto(:\d+)?", str(value)):
         name, value = "max_batch_size", most
     if value is None:
         return None
     try:
-        size = int(value)
+        size = int(str(value))
     except ValueError:
         size = 0
     if size < 1:

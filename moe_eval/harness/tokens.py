@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from moe_eval import hub
 from moe_eval.engines.base import Engine, EngineSettings
 from moe_eval.errors import UsageError
 
@@ -29,6 +30,8 @@ def load(name: str, settings: EngineSettings, add_bos_token: bool | None = None)
         )
     # Transformers raises whatever its readers raise: OSError, ValueError, KeyError and the Rust library's Exception
     except Exception as error:
+        if hub.unreachable(error):
+            raise UsageError(hub.sentence(name)) from error
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"There is no usable tokenizer in {name}; name one with tokenizer=. ({reason})") from error
     if tokenizer.eos_token_id is None:

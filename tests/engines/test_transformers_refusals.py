@@ -52,7 +52,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"options": {"max_tokens_per_batch": 64, "peft": "adapter"}}, "knows no argument peft"),
+        ({"options": {"max_tokens_per_batch": 64, "peft": "adapter"}}, "knows no argument 'peft'"),
         ({"options": {"max_tokens_per_batch": "many"}}, "max_tokens_per_batch"),
         ({"options": {"moe_backend": "nonsense"}}, "nonsense"),
         ({"options": {"attn_implementation": "nonsense"}}, "nonsense"),

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import NamedTuple
 import lm_eval.tasks._index as task_index
 import pytest
 from lm_eval.__main__ import cli_evaluate
+from mlflow import MlflowClient
 
+from moe_eval.engines.transformers import TransformersEngine
 from moe_eval.harness import session
 from tests.conftest import SAMPLE, SHIPPED
 
@@ -131,6 +134,43 @@ def test_the_standard_task_offline_names_the_ones_that_work(command: Command, tm
     assert record(tmp_path)["status"] == "failed"
 
 
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_a_limit_that_leaves_nothing_gets_one_sentence(command: Command, limit: str, tmp_path: Path) -> None:
+    arguments = ("--model", "trtllm_moe", "--model_args", OURS, "--tasks", "moe_sample", "--limit", limit)
+    check_sentence(command(*arguments), ["--limit"])
+    assert not (tmp_path / "benchmark_results").exists()
+
+
+def test_a_secret_given_as_an_unknown_argument_is_not_shown(command: Command, tmp_path: Path) -> None:
+    arguments = f"{OURS},hf_token=hf_planted"
+    ended = command("--model", "trtllm_moe", "--model_args", arguments, "--tasks", "moe_sample")
+    check_sentence(ended, ["hf_token"])
+    assert "hf_planted" not in ended.out + ended.err
+    assert not (tmp_path / "benchmark_results").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_is_recorded_as_killed(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    monkeypatch.setattr(TransformersEngine, "score", lambda *_, **__: signal.raise_signal(number))
+    ended = command("--model", "trtllm_moe", "--tasks", "moe_sample", "--limit", "1")
+    assert ended.code == code
+    assert "Traceback" not in ended.err
+    assert "Record: " in ended.err
+    assert "MLflow: " in ended.err
+    assert record(tmp_path)["status"] == "killed"
+    (run,) = MlflowClient().search_runs(["1"])
+    assert run.info.status == "KILLED"
+
+
+def test_spaces_between_model_arguments_do_not_matter(command: Command) -> None:
+    arguments = f"{OURS}, max_length=128, track=off"
+    ended = command("--model", "trtllm_moe", "--model_args", arguments, "--tasks", "moe_sample", "--limit", "1")
+    assert ended.code == 0, ended.err
+    assert "window 128" in ended.out
+
+
 def broken(folder: Path, what: str) -> Path:
     """A copy of the shipped model with one thing wrong."""
     copy = folder / what.replace(" ", "-")
@@ -163,8 +203,10 @@ def broken(folder: Path, what: str) -> Path:
         (f"{OURS},max_length=2048", "moe_sample", ["2048", "1024"]),
         (f"{OURS},colour=blue", "moe_sample", ["colour"]),
         (f"{OURS},track=perhaps", "moe_sample", ["track=perhaps"]),
+        (f"{OURS},max_length=64.5", "moe_sample", ["max_length=64.5"]),
+        (f"{OURS},max_tokens_per_batch=0", "moe_sample", ["max_tokens_per_batch=0"]),
         ("engine=transformers,pretrained=/no/such/folder", "moe_sample", ["/no/such/folder"]),
-        ("engine=transformers,pretrained=no-such-org/no-such-model", "moe_sample", ["no-such-model"]),
+        ("engine=transformers,pretrained=no-such-org/no-such-model", "moe_sample", ["no-such-model", "hub"]),
         (OURS, "wikitext_local", ["MOE_EVAL_WIKITEXT"]),
     ],
 )
