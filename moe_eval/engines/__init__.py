@@ -20,14 +20,14 @@ class EngineKind:
 
     Attributes:
         title: as its makers write it.
-        library: the package it needs.
+        package: what is imported.
         install: how a user gets that package.
         options: the names of EngineSettings.options that it takes.
         module: the module here whose `load(settings, tokenizer)` returns an Engine; None while there is none.
     """
 
     title: str
-    library: str
+    package: str
     install: str
     options: tuple[str, ...]
     module: str | None
@@ -67,7 +67,7 @@ def check(name: str) -> EngineKind:
         UsageError: there is no such engine, its library is not installed, or moe_eval cannot drive it yet.
     """
     kind = named(name)
-    absent = importlib.util.find_spec(kind.library) is None
+    absent = importlib.util.find_spec(kind.package) is None
     if kind.module is None:
         lacking = f", and {kind.title} is not installed either ({kind.install})" if absent else ""
         raise UsageError(
