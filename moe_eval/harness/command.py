@@ -12,8 +12,6 @@ from typing import Any, TextIO
 from moe_eval.errors import UsageError
 from moe_eval.harness import MODEL, session
 
-_NO_TASK = "Tasks not found"
-
 
 def guarded(execute: Callable[..., None]) -> Callable[..., None]:
     """Wrap HarnessCLI.execute. Commands for other models and other subcommands pass through untouched."""
@@ -25,23 +23,13 @@ def guarded(execute: Callable[..., None]) -> Callable[..., None]:
             return
         try:
             execute(self, args)
-        except UsageError as error:
-            _stop(str(error))
-        except KeyboardInterrupt:
-            _stop("Interrupted.", 130)
-        except FileNotFoundError as error:
-            if not getattr(args, "config", None):
-                raise
-            _stop(f"{error}.")
-        except ValueError as error:
-            # the harness's own word for a task it does not know
-            if not str(error).startswith((_NO_TASK, "No tasks specified", "Specify --output_path")):
-                raise
-            hint = " (lm_eval ls tasks lists them)" if "asks" in str(error) else ""
-            _stop(f"{str(error).rstrip('.')}{hint}.")
-        except BaseException:
+        except BaseException as error:
             _tell(sys.stderr)
-            raise
+            sentence = _sentence(error, args)
+            if sentence is None:
+                raise
+            print(f"moe_eval: {sentence}", file=sys.stderr)
+            sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
         _tell(sys.stdout)
         if session.tracking_failed():
             sys.exit(2)
@@ -68,7 +56,18 @@ def _tell(stream: TextIO) -> None:
         print(line, file=stream)
 
 
-def _stop(sentence: str, code: int = 2) -> None:
-    _tell(sys.stderr)
-    print(f"moe_eval: {sentence}", file=sys.stderr)
-    sys.exit(code)
+def _sentence(error: BaseException, args: Namespace) -> str | None:
+    """What to say in place of a traceback; None for what is not the user's to mend."""
+    text = str(error).rstrip(".")
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted."
+    if isinstance(error, FileNotFoundError) and getattr(args, "config", None):
+        return f"{text}."
+    # the harness's own words for a task it does not know and for a missing option
+    if isinstance(error, ValueError) and text.startswith(("Tasks not found", "No tasks specified")):
+        return f"{text} (lm_eval ls tasks lists them)."
+    if isinstance(error, ValueError) and text.startswith("Specify --output_path"):
+        return f"{text}."
+    return None
