@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from moe_eval.engines.base import (
 from moe_eval.engines.batching import plan_batches
 from moe_eval.engines.head import Head
 from moe_eval.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -159,6 +162,7 @@ class TransformersEngine:
         torch.cuda.empty_cache()
         middle = (len(batch) + 1) // 2
         self.max_rows = min(self.max_rows or middle, middle)
+        log.warning("A batch of %d did not fit into the GPU's memory: batches of %d from here on.", len(batch), middle)
         self._splitting(batch[:middle], run)
         self._splitting(batch[middle:], run)
 
