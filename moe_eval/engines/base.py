@@ -63,6 +63,7 @@ class GenerationRequest:
         temperature: 0 is greedy.
         top_p, top_k: nucleus and top-k sampling; 1 and 0 turn them off.
         ignore_eos: go on to max_new_tokens whatever the model says.
+        timed: ask for RequestTimes, which costs an engine some work.
     """
 
     max_new_tokens: int
@@ -71,14 +72,33 @@ class GenerationRequest:
     top_p: float = 1.0
     top_k: int = 0
     ignore_eos: bool = False
+    timed: bool = False
+
+
+@dataclass(frozen=True)
+class RequestTimes:
+    """When an engine says it did what for one request: seconds since the request arrived, on the engine's own clock.
+
+    Attributes:
+        scheduled: the first iteration that held the request.
+        first_token, last_token: were produced.
+    """
+
+    scheduled: float
+    first_token: float
+    last_token: float
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The new tokens of one prompt, without the end-of-sequence token, and why there are no more."""
+    """The new tokens of one prompt, without the end-of-sequence token, and why there are no more.
+
+    `times` is None where they were not asked for or the engine keeps none.
+    """
 
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
+    times: RequestTimes | None = None
 
 
 @dataclass(frozen=True)
@@ -94,10 +114,12 @@ class EngineFacts:
         dtype: of weights and activations outside quantised layers.
         device: torch's name of the device, and `device_name` the hardware's.
         max_length: the window in tokens: what the model reads at once.
-        worker: `in_process` or `spawned`.
+        worker: `in_process` or `spawned`, as observed.
         attention_backend, moe_backend_requested, moe_backend_observed: which implementations ran.
         kv_cache_dtype: of the key-value cache during generation.
         cuda_graph_batch_sizes: batch sizes that run as CUDA graphs; empty for none.
+        scores_from: what log-probabilities are read from, and what that was checked against.
+        arguments: what the engine's library was given beyond the labels above, by the library's own names.
     """
 
     name: str
@@ -112,12 +134,14 @@ class EngineFacts:
     device: str
     device_name: str
     max_length: int
-    worker: Literal["in_process", "spawned"]
+    worker: Literal["in_process", "spawned"] | None
     attention_backend: str | None
     moe_backend_requested: str | None
     moe_backend_observed: str | None
     kv_cache_dtype: str | None
-    cuda_graph_batch_sizes: tuple[int, ...]
+    cuda_graph_batch_sizes: tuple[int, ...] | None
+    scores_from: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,10 @@ class TraceHandle:
     path: Path
 
 
+def unheard(_index: int, _result: object) -> None:
+    """Take no notice of what is finished."""
+
+
 class Engine(Protocol):
     """A loaded arm. Windows and prompts are token ids; nothing here knows a tokenizer or the harness."""
 
@@ -160,19 +188,23 @@ class Engine(Protocol):
     def facts(self) -> EngineFacts: ...
 
     def score(
-        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int], None] = lambda _: None
+        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
     ) -> list[WindowScores]:
         """Score every window, in the order given.
 
         Args:
             windows: each of at most max_length + 1 tokens in all.
             top_k: how many of the most probable tokens to return for every position.
-            done: told how many windows each batch has finished, for a progress bar.
+            done: told every window's index and scores as soon as they are there, in any order, so that what is
+                scored before a failure can be kept.
         """
         ...
 
     def generate(
-        self, prompts: Sequence[TokenIds], request: GenerationRequest, done: Callable[[int], None] = lambda _: None
+        self,
+        prompts: Sequence[TokenIds],
+        request: GenerationRequest,
+        done: Callable[[int, Completion], None] = unheard,
     ) -> list[Completion]:
         """Continue every prompt, in the order given; prompt and max_new_tokens fit into the model's window."""
         ...

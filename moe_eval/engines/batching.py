@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+# Many batches' worth, so that sorting by length pays, and few enough that a failure loses minutes: what comes first is
+# finished first.
+_SLAB_TOKENS = 131072
+
+
+def batches_in_slabs(lengths: Sequence[int], max_tokens: int | None, max_rows: int | None) -> Iterator[list[int]]:
+    """The batches of plan_batches within one run of consecutive sequences after another."""
+    first = total = 0
+    for index, length in enumerate(lengths):
+        total += length
+        if total >= _SLAB_TOKENS or index + 1 == len(lengths):
+            for batch in plan_batches(lengths[first : index + 1], max_tokens, max_rows):
+                yield [first + each for each in batch]
+            first, total = index + 1, 0
 
 
 def plan_batches(lengths: Sequence[int], max_tokens: int | None, max_rows: int | None) -> list[list[int]]:

@@ -21,8 +21,9 @@ from moe_eval.engines.base import (
     TraceHandle,
     Window,
     WindowScores,
+    unheard,
 )
-from moe_eval.engines.batching import plan_batches
+from moe_eval.engines.batching import batches_in_slabs
 from moe_eval.engines.head import Head
 from moe_eval.errors import UsageError
 
@@ -41,7 +42,7 @@ class TransformersEngine:
     max_tokens: int | None
 
     def score(
-        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int], None] = lambda _: None
+        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
     ) -> list[WindowScores]:
         # Windows that read the same tokens (the choices of a question, when they are one token) share one pass.
         readers: dict[tuple[int, ...], list[int]] = {}
@@ -55,10 +56,11 @@ class TransformersEngine:
         def run(batch: list[int]) -> None:
             chosen = [(row, index) for row, key in enumerate(batch) for index in readers[inputs[key]]]
             found = self._score_batch([inputs[key] for key in batch], [(row, windows[i]) for row, i in chosen], top_k)
-            scores.update(zip((index for _, index in chosen), found, strict=True))
-            done(len(chosen))
+            for (_, index), each in zip(chosen, found, strict=True):
+                scores[index] = each
+                done(index, each)
 
-        for batch in plan_batches([len(key) for key in inputs], self.max_tokens, self.max_rows):
+        for batch in batches_in_slabs([len(key) for key in inputs], self.max_tokens, self.max_rows):
             self._splitting(batch, run)
         return [scores[index] for index in range(len(windows))]
 
@@ -83,17 +85,21 @@ class TransformersEngine:
         return [WindowScores(*window) for window in zip(*parts, strict=True)]
 
     def generate(
-        self, prompts: Sequence[TokenIds], request: GenerationRequest, done: Callable[[int], None] = lambda _: None
+        self,
+        prompts: Sequence[TokenIds],
+        request: GenerationRequest,
+        done: Callable[[int, Completion], None] = unheard,
     ) -> list[Completion]:
         completions: dict[int, Completion] = {}
 
         def run(batch: list[int]) -> None:
             found = self._generate_batch([prompts[index] for index in batch], request)
-            completions.update(zip(batch, found, strict=True))
-            done(len(batch))
+            for index, each in zip(batch, found, strict=True):
+                completions[index] = each
+                done(index, each)
 
         lengths = [len(prompt) + request.max_new_tokens for prompt in prompts]
-        for batch in plan_batches(lengths, self.max_tokens, self.max_rows):
+        for batch in batches_in_slabs(lengths, self.max_tokens, self.max_rows):
             self._splitting(batch, run)
         return [completions[index] for index in range(len(prompts))]
 

@@ -63,6 +63,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
         moe_backend_observed=getattr(model.config, "_experts_implementation", None),
         kv_cache_dtype=dtype,
         cuda_graph_batch_sizes=(),
+        scores_from="hidden states through the output head in float32, checked against the model's own logits",
     )
     if budget is None and settings.batch_size is None:
         budget = _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS

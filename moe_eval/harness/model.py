@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,16 +14,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from tqdm import tqdm
 
 from moe_eval import engines
-from moe_eval.engines.base import GenerationRequest, Window
+from moe_eval.engines.base import Completion, GenerationRequest, Window, WindowScores
 from moe_eval.errors import UsageError
 from moe_eval.harness import cache, plugin, settings, tokens
 from moe_eval.harness.generation import Generation
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
-
-# Tokens handed to the engine at once: many batches' worth, so that it stays busy and sorting by length pays, and
-# few enough that a crash loses minutes: what is scored goes into the harness's cache slab by slab.
-_SLAB_TOKENS = 131072
 
 
 class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
@@ -129,15 +125,25 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         texts = [request.args[0] for request in requests]
         windows = [self._windows(text) for text in texts]
         answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
-        bar = tqdm(total=sum(map(len, windows)), desc="Scoring windows", unit="window", disable=disable_tqdm)
+        owners = [index for index, each in enumerate(windows) for _ in each]
+        left = [len(each) for each in windows]
+        bar = tqdm(total=len(owners), desc="Scoring windows", unit="window", disable=disable_tqdm)
+
+        def keep(at: int, scores: WindowScores) -> None:
+            index = owners[at]
+            answers[index] += float(scores.logprobs.sum(dtype="float64"))
+            self._count(requests[index], len(scores.logprobs))
+            left[index] -= 1
+            if not left[index]:
+                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), answers[index])
+            bar.update()
+
         with bar:
-            for slab in _slabs([sum(len(window.inputs) for window in each) for each in windows]):
-                scores = iter(self.engine.score([window for index in slab for window in windows[index]], 0, bar.update))
-                for index in slab:
-                    each = [next(scores).logprobs for _ in windows[index]]
-                    answers[index] = float(sum(part.sum(dtype="float64") for part in each))
-                    self._count(requests[index], sum(map(len, each)))
-                    self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), answers[index])
+            self.engine.score([window for each in windows for window in each], done=keep)
+        for index, each in enumerate(windows):
+            if not each:
+                self._count(requests[index], 0)
+                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), 0.0)
         return answers
 
     def _windows(self, text: str) -> list[Window]:
@@ -164,15 +170,17 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 "%d of %d contexts are longer than the window of %d tokens: they were cut on the left.",
                 *(cut, len(requests), self.max_length),
             )
-        answers: list[tuple[float, bool]] = []
-        with tqdm(total=len(requests), desc="Scoring continuations", disable=disable_tqdm) as bar:
-            for slab in _slabs([len(window.inputs) for window in windows]):
-                for index, score in zip(
-                    slab, self.engine.score([windows[index] for index in slab], 0, bar.update), strict=True
-                ):
-                    answers.append((float(score.logprobs.sum(dtype="float64")), bool(score.greedy.all())))
-                    self._count(self._asked[index], len(score.logprobs))
-                    self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[-1])
+        answers = [(0.0, False)] * len(requests)
+        bar = tqdm(total=len(requests), desc="Scoring continuations", disable=disable_tqdm)
+
+        def keep(index: int, scores: WindowScores) -> None:
+            answers[index] = (float(scores.logprobs.sum(dtype="float64")), bool(scores.greedy.all()))
+            self._count(self._asked[index], len(scores.logprobs))
+            self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[index])
+            bar.update()
+
+        with bar:
+            self.engine.score(windows, done=keep)
         return answers
 
     def _fitted(self, context: list[int], continuation: list[int]) -> Window:
@@ -196,14 +204,16 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
             for each in dict.fromkeys(how):
-                group = [index for index, one in enumerate(how) if one == each]
+                group = [index for index, other in enumerate(how) if other == each]
                 prompts = [self._prompt(requests[index].args[0], each.request) for index in group]
-                # slabs of prompts, so that what is done reaches the cache before all is done
-                for slab in _slabs([len(prompt) + each.request.max_new_tokens for prompt in prompts]):
-                    done = self.engine.generate([prompts[at] for at in slab], each.request, bar.update)
-                    for at, completion in zip(slab, done, strict=True):
-                        answers[group[at]] = each.cut(self.tok_decode(completion.token_ids))
-                        self.cache_hook.add_partial("generate_until", requests[group[at]].args, answers[group[at]])
+
+                def keep(at: int, completion: Completion, group: list[int] = group, one: Generation = each) -> None:
+                    index = group[at]
+                    answers[index] = one.cut(self.tok_decode(completion.token_ids))
+                    self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
+                    bar.update()
+
+                self.engine.generate(prompts, each.request, keep)
         return answers
 
     def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
@@ -217,20 +227,6 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if len(ids) > room:
             log.warning("A prompt of %d tokens was cut on the left to %d, to fit the window.", len(ids), room)
         return ids[-room:]
-
-
-def _slabs(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Consecutive indices whose sizes add up to about _SLAB_TOKENS."""
-    slab: list[int] = []
-    total = 0
-    for index, size in enumerate(sizes):
-        slab.append(index)
-        total += size
-        if total >= _SLAB_TOKENS:
-            yield slab
-            slab, total = [], 0
-    if slab:
-        yield slab
 
 
 def _present(device: str | None) -> str | None:

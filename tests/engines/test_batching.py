@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_eval.engines.batching import plan_batches
+from moe_eval.engines.batching import batches_in_slabs, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
 TOKENS = st.none() | st.integers(1, 200)
@@ -75,3 +75,15 @@ def test_batches_of_lengths_6_2_10_5(tokens: int | None, rows: int | None, expec
 
 def test_a_sequence_over_the_token_bound_has_a_batch_of_its_own() -> None:
     assert plan_batches([3, 100, 3], 10, None) == [[1], [0, 2]]
+
+
+@given(LENGTHS, TOKENS, ROWS)
+def test_short_work_is_one_slab(lengths: list[int], tokens: int | None, rows: int | None) -> None:
+    assert list(batches_in_slabs(lengths, tokens, rows)) == plan_batches(lengths, tokens, rows)
+
+
+def test_what_comes_first_is_finished_first() -> None:
+    lengths = [1024 if index % 2 else 30_000 for index in range(100)]
+    order = [index for batch in batches_in_slabs(lengths, 65_536, None) for index in batch]
+    assert sorted(order) == list(range(100))
+    assert max(abs(place - index) for place, index in enumerate(order)) < 10

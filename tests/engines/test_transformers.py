@@ -113,12 +113,12 @@ def test_windows_that_read_the_same_tokens_share_one_pass(
     assert sorted(length for lengths in batches for length in lengths) == [2, 5]
 
 
-def test_progress_adds_up_to_the_number_of_windows(llama: Path, start: Start, mixed_windows: Sequence[Window]) -> None:
-    finished: list[int] = []
+def test_every_window_is_told_once_it_is_done(llama: Path, start: Start, mixed_windows: Sequence[Window]) -> None:
+    finished: list[tuple[int, WindowScores]] = []
     windows = [*mixed_windows, *mixed_windows[:3]]
-    start(llama, batch_size=2).score(windows, done=finished.append)
-    assert sum(finished) == len(windows)
-    assert len(finished) == 6
+    scores = start(llama, batch_size=2).score(windows, done=lambda *each: finished.append(each))
+    assert sorted(index for index, _ in finished) == list(range(len(windows)))
+    assert all(each is scores[index] for index, each in finished)
 
 
 def test_nothing_to_score_is_no_error(llama: Path, start: Start) -> None:
@@ -139,10 +139,10 @@ def test_a_batch_that_does_not_fit_is_split_and_scored_right(
     mixed_windows: Sequence[Window],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine, finished = start(mixtral), []
+    engine, finished = start(mixtral), {}
     fail_above(engine, 1, monkeypatch)
-    check(oracle, mixtral, mixed_windows, engine.score(mixed_windows, done=finished.append))
-    assert sum(finished) == len(mixed_windows)
+    check(oracle, mixtral, mixed_windows, engine.score(mixed_windows, done=finished.__setitem__))
+    assert sorted(finished) == list(range(len(mixed_windows)))
 
 
 def test_a_batch_size_that_did_not_fit_is_not_tried_again(

@@ -54,10 +54,10 @@ def full(tokens: list[int]) -> Completion:
 def test_greedy_completions_are_those_of_each_prompt_alone(
     engine: TransformersEngine, prompts: list[list[int]], greedy: list[list[int]], rows: int | None
 ) -> None:
-    finished: list[int] = []
-    completions = replace(engine, max_rows=rows).generate(prompts, GenerationRequest(NEW), done=finished.append)
+    finished: dict[int, Completion] = {}
+    completions = replace(engine, max_rows=rows).generate(prompts, GenerationRequest(NEW), done=finished.__setitem__)
     assert completions == [full(row) for row in greedy]
-    assert sum(finished) == len(prompts)
+    assert finished == dict(enumerate(completions))
 
 
 def test_no_prompts_give_no_completions(engine: TransformersEngine) -> None:

@@ -98,9 +98,9 @@ def test_what_was_scored_before_a_run_broke_off_is_not_scored_again(
     asked: list[int] = []
     score = TransformersEngine.score
 
-    def counted(engine: Any, windows: Any, *more: Any) -> Any:
+    def counted(engine: Any, windows: Any, **more: Any) -> Any:
         asked.append(len(windows))
-        return score(engine, windows, *more)
+        return score(engine, windows, **more)
 
     monkeypatch.setattr(TransformersEngine, "score", counted)
     assert arm(folder, tasks=TASKS) == whole
