@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_eval import hub
 from moe_eval.errors import UsageError
+from moe_eval.precision import OF_DTYPE
 
 _WHOLE = 64 << 20  # bytes up to which a file's whole content goes into the fingerprint
 _ENDS = 1 << 20  # bytes from either end of a larger one
@@ -41,7 +44,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is not a JSON object.
     """
-    file = folder / "config.json"
+    return read_object(folder / "config.json")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object as it stands in a file.
+
+    Raises:
+        UsageError: it is not one.
+    """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -49,6 +60,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UsageError(f"{file} does not hold a JSON object; copy the checkpoint again.")
     return config
+
+
+def settings_folder(name: str, revision: str | None = None) -> Path:
+    """The folder with a checkpoint's JSON files: its own, or for a name on a hub the cache they are fetched into.
+
+    Raises:
+        UsageError: there is no such checkpoint, or the hub cannot be reached.
+    """
+    folder = local_folder(name)
+    if folder is not None:
+        return folder
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["*.json"]))
+    except Exception as error:  # the client raises its own errors, those of its HTTP library and ValueError
+        if hub.unreachable(error):
+            raise UsageError(hub.sentence(name)) from error
+        raise UsageError(f"{name} cannot be fetched: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_weights(folder: Path) -> None:
@@ -67,14 +97,91 @@ def check_weights(folder: Path) -> None:
             raise UsageError(f"{file} is corrupt or cut short ({error}); copy the checkpoint again.") from error
 
 
-def quantisation(config: dict[str, Any], folder: Path) -> str | None:
-    """The name of the quantisation method a checkpoint declares, None where it declares none."""
-    declared = config.get("quantization_config")
-    if isinstance(declared, dict):
-        return str(declared.get("quant_method") or declared.get("quant_algo") or "unnamed")
+@dataclass(frozen=True)
+class Carried:
+    """What a checkpoint's files say about the form of its weights.
+
+    Attributes:
+        precision: one of precision.PRECISIONS; None for a quantisation that has no name there.
+        method: who declares it and what it is called there, such as `modelopt FP8`; `none` where nothing is declared.
+        kv_cache: the precision of the key-value cache that comes with it, if any.
+    """
+
+    precision: str | None
+    method: str
+    kv_cache: str | None = None
+
+
+def carried(folder: Path) -> Carried:
+    """Read what precision a checkpoint carries from its settings files.
+
+    ModelOpt's hf_quant_config.json goes before the quantization_config of config.json, the order in which TensorRT-LLM
+    reads them. Formats: NVIDIA Model-Optimizer, Transformers' FineGrainedFP8, compressed-tensors.
+    """
+    config = read_config(folder)
+    declared: Any
+    plain = Carried(OF_DTYPE.get(stored_dtype(config)), "none")
     if (folder / "hf_quant_config.json").is_file():
-        return "hf_quant_config.json"
-    return None
+        declared = read_object(folder / "hf_quant_config.json")
+        return _modelopt(declared.get("quantization") or declared, plain)
+    declared = config.get("quantization_config")
+    if not isinstance(declared, dict):
+        return plain
+    method = str(declared.get("quant_method") or declared.get("quant_algo") or "unnamed")
+    if method == "modelopt":
+        return _modelopt(declared, plain)
+    if method == "compressed-tensors":
+        return _compressed(declared)
+    return _fine_grained(declared) if method == "fp8" else Carried(None, method)
+
+
+def _fine_grained(declared: dict[str, Any]) -> Carried:
+    blocks = declared.get("weight_block_size")
+    if blocks is None:
+        return Carried("fp8", "fp8")
+    return Carried("fp8_block" if list(blocks) == [128, 128] else None, f"fp8 with blocks of {blocks}")
+
+
+_MODELOPT = {"FP8": "fp8", "FP8_PB_WO": "fp8_block", "FP8_BLOCK_SCALES": "fp8_block", "NVFP4": "nvfp4"}
+
+
+def _modelopt(declared: dict[str, Any], plain: Carried) -> Carried:
+    kind = str(declared.get("quant_algo") or "NO_QUANT")
+    cache = declared.get("kv_cache_quant_algo")
+    cache = str(cache).lower() if cache else None
+    if kind == "NO_QUANT":
+        return Carried(plain.precision, plain.method, cache)
+    return Carried(_MODELOPT.get(kind.upper()), f"modelopt {kind}", cache)
+
+
+def _compressed(declared: dict[str, Any]) -> Carried:
+    groups = [group.get("weights") or {} for group in (declared.get("config_groups") or {}).values()]
+    forms = {(each.get("type"), each.get("num_bits"), each.get("strategy")) for each in groups}
+    words = ", ".join("-".join(map(str, form)) for form in sorted(forms, key=str)) or str(declared.get("format"))
+    known: dict[tuple[Any, Any, Any], str] = {
+        ("float", 8, "tensor"): "fp8",
+        ("float", 8, "block"): "fp8_block",
+        ("float", 4, "tensor_group"): "nvfp4",
+    }
+    precision = known.get(next(iter(forms))) if len(forms) == 1 else None
+    return Carried(precision, f"compressed-tensors {words}")
+
+
+def stored_dtype(config: dict[str, Any]) -> str:
+    """Torch's name of the type that config.json states for unquantised weights; Transformers' default without one."""
+    text = config.get("text_config")
+    stated = {**text, **config} if isinstance(text, dict) else config
+    return str(stated.get("dtype") or stated.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def weight_bytes(folder: Path) -> int | None:
+    """Bytes of a checkpoint's weights: from its index, else of its files; None where neither is here."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        total = (read_object(index).get("metadata") or {}).get("total_size")
+        if isinstance(total, (int, float)):
+            return int(total)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None
 
 
 def fingerprint(folder: Path) -> str:

@@ -21,6 +21,11 @@ class Gpu:
     memory_bytes: int
     uuid: str | None
 
+    @property
+    def sm(self) -> int:
+        """The compute capability as one number: 90 for `9.0`."""
+        return int(self.capability.replace(".", ""))
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -45,24 +50,31 @@ class Machine:
     cuda: str | None
 
 
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs that torch sees."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        each = torch.cuda.get_device_properties(index)
+        uuid = getattr(each, "uuid", None)
+        found.append(
+            Gpu(each.name, f"{each.major}.{each.minor}", each.total_memory, None if uuid is None else f"GPU-{uuid}")
+        )
+    return tuple(found)
+
+
 def machine() -> Machine:
     """Read the facts of this machine."""
     import torch
 
-    gpus = []
-    for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        uuid = getattr(found, "uuid", None)
-        gpus.append(
-            Gpu(found.name, f"{found.major}.{found.minor}", found.total_memory, None if uuid is None else f"GPU-{uuid}")
-        )
     return Machine(
         os=platform.platform(),
         python=platform.python_version(),
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=_memory(),
-        gpus=tuple(gpus),
+        gpus=gpus(),
         driver=_driver(),
         cuda=torch.version.cuda,
     )

@@ -153,26 +153,63 @@ def test_a_config_that_is_not_there_is_refused(folder: Path) -> None:
     assert "config.json" in refused(lambda: checkpoint.read_config(folder))
 
 
+def _groups(**weights: object) -> dict[str, object]:
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+
+
 @pytest.mark.parametrize(
-    ("declared", "method"),
+    ("declared", "precision", "method"),
     [
-        ({"quant_method": "fp8", "fmt": "e4m3"}, "fp8"),
-        ({"quant_algo": "NVFP4"}, "NVFP4"),
-        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "modelopt"),
-        ({"bits": 4}, "unnamed"),
-        (None, None),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block", "fp8 with blocks of [128, 128]"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, None, "fp8 with blocks of [64, 64]"),
+        ({"quant_method": "fp8", "fmt": "e4m3"}, "fp8", "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8", "modelopt FP8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", "modelopt NVFP4"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, None, "modelopt W4A8_AWQ"),
+        (_groups(type="float", num_bits=8, strategy="tensor"), "fp8", "compressed-tensors float-8-tensor"),
+        (_groups(type="float", num_bits=8, strategy="block"), "fp8_block", "compressed-tensors float-8-block"),
+        (_groups(type="float", num_bits=8, strategy="channel"), None, "compressed-tensors float-8-channel"),
+        (_groups(type="float", num_bits=4, strategy="tensor"), None, "compressed-tensors float-4-tensor"),
+        (_groups(type="int", num_bits=4, strategy="group"), None, "compressed-tensors int-4-group"),
+        ({"quant_method": "mxfp4"}, None, "mxfp4"),
+        ({"bits": 4}, None, "unnamed"),
+        (None, "bf16", "none"),
     ],
 )
-def test_quantisation_is_what_the_config_declares(
-    folder: Path, declared: dict[str, object] | None, method: str | None
+def test_what_a_checkpoint_carries_is_what_its_config_declares(
+    folder: Path, declared: dict[str, object] | None, precision: str | None, method: str
 ) -> None:
-    assert checkpoint.quantisation({"quantization_config": declared}, folder) == method
+    (folder / "config.json").write_text(json.dumps({"dtype": "bfloat16", "quantization_config": declared}))
+    assert checkpoint.carried(folder) == checkpoint.Carried(precision, method)
 
 
-def test_quantisation_is_found_in_the_file_of_modelopt(folder: Path) -> None:
-    assert checkpoint.quantisation({}, folder) is None
-    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
-    assert checkpoint.quantisation({}, folder) == "hf_quant_config.json"
+@pytest.mark.parametrize(
+    ("quantization", "carried"),
+    [
+        ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}, ("nvfp4", "modelopt NVFP4", "fp8")),
+        ({"quant_algo": "fp8_pb_wo"}, ("fp8_block", "modelopt fp8_pb_wo", None)),
+        ({"quant_algo": "MIXED_PRECISION"}, (None, "modelopt MIXED_PRECISION", None)),
+        ({"quant_algo": None, "kv_cache_quant_algo": "FP8"}, ("fp16", "none", "fp8")),
+    ],
+)
+def test_the_file_of_modelopt_goes_first(folder: Path, quantization: dict[str, object], carried: tuple[str]) -> None:
+    config = {"torch_dtype": "float16", "quantization_config": {"quant_method": "fp8"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    assert checkpoint.carried(folder) == checkpoint.Carried(*carried)
+
+
+def test_nvfp4_of_compressed_tensors(folder: Path) -> None:
+    declared = _groups(type="float", num_bits=4, strategy="tensor_group")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": declared}))
+    assert checkpoint.carried(folder).precision == "nvfp4"
+
+
+def test_weight_bytes_are_those_of_the_files_or_of_the_index(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    assert checkpoint.weight_bytes(folder) == 100
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 6e10}}')
+    assert checkpoint.weight_bytes(folder) == 60_000_000_000
 
 
 def test_intact_or_absent_weights_pass(folder: Path) -> None:

@@ -6,14 +6,15 @@ import argparse
 import sys
 
 from moe_eval.cli import log
-from moe_eval.errors import TrackingError, UsageError
+from moe_eval.errors import EngineError, TrackingError, UsageError
+from moe_eval.exits import settle
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0, or 2 with one sentence on standard error where the user has something to mend.
+        0, or another code of `exits` with one sentence on standard error.
     """
     parser = argparse.ArgumentParser(
         prog="moe-eval", description="Speed and quality of mixture-of-experts models by precision of their experts."
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (UsageError, TrackingError) as error:
+    except (UsageError, TrackingError, EngineError) as error:
         print(f"moe-eval: {error}", file=sys.stderr)
-        return 2
+        return settle(error)
     return 0

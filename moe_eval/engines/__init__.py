@@ -22,20 +22,29 @@ class EngineKind:
         title: as its makers write it.
         package: what is imported.
         install: how a user gets that package.
-        options: the names of EngineSettings.options that it takes.
+        options: the names of EngineSettings.options that it takes; None where its installed version decides.
         module: the module here whose `load(settings, tokenizer)` returns an Engine; None while there is none.
+        cpu: whether it also runs without a GPU.
+        claims: arguments of the harness that are options of this engine under the same name.
     """
 
     title: str
     package: str
     install: str
-    options: tuple[str, ...]
+    options: tuple[str, ...] | None
     module: str | None
+    cpu: bool = False
+    claims: tuple[str, ...] = ()
 
 
 ENGINES = {
     "trtllm": EngineKind(
-        "TensorRT-LLM", "tensorrt_llm", "pip install 'moe-eval[trtllm]' on Linux with an NVIDIA GPU", (), None
+        "TensorRT-LLM",
+        "tensorrt_llm",
+        "pip install 'moe-eval[trtllm]' on Linux with an NVIDIA GPU",
+        None,
+        "moe_eval.engines.trtllm.load",
+        claims=("max_batch_size",),
     ),
     "vllm": EngineKind("vLLM", "vllm", "pip install 'moe-eval[vllm]' on Linux with a GPU", (), None),
     "transformers": EngineKind(
@@ -44,6 +53,7 @@ ENGINES = {
         "pip install transformers",
         ("attn_implementation", "moe_backend", "max_tokens_per_batch"),
         "moe_eval.engines.transformers_load",
+        cpu=True,
     ),
 }
 
@@ -88,6 +98,8 @@ def check_options(name: str, options: Iterable[str]) -> None:
         UsageError: with those it takes.
     """
     taken = named(name).options
+    if taken is None:
+        return
     unknown = sorted(set(options) - set(taken))
     if unknown:
         raise UsageError(

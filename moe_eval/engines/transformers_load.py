@@ -84,13 +84,14 @@ def _budget(asked: Any) -> int | None:
 
 def _config(settings: EngineSettings) -> Any:
     folder = checkpoint.local_folder(settings.checkpoint)
+    method = "none"
     if folder is not None:
-        method = checkpoint.quantisation(checkpoint.read_config(folder), folder)
+        method = checkpoint.carried(folder).method
         checkpoint.check_weights(folder)
     config = _from_hub(transformers.AutoConfig, settings)
-    if folder is None:
-        method = getattr(config, "quantization_config", None) and "quantization_config"
-    if method:
+    if folder is None and getattr(config, "quantization_config", None):
+        method = "quantization_config"
+    if method != "none":
         raise UsageError(
             f"{settings.checkpoint} is quantised ({method}); the transformers engine runs {', '.join(RUNS)} "
             "checkpoints, so give the unquantised one."

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from moe_eval.errors import UsageError
+from moe_eval.errors import EngineError, UsageError
+from moe_eval.exits import settle
 from moe_eval.harness import MODEL, session
 
 
@@ -29,7 +30,7 @@ def guarded(execute: Callable[..., None]) -> Callable[..., None]:
             if sentence is None:
                 raise
             print(f"moe_eval: {sentence}", file=sys.stderr)
-            sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+            sys.exit(settle(error))
         _tell(sys.stdout)
         if session.tracking_failed():
             sys.exit(2)
@@ -59,7 +60,7 @@ def _tell(stream: TextIO) -> None:
 def _sentence(error: BaseException, args: Namespace) -> str | None:
     """What to say in place of a traceback; None for what is not the user's to mend."""
     text = str(error).rstrip(".")
-    if isinstance(error, UsageError):
+    if isinstance(error, (UsageError, EngineError)):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted."

@@ -34,7 +34,9 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         plugin.warn_if_detached(log)
         if self.settings.shipped:
             log.warning(settings.SHIPPED_NOTE)
-        asked = replace(self.settings.of_engine, device=_present(self.settings.of_engine.device))
+        asked = self.settings.of_engine
+        if engines.named(self.settings.engine).cpu:
+            asked = replace(asked, device=_present(asked.device))
         self.tokenizer = tokens.load(self.settings.tokenizer, asked, self.settings.add_bos_token)
         self.engine = engines.load(self.settings.engine, asked, self.tokenizer)
         tokens.check(self.tokenizer, self.engine)

@@ -82,6 +82,7 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         shipped=shipped,
         given=given,
     )
+    claimed = {own: left.pop(own) for own in engines.named(engine).claims if own in left}
     of_engine = EngineSettings(
         checkpoint=name,
         precision=asked,
@@ -91,7 +92,7 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         batch_size=_batch_size(left.pop("batch_size", None), left.pop("max_batch_size", None)),
         revision=left.pop("revision", None),
         trust_remote_code=_flag(left, "trust_remote_code") is True,
-        options=left,
+        options=left | claimed,
     )
     engines.check_options(engine, left)
     return replace(harness, of_engine=of_engine)

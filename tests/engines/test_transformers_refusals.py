@@ -117,13 +117,13 @@ def test_a_config_that_transformers_cannot_use(llama: Path, spoil: Spoil, fields
 def test_a_quantised_checkpoint(llama: Path, spoil: Spoil) -> None:
     folder = spoil(llama)
     change_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
-    assert "is quantised (fp8)" in refusal(folder)
+    assert "is quantised (fp8 with blocks of [128, 128])" in refusal(folder)
 
 
 def test_a_checkpoint_that_modelopt_quantised(llama: Path, spoil: Spoil) -> None:
     folder = spoil(llama)
     (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
-    assert "is quantised (hf_quant_config.json)" in refusal(folder)
+    assert "is quantised (modelopt NVFP4)" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.1.self_attn.q_proj.weight"])

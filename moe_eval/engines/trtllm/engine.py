@@ -1,0 +1,222 @@
+"""TensorRT-LLM's LLM behind the Engine protocol."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_eval.engines.base import (
+    Completion,
+    EngineFacts,
+    GenerationRequest,
+    RequestTimes,
+    TokenIds,
+    TraceHandle,
+    Window,
+    WindowScores,
+    unheard,
+)
+from moe_eval.engines.trtllm import tracing
+from moe_eval.engines.trtllm.failures import explained
+from moe_eval.engines.trtllm.library import Library
+from moe_eval.engines.trtllm.readers import ContextLogits, Reader
+from moe_eval.engines.trtllm.workers import Waiter, Workers
+from moe_eval.errors import EngineError, WorkerDied
+
+_SHUTDOWN_SECONDS = 60
+
+
+@dataclass
+class Session:
+    """A built LLM and its processes: sends requests so that the scheduler always has the next ones waiting.
+
+    Attributes:
+        most_requests: in flight at once.
+        most_tokens: of prompts in flight at once where their logits are returned.
+    """
+
+    library: Library
+    llm: Any
+    workers: Workers
+    checkpoint: str
+    most_requests: int
+    most_tokens: int
+    _closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        atexit.register(self.close)
+
+    def stream(
+        self, prompts: Sequence[TokenIds], sampling: dict[str, Any], doing: str, most_tokens: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (index, RequestOutput) of every prompt, in order, each as soon as it and those before it are done.
+
+        Raises:
+            UsageError, EngineError: what went wrong, in a sentence.
+        """
+        waiter = Waiter(self.workers)
+        flying: deque[tuple[int, Any]] = deque()
+        tokens = 0
+        try:
+            params = self.library.sampling_params(**sampling)
+            for index, prompt in enumerate(prompts):
+                while flying and (
+                    len(flying) >= self.most_requests
+                    or (most_tokens is not None and tokens + len(prompt) > most_tokens)
+                ):
+                    done, handle = flying.popleft()
+                    yield done, waiter.wait(handle.result)
+                    tokens -= len(prompts[done])
+                flying.append((index, self.llm.generate_async(list(prompt), sampling_params=params, streaming=False)))
+                tokens += len(prompt)
+            while flying:
+                done, handle = flying.popleft()
+                yield done, waiter.wait(handle.result)
+        except WorkerDied:
+            self._abandon()
+            raise
+        except Exception as error:
+            raise explained(error, self.library.version, self.checkpoint, doing) from error
+        finally:
+            for _, handle in flying:
+                abort = getattr(handle, "abort", None)
+                if abort is not None and not self._closed:
+                    abort()
+            waiter.close()
+
+    def ask(self, prompts: Sequence[TokenIds], sampling: dict[str, Any]) -> list[Any]:
+        """The RequestOutputs of a few prompts, in order."""
+        return [output for _, output in self.stream(prompts, sampling, "testing", self.most_tokens)]
+
+    def _abandon(self) -> None:
+        """Give up a library whose workers are gone: its own shutdown would wait for them for ever."""
+        self._closed = True
+        atexit.unregister(self.close)
+        self.workers.kill()
+
+    def close(self) -> None:
+        """Shut the library down and see its processes end."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        ending = threading.Thread(target=self.llm.shutdown, daemon=True)
+        ending.start()
+        ending.join(_SHUTDOWN_SECONDS)
+        self.workers.end()
+
+
+@dataclass
+class TrtllmEngine:
+    """A model on TensorRT-LLM."""
+
+    facts: EngineFacts
+    session: Session
+    reader: Reader
+    context: ContextLogits
+    ends: frozenset[int]
+
+    def score(
+        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
+    ) -> list[WindowScores]:
+        # the engine's own form costs a device synchronisation for every token and candidate
+        return self.score_with(self.context if top_k else self.reader, windows, top_k, done)
+
+    def score_with(
+        self,
+        reader: Reader,
+        windows: Sequence[Window],
+        top_k: int = 0,
+        done: Callable[[int, WindowScores], None] = unheard,
+    ) -> list[WindowScores]:
+        """Score by one form of log-probabilities, whichever of them the self-test chose."""
+        for window in windows:
+            if len(window.inputs) > self.facts.max_length:
+                raise ValueError(f"a window of {len(window.inputs)} tokens is longer than {self.facts.max_length}")
+        scores = []
+        prompts = [reader.prompt(window) for window in windows]
+        for index, output in self.session.stream(prompts, reader.sampling, "scoring", self.session.most_tokens):
+            scores.append(reader.read(output, windows[index], top_k))
+            done(index, scores[-1])
+        return scores
+
+    def generate(
+        self,
+        prompts: Sequence[TokenIds],
+        request: GenerationRequest,
+        done: Callable[[int, Completion], None] = unheard,
+    ) -> list[Completion]:
+        for prompt in prompts:
+            if len(prompt) + request.max_new_tokens > self.facts.max_length:
+                raise ValueError(
+                    f"{len(prompt)} tokens and {request.max_new_tokens} new ones are more than {self.facts.max_length}"
+                )
+        completions = []
+        sampling = self._sampling(request)
+        for index, output in self.session.stream(prompts, sampling, "generating with"):
+            completions.append(self._completion(output.outputs[0], request))
+            done(index, completions[-1])
+        return completions
+
+    def _sampling(self, request: GenerationRequest) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "max_tokens": request.max_new_tokens,
+            "ignore_eos": request.ignore_eos,
+            "detokenize": bool(request.stop),
+        }
+        if request.stop:
+            found |= {"stop": list(request.stop), "include_stop_str_in_output": True}
+        if request.temperature > 0:
+            found["temperature"] = request.temperature
+            if request.top_p < 1:
+                found["top_p"] = request.top_p
+            if request.top_k > 0:
+                found["top_k"] = request.top_k
+        if request.timed and "return_perf_metrics" in self.session.library.sampling:
+            found["return_perf_metrics"] = True
+        return found
+
+    def _completion(self, output: Any, request: GenerationRequest) -> Completion:
+        tokens = tuple(int(token) for token in output.token_ids)
+        if output.finish_reason not in ("stop", "length"):
+            raise EngineError(f"TensorRT-LLM broke a request off ({output.finish_reason}).")
+        if request.ignore_eos and not request.stop and len(tokens) != request.max_new_tokens:
+            raise EngineError(
+                f"TensorRT-LLM generated {len(tokens)} tokens where {request.max_new_tokens} were asked for; no timing "
+                "of this run would be right."
+            )
+        if not request.ignore_eos and tokens and tokens[-1] in self.ends:
+            tokens = tokens[:-1]
+        return Completion(tokens, output.finish_reason, _times(output) if request.timed else None)
+
+    @contextmanager
+    def trace(self, target: Path) -> Iterator[TraceHandle]:
+        recording = (
+            tracing.in_process() if self.facts.worker == "in_process" else tracing.by_library(self.session.llm, target)
+        )
+        with recording as export:
+            yield TraceHandle(target)
+        export(target)
+
+    def close(self) -> None:
+        self.session.close()
+
+
+def _times(output: Any) -> RequestTimes | None:
+    """TensorRT-LLM's timing_metrics: timedeltas on a steady clock, of which only differences mean anything."""
+    metrics = getattr(getattr(output, "request_perf_metrics", None), "timing_metrics", None)
+    if metrics is None:
+        return None
+    arrival = metrics.arrival_time
+    return RequestTimes(
+        *(
+            (moment - arrival).total_seconds()
+            for moment in (metrics.first_scheduled_time, metrics.first_token_time, metrics.last_token_time)
+        )
+    )

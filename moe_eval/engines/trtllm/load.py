@@ -1,0 +1,159 @@
+"""Builds the TensorRT-LLM engine, or says in one sentence why it cannot be built here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_eval import checkpoint, hardware
+from moe_eval.engines.base import EngineFacts, EngineSettings
+from moe_eval.engines.trtllm import arguments, library, observe, selftest, sizing
+from moe_eval.engines.trtllm.checks import Model, check_machine, read_model, take_placement
+from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
+from moe_eval.engines.trtllm.failures import explained
+from moe_eval.engines.trtllm.readers import ContextLogits
+from moe_eval.engines.trtllm.workers import Workers, descendants
+
+log = logging.getLogger(__name__)
+
+# most requests in an iteration where the user does not say: enough to fill max_num_tokens with short prompts
+_REQUESTS = 64
+# variables that spawned workers need and that MPI sessions do not forward by themselves; what is named like a secret
+# stays here
+_FORWARDED = re.compile(r"(HF|NCCL|TORCH|CUDA|UCX)_")
+_SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSWORD", re.IGNORECASE)
+
+
+def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
+    """Load a checkpoint from a folder or a hub.
+
+    Args:
+        settings: options are the constructor's own arguments by name, those of arguments.NESTED, `worker`
+            (in_process or spawned) and `disable_fusion`; what the installed version lacks is refused.
+        tokenizer: of Transformers; for stop texts and for the text of the self-test.
+
+    Raises:
+        UsageError: names what the checkpoint, the machine or the installed version lacks.
+        EngineError: the self-test failed.
+    """
+    options = dict(settings.options)
+    placement = take_placement(options)
+    model = read_model(settings)
+    check_machine(settings, options, model, placement.world)
+    environment = {library.IN_PROCESS: "1" if placement.in_process else None}
+    if placement.disable_fusion:
+        environment[library.NO_FUSION] = "1"
+    found = library.load(environment)
+
+    vocabulary = int(model.config.get("vocab_size") or len(tokenizer))
+    limits = _limits(settings, options, model, vocabulary, placement.world)
+    defaults: dict[str, Any] = {
+        "max_batch_size": settings.batch_size or _REQUESTS,
+        "max_num_tokens": limits.max_num_tokens,
+        "kv_cache_free_gpu_memory_fraction": sizing.KV_FRACTION,
+    }
+    if not placement.in_process:
+        defaults["env_overrides"] = _forwarded(os.environ)
+    given = arguments.build(found, options | {"max_seq_len": limits.max_seq_len}, defaults)
+    session = _session(found, settings, model, tokenizer, given)
+    context = ContextLogits(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        verdict = selftest.run(session.ask, selftest.known_sequence(tokenizer, vocabulary), context)
+    except BaseException:
+        session.close()
+        raise
+    if verdict.fallback:
+        log.warning(
+            "TensorRT-LLM %s: scores are read from context logits, since its own prompt log-probabilities do not agree "
+            "with them (%s).",
+            *(found.version, verdict.fallback),
+        )
+    gpus = hardware.gpus()[: placement.world]
+    count = f"{placement.world} x " if placement.world > 1 else ""
+    cache = str(getattr(given["kv_cache_config"], "dtype", "auto"))
+    facts = EngineFacts(
+        name="trtllm",
+        version=found.version,
+        checkpoint=settings.checkpoint,
+        fingerprint=model.fingerprint,
+        architecture=str(next(iter(model.config.get("architectures") or ["unknown"]))),
+        vocabulary=vocabulary,
+        precision=model.precision,
+        emulated=False,
+        dtype=model.dtype,
+        device="cuda" if gpus else "cpu",
+        device_name=f"{count}{gpus[0].name}" if gpus else "cpu",
+        max_length=limits.window,
+        worker=observe.worker(session.llm, len(session.workers)),
+        attention_backend=observe.attention_backend(session.llm),
+        moe_backend_requested=str(options.get("moe_backend", "auto")),
+        moe_backend_observed=observe.moe_backend(session.llm),
+        kv_cache_dtype=(model.carried.kv_cache or model.dtype) if cache == "auto" else cache,
+        cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(session.llm),
+        scores_from=verdict.label,
+        arguments={
+            **{name: value for name, value in arguments.plain(given).items() if name != "env_overrides"},
+            "disable_fusion": os.environ.get(library.NO_FUSION, "0") == "1",
+        },
+    )
+    return TrtllmEngine(facts, session, verdict.reader, context, _ends(model.folder, tokenizer))
+
+
+def _limits(
+    settings: EngineSettings, options: Mapping[str, Any], model: Model, vocabulary: int, world: int
+) -> sizing.Limits:
+    """The window and token limits that the memory of the smallest GPU allows."""
+    smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[:world]), default=None)
+    free = sizing.free_bytes(smallest, checkpoint.weight_bytes(model.folder), world)
+    positions = int(model.config.get("max_position_embeddings") or 2048)
+    return sizing.limits(options, settings.max_length, positions, sizing.tokens_at_once(vocabulary, free))
+
+
+def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if _FORWARDED.match(name) and not _SECRET.search(name)}
+
+
+def _session(
+    found: library.Library, settings: EngineSettings, model: Model, tokenizer: Any, given: Mapping[str, Any]
+) -> Session:
+    common: dict[str, Any] = {
+        "model": model.name,
+        "dtype": model.dtype if model.carried.method == "none" else settings.dtype,
+        "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if str(tokenizer.name_or_path) != model.name:
+        common["tokenizer"] = str(tokenizer.name_or_path)
+    before = descendants()
+    try:
+        llm = found.module.LLM(**common, **given)
+    except BaseException as error:
+        Workers(descendants() - before).kill()
+        if isinstance(error, Exception):
+            raise explained(error, found.version, settings.checkpoint, "loading") from error
+        raise
+    return Session(
+        library=found,
+        llm=llm,
+        workers=Workers(descendants() - before),
+        checkpoint=settings.checkpoint,
+        # one set running and the next one waiting
+        most_requests=2 * int(given["max_batch_size"]),
+        most_tokens=2 * int(given["max_num_tokens"]),
+    )
+
+
+def _ends(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a completion: the tokenizer's and those of generation_config.json."""
+    ends = {tokenizer.eos_token_id}
+    file = folder / "generation_config.json"
+    if file.is_file():
+        stated = checkpoint.read_object(file).get("eos_token_id")
+        ends |= set(stated) if isinstance(stated, list) else {stated}
+    return frozenset(end for end in ends if end is not None)

@@ -1,0 +1,61 @@
+"""What actually runs, read from the engine that was built rather than from what was asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+# set by MPI launchers for every process they start
+_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TLLM_SPAWN_PROXY_PROCESS", "tllm_mpi_size")
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether ranks of a launcher (mpirun, trtllm-llmapi-launch) are there, maybe on other machines."""
+    if environment.get("TLLM_SPAWN_PROXY_PROCESS") == "1":
+        return True
+    return any(environment.get(name, "1") != "1" for name in _LAUNCHED)
+
+
+def worker(llm: Any, processes: int) -> Literal["in_process", "spawned"] | None:
+    """Where the engine runs: in this process, or in `processes` others that came into being with it."""
+    if _model(llm) is not None:
+        return "in_process"
+    return "spawned" if processes or launched() else None
+
+
+def moe_backend(llm: Any) -> str | None:
+    """The classes of the experts, or None where the model cannot be reached: it is in another process.
+
+    TensorRT-LLM's own path to the model and its wrapper ConfigurableMoE, whose `backend` is what computes. The name is
+    told as it is: packages and class hierarchies move between versions.
+    """
+    layers = getattr(getattr(_model(llm), "model", None), "layers", None)
+    names: dict[str, None] = {}
+    for layer in layers or ():
+        experts = getattr(getattr(layer, "mlp", None), "experts", None)
+        if experts is not None:
+            names[type(getattr(experts, "backend", experts)).__name__] = None
+    return "+".join(names) or None
+
+
+def _model(llm: Any) -> Any:
+    engine = getattr(getattr(llm, "_executor", None), "engine", None)
+    return getattr(getattr(engine, "model_engine", None), "model", None)
+
+
+def cuda_graph_batch_sizes(llm: Any) -> tuple[int, ...] | None:
+    """The sizes that run as CUDA graphs once the constructor has filled them in; None where it does not say."""
+    args = getattr(llm, "args", None)
+    if args is None or not hasattr(args, "cuda_graph_config"):
+        return None
+    if args.cuda_graph_config is None:
+        return ()
+    sizes = getattr(args.cuda_graph_config, "batch_sizes", None)
+    return None if sizes is None else tuple(int(size) for size in sizes)
+
+
+def attention_backend(llm: Any) -> str | None:
+    """The attention implementation as the constructor has it."""
+    name = getattr(getattr(llm, "args", None), "attn_backend", None)
+    return None if name is None else str(name)

@@ -1,0 +1,159 @@
+"""Log-probabilities of a prompt, read from what TensorRT-LLM returns in either of two forms.
+
+Context logits: `context_logits` has a row for every prompt token, and row i is about token i + 1.
+
+Prompt log-probabilities: `outputs[0].prompt_logprobs` has an entry for every prompt token, and entry i is about token
+i + 1 (there is no leading None, unlike vLLM's). The entry holds the most probable tokens, and since 1.3.0rc11 always
+the token that follows; before, it held another one or none, which is why this form is never taken untested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from moe_eval.engines.base import Window, WindowScores
+from moe_eval.errors import EngineError
+
+_CHUNK_BYTES = 256 << 20  # of float32 logits and of their softmax at once
+
+
+class Reader(Protocol):
+    """One way to score a window.
+
+    Attributes:
+        name: for the labels.
+        sampling: the sampling settings that ask for it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sampling(self) -> dict[str, Any]: ...
+
+    def prompt(self, window: Window) -> list[int]:
+        """The token ids to send."""
+        ...
+
+    def read(self, output: Any, window: Window, top_k: int = 0) -> WindowScores:
+        """The scores in a finished request's RequestOutput."""
+        ...
+
+
+@dataclass(frozen=True)
+class ContextLogits:
+    """A float32 log-softmax of the context logits, on the GPU where there is one, a few rows at a time."""
+
+    device: torch.device
+    name: str = "context_logits"
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {"max_tokens": 1, "return_context_logits": True}
+
+    def prompt(self, window: Window) -> list[int]:
+        return list(window.inputs)
+
+    def read(self, output: Any, window: Window, top_k: int = 0) -> WindowScores:
+        logits = rows(output, len(window.inputs))[-len(window.continuation) :]
+        targets = torch.tensor(window.continuation, device=self.device)
+        step = max(1, _CHUNK_BYTES // (4 * logits.shape[1]))
+        parts = [
+            self._reduce(logits[at : at + step], targets[at : at + step], min(top_k, logits.shape[1]))
+            for at in range(0, len(targets), step)
+        ]
+        return WindowScores(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+    @torch.inference_mode()
+    def _reduce(self, logits: torch.Tensor, targets: torch.Tensor, top_k: int) -> list[Any]:
+        logprobs = torch.log_softmax(logits.to(self.device, torch.float32), dim=-1)
+        picked = logprobs.gather(1, targets[:, None]).squeeze(1)
+        top = logprobs.topk(top_k, dim=1)
+        found = (picked, logprobs.argmax(1) == targets, top.indices, top.values)
+        return [each.cpu().numpy() for each in found]
+
+
+def rows(output: Any, tokens: int) -> torch.Tensor:
+    """The context logits, shape (tokens, vocabulary).
+
+    Raises:
+        EngineError: there are none, or not one row for every token.
+    """
+    logits = output.context_logits
+    if logits is None:
+        raise EngineError(
+            "TensorRT-LLM returned no context logits; leave out what makes it drop them (speculative decoding, "
+            "postprocessing workers)."
+        )
+    if logits.ndim != 2 or logits.shape[0] != tokens:
+        raise EngineError(
+            f"TensorRT-LLM returned context logits of shape {tuple(logits.shape)} for a prompt of {tokens} tokens, so "
+            "parts of the prompt came from its cache; the scores would be wrong."
+        )
+    found: torch.Tensor = logits
+    return found
+
+
+@dataclass(frozen=True)
+class PromptLogprobs:
+    """The engine's own prompt log-probabilities, `k` most probable tokens beside the actual one."""
+
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"prompt_logprobs={self.k}"
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {"max_tokens": 1, "prompt_logprobs": self.k}
+
+    def prompt(self, window: Window) -> list[int]:
+        # the entry of the last token read is about the token that is generated, so the last one scored is read as well
+        return [*window.context, *window.continuation]
+
+    def read(self, output: Any, window: Window, top_k: int = 0) -> WindowScores:
+        entries = output.outputs[0].prompt_logprobs
+        read = len(window.context) + len(window.continuation)
+        if not entries or len(entries) != read:
+            raise EngineError(
+                f"TensorRT-LLM returned {len(entries or ())} log-probabilities for a prompt of {read} tokens."
+            )
+        found = [
+            _entry(entry, token, self.k)
+            for entry, token in zip(entries[len(window.context) - 1 : -1], window.continuation, strict=True)
+        ]
+        return WindowScores(
+            np.array([logprob for logprob, _ in found], dtype=np.float32),
+            np.array([greedy for _, greedy in found], dtype=np.bool_),
+            np.empty((len(found), 0), dtype=np.int64),
+            np.empty((len(found), 0), dtype=np.float32),
+        )
+
+
+def _entry(entry: Any, token: int, k: int) -> tuple[float, bool]:
+    """The log-probability of a token, and whether no other is more probable.
+
+    Raises:
+        EngineError: the entry does not hold the token, or not enough to say whether it is the most probable one.
+    """
+    own = entry.get(token)
+    if own is None:
+        raise EngineError(f"TensorRT-LLM's prompt log-probabilities lack token {token} where it was read.")
+    if own.rank is not None:
+        return float(own.logprob), own.rank == 1
+    others = [each.logprob for other, each in entry.items() if other != token]
+    if not others and not k:
+        raise EngineError("TensorRT-LLM's prompt log-probabilities state no rank and no other token.")
+    return float(own.logprob), own.logprob >= max(others, default=own.logprob)
+
+
+def differences(first: Sequence[WindowScores], second: Sequence[WindowScores]) -> np.ndarray[Any, Any]:
+    """Absolute differences of the log-probabilities of the same tokens, in nats."""
+    pairs = zip(first, second, strict=True)
+    return np.concatenate([np.abs(one.logprobs.astype(np.float64) - other.logprobs) for one, other in pairs])

@@ -1,0 +1,30 @@
+"""How a command ends: 0, 2 where the user has something to mend, 1 where an engine broke down, 130 for Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from moe_eval.errors import EngineError, WorkerDied
+
+
+def code(error: BaseException) -> int:
+    """The exit code for an error that has a sentence."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 1 if isinstance(error, EngineError) else 2
+
+
+def settle(error: BaseException) -> int:
+    """The exit code, for an error whose sentence is told.
+
+    Where a worker of an engine is gone, the engine's library would wait for it in its own exit handlers for ever: then
+    this does not return and the process ends without them.
+    """
+    if isinstance(error, WorkerDied):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code(error))
+    return code(error)
