@@ -63,8 +63,7 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         asked = _settings_of(call.arguments)
-        # under torchrun every process evaluates and one keeps the books, as in the harness
-        if asked is None or int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        if asked is None or not _keeps_books():
             return simple_evaluate(*args, **kwargs)
         if not isinstance(call.arguments["model"], str):
             call.arguments["model"].scored = {}  # counts are of one run
@@ -89,6 +88,11 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         return results
 
     return run
+
+
+def _keeps_books() -> bool:
+    """Whether this process is the first of its launcher's: under torchrun or mpirun every one evaluates, one writes."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
 
 
 def _settings_of(arguments: Mapping[str, Any]) -> settings.ModelSettings | None:

@@ -26,6 +26,7 @@ from moe_eval.engines.trtllm import tracing
 from moe_eval.engines.trtllm.failures import explained
 from moe_eval.engines.trtllm.library import Library
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
+from moe_eval.engines.trtllm.selftest import Check
 from moe_eval.engines.trtllm.workers import Waiter, Workers
 from moe_eval.errors import EngineError, WorkerDied
 
@@ -114,13 +115,20 @@ class Session:
 
 @dataclass
 class TrtllmEngine:
-    """A model on TensorRT-LLM."""
+    """A model on TensorRT-LLM.
+
+    Attributes:
+        reader: the form of log-probabilities that the self-test chose; `checks` is what it compared.
+        context: the other form, which gives the most probable tokens as well.
+        ends: tokens that end a completion.
+    """
 
     facts: EngineFacts
     session: Session
     reader: Reader
     context: ContextLogits
     ends: frozenset[int]
+    checks: tuple[Check, ...]
 
     def score(
         self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard

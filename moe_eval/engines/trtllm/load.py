@@ -102,7 +102,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
             "disable_fusion": os.environ.get(library.NO_FUSION, "0") == "1",
         },
     )
-    return TrtllmEngine(facts, session, verdict.reader, context, _ends(model.folder, tokenizer))
+    return TrtllmEngine(facts, session, verdict.reader, context, _ends(model.folder, tokenizer), verdict.checks)
 
 
 def _limits(
