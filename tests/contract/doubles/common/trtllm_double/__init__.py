@@ -1,0 +1,1 @@
+"""What the doubles share; imports nothing, since workers clean their environment first."""

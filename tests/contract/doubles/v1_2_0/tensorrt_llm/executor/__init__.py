@@ -1,0 +1,10 @@
+"""Errors and results of the executor."""
+
+from .._double import API
+
+# what API was built from is importable only now
+from trtllm_double.outputs import Logprob, RequestError  # isort: skip
+
+CompletionOutput = API.CompletionOutput
+
+__all__ = ["CompletionOutput", "Logprob", "RequestError"]
