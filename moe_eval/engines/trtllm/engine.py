@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,9 +50,6 @@ class Session:
     most_tokens: int
     _closed: bool = field(default=False, init=False)
 
-    def __post_init__(self) -> None:
-        atexit.register(self.close)
-
     def stream(
         self, prompts: Sequence[TokenIds], sampling: dict[str, Any], doing: str, most_tokens: int | None = None
     ) -> Iterator[tuple[int, Any]]:
@@ -98,7 +95,8 @@ class Session:
     def _abandon(self) -> None:
         """Give up a library whose workers are gone: its own shutdown would wait for them for ever."""
         self._closed = True
-        atexit.unregister(self.close)
+        # the library calls this at exit and when it is collected, in whatever program uses us
+        self.llm.shutdown = lambda *_, **__: None
         self.workers.kill()
 
     def close(self) -> None:
@@ -106,7 +104,6 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
         ending = threading.Thread(target=self.llm.shutdown, daemon=True)
         ending.start()
         ending.join(_SHUTDOWN_SECONDS)
@@ -129,6 +126,10 @@ class TrtllmEngine:
     context: ContextLogits
     ends: frozenset[int]
     checks: tuple[Check, ...]
+
+    def __post_init__(self) -> None:
+        # at the end of the process, or as soon as nobody holds this engine: the next one needs its memory
+        weakref.finalize(self, self.session.close)
 
     def score(
         self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard

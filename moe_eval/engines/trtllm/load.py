@@ -61,10 +61,12 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     if not placement.in_process:
         defaults["env_overrides"] = _forwarded(os.environ)
     given = arguments.build(found, options | {"max_seq_len": limits.max_seq_len}, defaults)
-    session = _session(found, settings, model, tokenizer, given)
+    # in this process compilers come and go, and Ray ends idle workers of its own accord: their end is no death
+    watched = not placement.in_process and options.get("orchestrator_type") in (None, "rpc")
+    session = _session(found, settings, model, tokenizer, given, watched=watched)
     context = ContextLogits(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        verdict = selftest.run(session.ask, selftest.known_sequence(tokenizer, vocabulary), context)
+        verdict = selftest.run(session.ask, selftest.known_sequence(tokenizer, vocabulary)[: limits.window], context)
     except BaseException:
         session.close()
         raise
@@ -120,7 +122,13 @@ def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _session(
-    found: library.Library, settings: EngineSettings, model: Model, tokenizer: Any, given: Mapping[str, Any]
+    found: library.Library,
+    settings: EngineSettings,
+    model: Model,
+    tokenizer: Any,
+    given: Mapping[str, Any],
+    *,
+    watched: bool,
 ) -> Session:
     common: dict[str, Any] = {
         "model": model.name,
@@ -141,7 +149,7 @@ def _session(
     return Session(
         library=found,
         llm=llm,
-        workers=Workers(descendants() - before),
+        workers=Workers(descendants() - before if watched else ()),
         checkpoint=settings.checkpoint,
         # one set running and the next one waiting
         most_requests=2 * int(given["max_batch_size"]),

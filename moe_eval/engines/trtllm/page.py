@@ -13,7 +13,7 @@ from moe_eval.engines.base import GenerationRequest, Window
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.readers import PromptLogprobs, Reader, differences
 from moe_eval.engines.trtllm.selftest import SAME_LOGITS_TOLERANCE
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import EngineError, UsageError, WorkerDied
 
 _WINDOWS, _WINDOW_TOKENS, _NEW_TOKENS = 10, 256, 16
 _MARKS = {True: "agree", False: "do not agree", None: "could not tell"}
@@ -31,6 +31,8 @@ class Page:
         self.lines += ["", f"## {what}", ""]
         try:
             self.lines += step()
+        except WorkerDied:
+            raise
         except (EngineError, UsageError) as error:
             self.lines.append(f"- FAILED: {error}")
             self.failed = True
@@ -65,6 +67,8 @@ def _scored(engine: TrtllmEngine, windows: Sequence[Window]) -> list[str]:
     own = chosen if isinstance(chosen, PromptLogprobs) else PromptLogprobs(1)
     try:
         far = differences(context, engine.score_with(own, windows))
+    except WorkerDied:
+        raise
     except (EngineError, UsageError) as error:
         if own is chosen:
             raise

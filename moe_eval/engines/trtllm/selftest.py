@@ -18,7 +18,7 @@ import torch
 
 from moe_eval.engines.base import Window
 from moe_eval.engines.trtllm.readers import ContextLogits, PromptLogprobs, Reader, rows
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import EngineError, UsageError, WorkerDied
 
 TEXT = "The shadow of a sundial falls on the hour line, and by noon it is at its shortest because the Sun stands high."
 # Nats. Generation runs other kernels than a long prompt, in the checkpoint's own precision; the two readings of one
@@ -115,7 +115,7 @@ def _generation(ask: Ask, sequence: list[int], context: ContextLogits) -> Check:
         f"the tokens that {_PREFIXES} greedy requests chose are {own:.3g} nats below the best of their rows on "
         f"average, and {others:.3g} in rows one off"
     )
-    if own > GENERATION_TOLERANCE:
+    if not own <= GENERATION_TOLERANCE:  # NaN as well
         return Check(name, False, detail)
     return Check(name, True if others > GENERATION_TOLERANCE else None, detail)
 
@@ -127,6 +127,8 @@ def _prompt_logprobs(ask: Ask, sequence: list[int], context: ContextLogits, read
     try:
         (output,) = ask([sequence], {**reader.sampling, "return_context_logits": True})
         found = reader.read(output, window)
+    except WorkerDied:
+        raise
     except (EngineError, UsageError) as error:
         return Check(name, False, str(error).rstrip("."))
     logprobs = _softmax(output, len(sequence), context)
@@ -139,7 +141,7 @@ def _prompt_logprobs(ask: Ask, sequence: list[int], context: ContextLogits, read
 
     own, others = distance(0), min(distance(-1), distance(1))
     detail = f"largest difference {own:.3g} nats, and {others:.3g} for rows one off"
-    if own > SAME_LOGITS_TOLERANCE:
+    if not own <= SAME_LOGITS_TOLERANCE:  # NaN as well
         return Check(name, False, detail)
     if others <= SAME_LOGITS_TOLERANCE:
         return Check(name, None, f"{detail}: this model cannot tell them apart")

@@ -19,6 +19,8 @@ _FEWEST, _MOST, _UNKNOWN = 512, 8192, 4096
 # A prompt has to be shorter than the sequence limit, and a window's last token is read as well where log-probabilities
 # of the prompt are asked for: two positions more than the window.
 BEYOND = 2
+# what the self-test needs
+LEAST = 16
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,22 @@ def limits(options: Mapping[str, Any], max_length: int | None, positions: int, a
         UsageError: what was asked for does not fit together.
     """
     longest = min(positions, _number(options, "max_seq_len") or positions)
-    if longest <= BEYOND:
-        raise UsageError(f"max_seq_len={longest} leaves no window; give at least {BEYOND + 1}.")
+    if longest < LEAST + BEYOND:
+        raise UsageError(f"max_seq_len={longest} leaves too small a window; give at least {LEAST + BEYOND}.")
     chunked = str(options.get("enable_chunked_prefill", False)).lower() in ("true", "on", "1")
     budget = _number(options, "max_num_tokens")
     if max_length is None:
         window = longest - BEYOND
         if not chunked:
             window = min(window, (budget or at_once) - BEYOND)
-        if window < 1:
-            raise UsageError(f"max_num_tokens={budget} leaves no window; give at least {BEYOND + 1}.")
+        if window < LEAST:
+            raise UsageError(f"max_num_tokens={budget} leaves too small a window; give at least {LEAST + BEYOND}.")
     else:
         window = max_length
-        if not 1 <= window <= longest - BEYOND:
+        if not LEAST <= window <= longest - BEYOND:
             raise UsageError(
                 f"max_length={max_length} does not fit: TensorRT-LLM needs {BEYOND} positions beside the window and "
-                f"this model has {longest}; give 1 to {longest - BEYOND}."
+                f"this model has {longest}; give {LEAST} to {longest - BEYOND}."
             )
         if budget is not None and not chunked and window + BEYOND > budget:
             raise UsageError(

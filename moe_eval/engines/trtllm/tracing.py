@@ -4,6 +4,7 @@ and by Nsight Systems around a whole command."""
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -82,8 +83,11 @@ def nsys_command(
 
 
 def _sets_markers(program: Sequence[str]) -> bool:
-    text = " ".join(program)
-    return "enable_layerwise_nvtx_marker" in text and "cuda_graph_batch_sizes" in text
+    text = " ".join(program).lower()
+    return bool(
+        re.search(r"enable_layerwise_nvtx_marker=(true|on|1)\b", text)
+        and re.search(r"cuda_graph_batch_sizes=(none|off|0|false)(?![\w:])", text)
+    )
 
 
 def run_nsys(command: NsysCommand) -> Path:
@@ -99,6 +103,7 @@ def run_nsys(command: NsysCommand) -> Path:
             "TensorRT-LLM's containers)."
         )
     command.report.parent.mkdir(parents=True, exist_ok=True)
+    command.report.unlink(missing_ok=True)  # one of an earlier run would pass for this one's
     done = subprocess.run(command.arguments, env={**os.environ, **command.environment}, check=False)
     if done.returncode:
         raise EngineError(f"The profiled command ended with code {done.returncode}: {command}")
@@ -119,7 +124,9 @@ def in_process() -> Iterator[Export]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
+    # without it operators of other threads are missing; kernels are recorded whoever launched them
+    config = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    with torch.profiler.profile(activities=activities, experimental_config=config) as profiler:
         yield lambda target: profiler.export_chrome_trace(str(target))
         if torch.cuda.is_available():
             torch.cuda.synchronize()

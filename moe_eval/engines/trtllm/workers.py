@@ -12,16 +12,18 @@ import psutil
 
 from moe_eval.errors import WorkerDied
 
+# what MPI starts beside its ranks and needs until this process has left MPI: neither watched nor ended
+_DAEMONS = ("orted", "prted", "prte", "hydra_pmi_proxy", "hydra_bstrap_proxy", "mpirun", "mpiexec")
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10
 
 
 def descendants() -> frozenset[int]:
-    """Process ids below this one, without the helper that Python's multiprocessing keeps for itself."""
+    """Process ids below this one, without MPI's daemons and the helper that Python's multiprocessing keeps."""
     found = set()
     for process in psutil.Process(os.getpid()).children(recursive=True):
         try:
-            if "resource_tracker" not in " ".join(process.cmdline()):
+            if process.name() not in _DAEMONS and "resource_tracker" not in " ".join(process.cmdline()):
                 found.add(process.pid)
         except psutil.Error:
             continue  # it ended meanwhile
