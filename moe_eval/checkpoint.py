@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,15 @@ class Carried:
         precision: one of precision.PRECISIONS; None for a quantisation that has no name there.
         method: who declares it and what it is called there, such as `modelopt FP8`; `none` where nothing is declared.
         kv_cache: the precision of the key-value cache that comes with it, if any.
+        excluded: patterns of the modules that are left as they were.
+        layers: of mixed precision, how many modules each algorithm has.
     """
 
     precision: str | None
     method: str
     kv_cache: str | None = None
+    excluded: tuple[str, ...] = ()
+    layers: tuple[tuple[str, int], ...] = ()
 
 
 def carried(folder: Path) -> Carried:
@@ -117,14 +122,27 @@ def carried(folder: Path) -> Carried:
 
     ModelOpt's hf_quant_config.json goes before the quantization_config of config.json, the order in which TensorRT-LLM
     reads them. Formats: NVIDIA Model-Optimizer, Transformers' FineGrainedFP8, compressed-tensors.
+
+    Raises:
+        UsageError: a file is not JSON, or the two contradict each other.
     """
     config = read_config(folder)
-    declared: Any
     plain = Carried(OF_DTYPE.get(stored_dtype(config)), "none")
-    if (folder / "hf_quant_config.json").is_file():
-        declared = read_object(folder / "hf_quant_config.json")
-        return _modelopt(declared.get("quantization") or declared, plain)
-    declared = config.get("quantization_config")
+    file = folder / "hf_quant_config.json"
+    stated = _declared(config.get("quantization_config"), plain)
+    if not file.is_file():
+        return stated
+    declared = read_object(file)
+    found = _modelopt(declared.get("quantization") or declared, plain)
+    if stated.method != "none" and stated.precision != found.precision:
+        raise UsageError(
+            f"{file} says {found.method} and config.json beside it says {stated.method}; remove the one that is wrong."
+        )
+    return found
+
+
+def _declared(declared: Any, plain: Carried) -> Carried:
+    """What a quantization_config of config.json says."""
     if not isinstance(declared, dict):
         return plain
     method = str(declared.get("quant_method") or declared.get("quant_algo") or "unnamed")
@@ -136,10 +154,12 @@ def carried(folder: Path) -> Carried:
 
 
 def _fine_grained(declared: dict[str, Any]) -> Carried:
+    excluded = _texts(declared.get("modules_to_not_convert"))
     blocks = declared.get("weight_block_size")
     if blocks is None:
-        return Carried("fp8", "fp8")
-    return Carried("fp8_block" if list(blocks) == [128, 128] else None, f"fp8 with blocks of {blocks}")
+        return Carried("fp8", "fp8", excluded=excluded)
+    held = "fp8_block" if list(blocks) == [128, 128] else None
+    return Carried(held, f"fp8 with blocks of {blocks}", excluded=excluded)
 
 
 _MODELOPT = {"FP8": "fp8", "FP8_PB_WO": "fp8_block", "FP8_BLOCK_SCALES": "fp8_block", "NVFP4": "nvfp4"}
@@ -149,9 +169,19 @@ def _modelopt(declared: dict[str, Any], plain: Carried) -> Carried:
     kind = str(declared.get("quant_algo") or "NO_QUANT")
     cache = declared.get("kv_cache_quant_algo")
     cache = str(cache).lower() if cache else None
+    excluded = _texts(declared.get("exclude_modules") or declared.get("ignore"))
     if kind == "NO_QUANT":
-        return Carried(plain.precision, plain.method, cache)
-    return Carried(_MODELOPT.get(kind.upper()), f"modelopt {kind}", cache)
+        return Carried(plain.precision, plain.method, cache, excluded)
+    if kind != "MIXED_PRECISION":
+        return Carried(_MODELOPT.get(kind.upper()), f"modelopt {kind}", cache, excluded)
+    layers = declared.get("quantized_layers")
+    found = layers if isinstance(layers, dict) else {}
+    algorithms = {name: str(each.get("quant_algo")) for name, each in found.items() if isinstance(each, dict)}
+    # what the experts carry is what the checkpoint is called after
+    experts = {each for name, each in algorithms.items() if "experts" in name}
+    held = _MODELOPT.get(next(iter(experts)).upper()) if len(experts) == 1 else None
+    words = f"modelopt MIXED_PRECISION, experts {' and '.join(sorted(experts)) or 'not named'}"
+    return Carried(held, words, cache, excluded, tuple(sorted(Counter(algorithms.values()).items())))
 
 
 def _compressed(declared: dict[str, Any]) -> Carried:
@@ -164,7 +194,11 @@ def _compressed(declared: dict[str, Any]) -> Carried:
         ("float", 4, "tensor_group"): "nvfp4",
     }
     precision = known.get(next(iter(forms))) if len(forms) == 1 else None
-    return Carried(precision, f"compressed-tensors {words}")
+    return Carried(precision, f"compressed-tensors {words}", excluded=_texts(declared.get("ignore")))
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(str(each) for each in value) if isinstance(value, (list, tuple)) else ()
 
 
 def stored_dtype(config: dict[str, Any]) -> str:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
+
 from moe_eval.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -16,6 +19,9 @@ else:
     import tomli as tomllib
 
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_block", "nvfp4")
+# kernels that unpack weights and multiply in 16 bits: another precision, whatever the checkpoint is called
+WEIGHT_ONLY = {"nvfp4": "nvfp4-w4a16", "fp8": "fp8-w8a16"}
+_WEIGHT_ONLY_BACKENDS = ("MARLIN",)
 
 # dtype names as torch and checkpoints spell them
 OF_DTYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -41,6 +47,7 @@ class Support:
     Attributes:
         sm: inclusive ranges of compute capability as one number, 90 for 9.0; an open end is 999.
         moe_backends: the expert implementations that do it there, as the engine calls them.
+        versions: of the engine, as a specifier of PEP 440; empty for all.
         source: where that is written.
     """
 
@@ -48,11 +55,21 @@ class Support:
     precision: str
     sm: tuple[tuple[int, int], ...]
     moe_backends: tuple[str, ...]
+    versions: str
     source: str
 
     def runs_on(self, sm: int) -> bool:
         """Whether a GPU of this compute capability is in the row."""
         return any(first <= sm <= last for first, last in self.sm)
+
+    def runs_in(self, version: str | None) -> bool:
+        """Whether a version is in the row; one that is not known is."""
+        if version is None or not self.versions:
+            return True
+        try:
+            return SpecifierSet(self.versions).contains(version, prereleases=True)
+        except InvalidVersion:
+            return True  # a build of one's own
 
 
 @cache
@@ -65,29 +82,52 @@ def support() -> tuple[Support, ...]:
             row["precision"],
             tuple((first, last) for first, last in row["sm"]),
             tuple(row["moe_backends"]),
+            row.get("versions", ""),
             row["source"],
         )
         for row in tomllib.loads(text)["row"]
     )
 
 
-def why_not(engine: str, precision: str, sm: int, moe_backend: str | None = None) -> str | None:
+def executed(held: str, moe_backend: str | None) -> str:
+    """The precision that a checkpoint of `held` computes in with an implementation of experts."""
+    weight_only = moe_backend is not None and moe_backend.upper() in _WEIGHT_ONLY_BACKENDS
+    return WEIGHT_ONLY.get(held, held) if weight_only else held
+
+
+def why_not(
+    engine: str, precision: str, sm: int, moe_backend: str | None = None, version: str | None = None
+) -> str | None:
     """Why this precision cannot run on a GPU, in a few words; None where it can, or where no row speaks of it.
 
     Args:
         sm: compute capability as one number, 90 for 9.0.
         moe_backend: as the engine calls it; None for any.
+        version: of the engine; None for any.
     """
     rows = [row for row in support() if (row.engine, row.precision) == (engine, precision)]
-    if not rows or any(
-        row.runs_on(sm) and (moe_backend is None or moe_backend.upper() in row.moe_backends) for row in rows
-    ):
+    there = [row for row in rows if row.runs_on(sm)]
+    now = [row for row in there if row.runs_in(version)]
+    if not rows or any(moe_backend is None or moe_backend.upper() in row.moe_backends for row in now):
         return None
-    if any(row.runs_on(sm) for row in rows):
-        able = sorted({backend for row in rows if row.runs_on(sm) for backend in row.moe_backends})
-        return f"not with moe_backend={moe_backend} on SM{sm}; there {', '.join(able)} can"
-    ranges = sorted({each for row in rows for each in row.sm})
-    return f"not supported on SM{sm}; it needs {_words(ranges)}"
+    if now:
+        able = sorted({backend for row in now for backend in row.moe_backends})
+        return f"not supported on SM{sm} with moe_backend={moe_backend} ({', '.join(able)} can)"
+    if there:
+        return f"not supported on SM{sm} by {engine} {version} (it needs {there[0].versions})"
+    every = {each for row in rows for each in row.sm}
+    ranges = sorted(one for one in every if not any(o != one and o[0] <= one[0] and one[1] <= o[1] for o in every))
+    weight_only = WEIGHT_ONLY.get(precision)
+    others = sorted(
+        {
+            backend
+            for row in support()
+            if (row.engine, row.precision) == (engine, weight_only) and row.runs_on(sm) and row.runs_in(version)
+            for backend in row.moe_backends
+        }
+    )
+    more = f"; weight-only, as {weight_only}, moe_backend={' or '.join(others)} can" if others else ""
+    return f"not supported on SM{sm} (it needs {_words(ranges)}{more})"
 
 
 def _words(ranges: list[tuple[int, int]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from moe_eval.cli import doctor, log
+from moe_eval.cli import doctor, log, ppl
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.exits import settle
 
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     log.add(commands)
     doctor.add(commands)
+    ppl.add(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

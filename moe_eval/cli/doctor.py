@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 
-from moe_eval import engines, hardware
-from moe_eval.errors import EngineError
+from moe_eval import engines, hardware, precision
+from moe_eval.emulation.model import PRECISIONS as EMULATED
+from moe_eval.errors import EngineError, UsageError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,11 +19,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "doctor",
         help="what this machine has, and whether its TensorRT-LLM passes a self-test",
-        description="Print the machine, its GPUs and the engines that are installed. With --selftest load a checkpoint "
-        "on TensorRT-LLM, score ten windows in two ways, generate, look for the class of the experts, and print one "
-        "page of Markdown; exit code 1 where something that has to work does not.",
+        description="Print the machine, its GPUs, the engines that are installed and which precisions they run here. "
+        "With --selftest load a checkpoint on TensorRT-LLM, score ten windows in two ways, generate, look for the "
+        "class of the experts, and print one page of Markdown; exit code 1 where something does not work.",
     )
     parser.add_argument("--selftest", action="store_true", help="exercise TensorRT-LLM")
+    parser.add_argument("--json", action="store_true", help="the machine, engines and precisions as JSON")
     parser.add_argument(
         "--model_args",
         default="",
@@ -30,14 +35,49 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    for line in _machine():
-        print(line)
+    if args.json and args.selftest:
+        raise UsageError("--selftest prints a page of Markdown; leave out --json.")
+    machine = hardware.machine()
+    found = {name: _version(kind.package) for name, kind in engines.ENGINES.items()}
+    rows = _matrix(machine, found)
+    if args.json:
+        print(json.dumps({"machine": asdict(machine), "engines": found, "precisions": rows}, indent=1))
+        return
+    print("\n".join(_page(machine, found, rows)))
     if args.selftest:
         _selftest(args.model_args)
 
 
-def _machine() -> list[str]:
-    machine = hardware.machine()
+def _matrix(machine: hardware.Machine, found: Mapping[str, str | None]) -> list[dict[str, str | bool | None]]:
+    """Every precision on every engine: whether it runs on the first GPU, and why not."""
+    rows: list[dict[str, str | bool | None]] = []
+    for engine, version in found.items():
+        kind = engines.ENGINES[engine]
+        for name in (*precision.PRECISIONS, *precision.WEIGHT_ONLY.values()):
+            reason = _reason(engine, kind, name, version, machine)
+            rows.append({"engine": engine, "precision": name, "runs": reason is None, "why_not": reason})
+    return rows
+
+
+def _reason(
+    engine: str, kind: engines.EngineKind, name: str, version: str | None, machine: hardware.Machine
+) -> str | None:
+    if version is None:
+        return f"{kind.title} is not installed"
+    if kind.module is None:
+        return f"moe_eval does not drive {kind.title} yet"
+    if kind.cpu and name in precision.DTYPE_OF:
+        return None
+    if kind.cpu and name in EMULATED:
+        return "emulated alone (emulate=true)"
+    if not any((row.engine, row.precision) == (engine, name) for row in precision.support()):
+        return "not known to run"
+    return precision.why_not(engine, name, machine.gpus[0].sm, version=version) if machine.gpus else "no GPU"
+
+
+def _page(
+    machine: hardware.Machine, found: Mapping[str, str | None], rows: list[dict[str, str | bool | None]]
+) -> list[str]:
     lines = ["# moe-eval doctor", "", "## Machine", "", f"- {machine.os}, Python {machine.python}, {machine.cpu}"]
     lines += [
         f"- GPU {index}: {gpu.name}, SM{gpu.sm}, {gpu.memory_bytes / 2**30:.1f} GiB"
@@ -45,14 +85,18 @@ def _machine() -> list[str]:
     ] or ["- no GPU that torch can use"]
     lines += [f"- driver {machine.driver or 'none'}, CUDA of torch {machine.cuda or 'none'}", "", "## Engines", ""]
     for name, kind in engines.ENGINES.items():
-        if find_spec(kind.package) is None:
-            lines.append(f"- {name}: {kind.title} is not installed ({kind.install})")
-        else:
-            lines.append(f"- {name}: {kind.title} {_version(kind.package)}")
+        absent = f"is not installed ({kind.install})"
+        lines.append(f"- {name}: {kind.title} {found[name] or absent}")
+    lines += ["", "## Precisions of the experts", ""]
+    for row in rows:
+        if found[str(row["engine"])] is not None:
+            lines.append(f"- {row['precision']} on {row['engine']}: {'yes' if row['runs'] else row['why_not']}")
     return lines
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
+    if find_spec(package) is None:
+        return None
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

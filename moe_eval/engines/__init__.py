@@ -51,7 +51,10 @@ ENGINES = {
         "Transformers",
         "transformers",
         "pip install transformers",
-        ("attn_implementation", "moe_backend", "max_tokens_per_batch"),
+        (
+            *("attn_implementation", "moe_backend", "max_tokens_per_batch"),
+            *("emulate", "scope", "activations", "calibration_windows"),
+        ),
         "moe_eval.engines.transformers_load",
         cpu=True,
     ),

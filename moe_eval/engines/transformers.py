@@ -90,6 +90,8 @@ class TransformersEngine:
         request: GenerationRequest,
         done: Callable[[int, Completion], None] = unheard,
     ) -> list[Completion]:
+        if request.timed:
+            self._refuse_speed()
         completions: dict[int, Completion] = {}
 
         def run(batch: list[int]) -> None:
@@ -135,6 +137,7 @@ class TransformersEngine:
 
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:
+        self._refuse_speed()
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.model.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -143,6 +146,13 @@ class TransformersEngine:
             if self.model.device.type == "cuda":
                 torch.cuda.synchronize()
         profiler.export_chrome_trace(str(target))
+
+    def _refuse_speed(self) -> None:
+        if self.facts.emulated:
+            raise UsageError(
+                f"{self.facts.precision} is emulated here: it runs more and slower kernels than the precision itself, "
+                "so its speed is not measured; use an engine that runs it natively."
+            )
 
     def close(self) -> None:
         del self.model, self.head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import transformers
 from torch import Tensor
 
 from moe_eval import checkpoint, hub, precision
+from moe_eval.engines import transformers_emulation
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import TransformersEngine
@@ -26,14 +28,18 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
 
     Args:
         settings: options are attn_implementation, moe_backend (the experts implementation of Transformers: eager,
-            batched_mm, grouped_mm; auto leaves the choice to it) and max_tokens_per_batch (padded tokens).
+            batched_mm, grouped_mm; auto leaves the choice to it), max_tokens_per_batch (padded tokens) and those of
+            transformers_emulation.
         tokenizer: of Transformers; needed for stop strings alone.
 
     Raises:
         UsageError: names what the checkpoint or the engine lacks.
     """
     budget = _budget(settings.options.get("max_tokens_per_batch"))
-    if settings.precision is not None:
+    emulation = transformers_emulation.asked(settings)
+    if emulation is not None:
+        settings = replace(settings, precision=None)  # the rest of the model is in the dtype
+    elif settings.precision is not None:
         precision.check(settings.precision, "transformers", RUNS)
     config = _config(settings)
     dtype = _dtype(settings, config)
@@ -43,6 +49,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
     model = _model(settings, config, dtype, device, moe_backend)
     head = Head(model, config)
     _probe(model, head)
+    labels = transformers_emulation.start(model, emulation, tokenizer, window) if emulation else {}
 
     facts = EngineFacts(
         name="transformers",
@@ -51,8 +58,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
         fingerprint=_fingerprint(settings.checkpoint, config),
         architecture=type(model).__name__,
         vocabulary=head.weight.shape[0],
-        precision=precision.OF_DTYPE[dtype],
-        emulated=False,
+        precision=emulation.precision if emulation else precision.OF_DTYPE[dtype],
+        emulated=emulation is not None,
         dtype=dtype,
         device=str(device),
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -64,6 +71,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
         kv_cache_dtype=dtype,
         cuda_graph_batch_sizes=(),
         scores_from="hidden states through the output head in float32, checked against the model's own logits",
+        arguments=labels,
     )
     if budget is None and settings.batch_size is None:
         budget = _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS

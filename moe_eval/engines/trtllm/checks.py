@@ -147,7 +147,8 @@ def check_machine(settings: EngineSettings, options: Mapping[str, Any], model: M
         )
     backend = str(options.get("moe_backend", "auto"))
     for gpu in gpus[:world]:
-        reason = precision.why_not("trtllm", model.precision, gpu.sm, None if backend.lower() == "auto" else backend)
+        chosen = None if backend.lower() == "auto" else backend
+        reason = precision.why_not("trtllm", precision.executed(model.precision, chosen), gpu.sm, chosen)
         if reason:
             raise UsageError(
                 f"{settings.checkpoint} holds {model.precision}, which TensorRT-LLM cannot run on {gpu.name}: {reason}."

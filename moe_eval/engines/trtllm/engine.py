@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections import deque
@@ -49,6 +50,10 @@ class Session:
     most_requests: int
     most_tokens: int
     _closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        # registered after the library's own handler and so run before it: that one may wait for ever
+        atexit.register(_close, weakref.ref(self))
 
     def stream(
         self, prompts: Sequence[TokenIds], sampling: dict[str, Any], doing: str, most_tokens: int | None = None
@@ -103,11 +108,25 @@ class Session:
         """Shut the library down and see its processes end."""
         if self._closed:
             return
+        try:
+            self.workers.check()
+        except WorkerDied:
+            self._abandon()
+            return
         self._closed = True
         ending = threading.Thread(target=self.llm.shutdown, daemon=True)
         ending.start()
         ending.join(_SHUTDOWN_SECONDS)
+        if ending.is_alive():
+            self._abandon()
+            return
         self.workers.end()
+
+
+def _close(session: weakref.ref[Session]) -> None:
+    found = session()
+    if found is not None:
+        found.close()
 
 
 @dataclass
@@ -179,6 +198,8 @@ class TrtllmEngine:
             "ignore_eos": request.ignore_eos,
             "detokenize": bool(request.stop),
         }
+        if not request.ignore_eos:
+            found["stop_token_ids"] = sorted(self.ends)  # those of generation_config.json as well, in every version
         if request.stop:
             found |= {"stop": list(request.stop), "include_stop_str_in_output": True}
         if request.temperature > 0:

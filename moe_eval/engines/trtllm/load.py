@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moe_eval import checkpoint, hardware
+from moe_eval import checkpoint, hardware, precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.trtllm import arguments, library, observe, selftest, sizing
 from moe_eval.engines.trtllm.checks import Model, check_machine, read_model, take_placement
@@ -77,6 +77,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
             *(found.version, verdict.fallback),
         )
     gpus = hardware.gpus()[: placement.world]
+    backend = str(options.get("moe_backend", "auto"))
     count = f"{placement.world} x " if placement.world > 1 else ""
     cache = str(getattr(given["kv_cache_config"], "dtype", "auto"))
     facts = EngineFacts(
@@ -86,7 +87,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         fingerprint=model.fingerprint,
         architecture=str(next(iter(model.config.get("architectures") or ["unknown"]))),
         vocabulary=vocabulary,
-        precision=model.precision,
+        precision=precision.executed(model.precision, backend),
         emulated=False,
         dtype=model.dtype,
         device="cuda" if gpus else "cpu",
@@ -94,7 +95,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         max_length=limits.window,
         worker=observe.worker(session.llm, len(session.workers)),
         attention_backend=observe.attention_backend(session.llm),
-        moe_backend_requested=str(options.get("moe_backend", "auto")),
+        moe_backend_requested=backend,
         moe_backend_observed=observe.moe_backend(session.llm),
         kv_cache_dtype=(model.carried.kv_cache or model.dtype) if cache == "auto" else cache,
         cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(session.llm),

@@ -1,0 +1,165 @@
+"""`moe-eval ppl`: the perplexity of several precisions over the same windows, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from moe_eval import arm, hardware, records
+from moe_eval.arm import Found, Job
+from moe_eval.emulation.model import SCOPES
+from moe_eval.errors import EngineError, UsageError
+from moe_eval.evaluators import chunks, perplexity, plan, table
+from moe_eval.evaluators.plan import Arm, Skip
+
+SCHEMA = 1
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "ppl",
+        help="perplexity of several precisions over the same windows",
+        description="Score the same windows with every precision, each in a process of its own, write a JSON record "
+        "for each (ppl_PRECISION_smXY.json, or _cpu), and print a comparison with the first one. The first one also "
+        "runs at another batch size: what that changes is the noise floor.",
+    )
+    parser.add_argument("--model_path", help="the checkpoint in BF16; without it the shipped model on Transformers")
+    parser.add_argument("--fp8_model_path", help="a checkpoint in FP8, per tensor or in blocks")
+    parser.add_argument("--nvfp4_model_path", help="a checkpoint in NVFP4")
+    parser.add_argument("--precisions", default="bf16,fp8,nvfp4", help="in this order; the first is the reference")
+    parser.add_argument("--engine", help="trtllm, vllm or transformers; trtllm unless --emulate is given")
+    parser.add_argument("--emulate", action="store_true", help="compute FP8 and NVFP4 from --model_path")
+    parser.add_argument("--scope", choices=SCOPES, default="experts", help="what --emulate rounds")
+    parser.add_argument("--dataset", default="wikitext", help=", ".join(chunks.DATASETS))
+    parser.add_argument("--input_len", type=int, default=512, help="most tokens in a window")
+    parser.add_argument("--num_chunks", type=int, default=100, help="windows to score, 0 for all")
+    parser.add_argument("--moe_backend", default="auto", help="the engine's implementation of experts")
+    parser.add_argument("--disable_fusion", action="store_true", help="TensorRT-LLM: no fused all-reduce")
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmark_results"))
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from moe_eval.harness import settings
+
+    shipped = args.model_path is None
+    engine = args.engine or ("transformers" if args.emulate or shipped else "trtllm")
+    if shipped:
+        print(f"{settings.SHIPPED_NOTE}.", file=sys.stderr)
+    model = str(settings.SHIPPED) if shipped else args.model_path
+    asked = plan.Asked(
+        engine=engine,
+        precisions=[name.strip() for name in args.precisions.split(",") if name.strip()],
+        paths={"model": model, "fp8": args.fp8_model_path, "nvfp4": args.nvfp4_model_path},
+        emulate=args.emulate,
+        scope=args.scope,
+        options=_options(args, engine),
+    )
+    gpus = hardware.gpus()
+    planned = plan.plan(asked, gpus)
+    where = f"sm{gpus[0].sm}" if gpus else "cpu"
+    # what can be wrong with the data shows before any model is loaded
+    chunks.pages(args.dataset)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    ran: list[tuple[Arm, Job, Found]] = []
+    for each in planned:
+        stem = args.output_dir / f"ppl_{each.precision}_{where}"
+        if isinstance(each, Skip):
+            print(each)
+            records.write_json(stem.with_suffix(".json"), _record(each.precision, Found("skipped", each.reason), args))
+            continue
+        job = Job(
+            stem=str(stem),
+            engine=engine,
+            settings=each.settings,
+            tokenizer=each.settings.checkpoint,
+            dataset=args.dataset,
+            input_len=args.input_len,
+            num_chunks=args.num_chunks,
+        )
+        found = arm.run(job)
+        records.write_json(stem.with_suffix(".json"), _record(each.precision, found, args))
+        if found.status != "finished":
+            print(f"{each.precision} failed: {found.error}", file=sys.stderr)
+        ran.append((each, job, found))
+    _compared(ran, args, where)
+
+
+def _compared(ran: list[tuple[Arm, Job, Found]], args: argparse.Namespace, where: str) -> None:
+    """Compare what finished with the first of it, and end as badly as the worst arm."""
+    finished = [row for row in ran if row[2].status == "finished"]
+    if not ran:
+        raise UsageError("No precision was left to run; see the lines above for what each of them needs.")
+    if not finished:
+        raise EngineError("No precision could be scored; see the lines above.")
+    first = finished[0]
+    noise = _noise(first, args, where)
+    reference = perplexity.Scores.load(first[1].arrays)
+    rows = []
+    for each, job, found in finished:
+        compared = perplexity.compare(reference, perplexity.Scores.load(job.arrays), _size(noise))
+        record = _record(each.precision, found, args) | {"reference": first[0].precision, "noise_floor": noise}
+        rows.append(record | compared)
+        records.write_json(args.output_dir / f"ppl_{each.precision}_{where}.json", rows[-1])
+    print(table.render(rows))
+    if len(finished) < len(ran):
+        raise EngineError(f"{len(ran) - len(finished)} of {len(ran)} precisions failed; see the lines above.")
+
+
+def _size(noise: dict[str, Any] | None) -> float | None:
+    """The noise floor as one number: how far batching alone moves ln(perplexity)."""
+    return abs(noise["ln_ppl_ratio"]["value"]) if noise and noise["ln_ppl_ratio"] else None
+
+
+def _noise(reference: tuple[Arm, Job, Found], args: argparse.Namespace, where: str) -> dict[str, Any] | None:
+    """What another batch size does to the reference."""
+    each, job, _ = reference
+    again = replace(
+        job,
+        stem=str(args.output_dir / f"ppl_{each.precision}_{where}.batch1"),
+        settings=replace(each.settings, batch_size=1),
+    )
+    found = arm.run(again)
+    if found.status != "finished":
+        print(f"The noise floor was not measured: {found.error}", file=sys.stderr)
+        return None
+    compared = perplexity.compare(perplexity.Scores.load(job.arrays), perplexity.Scores.load(again.arrays), noise=None)
+    compared.pop("flag")
+    return {"batch_size": 1, **compared}
+
+
+def _options(args: argparse.Namespace, engine: str) -> dict[str, Any]:
+    options: dict[str, Any] = {} if args.moe_backend == "auto" else {"moe_backend": args.moe_backend}
+    if args.disable_fusion:
+        if engine != "trtllm":
+            raise UsageError("--disable_fusion is a setting of TensorRT-LLM; leave it out.")
+        options["disable_fusion"] = True
+    return options
+
+
+def _record(name: str, found: Found, args: argparse.Namespace) -> dict[str, Any]:
+    """One precision's record: its labels first, then its figures."""
+    machine = asdict(hardware.machine())
+    gpu = machine["gpus"][0] if machine["gpus"] else None
+    engine = dict(found.labels.get("engine", {}))
+    return {
+        "schema": SCHEMA,
+        "status": found.status,
+        "error": found.error,
+        "precision": name,
+        "emulated": engine.get("emulated"),
+        "sm_version": gpu["capability"] if gpu else None,
+        "gpu_name": gpu["name"] if gpu else None,
+        "engine": engine.get("name"),
+        "moe_backend": engine.get("moe_backend_observed"),
+        "fusion_disabled": bool(args.disable_fusion),
+        **found.figures,
+        "labels": records.redact(dict(found.labels)),
+        "machine": machine,
+        "versions": hardware.versions(),
+        "git": hardware.git_state(),
+    }

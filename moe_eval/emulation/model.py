@@ -1,0 +1,185 @@
+"""Puts the arithmetic of a precision into a model of Transformers: weights once, activations as they pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_eval.emulation import formats
+from moe_eval.errors import UsageError
+
+PRECISIONS = ("fp8", "fp8_block", "nvfp4")
+SCOPES = ("experts", "all")
+ACTIVATIONS = ("static", "dynamic")
+
+# an expert's number inside a list of experts: the experts of a layer share a site's scale, as fused kernels need it
+_NUMBER = re.compile(r"(\bexperts)\.\d+")
+# linear layers that stay as they are in every quantised checkpoint: routers, and the output head
+_NEVER = re.compile(r"(^|\.)(lm_head|gate|router|shared_expert_gate)$")
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """What is emulated.
+
+    Attributes:
+        precision: fp8 (one scale a matrix), fp8_block (128 x 128 for weights, 1 x 128 for activations) or nvfp4.
+        scope: `experts`, or `all` linear layers but routers and the output head.
+        activations: `static` for scales calibrated beforehand (of nvfp4 the float32 scale), `dynamic` for every
+            token's own. fp8_block has dynamic ones alone.
+        windows: how many windows of text calibrated the static scales; 0 with dynamic ones.
+    """
+
+    precision: str
+    scope: str = "experts"
+    activations: str = "static"
+    windows: int = 0
+
+
+@dataclass
+class Site:
+    """One place where activations enter matrix products, and the scale that products of a layer share there."""
+
+    quantise: Callable[[Tensor, Tensor | None], Tensor]
+    needs_amax: bool
+    observing: bool = True
+    seen: bool = False
+    amax: Tensor | None = None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        self.seen = True
+        if not self.observing:
+            return self.quantise(values, self.amax)
+        if values.numel():
+            largest = values.detach().abs().amax().float()
+            self.amax = largest if self.amax is None else torch.maximum(self.amax, largest)
+        return values
+
+
+@dataclass
+class Applied:
+    """An emulation at work in a model."""
+
+    emulation: Emulation
+    sites: dict[str, Site] = field(default_factory=dict)
+    matrices: int = 0
+
+
+@torch.no_grad()
+def apply(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> Applied:
+    """Round a model's weights in place, and its activations from now on.
+
+    Args:
+        model: of Transformers; its experts may be lists of linear layers or fused three-dimensional parameters.
+        calibrate: runs text through the model; every site has to be passed at least once.
+
+    Raises:
+        UsageError: the model has no experts, experts of a form unknown here, a weight that is not a number, or a site
+            that calibration did not pass.
+    """
+    applied = Applied(emulation)
+    fused = list(_fused(model))
+    linear = list(_linear(model, emulation.scope, [name for name, _ in fused]))
+    if not fused and not any(_in_experts(name) for name, _ in linear):
+        raise UsageError(f"{type(model).__name__} has no experts to emulate {emulation.precision} in.")
+    for name, module in fused:
+        _instrument_fused(applied, name, module)
+    for name, module in linear:
+        site = _site(applied, _NUMBER.sub(r"\1", name))
+        module.register_forward_pre_hook(lambda _module, args, site=site: (site(args[0]), *args[1:]))
+    calibrate()
+    unseen = [name for name, site in applied.sites.items() if not site.seen or (site.needs_amax and site.amax is None)]
+    if unseen:
+        raise UsageError(
+            f"Calibration never passed {unseen[0]} ({len(unseen)} of {len(applied.sites)} places); give more "
+            "calibration_windows, or moe_backend=grouped_mm."
+        )
+    for name, module in fused:
+        _round_fused(applied, name, module)
+    for name, modules in _sharing(linear):
+        _round(applied, name, [module.weight for module in modules])
+    for site in applied.sites.values():
+        site.observing = False
+    return applied
+
+
+def _fused(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        weight = getattr(module, "gate_up_proj", None)
+        if not isinstance(weight, nn.Parameter) or weight.ndim != 3:
+            continue
+        plain = getattr(module, "is_concatenated", True) and not getattr(module, "is_transposed", False)
+        if not plain or getattr(module, "has_bias", False) or not hasattr(module, "_apply_gate"):
+            raise UsageError(f"The experts of {name} are stored in a form that emulation does not know.")
+        yield name, module
+
+
+def _linear(model: Any, scope: str, fused: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{each}.") for each in fused)
+        if not isinstance(module, nn.Linear) or _NEVER.search(name) or inside:
+            continue
+        if scope == "all" or _in_experts(name):
+            yield name, module
+
+
+def _in_experts(name: str) -> bool:
+    return _NUMBER.search(name) is not None
+
+
+def _instrument_fused(applied: Applied, name: str, module: nn.Module) -> None:
+    """The first product reads the layer's input; the second what the gate makes of the first."""
+    entry, middle = _site(applied, f"{name}.gate_up_proj"), _site(applied, f"{name}.down_proj")
+    module.register_forward_pre_hook(lambda _module, args: (entry(args[0]), *args[1:]))
+    gate: Any = module._apply_gate
+    module.__dict__["_apply_gate"] = lambda out: middle(gate(out))
+
+
+def _site(applied: Applied, name: str) -> Site:
+    if name not in applied.sites:
+        static = applied.emulation.activations == "static"
+        quantise: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+            "fp8": lambda values, amax: formats.fp8(values, amax) if static else formats.fp8_rows(values),
+            "fp8_block": lambda values, _: formats.fp8_groups(values),
+            "nvfp4": lambda values, amax: formats.nvfp4(values, amax) if static else formats.nvfp4_rows(values),
+        }
+        precision = applied.emulation.precision
+        applied.sites[name] = Site(quantise[precision], static and precision != "fp8_block")
+    return applied.sites[name]
+
+
+def _sharing(linear: Sequence[tuple[str, nn.Linear]]) -> Iterator[tuple[str, list[nn.Linear]]]:
+    """An expert's gate and up projections together: engines run them as one product, with one scale."""
+    groups: dict[str, list[nn.Linear]] = {}
+    for name, module in linear:
+        key = re.sub(r"\.(gate_proj|up_proj|w1|w3)$", ".gate_up_proj", name) if _in_experts(name) else name
+        groups.setdefault(key, []).append(module)
+    yield from groups.items()
+
+
+def _round_fused(applied: Applied, name: str, module: nn.Module) -> None:
+    for part in ("gate_up_proj", "down_proj"):
+        for number, weight in enumerate(getattr(module, part)):
+            _round(applied, f"{name}.{part}[{number}]", [weight])
+
+
+def _round(applied: Applied, name: str, weights: Sequence[Tensor]) -> None:
+    """Round matrices that share their largest magnitude, in place."""
+    amax = torch.stack([weight.abs().amax().float() for weight in weights]).amax()
+    if not torch.isfinite(amax):
+        raise UsageError(f"The weight {name} holds values that are no numbers; copy the checkpoint again.")
+    precision = applied.emulation.precision
+    for weight in weights:
+        if precision == "fp8":
+            rounded = formats.fp8(weight, amax)
+        elif precision == "fp8_block":
+            rounded = formats.fp8_blocks(weight)
+        else:
+            rounded = formats.nvfp4(weight, amax)
+        weight.copy_(rounded)
+        applied.matrices += 1

@@ -1,0 +1,105 @@
+"""Which arms a comparison of precisions has, and which it leaves out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moe_eval import checkpoint, precision
+from moe_eval.emulation.model import PRECISIONS as EMULATED
+from moe_eval.engines.base import EngineSettings
+from moe_eval.errors import UsageError
+from moe_eval.hardware import Gpu
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One precision of one checkpoint.
+
+    Attributes:
+        precision: as it is called in tables and file names; of a checkpoint that holds FP8 in blocks `fp8_block`,
+            whichever FP8 was asked for.
+    """
+
+    precision: str
+    settings: EngineSettings
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A precision that is left out, and why."""
+
+    precision: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"Skipping {self.precision}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command was given.
+
+    Attributes:
+        paths: checkpoints by `model`, `fp8` and `nvfp4`, None where there is none.
+        emulate: compute FP8 and NVFP4 from the one checkpoint `model`, in `scope`.
+        options: of the engine, for every arm.
+    """
+
+    engine: str
+    precisions: Sequence[str]
+    paths: Mapping[str, str | None]
+    emulate: bool = False
+    scope: str = "experts"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan(asked: Asked, gpus: Sequence[Gpu]) -> list[Arm | Skip]:
+    """The arms in the order asked for.
+
+    Raises:
+        UsageError: a precision that does not exist or is named twice, a checkpoint that is not there, or one that holds
+            something else than its precision.
+    """
+    if len(set(asked.precisions)) != len(asked.precisions) or not asked.precisions:
+        raise UsageError("--precisions needs names, each of them once.")
+    for name in asked.precisions:
+        if name not in precision.PRECISIONS:
+            raise UsageError(f"There is no precision {name!r}; choose of {', '.join(precision.PRECISIONS)}.")
+    return [_planned(asked, name, gpus) for name in asked.precisions]
+
+
+def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
+    plain = name in precision.DTYPE_OF
+    emulated = asked.emulate and name in EMULATED
+    key = "model" if plain or emulated else name.removesuffix("_block")
+    path = asked.paths.get(key)
+    if path is None:
+        flag = "--model_path" if key == "model" else f"--{key}_model_path"
+        return Skip(name, f"no checkpoint of it was named (give {flag}{'' if plain else ', or --emulate'})")
+    options = dict(asked.options)
+    held = name
+    if emulated:
+        options |= {"emulate": True, "scope": asked.scope}
+    elif not plain:
+        held = _held(path, name)
+        if asked.engine == "transformers":
+            return Skip(held, "the transformers engine does not run it natively (give --emulate, or another --engine)")
+    if not emulated and asked.engine != "transformers":
+        backend = options.get("moe_backend")
+        chosen = None if backend in (None, "auto") else str(backend)
+        for gpu in gpus[:1]:
+            reason = precision.why_not(asked.engine, precision.executed(held, chosen), gpu.sm, chosen)
+            if reason:
+                return Skip(held, reason)
+    return Arm(held, EngineSettings(checkpoint=path, precision=held, options=options))
+
+
+def _held(path: str, name: str) -> str:
+    """The quantised precision that a checkpoint holds; FP8 of either kind answers to `fp8`."""
+    carried = checkpoint.carried(checkpoint.settings_folder(path))
+    if carried.precision == name or (name == "fp8" and carried.precision == "fp8_block"):
+        return str(carried.precision)
+    found = carried.precision if carried.method == "none" else carried.method
+    raise UsageError(f"{path} was given for {name} and holds {found}; give a checkpoint that holds {name}.")

@@ -1,0 +1,176 @@
+"""Statistics of two arms that scored the same tokens: pure functions over arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats as distributions
+
+from moe_eval.errors import UsageError
+
+Array = npt.NDArray[Any]
+
+CONFIDENCE = 0.95
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its standard error and its interval at CONFIDENCE."""
+
+    value: float
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far one arm's distributions are from the reference's, position by position.
+
+    Attributes:
+        mean, median, p99: Kullback-Leibler divergence D(reference || other) in nats. The tokens that both arms have
+            among their `k` most probable count singly and all others as one bucket, so it is a lower bound of the
+            divergence over the whole vocabulary.
+        k: how many of the most probable tokens each arm gave.
+        covered: mean share of the reference's probability that the single tokens hold.
+        same_top1: share of positions with the same most probable token.
+    """
+
+    mean: float
+    median: float
+    p99: float
+    k: int
+    covered: float
+    same_top1: float
+
+
+def perplexity(logprobs: Sequence[Array], units: int | None = None) -> float:
+    """exp(-sum of natural-log probabilities / units); units are the tokens themselves unless given (words, bytes)."""
+    total = math.fsum(float(each.sum(dtype=np.float64)) for each in logprobs)
+    count = sum(len(each) for each in logprobs) if units is None else units
+    if count < 1:
+        raise UsageError("There is nothing to take a perplexity of; give at least one token.")
+    return math.exp(-total / count)
+
+
+def ln_ratio(reference: Sequence[Array], other: Sequence[Array], seed: int = 0) -> Estimate:
+    """ln(perplexity of other / perplexity of reference), paired token by token.
+
+    Args:
+        reference, other: log-probabilities of the same tokens, one array for each document, shape (tokens,).
+
+    Returns:
+        The mean difference per token. The standard error is that of a bootstrap over documents (tokens of one document
+        are not independent; Efron and Tibshirani 1993, chapters 6 and 8); the interval is Student's with one degree of
+        freedom less than there are documents, since few documents make percentile intervals too narrow.
+
+    Raises:
+        UsageError: other documents, or fewer than two.
+    """
+    if [len(each) for each in reference] != [len(each) for each in other]:
+        raise UsageError("The two arms did not score the same tokens; run both on the same windows.")
+    return _bootstrap(
+        np.array([float((one.astype(np.float64) - two).sum()) for one, two in zip(reference, other, strict=True)]),
+        np.array([len(each) for each in reference], dtype=np.float64),
+        seed,
+    )
+
+
+def ln_perplexity(logprobs: Sequence[Array], seed: int = 0) -> Estimate:
+    """ln(perplexity) of one arm by itself, with the error of ln_ratio's bootstrap.
+
+    Raises:
+        UsageError: fewer than two documents.
+    """
+    sums = np.array([-float(each.sum(dtype=np.float64)) for each in logprobs])
+    return _bootstrap(sums, np.array([len(each) for each in logprobs], dtype=np.float64), seed)
+
+
+def _bootstrap(sums: Array, counts: Array, seed: int) -> Estimate:
+    """The ratio sum(sums) / sum(counts) over documents drawn with replacement."""
+    blocks = len(sums)
+    if blocks < 2:
+        raise UsageError(f"An interval needs at least two documents and there are {blocks}; score more windows.")
+    drawn = _draws(blocks, seed)
+    ratios = (drawn @ sums) / (drawn @ counts)
+    value = float(sums.sum() / counts.sum())
+    # a resample varies as n documents with a spread over n, not n - 1
+    error = float(ratios.std(ddof=1) * math.sqrt(blocks / (blocks - 1)))
+    reach = float(distributions.t.ppf(0.5 + CONFIDENCE / 2, blocks - 1)) * error
+    return Estimate(value, error, value - reach, value + reach)
+
+
+@lru_cache(maxsize=1)  # the statistics of one comparison draw the same documents
+def _draws(blocks: int, seed: int) -> Array:
+    """How often every document is in every resample."""
+    return np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=_RESAMPLES)
+
+
+def divergence(reference_ids: Array, reference_logprobs: Array, other_ids: Array, other_logprobs: Array) -> Divergence:
+    """Compare the most probable tokens of two arms.
+
+    Args:
+        reference_ids, other_ids: int, shape (positions, k), most probable first.
+        reference_logprobs, other_logprobs: natural logs, the same shapes.
+
+    Raises:
+        UsageError: other positions, or none.
+    """
+    positions, k = reference_ids.shape
+    if not positions or not k or other_ids.shape != reference_ids.shape:
+        raise UsageError("A divergence needs the same positions and as many top tokens of both arms.")
+    found = np.empty(positions)
+    covered = np.empty(positions)
+    step = max(1, (1 << 24) // (k * k))
+    for at in range(0, positions, step):
+        part = slice(at, at + step)
+        found[part], covered[part] = _divergences(
+            reference_ids[part], reference_logprobs[part], other_ids[part], other_logprobs[part]
+        )
+    return Divergence(
+        mean=float(found.mean()),
+        median=float(np.median(found)),
+        p99=float(np.quantile(found, 0.99)),
+        k=k,
+        covered=float(covered.mean()),
+        same_top1=float((reference_ids[:, 0] == other_ids[:, 0]).mean()),
+    )
+
+
+def _divergences(ids: Array, logprobs: Array, other_ids: Array, other_logprobs: Array) -> tuple[Array, Array]:
+    """D(reference || other) of every position in nats, and the reference's probability of the shared tokens."""
+    same = ids[:, :, None] == other_ids[:, None, :]
+    shared = same.any(axis=2)
+    matched = np.where(shared, np.take_along_axis(other_logprobs, same.argmax(axis=2), axis=1), 0).astype(np.float64)
+    own = logprobs.astype(np.float64)
+    p = np.where(shared, np.exp(own), 0)
+    q = np.where(shared, np.exp(matched), 0)
+    single = np.where(shared, p * (own - matched), 0).sum(axis=1)
+    # float32 logarithms leave the tail a rounding error of its own, below which it says nothing
+    floor = 1e-7
+    p_tail, q_tail = np.maximum(1 - p.sum(axis=1), floor), np.maximum(1 - q.sum(axis=1), floor)
+    return np.maximum(single + p_tail * np.log(p_tail / q_tail), 0), p.sum(axis=1)
+
+
+def implausible_gain(ratio: Estimate, noise: float | None) -> str | None:
+    """What to say where a lower precision is better by more than its interval and the noise floor; None otherwise.
+
+    Args:
+        ratio: ln(perplexity of the lower precision / perplexity of the reference).
+        noise: the size of ln_ratio between two runs of the reference that differ in nothing but batch size; None where
+            it was not measured.
+    """
+    if ratio.high >= -(abs(noise) if noise is not None else 0.0):
+        return None
+    beyond = f"and the noise floor of {abs(noise):.2g}" if noise is not None else "(no noise floor was measured)"
+    return (
+        f"implausible: better than the reference by {-ratio.value:.2g} in ln(perplexity), which is beyond its interval "
+        f"{beyond}; look for another checkpoint, tokenizer or window"
+    )
