@@ -92,7 +92,9 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
 
 def _keeps_books() -> bool:
     """Whether this process is the first of its launcher's: under torchrun or mpirun every one evaluates, one writes."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+    )
 
 
 def _settings_of(arguments: Mapping[str, Any]) -> settings.ModelSettings | None:

@@ -36,6 +36,8 @@ _ELSEWHERE = {
     "num_postprocess_workers": "nothing: with such workers TensorRT-LLM drops the logits that scores are read from",
     "gather_generation_logits": "worker=in_process or worker=spawned",
     "speculative_config": "nothing: TensorRT-LLM returns no context logits with speculative decoding",
+    "generation_config": "sampling arguments with --gen_kwargs: greedy has to stay greedy",
+    "force_dynamic_quantization": "a checkpoint in the precision: this one would compute in another than its label",
     "max_beam_width": "nothing: beam search is not supported",
 }
 # how other tools and other versions spell a setting

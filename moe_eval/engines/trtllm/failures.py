@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pydantic
+
 from moe_eval import hub
 from moe_eval.errors import EngineError, UsageError
 
@@ -32,6 +34,8 @@ def explained(error: BaseException, version: str, checkpoint: str, doing: str) -
         )
     if hub.unreachable(error):
         return UsageError(hub.sentence(checkpoint))
+    if isinstance(error, pydantic.ValidationError):  # its text would show every argument
+        text = "; ".join(str(each["msg"]) for each in error.errors())
     said = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
     if doing == "loading":
         return UsageError(f"TensorRT-LLM {version} cannot load {checkpoint} ({said}).")

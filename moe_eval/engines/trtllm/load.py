@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 # most requests in an iteration where the user does not say: enough to fill max_num_tokens with short prompts
 _REQUESTS = 64
 # variables that spawned workers need and that MPI sessions do not forward by themselves; what is named like a secret
-# stays here
-_FORWARDED = re.compile(r"(HF|NCCL|TORCH|CUDA|UCX)_")
+# stays here, and CUDA_VISIBLE_DEVICES is the launcher's to set
+_FORWARDED = re.compile(r"(HF|NCCL|TORCH|CUDA|UCX)_(?!VISIBLE_DEVICES)")
+_DUMMY = "random weights (load_format=dummy)"
 _SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSWORD", re.IGNORECASE)
 
 
@@ -60,6 +61,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     }
     if not placement.in_process:
         defaults["env_overrides"] = _forwarded(os.environ)
+        if isinstance(options.get("env_overrides"), Mapping):
+            options["env_overrides"] = {**defaults["env_overrides"], **options["env_overrides"]}
     given = arguments.build(found, options | {"max_seq_len": limits.max_seq_len}, defaults)
     # in this process compilers come and go, and Ray ends idle workers of its own accord: their end is no death
     watched = not placement.in_process and options.get("orchestrator_type") in (None, "rpc")
@@ -70,6 +73,10 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     except BaseException:
         session.close()
         raise
+    if str(options.get("load_format", "")).lower() == "dummy":
+        log.warning(
+            "load_format=dummy: the weights are random, so no score of this run says anything of the checkpoint."
+        )
     if verdict.fallback:
         log.warning(
             "TensorRT-LLM %s: scores are read from context logits, since its own prompt log-probabilities do not agree "
@@ -84,7 +91,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         name="trtllm",
         version=found.version,
         checkpoint=settings.checkpoint,
-        fingerprint=model.fingerprint,
+        fingerprint=_DUMMY if str(options.get("load_format", "")).lower() == "dummy" else model.fingerprint,
         architecture=str(next(iter(model.config.get("architectures") or ["unknown"]))),
         vocabulary=vocabulary,
         precision=precision.executed(model.precision, backend),

@@ -70,7 +70,7 @@ def limits(options: Mapping[str, Any], max_length: int | None, positions: int, a
     longest = min(positions, _number(options, "max_seq_len") or positions)
     if longest < LEAST + BEYOND:
         raise UsageError(f"max_seq_len={longest} leaves too small a window; give at least {LEAST + BEYOND}.")
-    chunked = str(options.get("enable_chunked_prefill", False)).lower() in ("true", "on", "1")
+    chunked = str(options.get("enable_chunked_prefill", False)).lower() in ("true", "on", "yes", "t", "y", "1")
     budget = _number(options, "max_num_tokens")
     if max_length is None:
         window = longest - BEYOND
