@@ -106,7 +106,8 @@ def _scale(amax: Tensor, most: float) -> Tensor:
 def _groups(wide: Tensor, size: int) -> Tensor:
     """[..., n] as [..., groups, size], the last group filled up with zeros."""
     padded = pad(wide, (0, -wide.shape[-1] % size))
-    return padded.reshape(*padded.shape[:-1], -1, size)
+    # the number of groups in figures: no size can be inferred where there are no rows (an expert without tokens)
+    return padded.reshape(*padded.shape[:-1], padded.shape[-1] // size, size)
 
 
 def _ungrouped(grouped: Tensor, like: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ ACTIVATIONS = ("static", "dynamic")
 
 # an expert's number inside a list of experts: the experts of a layer share a site's scale, as fused kernels need it
 _NUMBER = re.compile(r"(\bexperts)\.\d+")
-# linear layers that stay as they are in every quantised checkpoint: routers, and the output head
-_NEVER = re.compile(r"(^|\.)(lm_head|gate|router|shared_expert_gate)$")
+# linear layers that stay as they are in every quantised checkpoint: routers (router.proj and gate.wg too), and the head
+_NEVER = re.compile(r"(^|\.)(lm_head|gate|router|shared_expert_gate)(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def apply(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> 
         )
     for name, module in fused:
         _round_fused(applied, name, module)
-    for name, modules in _sharing(linear):
-        _round(applied, name, [module.weight for module in modules])
+    for weights in _sharing(linear):
+        _round(applied, weights)
     for site in applied.sites.values():
         site.observing = False
     return applied
@@ -153,28 +153,30 @@ def _site(applied: Applied, name: str) -> Site:
     return applied.sites[name]
 
 
-def _sharing(linear: Sequence[tuple[str, nn.Linear]]) -> Iterator[tuple[str, list[nn.Linear]]]:
+def _sharing(linear: Sequence[tuple[str, nn.Linear]]) -> Iterator[dict[str, Tensor]]:
     """An expert's gate and up projections together: engines run them as one product, with one scale."""
-    groups: dict[str, list[nn.Linear]] = {}
+    groups: dict[str, dict[str, Tensor]] = {}
     for name, module in linear:
         key = re.sub(r"\.(gate_proj|up_proj|w1|w3)$", ".gate_up_proj", name) if _in_experts(name) else name
-        groups.setdefault(key, []).append(module)
-    yield from groups.items()
+        groups.setdefault(key, {})[f"{name}.weight"] = module.weight
+    yield from groups.values()
 
 
 def _round_fused(applied: Applied, name: str, module: nn.Module) -> None:
     for part in ("gate_up_proj", "down_proj"):
         for number, weight in enumerate(getattr(module, part)):
-            _round(applied, f"{name}.{part}[{number}]", [weight])
+            _round(applied, {f"{name}.{part}[{number}]": weight})
 
 
-def _round(applied: Applied, name: str, weights: Sequence[Tensor]) -> None:
+def _round(applied: Applied, weights: Mapping[str, Tensor]) -> None:
     """Round matrices that share their largest magnitude, in place."""
-    amax = torch.stack([weight.abs().amax().float() for weight in weights]).amax()
-    if not torch.isfinite(amax):
-        raise UsageError(f"The weight {name} holds values that are no numbers; copy the checkpoint again.")
+    largest = {name: weight.abs().amax().float() for name, weight in weights.items()}
+    for name, each in largest.items():
+        if not torch.isfinite(each):
+            raise UsageError(f"The weight {name} holds values that are no numbers; copy the checkpoint again.")
+    amax = torch.stack(list(largest.values())).amax()
     precision = applied.emulation.precision
-    for weight in weights:
+    for weight in weights.values():
         if precision == "fp8":
             rounded = formats.fp8(weight, amax)
         elif precision == "fp8_block":

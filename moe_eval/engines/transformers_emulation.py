@@ -40,6 +40,8 @@ def asked(settings: EngineSettings) -> Emulation | None:
                 "its quality, or choose another engine."
             )
         return None
+    if settings.precision is None:
+        raise UsageError(f"emulate=true needs a precision to emulate; give one of {', '.join(emulation.PRECISIONS)}.")
     if settings.precision not in emulation.PRECISIONS:
         precision.check(str(settings.precision), "emulation", emulation.PRECISIONS)
     scope = _choice(options, "scope", emulation.SCOPES, "experts")

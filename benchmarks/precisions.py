@@ -1,0 +1,130 @@
+"""What emulated precisions cost in quality, and what emulating them costs in time, in one run.
+
+    python benchmarks/precisions.py [--dataset moe_sample] [--num_chunks 0] [--input_len 512] [--dtype float32]
+                                    [--device cpu] [--repeats 1] [--random LAYERS]
+
+Scores the same windows with the unquantised model (twice, with another batch size: the noise floor), with a BF16 copy
+of it, and with FP8, FP8 in blocks and NVFP4 in the experts alone and in all linear layers; prints a Markdown table.
+Times are of the scoring pass alone, the median of --repeats passes; the last column is the ratio to the unquantised
+pass of the same dtype. With --random the model is a Qwen3-MoE of Qwen3-30B-A3B's width with random weights, normal(0,
+0.02), and so many layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_eval import engines, hardware, stats
+from moe_eval.engines.base import EngineSettings
+from moe_eval.evaluators import chunks, perplexity
+from moe_eval.harness.settings import SHIPPED
+
+WIDTH = {
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "max_position_embeddings": 4096,
+}
+ARMS = [(name, scope) for scope in ("experts", "all") for name in ("fp8", "fp8_block", "nvfp4")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="moe_sample", choices=chunks.DATASETS)
+    parser.add_argument("--num_chunks", type=int, default=0, help="0 for all")
+    parser.add_argument("--input_len", type=int, default=512)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--random", type=int, metavar="LAYERS")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run(args, random_model(Path(folder), args.random) if args.random else SHIPPED)
+
+
+def random_model(folder: Path, layers: int) -> Path:
+    """A checkpoint of the real width and the shipped tokenizer."""
+    import shutil
+
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(SHIPPED)
+    config.update({**WIDTH, "num_hidden_layers": layers, "layer_types": ["full_attention"] * layers})
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    for file in SHIPPED.glob("token*.json"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def run(args: argparse.Namespace, model: Path) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    cut = chunks.cut(
+        chunks.pages(args.dataset),
+        lambda text: list(tokenizer.encode(text, verbose=False)),
+        tokenizer.eos_token_id,
+        args.input_len,
+        args.num_chunks,
+    )
+
+    def scored(dtype: str, **settings: Any) -> tuple[perplexity.Scores, float, Any]:
+        asked = EngineSettings(str(model), dtype=dtype, device=args.device, **settings)
+        engine = engines.load("transformers", asked, tokenizer)
+        times = []
+        for _ in range(args.repeats):
+            start = time.perf_counter()
+            scores = perplexity.measure(engine, cut)
+            times.append(time.perf_counter() - start)
+        engine.close()
+        return scores, statistics.median(times), engine.facts
+
+    reference, plain, facts = scored(args.dtype)
+    again, _, _ = scored(args.dtype, batch_size=1)
+    what = "shipped model" if model == SHIPPED else f"random weights, {args.random} layers"
+    print(f"{what} on {facts.device_name}, "
+          f"{args.dtype}, torch and Transformers {hardware.versions()['torch']} and {facts.version}; {args.dataset}: "
+          f"{len(cut.windows)} windows of at most {args.input_len} tokens, {len(reference.logprobs):,} tokens, "
+          f"{len(set(cut.documents))} documents, k {perplexity.TOP_K}")  # fmt: skip
+    print("| arm | word ppl | ln(ppl ratio), 95 % interval | KLD mean | median | p99 | same top-1 | time |")
+    print("|---|---|---|---|---|---|---|---|")
+    show("unquantised", cut, reference, reference, 1.0)
+    show("again, batch size 1", cut, reference, again, None)
+    if args.dtype != "bfloat16":
+        half, seconds, _ = scored("bfloat16")
+        show("bf16", cut, reference, half, seconds / plain)
+    for name, scope in ARMS:
+        options = {"emulate": True, "scope": scope}
+        found, seconds, _ = scored(args.dtype, precision=name, options=options)
+        show(f"{name}, {scope}", cut, reference, found, seconds / plain)
+
+
+def show(
+    name: str, cut: chunks.Chunks, reference: perplexity.Scores, found: perplexity.Scores, ratio: float | None
+) -> None:
+    figures = perplexity.figures(found, cut)
+    compared = stats.ln_ratio(reference.by_document(), found.by_document())
+    apart = stats.divergence(reference.top_ids, reference.top_logprobs, found.top_ids, found.top_logprobs)
+    word = figures["word_ppl"] if figures["word_ppl"] is not None else np.nan
+    print(f"| {name} | {word:.3f} | {compared.value:+.5f}, {compared.low:+.5f} to {compared.high:+.5f} | "
+          f"{apart.mean:.2e} | {apart.median:.2e} | {apart.p99:.2e} | {100 * apart.same_top1:.2f} % | "
+          f"{'' if ratio is None else f'{ratio:.2f}x'} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Fixed windows of a data set, against the windows and counts of lm-evaluation-harness itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
+
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import chunks
+from moe_eval.evaluators.chunks import Chunks
+from moe_eval.harness import documents
+from tests.conftest import SHIPPED
+
+PREFIX = 0
+PAGES = [" = One = \n a b , c . \n", " = Two = \n d @-@ e \n\n f ", " = Three = \n é ( g ) " * 9]
+
+
+def letters(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def cut(pages: list[str] = PAGES, input_len: int = 10, num_chunks: int = 0, prefix: int = PREFIX) -> Chunks:
+    return chunks.cut(pages, letters, prefix, input_len, num_chunks)
+
+
+def scored(found: Chunks) -> dict[int, list[int]]:
+    """The scored tokens of every document."""
+    tokens: dict[int, list[int]] = {}
+    for document, window in zip(found.documents, found.windows, strict=True):
+        tokens.setdefault(document, []).extend(window.continuation)
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def hf() -> HFLM:
+    return HFLM(str(SHIPPED), dtype="float32", device="cpu", batch_size=1, max_length=128)
+
+
+def test_windows_are_those_that_the_harness_scores(hf: HFLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's own hf model rolls over the sample's documents, and what it would score is caught."""
+    seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def catch(requests: list[tuple[Any, list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
+        seen.extend((tuple(context), tuple(continuation)) for _, context, continuation in requests)
+        return [(0.0, True)] * len(requests)
+
+    monkeypatch.setattr(hf, "_loglikelihood_tokens", catch)
+    pages = chunks.pages("moe_sample")
+    hf.loglikelihood_rolling(
+        [Instance("loglikelihood_rolling", {}, (wikitext_detokenizer({"page": page}),), 0) for page in pages],
+        disable_tqdm=True,
+    )
+    encode = hf.tokenizer.encode
+    found = chunks.cut(pages, lambda text: list(encode(text, verbose=False)), hf.prefix_token_id, 128, 0)
+    assert [(each.context, each.continuation) for each in found.windows] == seen
+    assert found.total == len(seen) > len(pages)
+    counted = [process_results({"page": page}, (0.0,)) for page in pages]
+    assert list(found.words.values()) == [each["word_perplexity"][1] for each in counted]
+    assert list(found.bytes.values()) == [each["byte_perplexity"][1] for each in counted]
+
+
+@given(st.lists(st.text("ab \né", min_size=1, max_size=40), min_size=1, max_size=5), st.integers(1, 12))
+def test_every_token_is_scored_once_from_windows_that_fit(pages: list[str], input_len: int) -> None:
+    found = cut(pages, input_len)
+    expected = [letters(wikitext_detokenizer({"page": page})) for page in pages]
+    assert scored(found) == {index: tokens for index, tokens in enumerate(expected) if tokens}
+    for document, window in zip(found.documents, found.windows, strict=True):
+        assert len(window.inputs) <= input_len
+        every = [PREFIX, *expected[document]]
+        assert tuple(window.context + window.continuation) in {
+            tuple(every[at : at + len(window.context + window.continuation)]) for at in range(len(every))
+        }
+    assert list(found.documents) == sorted(found.documents)
+
+
+def test_the_first_token_of_a_document_is_conditioned_on_the_prefix() -> None:
+    found = cut(prefix=7)
+    firsts = [found.windows[found.documents.index(document)] for document in range(3)]
+    assert [window.context for window in firsts] == [(7,)] * 3
+
+
+@pytest.mark.parametrize("input_len", [1, 7, 10, 1000])
+def test_num_chunks_takes_the_first_windows_and_counts_whole_documents_alone(input_len: int) -> None:
+    every = cut(input_len=input_len)
+    assert list(every.words) == [0, 1, 2]
+    for kept in range(1, every.total + 3):
+        found = cut(input_len=input_len, num_chunks=kept)
+        assert found.windows == every.windows[:kept]
+        assert found.documents == every.documents[:kept]
+        assert found.total == every.total
+        assert found.input_len == input_len
+        whole = [index for index in range(3) if every.documents[:kept].count(index) == every.documents.count(index)]
+        assert found.words == {index: len(re.split(r"\s+", PAGES[index])) for index in whole}
+        assert found.bytes == {index: len(PAGES[index].encode()) for index in whole}
+
+
+def test_words_and_bytes_are_counted_before_the_detokeniser() -> None:
+    assert cut([" a @-@ é "]).words == {0: 5}
+    assert cut([" a @-@ é "]).bytes == {0: 10}
+    assert len(cut([" a @-@ é "]).windows[0].continuation) == len(" a-é ")
+
+
+def test_the_digest_is_the_same_for_the_same_and_another_for_anything_else() -> None:
+    others = [
+        cut(),
+        cut(num_chunks=5),
+        cut(input_len=11),
+        cut(prefix=1),
+        cut(PAGES[::-1]),
+        cut([PAGES[0] + "x", *PAGES[1:]]),
+        cut(PAGES[:2]),
+        cut(["".join(PAGES)]),
+        chunks.cut(PAGES, lambda text: [ord(letter) + 1 for letter in text], PREFIX, 10, 0),
+    ]
+    assert len({each.digest for each in others}) == len(others)
+    assert cut().digest == others[0].digest == cut(num_chunks=others[0].total).digest
+    assert all(re.fullmatch("[0-9a-f]{16}", each.digest) for each in others)
+
+
+def test_the_digest_tells_where_documents_begin() -> None:
+    """Windows of one token each and the same prefix: only the document's number differs."""
+    one = chunks.cut(["aa"], letters, ord("a"), 1, 0)
+    two = chunks.cut(["a", "a"], letters, ord("a"), 1, 0)
+    assert one.windows == two.windows
+    assert one.digest != two.digest
+
+
+@pytest.mark.parametrize(("input_len", "num_chunks"), [(0, 1), (-1, 1), (10, -1)])
+def test_numbers_that_make_no_window_are_refused(input_len: int, num_chunks: int) -> None:
+    with pytest.raises(UsageError, match=f"--input_len {input_len} --num_chunks {num_chunks} make no windows"):
+        cut(input_len=input_len, num_chunks=num_chunks)
+
+
+def test_wikitext_local_has_the_words_and_bytes_of_wikitext_2(monkeypatch: pytest.MonkeyPatch, wikitext: Path) -> None:
+    monkeypatch.setenv(documents.VARIABLE, str(wikitext))
+    pages = chunks.pages("wikitext_local")
+    found = chunks.cut(pages, lambda text: text.split(" "), PREFIX, 2048, 0)  # type: ignore[arg-type, return-value]
+    assert len(set(found.documents)) == len(pages) == 62
+    assert sum(found.words.values()) == 241_335
+    assert sum(found.bytes.values()) == 1_290_527
+
+
+def test_moe_sample_is_the_shipped_sample() -> None:
+    assert chunks.pages("moe_sample") == list(documents.moe_sample()["test"]["page"])
+
+
+def test_wikitext_is_the_test_split_of_the_harnesss_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(*names: str, **more: str) -> Any:
+        asked.append((names, more))
+        return datasets.Dataset.from_dict({"page": PAGES})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert chunks.pages("wikitext") == PAGES
+    assert asked == [(("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"), {"split": "test"})]
+
+
+def wrapped() -> Exception:
+    try:
+        try:
+            raise ConnectionError("no route")
+        except ConnectionError as error:
+            raise RuntimeError("outer") from error
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("error", [lambda: ConnectionError("x"), wrapped], ids=["plain", "wrapped"])
+def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception]) -> None:
+    def load(*_: str, **__: str) -> Any:
+        raise error()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(UsageError, match=r"the hub cannot be reached; set MOE_EVAL_WIKITEXT .* --dataset moe_sample"):
+        chunks.pages("wikitext")
+
+
+def test_another_failure_of_the_data_set_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: str, **__: str) -> Any:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ValueError, match="broken"):
+        chunks.pages("wikitext")
+
+
+def test_what_is_no_data_set_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"no data set 'c4'; choose wikitext, wikitext_local, moe_sample"):
+        chunks.pages("c4")
+    with pytest.raises(UsageError, match="set MOE_EVAL_WIKITEXT"):
+        chunks.pages("wikitext_local")

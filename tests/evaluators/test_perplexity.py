@@ -1,0 +1,207 @@
+"""The figures of an arm, measured on a model that is a table: what follows a token depends on that token alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
+from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
+
+from moe_eval import stats
+from moe_eval.engines.base import Window, WindowScores, unheard
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import chunks, perplexity
+from moe_eval.evaluators.chunks import Chunks
+from moe_eval.evaluators.perplexity import Scores
+
+Array = npt.NDArray[Any]
+ALPHABET = " =\nabcdefgh,."
+PREFIX = len(ALPHABET)
+VOCABULARY = PREFIX + 1
+PAGES = [f" = {letter} = \n " + f"a {letter} , b . \n {letter}c d " * (3 + at) for at, letter in enumerate("defgh")]
+
+
+class Table:
+    """An engine with a row of log-probabilities for every token."""
+
+    def __init__(self, distance: float = 0.0, max_length: int = 64, better: float = 0.0) -> None:
+        logits = np.random.default_rng(0).normal(0, 1.5, (VOCABULARY, VOCABULARY))
+        logits = logits + np.random.default_rng(1).normal(0, distance, logits.shape)
+        self.rows = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) + better
+        self.facts = SimpleNamespace(max_length=max_length)
+        self.asked: list[int] = []
+
+    def score(
+        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
+    ) -> list[WindowScores]:
+        self.asked.append(top_k)
+        found = [self._scores(window, min(top_k, VOCABULARY)) for window in windows]
+        for index in reversed(range(len(found))):
+            done(index, found[index])
+        return found
+
+    def _scores(self, window: Window, k: int) -> WindowScores:
+        rows = self.rows[list(window.inputs)][-len(window.continuation) :]
+        ids = np.argsort(-rows, axis=1, kind="stable")[:, :k]
+        own = np.array(window.continuation)
+        return WindowScores(
+            logprobs=rows[np.arange(len(own)), own].astype(np.float32),
+            greedy=rows.argmax(1) == own,
+            top_ids=ids.astype(np.int64),
+            top_logprobs=np.take_along_axis(rows, ids, 1).astype(np.float32),
+        )
+
+    def of_page(self, page: str) -> Array:
+        """Every token's log-probability, without windows."""
+        tokens = encode(wikitext_detokenizer({"page": page}))
+        return self.rows[[PREFIX, *tokens[:-1]], tokens]
+
+
+def encode(text: str) -> list[int]:
+    return [ALPHABET.index(letter) for letter in text]
+
+
+def cut(input_len: int = 16, num_chunks: int = 0) -> Chunks:
+    return chunks.cut(PAGES, encode, PREFIX, input_len, num_chunks)
+
+
+def measure(table: Table, found: Chunks, top_k: int = 5) -> Scores:
+    return perplexity.measure(table, found, top_k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("input_len", [1, 16, 64])
+def test_word_byte_and_bit_figures_are_those_of_the_harness(input_len: int) -> None:
+    table, found = Table(), cut(input_len)
+    figures = perplexity.figures(measure(table, found), found)
+    results = [process_results({"page": page}, (float(table.of_page(page).sum()),)) for page in PAGES]
+    assert figures["word_ppl"] == pytest.approx(weighted_perplexity([each["word_perplexity"] for each in results]))
+    assert figures["byte_ppl"] == pytest.approx(weighted_perplexity([each["byte_perplexity"] for each in results]))
+    assert figures["bits_per_byte"] == pytest.approx(bits_per_byte([each["bits_per_byte"] for each in results]))
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss_of_tokens_and_of_every_chunk() -> None:
+    table, found = Table(), cut()
+    figures = perplexity.figures(measure(table, found), found)
+    every = np.concatenate([table.of_page(page) for page in PAGES])
+    assert figures["perplexity"] == pytest.approx(math.exp(-every.mean()), rel=1e-6)
+    ends = np.cumsum([len(window.continuation) for window in found.windows])
+    chunked = [math.exp(-part.mean()) for part in np.split(every, ends[:-1])]
+    assert figures["per_chunk_ppls"] == pytest.approx(chunked, rel=1e-6)
+    assert len(chunked) == len(found.windows)
+    assert figures["tokens"] == len(every)
+    assert (figures["documents"], figures["whole_documents"]) == (5, 5)
+
+
+def test_a_document_that_is_cut_off_counts_for_tokens_and_not_for_words() -> None:
+    table = Table()
+    first = sum(index == 0 for index in cut().documents)
+    found = cut(num_chunks=first + 1)
+    figures = perplexity.figures(measure(table, found), found)
+    counts = process_results({"page": PAGES[0]}, (float(table.of_page(PAGES[0]).sum()),))
+    assert figures["word_ppl"] == pytest.approx(weighted_perplexity([counts["word_perplexity"]]))
+    assert (figures["documents"], figures["whole_documents"]) == (2, 1)
+    assert (figures["words"], figures["bytes"]) == (counts["word_perplexity"][1], counts["byte_perplexity"][1])
+    assert figures["tokens"] == len(table.of_page(PAGES[0])) + 16
+
+
+def test_without_a_whole_document_there_are_no_word_figures() -> None:
+    found = cut(num_chunks=1)
+    figures = perplexity.figures(measure(Table(), found), found)
+    assert [figures[name] for name in ("word_ppl", "byte_ppl", "bits_per_byte")] == [None] * 3
+    assert (figures["words"], figures["bytes"], figures["whole_documents"], figures["documents"]) == (0, 0, 0, 1)
+    assert figures["per_chunk_ppls"] == [pytest.approx(figures["perplexity"])]
+
+
+def test_scores_fall_apart_by_document_and_by_window() -> None:
+    table, found = Table(), cut()
+    scores = measure(table, found)
+    for part, page in zip(scores.by_document(), PAGES, strict=True):
+        assert part == pytest.approx(table.of_page(page), rel=1e-6)
+    assert [len(part) for part in scores.by_window()] == [len(window.continuation) for window in found.windows]
+    assert np.array_equal(np.concatenate(scores.by_window()), scores.logprobs)
+
+
+def test_measuring_asks_for_64_top_tokens_and_tells_of_every_window() -> None:
+    table, found, told = Table(), cut(), []
+    scores = perplexity.measure(table, found, done=lambda index, _: told.append(index))  # type: ignore[arg-type]
+    assert table.asked == [perplexity.TOP_K] == [64]
+    assert sorted(told) == list(range(len(found.windows)))
+    assert scores.top_ids.shape == (len(scores.logprobs), VOCABULARY)
+
+
+def test_windows_longer_than_the_models_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"--input_len 16 is longer than the window of 15 tokens; give at most 15"):
+        measure(Table(max_length=15), cut(16))
+    measure(Table(max_length=16), cut(16))
+
+
+def test_scores_are_the_same_after_saving_and_loading(tmp_path: Path) -> None:
+    scores = measure(Table(), cut())
+    scores.save(tmp_path / "arm.npz")
+    loaded = Scores.load(tmp_path / "arm.npz")
+    assert loaded.digest == scores.digest == cut().digest
+    for name in ("logprobs", "lengths", "documents", "top_ids", "top_logprobs"):
+        before, after = getattr(scores, name), getattr(loaded, name)
+        assert before.dtype == after.dtype
+        assert np.array_equal(before, after)
+    assert perplexity.compare(scores, loaded, None)["ln_ppl_ratio"]["error"] == 0
+
+
+def test_a_comparison_is_that_of_the_tables() -> None:
+    one, two, found = Table(), Table(0.5), cut()
+    compared = perplexity.compare(measure(one, found, VOCABULARY), measure(two, found, VOCABULARY), 0.0)
+    mine, theirs = (np.concatenate([table.of_page(page) for page in PAGES]) for table in (one, two))
+    ratio = compared["ln_ppl_ratio"]
+    assert ratio["value"] == pytest.approx(mine.mean() - theirs.mean(), rel=1e-4)
+    assert ratio["low"] < ratio["value"] < ratio["high"]
+
+    inputs = [token for page in PAGES for token in [PREFIX, *encode(wikitext_detokenizer({"page": page}))[:-1]]]
+    p, q = np.exp(one.rows[inputs]), np.exp(two.rows[inputs])
+    divergences = (p * np.log(p / q)).sum(axis=1)
+    divergence = compared["divergence"]
+    assert divergence["mean"] == pytest.approx(divergences.mean(), abs=1e-5)
+    assert divergence["median"] == pytest.approx(np.median(divergences), abs=1e-5)
+    assert divergence["p99"] == pytest.approx(np.quantile(divergences, 0.99), abs=1e-5)
+    assert divergence["same_top1"] == (p.argmax(1) == q.argmax(1)).mean()
+    assert divergence["k"] == VOCABULARY
+    assert (compared["no_interval"], compared["flag"]) == (None, None)
+
+
+def test_the_error_comes_from_documents_and_not_from_windows() -> None:
+    one, two = measure(Table(), cut()), measure(Table(0.5), cut())
+    by_document = stats.ln_ratio(one.by_document(), two.by_document())
+    assert perplexity.compare(one, two, None)["ln_ppl_ratio"]["error"] == by_document.error
+    assert by_document.error != stats.ln_ratio(one.by_window(), two.by_window()).error
+
+
+@pytest.mark.parametrize(("noise", "flagged"), [(None, True), (0.0, True), (0.01, True), (0.3, False)])
+def test_an_arm_that_is_better_than_it_can_be_is_flagged(noise: float | None, flagged: bool) -> None:
+    one, two = measure(Table(), cut()), measure(Table(better=0.2), cut())
+    compared = perplexity.compare(one, two, noise)
+    assert compared["ln_ppl_ratio"]["value"] == pytest.approx(-0.2, abs=1e-6)
+    assert (compared["flag"] is not None) == flagged
+    assert perplexity.compare(two, one, noise)["flag"] is None
+
+
+def test_one_document_has_a_divergence_and_says_why_it_has_no_interval() -> None:
+    found = cut(num_chunks=2)
+    compared = perplexity.compare(measure(Table(), found), measure(Table(0.5), found), None)
+    assert compared["ln_ppl_ratio"] is None
+    assert compared["flag"] is None
+    assert "at least two documents and there are 1" in compared["no_interval"]
+    assert compared["divergence"]["mean"] > 0
+
+
+def test_arms_of_other_windows_are_refused() -> None:
+    one = measure(Table(), cut())
+    for other in (measure(Table(), cut(15)), replace(one, digest="0" * 16)):
+        with pytest.raises(UsageError, match="did not score the same windows"):
+            perplexity.compare(one, other, None)
