@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	@echo "The run is in MLflow: start '$(BIN)/mlflow ui' here and open http://127.0.0.1:5000, experiment moe_eval."
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

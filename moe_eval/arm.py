@@ -64,7 +64,9 @@ def run(job: Job) -> Found:
     file = Path(f"{job.stem}.job")
     records.write_json(file, asdict(job))
     try:
-        done = subprocess.run([sys.executable, "-m", "moe_eval.arm", str(file)], stdout=sys.stderr, check=False)
+        # its own output goes beside the progress bar; whatever ends this process ends it as well
+        with exits.terminable():
+            done = subprocess.run([sys.executable, "-m", "moe_eval.arm", str(file)], stdout=sys.stderr, check=False)
     finally:
         file.unlink(missing_ok=True)
     if not job.found.is_file():

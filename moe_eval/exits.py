@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from moe_eval.errors import EngineError, WorkerDied
 
@@ -28,3 +32,20 @@ def settle(error: BaseException) -> int:
         sys.stderr.flush()
         os._exit(code(error))
     return code(error)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM (a batch system's, a container's) end what runs inside like Ctrl-C: nothing is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

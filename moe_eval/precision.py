@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 
 from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion
+from packaging.version import InvalidVersion, Version
 
 from moe_eval.errors import UsageError
 
@@ -67,7 +67,8 @@ class Support:
         if version is None or not self.versions:
             return True
         try:
-            return SpecifierSet(self.versions).contains(version, prereleases=True)
+            # parsed here: newer releases of packaging call a text that is no version outside of every specifier
+            return SpecifierSet(self.versions).contains(Version(version), prereleases=True)
         except InvalidVersion:
             return True  # a build of one's own
 

@@ -26,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
+    except KeyboardInterrupt as error:
+        print("moe-eval: Interrupted.", file=sys.stderr)
+        return settle(error)
     except (UsageError, TrackingError, EngineError) as error:
         print(f"moe-eval: {error}", file=sys.stderr)
         return settle(error)

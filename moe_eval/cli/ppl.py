@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import arm, hardware, records
+from moe_eval import arm, engines, hardware, records
 from moe_eval.arm import Found, Job
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError, UsageError
@@ -62,7 +62,10 @@ def _run(args: argparse.Namespace) -> None:
     gpus = hardware.gpus()
     planned = plan.plan(asked, gpus)
     where = f"sm{gpus[0].sm}" if gpus else "cpu"
-    # what can be wrong with the data shows before any model is loaded
+    # what can be wrong with the engine or the data shows before any model is loaded
+    engines.check(engine)
+    engines.check_options(engine, asked.options)
+    chunks.check(args.input_len, args.num_chunks)
     chunks.pages(args.dataset)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     ran: list[tuple[Arm, Job, Found]] = []
@@ -93,7 +96,8 @@ def _compared(ran: list[tuple[Arm, Job, Found]], args: argparse.Namespace, where
     """Compare what finished with the first of it, and end as badly as the worst arm."""
     finished = [row for row in ran if row[2].status == "finished"]
     if not ran:
-        raise UsageError("No precision was left to run; see the lines above for what each of them needs.")
+        print("No precision was left to run; the lines above say what each of them needs.", file=sys.stderr)
+        return
     if not finished:
         raise EngineError("No precision could be scored; see the lines above.")
     first = finished[0]

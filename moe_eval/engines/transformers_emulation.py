@@ -15,7 +15,6 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 
 OPTIONS = ("emulate", "scope", "activations", "calibration_windows")
-NOTE = "emulated: quantise-dequantise arithmetic, so its quality counts and its speed says nothing"
 _SWITCH = {"true": True, "on": True, "false": False, "off": False}
 _WINDOWS, _WINDOW_TOKENS = 16, 512
 

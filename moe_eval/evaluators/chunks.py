@@ -63,6 +63,16 @@ def pages(dataset: str) -> list[str]:
     return [str(page) for page in load()["test"]["page"]]
 
 
+def check(input_len: int, num_chunks: int) -> None:
+    """Refuse numbers that make no window.
+
+    Raises:
+        UsageError: with both.
+    """
+    if input_len < 1 or num_chunks < 0:
+        raise UsageError(f"--input_len {input_len} --num_chunks {num_chunks} make no windows; give numbers above 0.")
+
+
 def cut(
     documents: Sequence[str], encode: Callable[[str], list[int]], prefix: int, input_len: int, num_chunks: int
 ) -> Chunks:
@@ -80,8 +90,7 @@ def cut(
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    if input_len < 1 or num_chunks < 0:
-        raise UsageError(f"--input_len {input_len} --num_chunks {num_chunks} make no windows; give numbers above 0.")
+    check(input_len, num_chunks)
     windows: list[Window] = []
     owners: list[int] = []
     for index, page in enumerate(documents):

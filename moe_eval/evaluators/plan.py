@@ -19,7 +19,7 @@ class Arm:
 
     Attributes:
         precision: as it is called in tables and file names; of a checkpoint that holds FP8 in blocks `fp8_block`,
-            whichever FP8 was asked for.
+            whichever FP8 was asked for, and with weight-only kernels what they compute in, such as `nvfp4-w4a16`.
     """
 
     precision: str
@@ -67,7 +67,12 @@ def plan(asked: Asked, gpus: Sequence[Gpu]) -> list[Arm | Skip]:
     for name in asked.precisions:
         if name not in precision.PRECISIONS:
             raise UsageError(f"There is no precision {name!r}; choose of {', '.join(precision.PRECISIONS)}.")
-    return [_planned(asked, name, gpus) for name in asked.precisions]
+    found = [_planned(asked, name, gpus) for name in asked.precisions]
+    names = [each.precision for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"Two of --precisions {','.join(asked.precisions)} are {name} here; give one of them.")
+    return found
 
 
 def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
@@ -79,21 +84,24 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
         flag = "--model_path" if key == "model" else f"--{key}_model_path"
         return Skip(name, f"no checkpoint of it was named (give {flag}{'' if plain else ', or --emulate'})")
     options = dict(asked.options)
-    held = name
+    held = runs = name
     if emulated:
         options |= {"emulate": True, "scope": asked.scope}
-    elif not plain:
+    if key == "model":
+        checkpoint.local_folder(path)
+    else:
         held = _held(path, name)
         if asked.engine == "transformers":
             return Skip(held, "the transformers engine does not run it natively (give --emulate, or another --engine)")
     if not emulated and asked.engine != "transformers":
         backend = options.get("moe_backend")
         chosen = None if backend in (None, "auto") else str(backend)
+        runs = precision.executed(held, chosen)
         for gpu in gpus[:1]:
-            reason = precision.why_not(asked.engine, precision.executed(held, chosen), gpu.sm, chosen)
+            reason = precision.why_not(asked.engine, runs, gpu.sm, chosen)
             if reason:
                 return Skip(held, reason)
-    return Arm(held, EngineSettings(checkpoint=path, precision=held, options=options))
+    return Arm(runs, EngineSettings(checkpoint=path, precision=held, options=options))
 
 
 def _held(path: str, name: str) -> str:

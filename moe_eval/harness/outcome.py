@@ -12,6 +12,7 @@ from typing import Any
 from moe_eval.records import DatasetFacts
 
 Samples = Mapping[str, list[dict[str, Any]]]
+EMULATED = "emulated by quantise-dequantise arithmetic: the quality counts, the speed says nothing"
 _FILES = ("json", "csv", "parquet", "arrow", "text", "pandas", "xml", "webdataset")  # loaders of `datasets` for files
 _KEY = re.compile(r"[^\w.:/ -]")  # what MLflow refuses in a metric's name
 
@@ -35,10 +36,11 @@ class Outcome:
             if "quality/token_ppl" in metrics
             else "token_ppl not known (answers from the cache)"
         )
+        precision = f"{engine['precision']} emulated" if engine["emulated"] else engine["precision"]
         return [
             f"Quality: {tokens}, {metrics['quality/words']:,.0f} words, {metrics['quality/bytes']:,.0f} bytes; "
-            f"{engine['precision']} on {engine['name']} {engine['version']}, window {engine['max_length']}, "
-            f"prefix token {self.labels['prefix_token_id']}"
+            f"{precision} on {engine['name']} {engine['version']}, "
+            f"window {engine['max_length']}, prefix token {self.labels['prefix_token_id']}"
         ]
 
 
@@ -50,7 +52,7 @@ def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
     """
     labels = results["config"]["moe_eval"]
     metrics = dict(_harness_metrics(results["results"]))
-    notes: list[str] = []
+    notes = [EMULATED] if labels["engine"]["emulated"] else []
     perplexity = [task for task, rows in samples.items() if rows and "word_perplexity" in rows[0]]
     if len(perplexity) == 1:
         quality, note = _quality(samples[perplexity[0]], labels["scored"].get(perplexity[0], {}))

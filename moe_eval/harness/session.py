@@ -7,12 +7,9 @@ import inspect
 import json
 import logging
 import os
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 
 from moe_eval import precision, records
 from moe_eval.errors import TrackingError, UsageError
+from moe_eval.exits import terminable
 from moe_eval.harness import MODEL, offline, settings
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
@@ -74,7 +72,7 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call.arguments["log_samples"] = True
         books = _Books.open(asked, call.arguments)
         try:
-            with _terminable():
+            with terminable():
                 results = offline.explained(lambda: simple_evaluate(*call.args, **call.kwargs))
         except BaseException as error:
             books.close_failed(error)
@@ -109,23 +107,6 @@ def _settings_of(arguments: Mapping[str, Any]) -> settings.ModelSettings | None:
         return settings.read({**defaults, **given})
     found = getattr(model, "settings", None)
     return found if isinstance(found, settings.ModelSettings) else None
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM (a batch system's, a container's) end the run like Ctrl-C, so that it is recorded as killed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass

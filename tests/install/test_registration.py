@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ def test_tasks_are_found_beside_a_users_own(installed: Environment, tmp_path: Pa
     done = installed.run("-c", code, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert last_json(done.stdout) == {"all": ["mine", "moe_sample", "wikitext", "wikitext_local"], "alone": ["mine"]}
+
+
+def test_the_wheel_holds_the_package_and_no_double_of_an_engine(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if "tensorrt_llm" in name or name.startswith("tests/")]
+    for needed in ("support.toml", "tasks/moe_sample.yaml", "assets/tiny-qwen3-moe/model.safetensors"):
+        assert f"moe_eval/{needed}" in names
 
 
 def test_uninstalling_leaves_nothing_behind(wheel: Path, tmp_path: Path) -> None:
