@@ -161,6 +161,7 @@ def _record(name: str, found: Found, args: argparse.Namespace) -> dict[str, Any]
         "engine": engine.get("name"),
         "moe_backend": engine.get("moe_backend_observed"),
         "fusion_disabled": bool(args.disable_fusion),
+        "asked": {key: str(value) for key, value in vars(args).items() if key != "run" and value is not None},
         **found.figures,
         "labels": records.redact(dict(found.labels)),
         "machine": machine,

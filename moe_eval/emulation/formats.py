@@ -99,7 +99,8 @@ def nvfp4_rows(values: Tensor) -> Tensor:
 
 def _scale(amax: Tensor, most: float) -> Tensor:
     """amax / most, and 1 where there is nothing but zeros."""
-    scale = amax / most
+    # by a tensor: CUDA multiplies by the rounded reciprocal of a plain number, which moves the last bit
+    scale = amax / torch.full_like(amax, most)
     return torch.where(scale == 0, 1.0, scale)
 
 

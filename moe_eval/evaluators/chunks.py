@@ -85,7 +85,7 @@ def cut(
         num_chunks: at most this many windows, from the start; 0 for all.
 
     Raises:
-        UsageError: numbers that make no window.
+        UsageError: numbers or documents that make no window.
     """
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -102,6 +102,8 @@ def cut(
             windows.append(Window(tuple(context), tuple(scored)))
             owners.append(index)
     total = len(windows)
+    if not total:
+        raise UsageError("The data set holds no text to score; name another with --dataset.")
     kept = min(total, num_chunks or total)
     whole = [index for index in dict.fromkeys(owners[:kept]) if index not in owners[kept:]]
     digest = hashlib.sha256()

@@ -67,6 +67,11 @@ def plan(asked: Asked, gpus: Sequence[Gpu]) -> list[Arm | Skip]:
     for name in asked.precisions:
         if name not in precision.PRECISIONS:
             raise UsageError(f"There is no precision {name!r}; choose of {', '.join(precision.PRECISIONS)}.")
+    if asked.emulate and (asked.paths.get("fp8") or asked.paths.get("nvfp4")):
+        raise UsageError(
+            "--emulate computes FP8 and NVFP4 from --model_path; leave out --fp8_model_path and --nvfp4_model_path, or "
+            "--emulate."
+        )
     found = [_planned(asked, name, gpus) for name in asked.precisions]
     names = [each.precision for each in found]
     for name in names:

@@ -232,11 +232,14 @@ def test_moe_class(make: Make, trtllm: Any, version: str) -> None:
         assert len(layers) == 2
         experts = layers[1].mlp.experts
         names = (type(experts).__name__, type(getattr(experts, "backend", experts)).__name__)
-        assert names == {
-            "1.2.0": ("CutlassFusedMoE", "CutlassFusedMoE"),
-            "1.3.0rc8": ("ConfigurableMoE", "CutlassFusedMoE"),
-            "1.4.0rc1": ("ConfigurableMoE", "TrtllmCutlassFusedMoeImpl"),
-        }[version]
+        assert (
+            names
+            == {
+                "1.2.0": ("CutlassFusedMoE", "CutlassFusedMoE"),
+                "1.3.0rc8": ("ConfigurableMoE", "CutlassFusedMoE"),
+                "1.4.0rc1": ("ConfigurableMoE", "TrtllmCutlassFusedMoeImpl"),
+            }[version]
+        )
         assert llm.generate(PROMPT, trtllm.SamplingParams(max_tokens=1)).finished
 
 

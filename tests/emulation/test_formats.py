@@ -270,3 +270,11 @@ def test_with_one_amax_a_second_time_changes_nothing(
 def test_a_second_time_changes_last_bits_at_most(quantise: Callable[[Tensor], Tensor]) -> None:
     once = quantise(normal(150, 300))
     torch.testing.assert_close(quantise(once), once, rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("quantise", [formats.fp8, formats.fp8_rows, formats.fp8_groups, formats.nvfp4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_rounds_as_a_cpu_does(quantise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    values = torch.randn(33, 200, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert torch.equal(quantise(values), quantise(values.cuda()).cpu())

@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_precision_is_refused(folder: Folders, asked: st
 def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path, asked: str, key: str) -> None:
     with pytest.raises(UsageError, match="There is no folder"):
         planned({key: str(tmp_path / "nowhere")}, asked, (B200,))
-    with pytest.raises(UsageError, match="holds no config.json"):
+    with pytest.raises(UsageError, match=r"holds no config\.json"):
         planned({key: str(tmp_path)}, asked, (B200,))
 
 

@@ -18,9 +18,7 @@ _FALSE = (
     "include_stop_str_in_output apply_batched_logits_processor use_beam_search return_context_logits "
     "return_generation_logits return_encoder_output return_perf_metrics ignore_eos"
 )
-_TRUE = (
-    "exclude_input_from_output detokenize add_special_tokens skip_special_tokens spaces_between_special_tokens"
-)
+_TRUE = "exclude_input_from_output detokenize add_special_tokens skip_special_tokens spaces_between_special_tokens"
 _NEWEST: dict[str, Any] = {
     "logprobs_mode": "RAW",
     "logprobs_simple_format": False,
