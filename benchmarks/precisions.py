@@ -6,8 +6,8 @@
 Scores the same windows with the unquantised model (twice, with another batch size: the noise floor), with a BF16 copy
 of it, and with FP8, FP8 in blocks and NVFP4 in the experts alone and in all linear layers; prints a Markdown table.
 Times are of the scoring pass alone, the median of --repeats passes; the last column is the ratio to the unquantised
-pass of the same dtype. With --random the model is a Qwen3-MoE of Qwen3-30B-A3B's width with random weights, normal(0,
-0.02), and so many layers.
+passes of the same dtype, which run before all others and after them (the median of both). With --random the model is a
+Qwen3-MoE of Qwen3-30B-A3B's width with random weights, normal(0, 0.02), and so many layers.
 """
 
 from __future__ import annotations
@@ -94,24 +94,27 @@ def run(args: argparse.Namespace, model: Path) -> None:
         engine.close()
         return scores, statistics.median(times), engine.facts
 
-    reference, plain, facts = scored(args.dtype)
+    reference, before, facts = scored(args.dtype)
     again, _, _ = scored(args.dtype, batch_size=1)
+    arms = []
+    if args.dtype != "bfloat16":
+        arms.append(("bf16", *scored("bfloat16")[:2]))
+    for name, scope in ARMS:
+        options = {"emulate": True, "scope": scope}
+        arms.append((f"{name}, {scope}", *scored(args.dtype, precision=name, options=options)[:2]))
+    plain = statistics.median([before, scored(args.dtype)[1]])
+
     what = "shipped model" if model == SHIPPED else f"random weights, {args.random} layers"
-    print(f"{what} on {facts.device_name}, "
-          f"{args.dtype}, torch and Transformers {hardware.versions()['torch']} and {facts.version}; {args.dataset}: "
-          f"{len(cut.windows)} windows of at most {args.input_len} tokens, {len(reference.logprobs):,} tokens, "
-          f"{len(set(cut.documents))} documents, k {perplexity.TOP_K}")  # fmt: skip
+    print(f"{what} on {facts.device_name}, {args.dtype}, torch {hardware.versions()['torch']}, Transformers "
+          f"{facts.version}; {args.dataset}: {len(cut.windows)} windows of at most {args.input_len} tokens, "
+          f"{len(reference.logprobs):,} tokens, {len(set(cut.documents))} documents, k {perplexity.TOP_K}; one pass "
+          f"unquantised {plain:.1f} s")  # fmt: skip
     print("| arm | word ppl | ln(ppl ratio), 95 % interval | KLD mean | median | p99 | same top-1 | time |")
     print("|---|---|---|---|---|---|---|---|")
     show("unquantised", cut, reference, reference, 1.0)
     show("again, batch size 1", cut, reference, again, None)
-    if args.dtype != "bfloat16":
-        half, seconds, _ = scored("bfloat16")
-        show("bf16", cut, reference, half, seconds / plain)
-    for name, scope in ARMS:
-        options = {"emulate": True, "scope": scope}
-        found, seconds, _ = scored(args.dtype, precision=name, options=options)
-        show(f"{name}, {scope}", cut, reference, found, seconds / plain)
+    for name, found, seconds in arms:
+        show(name, cut, reference, found, seconds / plain)
 
 
 def show(
@@ -123,7 +126,7 @@ def show(
     word = figures["word_ppl"] if figures["word_ppl"] is not None else np.nan
     print(f"| {name} | {word:.3f} | {compared.value:+.5f}, {compared.low:+.5f} to {compared.high:+.5f} | "
           f"{apart.mean:.2e} | {apart.median:.2e} | {apart.p99:.2e} | {100 * apart.same_top1:.2f} % | "
-          f"{'' if ratio is None else f'{ratio:.2f}x'} |", flush=True)  # fmt: skip
+          f"{'' if ratio is None else f'{ratio:.2f}x'} |")  # fmt: skip
 
 
 if __name__ == "__main__":
