@@ -183,20 +183,47 @@ def test_what_a_checkpoint_carries_is_what_its_config_declares(
     assert checkpoint.carried(folder) == checkpoint.Carried(precision, method)
 
 
+_LAYERS = {
+    "model.layers.0.mlp.experts.0.up_proj": {"quant_algo": "NVFP4"},
+    "model.layers.0.mlp.experts.1.up_proj": {"quant_algo": "NVFP4"},
+    "model.layers.0.self_attn.q_proj": {"quant_algo": "FP8"},
+}
+
+
 @pytest.mark.parametrize(
     ("quantization", "carried"),
     [
         ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}, ("nvfp4", "modelopt NVFP4", "fp8")),
+        ({"quant_algo": "FP8", "exclude_modules": ["lm_head"]}, ("fp8", "modelopt FP8", None, ("lm_head",))),
         ({"quant_algo": "fp8_pb_wo"}, ("fp8_block", "modelopt fp8_pb_wo", None)),
-        ({"quant_algo": "MIXED_PRECISION"}, (None, "modelopt MIXED_PRECISION", None)),
+        ({"quant_algo": "MIXED_PRECISION"}, (None, "modelopt MIXED_PRECISION, experts not named", None)),
+        (
+            {"quant_algo": "MIXED_PRECISION", "quantized_layers": _LAYERS},
+            ("nvfp4", "modelopt MIXED_PRECISION, experts NVFP4", None, (), (("FP8", 1), ("NVFP4", 2))),
+        ),
         ({"quant_algo": None, "kv_cache_quant_algo": "FP8"}, ("fp16", "none", "fp8")),
+        ({"quant_algo": "W4A16_FUTURE"}, (None, "modelopt W4A16_FUTURE", None)),
     ],
 )
-def test_the_file_of_modelopt_goes_first(folder: Path, quantization: dict[str, object], carried: tuple[str]) -> None:
-    config = {"torch_dtype": "float16", "quantization_config": {"quant_method": "fp8"}}
-    (folder / "config.json").write_text(json.dumps(config))
+def test_the_file_of_modelopt_is_read(folder: Path, quantization: dict[str, object], carried: tuple[str, ...]) -> None:
+    (folder / "config.json").write_text(json.dumps({"torch_dtype": "float16"}))
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
     assert checkpoint.carried(folder) == checkpoint.Carried(*carried)
+
+
+def test_the_file_of_modelopt_and_the_config_may_agree_and_not_contradict(folder: Path) -> None:
+    file = folder / "hf_quant_config.json"
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    file.write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    assert checkpoint.carried(folder).precision == "fp8"
+    file.write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    said = refused(lambda: checkpoint.carried(folder))
+    assert said == f"{file} says modelopt NVFP4 and config.json beside it says fp8; remove the one that is wrong."
+
+
+def test_a_file_of_modelopt_that_is_no_json(folder: Path) -> None:
+    (folder / "hf_quant_config.json").write_text("{quantization")
+    assert "hf_quant_config.json is not JSON" in refused(lambda: checkpoint.carried(folder))
 
 
 def test_nvfp4_of_compressed_tensors(folder: Path) -> None:

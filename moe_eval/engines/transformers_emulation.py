@@ -35,8 +35,8 @@ def asked(settings: EngineSettings) -> Emulation | None:
             raise UsageError(f"{stray[0]} is a setting of emulation; add emulate=true or leave it out.")
         if settings.precision in emulation.PRECISIONS:
             raise UsageError(
-                f"The transformers engine does not run precision {settings.precision} natively; add emulate=true for "
-                "its quality, or choose another engine."
+                f"The transformers engine runs {', '.join(precision.DTYPE_OF)} and not {settings.precision}; add "
+                "emulate=true for its quality, or choose another engine."
             )
         return None
     if settings.precision is None:

@@ -119,7 +119,7 @@ def test_unreadable_quantisation(trtllm: Any, tmp_path: Path) -> None:
     config = json.loads((SHIPPED / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(NotImplementedError, match="bitsandbytes"):
+    with pytest.raises(ValueError, match="bitsandbytes"):
         trtllm.LLM(tmp_path)
 
 

@@ -84,8 +84,8 @@ def test_the_facts_say_what_is_emulated_and_how(
 @pytest.mark.parametrize(
     ("precision", "options", "words"),
     [
-        ("nvfp4", {}, "does not run precision nvfp4 natively; add emulate=true"),
-        ("fp8", {"emulate": "false"}, "does not run precision fp8 natively"),
+        ("nvfp4", {}, "runs bf16, fp16, fp32 and not nvfp4; add emulate=true"),
+        ("fp8", {"emulate": "false"}, "and not fp8; add emulate=true"),
         ("nvfp4", {"emulate": "maybe"}, "emulate=maybe is neither true nor false"),
         ("nvfp4", {"emulate": "true", "scope": "some"}, "no scope 'some'; choose experts or all"),
         ("nvfp4", {"emulate": "true", "activations": "half"}, "no activations 'half'; choose static or dynamic"),

@@ -45,7 +45,7 @@ def quantisation(folder: Path, version: Version, config: dict[str, Any]) -> Quan
         return QuantConfig()
     method = entry.get("quant_method")
     if method not in version.quant_methods:
-        raise NotImplementedError(f"quantization_config with quant_method {method!r} is not supported")
+        raise ValueError(f"quantization_config with quant_method {method!r} is not supported")
     if method == "fp8" and tuple(entry.get("weight_block_size") or ()) != (128, 128):
         raise AssertionError(f"FP8 blocks of {entry.get('weight_block_size')}, only (128, 128) is supported")
     algo = entry.get("quant_algo") or _BY_METHOD.get(method)

@@ -6,6 +6,11 @@ import json
 import os
 from typing import Any
 
+
+class NotImitatedError(RuntimeError):
+    """The real package does this and its double does not."""
+
+
 OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is free."
 )

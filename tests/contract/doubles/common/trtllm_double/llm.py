@@ -56,7 +56,7 @@ class BaseLLM:
         knobs.log("construct", kwargs={**plain, **kwargs})
         backend = kwargs.pop("backend", "pytorch")
         if backend not in ("pytorch", None):
-            raise NotImplementedError(f"the double has no backend {backend!r}")
+            raise knobs.NotImitatedError(f"the double has no backend {backend!r}")
         for name in kwargs:
             if name in self._version.tensorrt_only:
                 raise ValueError(f"{name} is specific to the TensorRT backend and no argument of the PyTorch one")
@@ -64,7 +64,7 @@ class BaseLLM:
                 raise ValueError(f"LLM got invalid argument: {name}")
         self.args = self._args_class(**plain, **kwargs)
         if self.args.orchestrator_type is not None:
-            raise NotImplementedError("the double has no orchestrator but MPI's stand-in")
+            raise knobs.NotImitatedError("the double has no orchestrator but MPI's stand-in")
         if "no_gpu" in knobs.knobs():
             raise RuntimeError(knobs.NO_DRIVER)
         setup = self._setup()
@@ -168,7 +168,7 @@ class BaseLLM:
         if params.end_id is None and self._tokenizer is None:
             raise ValueError("end_id is None and there is no tokenizer to take it from: give SamplingParams an end_id")
         if max(params.n, params.best_of or 1) > 1 or params.use_beam_search:
-            raise NotImplementedError("the double computes one completion per request")
+            raise knobs.NotImitatedError("the double computes one completion per request")
         prompt, tokens = self._tokens(inputs, params)
         request = self._request(tokens, params)
         request.streaming, request.cache_salt = streaming, cache_salt

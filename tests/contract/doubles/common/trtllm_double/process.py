@@ -36,7 +36,7 @@ class Executor:
     ranks = 1
 
     def order(self, kind: str, what: Any = None) -> None:
-        raise NotImplementedError
+        """Hand an order to the engine; each kind of executor has its own way."""
 
     def everywhere(self, kind: str, what: Any = None) -> None:
         """An order for every rank, until all have obeyed."""
