@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from moe_eval.engines.trtllm.library import Library
+from moe_eval.engines.trtllm.installed import Library
 from moe_eval.errors import UsageError
 
 # settings that live inside a nested config of the constructor
@@ -57,7 +57,7 @@ _SPELLINGS = {
 }
 
 
-def build(library: Library, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def build(installed: Library, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's keyword arguments.
 
     Args:
@@ -72,8 +72,8 @@ def build(library: Library, options: Mapping[str, Any], defaults: Mapping[str, A
     Raises:
         UsageError: the first setting that this version does not take, with its own spelling where there is one.
     """
-    _check_names(library, options)
-    asked = {**{name: value for name, value in defaults.items() if known(library, name)}, **options}
+    _check_names(installed, options)
+    asked = {**{name: value for name, value in defaults.items() if known(installed, name)}, **options}
     arguments: dict[str, Any] = {}
     nested: dict[str, dict[str, Any] | None] = {
         "kv_cache_config": {"enable_block_reuse": False},
@@ -81,28 +81,28 @@ def build(library: Library, options: Mapping[str, Any], defaults: Mapping[str, A
     }
     for name, given in asked.items():
         if name not in NESTED:
-            arguments[name] = _valued(library, name, given)
+            arguments[name] = _valued(installed, name, given)
             continue
         config, field = NESTED[name]
         if name == "moe_backend":
             if str(given).lower() != "auto":
-                nested["moe_config"] = {**(nested.get("moe_config") or {}), field: _moe_backend(library, given)}
+                nested["moe_config"] = {**(nested.get("moe_config") or {}), field: _moe_backend(installed, given)}
         elif name == "cuda_graph_batch_sizes" and str(given).lower() in ("none", "off", "0", "false"):
             nested[config] = None
         elif nested.get(config, {}) is not None:
             value = _list(name, given) if name == "cuda_graph_batch_sizes" else given
             nested[config] = {**(nested.get(config) or {}), field: value}
     for config, fields in nested.items():
-        arguments[config] = None if fields is None else _config(library, config, fields)
+        arguments[config] = None if fields is None else _config(installed, config, fields)
     return arguments
 
 
-def known(library: Library, name: str) -> bool:
+def known(installed: Library, name: str) -> bool:
     """Whether this version takes the setting."""
     if name in NESTED:
         config, field = NESTED[name]
-        return config in library.fields and field in library.configs[config].model_fields
-    return name in library.fields and name not in _ELSEWHERE
+        return config in installed.fields and field in installed.configs[config].model_fields
+    return name in installed.fields and name not in _ELSEWHERE
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,23 +116,23 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _check_names(library: Library, options: Mapping[str, Any]) -> None:
+def _check_names(installed: Library, options: Mapping[str, Any]) -> None:
     for name in options:
-        if known(library, name):
+        if known(installed, name):
             continue
-        here = f"TensorRT-LLM {library.version}"
+        here = f"TensorRT-LLM {installed.version}"
         if name in _ELSEWHERE:
             raise UsageError(f"{name} is not set on its own here; give {_ELSEWHERE[name]}.")
         if name in NESTED:
             config, field = NESTED[name]
             raise UsageError(f"{here} has no {config}.{field}, which is {name} here; leave it out.")
-        names = [each for each in (*library.fields, *NESTED, *OWN) if each not in _ELSEWHERE]
+        names = [each for each in (*installed.fields, *NESTED, *OWN) if each not in _ELSEWHERE]
         close = [_SPELLINGS[name]] if name in _SPELLINGS else difflib.get_close_matches(name, names, 1, 0.75)
         advice = f"did you mean {close[0]}?" if close else "leave it out, or use a version that has it."
         raise UsageError(f"{here} has no setting {name}; {advice}")
 
 
-def _valued(library: Library, name: str, given: Any) -> Any:
+def _valued(installed: Library, name: str, given: Any) -> Any:
     """A top-level value as the version's own field takes it."""
     from pydantic import TypeAdapter, ValidationError
 
@@ -143,25 +143,25 @@ def _valued(library: Library, name: str, given: Any) -> Any:
         except json.JSONDecodeError as error:
             raise UsageError(f"{name}={given} is not JSON ({error}).") from None
     try:
-        TypeAdapter(library.fields[name].annotation).validate_python(value)
+        TypeAdapter(installed.fields[name].annotation).validate_python(value)
     except ValidationError as error:
-        raise UsageError(f"{name}={given} does not suit TensorRT-LLM {library.version}: {_first(error)}.") from None
+        raise UsageError(f"{name}={given} does not suit TensorRT-LLM {installed.version}: {_first(error)}.") from None
     except Exception:  # an annotation that stands only inside its own model: the constructor will judge
         return value
     return value
 
 
-def _config(library: Library, config: str, fields: Mapping[str, Any]) -> Any:
+def _config(installed: Library, config: str, fields: Mapping[str, Any]) -> Any:
     from pydantic import ValidationError
 
     spelt = {field: name for name, (of, field) in NESTED.items() if of == config}
     try:
-        return library.configs[config](**fields)
+        return installed.configs[config](**fields)
     except ValidationError as error:
         wrong = next((str(part) for part in error.errors()[0]["loc"]), config)
         name = spelt.get(wrong, f"{config}.{wrong}")
         raise UsageError(
-            f"{name}={fields.get(wrong)} does not suit TensorRT-LLM {library.version}: {_first(error)}."
+            f"{name}={fields.get(wrong)} does not suit TensorRT-LLM {installed.version}: {_first(error)}."
         ) from None
 
 
@@ -169,11 +169,11 @@ def _first(error: Any) -> str:
     return str(error.errors()[0]["msg"]).rstrip(".")
 
 
-def _moe_backend(library: Library, given: Any) -> str:
+def _moe_backend(installed: Library, given: Any) -> str:
     name = str(given).upper()
-    if library.moe_backends and name not in library.moe_backends:
-        there = ", ".join(("auto", *(each for each in library.moe_backends if each != "AUTO")))
-        raise UsageError(f"TensorRT-LLM {library.version} has no moe_backend {given}; it has {there}.")
+    if installed.moe_backends and name not in installed.moe_backends:
+        there = ", ".join(("auto", *(each for each in installed.moe_backends if each != "AUTO")))
+        raise UsageError(f"TensorRT-LLM {installed.version} has no moe_backend {given}; it has {there}.")
     return name
 
 

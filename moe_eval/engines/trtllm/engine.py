@@ -25,7 +25,7 @@ from moe_eval.engines.base import (
 )
 from moe_eval.engines.trtllm import tracing
 from moe_eval.engines.trtllm.failures import explained
-from moe_eval.engines.trtllm.library import Library
+from moe_eval.engines.trtllm.installed import Library
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
 from moe_eval.engines.trtllm.workers import Waiter, Workers
@@ -43,7 +43,7 @@ class Session:
         most_tokens: of prompts in flight at once where their logits are returned.
     """
 
-    library: Library
+    installed: Library
     llm: Any
     workers: Workers
     checkpoint: str
@@ -67,7 +67,7 @@ class Session:
         flying: deque[tuple[int, Any]] = deque()
         tokens = 0
         try:
-            params = self.library.sampling_params(**sampling)
+            params = self.installed.sampling_params(**sampling)
             for index, prompt in enumerate(prompts):
                 while flying and (
                     len(flying) >= self.most_requests
@@ -85,7 +85,7 @@ class Session:
             self._abandon()
             raise
         except Exception as error:
-            raise explained(error, self.library.version, self.checkpoint, doing) from error
+            raise explained(error, self.installed.version, self.checkpoint, doing) from error
         finally:
             for _, handle in flying:
                 abort = getattr(handle, "abort", None)
@@ -208,7 +208,7 @@ class TrtllmEngine:
                 found["top_p"] = request.top_p
             if request.top_k > 0:
                 found["top_k"] = request.top_k
-        if request.timed and "return_perf_metrics" in self.session.library.sampling:
+        if request.timed and "return_perf_metrics" in self.session.installed.sampling:
             found["return_perf_metrics"] = True
         return found
 

@@ -13,7 +13,7 @@ import torch
 
 from moe_eval import checkpoint, hardware, precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
-from moe_eval.engines.trtllm import arguments, library, observe, selftest, sizing
+from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.checks import Model, check_machine, read_model, take_placement
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
 from moe_eval.engines.trtllm.failures import explained
@@ -47,10 +47,10 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     placement = take_placement(options)
     model = read_model(settings)
     check_machine(settings, options, model, placement.world)
-    environment = {library.IN_PROCESS: "1" if placement.in_process else None}
+    environment = {installed.IN_PROCESS: "1" if placement.in_process else None}
     if placement.disable_fusion:
-        environment[library.NO_FUSION] = "1"
-    found = library.load(environment)
+        environment[installed.NO_FUSION] = "1"
+    found = installed.load(environment)
 
     vocabulary = int(model.config.get("vocab_size") or len(tokenizer))
     limits = _limits(settings, options, model, vocabulary, placement.world)
@@ -109,7 +109,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         scores_from=verdict.label,
         arguments={
             **{name: value for name, value in arguments.plain(given).items() if name != "env_overrides"},
-            "disable_fusion": os.environ.get(library.NO_FUSION, "0") == "1",
+            "disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1",
         },
     )
     return TrtllmEngine(facts, session, verdict.reader, context, _ends(model.folder, tokenizer), verdict.checks)
@@ -130,7 +130,7 @@ def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _session(
-    found: library.Library,
+    found: installed.Library,
     settings: EngineSettings,
     model: Model,
     tokenizer: Any,
@@ -155,7 +155,7 @@ def _session(
             raise explained(error, found.version, settings.checkpoint, "loading") from error
         raise
     return Session(
-        library=found,
+        installed=found,
         llm=llm,
         workers=Workers(descendants() - before if watched else ()),
         checkpoint=settings.checkpoint,
