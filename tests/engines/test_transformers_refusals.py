@@ -61,7 +61,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
         ({"max_length": -1}, "max_length=-1"),
         ({"dtype": "nonsense"}, "no dtype 'nonsense'"),
         ({"dtype": "int8"}, "no dtype 'int8'"),
-        ({"precision": "fp8"}, "does not run precision fp8"),
+        ({"precision": "fp8"}, "runs bf16, fp16, fp32 and not fp8"),
         ({"precision": "nonsense"}, "no precision 'nonsense'"),
         ({"precision": "bf16", "dtype": "float32"}, "precision=bf16 and dtype=float32 contradict each other"),
         ({"device": "nonsense"}, "no device 'nonsense'"),
