@@ -27,8 +27,9 @@ _REQUESTS = 64
 # variables that spawned workers need and that MPI sessions do not forward by themselves; what is named like a secret
 # stays here, and CUDA_VISIBLE_DEVICES is the launcher's to set
 _FORWARDED = re.compile(r"(HF|NCCL|TORCH|CUDA|UCX)_(?!VISIBLE_DEVICES)")
-_DUMMY = "random weights (load_format=dummy)"
 _SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSWORD", re.IGNORECASE)
+# in place of a checkpoint's fingerprint where its weights were not read
+_DUMMY = "random weights (load_format=dummy)"
 
 
 def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
@@ -73,7 +74,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     except BaseException:
         session.close()
         raise
-    if str(options.get("load_format", "")).lower() == "dummy":
+    dummy = str(options.get("load_format", "")).lower() == "dummy"
+    if dummy:
         log.warning(
             "load_format=dummy: the weights are random, so no score of this run says anything of the checkpoint."
         )
@@ -91,7 +93,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         name="trtllm",
         version=found.version,
         checkpoint=settings.checkpoint,
-        fingerprint=_DUMMY if str(options.get("load_format", "")).lower() == "dummy" else model.fingerprint,
+        fingerprint=_DUMMY if dummy else model.fingerprint,
         architecture=str(next(iter(model.config.get("architectures") or ["unknown"]))),
         vocabulary=vocabulary,
         precision=precision.executed(model.precision, backend),
