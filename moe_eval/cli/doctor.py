@@ -64,8 +64,6 @@ def _reason(
 ) -> str | None:
     if version is None:
         return f"{kind.title} is not installed"
-    if kind.module is None:
-        return f"moe_eval does not drive {kind.title} yet"
     if kind.cpu and name in precision.DTYPE_OF:
         return None
     if kind.cpu and name in EMULATED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +23,23 @@ class EngineKind:
         package: what is imported.
         install: how a user gets that package.
         options: the names of EngineSettings.options that it takes; None where its installed version decides.
-        module: the module here whose `load(settings, tokenizer)` returns an Engine; None while there is none.
+        module: the module here whose `load(settings, tokenizer)` returns an Engine.
         cpu: whether it also runs without a GPU.
         claims: arguments of the harness that are options of this engine under the same name.
+        routing: the options with which it is loaded to tell routed experts (Engine.routing), in a process of its own
+            where there are any; None where it never tells.
+        layer_ranges: the options that put an NVTX range around every layer; None where it cannot.
     """
 
     title: str
     package: str
     install: str
     options: tuple[str, ...] | None
-    module: str | None
+    module: str
     cpu: bool = False
     claims: tuple[str, ...] = ()
+    routing: Mapping[str, Any] | None = None
+    layer_ranges: Mapping[str, Any] | None = None
 
 
 ENGINES = {
@@ -45,8 +50,17 @@ ENGINES = {
         None,
         "moe_eval.engines.trtllm.load",
         claims=("max_batch_size",),
+        layer_ranges={"enable_layerwise_nvtx_marker": True, "cuda_graph_batch_sizes": "none"},
     ),
-    "vllm": EngineKind("vLLM", "vllm", "pip install 'moe-eval[vllm]' on Linux with a GPU", (), None),
+    "vllm": EngineKind(
+        "vLLM",
+        "vllm",
+        "pip install 'moe-eval[vllm]' on Linux with a GPU",
+        None,
+        "moe_eval.engines.vllm.load",
+        routing={"enable_return_routed_experts": True, "enforce_eager": True},
+        layer_ranges={"enable_layerwise_nvtx_tracing": True},
+    ),
     "transformers": EngineKind(
         "Transformers",
         "transformers",
@@ -57,6 +71,7 @@ ENGINES = {
         ),
         "moe_eval.engines.transformers_load",
         cpu=True,
+        routing={},
     ),
 }
 
@@ -77,16 +92,10 @@ def check(name: str) -> EngineKind:
     """Return the engine of this name if it can run here.
 
     Raises:
-        UsageError: there is no such engine, its library is not installed, or moe_eval cannot drive it yet.
+        UsageError: there is no such engine, or its library is not installed.
     """
     kind = named(name)
-    absent = importlib.util.find_spec(kind.package) is None
-    if kind.module is None:
-        lacking = f", and {kind.title} is not installed either ({kind.install})" if absent else ""
-        raise UsageError(
-            f"This version of moe_eval does not drive {kind.title} yet{lacking}: choose engine=transformers."
-        )
-    if absent:
+    if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
             f"The engine {name} needs {kind.title}, which is not installed: {kind.install}, "
             "or run this checkpoint with engine=transformers."
@@ -118,7 +127,5 @@ def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
         UsageError: the engine or the checkpoint cannot do what was asked.
     """
     check_options(name, settings.options)
-    module = check(name).module
-    assert module is not None
-    engine: Engine = importlib.import_module(module).load(settings, tokenizer)
+    engine: Engine = importlib.import_module(check(name).module).load(settings, tokenizer)
     return engine

@@ -119,6 +119,11 @@ class EngineFacts:
         kv_cache_dtype: of the key-value cache during generation.
         cuda_graph_batch_sizes: batch sizes that run as CUDA graphs; empty for none.
         scores_from: what log-probabilities are read from, and what that was checked against.
+        quant_algo: how weights and activations are quantised, as the engine or the checkpoint names it; `none`.
+        weights: `checkpoint`, or `random` where the engine made them up: then speed counts and no score does.
+        gpus: over how many GPUs the model is spread; 0 on a CPU.
+        weight_bytes: of the loaded weights by `experts` (those a router chooses from), `embedding` (only rows of it are
+            read) and `other` (all of it is read in every step; a head that is the embedding counts here).
         arguments: what the engine's library was given beyond the labels above, by the library's own names.
     """
 
@@ -141,6 +146,10 @@ class EngineFacts:
     kv_cache_dtype: str | None
     cuda_graph_batch_sizes: tuple[int, ...] | None
     scores_from: str
+    quant_algo: str | None = None
+    weights: Literal["checkpoint", "random"] = "checkpoint"
+    gpus: int = 0
+    weight_bytes: Mapping[str, int] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -155,6 +164,7 @@ class EngineSettings:
         device: torch's name of a device.
         max_length: the window in tokens.
         batch_size: most sequences in a batch; None lets the engine fill its memory.
+        kv_tokens: tokens that the key-value cache has to hold, all sequences together; None lets it take what is free.
         revision, trust_remote_code: as Transformers takes them.
         options: what else was given, by name; an engine refuses the names it does not know.
     """
@@ -165,6 +175,7 @@ class EngineSettings:
     device: str | None = None
     max_length: int | None = None
     batch_size: int | None = None
+    kv_tokens: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -207,6 +218,18 @@ class Engine(Protocol):
         done: Callable[[int, Completion], None] = unheard,
     ) -> list[Completion]:
         """Continue every prompt, in the order given; prompt and max_new_tokens fit into the model's window."""
+        ...
+
+    def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
+        """Which experts every token goes through while the prompts are continued greedily.
+
+        Returns:
+            For every prompt the chosen experts' indices, shape (tokens, layers with a router, top k). A row belongs to
+            every token that was read: the prompt's, then the new ones but the last.
+
+        Raises:
+            UsageError: this engine does not tell, or was not loaded to tell (EngineKind.routing).
+        """
         ...
 
     def trace(self, target: Path) -> AbstractContextManager[TraceHandle]:
