@@ -1,12 +1,17 @@
-"""One arm in a process of its own: `python -m moe_eval.arm JOB` loads it, measures it and writes what it found.
+"""One arm in a process of its own, which loads it once and measures what it is asked to.
 
 A fresh process gives the GPU's memory back, imports an engine's library under the arm's own environment, and leaves
-the other arms alone when it breaks down.
+the other arms alone when it breaks down. Both ends speak lines of JSON over two pipes: the standard streams belong to
+the engines, which print whatever they like.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,17 +19,117 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_eval import exits, records
 from moe_eval.engines.base import EngineSettings
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.exits import terminable
+
+_LOOK_SECONDS = 0.5  # how often a silent arm is looked at
+_END_SECONDS = 60  # an engine that is closed frees gigabytes and ends workers of its own
+
+
+class ArmFailed(Exception):
+    """An arm could not do what it was asked; its process is gone or will be ended. The text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an arm's process loads: a checkpoint on an engine, and the tokenizer's folder or hub name."""
+
+    engine: str
+    settings: EngineSettings
+    tokenizer: str
+
+
+class ArmProcess:
+    """The process of an arm, or with None one that only does tasks that need none.
+
+    Use it as a context manager: it is ended whatever happens.
+    """
+
+    def __init__(self, load: Load | None) -> None:
+        asks, self._asks = os.pipe()
+        self._answers, answers = os.pipe()
+        self._unread = b""
+        command = [sys.executable, "-m", "moe_eval.arm_worker", str(asks), str(answers)]
+        # its own output goes beside the progress bar
+        self._process = subprocess.Popen(command, stdout=sys.stderr, pass_fds=(asks, answers))
+        os.close(asks)
+        os.close(answers)
+        self._load = load
+
+    def load(self) -> dict[str, Any]:
+        """Load the arm and return its labels.
+
+        Raises:
+            ArmFailed: why it cannot be loaded.
+        """
+        assert self._load is not None
+        return self.ask("load", **asdict(self._load))
+
+    def ask(self, task: str, **arguments: Any) -> dict[str, Any]:
+        """Have the arm do one task of evaluators.tasks and return what it found.
+
+        Raises:
+            ArmFailed: with the arm's own sentence, or how its process ended.
+        """
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either, which says more
+            os.write(self._asks, json.dumps({"task": task, "arguments": arguments}).encode() + b"\n")
+        line = self._line()
+        if line is None:
+            self._process.wait(_END_SECONDS)
+            raise ArmFailed(f"its process ended with {_ended(self._process.returncode)} and left no result")
+        answer = json.loads(line)
+        if answer["status"] != "finished":
+            raise ArmFailed(answer["error"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def _line(self) -> bytes | None:
+        """The next line of the arm; None where its process ends without one, even if a child of it holds the pipe."""
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([self._answers], [], [], _LOOK_SECONDS)
+            got = os.read(self._answers, 1 << 16) if ready else None
+            if got == b"" or (got is None and self._process.poll() is not None):
+                return None
+            self._unread += got or b""
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def end(self) -> None:
+        """End the process: politely, then not."""
+        if self._asks < 0:
+            return
+        os.close(self._asks)  # the arm closes its engine when there is nothing more to read
+        self._asks = -1
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        except BaseException:
+            self._process.kill()
+            raise
+        finally:
+            os.close(self._answers)
+
+    def __enter__(self) -> ArmProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def _ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"code {code}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an arm is to measure, as its process reads it.
+    """The perplexity that an arm is to measure.
 
     Attributes:
-        stem: where it writes: `.npz` with the arrays, and meanwhile `.found` with the rest.
+        stem: where it writes its arrays, `.npz`.
         dataset, input_len, num_chunks: see evaluators.chunks.
     """
 
@@ -40,10 +145,6 @@ class Job:
     def arrays(self) -> Path:
         return Path(f"{self.stem}.npz")
 
-    @property
-    def found(self) -> Path:
-        return Path(f"{self.stem}.found")
-
 
 @dataclass(frozen=True)
 class Found:
@@ -56,77 +157,21 @@ class Found:
 
 
 def run(job: Job) -> Found:
-    """Run a job in a process of its own, its progress on this one's standard error.
+    """Measure a perplexity in a process of its own, its progress on this one's standard error.
 
     Returns:
         What it found; `failed` with the reason where it broke down, whatever way it did.
     """
-    file = Path(f"{job.stem}.job")
-    records.write_json(file, asdict(job))
-    try:
-        # its own output goes beside the progress bar; whatever ends this process ends it as well
-        with exits.terminable():
-            done = subprocess.run([sys.executable, "-m", "moe_eval.arm", str(file)], stdout=sys.stderr, check=False)
-    finally:
-        file.unlink(missing_ok=True)
-    if not job.found.is_file():
-        return Found("failed", f"its process ended with code {done.returncode} and left no result")
-    found = Found(**json.loads(job.found.read_text(encoding="utf-8")))
-    job.found.unlink()
-    return found
-
-
-def main(argv: list[str]) -> int:
-    """What the process does."""
-    raw = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    job = Job(**{**raw, "settings": EngineSettings(**raw["settings"])})
-    job.found.unlink(missing_ok=True)
-    try:
-        found = _measured(job)
-    except (UsageError, EngineError, KeyboardInterrupt) as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        records.write_json(job.found, asdict(Found("failed", reason)))
-        return exits.settle(error)
-    except BaseException as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
-        records.write_json(job.found, asdict(Found("failed", reason)))
-        raise
-    records.write_json(job.found, asdict(found))
-    return 0
-
-
-def _measured(job: Job) -> Found:
-    from tqdm import tqdm
-
-    from moe_eval import engines
-    from moe_eval.evaluators import chunks, perplexity
-    from moe_eval.harness import tokens
-
-    pages = chunks.pages(job.dataset)
-    tokenizer = tokens.load(job.tokenizer, job.settings)
-    engine = engines.load(job.engine, job.settings, tokenizer)
-    try:
-        tokens.check(tokenizer, engine)
-        bos = tokenizer.bos_token_id
-        prefix = int(tokenizer.eos_token_id if bos is None else bos)
-        cut = chunks.cut(
-            pages, lambda text: list(tokenizer.encode(text, verbose=False)), prefix, job.input_len, job.num_chunks
-        )
-        with tqdm(total=len(cut.windows), desc=f"{engine.facts.precision} on {job.engine}", unit="window") as bar:
-            scores = perplexity.measure(engine, cut, done=lambda *_: bar.update())
-        scores.save(job.arrays)
-        labels = {"engine": asdict(engine.facts), "prefix_token_id": prefix, "tokenizer": job.tokenizer}
-        data = {
-            "dataset": job.dataset,
-            "dataset_digest": cut.digest,
-            "input_len": cut.input_len,
-            "num_chunks": len(cut.windows),
-            "of_chunks": cut.total,
-        }
-        return Found("finished", labels=labels, figures=data | perplexity.figures(scores, cut))
-    finally:
-        engine.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with terminable(), ArmProcess(Load(job.engine, job.settings, job.tokenizer)) as process:
+        try:
+            labels = process.load()
+            figures = process.ask(
+                "perplexity",
+                arrays=str(job.arrays),
+                dataset=job.dataset,
+                input_len=job.input_len,
+                num_chunks=job.num_chunks,
+            )
+        except ArmFailed as error:
+            return Found("failed", str(error))
+    return Found("finished", labels=labels, figures=figures)

@@ -174,3 +174,71 @@ def implausible_gain(ratio: Estimate, noise: float | None) -> str | None:
         f"implausible: better than the reference by {-ratio.value:.2g} in ln(perplexity), which is beyond its interval "
         f"{beyond}; look for another checkpoint, tokenizer or window"
     )
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
+    """The interval at CONFIDENCE of the median, whatever the distribution: two of the samples themselves.
+
+    The chance that the median lies outside the k smallest and k largest samples is twice the binomial tail
+    P(X < k), X ~ B(n, 1/2) (David and Nagaraja, Order Statistics, 2003, section 7.1).
+
+    Returns:
+        (low, high); None for fewer than six samples, of which not even the extremes reach the confidence.
+    """
+    n = len(samples)
+    k = int(distributions.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
+    if k < 1:
+        return None
+    ordered = sorted(samples)
+    return ordered[k - 1], ordered[n - k]
+
+
+def block_ratio(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """The ratio above / below of two arms that were measured side by side in blocks.
+
+    What drifts over a run (clocks, temperature) moves both arms of a block alike and cancels in its ratio.
+
+    Args:
+        above, below: positive samples of every block, for example seconds.
+
+    Returns:
+        exp(mean over blocks of ln(median above / median below)) and its interval, from a bootstrap over blocks with
+        Student's t as in ln_ratio; `error` is that of the logarithm.
+
+    Raises:
+        UsageError: other blocks, or fewer than two.
+    """
+    if len(above) != len(below) or not all(map(len, [*above, *below])):
+        raise UsageError("A ratio needs the same blocks of both arms.")
+    logs = np.array([math.log(np.median(one) / np.median(two)) for one, two in zip(above, below, strict=True)])
+    if len(logs) < 2:
+        raise UsageError(f"An interval needs at least two blocks and there are {len(logs)}; measure more iterations.")
+    found = _bootstrap(logs, np.ones(len(logs)), seed)
+    return Estimate(math.exp(found.value), found.error, math.exp(found.low), math.exp(found.high))
+
+
+# nvbench's stdrel criterion: stop where the relative standard deviation is below 0.5 %, or does not change by more than
+# 5 % of itself any more (nvbench/stdrel_criterion.cuh), after half a second at least
+MAX_NOISE = 0.005
+_STEADY_NOISE = 0.05
+_LEAST_SECONDS = 0.5
+_TRAIL = 5  # iterations that the noise is taken over: the first ones of a warm-up are not part of it for ever
+
+
+def noise(seconds: Sequence[float]) -> float:
+    """The relative standard deviation of the last iterations."""
+    last = np.asarray(seconds[-_TRAIL:], dtype=np.float64)
+    return float(last.std(ddof=1) / last.mean())
+
+
+def settled(seconds: Sequence[float]) -> str | None:
+    """Why a warm-up of these iterations is over; None where it is to go on."""
+    if len(seconds) < _TRAIL or sum(seconds) < _LEAST_SECONDS:
+        return None
+    if noise(seconds) < MAX_NOISE:
+        return f"noise below {100 * MAX_NOISE:g} %"
+    if len(seconds) < 2 * _TRAIL:
+        return None
+    noises = np.array([noise(seconds[: len(seconds) - back]) for back in range(_TRAIL)])
+    spread = math.sqrt(float(((noises - noises[0]) ** 2).mean())) / noises[0]
+    return "noise is steady" if spread < _STEADY_NOISE else None

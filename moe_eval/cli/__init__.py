@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from moe_eval.cli import doctor, log, ppl
+from moe_eval.cli import doctor, log, perf, ppl
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.exits import settle
 
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     log.add(commands)
     doctor.add(commands)
     ppl.add(commands)
+    perf.add(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

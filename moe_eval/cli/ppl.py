@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-from moe_eval import arm, engines, hardware, records
+from moe_eval import arm, hardware, records
 from moe_eval.arm import Found, Job
+from moe_eval.cli import common
 from moe_eval.emulation.model import SCOPES
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import EngineError
 from moe_eval.evaluators import chunks, perplexity, plan, table
 from moe_eval.evaluators.plan import Arm, Skip
 
@@ -27,44 +27,21 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "for each (ppl_PRECISION_smXY.json, or _cpu), and print a comparison with the first one. The first one also "
         "runs at another batch size: what that changes is the noise floor.",
     )
-    parser.add_argument("--model_path", help="the checkpoint in BF16; without it the shipped model on Transformers")
-    parser.add_argument("--fp8_model_path", help="a checkpoint in FP8, per tensor or in blocks")
-    parser.add_argument("--nvfp4_model_path", help="a checkpoint in NVFP4")
-    parser.add_argument("--precisions", default="bf16,fp8,nvfp4", help="in this order; the first is the reference")
-    parser.add_argument("--engine", help="trtllm, vllm or transformers; trtllm unless --emulate is given")
+    common.add(parser)
     parser.add_argument("--emulate", action="store_true", help="compute FP8 and NVFP4 from --model_path")
     parser.add_argument("--scope", choices=SCOPES, default="experts", help="what --emulate rounds")
     parser.add_argument("--dataset", default="wikitext", help=", ".join(chunks.DATASETS))
     parser.add_argument("--input_len", type=int, default=512, help="most tokens in a window")
     parser.add_argument("--num_chunks", type=int, default=100, help="windows to score, 0 for all")
-    parser.add_argument("--moe_backend", default="auto", help="the engine's implementation of experts")
-    parser.add_argument("--disable_fusion", action="store_true", help="TensorRT-LLM: no fused all-reduce")
-    parser.add_argument("--output_dir", type=Path, default=Path("benchmark_results"))
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
-    from moe_eval.harness import settings
-
-    shipped = args.model_path is None
-    engine = args.engine or ("transformers" if args.emulate or shipped else "trtllm")
-    if shipped:
-        print(f"{settings.SHIPPED_NOTE}.", file=sys.stderr)
-    model = str(settings.SHIPPED) if shipped else args.model_path
-    asked = plan.Asked(
-        engine=engine,
-        precisions=[name.strip() for name in args.precisions.split(",") if name.strip()],
-        paths={"model": model, "fp8": args.fp8_model_path, "nvfp4": args.nvfp4_model_path},
-        emulate=args.emulate,
-        scope=args.scope,
-        options=_options(args, engine),
-    )
+    request = common.read(args, emulate=args.emulate, scope=args.scope)
     gpus = hardware.gpus()
-    planned = plan.plan(asked, gpus)
-    where = f"sm{gpus[0].sm}" if gpus else "cpu"
-    # what can be wrong with the engine or the data shows before any model is loaded
-    engines.check(engine)
-    engines.check_options(engine, asked.options)
+    planned = plan.plan(request.asked, gpus)
+    where = common.place(gpus)
+    # what can be wrong with the data shows before any model is loaded
     chunks.check(args.input_len, args.num_chunks)
     chunks.pages(args.dataset)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -77,9 +54,9 @@ def _run(args: argparse.Namespace) -> None:
             continue
         job = Job(
             stem=str(stem),
-            engine=engine,
+            engine=request.asked.engine,
             settings=each.settings,
-            tokenizer=each.settings.checkpoint,
+            tokenizer=request.tokenizer_of(each),
             dataset=args.dataset,
             input_len=args.input_len,
             num_chunks=args.num_chunks,
@@ -136,15 +113,6 @@ def _noise(reference: tuple[Arm, Job, Found], args: argparse.Namespace, where: s
     return {"batch_size": 1, **compared}
 
 
-def _options(args: argparse.Namespace, engine: str) -> dict[str, Any]:
-    options: dict[str, Any] = {} if args.moe_backend == "auto" else {"moe_backend": args.moe_backend}
-    if args.disable_fusion:
-        if engine != "trtllm":
-            raise UsageError("--disable_fusion is a setting of TensorRT-LLM; leave it out.")
-        options["disable_fusion"] = True
-    return options
-
-
 def _record(name: str, found: Found, args: argparse.Namespace) -> dict[str, Any]:
     """One precision's record: its labels first, then its figures."""
     machine = asdict(hardware.machine())
@@ -161,7 +129,7 @@ def _record(name: str, found: Found, args: argparse.Namespace) -> dict[str, Any]
         "engine": engine.get("name"),
         "moe_backend": engine.get("moe_backend_observed"),
         "fusion_disabled": bool(args.disable_fusion),
-        "asked": {key: str(value) for key, value in vars(args).items() if key != "run" and value is not None},
+        "asked": common.shown(args),
         **found.figures,
         "labels": records.redact(dict(found.labels)),
         "machine": machine,

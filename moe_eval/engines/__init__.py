@@ -26,6 +26,7 @@ class EngineKind:
         module: the module here whose `load(settings, tokenizer)` returns an Engine.
         cpu: whether it also runs without a GPU.
         claims: arguments of the harness that are options of this engine under the same name.
+        quantises: precisions to which it can quantise a checkpoint in 16 bits while it loads it.
         routing: the options with which it is loaded to tell routed experts (Engine.routing), in a process of its own
             where there are any; None where it never tells.
         layer_ranges: the options that put an NVTX range around every layer; None where it cannot.
@@ -38,6 +39,7 @@ class EngineKind:
     module: str
     cpu: bool = False
     claims: tuple[str, ...] = ()
+    quantises: tuple[str, ...] = ()
     routing: Mapping[str, Any] | None = None
     layer_ranges: Mapping[str, Any] | None = None
 
@@ -58,6 +60,7 @@ ENGINES = {
         "pip install 'moe-eval[vllm]' on Linux with a GPU",
         None,
         "moe_eval.engines.vllm.load",
+        quantises=("fp8", "fp8_block"),
         routing={"enable_return_routed_experts": True, "enforce_eager": True},
         layer_ranges={"enable_layerwise_nvtx_tracing": True},
     ),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from moe_eval.engines.base import (
@@ -100,6 +101,9 @@ class TransformersEngine:
                 completions[index] = each
                 done(index, each)
 
+        if request.timed:  # the time of a batch is asked for, not of its parts
+            run(list(range(len(prompts))))
+            return [completions[index] for index in range(len(prompts))]
         lengths = [len(prompt) + request.max_new_tokens for prompt in prompts]
         for batch in batches_in_slabs(lengths, self.max_tokens, self.max_rows):
             self._splitting(batch, run)
@@ -134,6 +138,27 @@ class TransformersEngine:
             _completion(row[: sizes.get(at)], at in sizes, ends, request)
             for at, row in enumerate(out[:, width:].tolist())
         ]
+
+    @torch.inference_mode()
+    def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
+        config = self.model.config
+        top_k = getattr(config, "num_experts_per_tok", None)
+        if top_k is None or getattr(config, "n_group", None) is not None:
+            raise UsageError(
+                f"Which experts {self.facts.architecture} chooses cannot be told from its router's logits."
+            )
+        made = self.generate(prompts, GenerationRequest(max_new_tokens=max_new_tokens, ignore_eos=True))
+        found = []
+        for prompt, completion in zip(prompts, made, strict=True):
+            tokens = torch.tensor([[*prompt, *completion.token_ids[:-1]]], device=self.model.device)
+            out = self.model.base_model(input_ids=tokens, use_cache=False, output_router_logits=True)
+            # every layer of such a model has a router, or its place is None
+            logits = [layer for layer in getattr(out, "router_logits", None) or () if layer is not None]
+            if not logits:
+                raise UsageError(f"{self.facts.architecture} does not tell the logits of a router in Transformers.")
+            chosen = torch.stack([layer.topk(top_k, dim=-1).indices for layer in logits], dim=1)
+            found.append(chosen.to(torch.int16).cpu().numpy())
+        return found
 
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:

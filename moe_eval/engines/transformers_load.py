@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from moe_eval import checkpoint, hub, precision
-from moe_eval.engines import transformers_emulation
+from moe_eval.engines import transformers_emulation, weights
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import TransformersEngine
@@ -71,6 +71,9 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
         kv_cache_dtype=dtype,
         cuda_graph_batch_sizes=(),
         scores_from="hidden states through the output head in float32, checked against the model's own logits",
+        quant_algo="none",
+        gpus=1 if device.type == "cuda" else 0,
+        weight_bytes=weights.by_part(model),
         arguments=labels,
     )
     if budget is None and settings.batch_size is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe_eval import checkpoint, precision
+from moe_eval import checkpoint, engines, precision
 from moe_eval.emulation.model import PRECISIONS as EMULATED
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
@@ -44,7 +44,7 @@ class Asked:
     Attributes:
         paths: checkpoints by `model`, `fp8` and `nvfp4`, None where there is none.
         emulate: compute FP8 and NVFP4 from the one checkpoint `model`, in `scope`.
-        options: of the engine, for every arm.
+        options: of the engine, for every arm; `settings` other fields of EngineSettings.
     """
 
     engine: str
@@ -53,6 +53,7 @@ class Asked:
     emulate: bool = False
     scope: str = "experts"
     options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan(asked: Asked, gpus: Sequence[Gpu]) -> list[Arm | Skip]:
@@ -95,7 +96,7 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
     if key == "model":
         checkpoint.local_folder(path)
     else:
-        held = _held(path, name)
+        held = _held(path, name, engines.named(asked.engine))
         if asked.engine == "transformers":
             return Skip(held, "the transformers engine does not run it natively (give --emulate, or another --engine)")
     if not emulated and asked.engine != "transformers":
@@ -106,13 +107,16 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
             reason = precision.why_not(asked.engine, runs, gpu.sm, chosen)
             if reason:
                 return Skip(held, reason)
-    return Arm(runs, EngineSettings(checkpoint=path, precision=held, options=options))
+    return Arm(runs, EngineSettings(checkpoint=path, precision=held, options=options, **asked.settings))
 
 
-def _held(path: str, name: str) -> str:
-    """The quantised precision that a checkpoint holds; FP8 of either kind answers to `fp8`."""
+def _held(path: str, name: str, engine: engines.EngineKind) -> str:
+    """The quantised precision that a checkpoint holds, or gets while this engine loads it; FP8 of either kind answers
+    to `fp8`."""
     carried = checkpoint.carried(checkpoint.settings_folder(path))
     if carried.precision == name or (name == "fp8" and carried.precision == "fp8_block"):
         return str(carried.precision)
+    if carried.method == "none" and name in engine.quantises:
+        return name
     found = carried.precision if carried.method == "none" else carried.method
     raise UsageError(f"{path} was given for {name} and holds {found}; give a checkpoint that holds {name}.")

@@ -14,12 +14,7 @@ _HEADS = (
 def render(records: Sequence[Mapping[str, Any]]) -> str:
     """The records of `moe-eval ppl`, the reference first, and the labels that all of them share."""
     first = records[0]
-    rows = [_HEADS, *(_row(record, record is first) for record in records)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADS))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    lines = [columns(_HEADS, [_row(record, record is first) for record in records])]
     part = "" if first["num_chunks"] == first["of_chunks"] else f", the first of {first['of_chunks']:,}"
     divergence = first["divergence"]
     lines += [
@@ -35,6 +30,17 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
     ]
     if first["no_interval"]:
         lines.append(f"No interval: {first['no_interval']}")
+    return "\n".join(lines)
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that is aligned as plain text as well."""
+    table = [heads, *rows]
+    widths = [max(len(row[at]) for row in table) for at in range(len(heads))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 

@@ -15,12 +15,16 @@ from moe_eval.harness import MODEL, session
 
 
 def guarded(execute: Callable[..., None]) -> Callable[..., None]:
-    """Wrap HarnessCLI.execute. Commands for other models and other subcommands pass through untouched."""
+    """Wrap HarnessCLI.execute. Commands for other models pass through, but for what our own tasks refuse."""
 
     @functools.wraps(execute)
     def run(self: Any, args: Namespace) -> None:
         if _model(args) != MODEL:
-            execute(self, args)
+            try:
+                execute(self, args)
+            except UsageError as error:  # one of our tasks for a model that is not ours
+                print(f"moe_eval: {error}", file=sys.stderr)
+                sys.exit(settle(error))
             return
         try:
             execute(self, args)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moe_eval.harness import LATENCY, latency
 from moe_eval.records import DatasetFacts
 
 Samples = Mapping[str, list[dict[str, Any]]]
@@ -51,7 +52,7 @@ def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
     perplexity, its figures are also under the schema's `quality/` keys.
     """
     labels = results["config"]["moe_eval"]
-    metrics = dict(_harness_metrics(results["results"]))
+    metrics = dict(_harness_metrics(results["results"])) | latency.metrics(samples.get(LATENCY, ()))
     notes = [EMULATED] if labels["engine"]["emulated"] else []
     perplexity = [task for task, rows in samples.items() if rows and "word_perplexity" in rows[0]]
     if len(perplexity) == 1:

@@ -18,7 +18,7 @@ from typing import Any
 from moe_eval import precision, records
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.exits import terminable
-from moe_eval.harness import MODEL, offline, settings
+from moe_eval.harness import LATENCY, MODEL, offline, settings
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
 
@@ -61,6 +61,8 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         asked = _settings_of(call.arguments)
+        if asked is None:
+            _refuse_elsewhere(call.arguments["tasks"])
         if asked is None or not _keeps_books():
             return simple_evaluate(*args, **kwargs)
         if not isinstance(call.arguments["model"], str):
@@ -86,6 +88,12 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         return results
 
     return run
+
+
+def _refuse_elsewhere(tasks: Any) -> None:
+    """Refuse our own evaluators for a model that is not ours, before it is loaded."""
+    if LATENCY in (tasks or ()):
+        raise UsageError(f"{LATENCY} measures moe_eval's engines; run it with --model trtllm_moe, or leave it out.")
 
 
 def _keeps_books() -> bool:

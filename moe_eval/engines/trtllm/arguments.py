@@ -13,6 +13,7 @@ from moe_eval.errors import UsageError
 # settings that live inside a nested config of the constructor
 NESTED = {
     "kv_cache_free_gpu_memory_fraction": ("kv_cache_config", "free_gpu_memory_fraction"),
+    "kv_cache_max_tokens": ("kv_cache_config", "max_tokens"),
     "kv_cache_dtype": ("kv_cache_config", "dtype"),
     "kv_cache_tokens_per_block": ("kv_cache_config", "tokens_per_block"),
     "cuda_graph_batch_sizes": ("cuda_graph_config", "batch_sizes"),
@@ -30,7 +31,9 @@ _ELSEWHERE = {
     "tokenizer_revision": "revision",
     "skip_tokenizer_init": "tokenizer",
     "backend": "engine",
-    "kv_cache_config": "kv_cache_free_gpu_memory_fraction, kv_cache_dtype or kv_cache_tokens_per_block",
+    "kv_cache_config": (
+        "kv_cache_free_gpu_memory_fraction, kv_cache_max_tokens, kv_cache_dtype or kv_cache_tokens_per_block"
+    ),
     "cuda_graph_config": "cuda_graph_batch_sizes or cuda_graph_enable_padding",
     "moe_config": "moe_backend, moe_max_num_tokens or moe_disable_finalize_fusion",
     "num_postprocess_workers": "nothing: with such workers TensorRT-LLM drops the logits that scores are read from",

@@ -64,6 +64,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         defaults["env_overrides"] = _forwarded(os.environ)
         if isinstance(options.get("env_overrides"), Mapping):
             options["env_overrides"] = {**defaults["env_overrides"], **options["env_overrides"]}
+    if settings.kv_tokens is not None:
+        defaults["kv_cache_max_tokens"] = settings.kv_tokens
     given = arguments.build(found, options | {"max_seq_len": limits.max_seq_len}, defaults)
     # in this process compilers come and go, and Ray ends idle workers of its own accord: their end is no death
     watched = not placement.in_process and options.get("orchestrator_type") in (None, "rpc")
@@ -109,6 +111,11 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         kv_cache_dtype=(model.carried.kv_cache or model.dtype) if cache == "auto" else cache,
         cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(session.llm),
         scores_from=verdict.label,
+        quant_algo=model.carried.method,
+        weights="random" if dummy else "checkpoint",
+        max_batch=int(given["max_batch_size"]),
+        gpus=placement.world if gpus else 0,
+        weight_bytes=observe.weight_bytes(session.llm),
         arguments={
             **{name: value for name, value in arguments.plain(given).items() if name != "env_overrides"},
             "disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1",

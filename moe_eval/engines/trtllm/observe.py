@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from moe_eval.engines import weights
+
 # set by MPI launchers for every process they start
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TLLM_SPAWN_PROXY_PROCESS", "tllm_mpi_size")
 
@@ -37,6 +39,12 @@ def moe_backend(llm: Any) -> str | None:
         if experts is not None:
             names[type(getattr(experts, "backend", experts)).__name__] = None
     return "+".join(names) or None
+
+
+def weight_bytes(llm: Any) -> Mapping[str, int] | None:
+    """Bytes of the loaded weights by part, or None where the model cannot be reached."""
+    model = _model(llm)
+    return None if model is None else weights.by_part(model)
 
 
 def _model(llm: Any) -> Any:

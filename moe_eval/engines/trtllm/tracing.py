@@ -5,39 +5,19 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_eval import nsys
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.nsys import NsysCommand
 
 Export = Callable[[Path], None]
-
-
-@dataclass(frozen=True)
-class NsysCommand:
-    """A command under Nsight Systems.
-
-    Attributes:
-        environment: what it needs beside the environment of this process.
-        arguments: the program and its arguments.
-        report: the .nsys-rep file it writes.
-    """
-
-    environment: dict[str, str]
-    arguments: tuple[str, ...]
-    report: Path
-
-    def __str__(self) -> str:
-        """As one would type it in a shell."""
-        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.arguments)])
 
 
 def nsys_command(
@@ -74,12 +54,7 @@ def nsys_command(
     if report.suffix != ".nsys-rep":
         report = report.with_name(f"{report.name}.nsys-rep")
     environment = {"TLLM_PROFILE_START_STOP": f"{first}-{last}", "TLLM_LLMAPI_ENABLE_NVTX": "1"}
-    options = (
-        *("nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none"),
-        *("--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--trace-fork-before-exec=true"),
-        *("--force-overwrite=true", f"--output={report.with_suffix('')}"),
-    )
-    return NsysCommand(environment, (*options, *program), report)
+    return NsysCommand(environment, nsys.arguments(program, report), report)
 
 
 def _sets_markers(program: Sequence[str]) -> bool:

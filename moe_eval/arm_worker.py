@@ -1,0 +1,112 @@
+"""What an arm's process does: `python -m moe_eval.arm_worker ASKS ANSWERS`, two file descriptors.
+
+It ends with the process that asks, also where that one is killed: a GPU is never left to an orphan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict
+from typing import Any
+
+from moe_eval import exits
+from moe_eval.engines.base import EngineSettings
+from moe_eval.errors import EngineError, UsageError
+
+_CLOSE_SECONDS = 30.0
+
+
+class _Arm:
+    """The loaded engine and its tokenizer."""
+
+    def __init__(self) -> None:
+        self.engine: Any = None
+        self.tokenizer: Any = None
+
+    def load(self, engine: str, settings: dict[str, Any], tokenizer: str) -> dict[str, Any]:
+        from moe_eval import engines
+        from moe_eval.harness import tokens
+
+        asked = EngineSettings(**settings)
+        self.tokenizer = tokens.load(tokenizer, asked)
+        self.engine = engines.load(engine, asked, self.tokenizer)
+        tokens.check(self.tokenizer, self.engine)
+        bos = self.tokenizer.bos_token_id
+        return {
+            "engine": asdict(self.engine.facts),
+            "prefix_token_id": int(self.tokenizer.eos_token_id if bos is None else bos),
+            "tokenizer": tokenizer,
+        }
+
+    def do(self, task: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if task == "load":
+            return self.load(**arguments)
+        from moe_eval.evaluators import tasks
+
+        result: dict[str, Any] = getattr(tasks, task)(self.engine, self.tokenizer, **arguments)
+        return result
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+
+
+def main(argv: list[str]) -> int:
+    """Answer until there is nothing more to read.
+
+    Returns:
+        The exit code; an arm that fails at a task ends there.
+    """
+    asks, answers = map(int, argv)
+    for each in (asks, answers):
+        os.set_inheritable(each, False)
+    lines: queue.Queue[bytes | None] = queue.Queue()
+    threading.Thread(target=_read, args=(asks, lines), daemon=True).start()
+    arm = _Arm()
+    with exits.terminable():
+        try:
+            while (line := lines.get()) is not None:
+                asked = json.loads(line)
+                result = arm.do(asked["task"], asked["arguments"])
+                lines.task_done()
+                _answer(answers, {"status": "finished", "result": result})
+        except (UsageError, EngineError, KeyboardInterrupt) as error:
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+            _answer(answers, {"status": "failed", "error": reason})
+            return exits.settle(error)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+            _answer(answers, {"status": "failed", "error": reason})
+            raise
+        finally:
+            arm.close()
+    return 0
+
+
+def _read(asks: int, lines: queue.Queue[bytes | None]) -> None:
+    with os.fdopen(asks, "rb") as file:
+        for line in file:
+            lines.put(line)
+    if not lines.unfinished_tasks:
+        lines.put(None)
+        return
+    # whoever asked is gone while the arm works for it
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_CLOSE_SECONDS)
+    os._exit(128 + signal.SIGTERM)
+
+
+def _answer(answers: int, content: dict[str, Any]) -> None:
+    data = json.dumps(content).encode() + b"\n"
+    while data:
+        data = data[os.write(answers, data) :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""`moe-eval perf --mode nsys`: one iteration for Nsight Systems to record, or the command that has it recorded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from moe_eval import engines, hardware, nsys
+from moe_eval.cli import common
+from moe_eval.cli.common import Request
+from moe_eval.engines.base import GenerationRequest
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import latency
+from moe_eval.evaluators.plan import Arm, Skip
+from moe_eval.workload import Workload
+
+
+def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip], work: Workload | None) -> None:
+    """Outside Nsight Systems print its command for every precision; inside run one iteration of one precision.
+
+    Raises:
+        UsageError: the engine runs in another process, more than one iteration is asked for, or there is no GPU.
+    """
+    arms = []
+    for each in planned:
+        if isinstance(each, Skip):
+            print(each)
+        else:
+            arms.append(each)
+    kind = engines.named(request.asked.engine)
+    if args.layerwise_nvtx and kind.layer_ranges is None:
+        raise UsageError(f"{kind.title} puts no ranges around its layers; leave out --layerwise_nvtx.")
+    if not nsys.inside():
+        for each in arms:
+            report = args.output_dir / f"profile_{each.precision}_{common.place(hardware.gpus())}.nsys-rep"
+            print(nsys.NsysCommand({}, nsys.arguments(_again(each), report), report))
+        return
+    if work is None:
+        return
+    if len(arms) > 1 or len(work.shapes) > 1:
+        raise UsageError(
+            "Nsight Systems records one iteration a session; give one of --precisions and one --batch_size."
+        )
+    _once(arms[0], args, request, work)
+
+
+def _again(each: Arm) -> list[str]:
+    """This command for one precision. What stands last wins, so the rest of it is repeated as it was typed."""
+    return ["moe-eval", *sys.argv[1:], "--precisions", each.precision.partition("-")[0]]
+
+
+def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload) -> None:
+    from moe_eval.harness import tokens
+
+    kind = engines.named(request.asked.engine)
+    options = dict(each.settings.options)
+    if not kind.cpu:  # a capture range opened in another process than the engine's would record nothing of it
+        options["worker"] = "in_process"
+    if args.layerwise_nvtx:
+        options |= kind.layer_ranges or {}
+    settings = replace(each.settings, options=options)
+    shape = work.shapes[0]
+    prompts = work.prompts(shape)
+    ask = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
+    engine = engines.load(request.asked.engine, settings, tokens.load(request.tokenizer_of(each), settings))
+    try:
+        latency.check(engine, shape)
+        for _ in range(args.warmup_iterations):
+            engine.generate(prompts, ask)
+        nsys.record_once(f"moe_eval {each.precision} {shape.name}", lambda: engine.generate(prompts, ask))
+    finally:
+        engine.close()
+    print(f"Recorded one iteration of {shape.name} on {each.precision} after {args.warmup_iterations} of warm-up.")

@@ -1,0 +1,135 @@
+"""What actually runs, read from the engine that was built rather than from what was asked."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+# a parameter that a router chooses: directly in the layer of the experts, or in a part of it that holds their weights
+_EXPERT = re.compile(r"\.experts\.(routed_experts\.)?[^.]+$")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+_QUANTISED = re.compile(r"weight(_scale\w*|_packed)?$")
+# quantisations that vLLM makes while it loads, by the end of the method's class
+_ONLINE = {
+    "Fp8PerTensorOnlineMoEMethod": "FP8 per tensor",
+    "Fp8OnlineMoEMethod": "FP8 per tensor",
+    "Fp8PerBlockOnlineMoEMethod": "FP8 in blocks of 128x128",
+}
+
+
+def model(llm: Any) -> Any:
+    """The model, where the engine runs in this process; None where it is in another one.
+
+    LLMEngine has `model_executor` in this process alone, and its `driver_worker` is the worker itself only where one
+    process does all.
+    """
+    executor = getattr(getattr(llm, "llm_engine", None), "model_executor", None)
+    if getattr(executor, "driver_worker", None) is None or not hasattr(llm, "apply_model"):
+        return None
+    return llm.apply_model(_itself)[0]
+
+
+def _itself(found: Any) -> Any:
+    return found
+
+
+def worker(found: Any) -> Literal["in_process", "spawned"]:
+    """Where the model runs; it is reachable in this process alone."""
+    return "spawned" if found is None else "in_process"
+
+
+def _experts(found: Any) -> Iterator[Any]:
+    """The quantisation method of every layer of experts."""
+    for module in found.modules() if found is not None else ():
+        if hasattr(module, "moe_config") and hasattr(module, "local_num_experts"):
+            method = getattr(module, "base_quant_method", None) or getattr(module, "quant_method", None)
+            if method is not None:
+                yield method
+
+
+def moe_backend(found: Any) -> str | None:
+    """The classes of the experts' methods and the kernels that they chose, such as `Fp8MoEMethod/TRITON`.
+
+    Methods keep the choice as an enumeration in an attribute named `..._backend`.
+    """
+    names: dict[str, None] = {}
+    for method in _experts(found):
+        chosen = [each.name for name, each in vars(method).items() if name.endswith("_backend") and _is_enum(each)]
+        names["/".join([type(method).__name__, *chosen])] = None
+    return "+".join(names) or None
+
+
+def _is_enum(value: Any) -> bool:
+    return isinstance(value, enum.Enum)
+
+
+def quant_algo(found: Any, config: Any, stated: str) -> str:
+    """How weights and activations are quantised.
+
+    Args:
+        config: vLLM's VllmConfig.
+        stated: what the checkpoint says; `none` where it says nothing.
+    """
+    quantisation = getattr(config, "quant_config", None)
+    if quantisation is None:
+        return "none"
+    methods = {type(method).__name__ for method in _experts(found)}
+    named = " and ".join(_ONLINE[name] for name in sorted(methods & set(_ONLINE)))
+    if named:
+        return f"{named}, quantised by vLLM while loading, dynamic activations"
+    if stated != "none":
+        return stated
+    asked = getattr(getattr(config, "model_config", None), "quantization", None)
+    return f"{asked or type(quantisation).__name__}, quantised by vLLM while loading"
+
+
+def attention_backend(found: Any) -> str | None:
+    """The attention implementation of the layers."""
+    names: dict[str, None] = {}
+    for module in found.modules() if found is not None else ():
+        backend: Any = getattr(module, "attn_backend", None)
+        if hasattr(backend, "get_name"):
+            names[str(backend.get_name())] = None
+    return "+".join(names) or None
+
+
+def cuda_graph_batch_sizes(config: Any) -> tuple[int, ...] | None:
+    """The sizes that run as CUDA graphs once vLLM has filled them in; None where it does not say."""
+    compilation = getattr(config, "compilation_config", None)
+    mode = getattr(getattr(compilation, "cudagraph_mode", None), "name", None)
+    if mode == "NONE" or getattr(getattr(config, "model_config", None), "enforce_eager", False):
+        return ()
+    sizes = getattr(compilation, "cudagraph_capture_sizes", None)
+    return None if sizes is None else tuple(sorted(int(size) for size in sizes))
+
+
+def kv_cache_dtype(config: Any) -> str | None:
+    """Of the key-value cache; `auto` is the model's own."""
+    name = getattr(getattr(config, "cache_config", None), "cache_dtype", None)
+    return dtype(config) if name == "auto" else None if name is None else str(name)
+
+
+def dtype(config: Any) -> str | None:
+    """Torch's name of the type of weights and activations outside quantised layers."""
+    found = getattr(getattr(config, "model_config", None), "dtype", None)
+    return None if found is None else str(found).removeprefix("torch.")
+
+
+def weight_bytes(found: Any) -> Mapping[str, int] | None:
+    """Bytes of the weights by what reads them; see EngineFacts. None where the model is in another process."""
+    if found is None:
+        return None
+    tensors = dict(found.named_parameters())
+    # what quantisation leaves beside the parameters
+    tensors |= {name: each for name, each in found.named_buffers() if _QUANTISED.search(name)}
+    headless = not any(_HEAD.search(name) for name in tensors)  # the embedding is the head as well
+    sums = dict.fromkeys(("experts", "embedding", "other"), 0)
+    for name, tensor in tensors.items():
+        kind = "experts" if _EXPERT.search(name) else "other"
+        if _EMBEDDING.search(name) and not headless:
+            kind = "embedding"
+        sums[kind] += tensor.numel() * tensor.element_size()
+    return sums

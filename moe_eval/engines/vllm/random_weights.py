@@ -1,0 +1,137 @@
+"""Weights that vLLM makes up, such that tokens spread over the experts as those of a trained model do.
+
+vLLM's own load_format=dummy draws every tensor from one seed within 0.001 of zero: all tokens then go through the same
+experts, and a step reads a fraction of the weights that it reads in practice. Here every tensor has a seed of its own,
+derived from its name, so that arms of different precisions start from the same values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from moe_eval.errors import UsageError
+
+LOAD_FORMAT = "moe_eval_random"
+_STD = 0.02
+_NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+)\.weight$|(^|\.)(\w*norm)$")
+_BIAS = re.compile(r"(^|[._])(bias|\w+_bias)$")
+
+Kind = Literal["one", "zero", "normal"]
+
+
+def seed(name: str) -> int:
+    """The seed of a tensor, from its qualified name; the same on every machine and in every arm."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+
+
+def kind(name: str) -> Kind:
+    """What a tensor of this name is filled with: 1 for the weights of norms, 0 for biases, else normal draws."""
+    if _BIAS.search(name):
+        return "zero"
+    return "one" if _NORM.search(name) else "normal"
+
+
+@torch.no_grad()
+def fill(name: str, tensor: Tensor) -> bool:
+    """Fill a tensor by its name. Returns whether it was one to fill: floating, and with memory of its own.
+
+    Raises:
+        UsageError: it is of a quantised type, for which made-up values mean nothing.
+    """
+    if tensor.is_meta or not tensor.is_floating_point():
+        return False
+    if torch.finfo(tensor.dtype).bits < 16:
+        raise UsageError(f"weights=random cannot fill {name}, which is quantised already; give a BF16 configuration.")
+    how = kind(name)
+    if how == "normal":
+        tensor.data.normal_(0.0, _STD, generator=torch.Generator(tensor.device).manual_seed(seed(name)))
+    else:
+        tensor.data.fill_(1.0 if how == "one" else 0.0)
+    return True
+
+
+def fill_model(model: nn.Module, deferred: Callable[[nn.Module], bool], quantise: Callable[..., None]) -> None:
+    """Fill every parameter of a model, those included that vLLM creates and quantises while it loads.
+
+    Buffers are left as they are: their values (rotary tables, scales of the cache) come with the model's code.
+
+    Args:
+        deferred: whether a module's weights have no memory before they are loaded.
+        quantise: `quantise(module, put)` gives such a module its memory, calls `put` and quantises what is there then.
+
+    Raises:
+        UsageError: a parameter was left as it was.
+    """
+    seen: set[int] = set()  # a head may be the embedding under a second name
+    left: set[str] = set()
+    for prefix, module in model.named_modules():
+
+        def put(module: nn.Module = module, prefix: str = prefix) -> None:
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                if id(parameter) not in seen and not fill(name, parameter) and parameter.is_floating_point():
+                    left.add(name)
+                seen.add(id(parameter))
+
+        if deferred(module):
+            quantise(module, put)
+        else:
+            put()
+    left |= {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    if left:
+        raise UsageError(
+            f"weights=random left {len(left)} tensors of this model unfilled ({min(left)} is the first); give a "
+            "checkpoint with weights."
+        )
+
+
+def register() -> str:
+    """Teach vLLM the load format, once a process, and return its name.
+
+    Raises:
+        UsageError: this version loads in another way.
+    """
+    try:
+        loaders = importlib.import_module("vllm.model_executor.model_loader")
+        layerwise = importlib.import_module("vllm.model_executor.model_loader.reload.layerwise")
+        meta = importlib.import_module("vllm.model_executor.model_loader.reload.meta")
+        parts = (loaders.DummyModelLoader, layerwise.get_layerwise_info, layerwise._get_original_loader)
+        return _register(loaders, *parts, meta.materialize_layer)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"This vLLM loads weights in a way that weights=random does not know ({error}); use vLLM 0.22."
+        ) from error
+
+
+def _register(loaders: Any, base: Any, info_of: Any, original_loader: Any, materialize: Any) -> str:
+    """The loader itself: it differs from vLLM's dummy one in what it fills tensors with, on both of its paths."""
+
+    def deferred(module: nn.Module) -> bool:
+        return bool(info_of(module).can_load())
+
+    def quantise(module: Any, put: Callable[[], None]) -> None:
+        info = info_of(module)
+        materialize(module, info)
+        put()
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            tensor.weight_loader = original_loader(tensor)
+        method = getattr(module, "quant_method", None)
+        if method is not None:
+            method.process_weights_after_loading(module)
+        info.reset()
+
+    class RandomLoader(base):  # type: ignore[misc]  # a class of the installed version
+        """Fills a model with random weights."""
+
+        def load_weights(self, model: nn.Module, model_config: Any) -> None:
+            fill_model(model, deferred, quantise)
+
+    if LOAD_FORMAT not in getattr(loaders, "_LOAD_FORMAT_TO_MODEL_LOADER", {}):
+        loaders.register_model_loader(LOAD_FORMAT)(RandomLoader)
+    return LOAD_FORMAT

@@ -1,0 +1,29 @@
+"""How many bytes of weights a step of a loaded model reads, by what reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+_EXPERT = re.compile(r"\.experts\.")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings)\.")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.")
+
+
+def by_part(model: nn.Module, beside: Iterable[tuple[str, Tensor]] = ()) -> Mapping[str, int]:
+    """Bytes of the parameters by the parts of EngineFacts.weight_bytes.
+
+    Args:
+        beside: buffers that a quantisation left outside the parameters, by name.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(beside)}
+    headless = not any(_HEAD.search(name) for name in tensors)  # the embedding is the head as well
+    sums = dict.fromkeys(("experts", "embedding", "other"), 0)
+    for name, tensor in tensors.items():
+        part = "experts" if _EXPERT.search(name) else "other"
+        if _EMBEDDING.search(name) and not headless:
+            part = "embedding"
+        sums[part] += tensor.numel() * tensor.element_size()
+    return sums

@@ -1,0 +1,104 @@
+"""Whether shapes fit a checkpoint's window and a machine's memory, as far as it can be said before loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from moe_eval import checkpoint, geometry
+from moe_eval.errors import UsageError
+from moe_eval.hardware import Gpu
+from moe_eval.workload import Shape
+
+# bytes of one weight of a quantised layer, block scales included (NVFP4: one byte of scale for 16 weights)
+_WEIGHT_BYTES = {"fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5 + 1 / 16}
+# what an arm takes beside weights and cache: context, libraries, CUDA graphs, activations of a prefill
+_BESIDE_GPU, _BESIDE_CPU = 8 << 30, 1 << 30
+_USABLE = 0.97  # drivers and other processes hold the rest
+# engines hand the cache out in blocks, so that every sequence may leave most of one empty
+_SLACK_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of memory that one arm needs; None where the files and the configuration do not say."""
+
+    weights: int | None
+    cache: int | None
+    beside: int
+
+    @property
+    def total(self) -> int | None:
+        """All of it."""
+        return None if self.weights is None else self.weights + (self.cache or 0) + self.beside
+
+    def __str__(self) -> str:
+        parts = f"{(self.weights or 0) / 2**30:.1f} GiB of weights, {(self.cache or 0) / 2**30:.1f} of key-value cache"
+        return f"{parts} and about {self.beside / 2**30:.0f} beside them"
+
+
+def cache_tokens(shapes: Sequence[Shape]) -> int:
+    """Tokens that the key-value cache has to hold for the largest of these shapes."""
+    return max(shape.tokens + shape.batch_size * _SLACK_TOKENS for shape in shapes)
+
+
+def check_window(name: str, config: Mapping[str, Any], shapes: Sequence[Shape]) -> None:
+    """Refuse shapes that are longer than the model.
+
+    Raises:
+        UsageError: with both lengths.
+    """
+    positions = config.get("max_position_embeddings")
+    longest = max(shape.input_len + shape.output_len for shape in shapes)
+    if isinstance(positions, int) and longest > positions:
+        raise UsageError(
+            f"--input_len and --output_len make {longest} tokens and {name} has {positions} positions; give shorter "
+            "ones."
+        )
+
+
+def need(folder: Path, runs: str, shapes: Sequence[Shape], *, gpu: bool) -> Need:
+    """What an arm needs.
+
+    Args:
+        folder: the checkpoint's settings, and its weights where it has any.
+        runs: the precision that the experts are held in.
+    """
+    config = checkpoint.read_config(folder)
+    sizes = geometry.read(config)
+    carried = checkpoint.carried(folder)
+    stored = checkpoint.weight_bytes(folder)
+    plain = 4 if checkpoint.stored_dtype(config) == "float32" else 2
+    weights: int | None = stored
+    base = runs.partition("-")[0]  # weight-only kernels hold the same weights
+    if sizes is not None and (not stored or (carried.method == "none" and base in _WEIGHT_BYTES)):
+        # random weights, or weights that the engine quantises while it loads them
+        quantised = sizes.params.experts + sizes.params.attention
+        weights = int(quantised * _WEIGHT_BYTES.get(base, plain) + (sizes.params.total - quantised) * plain)
+    cache = None if sizes is None else int(cache_tokens(shapes) * sizes.kv_bytes_per_token(plain))
+    return Need(weights or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU)
+
+
+def memory(gpus: Sequence[Gpu]) -> int:
+    """Bytes that an arm may take: of the first GPU, or of the machine where there is none."""
+    return int(_USABLE * gpus[0].memory_bytes) if gpus else int(psutil.virtual_memory().available)
+
+
+def too_large(wanted: Need, available: int) -> str | None:
+    """Why an arm cannot be loaded here; None where it can, or where nobody can tell."""
+    if wanted.total is None or wanted.total <= available:
+        return None
+    return (
+        f"it needs {wanted}, and {available / 2**30:.1f} GiB can be used here; give smaller or fewer sequences, or use "
+        "a larger GPU"
+    )
+
+
+def together(wanted: Sequence[Need], available: int) -> bool:
+    """Whether all arms can be loaded at once; not where a need is unknown."""
+    totals = [each.total for each in wanted]
+    return None not in totals and sum(total for total in totals if total is not None) <= available

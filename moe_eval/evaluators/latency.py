@@ -1,0 +1,189 @@
+"""The latency evaluator: how long one arm takes for one shape, by every clock there is."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from moe_eval import stats
+from moe_eval.engines.base import Completion, Engine, GenerationRequest, TokenIds
+from moe_eval.errors import EngineError, UsageError
+from moe_eval.nvml import Nvml
+from moe_eval.workload import Shape
+
+# sources that differ by more than this are told of
+DISAGREEMENT = 0.02
+# NVML's energy counter moves in steps of about 0.1 s; over a shorter call it says nothing
+_ENERGY_SECONDS = 0.5
+LEAST_WARM_UPS = 5
+# a warm-up that does not settle ends after as many iterations, or this long after the least it has to do
+_WARM_UPS = 20
+_WARM_UP_SECONDS = 30.0
+_PROFILERS = {"NSYS_PROFILING_SESSION_ID": "Nsight Systems", "NV_COMPUTE_PROFILER_PERFWORKS_DIR": "Nsight Compute"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed iteration: a call for the first token alone, then a call for all of them.
+
+    Attributes:
+        started, ended: of the second call, on `time.perf_counter`.
+        first: seconds until every sequence has its first token, by source. `host` (perf_counter) and `cuda_events`
+            time the first call, `engine` is what the engine says of the second.
+        last: seconds until every sequence is complete, by source, of the second call.
+        request_first: the median over the requests of the engine's own time to the first token, None where it keeps
+            none.
+        energy_j: joules of the second call, all GPUs of the arm together; None where NVML does not tell or the call is
+            too short for its counter.
+    """
+
+    started: float
+    ended: float
+    first: Mapping[str, float]
+    last: Mapping[str, float]
+    request_first: float | None = None
+    energy_j: float | None = None
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """The seconds of every warm-up iteration, and why there were no more."""
+
+    seconds: tuple[float, ...]
+    ended: str
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Times calls of an engine by the host's clock, and by CUDA events where its work is in this process."""
+
+    engine: Engine
+    nvml: Nvml
+    events: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        facts = self.engine.facts
+        object.__setattr__(self, "events", facts.worker == "in_process" and facts.device.startswith("cuda"))
+
+    def time(self, prompts: Sequence[TokenIds], new_tokens: int) -> tuple[dict[str, float], list[Completion]]:
+        """Seconds by source of one call, and what it made.
+
+        Raises:
+            EngineError: a completion has another length than was asked for.
+        """
+        request = GenerationRequest(max_new_tokens=new_tokens, ignore_eos=True, timed=True)
+        found: dict[str, float] = {}
+        if self.events:
+            edges = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+            edges[0].record()
+        start = time.perf_counter()
+        completions = self.engine.generate(prompts, request)
+        found["host"] = time.perf_counter() - start
+        if self.events:
+            edges[1].record()
+            edges[1].synchronize()
+            found["cuda_events"] = edges[0].elapsed_time(edges[1]) / 1000
+        for completion in completions:
+            if len(completion.token_ids) != new_tokens:
+                raise EngineError(
+                    f"{self.engine.facts.name} made {len(completion.token_ids)} tokens where {new_tokens} were asked "
+                    "for; no timing of this arm would be right."
+                )
+        return found, completions
+
+    def sample(self, prompts: Sequence[TokenIds], new_tokens: int) -> Sample:
+        """One iteration."""
+        first, _ = self.time(prompts, 1)
+        energy = self.nvml.energy_joules()
+        started = time.perf_counter()
+        last, completions = self.time(prompts, new_tokens)
+        ended = time.perf_counter()
+        after = self.nvml.energy_joules()
+        used = None
+        if energy is not None and after is not None and ended - started >= _ENERGY_SECONDS:
+            used = after - energy
+        times = [each.times for each in completions if each.times is not None]
+        if len(times) < len(completions):
+            return Sample(started, ended, first, last, None, used)
+        engine_first = [each.first_token for each in times]
+        return Sample(
+            started,
+            ended,
+            {**first, "engine": max(engine_first)},
+            {**last, "engine": max(each.last_token for each in times)},
+            statistics.median(engine_first),
+            used,
+        )
+
+
+def refuse_profiler(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse to time under a profiler, which slows launches down by more than any precision gains.
+
+    Raises:
+        UsageError: names the profiler.
+    """
+    found = next((title for name, title in _PROFILERS.items() if environment.get(name)), None)
+    if found is None and torch._C._autograd._profiler_enabled():
+        found = "torch's profiler"
+    if found:
+        raise UsageError(f"Nothing is timed under {found}; run without it (for a trace give --mode nsys).")
+
+
+def check(engine: Engine, shape: Shape) -> None:
+    """Refuse a shape that the loaded engine cannot run as one batch.
+
+    Raises:
+        UsageError: with what it can.
+    """
+    facts = engine.facts
+    if facts.emulated:
+        raise UsageError(
+            f"{facts.precision} is emulated here, so its speed says nothing; time it on an engine that runs it."
+        )
+    if shape.input_len + shape.output_len > facts.max_length:
+        raise UsageError(
+            f"{shape.input_len} tokens and {shape.output_len} new ones do not fit into the window of "
+            f"{facts.max_length} tokens; give shorter ones."
+        )
+    if facts.max_batch is not None and shape.batch_size > facts.max_batch:
+        raise UsageError(
+            f"{shape.batch_size} sequences are more than this arm runs at once ({facts.max_batch}); load it with a "
+            "larger batch size."
+        )
+
+
+def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, least: int) -> WarmUp:
+    """Run whole iterations, at least `least`, until their times have settled (stats.settled)."""
+    seconds: list[float] = []
+    extra = 0.0
+    while True:
+        found, _ = clock.time(prompts, shape.output_len)
+        seconds.append(found["host"])
+        if len(seconds) < least:
+            continue
+        ended = stats.settled(seconds)
+        if ended:
+            return WarmUp(tuple(seconds), ended)
+        extra += seconds[-1]
+        if len(seconds) >= max(least, _WARM_UPS) or extra > _WARM_UP_SECONDS:
+            return WarmUp(tuple(seconds), "it did not settle")
+
+
+def measure(
+    engine: Engine,
+    prompts: Sequence[TokenIds],
+    shape: Shape,
+    iterations: int,
+    nvml: Nvml,
+) -> list[Sample]:
+    """Time iterations of one shape."""
+    refuse_profiler()
+    check(engine, shape)
+    clock = Clock(engine, nvml)
+    return [clock.sample(prompts, shape.output_len) for _ in range(iterations)]

@@ -1,0 +1,37 @@
+"""The workload of a speed comparison: from a data set's text, or from a seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_eval import workload as made
+from moe_eval.evaluators import chunks
+from moe_eval.workload import Shape, Workload
+
+SOURCES = (*chunks.DATASETS, "random")
+
+
+def workload(dataset: str, seed: int, shapes: tuple[Shape, ...], tokenizer: Any, vocabulary: int) -> Workload:
+    """The prompts of these shapes.
+
+    Args:
+        dataset: one of SOURCES; text is what makes routing natural.
+        seed: of `random`.
+        tokenizer: of Transformers.
+        vocabulary: the smallest of the arms that are to run it.
+
+    Raises:
+        UsageError: the data set cannot be read here, or is too short for the largest batch.
+    """
+    if dataset == "random":
+        return made.from_seed(seed, shapes, vocabulary, set(tokenizer.all_special_ids))
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
+    pages = chunks.pages(dataset)
+    return made.from_text(
+        [wikitext_detokenizer({"page": page}) for page in pages],
+        lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False),
+        shapes,
+        vocabulary,
+        f"{dataset}, tokenizer {tokenizer.name_or_path}, slices of {shapes[0].input_len} tokens",
+    )

@@ -1,0 +1,109 @@
+"""What a device reaches in practice: how fast it copies its memory and multiplies matrices."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moe_eval.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_FP8 = "float8_e4m3fn"
+_ROUNDS, _TIMES = 4, 5
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device reaches in practice, which is less than its data sheet says.
+
+    Attributes:
+        copy_bytes_per_s: of a large copy in its memory; bytes read and bytes written both count.
+        matrix_flops_per_s: of a large square matrix product of random numbers, by torch's name of the factors' type.
+        device: the hardware's name.
+    """
+
+    copy_bytes_per_s: float
+    matrix_flops_per_s: Mapping[str, float]
+    device: str
+
+
+def measure_rates(device: str) -> Rates:
+    """Measure a device's rates in about a second: each the best of several medians, after a warm-up.
+
+    Args:
+        device: torch's name of it.
+
+    Raises:
+        UsageError: its memory is nearly full.
+    """
+    import torch
+
+    where = torch.device(device)
+    cuda = where.type == "cuda"
+    if cuda and torch.cuda.mem_get_info(where)[0] < 4 << 30:
+        raise UsageError(f"Less than 4 GiB of {device} are free; measure its rates before a model is loaded.")
+    # far beyond the last level of cache, and matrices that fill every core
+    size, side = (1 << 30, 8192) if cuda else (128 << 20, 512)
+    copied = 2 * size / _copy_seconds(size, where)
+    products = {}
+    for kind in (torch.bfloat16, torch.float16) if cuda else (torch.float32, torch.bfloat16):
+        # random, since zeros draw less power and run faster
+        one, two = (torch.randn(side, side, device=where).to(kind) for _ in range(2))
+        products[str(kind).removeprefix("torch.")] = 2 * side**3 / _best(lambda a=one, b=two: a @ b, where)  # type: ignore[misc]
+    if cuda and torch.cuda.get_device_capability(where) >= (8, 9):
+        seconds = _fp8_seconds(side, where)
+        if seconds is not None:
+            products[_FP8] = 2 * side**3 / seconds
+    if cuda:
+        torch.cuda.empty_cache()
+    return Rates(copied, products, torch.cuda.get_device_name(where) if cuda else "cpu")
+
+
+def _copy_seconds(size: int, where: torch.device) -> float:
+    import torch
+
+    source = torch.ones(size, dtype=torch.uint8, device=where)
+    target = torch.empty_like(source)
+    return _best(lambda: target.copy_(source), where)
+
+
+def _fp8_seconds(side: int, where: torch.device) -> float | None:
+    """Seconds of an FP8 product, or None where this torch has none for the device: the function is private to it."""
+    import torch
+
+    one, two = (torch.randn(side, side, device=where).to(torch.float8_e4m3fn) for _ in range(2))
+    scale = torch.ones((), device=where)
+    try:
+        return _best(
+            lambda: torch._scaled_mm(one, two.t(), scale, scale, out_dtype=torch.bfloat16, use_fast_accum=True), where
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+
+
+def _best(work: Callable[[], object], where: torch.device) -> float:
+    """Seconds of one call: the best of several medians, so that a disturbance or a slow start does not count."""
+    for _ in range(3):
+        work()
+    return min(statistics.median(_seconds(work, where) for _ in range(_TIMES)) for _ in range(_ROUNDS))
+
+
+def _seconds(work: Callable[[], object], where: torch.device) -> float:
+    import torch
+
+    if where.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    with torch.cuda.device(where):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        first.record()
+        work()
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3

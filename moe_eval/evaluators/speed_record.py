@@ -1,0 +1,204 @@
+"""What is written down of an arm's speed: one JSON record with every label, and its comparison with a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from moe_eval import records
+from moe_eval.evaluators import floors, routing, speed
+from moe_eval.evaluators.interleave import ArmRun, Schedule
+from moe_eval.evaluators.rates import Rates
+from moe_eval.geometry import Geometry
+from moe_eval.workload import Shape, Workload
+
+SCHEMA = 1
+_CACHE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+# what matrices are multiplied in, by precision: rates are measured by torch's name of the type
+_MULTIPLIED_IN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
+
+
+_PLAIN = (
+    *("batch_size", "input_len", "output_len", "num_iterations", "warmup_iterations", "mean_latency_ms"),
+    *("std_latency_ms", "output_tokens_per_sec", "prefill_tokens_per_sec"),
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all records of a run share.
+
+    Attributes:
+        machine, versions, git: as hardware gives them.
+        asked: the command's options.
+        geometry: of the model; None where it is not understood, and then there are no floors.
+        workload: None where every arm is skipped.
+        rates: what the machine can do at most, or why that was not measured.
+    """
+
+    workload: Workload | None
+    schedule: Schedule
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    git: str | None
+    asked: Mapping[str, Any]
+    fusion_disabled: bool
+    geometry: Geometry | None = None
+    rates: Rates | str = "not measured"
+
+
+def skipped(precision: str, reason: str, context: Context) -> dict[str, Any]:
+    """The record of a precision that was left out."""
+    return {**_labels(precision, {}, context), "arm": precision, "status": "skipped", "error": reason}
+
+
+def record(run: ArmRun, context: Context, reference: ArmRun | None = None) -> dict[str, Any]:
+    """One arm's record; figures of the first shape also stand at the top, as the plain form of one shape has them.
+
+    Args:
+        reference: the arm to compare with; None for the reference itself.
+    """
+    shapes = context.workload.shapes if context.workload else ()
+    rows = [_row(run, shape, context, reference) for shape in shapes if run.samples(shape)]
+    first = rows[0] if rows else {}
+    return {
+        **_labels(run.precision, run.labels, context),
+        "arm": run.name,
+        "status": run.status,
+        "error": run.error,
+        **{name: first.get(name) for name in _PLAIN},
+        "reference": reference.name if reference else None,
+        "shapes": rows,
+        "memory": run.memory,
+        "nvml": run.blind,
+        "routing": run.routing,
+        "rates": asdict(context.rates) if isinstance(context.rates, Rates) else context.rates,
+        "labels": records.redact(run.labels),
+    }
+
+
+def _labels(precision: str, labels: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    engine = labels.get("engine", {})
+    gpus, work = context.machine["gpus"], context.workload
+    return {
+        "schema": SCHEMA,
+        "precision": precision,
+        "quant_algo": engine.get("quant_algo"),
+        "weights": engine.get("weights"),
+        "sm_version": gpus[0]["capability"] if gpus else None,
+        "gpu_name": gpus[0]["name"] if gpus else None,
+        "engine": engine.get("name"),
+        "moe_backend": engine.get("moe_backend_observed"),
+        "fusion_disabled": context.fusion_disabled,
+        "workload": {"digest": work.digest, "source": work.source} if work else None,
+        "schedule": asdict(context.schedule),
+        "asked": dict(context.asked),
+        "machine": context.machine,
+        "versions": context.versions,
+        "git": context.git,
+    }
+
+
+def _row(run: ArmRun, shape: Shape, context: Context, reference: ArmRun | None) -> dict[str, Any]:
+    """One shape of one arm."""
+    samples = run.samples(shape)
+    figures = speed.figures(samples, shape)
+    metrics = figures["metrics"]
+    warm_ups = run.warm_ups.get(shape.name, [])
+    seen = run.gpu.get(shape.name, [])
+    distinct = _routing(run, shape)
+    notes = list(figures["notes"])
+    slow = sum(flag is True for block in seen for flag in block["slow_samples"])
+    if slow:
+        notes.append(f"{slow} of {len(samples)} iterations ran at under 75 % of the GPU's default clock")
+    unsettled = sum(each["ended"] == "it did not settle" for each in warm_ups)
+    if unsettled:
+        notes.append(f"{unsettled} of {len(warm_ups)} warm-ups ended without having settled")
+    return {
+        **asdict(shape),
+        "name": shape.name,
+        "num_iterations": len(samples),
+        "warmup_iterations": [len(each["seconds"]) for each in warm_ups],
+        **figures,
+        "output_tokens_per_sec": metrics["output_tok_s"]["median"],
+        "prefill_tokens_per_sec": metrics["prefill_tok_s"]["median"],
+        "notes": notes,
+        "experts_per_layer_step": distinct.distinct if distinct else None,
+        "experts_of_independent_draws": distinct.independent if distinct else None,
+        "floors": _floors(run, shape, context, metrics, distinct.distinct if distinct else None),
+        "versus_reference": _versus(run, reference, shape) if reference else None,
+        "gpu": seen,
+        "warm_ups": warm_ups,
+        "blocks": [[asdict(each) for each in block] for block in run.blocks[shape.name]],
+    }
+
+
+def _routing(run: ArmRun, shape: Shape) -> routing.Routing | None:
+    if isinstance(run.routing, str):
+        return None
+    return routing.from_json(run.routing[str(shape.batch_size)])
+
+
+def _versus(run: ArmRun, reference: ArmRun, shape: Shape) -> dict[str, Any]:
+    """The comparison of one shape, and whether it is fair; `fair` is None where nobody could look."""
+    found = speed.compare(reference.blocks.get(shape.name, []), run.blocks.get(shape.name, []), shape)
+    own, other = _routing(run, shape), _routing(reference, shape)
+    if own is None or other is None:
+        missing = reference if other is None else run
+        return {
+            **found,
+            "fair": None,
+            "unfair_because": None,
+            "unchecked_because": f"{missing.name}: {missing.routing}",
+        }
+    reason = routing.fair(other, own, names=(reference.name, run.name))
+    return {**found, "fair": reason is None, "unfair_because": reason, "unchecked_because": None}
+
+
+def _floors(
+    run: ArmRun, shape: Shape, context: Context, metrics: Mapping[str, Any], distinct: float | None
+) -> dict[str, Any] | str:
+    """The least time of a prefill and of a decode step, and what share of the measured one it is; or why not."""
+    engine = run.labels.get("engine", {})
+    weights = engine.get("weight_bytes")
+    if context.geometry is None:
+        return "not computed: the sizes of this architecture are not known"
+    if not isinstance(context.rates, Rates):
+        return f"not computed: {context.rates}"
+    if weights is None:
+        return "not computed: the engine does not tell the bytes of the loaded weights"
+    cached = _CACHE_BYTES.get(str(engine.get("kv_cache_dtype")), 2)
+    shared: dict[str, Any] = {
+        "kv_bytes_per_token": context.geometry.kv_bytes_per_token(cached),
+        "dtype": _MULTIPLIED_IN.get(run.precision.removesuffix("_block")),
+    }
+    machine = (context.geometry, weights, _together(context.rates, int(engine.get("gpus") or 1)))
+    tokens = shape.batch_size * shape.input_len
+    prefill = floors.prefill(*machine, tokens=tokens, input_len=shape.input_len, **shared)
+    found = {"prefill": _against(prefill, metrics["ttft_ms"])}
+    if shape.output_len > 1:
+        # the cache grows by a token a step
+        mean = shape.input_len + shape.output_len / 2
+        step = floors.decode_step(*machine, batch=shape.batch_size, context=mean, distinct_experts=distinct, **shared)
+        found["decode_step"] = _against(step, metrics["tpot_ms"])
+    return found
+
+
+def _together(rates: Rates, gpus: int) -> Rates:
+    """The rates of several alike GPUs that share a model."""
+    return Rates(
+        rates.copy_bytes_per_s * gpus,
+        {name: rate * gpus for name, rate in rates.matrix_flops_per_s.items()},
+        rates.device,
+    )
+
+
+def _against(floor: floors.Floor, measured: Mapping[str, Any]) -> dict[str, Any]:
+    predicted = 1000 * floor.seconds
+    return {
+        **asdict(floor),
+        "predicted_ms": predicted,
+        "measured_ms": measured["median"],
+        "fraction_of_floor": predicted / measured["median"],
+    }

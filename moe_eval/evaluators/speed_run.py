@@ -1,0 +1,169 @@
+"""Runs a speed comparison: the arms that fit, their iterations side by side, routing, and what the machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moe_eval import checkpoint, engines, geometry, records
+from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import fit, interleave, speed_record
+from moe_eval.evaluators.interleave import ArmRun, Conductor, Schedule
+from moe_eval.evaluators.plan import Arm, Skip
+from moe_eval.evaluators.rates import Rates
+from moe_eval.evaluators.speed_record import Context
+from moe_eval.hardware import Gpu
+from moe_eval.workload import Shape
+
+AGAIN = "-again"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to measure.
+
+    Attributes:
+        iterations, warm_ups, blocks: see interleave.schedule.
+        again: measure the first arm against itself as well.
+        folder, where: records go to folder/perf_ARM_where.json.
+    """
+
+    shapes: tuple[Shape, ...]
+    iterations: int
+    warm_ups: int
+    blocks: int
+    again: bool
+    folder: Path
+    where: str
+
+
+def fitted(planned: Sequence[Arm | Skip], shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> list[Arm | Skip]:
+    """The arms with limits that suit the shapes; one that the memory cannot hold is skipped.
+
+    Raises:
+        UsageError: a shape is longer than a model's window.
+    """
+    found: list[Arm | Skip] = []
+    for each in planned:
+        if isinstance(each, Skip):
+            found.append(each)
+            continue
+        folder = _folder(each)
+        fit.check_window(each.settings.checkpoint, checkpoint.read_config(folder), shapes)
+        reason = fit.too_large(_need(each, shapes, gpus), fit.memory(gpus))
+        if reason:
+            found.append(Skip(each.precision, reason))
+            continue
+        limits = replace(
+            each.settings,
+            max_length=max(shape.input_len + shape.output_len for shape in shapes),
+            batch_size=max(shape.batch_size for shape in shapes),
+            kv_tokens=fit.cache_tokens(shapes),
+        )
+        found.append(replace(each, settings=limits))
+    return found
+
+
+def arm_runs(arms: Sequence[Arm], engine: str, tokenizer: str | None, *, again: bool) -> list[ArmRun]:
+    """What is to be filled; with `again` the first arm comes twice."""
+    runs = [
+        ArmRun(each.precision, each.precision, Load(engine, each.settings, tokenizer or each.settings.checkpoint))
+        for each in arms
+    ]
+    if again and runs:
+        runs.insert(1, ArmRun(runs[0].name + AGAIN, runs[0].precision, runs[0].load))
+    return runs
+
+
+def schedule(arms: Sequence[Arm], asked: Asked, gpus: Sequence[Gpu]) -> Schedule:
+    """Take turns where all arms fit at once, reload where not."""
+    counted = [*arms[:1], *arms] if asked.again else list(arms)
+    needs = [_need(each, asked.shapes, gpus) for each in counted]
+    return interleave.schedule(
+        asked.iterations, asked.warm_ups, asked.blocks, together=fit.together(needs, fit.memory(gpus))
+    )
+
+
+def measure(
+    runs: Sequence[ArmRun], asked: Asked, context: Context, gpus: Sequence[Gpu], progress: Any
+) -> list[dict[str, Any]]:
+    """Measure all arms and return their records, each of which is on disk whenever there is more of it."""
+    context = replace(context, geometry=_geometry(runs[0].load), rates=_rates(gpus))
+
+    assert context.workload is not None
+    conductor = Conductor(
+        arms=runs,
+        workload=context.workload,
+        schedule=context.schedule,
+        uuids=[gpu.uuid for gpu in gpus[: _gpus(runs[0].load.settings.options)] if gpu.uuid],
+        kept=lambda run: write(asked, run.name, speed_record.record(run, context)),
+        done=progress,
+    )
+    conductor.run()
+    _route([run for run in runs if run.status == "finished"], context)
+    reference = next((run for run in runs if run.status == "finished"), None)
+    found = [speed_record.record(run, context, None if run is reference else reference) for run in runs]
+    for run, content in zip(runs, found, strict=True):
+        write(asked, run.name, content)
+    return found
+
+
+def write(asked: Asked, name: str, content: Mapping[str, Any]) -> None:
+    """Write an arm's record."""
+    records.write_json(asked.folder / f"perf_{name}_{asked.where}.json", content)
+
+
+def _need(each: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> fit.Need:
+    count = _gpus(each.settings.options)
+    found = fit.need(_folder(each), each.precision, shapes, gpu=bool(gpus))
+    if count == 1 or found.weights is None:
+        return found
+    return fit.Need(found.weights // count, (found.cache or 0) // count, found.beside)
+
+
+def _gpus(options: Mapping[str, Any]) -> int:
+    """Over how many GPUs an arm is spread."""
+    count = 1
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        try:
+            count *= int(str(options.get(name, 1)))
+        except ValueError:
+            raise UsageError(f"{name}={options[name]} is not a whole number.") from None
+    return count
+
+
+def _folder(each: Arm) -> Path:
+    return checkpoint.settings_folder(each.settings.checkpoint, each.settings.revision)
+
+
+def _geometry(load: Load) -> geometry.Geometry | None:
+    folder = checkpoint.settings_folder(load.settings.checkpoint, load.settings.revision)
+    return geometry.read(checkpoint.read_config(folder))
+
+
+def _rates(gpus: Sequence[Gpu]) -> Rates | str:
+    with ArmProcess(None) as process:
+        try:
+            return Rates(**process.ask("rates", device="cuda" if gpus else "cpu"))
+        except ArmFailed as error:
+            return f"the machine's rates were not measured ({error})"
+
+
+def _route(runs: Sequence[ArmRun], context: Context) -> None:
+    """Count experts where the engine tells."""
+    if not runs:
+        return
+    kind = engines.named(runs[0].load.engine)
+    if kind.routing is None:
+        reason = f"not measured: {kind.title} does not tell which experts tokens go through"
+    elif context.geometry is None:
+        reason = "not measured: the number of experts of this architecture is not known"
+    else:
+        assert context.workload is not None
+        interleave.route(runs, context.workload, kind.routing, context.geometry.experts)
+        return
+    for run in runs:
+        run.routing = reason

@@ -1,0 +1,77 @@
+"""What an arm's process does when it is asked: functions of (engine, tokenizer, JSON arguments) that return JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moe_eval.engines.base import Engine
+from moe_eval.evaluators import chunks, latency
+from moe_eval.evaluators import perplexity as quality
+from moe_eval.evaluators import rates as machine
+from moe_eval.evaluators import routing as routed
+from moe_eval.nvml import Nvml
+from moe_eval.workload import Shape
+
+
+def perplexity(
+    engine: Engine, tokenizer: Any, *, arrays: str, dataset: str, input_len: int, num_chunks: int
+) -> dict[str, Any]:
+    """Score a data set: writes the arrays, returns the figures with their labels."""
+    from tqdm import tqdm
+
+    bos = tokenizer.bos_token_id
+    cut = chunks.cut(
+        chunks.pages(dataset),
+        lambda text: list(tokenizer.encode(text, verbose=False)),
+        int(tokenizer.eos_token_id if bos is None else bos),
+        input_len,
+        num_chunks,
+    )
+    facts = engine.facts
+    with tqdm(total=len(cut.windows), desc=f"{facts.precision} on {facts.name}", unit="window") as bar:
+        scores = quality.measure(engine, cut, done=lambda *_: bar.update())
+    scores.save(Path(arrays))
+    return {
+        "dataset": dataset,
+        "dataset_digest": cut.digest,
+        "input_len": cut.input_len,
+        "num_chunks": len(cut.windows),
+        "of_chunks": cut.total,
+        **quality.figures(scores, cut),
+    }
+
+
+def warm_up(
+    engine: Engine, _: Any, *, shape: Mapping[str, int], prompts: list[list[int]], least: int
+) -> dict[str, Any]:
+    """Warm an arm up for one shape."""
+    latency.refuse_profiler()
+    asked = Shape(**shape)
+    latency.check(engine, asked)
+    return asdict(latency.warm_up(latency.Clock(engine, Nvml.open(())), prompts, asked, least))
+
+
+def measure(
+    engine: Engine, _: Any, *, shape: Mapping[str, int], prompts: list[list[int]], iterations: int, uuids: list[str]
+) -> dict[str, Any]:
+    """Time iterations of one shape."""
+    with Nvml.open(uuids) as nvml:
+        found = latency.measure(engine, prompts, Shape(**shape), iterations, nvml)
+    return {"samples": [asdict(each) for each in found]}
+
+
+def routing(
+    engine: Engine, _: Any, *, prompts: list[list[int]], output_len: int, experts: int, batch_sizes: list[int]
+) -> dict[str, Any]:
+    """Count the experts that prompts of one length and their continuations go through."""
+    arrays = engine.routing(prompts, output_len)
+    found = routed.read(arrays, len(prompts[0]), experts, batch_sizes)
+    return {str(size): each.to_json() for size, each in found.items()}
+
+
+def rates(_engine: None, _: None, *, device: str) -> dict[str, Any]:
+    """Measure what the machine can do at most; needs no loaded arm."""
+    return asdict(machine.measure_rates(device))

@@ -1,0 +1,37 @@
+"""Rates of this machine's CPU, and how repeated times become one."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe_eval.evaluators import rates
+
+
+def test_the_rates_of_this_cpu() -> None:
+    found = rates.measure_rates("cpu")
+    assert found.device == "cpu"
+    assert set(found.matrix_flops_per_s) == {"float32", "bfloat16"}
+    # any machine of the last 20 years, and none of the next 10
+    assert 1e8 < found.copy_bytes_per_s < 1e13
+    assert all(1e7 < each < 1e15 for each in found.matrix_flops_per_s.values())
+
+
+class Clock:
+    """A device whose every call takes the next of some times."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds, self.now, self.started = list(seconds), 0.0, False
+
+    def __call__(self) -> float:
+        if self.started:
+            self.now += self.seconds.pop(0) if self.seconds else 1.0
+        self.started = not self.started
+        return self.now
+
+
+def test_a_rate_is_the_best_of_several_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a slow round with one call that is impossibly fast, a round with a median of 1/4 s, and two of 1/2 s
+    times = [4.0, 4.0, 4.0, 4.0, 1e-6] + [0.25, 9.0, 0.25, 0.25, 9.0] + [0.5] * 10
+    monkeypatch.setattr("time.perf_counter", Clock(times))
+    copied = rates.measure_rates("cpu").copy_bytes_per_s
+    assert copied == pytest.approx(2 * (128 << 20) / 0.25)

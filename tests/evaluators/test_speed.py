@@ -1,0 +1,97 @@
+"""Figures of timed iterations against arithmetic by hand, and what two arms' blocks amount to."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from moe_eval.evaluators import speed
+from moe_eval.evaluators.latency import Sample
+from moe_eval.workload import Shape
+
+SHAPE = Shape(4, 100, 11)
+
+
+def sample(first: float, last: float, energy: float | None = None, engine: tuple[float, float] | None = None) -> Sample:
+    """By the host's clock, and by the engine's where it says something."""
+    if engine is None:
+        return Sample(0.0, last, {"host": first}, {"host": last}, None, energy)
+    by_first, by_last = {"host": first, "engine": engine[0]}, {"host": last, "engine": engine[1]}
+    return Sample(0.0, last, by_first, by_last, engine[0], energy)
+
+
+def test_every_figure_of_one_sample() -> None:
+    found = speed.figures([sample(0.2, 1.2, 44.0)], SHAPE)
+    metrics = found["metrics"]
+    assert {name: metrics[name]["median"] for name in speed.METRICS} == pytest.approx(
+        {
+            "ttft_ms": 200.0,
+            "tpot_ms": 100.0,  # 1.0 s for the ten tokens after the first
+            "e2e_ms": 1200.0,
+            "output_tok_s": 44 / 1.2,
+            "prefill_tok_s": 400 / 0.2,
+            "j_per_tok": 1.0,  # 44 J for 44 tokens
+        }
+    )
+    assert {metric["source"] for metric in metrics.values()} == {"host", "nvml"}
+    assert (metrics["e2e_ms"]["low"], metrics["e2e_ms"]["high"]) == (None, None), "one sample bounds nothing"
+    assert found["std_latency_ms"] is None
+
+
+def test_samples_are_kept_and_the_interval_is_two_of_them() -> None:
+    seconds = [1.0, 1.3, 1.1, 1.2, 1.5, 1.4, 0.9]
+    found = speed.figures([sample(0.1, each) for each in seconds], SHAPE)
+    e2e = found["metrics"]["e2e_ms"]
+    assert e2e["samples"] == [1000 * each for each in seconds]
+    assert e2e["median"] == 1200.0
+    assert (e2e["low"], e2e["high"]) == (900.0, 1500.0)
+    assert found["mean_latency_ms"] == pytest.approx(statistics.fmean(e2e["samples"]))
+    assert found["std_latency_ms"] == pytest.approx(statistics.stdev(e2e["samples"]))
+
+
+def test_one_new_token_has_no_time_per_token() -> None:
+    assert speed.figures([sample(0.2, 0.2)], Shape(1, 8, 1))["metrics"]["tpot_ms"] is None
+
+
+def test_tokens_are_timed_by_the_engine_and_calls_by_the_host_where_both_exist() -> None:
+    found = speed.figures([sample(0.2, 1.2, engine=(0.19, 1.19))], SHAPE)
+    metrics = found["metrics"]
+    assert (metrics["ttft_ms"]["source"], metrics["ttft_ms"]["median"]) == ("engine", 190.0)
+    assert metrics["tpot_ms"]["median"] == pytest.approx(100.0)
+    assert (metrics["e2e_ms"]["source"], metrics["e2e_ms"]["median"]) == ("host", 1200.0)
+    assert set(found["sources"]) == {"host", "engine"}
+    assert found["notes"] == ["ttft_ms is 200.00 by host and 190.00 by engine, more than 2 % apart"]
+
+
+def test_energy_that_one_sample_lacks_is_not_made_up() -> None:
+    assert speed.figures([sample(0.2, 1.2, 44.0), sample(0.2, 1.2)], SHAPE)["metrics"]["j_per_tok"] is None
+
+
+def blocks(*seconds: float) -> list[list[Sample]]:
+    return [[sample(each / 4, each), sample(each / 4, each)] for each in seconds]
+
+
+def test_the_ratio_says_how_much_faster_the_other_arm_is() -> None:
+    found = speed.compare(blocks(2.0, 2.2, 1.9), blocks(1.0, 1.1, 0.95), SHAPE)
+    for metric in ("e2e_ms", "ttft_ms", "tpot_ms"):
+        ratio = found[metric]
+        assert ratio is not None
+        assert ratio["value"] == pytest.approx(2.0)
+        assert ratio["low"] == pytest.approx(ratio["high"])
+        assert ratio["blocks"] == 3
+
+
+def test_blocks_that_one_arm_lacks_are_left_out() -> None:
+    half = blocks(1.0, 1.1)
+    found = speed.compare(blocks(2.0, 2.2, 9.0), [*half, []], SHAPE)["e2e_ms"]
+    assert found is not None
+    assert (found["blocks"], found["value"]) == (2, pytest.approx(2.0))
+    alone = speed.compare(blocks(2.0), blocks(1.0), SHAPE)["e2e_ms"]
+    assert alone == {"value": 2.0, "low": None, "high": None, "blocks": 1, "source": "host"}
+    assert speed.compare([], blocks(1.0), SHAPE)["e2e_ms"] is None
+
+
+def test_a_difference_of_calls_that_is_no_time_gives_no_ratio() -> None:
+    odd = [[sample(1.0, 0.9)], [sample(1.0, 0.9)]]
+    assert speed.compare(odd, odd, SHAPE)["tpot_ms"] is None

@@ -1,0 +1,73 @@
+"""The process of an arm: it answers, it fails with a sentence, and it never outlives who asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.engines.base import EngineSettings
+from tests.conftest import SHIPPED
+
+SHIPPED_LOAD = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def test_an_arm_loads_once_and_answers_what_it_is_asked() -> None:
+    with ArmProcess(SHIPPED_LOAD) as process:
+        labels = process.load()
+        assert (labels["engine"]["name"], labels["engine"]["worker"]) == ("transformers", "in_process")
+        asked = {"prompts": [[5, 6, 7], [9, 8, 7]], "output_len": 3, "experts": 16, "batch_sizes": [1, 2]}
+        found = process.ask("routing", **asked)
+        assert found == process.ask("routing", **asked)
+        assert set(found) == {"1", "2"}
+        assert found["1"]["distinct"] == 4.0, "one token goes through its top-4"
+    assert not children()
+
+
+def test_an_arm_that_cannot_be_loaded_says_why_and_is_gone(tmp_path: Path) -> None:
+    settings = EngineSettings(str(tmp_path / "nowhere"), device="cpu")
+    with ArmProcess(Load("transformers", settings, str(SHIPPED))) as process, pytest.raises(ArmFailed, match="nowhere"):
+        process.load()
+    assert not children()
+
+
+def test_an_arm_that_is_killed_is_told_by_its_signal() -> None:
+    with ArmProcess(SHIPPED_LOAD) as process:
+        os.kill(process._process.pid, signal.SIGKILL)
+        with pytest.raises(ArmFailed, match="signal SIGKILL"):
+            process.load()
+
+
+def test_no_arm_outlives_a_parent_that_is_killed_while_it_works() -> None:
+    """The parent dies of SIGKILL in the middle of a request; its arm ends by itself."""
+    program = f"""
+        from moe_eval.arm import ArmProcess, Load
+        from moe_eval.engines.base import EngineSettings
+        process = ArmProcess(Load("transformers", EngineSettings({str(SHIPPED)!r}, device="cpu"), {str(SHIPPED)!r}))
+        process.load()
+        print(process._process.pid, flush=True)
+        process.ask("routing", prompts=[[1] * 200] * 64, output_len=200, experts=16, batch_sizes=[64])
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        arm = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    gone, _ = psutil.wait_procs([arm], timeout=40)
+    assert gone
