@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-_EXPERT = re.compile(r"\.experts\.")
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings)\.")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.")
+# shared experts, which every token goes through, may lie in the same module
+_EXPERT = re.compile(r"\.experts\.(?!.*shared)")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 
 
 def by_part(model: nn.Module, beside: Iterable[tuple[str, Tensor]] = ()) -> Mapping[str, int]:

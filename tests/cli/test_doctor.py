@@ -110,11 +110,6 @@ def test_an_engine_that_is_not_installed_runs_nothing_and_is_told_with_how_to_ge
     }
 
 
-def test_an_engine_that_is_not_driven_yet_runs_nothing(examined: Doctor) -> None:
-    rows = examined.found(gpus=(B200,), vllm="0.18.0")["precisions"]
-    assert {row["why_not"] for row in rows if row["engine"] == "vllm"} == {"moe_eval does not drive vLLM yet"}
-
-
 def test_without_a_gpu_tensorrt_llm_says_so(examined: Doctor) -> None:
     page = examined()
     assert "- nvfp4 on trtllm: no GPU" in page

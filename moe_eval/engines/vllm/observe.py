@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-# a parameter that a router chooses: directly in the layer of the experts, or in a part of it that holds their weights
-_EXPERT = re.compile(r"\.experts\.(routed_experts\.)?[^.]+$")
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+from moe_eval.engines import weights
+
+# what quantised weights are held in
 _QUANTISED = re.compile(r"weight(_scale\w*|_packed)?$")
 # quantisations that vLLM makes while it loads, by the end of the method's class
 _ONLINE = {
@@ -122,14 +121,6 @@ def weight_bytes(found: Any) -> Mapping[str, int] | None:
     """Bytes of the weights by what reads them; see EngineFacts. None where the model is in another process."""
     if found is None:
         return None
-    tensors = dict(found.named_parameters())
     # what quantisation leaves beside the parameters
-    tensors |= {name: each for name, each in found.named_buffers() if _QUANTISED.search(name)}
-    headless = not any(_HEAD.search(name) for name in tensors)  # the embedding is the head as well
-    sums = dict.fromkeys(("experts", "embedding", "other"), 0)
-    for name, tensor in tensors.items():
-        kind = "experts" if _EXPERT.search(name) else "other"
-        if _EMBEDDING.search(name) and not headless:
-            kind = "embedding"
-        sums[kind] += tensor.numel() * tensor.element_size()
-    return sums
+    beside = ((name, each) for name, each in found.named_buffers() if _QUANTISED.search(name))
+    return weights.by_part(found, beside)

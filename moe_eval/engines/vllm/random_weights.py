@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -69,20 +70,21 @@ def fill_model(model: nn.Module, deferred: Callable[[nn.Module], bool], quantise
     Raises:
         UsageError: a parameter was left as it was.
     """
-    seen: set[int] = set()  # a head may be the embedding under a second name
     left: set[str] = set()
+
+    def put(module: nn.Module, prefix: str, seen: set[int]) -> None:
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if id(parameter) not in seen and not fill(name, parameter) and parameter.is_floating_point():
+                left.add(name)
+            seen.add(id(parameter))
+
+    seen: set[int] = set()  # a head may be the embedding under a second name
     for prefix, module in model.named_modules():
-
-        def put(module: nn.Module = module, prefix: str = prefix) -> None:
-            for name, parameter in module.named_parameters(prefix, recurse=False):
-                if id(parameter) not in seen and not fill(name, parameter) and parameter.is_floating_point():
-                    left.add(name)
-                seen.add(id(parameter))
-
         if deferred(module):
-            quantise(module, put)
+            # what quantisation replaces is freed, and its id may come again: such a parameter is not remembered
+            quantise(module, partial(put, module, prefix, set()))
         else:
-            put()
+            put(module, prefix, seen)
     left |= {name for name, parameter in model.named_parameters() if parameter.is_meta}
     if left:
         raise UsageError(

@@ -1,0 +1,1 @@
+"""What the double is made of; none of these names is vLLM's."""

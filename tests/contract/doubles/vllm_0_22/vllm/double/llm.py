@@ -1,0 +1,89 @@
+"""LLM, the class for use without a server."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from ..sampling_params import RequestOutputKind, SamplingParams
+from .args import EngineArgs
+from .core import LLMEngine
+from .outputs import RequestOutput
+
+
+class LLM:
+    def __init__(
+        self,
+        model: str,
+        *,
+        tokenizer: str | None = None,
+        skip_tokenizer_init: bool = False,
+        trust_remote_code: bool = False,
+        tensor_parallel_size: int = 1,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        revision: str | None = None,
+        seed: int = 0,
+        gpu_memory_utilization: float = 0.92,
+        enforce_eager: bool = False,
+        enable_return_routed_experts: bool = False,
+        profiler_config: Any = None,
+        kv_cache_memory_bytes: int | None = None,
+        compilation_config: Any = None,
+        quantization_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
+        if "disable_log_stats" not in kwargs:
+            kwargs["disable_log_stats"] = True
+        if int(kwargs.get("data_parallel_size", 1)) > 1:
+            raise ValueError("LLM(data_parallel_size) is not supported for single-process usage and may hang.")
+        args: Any = EngineArgs(**given, **kwargs)
+        config = args.create_engine_config()
+        reader = None
+        if not args.skip_tokenizer_init:
+            reader = transformers.AutoTokenizer.from_pretrained(args.tokenizer or args.model)
+        spawned = int(os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1")) == 1
+        self.llm_engine = LLMEngine(config, reader, not args.disable_log_stats, spawned)
+        self.model_config = config.model_config
+        self.request_counter = itertools.count()
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+        lora_request: Any = None,
+        priority: list[int] | None = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        params = sampling_params or SamplingParams()
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        for prompt in [prompts] if isinstance(prompts, dict) else prompts:
+            if "prompt_token_ids" not in prompt:
+                raise TypeError("Prompt dictionary must contain text, tokens, or embeddings")
+            self.llm_engine.add_request(str(next(self.request_counter)), prompt, params)
+        outputs: list[RequestOutput] = []
+        while self.llm_engine.has_unfinished_requests():
+            outputs += [output for output in self.llm_engine.step() if output.finished]
+        return sorted(outputs, key=lambda output: int(output.request_id))
+
+    def apply_model(self, func: Any) -> list[Any]:
+        return self.llm_engine.apply_model(func)
+
+    def start_profile(self, profile_prefix: str | None = None) -> None:
+        if self.llm_engine.vllm_config.profiler_config.profiler is None:
+            raise RuntimeError("Profiling is not enabled. Please set --profiler-config to enable profiling.")
+
+    def stop_profile(self) -> None:
+        import gzip
+
+        folder = Path(self.llm_engine.vllm_config.profiler_config.torch_profiler_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rank0.pt.trace.json.gz").write_bytes(gzip.compress(b'{"traceEvents": []}'))

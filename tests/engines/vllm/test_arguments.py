@@ -1,0 +1,246 @@
+"""What the user set reaches vLLM's constructor, or is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_eval.engines.vllm import installed, sizing
+from moe_eval.errors import UsageError
+from moe_eval.hardware import Gpu
+from tests.conftest import SHIPPED
+from tests.engines.vllm.conftest import Load
+
+H100 = Gpu("NVIDIA H100", "9.0", 80 << 30, None)
+A100 = Gpu("NVIDIA A100", "8.0", 80 << 30, None)
+EVERYTHING: dict[str, Any] = {
+    "tensor_parallel_size": "1",
+    "max_num_seqs": "4",
+    "max_num_batched_tokens": 512,
+    "max_model_len": "256",
+    "gpu_memory_utilization": "0.5",
+    "block_size": "32",
+    "attention_backend": "triton_attn",
+    "moe_backend": "FLASHINFER-CUTLASS",
+    "kv_cache_dtype": "fp8",
+    "enable_chunked_prefill": "true",
+    "async_scheduling": "off",
+    "cuda_graph_batch_sizes": "1:8:32",
+    "limit_mm_per_prompt": '{"image": 0}',
+    "hf_token": "hf_secret",
+    "seed": 7,
+    "worker": "in_process",
+    "weights": "checkpoint",
+}
+
+
+def test_every_documented_setting_reaches_the_constructor(load: Load) -> None:
+    engine = load(options=EVERYTHING)
+    config, facts = engine.session.llm.llm_engine.vllm_config, engine.facts
+    assert vars(config.scheduler_config) == {"max_num_seqs": 4, "max_num_batched_tokens": 512}
+    assert (config.cache_config.gpu_memory_utilization, config.cache_config.block_size) == (0.5, 32)
+    assert config.cache_config.enable_prefix_caching is False
+    assert config.kernel_config.moe_backend == "flashinfer_cutlass"
+    assert facts.moe_backend_observed == "UnquantizedFusedMoEMethod/FLASHINFER_CUTLASS"
+    assert (facts.attention_backend, facts.kv_cache_dtype, facts.cuda_graph_batch_sizes) == (
+        *("TRITON_ATTN", "fp8"),
+        (1, 8, 32),
+    )
+    assert (facts.max_length, facts.max_batch, facts.worker) == (254, 4, "in_process")
+    assert facts.arguments["limit_mm_per_prompt"] == {"image": 0}
+    assert (facts.arguments["enable_chunked_prefill"], facts.arguments["async_scheduling"]) == (True, False)
+    assert "hf_secret" not in str(facts.arguments)
+    assert not {"worker", "weights", "cuda_graph_batch_sizes"} & set(facts.arguments)
+
+
+def test_with_nothing_set_the_labels_are_what_vllm_chose(load: Load) -> None:
+    facts = load(dtype="auto").facts
+    assert (facts.name, facts.version, facts.architecture, facts.vocabulary) == (
+        *("vllm", "0.22.1", "Qwen3MoeForCausalLM"),
+        4096,
+    )
+    assert (facts.precision, facts.dtype, facts.kv_cache_dtype, facts.quant_algo) == (
+        *("bf16", "bfloat16", "bfloat16", "none"),
+    )
+    assert (facts.moe_backend_requested, facts.moe_backend_observed) == ("auto", "UnquantizedFusedMoEMethod/TRITON")
+    assert facts.cuda_graph_batch_sizes == (1, 2, 4, 8, 16)
+    assert (facts.weights, facts.max_batch, facts.gpus, facts.device) == ("checkpoint", 256, 0, "cpu")
+    experts = 5 * 16 * 3 * 96 * 192 * 2
+    assert facts.weight_bytes is not None
+    assert dict(facts.weight_bytes) == {"experts": experts, "embedding": 0, "other": facts.weight_bytes["other"]}
+    assert 2 * 4096 * 192 < facts.weight_bytes["other"] < 3 * 4096 * 192 * 2
+    assert facts.arguments["max_logprobs"] == -1
+
+
+@pytest.mark.parametrize("given", ["none", "off", "NONE"])
+def test_graphs_are_turned_off_and_compilation_stays(load: Load, given: str) -> None:
+    engine = load(options={"cuda_graph_batch_sizes": given, "compilation_config": '{"level": 3}'})
+    assert engine.facts.cuda_graph_batch_sizes == ()
+    assert engine.facts.arguments["compilation_config"] == {"level": 3, "cudagraph_mode": "NONE"}
+    assert load(options={"enforce_eager": "true"}).facts.cuda_graph_batch_sizes == ()
+
+
+def test_a_spawned_worker_is_told_and_what_is_not_seen_of_it_is_absent(load: Load) -> None:
+    engine = load(options={"worker": "spawned"})
+    facts = engine.facts
+    assert os.environ[installed.MULTIPROCESSING] == "1"
+    assert (facts.worker, facts.moe_backend_observed, facts.attention_backend, facts.weight_bytes) == (
+        *("spawned", None, None, None),
+    )
+    assert load().facts.worker == "in_process"
+    assert os.environ[installed.MULTIPROCESSING] == "0"
+    assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+
+
+def test_an_untied_head_leaves_an_embedding_of_which_only_rows_are_read(load: Load, spoil: Callable[..., Path]) -> None:
+    folder = spoil(tie_word_embeddings=False)
+    facts = load(folder, options={"weights": "random"}, dtype="bfloat16").facts
+    assert facts.weight_bytes is not None
+    assert facts.weight_bytes["embedding"] == 2 * 4096 * 192
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_modle_len": 5}, "did you mean max_model_len?"),
+        ({"tp": 2}, "did you mean tensor_parallel_size?"),
+        ({"attn_backend": "X"}, "did you mean attention_backend?"),
+        ({"zzz": 1}, "has no setting zzz; leave it out"),
+        ({"_api_process_rank": 1}, "has no setting"),
+        ({"quantization": "fp8"}, "give precision=fp8 or precision=fp8_block"),
+        ({"cudagraph_capture_sizes": "1:2"}, "give cuda_graph_batch_sizes"),
+        ({"speculative_config": "{}"}, "drafted tokens"),
+        ({"logprobs_mode": "raw_logits"}, "raw log-probabilities"),
+        ({"generation_config": "vllm"}, "greedy has to stay greedy"),
+        ({"enable_prefix_caching": "true"}, "would spare repeated prompts the prefill"),
+        ({"moe_backend": "nothing"}, "moe_backend=nothing does not suit vLLM 0.22.1"),
+        ({"moe_backend": "emulation"}, "computes in 16 bits"),
+        ({"max_num_seqs": "many"}, "max_num_seqs=many does not suit"),
+        ({"kv_cache_dtype": "int3"}, "kv_cache_dtype=int3 does not suit"),
+        ({"compilation_config": "{3"}, "is not JSON"),
+        ({"cuda_graph_batch_sizes": "1:x"}, "write 1:8:32"),
+        ({"worker": "else"}, "neither in_process nor spawned"),
+        ({"weights": "none"}, "neither checkpoint nor random"),
+        ({"weights": "random", "load_format": "auto"}, "contradict each other"),
+        ({"weights": "random", "worker": "spawned"}, "is for one GPU"),
+        ({"weights": "random", "tensor_parallel_size": 2}, "is for one GPU"),
+        ({"worker": "in_process", "tensor_parallel_size": 2}, "is for one GPU and 2 are asked for"),
+        ({"tensor_parallel_size": "two"}, "is not a whole number above 0"),
+        ({"tensor_parallel_size": 2}, "ask for 2 GPUs and this machine has 0"),
+        ({"max_model_len": 10}, "leaves too small a window"),
+        ({"max_model_len": 4096}, None),
+        ({"moe_backend": "cutlass"}, "cannot load .*not supported for unquantized MoE"),
+        ({"load_format": "none_such"}, "is not supported"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_in_a_sentence(load: Load, options: dict[str, Any], words: str | None) -> None:
+    if words is None:  # cut down to what the model supports
+        assert load(options=options).facts.max_length == 1022
+        return
+    with pytest.raises(UsageError, match=words.replace("?", r"\?")) as caught:
+        load(options=options)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"precision": "nvfp4"}, "holds fp32, of which vLLM makes fp8 and fp8_block while it loads"),
+        ({"precision": "nvfp4", "dtype": "auto"}, "holds bf16, of which vLLM makes fp8 and fp8_block"),
+        ({"precision": "fp8", "dtype": "float32"}, "add dtype=bfloat16"),
+        ({"precision": "fp16", "dtype": "bfloat16"}, "holds bf16"),
+        ({"dtype": "int8"}, "There is no dtype 'int8' here"),
+        ({"device": "cpu"}, "on NVIDIA GPUs alone"),
+        ({"max_length": 4}, "give 16 to 1022"),
+        ({"max_length": 1023}, "give 16 to 1022"),
+        ({"revision": "x", "folder": "/nowhere"}, "There is no folder"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(load: Load, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load(given.pop("folder", SHIPPED), **given)
+
+
+def test_a_quantised_checkpoint_is_not_quantised_again(load: Load, spoil: Callable[..., Path]) -> None:
+    held = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    folder = spoil(quantization_config=held)
+    with pytest.raises(UsageError, match=r"holds fp8_block \(fp8 with blocks.*of which vLLM makes nothing else"):
+        load(folder, precision="fp8", dtype="auto")
+    with pytest.raises(UsageError, match="give the configuration of the BF16 model with precision=fp8_block"):
+        load(folder, options={"weights": "random"})
+
+
+def test_a_precision_that_the_gpu_does_not_run_is_refused(load: Load, gpus: Callable[..., None]) -> None:
+    gpus(A100)
+    with pytest.raises(UsageError, match=r"in fp8 cannot run on vLLM on NVIDIA A100: .*SM89 or newer"):
+        load(precision="fp8", dtype="auto")
+
+
+@pytest.mark.parametrize(
+    ("knob", "words"),
+    [
+        ("oom_load", "memory does not suffice for loading"),
+        ("no_gpu", "vLLM finds no NVIDIA GPU"),
+        ("free=10", "less than desired GPU memory utilization"),
+    ],
+)
+def test_failures_while_loading_are_sentences(
+    load: Load, monkeypatch: pytest.MonkeyPatch, knob: str, words: str
+) -> None:
+    monkeypatch.setenv("VLLM_DOUBLE", knob)
+    with pytest.raises(UsageError, match=words) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_of_the_tokens_asked_for_starts_beside_another_process(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_DOUBLE", "free=10")
+    engine = load(kv_tokens=8 * 96, batch_size=8, max_length=96)
+    cache = engine.session.llm.llm_engine.vllm_config.cache_config
+    assert cache.gpu_memory_utilization == sizing.LITTLE
+    assert cache.num_gpu_blocks == 8 * 6 + 8 + 2
+    assert engine.facts.arguments["kv_cache_memory_bytes"] == 58 * 16 * 5 * 2 * 2 * 32 * 4
+    # one sequence of the longest length fits in any case
+    assert load(kv_tokens=10, batch_size=1).session.llm.llm_engine.vllm_config.cache_config.num_gpu_blocks == 67
+
+
+def test_the_cache_counts_what_the_model_and_the_settings_say() -> None:
+    config = {"num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128}
+    token = 2 * 48 * 4 * 128 * 2
+    assert sizing.cache_bytes(config, {}, "bfloat16", 1000, 4) == (63 + 4 + 2) * 16 * token
+    assert sizing.cache_bytes(config, {"block_size": 64}, "bfloat16", 1000, 4) == (16 + 4 + 2) * 64 * token
+    assert sizing.cache_bytes(config, {"kv_cache_dtype": "fp8"}, "bfloat16", 1000, 4) == 69 * 16 * token // 2
+    assert sizing.cache_bytes(config, {"tensor_parallel_size": 8}, "bfloat16", 1000, 4) == 69 * 16 * token // 4
+    assert sizing.cache_bytes(config | {"kv_lora_rank": 512}, {}, "bfloat16", 1000, 4) is None
+    mixed = {"layer_types": ["full_attention", "sliding_attention"]}
+    assert sizing.cache_bytes(config | mixed, {}, "bfloat16", 1000, 4) is None
+    assert sizing.cache_bytes({"num_hidden_layers": 2}, {}, "bfloat16", 1000, 4) is None
+
+
+def test_memory_is_left_for_the_logits_of_a_window() -> None:
+    assert sizing.memory(None, 151936, 2048) == {}
+    assert sizing.memory(80 << 30, 151936, 2048) == {"gpu_memory_utilization": 0.884}
+    long = sizing.memory(80 << 30, 151936, 32768)
+    assert long == {"gpu_memory_utilization": 0.82, "max_num_batched_tokens": 5632}
+
+
+def test_a_gpu_is_named_and_its_memory_counted(load: Load, gpus: Callable[..., None]) -> None:
+    gpus(H100)
+    facts = load(max_length=64).facts
+    assert (facts.gpus, facts.device, facts.device_name) == (1, "cuda", "NVIDIA H100")
+    assert facts.arguments["gpu_memory_utilization"] == 0.92
+
+
+def test_weights_that_vllm_makes_up_itself_are_warned_of(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        facts = load(options={"load_format": "dummy"}).facts
+    assert (facts.weights, facts.fingerprint) == ("random", "random weights (load_format=dummy)")
+    assert "all tokens go through the same experts" in caplog.text
