@@ -42,7 +42,8 @@ class WindowScores:
 
     Attributes:
         logprobs: natural-log probability of every token, float32, shape (n,).
-        greedy: whether the token is the most probable one, bool, shape (n,).
+        greedy: whether the token is the most probable one, bool, shape (n,). Of equally probable ones an engine may
+            name any; vLLM names none, but where all other tokens of the window are the most probable ones.
         top_ids: the k most probable tokens, most probable first, int64, shape (n, k); k is 0 unless asked for.
         top_logprobs: their natural-log probabilities, float32, shape (n, k).
     """

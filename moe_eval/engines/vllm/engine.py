@@ -9,7 +9,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,9 @@ class Session:
 
     def stream(
         self, prompts: Sequence[TokenIds], sampling: dict[str, Any], doing: str
-    ) -> closing[Generator[tuple[int, Any], None, None]]:
-        """(index, RequestOutput) of every prompt, each as soon as it is finished; aborts the others when left.
+    ) -> closing[Generator[tuple[int, Any, list[Any]], None, None]]:
+        """(index, RequestOutput, readers.keep's list) of every prompt, as soon as it is finished; aborts the others
+        when left.
 
         Raises:
             UsageError, EngineError: what went wrong, in a sentence.
@@ -59,23 +60,24 @@ class Session:
 
     def _stream(
         self, prompts: Sequence[TokenIds], sampling: dict[str, Any], doing: str
-    ) -> Generator[tuple[int, Any], None, None]:
+    ) -> Generator[tuple[int, Any, list[Any]], None, None]:
         engine = self.llm.llm_engine
         waiting = iter(enumerate(prompts))
-        flying: dict[str, int] = {}
+        flying: dict[str, tuple[int, list[Any]]] = {}
         try:
             params = self.installed.module.SamplingParams(output_kind=self.installed.final_only, **sampling)
             while True:
                 for index, prompt in itertools.islice(waiting, self.most_requests - len(flying)):
                     name = f"moe_eval-{next(self._ids)}"
                     # with its type it needs no further reading, and vLLM wants no other form here
-                    engine.add_request(name, {"type": "token", "prompt_token_ids": list(prompt)}, params)
-                    flying[name] = index
+                    inner = engine.add_request(name, {"type": "token", "prompt_token_ids": list(prompt)}, params)
+                    flying[name] = index, readers.keep(engine, inner)
                 if not flying:
                     return
                 for output in engine.step():
                     if output.finished and output.request_id in flying:
-                        yield flying.pop(output.request_id), output
+                        index, kept = flying.pop(output.request_id)
+                        yield index, output, kept
         except Exception as error:
             raise self._explained(error, doing) from error
         finally:
@@ -150,16 +152,29 @@ class VllmEngine:
         for window in windows:
             if len(window.inputs) > self.facts.max_length:
                 raise ValueError(f"a window of {len(window.inputs)} tokens is longer than {self.facts.max_length}")
-        sampling = {
-            **{"max_tokens": 1, "temperature": 0.0, "detokenize": False},
-            **{"prompt_logprobs": max(1, top_k), "flat_logprobs": True},
-        }
         scores: dict[int, WindowScores] = {}
-        prompts = [window.context + window.continuation for window in windows]
-        with self.session.stream(prompts, sampling, "scoring") as outputs:
-            for index, output in outputs:
-                scores[index] = readers.scores(output, windows[index], top_k)
-                done(index, scores[index])
+        open_ones: list[int] = []
+
+        def run(chosen: Sequence[int], k: int) -> None:
+            sampling = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+            sampling |= {"prompt_logprobs": k, "flat_logprobs": True}
+            prompts = [windows[index].context + windows[index].continuation for index in chosen]
+            with self.session.stream(prompts, sampling, "scoring") as outputs:
+                for at, output, kept in outputs:
+                    index = chosen[at]
+                    found = readers.scores(output, kept, windows[index], k)
+                    if not k and readers.ambiguous(output, kept, windows[index]):
+                        open_ones.append(index)
+                        continue
+                    scores[index] = replace(
+                        found, top_ids=found.top_ids[:, :top_k], top_logprobs=found.top_logprobs[:, :top_k]
+                    )
+                    done(index, scores[index])
+
+        # looking for the most probable token of every position costs a third of the time, and few windows need it
+        run(range(len(windows)), top_k)
+        if open_ones:
+            run(open_ones, 1)
         return [scores[index] for index in range(len(windows))]
 
     def generate(
@@ -178,7 +193,7 @@ class VllmEngine:
                 done(index, completions[index])
         else:
             with self.session.stream(prompts, sampling, "generating with") as stream:
-                for index, output in stream:
+                for index, output, _ in stream:
                     completions[index] = self._completion(output, request)
                     done(index, completions[index])
         return [completions[index] for index in range(len(prompts))]
@@ -227,7 +242,7 @@ class VllmEngine:
         sampling = self._sampling(GenerationRequest(max_new_tokens, ignore_eos=True))
         chosen: dict[int, npt.NDArray[np.int16]] = {}
         with self.session.stream(prompts, sampling, "tracing the experts of") as outputs:
-            for index, output in outputs:
+            for index, output, _ in outputs:
                 chosen[index] = readers.experts(output, len(prompts[index]))
         return readers.routed_layers([chosen[index] for index in range(len(prompts))])
 

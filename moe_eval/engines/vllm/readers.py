@@ -1,8 +1,8 @@
 """Scores, times and experts, read from what vLLM returns.
 
-Prompt log-probabilities: entry i of `prompt_logprobs` is about prompt token i, and entry 0 is empty (None). An entry
-holds the token itself first, then the k most probable ones, most probable first. FlatLogprobs keeps all entries of a
-request in a few flat lists, which numpy takes whole: no Python object for every token and candidate.
+Prompt log-probabilities are about every prompt token but the first: the token itself, then the k most probable ones,
+most probable first. The core sends them as tensors of a whole prompt, which vLLM's frontend turns into Python objects
+one by one; where it lets them be kept (`keep`) numpy reads the tensors themselves, else the flat lists of FlatLogprobs.
 """
 
 from __future__ import annotations
@@ -15,35 +15,83 @@ import numpy.typing as npt
 from moe_eval.engines.base import RequestTimes, Window, WindowScores
 from moe_eval.errors import EngineError
 
+Array = npt.NDArray[Any]
 
-def scores(output: Any, window: Window, top_k: int) -> WindowScores:
+# a token that more others equal or surpass is taken to be surpassed
+_EQUALS = 8
+
+
+def keep(engine: Any, request: str) -> list[Any]:
+    """Have the tensors of a request's prompt log-probabilities kept as they come, in place of objects made of them.
+
+    Args:
+        engine: the LLMEngine; `request` is the name that its add_request returned.
+
+    Returns:
+        Where they will be; it stays empty where this version keeps its requests in another way.
+    """
+    kept: list[Any] = []
+    states = getattr(getattr(engine, "output_processor", None), "request_states", {})
+    processor: Any = getattr(states.get(request), "logprobs_processor", None)
+    if hasattr(processor, "_update_prompt_logprobs"):
+        processor._update_prompt_logprobs = kept.append
+    return kept
+
+
+def scores(output: Any, kept: list[Any], window: Window, top_k: int) -> WindowScores:
     """The scores in the RequestOutput of a whole window that was sent as a prompt.
 
     Args:
-        top_k: how many of the most probable tokens to return; at least one was asked for.
+        kept: see `keep`.
+        top_k: how many of the most probable tokens were asked for. With 0 a token counts as greedy where nothing is as
+            probable: vLLM's rank counts equals as well, of which there are some in 16 bits (see `ambiguous`).
 
     Raises:
         EngineError: the log-probabilities are not those of the window's tokens.
     """
-    flat, prompt = output.prompt_logprobs, len(window.context) + len(window.continuation)
-    rows, width = len(window.continuation), max(1, top_k) + 1
-    if flat is None or len(flat) != prompt or len(flat.logprobs) != (prompt - 1) * width:
-        found = "no" if flat is None else f"{len(flat.logprobs)}"
+    prompt, width = len(window.context) + len(window.continuation), top_k + 1
+    ids, logprobs, ranks = _tensors(kept) if kept else _flat(output.prompt_logprobs, width)
+    if len(ids) != prompt - 1 or ids.shape != logprobs.shape or ids.shape[1:] != (width,):
         raise EngineError(
-            f"vLLM returned {found} log-probabilities for a prompt of {prompt} tokens where {(prompt - 1) * width} "
-            "were asked for; the scores would be wrong."
+            f"vLLM returned {logprobs.size} log-probabilities for a prompt of {prompt} tokens where "
+            f"{(prompt - 1) * width} were asked for; the scores would be wrong."
         )
-    ids = np.array(flat.token_ids[-rows * width :], dtype=np.int64).reshape(rows, width)
-    logprobs = np.array(flat.logprobs[-rows * width :], dtype=np.float32).reshape(rows, width)
+    last = slice(prompt - 1 - len(window.continuation), None)
+    ids, logprobs, ranks = ids[last], logprobs[last], ranks[last]
     if not np.array_equal(ids[:, 0], window.continuation):
         raise EngineError("vLLM's prompt log-probabilities are not about the tokens they were asked for.")
     return WindowScores(
         logprobs=np.ascontiguousarray(logprobs[:, 0]),
-        # vLLM's rank counts tokens of the same log-probability as well, so in 16 bits the first may have rank 2
-        greedy=logprobs[:, 0] >= logprobs[:, 1],
-        top_ids=np.ascontiguousarray(ids[:, 1 : 1 + top_k]),
-        top_logprobs=np.ascontiguousarray(logprobs[:, 1 : 1 + top_k]),
+        greedy=logprobs[:, 0] >= logprobs[:, 1] if top_k else ranks == 1,
+        top_ids=np.ascontiguousarray(ids[:, 1:]),
+        top_logprobs=np.ascontiguousarray(logprobs[:, 1:]),
     )
+
+
+def ambiguous(output: Any, kept: list[Any], window: Window) -> bool:
+    """Whether ranks leave open if the whole continuation is greedy: every token has few that are as probable or more,
+    and some has one."""
+    _, _, ranks = _tensors(kept) if kept else _flat(output.prompt_logprobs, 1)
+    last = ranks[len(ranks) - len(window.continuation) :]
+    return bool(last.max() <= _EQUALS and last.max() > 1)
+
+
+def _tensors(kept: list[Any]) -> tuple[Array, Array, Array]:
+    """Token ids and log-probabilities, shape (tokens, width), and the ranks of the tokens themselves."""
+    return (
+        np.concatenate([each.logprob_token_ids.numpy() for each in kept]).astype(np.int64),
+        np.concatenate([each.logprobs.numpy() for each in kept]).astype(np.float32),
+        np.concatenate([each.selected_token_ranks.numpy() for each in kept]),
+    )
+
+
+def _flat(flat: Any, width: int) -> tuple[Array, Array, Array]:
+    """The same of FlatLogprobs, whose entry for the first prompt token is empty."""
+    found = [] if flat is None else [flat.token_ids, flat.logprobs, flat.ranks]
+    if not found or len(flat.logprobs) % width:
+        return np.empty((0, width)), np.empty((0, width)), np.empty(0)
+    ids, logprobs, ranks = (np.array(each).reshape(-1, width) for each in found)
+    return ids.astype(np.int64), logprobs.astype(np.float32), ranks[:, 0]
 
 
 def times(output: Any) -> RequestTimes | None:

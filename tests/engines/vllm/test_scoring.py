@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from moe_eval.engines.base import Window, WindowScores
+from moe_eval.engines.base import GenerationRequest, Window, WindowScores
 from moe_eval.engines.transformers import TransformersEngine
 from moe_eval.engines.vllm import readers
 from moe_eval.engines.vllm.engine import VllmEngine
@@ -84,28 +85,38 @@ def test_log_probabilities_of_other_tokens_are_noticed(load: Load, monkeypatch: 
         engine.score([window(1, 3, 9)])
 
 
-@pytest.mark.parametrize("flat", [None, SimpleNamespace(logprobs=[0.0] * 6, __len__=None)])
+@pytest.mark.parametrize("flat", [None, SimpleNamespace(token_ids=[0] * 5, logprobs=[0.0] * 5, ranks=[1] * 5)])
 def test_missing_log_probabilities_are_noticed(flat: Any) -> None:
-    class Flat(list):  # type: ignore[type-arg]
-        logprobs = [0.0] * 6
-
-    entries = None if flat is None else Flat([0] * 3)
     with pytest.raises(EngineError, match="where 4 were asked for"):
-        readers.scores(SimpleNamespace(prompt_logprobs=entries), Window((1,), (2, 3)), 0)
+        readers.scores(SimpleNamespace(prompt_logprobs=flat), [], Window((1,), (2, 3)), 1)
 
 
-def test_the_most_probable_of_two_equal_tokens_is_greedy_whatever_its_rank() -> None:
-    flat = SimpleNamespace(token_ids=[7, 9], logprobs=[-0.5, -0.5], ranks=[2, 1])
+def test_a_version_that_keeps_its_requests_elsewhere_gives_the_same_scores(
+    load: Load, reference: TransformersEngine, windows: list[Window], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_DOUBLE", "no_states")
+    engine = load()
+    for top_k in (0, 3):
+        _same(engine.score(windows[:7], top_k), reference.score(windows[:7], top_k))
 
-    class Flat:
-        def __len__(self) -> int:
-            return 2
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(flat, name)
-
-    found = readers.scores(SimpleNamespace(prompt_logprobs=Flat()), Window((1,), (7,)), 0)
-    assert found.greedy.tolist() == [True]
+def test_the_most_probable_of_two_equal_tokens_is_greedy_whatever_its_rank(load: Load) -> None:
+    """vLLM counts equals: both have rank 2. The window is looked at again, with the most probable token beside it."""
+    engine = load()
+    with torch.no_grad():
+        model = engine.session.llm.llm_engine.model_executor.driver_worker.model
+        head = next(each for name, each in model.named_parameters() if "lm_head" in name or "embed_tokens" in name)
+        prompt = (5, 6, 7)
+        best = int(engine.generate([prompt], GenerationRequest(1, ignore_eos=True))[0].token_ids[0])
+        twin = best + 1 if best + 1 < len(head) else best - 1
+        head[twin] = head[best]
+        model.ready()
+    for token in (best, twin):
+        (found,) = engine.score([Window(prompt, (token,))])
+        assert found.greedy.tolist() == [True]
+        assert found.top_ids.shape == (1, 0)
+    (worse,) = engine.score([Window(prompt, ((best + 5) % len(head),))])
+    assert worse.greedy.tolist() == [False]
 
 
 def test_what_was_scored_before_a_failure_is_kept_and_nothing_stays_in_flight(

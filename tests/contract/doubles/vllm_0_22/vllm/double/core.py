@@ -7,7 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,9 +31,9 @@ class Request:
     prompt: list[int]
     params: SamplingParams
     stats: RequestStateStats
+    logprobs: LogprobsProcessor
     new: list[int] = field(default_factory=list)
     text: str = ""
-    prompt_logprobs: Any = None
     experts: list[Any] = field(default_factory=list)
 
 
@@ -53,6 +53,7 @@ class LLMEngine:
         if not spawned:
             self.model_executor = SimpleNamespace(driver_worker=SimpleNamespace(model=self._model))
         self.engine_core = SimpleNamespace(shutdown=self._shutdown)
+        self.output_processor = SimpleNamespace(request_states={})
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._started = 0
@@ -88,8 +89,13 @@ class LLMEngine:
             assert params.stop_token_ids is not None
             params.stop_token_ids = sorted({*params.stop_token_ids, eos})
         stats = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
-        self._waiting.append(Request(request_id, tokens, params, stats))
-        return f"{request_id}-0123abcd"
+        request = Request(request_id, tokens, params, stats, LogprobsProcessor(params))
+        self._waiting.append(request)
+        inner = f"{request_id}-0123abcd"
+        if not knob("no_states"):
+            state = SimpleNamespace(external_req_id=request_id, logprobs_processor=request.logprobs)
+            self.output_processor.request_states[inner] = state
+        return inner
 
     def abort_request(self, request_ids: list[str], internal: bool = False) -> None:
         self._waiting = deque(each for each in self._waiting if each.id not in request_ids)
@@ -129,7 +135,7 @@ class LLMEngine:
         params, first = request.params, not request.new
         logits, experts = self._model.run(request.prompt + request.new)
         if first and params.prompt_logprobs is not None:
-            request.prompt_logprobs = _prompt_logprobs(logits, request.prompt, params)
+            request.logprobs._update_prompt_logprobs(_prompt_logprobs(logits, request.prompt, params))
         if self.model_config.enable_return_routed_experts:
             rows = experts if first else experts[-1:]
             rows = torch.zeros_like(rows) if knob("silent_experts") else rows
@@ -162,7 +168,15 @@ class LLMEngine:
         )
         stats = request.stats if self.log_stats else None
         return RequestOutput(
-            *(request.id, None, request.prompt, request.prompt_logprobs, [completion], reason is not None, stats)
+            *(
+                request.id,
+                None,
+                request.prompt,
+                request.logprobs.prompt_logprobs,
+                [completion],
+                reason is not None,
+                stats,
+            )
         )
 
 
@@ -175,27 +189,44 @@ def _sample(logits: Tensor, params: SamplingParams) -> int:
     return int(torch.multinomial(torch.softmax(scaled, -1), 1))
 
 
-def _prompt_logprobs(logits: Tensor, prompt: list[int], params: SamplingParams) -> Any:
-    """Nothing for the first token; then the token itself, and the k most probable ones."""
+class LogprobsTensors(NamedTuple):
+    """(tokens, k + 1) int32, (tokens, k + 1) float32 and (tokens,): the token itself first."""
+
+    logprob_token_ids: Tensor
+    logprobs: Tensor
+    selected_token_ranks: Tensor
+    cu_num_generated_tokens: list[int] | None = None
+
+
+class LogprobsProcessor:
+    """Makes objects of the tensors that the core sends: nothing for the first token, then an entry for each."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.prompt_logprobs: Any = None
+        self._flat = params.flat_logprobs
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = FlatLogprobs() if self._flat else [None]
+            if self._flat:
+                self.prompt_logprobs.add([], [], [])
+
+    def _update_prompt_logprobs(self, prompt_logprobs_tensors: LogprobsTensors) -> None:
+        ids, values, ranks, _ = prompt_logprobs_tensors
+        following = list(range(1, ids.shape[1]))
+        for token_ids, logprobs, rank in zip(ids.tolist(), values.tolist(), ranks.tolist(), strict=True):
+            if self._flat:
+                self.prompt_logprobs.add(token_ids, logprobs, [rank, *following])
+            else:
+                pairs = zip(token_ids, logprobs, [rank, *following], strict=True)
+                self.prompt_logprobs.append({token: Logprob(value, place) for token, value, place in pairs})
+
+
+def _prompt_logprobs(logits: Tensor, prompt: list[int], params: SamplingParams) -> LogprobsTensors:
     assert params.prompt_logprobs is not None
     rows = torch.log_softmax(logits[:-1].float(), -1)
     targets = torch.tensor(prompt[1:], dtype=torch.int64)[:, None]
     if shift := int(knob("shift", "0")):
         targets = targets.roll(shift, 0)
     own = rows.gather(1, targets)
-    ranks = (rows >= own).sum(-1).tolist()
     top = rows.topk(params.prompt_logprobs, dim=-1)
-    ids = torch.cat([targets, top.indices], 1).tolist()
-    values = torch.cat([own, top.values], 1).tolist()
-    following = list(range(1, params.prompt_logprobs + 1))
-    if params.flat_logprobs:
-        flat = FlatLogprobs()
-        flat.add([], [], [])
-        for token_ids, logprobs, rank in zip(ids, values, ranks, strict=True):
-            flat.add(token_ids, logprobs, [rank, *following])
-        return flat
-    entries: list[Any] = [None]
-    for token_ids, logprobs, rank in zip(ids, values, ranks, strict=True):
-        pairs = zip(token_ids, logprobs, [rank, *following], strict=True)
-        entries.append({token: Logprob(value, place) for token, value, place in pairs})
-    return entries
+    ids = torch.cat([targets, top.indices], 1).to(torch.int32)
+    return LogprobsTensors(ids, torch.cat([own, top.values], 1), (rows >= own).sum(-1))
