@@ -50,8 +50,9 @@ class ArmProcess:
         self._answers, answers = os.pipe()
         self._unread = b""
         command = [sys.executable, "-m", "moe_eval.arm_worker", str(asks), str(answers)]
-        # its own output goes beside the progress bar
-        self._process = subprocess.Popen(command, stdout=sys.stderr, pass_fds=(asks, answers))
+        # its own output goes beside the progress bar; in a session of its own it can be ended with all that it started,
+        # and a terminal's Ctrl-C reaches it by this process alone
+        self._process = subprocess.Popen(command, stdout=sys.stderr, pass_fds=(asks, answers), start_new_session=True)
         os.close(asks)
         os.close(answers)
         self._load = load
@@ -86,9 +87,10 @@ class ArmProcess:
     def _line(self) -> bytes | None:
         """The next line of the arm; None where its process ends without one, even if a child of it holds the pipe."""
         while b"\n" not in self._unread:
-            ready, _, _ = select.select([self._answers], [], [], _LOOK_SECONDS)
+            ended = self._process.poll() is not None  # looked at first: what it wrote before it ended is there to read
+            ready, _, _ = select.select([self._answers], [], [], 0 if ended else _LOOK_SECONDS)
             got = os.read(self._answers, 1 << 16) if ready else None
-            if got == b"" or (got is None and self._process.poll() is not None):
+            if got == b"" or (got is None and ended):
                 return None
             self._unread += got or b""
         line, _, self._unread = self._unread.partition(b"\n")
@@ -110,6 +112,10 @@ class ArmProcess:
             raise
         finally:
             os.close(self._answers)
+            if self._process.returncode is None or self._process.returncode < 0:
+                # workers of an engine that was killed would keep the GPU's memory
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
 
     def __enter__(self) -> ArmProcess:
         return self

@@ -19,7 +19,7 @@ from moe_eval import exits
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import EngineError, UsageError
 
-_CLOSE_SECONDS = 30.0
+_CLOSE_SECONDS = 60.0  # as long as arm.ArmProcess.end waits
 
 
 class _Arm:
@@ -73,8 +73,10 @@ def main(argv: list[str]) -> int:
         try:
             while (line := lines.get()) is not None:
                 asked = json.loads(line)
-                result = arm.do(asked["task"], asked["arguments"])
-                lines.task_done()
+                try:
+                    result = arm.do(asked["task"], asked["arguments"])
+                finally:  # an arm that failed is asked no more, and closes its engine undisturbed
+                    lines.task_done()
                 _answer(answers, {"status": "finished", "result": result})
         except (UsageError, EngineError, KeyboardInterrupt) as error:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
@@ -95,10 +97,12 @@ def _read(asks: int, lines: queue.Queue[bytes | None]) -> None:
             lines.put(line)
     if not lines.unfinished_tasks:
         lines.put(None)
-        return
-    # whoever asked is gone while the arm works for it
-    os.kill(os.getpid(), signal.SIGTERM)
+    else:  # whoever asked is gone while the arm works for it
+        os.kill(os.getpid(), signal.SIGTERM)
+    # an engine that does not close is ended, and the workers it started with it
     time.sleep(_CLOSE_SECONDS)
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(128 + signal.SIGTERM)
 
 

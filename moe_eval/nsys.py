@@ -50,6 +50,18 @@ def inside(environment: Mapping[str, str] = os.environ) -> bool:
     return bool(environment.get(SESSION))
 
 
+def check_gpu() -> None:
+    """Refuse to record where there is nothing to.
+
+    Raises:
+        UsageError: there is no GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("Nsight Systems records kernels of a GPU and there is none here; run it where one is.")
+
+
 def record_once(name: str, iteration: Callable[[], object]) -> None:
     """Run one iteration between the profiler's start and stop, in an NVTX range of this name.
 
@@ -58,8 +70,7 @@ def record_once(name: str, iteration: Callable[[], object]) -> None:
     """
     import torch
 
-    if not torch.cuda.is_available():
-        raise UsageError("Nsight Systems records kernels of a GPU and there is none here; run it where one is.")
+    check_gpu()
     torch.cuda.synchronize()
     torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
     try:

@@ -221,7 +221,7 @@ def block_ratio(above: Sequence[Sequence[float]], below: Sequence[Sequence[float
 # 5 % of itself any more (nvbench/stdrel_criterion.cuh), after half a second at least
 MAX_NOISE = 0.005
 _STEADY_NOISE = 0.05
-_LEAST_SECONDS = 0.5
+LEAST_SECONDS = 0.5
 _TRAIL = 5  # iterations that the noise is taken over: the first ones of a warm-up are not part of it for ever
 
 
@@ -233,7 +233,7 @@ def noise(seconds: Sequence[float]) -> float:
 
 def settled(seconds: Sequence[float]) -> str | None:
     """Why a warm-up of these iterations is over; None where it is to go on."""
-    if len(seconds) < _TRAIL or sum(seconds) < _LEAST_SECONDS:
+    if len(seconds) < _TRAIL or sum(seconds) < LEAST_SECONDS:
         return None
     if noise(seconds) < MAX_NOISE:
         return f"noise below {100 * MAX_NOISE:g} %"

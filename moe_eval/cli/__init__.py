@@ -33,4 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, TrackingError, EngineError) as error:
         print(f"moe-eval: {error}", file=sys.stderr)
         return settle(error)
+    except OSError as error:  # a disk that is full, or a folder that went away, in the middle
+        print(f"moe-eval: {error}.", file=sys.stderr)
+        return 1
     return 0

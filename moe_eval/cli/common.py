@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines, records
+from moe_eval import engines, hardware, records
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import plan
 from moe_eval.hardware import Gpu
@@ -48,8 +49,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("benchmark_results"))
 
 
-def read(args: argparse.Namespace, *, emulate: bool = False, scope: str = "experts") -> Request:
+def read(args: argparse.Namespace, *, emulate: bool | None = None, scope: str = "experts") -> Request:
     """What the options ask for; says so where the shipped model stands in.
+
+    Args:
+        emulate, scope: see plan.Asked.
 
     Raises:
         UsageError: options that contradict each other or that the engine does not take.
@@ -91,9 +95,33 @@ def read(args: argparse.Namespace, *, emulate: bool = False, scope: str = "exper
 
 def shown(args: argparse.Namespace) -> dict[str, str]:
     """The command's options as a record has them, secrets removed."""
+    from lm_eval.utils import simple_parse_args_string
+
     given = {key: str(value) for key, value in vars(args).items() if key != "run" and value is not None}
+    inner = records.redact(simple_parse_args_string(args.model_args))
+    given["model_args"] = ",".join(f"{key}={value}" for key, value in inner.items())
     redacted: dict[str, str] = records.redact(given)
     return redacted
+
+
+def gpus(request: Request) -> tuple[Gpu, ...]:
+    """The GPUs that the arms may use: those that torch sees, from the one on that `device` names."""
+    device, _, index = str(request.asked.settings.get("device") or "cuda").partition(":")
+    return hardware.gpus()[int(index) if index.isdecimal() else 0 :] if device == "cuda" else ()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the records, before anything is measured that could not be written there.
+
+    Raises:
+        UsageError: why it cannot be one.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--output_dir {folder} cannot be written to ({error.strerror}); give another one.") from None
 
 
 def place(gpus: Sequence[Gpu]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from moe_eval import checkpoint, hardware
@@ -16,6 +16,7 @@ from moe_eval.evaluators import latency, plan, prompts, speed_record, speed_run,
 from moe_eval.evaluators.plan import Arm, Skip
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.exits import terminable
+from moe_eval.hardware import Gpu
 from moe_eval.workload import Shape, Workload, shapes
 
 
@@ -53,15 +54,15 @@ def _run(args: argparse.Namespace) -> None:
     if args.mode == "perf":
         latency.refuse_profiler()
     request = common.read(args)
-    gpus = hardware.gpus()
+    gpus = common.gpus(request)
     planned = speed_run.fitted(plan.plan(request.asked, gpus), asked, gpus)
     arms = [each for each in planned if isinstance(each, Arm)]
     work = _workload(args, request, arms, asked) if arms else None
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    common.make_folder(args.output_dir)
     if args.mode == "nsys":
         perf_nsys.run(args, request, planned, work)
         return
-    _measure(args, request, planned, work, asked)
+    _measure(args, request, planned, work, shapes=asked, gpus=gpus)
 
 
 def _numbers(text: str) -> list[int]:
@@ -77,8 +78,12 @@ def _workload(args: argparse.Namespace, request: Request, arms: Sequence[Arm], a
 
     sizes = []
     for each in arms:
-        config = checkpoint.read_config(checkpoint.settings_folder(each.settings.checkpoint, each.settings.revision))
-        sizes.append(int({**config, **(config.get("text_config") or {})}["vocab_size"]))
+        name = each.settings.checkpoint
+        config = checkpoint.read_config(checkpoint.settings_folder(name, each.settings.revision))
+        size = {**config, **(config.get("text_config") or {})}.get("vocab_size")
+        if size is None:
+            raise UsageError(f"The config.json of {name} states no vocab_size; copy the checkpoint again.")
+        sizes.append(int(size))
     tokenizer = tokens.load(request.tokenizer_of(arms[0]), arms[0].settings)
     return prompts.workload(args.dataset, args.seed, asked, tokenizer, min(sizes))
 
@@ -88,11 +93,12 @@ def _measure(
     request: Request,
     planned: Sequence[Arm | Skip],
     work: Workload | None,
+    *,
     shapes: tuple[Shape, ...],
+    gpus: tuple[Gpu, ...],
 ) -> None:
     from tqdm import tqdm
 
-    gpus = hardware.gpus()
     arms = [each for each in planned if isinstance(each, Arm)]
     how = speed_run.Asked(
         shapes=shapes,
@@ -106,7 +112,7 @@ def _measure(
     context = Context(
         workload=work,
         schedule=speed_run.schedule(arms, how, gpus),
-        machine=asdict(hardware.machine()),
+        machine=asdict(replace(hardware.machine(), gpus=gpus)),
         versions=hardware.versions(),
         git=hardware.git_state(),
         asked=common.shown(args),

@@ -7,18 +7,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from moe_eval import engines, hardware, nsys
+from moe_eval import engines, nsys
 from moe_eval.cli import common
 from moe_eval.cli.common import Request
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency
 from moe_eval.evaluators.plan import Arm, Skip
-from moe_eval.workload import Workload
+from moe_eval.workload import Shape, Workload
 
 
 def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip], work: Workload | None) -> None:
-    """Outside Nsight Systems print its command for every precision; inside run one iteration of one precision.
+    """Outside Nsight Systems print its command for every precision and shape; inside run one iteration of one of them.
 
     Raises:
         UsageError: the engine runs in another process, more than one iteration is asked for, or there is no GPU.
@@ -32,13 +32,17 @@ def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip
     kind = engines.named(request.asked.engine)
     if args.layerwise_nvtx and kind.layer_ranges is None:
         raise UsageError(f"{kind.title} puts no ranges around its layers; leave out --layerwise_nvtx.")
-    if not nsys.inside():
-        for each in arms:
-            report = args.output_dir / f"profile_{each.precision}_{common.place(hardware.gpus())}.nsys-rep"
-            print(nsys.NsysCommand({}, nsys.arguments(_again(each), report), report))
-        return
     if work is None:
         return
+    if not nsys.inside():
+        for each in arms:
+            for shape in work.shapes:
+                report = args.output_dir / f"profile_{each.precision}_{common.place(common.gpus(request))}.nsys-rep"
+                if len(work.shapes) > 1:
+                    report = report.with_stem(f"{report.stem}_{shape.name}")
+                print(nsys.NsysCommand({}, nsys.arguments(_again(each, shape), report), report))
+        return
+    nsys.check_gpu()
     if len(arms) > 1 or len(work.shapes) > 1:
         raise UsageError(
             "Nsight Systems records one iteration a session; give one of --precisions and one --batch_size."
@@ -46,9 +50,10 @@ def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip
     _once(arms[0], args, request, work)
 
 
-def _again(each: Arm) -> list[str]:
-    """This command for one precision. What stands last wins, so the rest of it is repeated as it was typed."""
-    return ["moe-eval", *sys.argv[1:], "--precisions", each.precision.partition("-")[0]]
+def _again(each: Arm, shape: Shape) -> list[str]:
+    """This command for one precision and batch size. What stands last wins, so the rest is repeated as it was typed."""
+    one = ["--precisions", each.precision.partition("-")[0], "--batch_size", str(shape.batch_size)]
+    return ["moe-eval", *sys.argv[1:], *one]
 
 
 def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload) -> None:

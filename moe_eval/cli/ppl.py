@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> None:
     # what can be wrong with the data shows before any model is loaded
     chunks.check(args.input_len, args.num_chunks)
     chunks.pages(args.dataset)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    common.make_folder(args.output_dir)
     ran: list[tuple[Arm, Job, Found]] = []
     for each in planned:
         stem = args.output_dir / f"ppl_{each.precision}_{where}"

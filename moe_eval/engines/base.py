@@ -123,6 +123,8 @@ class EngineFacts:
         quant_algo: how weights and activations are quantised, as the engine or the checkpoint names it; `none`.
         weights: `checkpoint`, or `random` where the engine made them up: then speed counts and no score does.
         max_batch: the most sequences in one step; None where there is no limit.
+        max_step_tokens: the most tokens that one step reads, so that longer prompts are read over several; None where
+            there is no limit.
         gpus: over how many GPUs the model is spread; 0 on a CPU.
         weight_bytes: of the loaded weights by `experts` (those a router chooses from), `embedding` (only rows of it are
             read) and `other` (all of it is read in every step; a head that is the embedding counts here).
@@ -151,6 +153,7 @@ class EngineFacts:
     quant_algo: str | None = None
     weights: Literal["checkpoint", "random"] = "checkpoint"
     max_batch: int | None = None
+    max_step_tokens: int | None = None
     gpus: int = 0
     weight_bytes: Mapping[str, int] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from moe_eval import checkpoint, geometry
+from moe_eval import checkpoint, geometry, precision
 from moe_eval.errors import UsageError
 from moe_eval.hardware import Gpu
 from moe_eval.workload import Shape
@@ -52,7 +52,7 @@ def check_window(name: str, config: Mapping[str, Any], shapes: Sequence[Shape]) 
     Raises:
         UsageError: with both lengths.
     """
-    positions = config.get("max_position_embeddings")
+    positions = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
     longest = max(shape.input_len + shape.output_len for shape in shapes)
     if isinstance(positions, int) and longest > positions:
         raise UsageError(
@@ -72,15 +72,21 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], *, gpu: bool) -> Need
     sizes = geometry.read(config)
     carried = checkpoint.carried(folder)
     stored = checkpoint.weight_bytes(folder)
-    plain = 4 if checkpoint.stored_dtype(config) == "float32" else 2
-    weights: int | None = stored
     base = runs.partition("-")[0]  # weight-only kernels hold the same weights
+    held = _size(checkpoint.stored_dtype(config))
+    plain = _size(precision.DTYPE_OF[base]) if base in precision.DTYPE_OF else held
+    # weights in one plain type are converted to the other while they are loaded
+    weights = stored * plain // held if stored and carried.method == "none" else stored
     if sizes is not None and (not stored or (carried.method == "none" and base in _WEIGHT_BYTES)):
         # random weights, or weights that the engine quantises while it loads them
         quantised = sizes.params.experts + sizes.params.attention
         weights = int(quantised * _WEIGHT_BYTES.get(base, plain) + (sizes.params.total - quantised) * plain)
     cache = None if sizes is None else int(cache_tokens(shapes) * sizes.kv_bytes_per_token(plain))
     return Need(weights or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU)
+
+
+def _size(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
 
 
 def memory(gpus: Sequence[Gpu]) -> int:
@@ -99,6 +105,9 @@ def too_large(wanted: Need, available: int) -> str | None:
 
 
 def together(wanted: Sequence[Need], available: int) -> bool:
-    """Whether all arms can be loaded at once; not where a need is unknown."""
-    totals = [each.total for each in wanted]
+    """Whether all arms can be loaded at once; not where a need is unknown.
+
+    Of a cache of unknown size an engine takes whatever is free, and leaves nothing for the next arm.
+    """
+    totals = [None if each.cache is None else each.total for each in wanted]
     return None not in totals and sum(total for total in totals if total is not None) <= available

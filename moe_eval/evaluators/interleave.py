@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -105,7 +105,20 @@ class Conductor:
     done: Callable[[int], None]
 
     def run(self) -> None:
-        """Measure every arm; one that fails is left behind and the others go on."""
+        """Measure every arm; one that fails is left behind and the others go on.
+
+        Whatever ends the run itself (Ctrl-C, a batch system) is in the arms' records before it goes on its way.
+        """
+        try:
+            self._run()
+        except BaseException as error:
+            for arm in self._living():
+                arm.status, arm.error = "failed", f"the run was ended ({type(error).__name__}) before it was complete"
+                with suppress(OSError):  # a full disk is what ended it, perhaps
+                    self.kept(arm)
+            raise
+
+    def _run(self) -> None:
         with Nvml.open(self.uuids) as self._nvml, Sampler(self._nvml) as self._sampler:
             if self.schedule.mode == "interleaved":
                 self._interleaved()

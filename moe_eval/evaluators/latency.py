@@ -21,7 +21,8 @@ DISAGREEMENT = 0.02
 # NVML's energy counter moves in steps of about 0.1 s; over a shorter call it says nothing
 _ENERGY_SECONDS = 0.5
 LEAST_WARM_UPS = 5
-# a warm-up that does not settle ends after as many iterations, or this long after the least it has to do
+# a warm-up that does not settle ends after as many iterations (short ones: after stats.LEAST_SECONDS), or this long
+# after the least it has to do
 _WARM_UPS = 20
 _WARM_UP_SECONDS = 30.0
 _PROFILERS = {"NSYS_PROFILING_SESSION_ID": "Nsight Systems", "NV_COMPUTE_PROFILER_PERFWORKS_DIR": "Nsight Compute"}
@@ -171,7 +172,8 @@ def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, least: int)
         if ended:
             return WarmUp(tuple(seconds), ended)
         extra += seconds[-1]
-        if len(seconds) >= max(least, _WARM_UPS) or extra > _WARM_UP_SECONDS:
+        enough = len(seconds) >= _WARM_UPS and sum(seconds) >= stats.LEAST_SECONDS
+        if enough or extra > _WARM_UP_SECONDS:
             return WarmUp(tuple(seconds), "it did not settle")
 
 

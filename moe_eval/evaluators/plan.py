@@ -43,14 +43,14 @@ class Asked:
 
     Attributes:
         paths: checkpoints by `model`, `fp8` and `nvfp4`, None where there is none.
-        emulate: compute FP8 and NVFP4 from the one checkpoint `model`, in `scope`.
+        emulate: compute FP8 and NVFP4 from the one checkpoint `model`, in `scope`; None where the command cannot.
         options: of the engine, for every arm; `settings` other fields of EngineSettings.
     """
 
     engine: str
     precisions: Sequence[str]
     paths: Mapping[str, str | None]
-    emulate: bool = False
+    emulate: bool | None = False
     scope: str = "experts"
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -88,7 +88,8 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
     path = asked.paths.get(key)
     if path is None:
         flag = "--model_path" if key == "model" else f"--{key}_model_path"
-        return Skip(name, f"no checkpoint of it was named (give {flag}{'' if plain else ', or --emulate'})")
+        other = "" if plain or asked.emulate is None else ", or --emulate"
+        return Skip(name, f"no checkpoint of it was named (give {flag}{other})")
     options = dict(asked.options)
     held = runs = name
     if emulated:
@@ -98,7 +99,8 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
     else:
         held = _held(path, name, engines.named(asked.engine))
         if asked.engine == "transformers":
-            return Skip(held, "the transformers engine does not run it natively (give --emulate, or another --engine)")
+            other = "" if asked.emulate is None else "--emulate, or "
+            return Skip(held, f"the transformers engine does not run it natively (give {other}another --engine)")
     if not emulated and asked.engine != "transformers":
         backend = options.get("moe_backend")
         chosen = None if backend in (None, "auto") else str(backend)

@@ -99,7 +99,10 @@ def read(arrays: Sequence[Array], input_len: int, experts: int, batch_sizes: Seq
 
 
 def fair(a: Routing, b: Routing, bound: float = 0.05, names: tuple[str, str] = ("one arm", "the other")) -> str | None:
-    """Why two arms' decode steps read too different numbers of experts for a verdict on their speed.
+    """Why two arms' tokens spread over too different numbers of experts for a verdict on their speed.
+
+    Both the experts that a decode step reads and the effective number of the whole load count: at batch 1 every step
+    reads top_k experts, also where a router has collapsed and the prefill's matrices have other shapes.
 
     Args:
         bound: the largest difference, as a share of the greater number.
@@ -113,14 +116,15 @@ def fair(a: Routing, b: Routing, bound: float = 0.05, names: tuple[str, str] = (
     """
     if a.batch_size != b.batch_size:
         raise UsageError(f"Batches of {a.batch_size} and {b.batch_size} read different experts; compare equal ones.")
-    if a.distinct is None or b.distinct is None:
-        return None if a.distinct == b.distinct else f"only one of {names[0]} and {names[1]} has decode steps"
-    if abs(a.distinct - b.distinct) <= bound * max(a.distinct, b.distinct):
-        return None
-    return (
-        f"{names[0]} reads {a.distinct:.1f} experts per layer and step and {names[1]} {b.distinct:.1f}: more than "
-        f"{100 * bound:g} % apart"
-    )
+    if (a.distinct is None) != (b.distinct is None):
+        return f"only one of {names[0]} and {names[1]} has decode steps"
+    for one, two, what in (
+        (a.distinct, b.distinct, "experts per layer and step"),
+        (a.effective, b.effective, "equally loaded experts per layer, prompts and all,"),
+    ):
+        if one is not None and two is not None and abs(one - two) > bound * max(one, two):
+            return f"{names[0]} reads {one:.1f} {what} and {names[1]} {two:.1f}: more than {100 * bound:g} % apart"
+    return None
 
 
 def _check(arrays: Sequence[Array], input_len: int, experts: int) -> None:

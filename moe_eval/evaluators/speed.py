@@ -38,7 +38,8 @@ def figures(samples: Sequence[Sample], shape: Shape) -> dict[str, Any]:
     """
     calls = _present(samples, _OF_CALLS)
     tokens = _present(samples, _OF_TOKENS)
-    sources = {name: _by_source(samples, name, shape) for name in samples[0].last}
+    everywhere = [name for name in samples[0].last if all(name in each.last for each in samples)]
+    sources = {name: _by_source(samples, name, shape) for name in everywhere}
     e2e = [each.last[calls] for each in samples]
     b, i, n = shape.batch_size, shape.input_len, shape.output_len
     metrics = {
@@ -61,12 +62,21 @@ def figures(samples: Sequence[Sample], shape: Shape) -> dict[str, Any]:
             for name, found in sources.items()
         },
         "request_ttft_ms": 1000 * statistics.median(requests) if requests else None,
-        "notes": _disagreements(sources),
+        "notes": _disagreements(sources) + _partial(samples, sources),
     }
 
 
 def _present(samples: Sequence[Sample], order: Sequence[str]) -> str:
     return next(name for name in order if all(name in each.last for each in samples))
+
+
+def _partial(samples: Sequence[Sample], told: Mapping[str, Any]) -> list[str]:
+    """Sources that only some samples have."""
+    names = sorted({name for each in samples for name in each.last} - set(told))
+    return [
+        f"{name} timed {sum(name in each.last for each in samples)} of {len(samples)} iterations and is left out"
+        for name in names
+    ]
 
 
 def _by_source(samples: Sequence[Sample], source: str, shape: Shape) -> dict[str, list[float]]:

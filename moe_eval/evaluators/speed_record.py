@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,7 +84,9 @@ def _labels(precision: str, labels: Mapping[str, Any], context: Context) -> dict
     gpus, work = context.machine["gpus"], context.workload
     return {
         "schema": SCHEMA,
-        "precision": precision,
+        # what the loaded kernels compute in, which is not what was planned where the engine chose weight-only ones
+        "precision": engine.get("precision") or precision,
+        "precision_planned": precision,
         "quant_algo": engine.get("quant_algo"),
         "weights": engine.get("weights"),
         "sm_version": gpus[0]["capability"] if gpus else None,
@@ -110,8 +113,17 @@ def _row(run: ArmRun, shape: Shape, context: Context, reference: ArmRun | None) 
     distinct = _routing(run, shape)
     notes = list(figures["notes"])
     slow = sum(flag is True for block in seen for flag in block["slow_samples"])
+    unseen = sum(flag is None for block in seen for flag in block["slow_samples"])
+    if unseen and run.blind is None:
+        notes.append(
+            f"the clock during {unseen} of {len(samples)} iterations is not known: shorter than NVML's sampling"
+        )
     if slow:
         notes.append(f"{slow} of {len(samples)} iterations ran at under 75 % of the GPU's default clock")
+    notes += _steps(run.labels.get("engine", {}), shape)
+    ran = run.labels.get("engine", {}).get("precision") or run.precision
+    if ran != run.precision:
+        notes.append(f"the engine chose kernels of {ran} where {run.precision} was planned")
     unsettled = sum(each["ended"] == "it did not settle" for each in warm_ups)
     if unsettled:
         notes.append(f"{unsettled} of {len(warm_ups)} warm-ups ended without having settled")
@@ -132,6 +144,22 @@ def _row(run: ArmRun, shape: Shape, context: Context, reference: ArmRun | None) 
         "warm_ups": warm_ups,
         "blocks": [[asdict(each) for each in block] for block in run.blocks[shape.name]],
     }
+
+
+def _steps(engine: Mapping[str, Any], shape: Shape) -> list[str]:
+    """Where the steps of a shape are not what its figures are taken for."""
+    notes = []
+    tokens, budget = shape.batch_size * shape.input_len, engine.get("max_step_tokens")
+    graphs = engine.get("cuda_graph_batch_sizes")
+    if budget and tokens > budget:
+        notes.append(
+            f"the engine reads {budget} tokens a step and the prompts have {tokens}, so they are read over "
+            f"{math.ceil(tokens / budget)} steps or more, in which other sequences decode already: TTFT is that of the "
+            "last sequence and TPOT is no step of the whole batch's"
+        )
+    if graphs and shape.batch_size > max(graphs):
+        notes.append(f"decode ran without CUDA graphs, of which the largest is for {max(graphs)} sequences")
+    return notes
 
 
 def _routing(run: ArmRun, shape: Shape) -> routing.Routing | None:
@@ -171,15 +199,15 @@ def _floors(
     cached = _CACHE_BYTES.get(str(engine.get("kv_cache_dtype")), 2)
     shared: dict[str, Any] = {
         "kv_bytes_per_token": context.geometry.kv_bytes_per_token(cached),
-        "dtype": _MULTIPLIED_IN.get(run.precision.removesuffix("_block")),
+        "dtype": _MULTIPLIED_IN.get(str(engine.get("precision") or run.precision).removesuffix("_block")),
     }
     machine = (context.geometry, weights, _together(context.rates, int(engine.get("gpus") or 1)))
     tokens = shape.batch_size * shape.input_len
     prefill = floors.prefill(*machine, tokens=tokens, input_len=shape.input_len, **shared)
     found = {"prefill": _against(prefill, metrics["ttft_ms"])}
     if shape.output_len > 1:
-        # the cache grows by a token a step
-        mean = shape.input_len + shape.output_len / 2
+        # the cache grows by a token a step: the first of them finds input_len, the last input_len + output_len - 2
+        mean = shape.input_len + shape.output_len / 2 - 1
         step = floors.decode_step(*machine, batch=shape.batch_size, context=mean, distinct_experts=distinct, **shared)
         found["decode_step"] = _against(step, metrics["tpot_ms"])
     return found

@@ -19,6 +19,8 @@ from moe_eval.hardware import Gpu
 from moe_eval.workload import Shape
 
 AGAIN = "-again"
+# options with which an arm takes a share of the GPU's memory whatever the others need
+_SHARES = ("gpu_memory_utilization", "kv_cache_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def schedule(arms: Sequence[Arm], asked: Asked, gpus: Sequence[Gpu]) -> Schedule
     """Take turns where all arms fit at once, reload where not."""
     counted = [*arms[:1], *arms] if asked.again else list(arms)
     needs = [_need(each, asked.shapes, gpus) for each in counted]
-    return interleave.schedule(
-        asked.iterations, asked.warm_ups, asked.blocks, together=fit.together(needs, fit.memory(gpus))
-    )
+    bounded = not any(name in each.settings.options for each in arms for name in _SHARES)
+    together = bounded and fit.together(needs, fit.memory(gpus))
+    return interleave.schedule(asked.iterations, asked.warm_ups, asked.blocks, together=together)
 
 
 def measure(
@@ -103,7 +105,13 @@ def measure(
         done=progress,
     )
     conductor.run()
+    _written(runs, asked, context)  # the comparison is on disk before every arm is loaded once more
     _route([run for run in runs if run.status == "finished"], context)
+    return _written(runs, asked, context)
+
+
+def _written(runs: Sequence[ArmRun], asked: Asked, context: Context) -> list[dict[str, Any]]:
+    """All records with their comparison, written down."""
     reference = next((run for run in runs if run.status == "finished"), None)
     found = [speed_record.record(run, context, None if run is reference else reference) for run in runs]
     for run, content in zip(runs, found, strict=True):
@@ -128,10 +136,10 @@ def _gpus(options: Mapping[str, Any]) -> int:
     """Over how many GPUs an arm is spread."""
     count = 1
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        try:
-            count *= int(str(options.get(name, 1)))
-        except ValueError:
-            raise UsageError(f"{name}={options[name]} is not a whole number.") from None
+        given = str(options.get(name, 1))
+        if not given.isdecimal() or int(given) < 1:
+            raise UsageError(f"{name}={given} is not a whole number above 0.")
+        count *= int(given)
     return count
 
 

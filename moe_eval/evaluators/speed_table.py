@@ -27,12 +27,14 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
     ]
     schedule, workload = first["schedule"], first["workload"]
     shape = first["shapes"][0]
+    warm_ups = min(each for record in records for row in record["shapes"] for each in row["warmup_iterations"])
     lines = [
         columns(_HEADS, rows),
         "",
         f"{shape['input_len']} tokens in, {shape['output_len']} out; medians of {shape['num_iterations']} iterations "
-        f"after {min(shape['warmup_iterations'])} or more of warm-up; speed-up of e2e over {first['arm']} from "
-        f"{schedule['blocks']} blocks: {_MODES[schedule['mode']]}.",
+        f"after {warm_ups} or more of warm-up; speed-up of e2e over {first['arm']}: the geometric mean over "
+        f"{schedule['blocks']} blocks of the medians' ratio, not the ratio of the medians above, with its interval by "
+        f"block; {_MODES[schedule['mode']]}.",
         f"Prompts: {workload['source']} (digest {workload['digest']}). Weights: "
         f"{', '.join(sorted({str(each['weights']) for each in records}))}. Clocks: {_sources(shape)}.",
         "experts: distinct ones per layer and decode step. of floor: the least time of a decode step at measured copy "

@@ -114,6 +114,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         quant_algo=model.carried.method,
         weights="random" if dummy else "checkpoint",
         max_batch=int(given["max_batch_size"]),
+        max_step_tokens=int(given["max_num_tokens"]),
         gpus=placement.world if gpus else 0,
         weight_bytes=observe.weight_bytes(session.llm),
         arguments={

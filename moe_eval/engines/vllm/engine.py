@@ -188,8 +188,11 @@ class VllmEngine:
         completions: dict[int, Completion] = {}
         if request.timed:
             outputs = self.session.all_at_once(prompts, sampling, "generating with") if prompts else []
+            # requests are queued one after the other; a batch's times count from the first
+            queued = [output.metrics.queued_ts for output in outputs if output.metrics is not None]
+            since = min(queued, default=None)
             for index, output in enumerate(outputs):
-                completions[index] = self._completion(output, request)
+                completions[index] = self._completion(output, request, since)
                 done(index, completions[index])
         else:
             with self.session.stream(prompts, sampling, "generating with") as stream:
@@ -218,7 +221,7 @@ class VllmEngine:
             found |= {"top_p": request.top_p, "top_k": request.top_k}
         return found
 
-    def _completion(self, output: Any, request: GenerationRequest) -> Completion:
+    def _completion(self, output: Any, request: GenerationRequest, since: float | None = None) -> Completion:
         completion = output.outputs[0]
         tokens = tuple(int(token) for token in completion.token_ids)
         if completion.finish_reason not in ("stop", "length"):
@@ -230,7 +233,7 @@ class VllmEngine:
             )
         if not request.ignore_eos and tokens and tokens[-1] in self.ends:
             tokens = tokens[:-1]
-        return Completion(tokens, completion.finish_reason, readers.times(output) if request.timed else None)
+        return Completion(tokens, completion.finish_reason, readers.times(output, since) if request.timed else None)
 
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
         if not self.tells_experts:

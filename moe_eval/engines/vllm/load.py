@@ -192,6 +192,7 @@ def _facts(
         quant_algo=observe.quant_algo(seen, config, model.carried.method),
         weights=model.weights,
         max_batch=session.most_requests // 2,
+        max_step_tokens=getattr(getattr(config, "scheduler_config", None), "max_num_batched_tokens", None),
         gpus=world if gpus else 0,
         weight_bytes=observe.weight_bytes(seen),
         arguments=arguments.plain(given),

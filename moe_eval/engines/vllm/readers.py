@@ -94,8 +94,8 @@ def _flat(flat: Any, width: int) -> tuple[Array, Array, Array]:
     return ids.astype(np.int64), logprobs.astype(np.float32), ranks[:, 0]
 
 
-def times(output: Any) -> RequestTimes | None:
-    """When the engine core did what, from the moment the request was in its queue.
+def times(output: Any, since: float | None = None) -> RequestTimes | None:
+    """When the engine core did what, from the moment the request was in its queue, or from `since` on its clock.
 
     vLLM's arrival_time is wall-clock time of the process that asked; the rest is on the core's monotonic clock, and the
     two do not compare.
@@ -103,7 +103,7 @@ def times(output: Any) -> RequestTimes | None:
     metrics = output.metrics
     if metrics is None or not metrics.scheduled_ts:
         return None
-    arrival = metrics.queued_ts
+    arrival = metrics.queued_ts if since is None else since
     return RequestTimes(
         metrics.scheduled_ts - arrival, metrics.first_token_ts - arrival, metrics.last_token_ts - arrival
     )

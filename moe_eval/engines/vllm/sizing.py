@@ -85,20 +85,24 @@ def cache_bytes(
         sequences: at once; each leaves a part of its last block empty.
     """
     layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
-    if not layers or not heads or config.get("kv_lora_rank") or len(set(config.get("layer_types") or ["one"])) > 1:
+    if not layers or not heads or "index_topk" in config or len(set(config.get("layer_types") or ["one"])) > 1:
         return None
     head_dim = config.get("head_dim") or int(config.get("hidden_size") or 0) // int(heads)
     if not head_dim or "linear" in str(config.get("layer_types")):
         return None
     tensor = _number(options, "tensor_parallel_size") or 1
     pipeline = _number(options, "pipeline_parallel_size") or 1
-    kept = max(1, int(config.get("num_key_value_heads") or heads) // tensor)
+    kept, smallest = max(1, int(config.get("num_key_value_heads") or heads) // tensor), _BLOCK
+    numbers = 2 * kept * int(head_dim)
+    if config.get("kv_lora_rank"):
+        # latent attention: one latent and one rotary key for all heads, on every GPU, in blocks of up to 128
+        numbers, smallest = int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0), 128
     cache = str(options.get("kv_cache_dtype", "auto"))
     width = 1 if cache.startswith(("fp8", "int8")) else 4 if (dtype if cache == "auto" else cache) == "float32" else 2
-    block = _number(options, "block_size") or _BLOCK
+    block = _number(options, "block_size") or smallest
     # a block more for every sequence, vLLM's own null block, and one for a token scheduled ahead
     blocks = math.ceil(tokens / block) + sequences + 2
-    return 2 * math.ceil(int(layers) / pipeline) * kept * int(head_dim) * width * block * blocks
+    return math.ceil(int(layers) / pipeline) * numbers * width * block * blocks
 
 
 def _number(options: Mapping[str, Any], name: str) -> int | None:
