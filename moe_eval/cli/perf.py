@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--output_len", type=int, default=256, help="tokens that every sequence makes")
     parser.add_argument("--num_iterations", type=int, default=20, help="timed iterations of each arm and shape")
     parser.add_argument("--warmup_iterations", type=int, default=5, help="at least so many before, until they settle")
-    parser.add_argument("--blocks", type=int, default=2, help="how often to load arms that do not fit together")
+    parser.add_argument("--blocks", type=int, default=4, help="how often to load arms that do not fit together")
     parser.add_argument("--aa", action="store_true", help="measure the first arm against itself as well, as a check")
     parser.add_argument("--dataset", default="wikitext", help=f"text of the prompts: {', '.join(prompts.SOURCES)}")
     parser.add_argument("--seed", type=int, default=0, help="of --dataset random")

@@ -12,6 +12,7 @@ import psutil
 from moe_eval import checkpoint, geometry, precision
 from moe_eval.errors import UsageError
 from moe_eval.hardware import Gpu
+from moe_eval.nvml import Nvml
 from moe_eval.workload import Shape
 
 # bytes of one weight of a quantised layer, block scales included (NVFP4: one byte of scale for 16 weights)
@@ -90,8 +91,12 @@ def _size(dtype: str) -> int:
 
 
 def memory(gpus: Sequence[Gpu]) -> int:
-    """Bytes that an arm may take: of the first GPU, or of the machine where there is none."""
-    return int(_USABLE * gpus[0].memory_bytes) if gpus else int(psutil.virtual_memory().available)
+    """Bytes that arms may take: what is free of the first GPU, or of the machine where there is none."""
+    if not gpus:
+        return int(psutil.virtual_memory().available)
+    with Nvml.open([gpus[0].uuid]) as nvml:
+        used = sum(each or 0 for each in nvml.used_bytes())
+    return int(_USABLE * gpus[0].memory_bytes) - used
 
 
 def too_large(wanted: Need, available: int) -> str | None:

@@ -26,9 +26,9 @@ class Schedule:
 
     Attributes:
         mode: `interleaved`: all arms are loaded at once, each in a process of its own, and take turns of one iteration
-            in the order A B B A; one such round is a block. `reloaded`: the arms do not fit together, so each is loaded
-            again in every block, in the order A B, B A. `sequential`: each arm is loaded once, and drift between them
-            is in no interval.
+            in the order A B B A, then B A A B; one such round is a block. `reloaded`: the arms do not fit together, so
+            each is loaded again in every block, in the order A B, B A. `sequential`: each arm is loaded once, and drift
+            between them is in no interval.
         blocks: how many; `per_block` are the iterations of an arm in one.
         warm_ups: the least number of iterations before the first timed one of every load and shape.
     """
@@ -146,13 +146,20 @@ class Conductor:
                     with self._left_behind(arm):
                         self._warm_up(arm, processes[arm.name], shape)
                 for block in range(self.schedule.blocks):
-                    for arm in (*self._living(), *self._living(turned=True)):
+                    for arm in self._round(block):
                         if arm.status == "running":  # it may have failed in the first half
                             with self._left_behind(arm):
                                 self._turn(arm, processes[arm.name], shape, block, 1)
         after = self._freed(before)
         for arm in self.arms:
             arm.memory.append({"before": before, "after": after})
+
+    def _round(self, block: int) -> list[ArmRun]:
+        """The arms there and back. Another one begins every round, so that each follows itself equally often."""
+        living = self._living()
+        first = block % max(1, len(living))
+        there = living[first:] + living[:first]
+        return there + there[::-1]
 
     def _block(self, arm: ArmRun, block: int) -> None:
         before = self._used()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_eval import workload as made
+from moe_eval.errors import UsageError
 from moe_eval.evaluators import chunks
 from moe_eval.workload import Shape, Workload
 
@@ -25,6 +26,8 @@ def workload(dataset: str, seed: int, shapes: tuple[Shape, ...], tokenizer: Any,
     """
     if dataset == "random":
         return made.from_seed(seed, shapes, vocabulary, set(tokenizer.all_special_ids))
+    if dataset not in SOURCES:
+        raise UsageError(f"There is no data set {dataset!r}; choose {', '.join(SOURCES)}.")
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
     pages = chunks.pages(dataset)

@@ -74,6 +74,7 @@ def record(run: ArmRun, context: Context, reference: ArmRun | None = None) -> di
         "memory": run.memory,
         "nvml": run.blind,
         "routing": run.routing,
+        "routing_pass": "the largest batch alone, outside the timing; smaller batches are its first prompts",
         "rates": asdict(context.rates) if isinstance(context.rates, Rates) else context.rates,
         "labels": records.redact(run.labels),
     }

@@ -19,6 +19,7 @@ from moe_eval.hardware import Gpu
 from moe_eval.workload import Shape
 
 AGAIN = "-again"
+_LEAST_WINDOW = 64  # engines refuse windows of a few tokens
 # options with which an arm takes a share of the GPU's memory whatever the others need
 _SHARES = ("gpu_memory_utilization", "kv_cache_memory_bytes")
 
@@ -46,26 +47,30 @@ def fitted(planned: Sequence[Arm | Skip], shapes: Sequence[Shape], gpus: Sequenc
     """The arms with limits that suit the shapes; one that the memory cannot hold is skipped.
 
     Raises:
-        UsageError: a shape is longer than a model's window.
+        UsageError: a shape is longer than a model's window, or no arm at all fits.
     """
     found: list[Arm | Skip] = []
+    available = fit.memory(gpus)
     for each in planned:
         if isinstance(each, Skip):
             found.append(each)
             continue
         folder = _folder(each)
         fit.check_window(each.settings.checkpoint, checkpoint.read_config(folder), shapes)
-        reason = fit.too_large(_need(each, shapes, gpus), fit.memory(gpus))
+        reason = fit.too_large(_need(each, shapes, gpus), available)
         if reason:
             found.append(Skip(each.precision, reason))
             continue
         limits = replace(
             each.settings,
-            max_length=max(shape.input_len + shape.output_len for shape in shapes),
+            max_length=max(_LEAST_WINDOW, *(shape.input_len + shape.output_len for shape in shapes)),
             batch_size=max(shape.batch_size for shape in shapes),
             kv_tokens=fit.cache_tokens(shapes),
         )
         found.append(replace(each, settings=limits))
+    if any(isinstance(each, Arm) for each in planned) and not any(isinstance(each, Arm) for each in found):
+        large = [each for each in found if isinstance(each, Skip) and each not in planned]
+        raise UsageError(" ".join(f"{each.precision} does not fit here: {each.reason}." for each in large))
     return found
 
 

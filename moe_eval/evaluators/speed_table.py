@@ -11,9 +11,11 @@ _HEADS = (
     *("arm", "batch", "TTFT ms", "TPOT ms", "e2e ms", "95 % interval", "output tok/s", "prefill tok/s", "J/tok"),
     *("experts", "of floor", "speed-up", "95 % interval"),
 )
+_KEPT_BYTES = 256 << 20  # what a driver may keep for itself
 _MODES = {
     "interleaved": "all arms were loaded at once and took turns (A B B A)",
-    "reloaded": "the arms do not fit together: each was loaded again in every block",
+    "reloaded": "the arms do not fit together: each was loaded again in every block (the intervals of single arms take "
+    "iterations of one load as independent)",
     "sequential": "SEQUENTIAL: each arm was loaded once, so drift between them is in no interval",
 }
 
@@ -34,7 +36,7 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
         f"{shape['input_len']} tokens in, {shape['output_len']} out; medians of {shape['num_iterations']} iterations "
         f"after {warm_ups} or more of warm-up; speed-up of e2e over {first['arm']}: the geometric mean over "
         f"{schedule['blocks']} blocks of the medians' ratio, not the ratio of the medians above, with its interval by "
-        f"block; {_MODES[schedule['mode']]}.",
+        f"block; {_MODES[schedule['mode']] if len(records) > 1 else 'one arm alone'}.",
         f"Prompts: {workload['source']} (digest {workload['digest']}). Weights: "
         f"{', '.join(sorted({str(each['weights']) for each in records}))}. Clocks: {_sources(shape)}.",
         "experts: distinct ones per layer and decode step. of floor: the least time of a decode step at measured copy "
@@ -87,6 +89,13 @@ def _notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     for record in records:
         if record["status"] == "failed":
             found[f"{record['arm']} failed: {record['error']}"] = None
+        kept = max(
+            (each["after"] - each["before"] for each in record["memory"] if each["before"] and each["after"]), default=0
+        )
+        if kept > _KEPT_BYTES:
+            found[f"{record['arm']} left {kept / 2**30:.1f} GiB of GPU memory in use when its process had ended."] = (
+                None
+            )
         for row in record["shapes"]:
             where = f"{record['arm']} at batch {row['batch_size']}"
             for note in row["notes"]:

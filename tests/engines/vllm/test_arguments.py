@@ -219,7 +219,9 @@ def test_the_cache_counts_what_the_model_and_the_settings_say() -> None:
     assert sizing.cache_bytes(config, {"block_size": 64}, "bfloat16", 1000, 4) == (16 + 4 + 2) * 64 * token
     assert sizing.cache_bytes(config, {"kv_cache_dtype": "fp8"}, "bfloat16", 1000, 4) == 69 * 16 * token // 2
     assert sizing.cache_bytes(config, {"tensor_parallel_size": 8}, "bfloat16", 1000, 4) == 69 * 16 * token // 4
-    assert sizing.cache_bytes(config | {"kv_lora_rank": 512}, {}, "bfloat16", 1000, 4) is None
+    latent = config | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    assert sizing.cache_bytes(latent, {}, "bfloat16", 1000, 4) == (8 + 4 + 2) * 128 * 48 * (512 + 64) * 2
+    assert sizing.cache_bytes(latent | {"index_topk": 2048}, {}, "bfloat16", 1000, 4) is None
     mixed = {"layer_types": ["full_attention", "sliding_attention"]}
     assert sizing.cache_bytes(config | mixed, {}, "bfloat16", 1000, 4) is None
     assert sizing.cache_bytes({"num_hidden_layers": 2}, {}, "bfloat16", 1000, 4) is None
