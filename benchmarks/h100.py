@@ -1,11 +1,11 @@
-"""BF16 against FP8 on one GPU through vLLM: speed, the evaluator's own cost, scoring, and the page about them.
+"""BF16 against FP8 on one GPU through vLLM: speed, the evaluator's own cost, and scoring.
 
     python benchmarks/h100.py shape FOLDER              Qwen3-30B-A3B's config.json, with the shipped tokenizer
     moe-eval perf --engine vllm --model_path FOLDER --fp8_model_path FOLDER --precisions bf16,fp8 --aa
         --batch_size 1,8,32,64 --num_iterations 12 --dataset wikitext_local --output_dir OUT
         --model_args weights=random,moe_backend=triton
     python benchmarks/h100.py inside FOLDER OUT         evaluator against bare loop; scoring against prefill and lm-eval
-    python benchmarks/h100.py page OUT docs/results/h100.md
+    python benchmarks/h100_page.py OUT docs/results/h100.md
 
 `inside` loads the BF16 arm once. The bare loop calls the same LLM's `generate` with nothing around it; calls of the
 evaluator and of the loop take turns (A B B A). Scoring times the engine's `score`, lm-evaluation-harness's own vllm
@@ -17,16 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moe_eval import engines, stats
 from moe_eval.engines.base import EngineSettings, GenerationRequest, Window
-from moe_eval.evaluators import latency, prompts, speed_table
-from moe_eval.evaluators.table import columns
+from moe_eval.evaluators import latency, prompts
 from moe_eval.harness import tokens
 from moe_eval.harness.settings import SHIPPED
 from moe_eval.nvml import Nvml
@@ -60,11 +58,6 @@ QWEN3_30B_A3B = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-MEANING = "## What it means"
-_HOW = """Qwen3-30B-A3B's shape with random weights (normal 0.02, norms 1, another seed for every tensor), prompts of
-WikiText-2 cut with the shipped model's tokenizer, so that tokens repeat as they do in text. vLLM has no tuned
-configuration of its Triton experts for this shape on an H100 and says so; another backend or a tuned one would be
-faster. Made by `benchmarks/h100.py`, which says how."""
 COST_SHAPES = (Shape(1, 512, 64), Shape(8, 512, 64), Shape(32, 512, 64))
 COST_BLOCKS = 6
 SCORED, SCORED_LEN, SCORE_BLOCKS = 64, 512, 3
@@ -81,10 +74,6 @@ def main() -> None:
     within.add_argument("folder", type=Path)
     within.add_argument("out", type=Path)
     within.set_defaults(run=lambda args: inside(args.folder, args.out))
-    page = commands.add_parser("page")
-    page.add_argument("out", type=Path)
-    page.add_argument("file", type=Path)
-    page.set_defaults(run=lambda args: write_page(args.out, args.file))
     args = parser.parse_args()
     args.run(args)
 
@@ -200,82 +189,6 @@ def harness_model(engine: Any, tokenizer: Any) -> Any:
         max_model_len=engine.facts.max_length,
         batch_size="auto",
         enable_thinking=False,
-    )
-
-
-def write_page(out: Path, file: Path) -> None:
-    """The page from the records in `out`; the section on what they mean is kept as it stands in `file`."""
-    found = [json.loads(each.read_text()) for each in sorted(out.glob("perf_*_sm*.json"))]
-    finished = sorted(
-        (each for each in found if each["status"] == "finished"), key=lambda each: each["reference"] is not None
-    )
-    parts = ["# One H100: BF16 against FP8 through vLLM", _HOW]
-    parts += ["## Speed", speed_page(finished) if finished else "Not run yet."]
-    if MEANING in (before := file.read_text() if file.is_file() else ""):
-        parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
-    inside_file = out / "inside.json"
-    parts += ["## The evaluator and scoring", inside_page(json.loads(inside_file.read_text()))
-              if inside_file.is_file() else "Not run yet."]  # fmt: skip
-    file.write_text("\n\n".join(parts) + "\n")
-
-
-def speed_page(found: Sequence[dict[str, Any]]) -> str:
-    floors, clocks = [], []
-    for record in found:
-        for row in record["shapes"]:
-            name = (record["arm"], str(row["batch_size"]))
-            for phase, floor in row["floors"].items() if isinstance(row["floors"], dict) else ():
-                floors.append(
-                    (*name, phase.replace("_", " "), f"{floor['bytes'] / 1e9:.1f}", floor["bound"],
-                     f"{floor['predicted_ms']:.2f}", f"{floor['measured_ms']:.2f}",
-                     f"{100 * floor['fraction_of_floor']:.0f} %")
-                )  # fmt: skip
-            seen = [gpu for block in row["gpu"] for gpu in block["gpus"]]
-            clocks.append(
-                (*name, f"{statistics.median(gpu['sm_mhz_median'] for gpu in seen):.0f}",
-                 f"{min(gpu['sm_mhz_min'] for gpu in seen):.0f}",
-                 f"{statistics.fmean(gpu['power_w_mean'] for gpu in seen):.0f}",
-                 f"{max(gpu['temperature_c_max'] for gpu in seen):.0f}",
-                 ", ".join(sorted({reason for gpu in seen for reason in gpu["reasons"]})) or "none")
-            )  # fmt: skip
-    first, rates = found[0], found[0]["rates"]
-    matrix = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in rates["matrix_flops_per_s"].items())
-    return "\n\n".join(
-        [
-            f"{first['gpu_name']}, driver {first['machine']['driver']}, vLLM {first['versions']['vllm']}, "
-            f"torch {first['versions']['torch']}; "
-            + "; ".join(f"{each['arm']}: {each['quant_algo']}, {each['moe_backend']}" for each in found),
-            speed_table.render(found),
-            "### Floors",
-            f"Measured rates: copy {rates['copy_bytes_per_s'] / 1e12:.2f} TB/s, {matrix}.",
-            columns(("arm", "batch", "phase", "GB", "bound", "floor ms", "measured ms", "reached"), floors),
-            "### Clocks",
-            columns(
-                ("arm", "batch", "SM MHz median", "lowest", "W mean", "deg C most", "reasons to slow down"), clocks
-            ),
-        ]
-    )
-
-
-def inside_page(found: dict[str, Any]) -> str:
-    rows = [(each["name"], "{:.4f}".format(each["ratio"][0]), "{:.4f} to {:.4f}".format(*each["ratio"][1:]),
-             str(len(each["first_s"]))) for each in (*found["cost"], found["score_vs_prefill"],
-                                                     found["score_vs_lm_eval"])]  # fmt: skip
-
-    def rate(seconds: list[list[float]]) -> str:
-        return f"{found['tokens'] / statistics.median(one for block in seconds for one in block):,.0f} tokens/s"
-
-    facts, scored = found["facts"], found["score_vs_prefill"]
-    return "\n\n".join(
-        [
-            f"{facts['device_name']}, vLLM {facts['version']}, {facts['precision']}, {facts['moe_backend_observed']}, "
-            f"worker {facts['worker']}:\none process, one load, turns of A B B A; ratios of seconds with a 95 % interval by "
-            "block.",
-            columns(("ratio", "value", "95 % interval", "blocks"), rows),
-            f"Prefill {rate(scored['first_s'])}, scoring {rate(scored['second_s'])},\n"
-            f"lm-evaluation-harness's vllm {rate(found['score_vs_lm_eval']['first_s'])}. The two scorings differ by at\n"
-            f"most {found['largest_difference_nats']:.3g} nats in a window of {SCORED_LEN} tokens.",
-        ]
     )
 
 

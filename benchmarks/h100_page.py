@@ -1,0 +1,102 @@
+"""The page about benchmarks/h100.py's records: python benchmarks/h100_page.py OUT docs/results/h100.md
+
+The section on what they mean is kept as it stands in the page.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_eval.evaluators import speed_table
+from moe_eval.evaluators.table import columns
+
+MEANING = "## What it means"
+_HOW = """Qwen3-30B-A3B's shape with random weights (normal 0.02, norms 1, another seed for every tensor), prompts of
+WikiText-2 cut with the shipped model's tokenizer, so that tokens repeat as they do in text. vLLM has no tuned
+configuration of its Triton experts for this shape on an H100 and says so; another backend or a tuned one would be
+faster. Made by `benchmarks/h100.py`, which says how."""
+
+
+def write_page(out: Path, file: Path) -> None:
+
+    found = [json.loads(each.read_text()) for each in sorted(out.glob("perf_*_sm*.json"))]
+    finished = sorted(
+        (each for each in found if each["status"] == "finished"), key=lambda each: each["reference"] is not None
+    )
+    parts = ["# One H100: BF16 against FP8 through vLLM", _HOW]
+    parts += ["## Speed", speed_page(finished) if finished else "Not run yet."]
+    if MEANING in (before := file.read_text() if file.is_file() else ""):
+        parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
+    inside_file = out / "inside.json"
+    parts += ["## The evaluator and scoring", inside_page(json.loads(inside_file.read_text()))
+              if inside_file.is_file() else "Not run yet."]  # fmt: skip
+    file.write_text("\n\n".join(parts) + "\n")
+
+
+def speed_page(found: Sequence[dict[str, Any]]) -> str:
+    floors, clocks = [], []
+    for record in found:
+        for row in record["shapes"]:
+            name = (record["arm"], str(row["batch_size"]))
+            for phase, floor in row["floors"].items() if isinstance(row["floors"], dict) else ():
+                floors.append(
+                    (*name, phase.replace("_", " "), f"{floor['bytes'] / 1e9:.1f}", floor["bound"],
+                     f"{floor['predicted_ms']:.2f}", f"{floor['measured_ms']:.2f}",
+                     f"{100 * floor['fraction_of_floor']:.0f} %")
+                )  # fmt: skip
+            seen = [gpu for block in row["gpu"] for gpu in block["gpus"]]
+            clocks.append(
+                (*name, f"{statistics.median(gpu['sm_mhz_median'] for gpu in seen):.0f}",
+                 f"{min(gpu['sm_mhz_min'] for gpu in seen):.0f}",
+                 f"{statistics.fmean(gpu['power_w_mean'] for gpu in seen):.0f}",
+                 f"{max(gpu['temperature_c_max'] for gpu in seen):.0f}",
+                 ", ".join(sorted({reason for gpu in seen for reason in gpu["reasons"]})) or "none")
+            )  # fmt: skip
+    first, rates = found[0], found[0]["rates"]
+    matrix = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in rates["matrix_flops_per_s"].items())
+    return "\n\n".join(
+        [
+            f"{first['gpu_name']}, driver {first['machine']['driver']}, vLLM {first['versions']['vllm']}, "
+            f"torch {first['versions']['torch']}; "
+            + "; ".join(f"{each['arm']}: {each['quant_algo']}, {each['moe_backend']}" for each in found),
+            speed_table.render(found),
+            "### Floors",
+            f"Measured rates: copy {rates['copy_bytes_per_s'] / 1e12:.2f} TB/s, {matrix}.",
+            columns(("arm", "batch", "phase", "GB", "bound", "floor ms", "measured ms", "reached"), floors),
+            "### Clocks",
+            columns(
+                ("arm", "batch", "SM MHz median", "lowest", "W mean", "deg C most", "reasons to slow down"), clocks
+            ),
+        ]
+    )
+
+
+def inside_page(found: dict[str, Any]) -> str:
+    rows = [(each["name"], "{:.4f}".format(each["ratio"][0]), "{:.4f} to {:.4f}".format(*each["ratio"][1:]),
+             str(len(each["first_s"]))) for each in (*found["cost"], found["score_vs_prefill"],
+                                                     found["score_vs_lm_eval"])]  # fmt: skip
+
+    def rate(seconds: list[list[float]]) -> str:
+        return f"{found['tokens'] / statistics.median(one for block in seconds for one in block):,.0f} tokens/s"
+
+    facts, scored = found["facts"], found["score_vs_prefill"]
+    return "\n\n".join(
+        [
+            f"{facts['device_name']}, vLLM {facts['version']}, {facts['precision']}, {facts['moe_backend_observed']}, "
+            f"worker {facts['worker']}:\none process, one load, turns of A B B A; ratios of seconds with a 95 % interval "
+            "by block.",
+            columns(("ratio", "value", "95 % interval", "blocks"), rows),
+            f"Prefill {rate(scored['first_s'])}, scoring {rate(scored['second_s'])},\n"
+            f"lm-evaluation-harness's vllm {rate(found['score_vs_lm_eval']['first_s'])}. The two scorings differ by\n"
+            f"at most {found['largest_difference_nats']:.3g} nats in a window.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    write_page(Path(sys.argv[1]), Path(sys.argv[2]))
