@@ -88,7 +88,8 @@ def inside_page(found: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"{facts['device_name']}, vLLM {facts['version']}, {facts['precision']}, {facts['moe_backend_observed']}, "
-            f"worker {facts['worker']}:\none process, one load, turns of A B B A; ratios of seconds with a 95 % interval "
+            f"worker {facts['worker']}:\n"
+            "one process, one load, turns of A B B A; ratios of seconds with a 95 % interval "
             "by block.",
             columns(("ratio", "value", "95 % interval", "blocks"), rows),
             f"Prefill {rate(scored['first_s'])}, scoring {rate(scored['second_s'])},\n"
