@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.engines.base import EngineSettings
+from moe_eval.workload import from_seed, shapes
 from tests.conftest import SHIPPED
 
 SHIPPED_LOAD = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
@@ -24,11 +26,20 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def test_an_arm_loads_once_and_answers_what_it_is_asked() -> None:
+@pytest.fixture
+def frozen(tmp_path: Path) -> Path:
+    """A workload of two prompts."""
+    file = tmp_path / "workload.json"
+    file.write_text(json.dumps(from_seed(1, shapes([2], 3, 3), 100).to_json()))
+    return file
+
+
+def test_an_arm_loads_once_and_answers_what_it_is_asked(frozen: Path) -> None:
     with ArmProcess(SHIPPED_LOAD) as process:
         labels = process.load()
         assert (labels["engine"]["name"], labels["engine"]["worker"]) == ("transformers", "in_process")
-        asked = {"prompts": [[5, 6, 7], [9, 8, 7]], "output_len": 3, "experts": 16, "batch_sizes": [1, 2]}
+        shape = {"batch_size": 2, "input_len": 3, "output_len": 3}
+        asked = {"workload": str(frozen), "shape": shape, "experts": 16, "batch_sizes": [1, 2]}
         found = process.ask("routing", **asked)
         assert found == process.ask("routing", **asked)
         assert set(found) == {"1", "2"}
@@ -50,15 +61,29 @@ def test_an_arm_that_is_killed_is_told_by_its_signal() -> None:
             process.load()
 
 
-def test_no_arm_outlives_a_parent_that_is_killed_while_it_works() -> None:
+def test_an_arm_holds_the_workload_against_its_digest(frozen: Path) -> None:
+    raw = json.loads(frozen.read_text())
+    raw["pool"][1][0] += 1
+    frozen.write_text(json.dumps(raw))
+    shape = {"batch_size": 2, "input_len": 3, "output_len": 3}
+    with ArmProcess(SHIPPED_LOAD) as process:
+        process.load()
+        with pytest.raises(ArmFailed, match="digest"):
+            process.ask("warm_up", workload=str(frozen), shape=shape, least=5)
+
+
+def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(tmp_path: Path) -> None:
     """The parent dies of SIGKILL in the middle of a request; its arm ends by itself."""
+    file = tmp_path / "workload.json"
+    file.write_text(json.dumps(from_seed(1, shapes([64], 200, 200), 100).to_json()))
     program = f"""
         from moe_eval.arm import ArmProcess, Load
         from moe_eval.engines.base import EngineSettings
         process = ArmProcess(Load("transformers", EngineSettings({str(SHIPPED)!r}, device="cpu"), {str(SHIPPED)!r}))
         process.load()
         print(process._process.pid, flush=True)
-        process.ask("routing", prompts=[[1] * 200] * 64, output_len=200, experts=16, batch_sizes=[64])
+        shape = dict(batch_size=64, input_len=200, output_len=200)
+        process.ask("routing", workload={str(file)!r}, shape=shape, experts=16, batch_sizes=[64])
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

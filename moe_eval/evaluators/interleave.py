@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from moe_eval.arm import ArmFailed, ArmProcess, Load
@@ -92,6 +93,7 @@ class Conductor:
     """Runs arms by a schedule.
 
     Attributes:
+        frozen: the file of the workload, which every arm reads and holds against its digest.
         uuids: of the GPUs that the arms run on.
         kept: told an arm whenever there is more of it, so that nothing measured is lost.
         done: told how many iterations were timed.
@@ -99,6 +101,7 @@ class Conductor:
 
     arms: Sequence[ArmRun]
     workload: Workload
+    frozen: Path
     schedule: Schedule
     uuids: Sequence[str]
     kept: Callable[[ArmRun], None]
@@ -201,7 +204,7 @@ class Conductor:
         self.done(iterations)
 
     def _asked(self, shape: Shape) -> dict[str, Any]:
-        return {"shape": asdict(shape), "prompts": [list(row) for row in self.workload.prompts(shape)]}
+        return {"shape": asdict(shape), "workload": str(self.frozen)}
 
     def _used(self) -> int | None:
         """Memory in use on all GPUs of the arms together; None where NVML does not tell."""
@@ -218,10 +221,13 @@ class Conductor:
             time.sleep(0.2)
 
 
-def route(arms: Iterable[ArmRun], workload: Workload, options: Mapping[str, Any], experts: int) -> None:
+def route(
+    arms: Iterable[ArmRun], workload: Workload, frozen: Path, *, options: Mapping[str, Any], experts: int
+) -> None:
     """Find out which experts every arm's tokens go through, in a process of its own, outside the timing.
 
     Args:
+        frozen: the workload's file.
         options: with which the engine is loaded to tell (EngineKind.routing).
         experts: of a layer, to choose from.
     """
@@ -234,8 +240,8 @@ def route(arms: Iterable[ArmRun], workload: Workload, options: Mapping[str, Any]
                 process.load()
                 arm.routing = process.ask(
                     "routing",
-                    prompts=[list(row) for row in workload.prompts(largest)],
-                    output_len=largest.output_len,
+                    workload=str(frozen),
+                    shape=asdict(largest),
                     experts=experts,
                     batch_sizes=sorted({shape.batch_size for shape in workload.shapes}),
                 )

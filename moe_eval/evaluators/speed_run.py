@@ -101,9 +101,12 @@ def measure(
     context = replace(context, geometry=_geometry(runs[0].load), rates=_rates(gpus))
 
     assert context.workload is not None
+    frozen = asked.folder / f"workload_{context.workload.digest}.json"
+    records.write_json(frozen, context.workload.to_json())
     conductor = Conductor(
         arms=runs,
         workload=context.workload,
+        frozen=frozen,
         schedule=context.schedule,
         uuids=[gpu.uuid for gpu in gpus[: _gpus(runs[0].load.settings.options)] if gpu.uuid],
         kept=lambda run: write(asked, run.name, speed_record.record(run, context)),
@@ -111,7 +114,7 @@ def measure(
     )
     conductor.run()
     _written(runs, asked, context)  # the comparison is on disk before every arm is loaded once more
-    _route([run for run in runs if run.status == "finished"], context)
+    _route([run for run in runs if run.status == "finished"], context, frozen)
     return _written(runs, asked, context)
 
 
@@ -165,7 +168,7 @@ def _rates(gpus: Sequence[Gpu]) -> Rates | str:
             return f"the machine's rates were not measured ({error})"
 
 
-def _route(runs: Sequence[ArmRun], context: Context) -> None:
+def _route(runs: Sequence[ArmRun], context: Context, frozen: Path) -> None:
     """Count experts where the engine tells."""
     if not runs:
         return
@@ -176,7 +179,7 @@ def _route(runs: Sequence[ArmRun], context: Context) -> None:
         reason = "not measured: the number of experts of this architecture is not known"
     else:
         assert context.workload is not None
-        interleave.route(runs, context.workload, kind.routing, context.geometry.experts)
+        interleave.route(runs, context.workload, frozen, options=kind.routing, experts=context.geometry.experts)
         return
     for run in runs:
         run.routing = reason

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from moe_eval.checkpoint import read_object
 from moe_eval.engines.base import Engine
 from moe_eval.evaluators import chunks, latency
 from moe_eval.evaluators import perplexity as quality
 from moe_eval.evaluators import rates as machine
 from moe_eval.evaluators import routing as routed
 from moe_eval.nvml import Nvml
-from moe_eval.workload import Shape
+from moe_eval.workload import Shape, Workload, from_json
 
 
 def perplexity(
@@ -44,31 +46,36 @@ def perplexity(
     }
 
 
-def warm_up(
-    engine: Engine, _: Any, *, shape: Mapping[str, int], prompts: list[list[int]], least: int
-) -> dict[str, Any]:
-    """Warm an arm up for one shape."""
+@cache
+def _frozen(file: str) -> Workload:
+    return from_json(read_object(Path(file)))
+
+
+def warm_up(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], least: int) -> dict[str, Any]:
+    """Warm an arm up for one shape of the workload in a file."""
     latency.refuse_profiler()
     asked = Shape(**shape)
     latency.check(engine, asked)
-    return asdict(latency.warm_up(latency.Clock(engine, Nvml.open(())), prompts, asked, least))
+    return asdict(latency.warm_up(latency.Clock(engine, Nvml.open(())), _frozen(workload).prompts(asked), asked, least))
 
 
 def measure(
-    engine: Engine, _: Any, *, shape: Mapping[str, int], prompts: list[list[int]], iterations: int, uuids: list[str]
+    engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], iterations: int, uuids: list[str]
 ) -> dict[str, Any]:
-    """Time iterations of one shape."""
+    """Time iterations of one shape of the workload in a file."""
+    asked = Shape(**shape)
     with Nvml.open(uuids) as nvml:
-        found = latency.measure(engine, prompts, Shape(**shape), iterations, nvml)
+        found = latency.measure(engine, _frozen(workload).prompts(asked), asked, iterations, nvml)
     return {"samples": [asdict(each) for each in found]}
 
 
 def routing(
-    engine: Engine, _: Any, *, prompts: list[list[int]], output_len: int, experts: int, batch_sizes: list[int]
+    engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], experts: int, batch_sizes: list[int]
 ) -> dict[str, Any]:
-    """Count the experts that prompts of one length and their continuations go through."""
-    arrays = engine.routing(prompts, output_len)
-    found = routed.read(arrays, len(prompts[0]), experts, batch_sizes)
+    """Count the experts that the prompts of a shape and their continuations go through."""
+    asked = Shape(**shape)
+    arrays = engine.routing(_frozen(workload).prompts(asked), asked.output_len)
+    found = routed.read(arrays, asked.input_len, experts, batch_sizes)
     return {str(size): each.to_json() for size, each in found.items()}
 
 
