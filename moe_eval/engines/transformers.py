@@ -30,6 +30,9 @@ from moe_eval.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+# what routers add to the scores that they choose by and not to those that they weigh with
+_CORRECTIONS = ("e_score_correction_bias", "expert_bias")
+
 
 @dataclass
 class TransformersEngine:
@@ -102,7 +105,13 @@ class TransformersEngine:
                 done(index, each)
 
         if request.timed:  # the time of a batch is asked for, not of its parts
-            run(list(range(len(prompts))))
+            try:
+                run(list(range(len(prompts))))
+            except torch.OutOfMemoryError:
+                raise UsageError(
+                    f"{len(prompts)} sequences at once do not fit into the memory of {self.facts.device_name}; give "
+                    "fewer or shorter ones, or use a larger GPU."
+                ) from None
             return [completions[index] for index in range(len(prompts))]
         lengths = [len(prompt) + request.max_new_tokens for prompt in prompts]
         for batch in batches_in_slabs(lengths, self.max_tokens, self.max_rows):
@@ -143,7 +152,10 @@ class TransformersEngine:
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
         config = self.model.config
         top_k = getattr(config, "num_experts_per_tok", None)
-        if top_k is None or getattr(config, "n_group", None) is not None:
+        names = (name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers()))
+        # experts of groups, and experts chosen by a score that is not the logit alone
+        other = getattr(config, "n_group", None) is not None or any(name.endswith(_CORRECTIONS) for name in names)
+        if top_k is None or other:
             raise UsageError(
                 f"Which experts {self.facts.architecture} chooses cannot be told from its router's logits."
             )
@@ -154,7 +166,7 @@ class TransformersEngine:
             out = self.model.base_model(input_ids=tokens, use_cache=False, output_router_logits=True)
             # every layer of such a model has a router, or its place is None
             logits = [layer for layer in getattr(out, "router_logits", None) or () if layer is not None]
-            if not logits:
+            if not 0 < len(logits) <= config.num_hidden_layers:
                 raise UsageError(f"{self.facts.architecture} does not tell the logits of a router in Transformers.")
             chosen = torch.stack([layer.topk(top_k, dim=-1).indices for layer in logits], dim=1)
             found.append(chosen.to(torch.int16).cpu().numpy())

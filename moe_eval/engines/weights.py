@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 # shared experts, which every token goes through, may lie in the same module
-_EXPERT = re.compile(r"\.experts\.(?!.*shared)")
+_EXPERT = re.compile(r"\.experts\.(?!.*shared)|\.block_sparse_moe\.(input|output)_linear\.")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 

@@ -39,6 +39,7 @@ class MoeLatency(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no type
             config={
                 **ours,
                 "output_type": "generate_until",
+                "num_fewshot": 0,  # the harness leaves this number alone, and there are no examples
                 "custom_dataset": self._documents,
                 "test_split": "test",
                 "doc_to_text": "",
@@ -54,12 +55,17 @@ class MoeLatency(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no type
     def _documents(self, **_: Any) -> Any:
         from datasets import Dataset
 
-        how = {key: self._asked[key] for key in ("num_iterations", "warmup_iterations", "prompts")}
+        how: dict[str, Any] = {key: int(self._asked[key]) for key in ("num_iterations", "warmup_iterations")}
+        how["prompts"] = str(self._asked["prompts"])
         return {"test": Dataset.from_list([{**asdict(shape), **how} for shape in self._shapes])}
 
     def _names(self) -> Iterator[str]:
         for shape in self._shapes:
             yield from (f"{metric}_{shape.name}" for metric in speed.METRICS)
+
+    def build_all_requests(self, **how: Any) -> None:
+        # the harness's cache of requests knows a task by its name alone, not by its shapes
+        super().build_all_requests(**{**how, "cache_requests": False})
 
     def construct_requests(self, doc: Mapping[str, Any], ctx: str, **kwargs: Any) -> Any:
         """One request of our own kind, which other models do not know."""
@@ -77,10 +83,10 @@ class MoeLatency(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no type
 def _shapes(asked: Mapping[str, Any]) -> tuple[workload.Shape, ...]:
     sizes = asked["batch_sizes"]
     try:
-        numbers = [int(each) for each in (sizes if isinstance(sizes, (list, tuple)) else str(sizes).split(":"))]
-        input_len, output_len = int(asked["input_len"]), int(asked["output_len"])
-        counts = [int(asked["num_iterations"]), int(asked["warmup_iterations"])]
-    except (TypeError, ValueError):
+        numbers = [_whole(each) for each in (sizes if isinstance(sizes, (list, tuple)) else str(sizes).split(":"))]
+        input_len, output_len = _whole(asked["input_len"]), _whole(asked["output_len"])
+        counts = [_whole(asked["num_iterations"]), _whole(asked["warmup_iterations"])]
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"The metadata of {LATENCY} needs whole numbers; {asked} has something else.") from None
     if counts[0] < 1 or counts[1] < latency.LEAST_WARM_UPS:
         raise UsageError(
@@ -88,6 +94,13 @@ def _shapes(asked: Mapping[str, Any]) -> tuple[workload.Shape, ...]:
             f"after {latency.LEAST_WARM_UPS}."
         )
     return workload.shapes(numbers, input_len, output_len)
+
+
+def _whole(value: Any) -> int:
+    number = int(value)
+    if isinstance(value, bool) or (isinstance(value, float) and value != number):
+        raise ValueError(value)
+    return number
 
 
 def _shape(doc: Mapping[str, Any]) -> workload.Shape:

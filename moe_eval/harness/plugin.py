@@ -53,8 +53,21 @@ def _find_tasks(tasks: ModuleType) -> None:
             # first, so that a user's task of the same name wins
             call.arguments["include_path"] = [str(tasks_folder()), *theirs]
         original(*call.args, **call.kwargs)
+        if call.arguments["metadata"] and hasattr(manager, "_config_is_python_task"):
+            _pass_metadata(call.arguments["self"], call.arguments["metadata"])
 
     manager.__init__ = with_our_tasks
+
+
+def _pass_metadata(manager: Any, metadata: dict[str, Any]) -> None:
+    """Give tasks that are classes the command's metadata, which a harness before 0.4.12 keeps from them."""
+    read = manager._get_config
+
+    def with_metadata(name: str) -> dict[str, Any]:
+        config: dict[str, Any] = read(name)
+        return {**config, "metadata": {**(config.get("metadata") or {}), **metadata}} if "class" in config else config
+
+    manager._get_config = with_metadata
 
 
 def _record_runs(evaluator: ModuleType) -> None:

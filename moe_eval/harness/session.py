@@ -25,7 +25,7 @@ log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its ow
 FOLDER = "benchmark_results"
 # simple_evaluate's arguments that say what was evaluated and how
 _SETTINGS = (
-    *("tasks", "num_fewshot", "limit", "samples", "batch_size", "max_batch_size", "device", "use_cache"),
+    *("tasks", "num_fewshot", "limit", "samples", "metadata", "batch_size", "max_batch_size", "device", "use_cache"),
     *("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "gen_kwargs", "predict_only"),
     *("bootstrap_iters", "random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"),
 )
@@ -62,8 +62,8 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call.apply_defaults()
         asked = _settings_of(call.arguments)
         if asked is None:
-            _refuse_elsewhere(call.arguments["tasks"])
-        if asked is None or not _keeps_books():
+            return _elsewhere(lambda: simple_evaluate(*args, **kwargs), call.arguments["tasks"])
+        if not _keeps_books():
             return simple_evaluate(*args, **kwargs)
         if not isinstance(call.arguments["model"], str):
             call.arguments["model"].scored = {}  # counts are of one run
@@ -90,10 +90,20 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _refuse_elsewhere(tasks: Any) -> None:
-    """Refuse our own evaluators for a model that is not ours, before it is loaded."""
+def _elsewhere(run: Callable[[], Any], tasks: Any) -> Any:
+    """Run a model that is not ours, and refuse our own evaluators for it.
+
+    By name that is before the model is loaded; in a group, a file or a Task it is seen when the model is asked.
+    """
+    refused = f"{LATENCY} measures moe_eval's engines; run it with --model trtllm_moe, or leave it out."
     if LATENCY in (tasks or ()):
-        raise UsageError(f"{LATENCY} measures moe_eval's engines; run it with --model trtllm_moe, or leave it out.")
+        raise UsageError(refused)
+    try:
+        return run()
+    except AttributeError as error:
+        if error.name != LATENCY:
+            raise
+        raise UsageError(refused) from None
 
 
 def _keeps_books() -> bool:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from moe_eval.engines.base import (
     Completion,
     EngineFacts,
@@ -29,7 +32,7 @@ from moe_eval.engines.trtllm.installed import Library
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
 from moe_eval.engines.trtllm.workers import Waiter, Workers
-from moe_eval.errors import EngineError, WorkerDied
+from moe_eval.errors import EngineError, UsageError, WorkerDied
 
 _SHUTDOWN_SECONDS = 60
 
@@ -224,6 +227,9 @@ class TrtllmEngine:
         if not request.ignore_eos and tokens and tokens[-1] in self.ends:
             tokens = tokens[:-1]
         return Completion(tokens, output.finish_reason, _times(output) if request.timed else None)
+
+    def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
+        raise UsageError("TensorRT-LLM does not tell which experts tokens go through; ask vLLM or Transformers.")
 
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:

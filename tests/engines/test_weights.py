@@ -1,0 +1,142 @@
+"""Bytes of weights by part: against the checkpoint's file and against what the configuration says of its sizes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from moe_eval.engines import weights
+from moe_eval.engines.transformers import TransformersEngine
+from tests.engines.conftest import _SIZES, FAMILIES
+
+Start = Callable[..., TransformersEngine]
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+VOCABULARY, HIDDEN, LAYERS = (_SIZES[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers"))
+EMBEDDING = VOCABULARY * HIDDEN
+# configuration, and the weights that routers choose from: three matrices for each expert of each layer
+MODELS: dict[str, tuple[Callable[[bool], Any], int]] = {
+    "llama": (lambda tied: transformers.LlamaConfig(**_SIZES, tie_word_embeddings=tied), 0),
+    "qwen3_moe": (
+        lambda tied: transformers.Qwen3MoeConfig(**_SIZES, **MOE, num_experts=4, head_dim=8, tie_word_embeddings=tied),
+        LAYERS * 4 * 3 * 24 * HIDDEN,
+    ),
+    "qwen3_moe, every other layer dense": (
+        lambda tied: transformers.Qwen3MoeConfig(
+            **_SIZES, **MOE, num_experts=4, head_dim=8, decoder_sparse_step=2, tie_word_embeddings=tied
+        ),
+        LAYERS // 2 * 4 * 3 * 24 * HIDDEN,
+    ),
+    "qwen2_moe, with shared experts": (
+        lambda tied: transformers.Qwen2MoeConfig(
+            **_SIZES, **MOE, num_experts=4, shared_expert_intermediate_size=40, tie_word_embeddings=tied
+        ),
+        LAYERS * 4 * 3 * 24 * HIDDEN,
+    ),
+    "mixtral": (
+        lambda tied: transformers.MixtralConfig(
+            **_SIZES, num_local_experts=6, num_experts_per_tok=2, tie_word_embeddings=tied
+        ),
+        LAYERS * 6 * 3 * _SIZES["intermediate_size"] * HIDDEN,
+    ),
+    "granitemoe": (
+        lambda tied: transformers.GraniteMoeConfig(
+            **_SIZES, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=tied
+        ),
+        LAYERS * 4 * 3 * _SIZES["intermediate_size"] * HIDDEN,
+    ),
+}
+
+
+def in_file(folder: Path) -> dict[str, int]:
+    """Numbers of every tensor of the one safetensors file, read from its header."""
+    (file,) = folder.glob("*.safetensors")
+    with file.open("rb") as content:
+        header = json.loads(content.read(struct.unpack("<Q", content.read(8))[0]))
+    return {name: prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+@pytest.mark.parametrize("size", [4, 2], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", MODELS)
+def test_parts_of_a_model(name: str, tied: bool, size: int, tmp_path: Path) -> None:
+    configured, experts = MODELS[name]
+    model = transformers.AutoModelForCausalLM.from_config(configured(tied))
+    model.save_pretrained(tmp_path)
+    stored = in_file(tmp_path)
+    assert ("lm_head.weight" in stored) is not tied
+    embedding = 0 if tied else EMBEDDING
+    assert weights.by_part(model.to(torch.float32 if size == 4 else torch.bfloat16)) == {
+        "experts": experts * size,
+        "embedding": embedding * size,
+        "other": (sum(stored.values()) - experts - embedding) * size,
+    }
+
+
+def test_a_shared_expert_is_read_in_every_step(tmp_path: Path) -> None:
+    with_shared, experts = MODELS["qwen2_moe, with shared experts"]
+    model = transformers.AutoModelForCausalLM.from_config(with_shared(False))
+    model.save_pretrained(tmp_path)
+    stored = in_file(tmp_path)
+    shared = sum(numbers for tensor, numbers in stored.items() if "shared_expert" in tensor)
+    assert shared == LAYERS * (3 * 40 * HIDDEN + HIDDEN)  # with the gate of each
+    beside = {name: tensor for name, tensor in model.named_parameters() if "shared_expert" not in name}
+    bare = nn.Module()
+    for at, (_, tensor) in enumerate(beside.items()):
+        bare.register_parameter(f"p{at}", tensor)
+    assert weights.by_part(model)["experts"] == experts * 4
+    assert sum(weights.by_part(model).values()) - sum(weights.by_part(bare).values()) == shared * 4
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_an_engine_s_label_adds_up_to_the_file(family: str, checkpoint_of: Callable[[str], Path], start: Start) -> None:
+    folder = checkpoint_of(family)
+    found = start(folder).facts.weight_bytes
+    assert found is not None
+    assert sum(found.values()) == 4 * sum(in_file(folder).values())
+    assert (found["experts"] > 0) == (family in ("qwen3_moe", "mixtral", "granitemoe"))
+
+
+def test_the_shipped_model(shipped: Path, start: Start) -> None:
+    config = json.loads((shipped / "config.json").read_text(encoding="utf-8"))
+    stored = in_file(shipped)
+    experts = sum(numbers for name, numbers in stored.items() if ".experts." in name)
+    each = 3 * config["hidden_size"] * config["moe_intermediate_size"]
+    assert experts == config["num_hidden_layers"] * config["num_experts"] * each
+    for dtype, size in (("bfloat16", 2), ("float32", 4)):
+        assert start(shipped, dtype=dtype).facts.weight_bytes == {
+            "experts": experts * size,
+            "embedding": 0,  # tied: all of it is read as the head
+            "other": (sum(stored.values()) - experts) * size,
+        }
+
+
+class Fused(nn.Module):
+    """Experts as an engine may hold them: shared ones in the same module, quantised ones with their scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(10, 4)
+        self.mlp = nn.Module()
+        self.mlp.gate = nn.Linear(4, 2, bias=False)
+        self.mlp.experts = nn.Module()
+        self.mlp.experts.w13_weight = nn.Parameter(torch.zeros(2, 6, 4, dtype=torch.float8_e4m3fn), requires_grad=False)
+        self.mlp.experts.shared_experts = nn.Linear(4, 3, bias=False)
+        self.lm_head = nn.Linear(4, 10, bias=False)
+
+
+def test_experts_that_an_engine_fuses_and_quantises() -> None:
+    model = Fused()
+    assert weights.by_part(model) == {"experts": 48, "embedding": 160, "other": 4 * (8 + 12 + 40)}
+    beside = [("mlp.experts.w2_weight", torch.zeros(2, 4, 3, dtype=torch.int8)), ("norm.scale", torch.zeros(5))]
+    parameter = ("mlp.experts.w13_weight", model.mlp.experts.w13_weight)
+    again = weights.by_part(model, [*beside, parameter])
+    assert again == {"experts": 48 + 24, "embedding": 160, "other": 4 * (8 + 12 + 40) + 20}, "none is counted twice"

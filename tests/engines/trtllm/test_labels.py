@@ -1,0 +1,116 @@
+"""The labels that a speed is judged by, and the size of the key-value cache, on the doubles."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_eval import checkpoint
+from moe_eval.engines.trtllm.engine import TrtllmEngine
+from moe_eval.errors import UsageError
+from moe_eval.hardware import Gpu
+from tests.conftest import SHIPPED
+from tests.engines.trtllm.conftest import EVERY, NEWEST, Load
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
+Events = Callable[[str], list[dict[str, Any]]]
+
+
+def stored() -> dict[str, int]:
+    """Numbers of every tensor of the shipped checkpoint, read from the header of its file."""
+    with (SHIPPED / "model.safetensors").open("rb") as content:
+        header = json.loads(content.read(struct.unpack("<Q", content.read(8))[0]))
+    return {name: prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+@EVERY
+def test_an_unquantised_checkpoint_without_a_gpu(engine: TrtllmEngine) -> None:
+    facts, numbers = engine.facts, stored()
+    assert (facts.quant_algo, facts.weights, facts.gpus, facts.worker) == ("none", "checkpoint", 0, "in_process")
+    assert facts.fingerprint == checkpoint.fingerprint(SHIPPED)
+    assert facts.max_batch == engine.session.llm.args.max_batch_size
+    experts = sum(count for name, count in numbers.items() if ".experts." in name)
+    expected = {"experts": experts, "embedding": 0, "other": sum(numbers.values()) - experts}  # the head is tied
+    assert facts.weight_bytes == {part: 4 * count for part, count in expected.items()}, "loaded in float32"
+
+
+@NEWEST
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [
+        ({"batch_size": 3}, 3),
+        ({"batch_size": 3, "options": {"max_batch_size": "5"}}, 5),
+        ({"options": {"max_batch_size": 7}}, 7),
+    ],
+)
+def test_the_most_sequences_in_a_step(load: Load, given: dict[str, Any], most: int) -> None:
+    engine = load(**given)
+    assert engine.facts.max_batch == most == engine.session.llm.args.max_batch_size
+
+
+@EVERY
+def test_a_cache_of_so_many_tokens(load: Load) -> None:
+    cache = load(kv_tokens=1234).session.llm.args.kv_cache_config
+    assert cache.max_tokens == 1234
+    assert cache.enable_block_reuse is False
+
+
+@NEWEST
+def test_a_cache_that_nobody_bounds_and_one_that_the_user_does(load: Load) -> None:
+    assert load().session.llm.args.kv_cache_config.max_tokens is None
+    asked = load(kv_tokens=1234, options={"kv_cache_max_tokens": "4321"})
+    assert asked.session.llm.args.kv_cache_config.max_tokens == 4321
+
+
+@NEWEST
+def test_dummy_weights_are_labelled_as_random(load: Load) -> None:
+    facts = load(options={"load_format": "dummy"}).facts
+    assert facts.weights == "random"
+    assert facts.fingerprint != checkpoint.fingerprint(SHIPPED)
+    assert "random" in facts.fingerprint
+    assert facts.weight_bytes is not None
+    assert sum(facts.weight_bytes.values()) == 4 * sum(stored().values()), "as many as the checkpoint has"
+
+
+@NEWEST
+@pytest.mark.parametrize(
+    ("quantisation", "algo", "precision"),
+    [
+        ({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, "modelopt FP8", "fp8"),
+        ({"quant_algo": "NVFP4"}, "modelopt NVFP4", "nvfp4"),
+    ],
+)
+def test_the_algorithm_of_a_quantised_checkpoint(
+    load: Load, spoil: Callable[..., Path], quantisation: dict[str, str], algo: str, precision: str
+) -> None:
+    folder = spoil(files={"hf_quant_config.json": {"quantization": quantisation}})
+    facts = load(folder, dtype="auto").facts
+    assert (facts.quant_algo, facts.precision, facts.emulated) == (algo, precision, False)
+
+
+@NEWEST
+def test_one_gpu_of_several(load: Load, gpus: Callable[..., None]) -> None:
+    gpus(H100, H100, H100)
+    facts = load().facts
+    assert (facts.gpus, facts.device_name, facts.worker) == (1, H100.name, "in_process")
+
+
+@NEWEST
+def test_two_gpus_in_workers_whose_weights_are_not_seen(load: Load, gpus: Callable[..., None]) -> None:
+    gpus(H100, H100, H100)
+    facts = load(options={"tensor_parallel_size": "2"}).facts
+    assert (facts.gpus, facts.device_name, facts.worker) == (2, f"2 x {H100.name}", "spawned")
+    assert (facts.weight_bytes, facts.weights) == (None, "checkpoint")
+
+
+@NEWEST
+def test_routing_is_refused_in_a_sentence(engine: TrtllmEngine) -> None:
+    with pytest.raises(UsageError, match="TensorRT-LLM does not tell") as refused:
+        engine.routing([[1, 2, 3]], 2)
+    assert "\n" not in str(refused.value)

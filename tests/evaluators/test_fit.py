@@ -1,0 +1,143 @@
+"""What an arm needs of a machine's memory, against the weights themselves and hand-made sums."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import fit
+from moe_eval.evaluators.fit import Need
+from moe_eval.hardware import Gpu
+from moe_eval.workload import Shape, shapes
+from tests.conftest import SHIPPED
+from tests.test_nvml import ONE as ONE_GPU
+from tests.test_nvml import Card, Fake
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
+# Qwen/Qwen3-30B-A3B as published
+QWEN3: dict[str, Any] = {
+    "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "num_attention_heads": 32,
+    "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768, "intermediate_size": 6144, "vocab_size": 151936, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "max_position_embeddings": 40960, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "sliding_window": None, "use_sliding_window": False,
+}  # fmt: skip
+QWEN3_BYTES = 61_064_245_248  # total_size of its model.safetensors.index.json
+ONE = shapes([8], 512, 256)
+
+
+def folder(path: Path, config: dict[str, Any], total: int | None = None) -> Path:
+    (path / "config.json").write_text(json.dumps(config))
+    if total is not None:
+        index = {"metadata": {"total_size": total}, "weight_map": {}}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return path
+
+
+def shipped_parameters() -> int:
+    with safe_open(SHIPPED / "model.safetensors", framework="np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize(("runs", "size"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
+def test_the_shipped_model_takes_its_parameters_in_the_type_it_runs_in(runs: str, size: int) -> None:
+    found = fit.need(SHIPPED, runs, ONE, gpu=False)
+    assert found.weights == pytest.approx(size * shipped_parameters(), rel=0.005)  # a file has a header
+    # 8 sequences of 768 tokens and a block of 64; 5 layers, keys and values of 2 heads of 32 each
+    assert found.cache == 8 * (768 + 64) * 5 * 2 * 2 * 32 * size
+    assert found.total == (found.weights or 0) + (found.cache or 0) + found.beside
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_qwen3_30b_takes_61_gb_whether_or_not_its_weights_are_there(tmp_path: Path, indexed: bool) -> None:
+    here = folder(tmp_path, QWEN3, QWEN3_BYTES if indexed else None)
+    found = fit.need(here, "bf16", ONE, gpu=True)
+    assert found.weights == pytest.approx(QWEN3_BYTES, rel=1e-3)
+    assert found.cache == 8 * (768 + 64) * 48 * 2 * 4 * 128 * 2 == 654_311_424
+    assert fit.too_large(found, fit.memory((H100,))) is None
+    assert fit.too_large(fit.need(here, "fp32", ONE, gpu=True), fit.memory((H100,))) is not None
+
+
+@pytest.mark.parametrize(
+    ("runs", "bytes_each"), [("fp8", 1.0), ("fp8_block", 1.0), ("fp8-w8a16", 1.0), ("nvfp4", 9 / 16)]
+)
+def test_quantised_while_loading_it_keeps_embedding_head_and_routers(
+    tmp_path: Path, runs: str, bytes_each: float
+) -> None:
+    found = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), runs, ONE, gpu=True).weights
+    experts = 48 * 128 * 3 * 2048 * 768
+    attention = 48 * 2048 * 128 * (32 + 4 + 4 + 32)
+    plain = 2 * 151936 * 2048 + 48 * 128 * 2048
+    assert found == pytest.approx(bytes_each * (experts + attention) + 2 * plain, rel=1e-9)
+    if runs == "fp8":
+        assert 31e9 < found < 32e9
+
+
+def test_a_quantised_checkpoint_takes_what_is_stored(tmp_path: Path) -> None:
+    config = {**QWEN3, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    assert fit.need(folder(tmp_path, config, 31_000_000_123), "fp8_block", ONE, gpu=True).weights == 31_000_000_123
+
+
+def test_of_an_architecture_that_is_not_known_only_the_weights_count(tmp_path: Path) -> None:
+    found = fit.need(
+        folder(tmp_path, {"model_type": "unheard_of", "dtype": "bfloat16"}, 7 << 30), "bf16", ONE, gpu=True
+    )
+    assert (found.weights, found.cache) == (7 << 30, None)
+    assert found.total == (7 << 30) + found.beside
+
+
+def test_where_nothing_is_known_nothing_is_refused_and_nothing_shares_the_machine(tmp_path: Path) -> None:
+    found = fit.need(folder(tmp_path, {"model_type": "unheard_of"}), "bf16", ONE, gpu=True)
+    assert found.total is None
+    assert fit.too_large(found, 0) is None
+    assert not fit.together([found], 1 << 50)
+
+
+def test_the_cache_is_that_of_the_largest_shape() -> None:
+    assert fit.cache_tokens((Shape(1, 100, 10), Shape(32, 100, 10), Shape(8, 100, 10))) == 32 * (110 + 64)
+
+
+def test_what_does_not_fit_is_said_with_both_sides() -> None:
+    wanted = Need(60 << 30, 3 << 29, 8 << 30)
+    assert fit.too_large(wanted, wanted.total or 0) is None
+    said = fit.too_large(wanted, (wanted.total or 0) - 1)
+    assert said is not None
+    assert said.startswith("it needs 60.0 GiB of weights, 1.5 of key-value cache and about 8 beside them, and 69.5 GiB")
+
+
+def test_arms_fit_together_where_their_sum_does() -> None:
+    arms = [Need(30, 5, 1), Need(15, 5, 1), Need(9, 0, 1)]
+    assert fit.together(arms, 67)
+    assert not fit.together(arms, 66)
+    assert not fit.together([Need(9, None, 1)], 1 << 50), "a cache of unknown size takes all"
+
+
+def test_what_is_free_of_a_gpu_counts_and_a_little_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(ONE_GPU, used=0)
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([card]))
+    here = (replace(H100, uuid=ONE_GPU), H100)
+    empty = fit.memory(here)
+    assert 0.9 * H100.memory_bytes < empty < H100.memory_bytes
+    card.used = 30 << 30
+    assert fit.memory(here) == empty - (30 << 30)
+    assert fit.memory((H100,)) == empty, "where NVML does not know it"
+    assert fit.memory(()) > 1 << 20
+
+
+@pytest.mark.parametrize("config", [{"max_position_embeddings": 64}, {"text_config": {"max_position_embeddings": 64}}])
+def test_shapes_that_are_longer_than_the_window_are_refused_with_both_lengths(config: dict[str, Any]) -> None:
+    fit.check_window("m", config, (Shape(1, 60, 4),))
+    with pytest.raises(UsageError, match=r"make 65 tokens and m has 64 positions"):
+        fit.check_window("m", config, (Shape(1, 8, 8), Shape(1, 61, 4)))
+
+
+def test_a_window_that_is_not_stated_refuses_nothing() -> None:
+    fit.check_window("m", {}, (Shape(1, 10**9, 1),))

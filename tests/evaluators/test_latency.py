@@ -1,0 +1,239 @@
+"""Timing against an engine and a clock that are made up: what counts as an iteration, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from moe_eval.engines.base import Completion, EngineFacts, GenerationRequest, RequestTimes
+from moe_eval.errors import EngineError, UsageError
+from moe_eval.evaluators import latency, tasks
+from moe_eval.evaluators.latency import Clock
+from moe_eval.nvml import Nvml
+from moe_eval.workload import Shape
+from tests.test_nvml import ONE, Card, Fake
+
+FACTS = EngineFacts(
+    name="made up", version="1", checkpoint="x", fingerprint="0", architecture="X", vocabulary=9, precision="bf16",
+    emulated=False, dtype="bfloat16", device="cpu", device_name="cpu", max_length=64, worker="in_process",
+    attention_backend=None, moe_backend_requested=None, moe_backend_observed=None, kv_cache_dtype=None,
+    cuda_graph_batch_sizes=None, scores_from="nothing", max_batch=4,
+)  # fmt: skip
+SHAPE = Shape(3, 2, 5)
+PROMPTS = [[1, 2], [3, 4], [5, 6]]
+BLIND = Nvml(None, {}, "none here")
+Times = tuple[float, float] | None
+
+
+@dataclass
+class MadeUp:
+    """An engine whose calls last what `seconds` says of their number and length, on its own `now`."""
+
+    seconds: Callable[[int, int], float] = lambda call, tokens: 0.1 * tokens
+    facts: EngineFacts = FACTS
+    now: float = 100.0
+    calls: list[GenerationRequest] = field(default_factory=list)
+    wrong: int = 0
+    times: Sequence[Times] = (None, None, None)
+    during: Callable[[], object] = lambda: None
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def generate(self, prompts: Sequence[Sequence[int]], request: GenerationRequest) -> list[Completion]:
+        self.now += self.seconds(len(self.calls), request.max_new_tokens)
+        self.calls.append(request)
+        self.during()
+        made = (7,) * (request.max_new_tokens + self.wrong)
+        return [Completion(made, "length", each and RequestTimes(0.0, *each)) for each in self.times[: len(prompts)]]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    made = MadeUp()
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=made.perf_counter))
+    return made
+
+
+def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: MadeUp) -> None:
+    (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+    assert [call.max_new_tokens for call in engine.calls] == [1, 5]
+    assert all(call.ignore_eos and call.timed and call.temperature == 0 for call in engine.calls)
+    assert found.first == pytest.approx({"host": 0.1})
+    assert found.last == pytest.approx({"host": 0.5})
+    assert (found.started, found.ended) == pytest.approx((100.1, 100.6)), "of the second call"
+    assert (found.request_first, found.energy_j) == (None, None)
+
+
+def test_as_many_samples_as_asked_for(engine: MadeUp) -> None:
+    assert len(latency.measure(engine, PROMPTS, SHAPE, 4, BLIND)) == 4
+    assert len(engine.calls) == 8
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_another_number_of_tokens_than_asked_for_is_no_timing(engine: MadeUp, wrong: int) -> None:
+    engine.wrong = wrong
+    with pytest.raises(EngineError, match=f"made {5 + wrong} tokens where 5 were asked for"):
+        latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, 5)
+
+
+def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(engine: MadeUp) -> None:
+    engine.times = [(0.11, 0.41), (0.15, 0.45), (0.12, 0.49)]
+    (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+    assert found.first == pytest.approx({"host": 0.1, "engine": 0.15})
+    assert found.last == pytest.approx({"host": 0.5, "engine": 0.49})
+    assert found.request_first == 0.12
+
+
+def test_times_of_some_requests_are_no_times_of_the_batch(engine: MadeUp) -> None:
+    engine.times = [(0.11, 0.41), None, (0.12, 0.49)]
+    (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+    assert set(found.first) == set(found.last) == {"host"}
+    assert found.request_first is None
+
+
+@pytest.mark.parametrize(("worker", "expected"), [("in_process", {"host", "cuda_events"}), ("spawned", {"host"})])
+def test_cuda_events_time_what_runs_in_this_process(
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, worker: Any, expected: set[str]
+) -> None:
+    seen: list[str] = []
+    engine.facts = replace(FACTS, device="cuda:0", worker=worker)
+    engine.during = lambda: seen.append("generate")
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            seen.append("record")
+
+        def synchronize(self) -> None:
+            seen.append("wait")
+
+        def elapsed_time(self, _: Event) -> float:
+            return 480.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append("synchronize"))
+    found, _ = Clock(engine, BLIND).time(PROMPTS, 5)
+    assert set(found) == expected
+    if worker == "in_process":
+        assert found["cuda_events"] == pytest.approx(0.48), "seconds, of an event's milliseconds"
+        assert seen == ["synchronize", "record", "generate", "record", "wait"]
+
+
+@pytest.mark.parametrize(("per_token", "fails", "joules"), [(0.2, {}, 300.0), (0.05, {}, None), (0.2, {"x"}, None)])
+def test_energy_is_what_nvml_counts_over_a_call_that_is_long_enough(
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, per_token: float, fails: set[str], joules: float | None
+) -> None:
+    card = Card(ONE)
+    if fails:
+        card.fails = {"nvmlDeviceGetTotalEnergyConsumption": "NVMLError_NotSupported"}
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([card]))
+    engine.seconds = lambda _, tokens: per_token * tokens
+
+    def burn() -> None:
+        card.energy_mj += 300_000
+
+    engine.during = burn
+    with Nvml.open([ONE]) as nvml:
+        (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, nvml)
+    assert found.energy_j == joules
+
+
+def warmed(engine: MadeUp, seconds: Sequence[float], least: int) -> latency.WarmUp:
+    engine.seconds = lambda call, _: seconds[min(call, len(seconds) - 1)]
+    found = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, least)
+    assert found.seconds == pytest.approx([*seconds, *[seconds[-1]] * 999][: len(engine.calls)])
+    assert {call.max_new_tokens for call in engine.calls} == {5}, "whole iterations"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "count"),
+    [
+        ([0.2], 5, 5),
+        ([0.2], 9, 9),
+        ([0.2], 30, 30),
+        ([3.0, 0.2], 5, 6),  # the first, slow one counts for five iterations
+        ([0.05], 5, 10),  # half a second at least
+        ([0.001], 5, 500),
+    ],
+)
+def test_a_warm_up_ends_when_times_have_settled(
+    engine: MadeUp, seconds: Sequence[float], least: int, count: int
+) -> None:
+    found = warmed(engine, seconds, least)
+    assert len(found.seconds) == pytest.approx(count, abs=1 if count >= 10 else 0)  # sums of floats
+    assert found.ended == "noise below 0.5 %"
+
+
+@pytest.mark.parametrize(
+    ("each", "least", "count"),
+    [(1.0, 5, 20), (1.0, 25, 25), (12.0, 5, 7), (40.0, 5, 5)],  # 20 iterations, or 30 s beyond the least
+)
+def test_a_warm_up_that_never_settles_ends(
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, each: float, least: int, count: int
+) -> None:
+    monkeypatch.setattr(latency.stats, "settled", lambda _: None)
+    found = warmed(engine, [each], least)
+    assert (len(found.seconds), found.ended) == (count, "it did not settle")
+
+
+@pytest.mark.parametrize(
+    ("variable", "title"),
+    [
+        ("NSYS_PROFILING_SESSION_ID", "Nsight Systems"),
+        ("NV_COMPUTE_PROFILER_PERFWORKS_DIR", "Nsight Compute"),
+    ],
+)
+def test_nothing_is_timed_under_a_profiler(
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, variable: str, title: str
+) -> None:
+    latency.refuse_profiler()
+    monkeypatch.setenv(variable, "1")
+    for timed in (
+        lambda: latency.measure(engine, PROMPTS, SHAPE, 1, BLIND),
+        lambda: tasks.warm_up(engine, None, shape=vars(SHAPE), workload="", least=5),
+    ):
+        with pytest.raises(UsageError, match=f"timed under {title}"):
+            timed()
+    assert not engine.calls
+
+
+def test_nothing_is_timed_under_torchs_profiler(engine: MadeUp) -> None:
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+        pytest.raises(UsageError, match="timed under torch's profiler"),
+    ):
+        latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+    assert len(latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)) == 1, "once it has ended"
+
+
+@pytest.mark.parametrize(
+    ("shape", "facts", "said"),
+    [
+        (Shape(1, 60, 5), FACTS, "60 tokens and 5 new ones do not fit into the window of 64"),
+        (Shape(5, 2, 2), FACTS, "5 sequences are more than this arm runs at once (4)"),
+        (SHAPE, replace(FACTS, precision="nvfp4", emulated=True), "nvfp4 is emulated here"),
+        (Shape(4, 60, 4), FACTS, None),
+        (Shape(999, 2, 2), replace(FACTS, max_batch=None), None),
+    ],
+)
+def test_a_shape_that_the_engine_cannot_run_at_once_is_refused(
+    engine: MadeUp, shape: Shape, facts: EngineFacts, said: str | None
+) -> None:
+    engine.facts = facts
+    if said is None:
+        latency.check(engine, shape)
+        return
+    with pytest.raises(UsageError) as refused:
+        latency.measure(engine, PROMPTS, shape, 1, BLIND)
+    assert said in str(refused.value)
+    assert not engine.calls

@@ -1,0 +1,250 @@
+"""`moe_latency` in the harness: one real command with another task beside it, and every way it is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lm_eval
+import pytest
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
+from mlflow import MlflowClient
+
+from moe_eval.errors import UsageError
+from moe_eval.harness import session
+from moe_eval.harness.latency import MoeLatency
+from moe_eval.harness.plugin import tasks_folder
+from tests.conftest import SHIPPED
+from tests.contract.commands import Commands
+from tests.engines.trtllm.conftest import installed
+
+ASKED = {"batch_sizes": [1, 2, 3], "input_len": 16, "output_len": 4, "num_iterations": 6, "prompts": "moe_sample"}
+NAMES = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "prefill_tok_s")
+OURS = f"pretrained={SHIPPED},engine=transformers,track=off"
+
+
+class Ended(NamedTuple):
+    code: int | str | None
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+def asking(model_args: str, task: str = "moe_latency", **changes: Any) -> tuple[str, ...]:
+    asked = {**ASKED, "batch_sizes": [1], "num_iterations": 1, **changes}
+    model = ("--model", "trtllm_moe", "--model_args", model_args)
+    return *model, "--tasks", task, "--metadata", json.dumps(asked)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    return sorted(folder.glob("benchmark_results/*"))
+
+
+def record(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    return found
+
+
+def samples(run: Path, task: str = "moe_latency") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / f"samples_{task}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def sentence(ended: Ended) -> str:
+    """The one sentence that a command of a user's mistake ends with."""
+    assert ended.code == 2, ended.err[-3000:]
+    assert "Traceback" not in ended.err
+    (told,) = [line for line in ended.err.splitlines() if line.startswith("moe_eval: ")]
+    return told
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
+    """A command with both tasks of ours, limited to two documents of each, and its folder."""
+    folder, commands = tmp_path_factory.mktemp("ran"), Commands()
+    try:
+        running = commands.start(
+            *("--model", "trtllm_moe", "--tasks", "moe_sample,moe_latency", "--limit", "2"),
+            *("--metadata", json.dumps(ASKED)),
+            folder=folder,
+            double=None,
+            variables={"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'own.db'}", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        ended = running.wait(300)
+    finally:
+        commands.close()
+    assert ended.code == 0, ended.err[-3000:]
+    return Ended(ended.code, ended.out, ended.err), folder
+
+
+def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended, Path]) -> None:
+    _, folder = ran
+    (run,) = run_folders(folder)
+    found = record(run)
+    assert found["status"] == "finished"
+    assert "part of the documents only: not a result for the whole task" in found["notes"]
+    client = MlflowClient(f"sqlite:///{folder / 'own.db'}")
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert [each.info.status for each in runs] == ["FINISHED"]
+    logged = runs[0].data.metrics
+    assert logged == pytest.approx(found["metrics"])
+    for shape in ("b1_i16_o4", "b2_i16_o4"):
+        for name in NAMES:
+            low, value, high = (logged[f"speed/{shape}/{name}{bound}"] for bound in ("_low", "", "_high"))
+            assert 0 < low <= value <= high, name
+    rows = [row["word_perplexity"] for row in samples(run, "moe_sample")]
+    word_ppl = math.exp(-sum(nats for nats, _ in rows) / sum(words for _, words in rows))
+    assert logged["quality/word_ppl"] == pytest.approx(word_ppl)
+    assert [each["task"] for each in found["datasets"]] == ["moe_sample", "moe_latency"]
+    assert found["settings"]["metadata"]["batch_sizes"] == [1, 2, 3]
+
+
+def test_the_harness_s_table_shows_both_tasks_and_a_limit_cuts_shapes(ran: tuple[Ended, Path]) -> None:
+    ended, folder = ran
+    (run,) = run_folders(folder)
+    metrics = record(run)["metrics"]
+    shown = dict(re.findall(r"\|(\w+)\s*\|(?:↓|↑)\s*\|\s*([\d.]+)\|", ended.out))
+    assert float(shown["word_perplexity"]) == pytest.approx(metrics["quality/word_ppl"], abs=1e-4)
+    for shape in ("b1_i16_o4", "b2_i16_o4"):
+        for name in NAMES:
+            assert float(shown[f"{name}_{shape}"]) == pytest.approx(metrics[f"speed/{shape}/{name}"], abs=1e-4)
+    upwards = set(re.findall(r"\|(\w+)\s*\|↑", ended.out))
+    assert upwards == {f"{name}_{shape}" for name in NAMES[3:] for shape in ("b1_i16_o4", "b2_i16_o4")}
+    assert [row["doc"]["batch_size"] for row in samples(run)] == [1, 2]
+    assert "b3_i16_o4" not in ended.out + json.dumps(metrics)
+
+
+def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> None:
+    (run,) = run_folders(ran[1])
+    metrics, rows = record(run)["metrics"], samples(run)
+    for row, batch in zip(rows, (1, 2), strict=True):
+        (answer,) = row["filtered_resps"]
+        times = {name: answer["metrics"][name]["samples"] for name in NAMES}
+        for name, values in times.items():
+            assert len(values) == 6
+            key = f"speed/b{batch}_i16_o4/{name}"
+            assert metrics[key] == metrics[f"harness/moe_latency/{name}_b{batch}_i16_o4"] == statistics.median(values)
+            # of six values nothing narrower than all of them holds the median in 95 of 100 cases: 1 - 2 / 2**6 do
+            assert (metrics[f"{key}_low"], metrics[f"{key}_high"]) == (min(values), max(values))
+        for first, step, last, made, read in zip(*times.values(), strict=True):
+            assert step == pytest.approx((last - first) / 3)
+            assert made == pytest.approx(1000 * batch * 4 / last)
+            assert read == pytest.approx(1000 * batch * 16 / first)
+        assert len(answer["warm_up"]["seconds"]) >= 5
+        assert "moe_sample" in answer["workload"]["source"]
+    assert not [key for key in metrics if "j_per_tok" in key], "there is no GPU whose energy could be read"
+
+
+@pytest.fixture(autouse=True)
+def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness reads ten thousand task files for every command; here those of its own are left out."""
+    build, theirs = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
+    monkeypatch.setattr(
+        TaskIndex, "build", staticmethod(lambda paths, **how: build([p for p in paths if Path(p) != theirs], **how))
+    )
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run lm_eval in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # it would hold on to the captured stream
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(session, "_ended", session._Ended([]))
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
+        code: int | str | None = 0
+        handler = logging.StreamHandler()
+        logging.getLogger("lm_eval").addHandler(handler)
+        try:
+            cli_evaluate()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            logging.getLogger("lm_eval").removeHandler(handler)
+        return Ended(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_iterations": 0}, ("0 iterations", "at least 1")),
+        ({"warmup_iterations": 4}, ("4 of warm-up", "after 5")),
+        ({"input_len": "many"}, ("whole numbers", "many")),
+        ({"input_len": 16.5}, ("whole numbers", "16.5")),
+        ({"output_len": math.inf}, ("whole numbers", "inf")),
+        ({"batch_sizes": [True]}, ("whole numbers", "True")),
+        ({"batch_sizes": []}, ("no batch size",)),
+        ({"input_len": 1021}, ("1021", "1024")),
+        ({"prompts": "no_such_text"}, ("no_such_text", "moe_sample")),
+        ({"model_args": f"{OURS},emulate=true,precision=fp8,calibration_windows=1"}, ("fp8 is emulated",)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_timed_ends_with_a_sentence_and_a_failed_record(
+    command: Command, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    told = sentence(command(*asking(**{"model_args": OURS, **changes})))
+    assert all(word in told for word in words), told
+    (run,) = run_folders(tmp_path)
+    assert record(run)["status"] == "failed"
+    assert record(run)["error"] == told.replace("moe_eval: ", "UsageError: ")
+
+
+def test_more_sequences_than_the_engine_runs_at_once_are_refused(command: Command, tmp_path: Path) -> None:
+    with installed("1.4.0rc1"):  # its max_batch_size is the harness's own default of 1
+        ended = command(*asking(f"pretrained={SHIPPED},dtype=float32,track=off", batch_sizes=[1, 2]))
+    assert "2 sequences are more than this arm runs at once (1)" in sentence(ended)
+    (run,) = run_folders(tmp_path)
+    assert record(run)["status"] == "failed"
+
+
+def test_what_other_tasks_keep_from_run_to_run_leaves_timings_alone(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
+    kept = ("--use_cache", str(tmp_path / "answers"), "--cache_requests", "true", "--num_fewshot", "2", "--limit", "1")
+    for sizes in ([1], [1], [2]):
+        asked = asking(OURS, "moe_sample,moe_latency", batch_sizes=sizes, num_iterations="2")
+        assert command(*asked, *kept).code == 0
+    one, again, other = sorted(run_folders(tmp_path), key=lambda run: (run / "record.json").stat().st_mtime)
+    metrics = [record(run)["metrics"] for run in (one, again, other)]
+    assert ["quality/token_ppl" in each for each in metrics] == [True, False, False], "the other task was cached"
+    first, second = (samples(run)[0]["filtered_resps"][0]["metrics"]["e2e_ms"]["samples"] for run in (one, again))
+    assert len(first) == len(second) == 2
+    assert first != second
+    assert {key.split("/")[1] for key in metrics[2] if key.startswith("speed/")} == {"b2_i16_o4"}
+
+
+def test_a_command_for_another_model_stops_before_it_is_loaded(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("lm_eval.api.registry.get_model", loaded.append)
+    model = ("--model", "hf", "--model_args", f"pretrained={SHIPPED}")
+    assert "--model trtllm_moe" in sentence(command(*model, "--tasks", "moe_sample,moe_latency", "--limit", "1"))
+    assert (loaded, run_folders(tmp_path)) == ([], [])
+
+
+@pytest.mark.parametrize("form", ["name", "file", "group", "tag", "object"])
+def test_however_another_model_is_given_the_task_it_is_refused(form: str, tmp_path: Path) -> None:
+    ours = tasks_folder() / "moe_latency.yaml"
+    (tmp_path / "group.yaml").write_text("group: timed_group\ntask: [moe_latency]\n")
+    (tmp_path / "tag.yaml").write_text(f"include: {ours}\ntask: own_latency\ntag: timed_tag\n")
+    manager = TaskManager(include_path=str(tmp_path))
+    named = {"name": "moe_latency", "file": str(ours), "group": "timed_group", "tag": "timed_tag"}
+    task = named.get(form) or MoeLatency({"task": "moe_latency", "metadata": {"version": 1.0}})
+    with pytest.raises(UsageError, match="--model trtllm_moe"):
+        lm_eval.simple_evaluate(model="dummy", tasks=[task], task_manager=manager)
