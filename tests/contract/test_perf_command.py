@@ -44,7 +44,10 @@ def runs(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         ended = running.wait(600)
         assert ended.code == 0, ended.err[-3000:]
         assert not ended.left
-        found[name] = ended, {file.name: json.loads(file.read_text()) for file in (folder / "records").glob("*.json")}
+        found[name] = (
+            ended,
+            {file.name: json.loads(file.read_text()) for file in sorted((folder / "records").glob("*.json"))},
+        )
     return found
 
 
@@ -76,8 +79,8 @@ def check_figures(record: dict[str, Any]) -> None:
 
 def test_tensorrt_llm_leaves_a_record_with_its_labels(runs: dict[str, Run]) -> None:
     ended, records = runs["trtllm"]
-    assert list(records) == ["perf_bf16_cpu.json"]
     record = records["perf_bf16_cpu.json"]
+    assert list(records) == ["perf_bf16_cpu.json", f"workload_{record['workload']['digest']}.json"]
     assert (record["status"], record["error"], record["reference"]) == ("finished", None, None)
     check_figures(record)
     engine = record["labels"]["engine"]
@@ -101,7 +104,7 @@ def test_tensorrt_llm_was_loaded_once_and_asked_for_no_more_than_it_says(runs: d
 
 def test_vllm_leaves_a_record_for_each_precision(runs: dict[str, Run]) -> None:
     ended, records = runs["vllm"]
-    assert sorted(records) == ["perf_bf16_cpu.json", "perf_fp8_cpu.json"]
+    assert list(records)[:-1] == ["perf_bf16_cpu.json", "perf_fp8_cpu.json"]
     for precision in ("bf16", "fp8"):
         record = records[f"perf_{precision}_cpu.json"]
         assert (record["status"], record["error"], record["precision"]) == ("finished", None, precision)
@@ -121,8 +124,8 @@ def test_vllm_leaves_a_record_for_each_precision(runs: dict[str, Run]) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_transformers() -> list[Any]:
-    """The experts that Transformers itself goes through with the first two slices of the sample's text."""
+def of_transformers() -> tuple[list[list[int]], list[Any]]:
+    """The first two slices of the sample's text, and the experts that Transformers itself goes through with them."""
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(SHIPPED)
@@ -130,11 +133,16 @@ def of_transformers() -> list[Any]:
     tokens = tokenizer.encode(wikitext_detokenizer({"page": page}), add_special_tokens=False)
     prompts = [tokens[:READ], tokens[READ : 2 * READ]]
     engine = engines.load("transformers", EngineSettings(str(SHIPPED), precision="bf16"), tokenizer)
-    return engine.routing(prompts, MADE)
+    return prompts, engine.routing(prompts, MADE)
 
 
-def test_vllm_s_routing_is_counted_apart_from_the_timing(runs: dict[str, Run], of_transformers: list[Any]) -> None:
-    for record in runs["vllm"][1].values():
+def test_vllm_s_routing_is_counted_apart_from_the_timing(
+    runs: dict[str, Run], of_transformers: tuple[list[list[int]], list[Any]]
+) -> None:
+    *records, workload = runs["vllm"][1].values()
+    prompts, routed = of_transformers
+    assert workload["pool"] == prompts
+    for record in records:
         assert "enable_return_routed_experts" not in record["labels"]["engine"]["arguments"], "the timed arm tells none"
         assert sorted(record["routing"]) == ["1", "2"]
         for row in record["shapes"]:
@@ -146,14 +154,8 @@ def test_vllm_s_routing_is_counted_apart_from_the_timing(runs: dict[str, Run], o
             assert (counted["experts"], counted["top_k"], counted["steps"]) == (EXPERTS, TOP_K, MADE - 1)
             assert row["experts_per_layer_step"] == counted["distinct"]
             assert TOP_K <= counted["distinct"] <= batch * TOP_K
-            expected = np.stack(
-                [
-                    np.bincount(
-                        np.concatenate([each[:, layer].ravel() for each in of_transformers[:batch]]), minlength=16
-                    )
-                    for layer in range(LAYERS)
-                ]
-            )
+            chosen = np.concatenate(routed[:batch])
+            expected = np.stack([np.bincount(chosen[:, at].ravel(), minlength=EXPERTS) for at in range(LAYERS)])
             # bfloat16 in another order, and FP8, move a token whose scores are close
             assert np.abs(load - expected).sum() < 0.1 * 2 * expected.sum()
     versus = [row["versus_reference"] for row in runs["vllm"][1]["perf_fp8_cpu.json"]["shapes"]]

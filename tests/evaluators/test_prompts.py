@@ -37,7 +37,20 @@ def test_prompts_of_the_sample_are_its_first_tokens_as_the_tasks_read_it(tokeniz
     assert list(chain.from_iterable(found.pool)) == [token for token, _ in zip(stream, range(4 * 32), strict=False)]
     assert [len(prompt) for prompt in found.pool] == [32] * 4
     assert "moe_sample" in found.source
-    assert tokenizer.eos_token_id not in set(chain.from_iterable(found.pool))
+
+
+class WithBos:
+    """A tokenizer that puts a token before every text unless it is told not to."""
+
+    name_or_path = "with BOS"
+
+    def encode(self, text: str, add_special_tokens: bool = True, **_: Any) -> list[int]:
+        return [0] * add_special_tokens + [1 + each % 100 for each in text.encode()]
+
+
+def test_prompts_of_text_hold_no_special_token() -> None:
+    pool = prompts.workload("moe_sample", 0, shapes([999], 32, 8), WithBos(), VOCABULARY).pool
+    assert 0 not in set(chain.from_iterable(pool)), "nor at the start of an article"
 
 
 @pytest.mark.parametrize("dataset", ["moe_sample", "random"])

@@ -19,7 +19,6 @@ from tests.conftest import SHIPPED
 from tests.engines.trtllm.conftest import EVERY, NEWEST, Load
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
-Events = Callable[[str], list[dict[str, Any]]]
 
 
 def stored() -> dict[str, int]:
