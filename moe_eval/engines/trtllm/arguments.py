@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from moe_eval.engines.options import sizes
 from moe_eval.engines.trtllm.installed import Library
 from moe_eval.errors import UsageError
 
@@ -93,7 +94,7 @@ def build(installed: Library, options: Mapping[str, Any], defaults: Mapping[str,
         elif name == "cuda_graph_batch_sizes" and str(given).lower() in ("none", "off", "0", "false"):
             nested[config] = None
         elif nested.get(config, {}) is not None:
-            value = _list(name, given) if name == "cuda_graph_batch_sizes" else given
+            value = sizes(name, given) if name == "cuda_graph_batch_sizes" else given
             nested[config] = {**(nested.get(config) or {}), field: value}
     for config, fields in nested.items():
         arguments[config] = None if fields is None else _config(installed, config, fields)
@@ -178,14 +179,3 @@ def _moe_backend(installed: Library, given: Any) -> str:
         there = ", ".join(("auto", *(each for each in installed.moe_backends if each != "AUTO")))
         raise UsageError(f"TensorRT-LLM {installed.version} has no moe_backend {given}; it has {there}.")
     return name
-
-
-def _list(name: str, given: Any) -> list[int]:
-    parts = given if isinstance(given, (list, tuple)) else str(given).strip("[]").replace(",", ":").split(":")
-    try:
-        sizes = [int(str(part)) for part in parts]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise UsageError(f"{name}={given} is not a list of whole numbers above 0; write 1:8:32.")
-    return sizes

@@ -9,12 +9,12 @@ from typing import Any
 
 from moe_eval import checkpoint, hardware, precision
 from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.options import take_worker
 from moe_eval.engines.trtllm import observe
 from moe_eval.errors import UsageError
 
 # quantisations that TensorRT-LLM's readers know, by the first word of checkpoint.Carried.method
 _READS = ("none", "fp8", "modelopt", "compressed-tensors")
-_WORKERS = ("in_process", "spawned")
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,10 @@ def take_placement(options: dict[str, Any]) -> Placement:
     Raises:
         UsageError: a value that means nothing, or an in-process worker for several GPUs.
     """
-    asked = options.pop("worker", None)
-    if asked not in (None, *_WORKERS):
-        raise UsageError(f"worker={asked} is neither in_process nor spawned; give one of them.")
+    asked, world = take_worker(options, ("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"))
     fusion = str(options.pop("disable_fusion", False)).lower()
     if fusion not in ("true", "false", "on", "off"):
         raise UsageError(f"disable_fusion={fusion} is neither on nor off; give disable_fusion=on or leave it out.")
-    world = 1
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"):
-        value = str(options.get(name, 1))
-        if not value.isdigit() or int(value) < 1:
-            raise UsageError(f"{name}={value} is not a whole number above 0.")
-        world *= int(value)
-    if asked == "in_process" and world > 1:
-        raise UsageError(f"worker=in_process is for one GPU and {world} are asked for; leave worker out.")
     in_process = asked == "in_process" or (asked is None and world == 1 and not observe.launched())
     return Placement(world, in_process, fusion in ("true", "on"))
 

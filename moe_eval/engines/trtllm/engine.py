@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
+from moe_eval.engines.options import completed
 from moe_eval.engines.trtllm import tracing
 from moe_eval.engines.trtllm.failures import explained
 from moe_eval.engines.trtllm.installed import Library
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
 from moe_eval.engines.trtllm.workers import Waiter, Workers
-from moe_eval.errors import EngineError, UsageError, WorkerDied
+from moe_eval.errors import UsageError, WorkerDied
 
 _SHUTDOWN_SECONDS = 60
 
@@ -216,17 +217,8 @@ class TrtllmEngine:
         return found
 
     def _completion(self, output: Any, request: GenerationRequest) -> Completion:
-        tokens = tuple(int(token) for token in output.token_ids)
-        if output.finish_reason not in ("stop", "length"):
-            raise EngineError(f"TensorRT-LLM broke a request off ({output.finish_reason}).")
-        if request.ignore_eos and not request.stop and len(tokens) != request.max_new_tokens:
-            raise EngineError(
-                f"TensorRT-LLM generated {len(tokens)} tokens where {request.max_new_tokens} were asked for; no timing "
-                "of this run would be right."
-            )
-        if not request.ignore_eos and tokens and tokens[-1] in self.ends:
-            tokens = tokens[:-1]
-        return Completion(tokens, output.finish_reason, _times(output) if request.timed else None)
+        found = completed("TensorRT-LLM", output, request, self.ends)
+        return replace(found, times=_times(output)) if request.timed else found
 
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
         raise UsageError("TensorRT-LLM does not tell which experts tokens go through; ask vLLM or Transformers.")

@@ -6,13 +6,13 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from moe_eval import checkpoint, hardware, precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
+from moe_eval.engines.options import end_tokens
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.checks import Model, check_machine, read_model, take_placement
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
@@ -122,7 +122,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
             "disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1",
         },
     )
-    return TrtllmEngine(facts, session, verdict.reader, context, _ends(model.folder, tokenizer), verdict.checks)
+    return TrtllmEngine(facts, session, verdict.reader, context, end_tokens(model.folder, tokenizer), verdict.checks)
 
 
 def _limits(
@@ -173,13 +173,3 @@ def _session(
         most_requests=2 * int(given["max_batch_size"]),
         most_tokens=2 * int(given["max_num_tokens"]),
     )
-
-
-def _ends(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a completion: the tokenizer's and those of generation_config.json."""
-    ends = {tokenizer.eos_token_id}
-    file = folder / "generation_config.json"
-    if file.is_file():
-        stated = checkpoint.read_object(file).get("eos_token_id")
-        ends |= set(stated) if isinstance(stated, list) else {stated}
-    return frozenset(end for end in ends if end is not None)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
 
 # Every prompt token of an iteration has its logits in float32 three times over: as the output layer leaves them, in
@@ -67,11 +68,11 @@ def limits(options: Mapping[str, Any], max_length: int | None, positions: int, a
     Raises:
         UsageError: what was asked for does not fit together.
     """
-    longest = min(positions, _number(options, "max_seq_len") or positions)
+    longest = min(positions, number(options, "max_seq_len") or positions)
     if longest < LEAST + BEYOND:
         raise UsageError(f"max_seq_len={longest} leaves too small a window; give at least {LEAST + BEYOND}.")
     chunked = str(options.get("enable_chunked_prefill", False)).lower() in ("true", "on", "yes", "t", "y", "1")
-    budget = _number(options, "max_num_tokens")
+    budget = number(options, "max_num_tokens")
     if max_length is None:
         window = longest - BEYOND
         if not chunked:
@@ -93,16 +94,3 @@ def limits(options: Mapping[str, Any], max_length: int | None, positions: int, a
     if budget is None:
         budget = at_once if chunked else max(at_once, window + BEYOND)
     return Limits(window, max(longest if "max_seq_len" in options else 0, window + BEYOND), budget)
-
-
-def _number(options: Mapping[str, Any], name: str) -> int | None:
-    value = options.get(name)
-    if value is None:
-        return None
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise UsageError(f"{name}={value} is not a whole number above 0.")
-    return number

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_eval import records
+from moe_eval.engines.options import sizes
 from moe_eval.engines.vllm.installed import Library
 from moe_eval.errors import UsageError
 
@@ -88,7 +89,7 @@ def build(installed: Library, options: Mapping[str, Any], defaults: Mapping[str,
             "cudagraph_mode": "NONE",
         }
     elif graphs is not None:
-        arguments["cudagraph_capture_sizes"] = _sizes("cuda_graph_batch_sizes", graphs)
+        arguments["cudagraph_capture_sizes"] = sizes("cuda_graph_batch_sizes", graphs)
     return arguments
 
 
@@ -169,7 +170,7 @@ def _read(name: str, given: Any, *, lists: bool) -> Any:
         except json.JSONDecodeError as error:
             raise UsageError(f"{name}={given} is not JSON ({error}).") from None
     if lists and re.fullmatch(r"\d+(:\d+)*", text):
-        return _sizes(name, text)
+        return sizes(name, text)
     if text.lower() in (*_TRUE, *_FALSE):
         return text.lower() in _TRUE
     for number in (int, float):
@@ -178,14 +179,3 @@ def _read(name: str, given: Any, *, lists: bool) -> Any:
         except ValueError:
             continue
     return given
-
-
-def _sizes(name: str, given: Any) -> list[int]:
-    parts = given if isinstance(given, (list, tuple)) else str(given).strip("[]").replace(",", ":").split(":")
-    try:
-        sizes = [int(str(part)) for part in parts]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise UsageError(f"{name}={given} is not a list of whole numbers above 0; write 1:8:32.")
-    return sizes

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from moe_eval import checkpoint, hardware, precision
 from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.options import take_worker
 from moe_eval.errors import UsageError
 
 # quantisations that vLLM's readers know, by the first word of checkpoint.Carried.method
 _READS = ("none", "fp8", "modelopt", "compressed-tensors")
 # what vLLM makes of 16-bit weights while it loads them, by its own name
 ONLINE = {"fp8": "fp8_per_tensor", "fp8_block": "fp8_per_block"}
-_WORKERS = ("in_process", "spawned")
 _WEIGHTS = ("checkpoint", "random")
 _WORLD = (
     *("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size"),
@@ -140,17 +140,7 @@ def take_placement(options: dict[str, Any], weights: str) -> Placement:
     Raises:
         UsageError: a value that means nothing, an in-process worker for several GPUs, or random weights elsewhere.
     """
-    asked = options.pop("worker", None)
-    if asked not in (None, *_WORKERS):
-        raise UsageError(f"worker={asked} is neither in_process nor spawned; give one of them.")
-    world = 1
-    for name in _WORLD:
-        value = str(options.get(name, 1))
-        if not value.isdigit() or int(value) < 1:
-            raise UsageError(f"{name}={value} is not a whole number above 0.")
-        world *= int(value)
-    if asked == "in_process" and world > 1:
-        raise UsageError(f"worker=in_process is for one GPU and {world} are asked for; leave worker out.")
+    asked, world = take_worker(options, _WORLD)
     # CUDA events, torch's profiler and what is seen of the model need the engine in this process
     in_process = asked == "in_process" or (asked is None and world == 1)
     if weights == "random" and not in_process:

@@ -27,10 +27,11 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
+from moe_eval.engines.options import completed
 from moe_eval.engines.vllm import readers, tracing
 from moe_eval.engines.vllm.failures import explained
 from moe_eval.engines.vllm.installed import Library
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import UsageError
 
 
 @dataclass
@@ -222,18 +223,8 @@ class VllmEngine:
         return found
 
     def _completion(self, output: Any, request: GenerationRequest, since: float | None = None) -> Completion:
-        completion = output.outputs[0]
-        tokens = tuple(int(token) for token in completion.token_ids)
-        if completion.finish_reason not in ("stop", "length"):
-            raise EngineError(f"vLLM broke a request off ({completion.finish_reason}).")
-        if request.ignore_eos and not request.stop and len(tokens) != request.max_new_tokens:
-            raise EngineError(
-                f"vLLM generated {len(tokens)} tokens where {request.max_new_tokens} were asked for; no timing of this "
-                "run would be right."
-            )
-        if not request.ignore_eos and tokens and tokens[-1] in self.ends:
-            tokens = tokens[:-1]
-        return Completion(tokens, completion.finish_reason, readers.times(output, since) if request.timed else None)
+        found = completed("vLLM", output.outputs[0], request, self.ends)
+        return replace(found, times=readers.times(output, since)) if request.timed else found
 
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
         if not self.tells_experts:

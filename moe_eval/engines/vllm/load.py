@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, hardware, precision
+from moe_eval import hardware, precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
+from moe_eval.engines.options import end_tokens
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
 from moe_eval.engines.vllm.checks import ONLINE, Model, check_machine, read_model, take_placement, take_weights
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
@@ -74,7 +75,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     return VllmEngine(
         facts,
         session,
-        _ends(model.folder, tokenizer),
+        end_tokens(model.folder, tokenizer),
         tells_experts=bool(given.get("enable_return_routed_experts")),
         profiles=Path(folder) if folder else None,
     )
@@ -197,13 +198,3 @@ def _facts(
         weight_bytes=observe.weight_bytes(seen),
         arguments=arguments.plain(given),
     )
-
-
-def _ends(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a completion: the tokenizer's and those of generation_config.json."""
-    ends = {tokenizer.eos_token_id}
-    file = folder / "generation_config.json"
-    if file.is_file():
-        stated = checkpoint.read_object(file).get("eos_token_id")
-        ends |= set(stated) if isinstance(stated, list) else {stated}
-    return frozenset(end for end in ends if end is not None)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
 
 # A prompt has to leave room for one generated token, and a window's last token is read as well, since its
@@ -42,7 +43,7 @@ def limits(options: Mapping[str, Any], max_length: int | None, positions: int) -
     Raises:
         UsageError: what was asked for does not fit together.
     """
-    longest = min(positions, _number(options, "max_model_len") or positions)
+    longest = min(positions, number(options, "max_model_len") or positions)
     if longest < LEAST + BEYOND:
         raise UsageError(f"max_model_len={longest} leaves too small a window; give at least {LEAST + BEYOND}.")
     window = longest - BEYOND if max_length is None else max_length
@@ -90,8 +91,8 @@ def cache_bytes(
     head_dim = config.get("head_dim") or int(config.get("hidden_size") or 0) // int(heads)
     if not head_dim or "linear" in str(config.get("layer_types")):
         return None
-    tensor = _number(options, "tensor_parallel_size") or 1
-    pipeline = _number(options, "pipeline_parallel_size") or 1
+    tensor = number(options, "tensor_parallel_size") or 1
+    pipeline = number(options, "pipeline_parallel_size") or 1
     kept, smallest = max(1, int(config.get("num_key_value_heads") or heads) // tensor), _BLOCK
     numbers = 2 * kept * int(head_dim)
     if config.get("kv_lora_rank"):
@@ -99,20 +100,7 @@ def cache_bytes(
         numbers, smallest = int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0), 128
     cache = str(options.get("kv_cache_dtype", "auto"))
     width = 1 if cache.startswith(("fp8", "int8")) else 4 if (dtype if cache == "auto" else cache) == "float32" else 2
-    block = _number(options, "block_size") or smallest
+    block = number(options, "block_size") or smallest
     # a block more for every sequence, vLLM's own null block, and one for a token scheduled ahead
     blocks = math.ceil(tokens / block) + sequences + 2
     return math.ceil(int(layers) / pipeline) * numbers * width * block * blocks
-
-
-def _number(options: Mapping[str, Any], name: str) -> int | None:
-    value = options.get(name)
-    if value is None:
-        return None
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise UsageError(f"{name}={value} is not a whole number above 0.")
-    return number
