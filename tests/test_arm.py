@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,8 +23,12 @@ from tests.conftest import SHIPPED
 SHIPPED_LOAD = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """Whatever a test starts has ended when it is over; other tests may have processes of their own here."""
+    before = psutil.Process().children(recursive=True)
+    yield
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
 @pytest.fixture
@@ -44,14 +49,12 @@ def test_an_arm_loads_once_and_answers_what_it_is_asked(frozen: Path) -> None:
         assert found == process.ask("routing", **asked)
         assert set(found) == {"1", "2"}
         assert found["1"]["distinct"] == 4.0, "one token goes through its top-4"
-    assert not children()
 
 
 def test_an_arm_that_cannot_be_loaded_says_why_and_is_gone(tmp_path: Path) -> None:
     settings = EngineSettings(str(tmp_path / "nowhere"), device="cpu")
     with ArmProcess(Load("transformers", settings, str(SHIPPED))) as process, pytest.raises(ArmFailed, match="nowhere"):
         process.load()
-    assert not children()
 
 
 def test_an_arm_that_is_killed_is_told_by_its_signal() -> None:
