@@ -62,7 +62,10 @@ class Qwen3MoeForCausalLM(nn.Module):
         for name, theirs in _by_vllm_name(self._compute[0], views=True):
             value = dequantised(mine[name], mine.get(f"{name}_scale"))
             if isinstance(theirs, list):
-                value = value if name.endswith("_weight") else value.split([len(each) for each in theirs])
+                if name.endswith("_weight"):  # of experts, which Transformers 4 keeps one by one
+                    value = value.reshape(len(theirs), *theirs[0].shape)
+                else:
+                    value = value.split([len(each) for each in theirs])
                 for each, part in zip(theirs, value, strict=True):
                     each.copy_(part)
             else:
@@ -109,11 +112,11 @@ def _by_vllm_name(model: Any, views: bool = False) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}.mlp.experts.w13_weight", mlp.experts.gate_up_proj.data
             yield f"{prefix}.mlp.experts.w2_weight", mlp.experts.down_proj.data
         else:
-            up = [torch.cat([each.gate_proj.weight.data, each.up_proj.weight.data]) for each in mlp.experts]
-            if views:
-                raise NotImplementedError("the double writes weights into Transformers 5 alone")
-            yield f"{prefix}.mlp.experts.w13_weight", torch.stack(up)
-            yield f"{prefix}.mlp.experts.w2_weight", torch.stack([each.down_proj.weight.data for each in mlp.experts])
+            up = [part.weight.data for each in mlp.experts for part in (each.gate_proj, each.up_proj)]
+            down = [each.down_proj.weight.data for each in mlp.experts]
+            shape = (len(down), -1, up[0].shape[1])
+            yield f"{prefix}.mlp.experts.w13_weight", up if views else torch.stack(up).reshape(shape)
+            yield f"{prefix}.mlp.experts.w2_weight", down if views else torch.stack(down)
 
 
 def build(config: Any) -> Qwen3MoeForCausalLM:

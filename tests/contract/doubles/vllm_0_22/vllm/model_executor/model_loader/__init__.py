@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,15 @@ from .reload.layerwise import get_layerwise_info
 from .reload.meta import materialize_layer
 
 
-class BaseModelLoader:
+class BaseModelLoader(ABC):
     """What loaders have in common."""
 
     def __init__(self, load_config: Any) -> None:
         self.load_config = load_config
 
+    @abstractmethod
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
-        raise NotImplementedError
+        """Give the model its weights."""
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
         from ...double.model import build
