@@ -5,6 +5,7 @@
         --batch_size 1,8,32,64 --num_iterations 12 --dataset wikitext_local --output_dir OUT
         --model_args weights=random,moe_backend=triton
     python benchmarks/h100.py inside FOLDER OUT         evaluator against bare loop; scoring against prefill and lm-eval
+    python benchmarks/h100.py traces FOLDER OUT fp8     a trace of one prefill and eight decode steps a batch size
     python benchmarks/h100_page.py OUT docs/results/h100.md
 
 `inside` loads the BF16 arm once. The bare loop calls the same LLM's `generate` with nothing around it; calls of the
@@ -19,6 +20,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,8 @@ QWEN3_30B_A3B = {
 }
 COST_SHAPES = (Shape(1, 512, 64), Shape(8, 512, 64), Shape(32, 512, 64))
 COST_BLOCKS = 6
+TRACED_SHAPES = (Shape(1, 512, 9), Shape(8, 512, 9), Shape(32, 512, 9))
+TRACED_TURNS = 5
 SCORED, SCORED_LEN, SCORE_BLOCKS = 64, 512, 3
 
 
@@ -74,6 +78,11 @@ def main() -> None:
     within.add_argument("folder", type=Path)
     within.add_argument("out", type=Path)
     within.set_defaults(run=lambda args: inside(args.folder, args.out))
+    traced = commands.add_parser("traces")
+    traced.add_argument("folder", type=Path)
+    traced.add_argument("out", type=Path)
+    traced.add_argument("precision", choices=("bf16", "fp8"))
+    traced.set_defaults(run=lambda args: traces(args.folder, args.out, args.precision))
     args = parser.parse_args()
     args.run(args)
 
@@ -176,6 +185,34 @@ def scoring(engine: Any, tokenizer: Any) -> dict[str, Any]:
         "score_vs_lm_eval": against("lm-eval's vllm / scoring", lm_eval, ours, SCORE_BLOCKS),
         "largest_difference_nats": max(abs(a - b) for a, b in zip(own, other, strict=True)),
     }
+
+
+def traces(folder: Path, out: Path, precision: str) -> None:
+    """One trace a shape, and the seconds of the same call without the profiler."""
+    settings = EngineSettings(
+        checkpoint=str(folder),
+        precision=precision,
+        max_length=1024,
+        batch_size=max(shape.batch_size for shape in TRACED_SHAPES),
+        options={"weights": "random", "moe_backend": "triton", "cuda_graph_batch_sizes": "1:8:32"},
+    )
+    tokenizer = tokens.load(str(folder), settings)
+    engine: Any = engines.load("vllm", settings, tokenizer)
+    out.mkdir(parents=True, exist_ok=True)
+    work = prompts.workload("wikitext_local", 0, TRACED_SHAPES, tokenizer, engine.facts.vocabulary)
+    for shape in TRACED_SHAPES:
+        rows, clock = work.prompts(shape), latency.Clock(engine, Nvml.open(()))
+        for _ in range(latency.LEAST_WARM_UPS):
+            clock.sample(rows, shape.output_len)
+        samples = [clock.sample(rows, shape.output_len) for _ in range(TRACED_TURNS)]
+        file = out / f"{precision}_{shape.name}.json"
+        start = time.perf_counter()
+        with engine.trace(file):
+            profiled = clock.time(rows, shape.output_len)[0]
+        print(f"{file.name}: traced in {time.perf_counter() - start:.1f} s", flush=True)
+        found = {"facts": vars(engine.facts), "profiled": profiled, "samples": [asdict(each) for each in samples]}
+        (out / f"{precision}_{shape.name}_times.json").write_text(json.dumps(found, indent=1, default=str))
+    engine.close()
 
 
 def harness_model(engine: Any, tokenizer: Any) -> Any:

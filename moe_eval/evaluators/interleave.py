@@ -226,13 +226,21 @@ def route(
 ) -> None:
     """Find out which experts every arm's tokens go through, in a process of its own, outside the timing.
 
+    An arm that is loaded like one before it goes the same ways and is not counted again.
+
     Args:
         frozen: the workload's file.
         options: with which the engine is loaded to tell (EngineKind.routing).
         experts: of a layer, to choose from.
     """
     largest = max(workload.shapes, key=lambda shape: shape.batch_size)
+    counted: list[ArmRun] = []
     for arm in arms:
+        alike = next((each for each in counted if each.load == arm.load), None)
+        if alike is not None:
+            arm.routing = alike.routing
+            continue
+        counted.append(arm)
         settings = arm.load.settings
         asked = replace(arm.load, settings=replace(settings, options={**settings.options, **options}))
         with ArmProcess(asked) as process:

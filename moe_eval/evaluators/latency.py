@@ -22,9 +22,9 @@ DISAGREEMENT = 0.02
 _ENERGY_SECONDS = 0.5
 LEAST_WARM_UPS = 5
 # a warm-up that does not settle ends after as many iterations (short ones: after stats.LEAST_SECONDS), or this long
-# after the least it has to do
+# after the least it has to do (nvbench's --timeout)
 _WARM_UPS = 20
-_WARM_UP_SECONDS = 30.0
+_WARM_UP_SECONDS = 15.0
 _PROFILERS = {"NSYS_PROFILING_SESSION_ID": "Nsight Systems", "NV_COMPUTE_PROFILER_PERFWORKS_DIR": "Nsight Compute"}
 
 

@@ -297,3 +297,14 @@ def test_routing_is_counted_once_for_the_largest_batch_by_an_engine_that_tells(m
         assert (each["experts"], each["batch_sizes"]) == (16, [1, 2])
         assert each["load"].settings.options == {"tell": True}
     assert runs[0].load.settings.options == {}, "the timed arm is loaded as it was"
+
+
+def test_an_arm_measured_against_itself_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(routing={"a": {"1": {}}, "c": {"1": {"other": 1}}})
+    monkeypatch.setattr(interleave, "ArmProcess", stage)
+    first, other = arms("ac")
+    again = ArmRun("a-again", "bf16", first.load)
+    interleave.route([first, again, other], WORK, FROZEN, options={}, experts=16)
+    assert stage.order("routing") == "ac"
+    assert first.routing == again.routing == stage.routing["a"]
+    assert other.routing == stage.routing["c"]
