@@ -1,6 +1,7 @@
 """The page about benchmarks/h100.py's records: python benchmarks/h100_page.py OUT docs/results/h100.md
 
-The section on what they mean is kept as it stands in the page.
+OUT holds the records, inside.json, and in OUT/traces what `h100.py traces` left. The section on what the speeds mean is
+kept as it stands in the page.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_eval.evaluators import speed_table
+from moe_eval.evaluators import kernels_record, kernels_table, speed_table
 from moe_eval.evaluators.table import columns
+from moe_eval.traces import breakdown, diff, files
 
 MEANING = "## What it means"
+TRACED = (1, 8, 32)
+ARMS = ("bf16", "fp8")
 _HOW = """Qwen3-30B-A3B's shape with random weights (normal 0.02, norms 1, another seed for every tensor), prompts of
 WikiText-2 cut with the shipped model's tokenizer, so that tokens repeat as they do in text. vLLM has no tuned
 configuration of its Triton experts for this shape on an H100 and says so; another backend or a tuned one would be
@@ -32,6 +36,8 @@ def write_page(out: Path, file: Path) -> None:
     parts += ["## Speed", speed_page(finished) if finished else "Not run yet."]
     if MEANING in (before := file.read_text() if file.is_file() else ""):
         parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
+    traces = out / "traces"
+    parts += ["## Where the time goes", kernels_page(traces, finished) if traces.is_dir() else "Not run yet."]
     inside_file = out / "inside.json"
     parts += ["## The evaluator and scoring", inside_page(json.loads(inside_file.read_text()))
               if inside_file.is_file() else "Not run yet."]  # fmt: skip
@@ -74,6 +80,47 @@ def speed_page(found: Sequence[dict[str, Any]]) -> str:
             ),
         ]
     )
+
+
+def kernels_page(folder: Path, records: Sequence[dict[str, Any]]) -> str:
+    """Decode steps of both arms, their difference, and what it predicts beside what was measured."""
+    parts = [
+        "One prefill and eight decode steps under torch's profiler, in runs of their own; categories and ceilings as "
+        "in [kernels.md](../kernels.md). The ratio measured without the profiler is that of the TPOT above."
+    ]
+    ceilings = []
+    for batch in TRACED:
+        stems = [f"{arm}_b{batch}_i512_o9" for arm in ARMS]
+        found = [breakdown.make(files.read(folder / f"{stem}.json.gz")) for stem in stems]
+        ratio = measured(records, batch)
+        (decode,) = [each for each in diff.make(*found) if each.name == "decode"]
+        text = diff.explain(decode, ARMS, ratio)
+        content = {"decode": kernels_record.difference(decode, ratio)}
+        parts += [f"### Batch {batch}", kernels_table.difference(content, ARMS, [text])]
+        for arm, stem, each in zip(ARMS, stems, found, strict=True):
+            times = json.loads((folder / f"{stem}_times.json").read_text())
+            plain = statistics.median(one["last"]["cuda_events"] for one in times["samples"])
+            phase = next(one for one in each.phases if one.name == "decode")
+            ceilings.append(
+                (arm, str(batch), f"{each.seen.precision} on {each.seen.backend}", f"{100 * phase.classified:.1f} %",
+                 f"{100 * phase.share('expert_gemm').share:.1f} %", f"{phase.busy_ceiling.free:.2f}x",
+                 f"{phase.wall_ceiling.free:.2f}x", f"{phase.busy_ceiling.twice:.2f}x",
+                 f"{100 * (times['profiled']['cuda_events'] / plain - 1):+.0f} %")
+            )  # fmt: skip
+    heads = ("arm", "batch", "experts ran", "classified", "expert GEMM", "ceiling, busy", "ceiling, wall",
+             "busy, GEMM twice as fast", "profiler's cost")  # fmt: skip
+    return "\n\n".join([*parts, "### Ceilings of a decode step", columns(heads, ceilings)])
+
+
+def measured(records: Sequence[dict[str, Any]], batch: int) -> float | None:
+    """How many times shorter the second arm's TPOT is than the first's, where both were measured."""
+    tpot = {
+        record["arm"]: row["metrics"]["tpot_ms"]["median"]
+        for record in records
+        for row in record["shapes"]
+        if row["batch_size"] == batch
+    }
+    return tpot[ARMS[0]] / tpot[ARMS[1]] if set(ARMS) <= set(tpot) else None
 
 
 def inside_page(found: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
 
 from moe_eval.harness.documents import moe_sample, wikitext_local
+from moe_eval.harness.kernels import MoeKernels
 from moe_eval.harness.latency import MoeLatency
 
-__all__ = ["MoeLatency", "moe_sample", "process_results", "wikitext_detokenizer", "wikitext_local"]
+__all__ = ["MoeKernels", "MoeLatency", "moe_sample", "process_results", "wikitext_detokenizer", "wikitext_local"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 
-from moe_eval.cli import doctor, log, perf, ppl
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.exits import settle
+
+_COMMANDS = ("log", "doctor", "ppl", "perf", "kernels")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,11 +22,11 @@ def main(argv: list[str] | None = None) -> int:
         prog="moe-eval", description="Speed and quality of mixture-of-experts models by precision of their experts."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    log.add(commands)
-    doctor.add(commands)
-    ppl.add(commands)
-    perf.add(commands)
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # most commands import torch, which takes seconds that the others need not wait
+    for name in words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS:
+        import_module(f"moe_eval.cli.{name}").add(commands)
+    args = parser.parse_args(words)
     try:
         args.run(args)
     except KeyboardInterrupt as error:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moe_eval.engines import transformers_trace
 from moe_eval.engines.base import (
     Completion,
     EngineFacts,
@@ -175,12 +176,10 @@ class TransformersEngine:
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:
         self._refuse_speed()
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self.model.device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities) as profiler:
+        device = self.model.device
+        with transformers_trace.profiler(device) as profiler, transformers_trace.annotated(self.model):
             yield TraceHandle(target)
-            if self.model.device.type == "cuda":
+            if device.type == "cuda":
                 torch.cuda.synchronize()
         profiler.export_chrome_trace(str(target))
 

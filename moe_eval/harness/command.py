@@ -36,6 +36,10 @@ def guarded(execute: Callable[..., None]) -> Callable[..., None]:
             print(f"moe_eval: {sentence}", file=sys.stderr)
             sys.exit(settle(error))
         _tell(sys.stdout)
+        for sentence in session.contradictions():
+            print(f"moe_eval: {sentence}.", file=sys.stderr)
+        if session.contradictions():
+            sys.exit(1)
         if session.tracking_failed():
             sys.exit(2)
 

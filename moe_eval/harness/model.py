@@ -16,7 +16,7 @@ from tqdm import tqdm
 from moe_eval import engines
 from moe_eval.engines.base import Completion, GenerationRequest, Window, WindowScores
 from moe_eval.errors import UsageError
-from moe_eval.harness import cache, latency, plugin, settings, tokens
+from moe_eval.harness import cache, kernels, latency, plugin, settings, tokens
 from moe_eval.harness.generation import Generation
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
@@ -222,6 +222,11 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """Figures of the shapes that the task moe_latency asks for."""
         with tqdm(total=len(requests), desc="Timing", unit="shape", disable=disable_tqdm) as bar:
             return list(latency.answers(self.engine, self.tokenizer, requests, bar.update))
+
+    def moe_kernels(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+        """Breakdowns of the shapes that the task moe_kernels asks for."""
+        with tqdm(total=len(requests), desc="Tracing", unit="shape", disable=disable_tqdm) as bar:
+            return list(kernels.answers(self.engine, self.tokenizer, requests, bar.update))
 
     def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
         room = self.max_length - request.max_new_tokens

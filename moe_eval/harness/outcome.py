@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_eval.harness import LATENCY, latency
+from moe_eval.harness import KERNELS, LATENCY, kernels, latency
 from moe_eval.records import DatasetFacts
 
 Samples = Mapping[str, list[dict[str, Any]]]
@@ -20,12 +20,16 @@ _KEY = re.compile(r"[^\w.:/ -]")  # what MLflow refuses in a metric's name
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run amounts to; the fields are those of HarnessRecord."""
+    """What a finished run amounts to; the fields are those of HarnessRecord.
+
+    `verified` is False where the kernels that ran are not those of the arm's precision.
+    """
 
     labels: Mapping[str, Any]
     metrics: Mapping[str, float]
     datasets: tuple[DatasetFacts, ...]
     notes: tuple[str, ...]
+    verified: bool
 
     def summary(self) -> list[str]:
         """The perplexity task's figures that the harness's own table does not show."""
@@ -53,7 +57,10 @@ def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
     """
     labels = results["config"]["moe_eval"]
     metrics = dict(_harness_metrics(results["results"])) | latency.metrics(samples.get(LATENCY, ()))
+    metrics |= kernels.metrics(samples.get(KERNELS, ()))
     notes = [EMULATED] if labels["engine"]["emulated"] else []
+    contradictions = kernels.contradictions(samples.get(KERNELS, ()))
+    notes += contradictions
     perplexity = [task for task, rows in samples.items() if rows and "word_perplexity" in rows[0]]
     if len(perplexity) == 1:
         quality, note = _quality(samples[perplexity[0]], labels["scored"].get(perplexity[0], {}))
@@ -61,7 +68,7 @@ def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
         notes += [f"quality/ keys are of the task {perplexity[0]}", *note]
     elif perplexity:
         notes.append(f"no quality/ keys: {', '.join(perplexity)} all measure perplexity")
-    return Outcome(labels, metrics, tuple(_datasets(results, samples)), tuple(notes))
+    return Outcome(labels, metrics, tuple(_datasets(results, samples)), tuple(notes), not contradictions)
 
 
 def _harness_metrics(by_task: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float]]:

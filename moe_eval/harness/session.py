@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from moe_eval import precision, records
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.exits import terminable
-from moe_eval.harness import LATENCY, MODEL, offline, settings
+from moe_eval.harness import MODEL, artifacts, elsewhere, offline, settings
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
 
@@ -37,6 +37,7 @@ class _Ended:
 
     lines: list[str]
     tracking_failed: bool = False
+    contradictions: list[str] = field(default_factory=list)
 
 
 _ended = _Ended([])
@@ -52,6 +53,11 @@ def tracking_failed() -> bool:
     return _ended.tracking_failed
 
 
+def contradictions() -> list[str]:
+    """Sentences on arms of this process whose kernels are not those of their precision."""
+    return _ended.contradictions
+
+
 def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the harness's simple_evaluate. Runs of other models go through untouched."""
     signature = inspect.signature(simple_evaluate)
@@ -62,7 +68,7 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call.apply_defaults()
         asked = _settings_of(call.arguments)
         if asked is None:
-            return _elsewhere(lambda: simple_evaluate(*args, **kwargs), call.arguments["tasks"])
+            return elsewhere.run(lambda: simple_evaluate(*args, **kwargs), call.arguments["tasks"])
         if not _keeps_books():
             return simple_evaluate(*args, **kwargs)
         if not isinstance(call.arguments["model"], str):
@@ -74,7 +80,7 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call.arguments["log_samples"] = True
         books = _Books.open(asked, call.arguments)
         try:
-            with terminable():
+            with terminable(), artifacts.kept_in(books.folder):
                 results = offline.explained(lambda: simple_evaluate(*call.args, **call.kwargs))
         except BaseException as error:
             books.close_failed(error)
@@ -88,22 +94,6 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         return results
 
     return run
-
-
-def _elsewhere(run: Callable[[], Any], tasks: Any) -> Any:
-    """Run a model that is not ours, and refuse our own evaluators for it.
-
-    By name that is before the model is loaded; in a group, a file or a Task it is seen when the model is asked.
-    """
-    refused = f"{LATENCY} measures moe_eval's engines; run it with --model trtllm_moe, or leave it out."
-    if LATENCY in (tasks or ()):
-        raise UsageError(refused)
-    try:
-        return run()
-    except AttributeError as error:
-        if error.name != LATENCY:
-            raise
-        raise UsageError(refused) from None
 
 
 def _keeps_books() -> bool:
@@ -182,6 +172,8 @@ class _Books:
             notes=self.record.notes + found.notes,
         )
         _ended.lines += found.summary()
+        if not found.verified:
+            _ended.contradictions += [note for note in found.notes if note.startswith("NOT VERIFIED")]
         self._log()
 
     def close_failed(self, error: BaseException) -> None:

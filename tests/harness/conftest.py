@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,16 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
+from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 
+from moe_eval.harness import session
 from moe_eval.harness.model import MoeLM
 from moe_eval.harness.settings import SHIPPED
+from tests.harness.running import Command, Ended
 
 Requests = Callable[..., list[Instance]]
 
@@ -168,3 +174,37 @@ def evaluate(task_manager: TaskManager) -> Iterator[Callable[..., Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
         yield run
+
+
+@pytest.fixture
+def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness reads ten thousand task files for every command; here those of its own are left out."""
+    build, theirs = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
+    monkeypatch.setattr(
+        TaskIndex, "build", staticmethod(lambda paths, **how: build([p for p in paths if Path(p) != theirs], **how))
+    )
+
+
+@pytest.fixture
+def command(
+    few_tasks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """Run lm_eval in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # it would hold on to the captured stream
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(session, "_ended", session._Ended([]))
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
+        code: int | str | None = 0
+        handler = logging.StreamHandler()
+        logging.getLogger("lm_eval").addHandler(handler)
+        try:
+            cli_evaluate()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            logging.getLogger("lm_eval").removeHandler(handler)
+        return Ended(code, *capfd.readouterr())
+
+    return run

@@ -3,69 +3,36 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 import statistics
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lm_eval
 import pytest
-from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import TaskIndex
 from mlflow import MlflowClient
 
 from moe_eval.errors import UsageError
-from moe_eval.harness import session
 from moe_eval.harness.latency import MoeLatency
 from moe_eval.harness.plugin import tasks_folder
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.engines.trtllm.conftest import installed
+from tests.harness.running import Command, Ended, record, run_folders, samples, sentence
+
+pytestmark = pytest.mark.usefixtures("few_tasks")
 
 ASKED = {"batch_sizes": [1, 2, 3], "input_len": 16, "output_len": 4, "num_iterations": 6, "prompts": "moe_sample"}
 NAMES = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "prefill_tok_s")
 OURS = f"pretrained={SHIPPED},engine=transformers,track=off"
 
 
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
 def asking(model_args: str, task: str = "moe_latency", **changes: Any) -> tuple[str, ...]:
     asked = {**ASKED, "batch_sizes": [1], "num_iterations": 1, **changes}
     model = ("--model", "trtllm_moe", "--model_args", model_args)
     return *model, "--tasks", task, "--metadata", json.dumps(asked)
-
-
-def run_folders(folder: Path) -> list[Path]:
-    return sorted(folder.glob("benchmark_results/*"))
-
-
-def record(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "record.json").read_text(encoding="utf-8"))
-    return found
-
-
-def samples(run: Path, task: str = "moe_latency") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / f"samples_{task}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def sentence(ended: Ended) -> str:
-    """The one sentence that a command of a user's mistake ends with."""
-    assert ended.code == 2, ended.err[-3000:]
-    assert "Traceback" not in ended.err
-    (told,) = [line for line in ended.err.splitlines() if line.startswith("moe_eval: ")]
-    return told
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +87,13 @@ def test_the_harness_s_table_shows_both_tasks_and_a_limit_cuts_shapes(ran: tuple
             assert float(shown[f"{name}_{shape}"]) == pytest.approx(metrics[f"speed/{shape}/{name}"], abs=1e-4)
     upwards = set(re.findall(r"\|(\w+)\s*\|↑", ended.out))
     assert upwards == {f"{name}_{shape}" for name in NAMES[3:] for shape in ("b1_i16_o4", "b2_i16_o4")}
-    assert [row["doc"]["batch_size"] for row in samples(run)] == [1, 2]
+    assert [row["doc"]["batch_size"] for row in samples(run, "moe_latency")] == [1, 2]
     assert "b3_i16_o4" not in ended.out + json.dumps(metrics)
 
 
 def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> None:
     (run,) = run_folders(ran[1])
-    metrics, rows = record(run)["metrics"], samples(run)
+    metrics, rows = record(run)["metrics"], samples(run, "moe_latency")
     for row, batch in zip(rows, (1, 2), strict=True):
         (answer,) = row["filtered_resps"]
         times = {name: answer["metrics"][name]["samples"] for name in NAMES}
@@ -143,38 +110,6 @@ def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> Non
         assert len(answer["warm_up"]["seconds"]) >= 5
         assert "moe_sample" in answer["workload"]["source"]
     assert not [key for key in metrics if "j_per_tok" in key], "there is no GPU whose energy could be read"
-
-
-@pytest.fixture(autouse=True)
-def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness reads ten thousand task files for every command; here those of its own are left out."""
-    build, theirs = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
-    monkeypatch.setattr(
-        TaskIndex, "build", staticmethod(lambda paths, **how: build([p for p in paths if Path(p) != theirs], **how))
-    )
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run lm_eval in an empty folder, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # it would hold on to the captured stream
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(session, "_ended", session._Ended([]))
-        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
-        code: int | str | None = 0
-        handler = logging.StreamHandler()
-        logging.getLogger("lm_eval").addHandler(handler)
-        try:
-            cli_evaluate()
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            logging.getLogger("lm_eval").removeHandler(handler)
-        return Ended(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -222,7 +157,9 @@ def test_what_other_tasks_keep_from_run_to_run_leaves_timings_alone(
     one, again, other = sorted(run_folders(tmp_path), key=lambda run: (run / "record.json").stat().st_mtime)
     metrics = [record(run)["metrics"] for run in (one, again, other)]
     assert ["quality/token_ppl" in each for each in metrics] == [True, False, False], "the other task was cached"
-    first, second = (samples(run)[0]["filtered_resps"][0]["metrics"]["e2e_ms"]["samples"] for run in (one, again))
+    first, second = (
+        samples(run, "moe_latency")[0]["filtered_resps"][0]["metrics"]["e2e_ms"]["samples"] for run in (one, again)
+    )
     assert len(first) == len(second) == 2
     assert first != second
     assert {key.split("/")[1] for key in metrics[2] if key.startswith("speed/")} == {"b2_i16_o4"}

@@ -1,0 +1,62 @@
+"""Names in a profiler's trace for what a Transformers model does: its forward steps, and the modules of its layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.profiler import record_function
+
+# a layer and what it is made of; the experts' own modules, where there are some, are part of `experts`
+_MODULE = re.compile(r"(?:^|\.)layers\.\d+(?:\.\w+){0,2}$")
+
+
+@contextmanager
+def annotated(model: Any) -> Iterator[None]:
+    """Name everything that runs inside."""
+    hooks = []
+    open_: list[Any] = []
+    steps = 0
+
+    def begin(name: str) -> None:
+        open_.append(record_function(name))
+        open_[-1].__enter__()
+
+    def end(*_: Any) -> None:
+        open_.pop().__exit__(None, None, None)
+
+    def begin_step(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        nonlocal steps
+        ids = given.get("input_ids", args[0] if args else None)
+        size, length = (ids if ids is not None else given["inputs_embeds"]).shape[:2]
+        context, generation = (size, 0) if length > 1 else (0, size)
+        begin(f"_forward_step {steps}: {context} ctx reqs, {generation} gen reqs")
+        steps += 1
+
+    def begin_module(name: str) -> Any:
+        return lambda *_: begin(name)
+
+    try:
+        hooks.append(model.register_forward_pre_hook(begin_step, with_kwargs=True))
+        hooks.append(model.register_forward_hook(end, always_call=True))
+        for name, module in model.named_modules():
+            if _MODULE.search(name):
+                hooks.append(module.register_forward_pre_hook(begin_module(name)))
+                hooks.append(module.register_forward_hook(end, always_call=True))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        while open_:
+            end()
+
+
+def profiler(device: torch.device) -> torch.profiler.profile:
+    """torch's profiler for what runs on a device."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities)

@@ -1,0 +1,58 @@
+"""The kernels evaluator: one short run of a loaded arm under its profiler, and where its time goes."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_eval.engines.base import Engine, TokenIds
+from moe_eval.errors import EngineError
+from moe_eval.evaluators import kernels_record, latency
+from moe_eval.nvml import Nvml
+from moe_eval.traces import breakdown, files, ranges, torch_profiler
+from moe_eval.workload import Shape
+
+WARM_UPS, UNPROFILED = 2, 5
+
+
+def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: Path, name: str) -> dict[str, Any]:
+    """Trace one run of a shape and break it down.
+
+    The same run is timed without the profiler right before, so that the record can say what the profiler cost. The
+    trace is kept in `folder` as NAME.json.gz, without anything that the breakdown does not need.
+
+    Returns:
+        kernels_record.record with the shape, the file and the times, in ms.
+
+    Raises:
+        UsageError: the engine cannot be traced the way it is loaded.
+        EngineError: the trace holds nothing that can be read.
+    """
+    latency.check(engine, shape)
+    latency.refuse_profiler()
+    clock = latency.Clock(engine, Nvml.open(()))
+    for _ in range(WARM_UPS):
+        clock.time(prompts, shape.output_len)
+    plain = [clock.time(prompts, shape.output_len)[0]["host"] for _ in range(UNPROFILED)]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".trace-") as scratch:
+        raw = Path(scratch) / "trace.json"
+        with engine.trace(raw):
+            profiled = clock.time(prompts, shape.output_len)[0]["host"]
+        if not raw.is_file():
+            raise EngineError(f"{engine.facts.name} left no trace.")
+        trace = files.read(raw, cpu=engine.facts.device == "cpu")
+        kept = folder / f"{name}.json.gz"
+        torch_profiler.scrub(raw, kept, ranges.known)
+    label = None if engine.facts.emulated else engine.facts.precision
+    unprofiled = 1000 * statistics.median(plain)
+    return {
+        "shape": shape.name,
+        **kernels_record.record(kept.name, trace, breakdown.make(trace), label),
+        "unprofiled_ms": unprofiled,
+        "unprofiled_samples_ms": [1000 * each for each in plain],
+        "profiled_ms": 1000 * profiled,
+        "profiler_overhead": 1000 * profiled / unprofiled - 1,
+    }

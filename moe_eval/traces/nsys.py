@@ -1,0 +1,238 @@
+"""Reads what `nsys export --type sqlite` wrote, of any schema from 2022 to 2026.
+
+Joins as Nsight Systems' own documentation and TensorRT-LLM's layer-wise benchmarks do them: a kernel belongs to the
+launch with its process and its correlation id; a node of a CUDA graph to the moment at which the node that it was
+cloned from was captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_eval.errors import UsageError
+from moe_eval.traces import nsys_columns as columns
+from moe_eval.traces import nsys_tables as tables
+from moe_eval.traces.nsys_tables import Export
+from moe_eval.traces.table import COPY, KERNEL, NONE, Ints, Kernels, Ranges, Trace, kernels, launches, ranges
+
+# CUpti_ActivityMemcpyKind, with the words of `nsys stats`
+COPIES = {
+    1: "Host-to-Device", 2: "Device-to-Host", 3: "Host-to-Array", 4: "Array-to-Host", 5: "Array-to-Array",
+    6: "Array-to-Device", 7: "Device-to-Array", 8: "Device-to-Device", 9: "Host-to-Host", 10: "Peer-to-Peer",
+    11: "Unified Host-to-Device", 12: "Unified Device-to-Host", 13: "Unified Device-to-Device",
+}  # fmt: skip
+_SMALL = 1 << 24  # ids up to here are counted in an array and not sorted
+
+_Columns = Mapping[str, Any]
+
+
+def read(path: Path) -> Trace:
+    """The kernels, copies, sets and NVTX ranges of an export; the file stays as it is.
+
+    Raises:
+        UsageError: it cannot be read, holds no kernels, or CUDA graphs were recorded as a whole and not by node.
+    """
+    export = tables.open_export(path)
+    asked = [columns.activity(export, kind) for kind in columns.ACTIVITIES]
+    asked += [query(export) for query in (columns.calls, columns.graphs, columns.nodes, columns.nvtx)]
+    *activities, calls, graphs, nodes, texts = columns.fetch(export, asked)
+    rows = _merged(activities)
+    for each in (rows, calls, graphs):
+        each["correlation"] = _ids(each["correlation"])
+    _check(export, rows, graphs)
+    unsound = rows["duration"] < 0
+    notes = _note(f"{{}} of {len(unsound):,} kernels, copies and sets have no end or one before their start", unsound)
+    if notes:
+        rows = {name: column[~unsound] for name, column in rows.items()}
+    made = _table(export, rows, calls, _clones_last(nodes))
+    found_ranges, said = _texts(export, texts)
+    notes += [*_missing(made, export), *said]
+    return Trace(made, found_ranges, _source(export), tuple(notes))
+
+
+def _ids(given: Ints) -> Ints:
+    """Correlation ids have 32 bits in CUPTI; anything else is none."""
+    return np.where((given >> 32) == 0, given, NONE)
+
+
+def _check(export: Export, rows: _Columns, graphs: _Columns) -> None:
+    by_graph = graphs["process"] >> columns.PID, graphs["correlation"]
+    if len(by_graph[0]) and np.any(launches(*by_graph, rows["process"], rows["correlation"]) == NONE):
+        raise UsageError(
+            f"{export.path} holds CUDA graphs as a whole and not the kernels inside them; record it again with nsys "
+            "profile --cuda-graph-trace=node."
+        )
+    if not np.any((rows["kind"] == KERNEL) & (rows["duration"] >= 0)):
+        raise UsageError(
+            f"{export.path} holds no kernels; record it again with nsys profile --trace=cuda,nvtx, on the process that "
+            "uses the GPU."
+        )
+
+
+def _merged(activities: Sequence[_Columns]) -> dict[str, Any]:
+    """The rows of several tables by start, with the `kind` of each."""
+    start = np.concatenate([each["start"] for each in activities])
+    order = np.argsort(start, kind="stable")
+    place = np.empty(len(start), np.int64)
+    place[order] = np.arange(len(start))
+    places = np.split(place, np.cumsum([len(each["start"]) for each in activities])[:-1])
+    kinds = [
+        {**each, "kind": np.full(len(each["start"]), kind)}
+        for kind, each in zip(columns.ACTIVITIES, activities, strict=True)
+    ]
+    merged = {name: np.empty(len(start), np.int64) for name in kinds[0]}
+    for each, where in zip(kinds, places, strict=True):
+        for name, column in merged.items():
+            column[where] = each[name]
+    return merged
+
+
+def _table(export: Export, rows: _Columns, calls: _Columns, nodes: _Columns) -> Kernels:
+    names, name = _names(export, rows["kind"], rows["name"])
+    known = calls["correlation"] != NONE
+    calls = {each: column[known] for each, column in calls.items()}
+    launch = launches(rows["process"], rows["correlation"], calls["thread"] >> columns.PID, calls["correlation"])
+    captured = _captured(rows, nodes)
+    kernel = rows["kind"] == KERNEL
+    return kernels(
+        names,
+        name=name,
+        kind=rows["kind"],
+        start_ns=rows["start"],
+        duration_ns=rows["duration"],
+        device=rows["device"],
+        stream=rows["stream"],
+        process=rows["process"],
+        correlation=rows["correlation"],
+        graph_node=rows["node"],
+        replayed=(rows["node"] != NONE) | _of(_replays(export, calls["name"]), launch, False),
+        bytes=np.where(kernel, 0, rows["size"]),
+        blocks=np.where(kernel, rows["size"], 0),
+        launch_ns=_of(calls["start"], launch, NONE),
+        launch_thread=_of(calls["thread"], launch, NONE),
+        captured_ns=_of(nodes["start"], captured, NONE),
+        captured_thread=_of(nodes["thread"], captured, NONE),
+    )
+
+
+def _of(column: Any, row: Ints, absent: int | bool) -> Any:
+    """The column at the rows, `absent` where the row is NONE."""
+    return np.append(column, absent).astype(column.dtype)[row]  # NONE is -1, the last
+
+
+def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints]:
+    """Names by kind and id, and every row's index into them; ids of different kinds may have one name."""
+    index: dict[str, int] = {}
+    name = np.zeros(len(ids), np.int64)
+    for each in columns.ACTIVITIES:
+        rows = kind == each
+        distinct, place = _distinct(ids[rows])
+        if each == KERNEL:
+            texts = tables.strings(export, distinct.tolist())
+            labels = [texts.get(id_, f"(kernel without a name, {id_})") for id_ in distinct.tolist()]
+        elif each == COPY:
+            labels = [f"[CUDA memcpy {COPIES.get(id_, f'kind {id_}')}]" for id_ in distinct.tolist()]
+        else:
+            labels = ["[CUDA memset]"] * len(distinct)
+        name[rows] = np.array([index.setdefault(label, len(index)) for label in labels], np.int64)[place]
+    return tuple(index), name
+
+
+def _distinct(values: Ints) -> tuple[Ints, Ints]:
+    """As np.unique with its inverse; sorting a million ids takes longer than reading them."""
+    if not len(values) or values.min() < 0 or values.max() >= _SMALL:
+        distinct, place = np.unique(values, return_inverse=True)
+        return distinct, place
+    seen = np.zeros(int(values.max()) + 1, np.bool_)
+    seen[values] = True
+    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[values]
+
+
+def _replays(export: Export, names: Ints) -> Any:
+    """Which API calls launch a CUDA graph."""
+    distinct, place = _distinct(names)
+    texts = tables.strings(export, distinct.tolist())
+    return np.array(["GraphLaunch" in texts.get(each, "") for each in distinct.tolist()], np.bool_)[place]
+
+
+def _captured(rows: _Columns, nodes: _Columns) -> Ints:
+    """For every kernel the row of the node that its own was first cloned from, NONE where that is not in the trace."""
+    none = np.full(len(rows["node"]), NONE, np.int64)
+    if not len(nodes["node"]):
+        return none
+    ids, place = np.unique(np.concatenate([nodes["node"], nodes["original"]]), return_inverse=True)
+    node, original = np.split(place, 2)  # ranks, for the ids themselves may have 64 bits
+    process = nodes["thread"] >> columns.PID
+    first = nodes["original"] == NONE
+    up = np.where(first, np.arange(len(node)), launches(process, original, process, node))
+    for _ in range(len(node).bit_length()):  # every round doubles the clones that are followed
+        up = np.where(up == NONE, NONE, up[up])
+    up = np.where((up != NONE) & first[up], up, NONE)  # nodes in a circle lead to none that is first
+    rank = np.minimum(np.searchsorted(ids, rows["node"]), len(ids) - 1)
+    wanted = np.where((rows["node"] != NONE) & (ids[rank] == rows["node"]), rank, NONE)
+    found: Ints = _of(up, launches(rows["process"], wanted, process, node), NONE)
+    return found
+
+
+def _clones_last(nodes: _Columns) -> _Columns:
+    """In the order in which `launches` prefers them: a node may have a row as it is made and another as a clone."""
+    order = np.lexsort((-nodes["start"], nodes["original"] != NONE))
+    return {name: column[order] for name, column in nodes.items()}
+
+
+def _texts(export: Export, rows: _Columns) -> tuple[Ranges, list[str]]:
+    """The ranges, and sentences on those that are left out."""
+    is_range = np.isin(rows["kind"], tables.range_types(export))
+    is_open = is_range & (rows["end"] == NONE)
+    wrong = is_range & ~is_open & (rows["end"] < rows["start"])
+    kept = is_range & ~is_open & ~wrong
+    words, word = columns.encoded(rows["text"])
+    ids, place = _distinct(np.where(word == NONE, rows["text_id"], NONE))
+    texts = tables.strings(export, ids.tolist())
+    index: dict[str, int] = {}
+    of_word = [index.setdefault(each, len(index)) for each in words]
+    of_id = [index.setdefault(texts.get(each, ""), len(index)) for each in ids.tolist()]
+    name = np.where(word == NONE, np.array(of_id, np.int64)[place], _of(np.array(of_word, np.int64), word, NONE))
+    given = {"name": name, "start_ns": rows["start"], "end_ns": rows["end"], "thread": rows["thread"]}
+    notes = _note("{} NVTX ranges do not end within the recording", is_open) + _note(
+        "{} NVTX ranges end before they start", wrong
+    )
+    return ranges(tuple(index), **{each: column[kept] for each, column in given.items()}), notes
+
+
+def _note(sentence: str, rows: Any) -> list[str]:
+    count = int(np.count_nonzero(rows))
+    return [f"{sentence.format(f'{count:,}')} and are left out."] if count else []
+
+
+def _missing(made: Kernels, export: Export) -> list[str]:
+    """Sentences on what the export does not tell."""
+    notes = []
+    alone = int(np.count_nonzero(made.launch_ns == NONE))
+    if alone:
+        notes.append(f"The launches of {alone:,} of {len(made):,} kernels, copies and sets are not in the recording.")
+    nodes = made.graph_node != NONE
+    unknown = int(np.count_nonzero(nodes & (made.captured_ns == NONE)))
+    if unknown:
+        notes.append(
+            f"The capture of {unknown:,} of {np.count_nonzero(nodes):,} kernels, copies and sets of CUDA graphs is not "
+            "in the recording."
+        )
+    if not export.has(tables.NVTX):
+        notes.append("The recording has no NVTX ranges.")
+    return notes
+
+
+def _source(export: Export) -> dict[str, Any]:
+    version, gpus = None, []
+    if {"name", "value"} <= export.columns.get(tables.EXPORT, {}).keys():
+        marks = ",".join("?" * len(tables.VERSIONS))
+        said = dict(export.rows(f"SELECT name, value FROM {tables.EXPORT} WHERE name IN ({marks})", tables.VERSIONS))
+        version = next((said[each] for each in tables.VERSIONS if said.get(each)), None)
+    if "name" in export.columns.get(tables.GPUS, ()):
+        gpus = [str(name) for (name,) in export.rows(f"SELECT name FROM {tables.GPUS} WHERE name IS NOT NULL")]
+    return {"format": "nsys sqlite", "version": version, "gpus": gpus}

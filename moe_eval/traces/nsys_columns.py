@@ -1,0 +1,187 @@
+"""Reads columns of an Nsight Systems export into arrays: what is asked of each table, and several queries at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from moe_eval.traces import nsys_tables as tables
+from moe_eval.traces.nsys_tables import Export, connect, said
+from moe_eval.traces.table import COPY, KERNEL, NONE, SET, Ints
+
+ACTIVITIES = {KERNEL: tables.KERNEL, COPY: tables.MEMCPY, SET: tables.MEMSET}
+PID = 24  # bits of a thread in globalTid; what is above them is the process, in globalPid likewise
+
+_PART = 1 << 18  # rows that are worth a query of their own
+_BATCH = 1 << 16  # rows that the driver hands over at once; its own 1,024 take half as long again
+
+
+@dataclass(frozen=True)
+class Query:
+    """Columns of one table: SQL expressions of integers by name, and of a `text`, which is read as bytes.
+
+    None may be NULL: the driver takes the type of the first rows for that of all.
+    """
+
+    table: str
+    numbers: Mapping[str, str]
+    text: str | None = None
+
+
+def activity(export: Export, kind: int) -> Query:
+    """Kernels, copies or sets: `name` is an id of StringIds or a kind of copy, `size` is in thread blocks or bytes."""
+    table = ACTIVITIES[kind]
+
+    def column(name: str, absent: int = NONE) -> str:
+        return _number(export, table, name, absent)
+
+    grid = " * ".join(column(f"grid{axis}", 0) for axis in "XYZ")
+    own = {
+        KERNEL: (_named(export), grid),
+        COPY: (column("copyKind"), column("bytes", 0)),
+        SET: ("0", column("bytes", 0)),
+    }
+    name, size = own[kind]
+    there = {"start", "end"} <= export.columns.get(table, {}).keys()
+    numbers = {
+        "start": column("start"),
+        # one subtraction here tells apart what has no start, no end, or an end before its start: all below 0
+        "duration": 'IFNULL("end" - "start", -1)' if there else "-1",
+        "device": column("deviceId", 0),
+        "stream": column("streamId", 0),
+        "correlation": column("correlationId"),
+        "process": f"{column('globalPid')} >> {PID}",
+        "name": name,
+        "node": column("graphNodeId"),
+        "size": size,
+    }
+    return Query(table, numbers)
+
+
+def _named(export: Export) -> str:
+    there = [each for each in ("demangledName", "shortName") if each in export.columns.get(tables.KERNEL, ())]
+    return f"COALESCE({', '.join([*there, '-1', '-1'])})"
+
+
+def calls(export: Export) -> Query:
+    """Calls of CUDA's API."""
+    return _plain(export, tables.RUNTIME, start="start", thread="globalTid", correlation="correlationId", name="nameId")
+
+
+def graphs(export: Export) -> Query:
+    """CUDA graphs that were recorded as a whole."""
+    return _plain(export, tables.GRAPH_TRACE, process="globalPid", correlation="correlationId")
+
+
+def nodes(export: Export) -> Query:
+    """Where nodes of CUDA graphs were made or cloned."""
+    return _plain(
+        export, tables.NODES, start="start", thread="globalTid", node="graphNodeId", original="originalGraphNodeId"
+    )
+
+
+def nvtx(export: Export) -> Query:
+    """Ranges, marks and domains."""
+    found = _plain(
+        export, tables.NVTX, start="start", end="end", kind="eventType", thread="globalTid", text_id="textId"
+    )
+    return replace(found, text='"text"' if "text" in export.columns.get(tables.NVTX, ()) else "x''")
+
+
+def _plain(export: Export, table: str, **columns: str) -> Query:
+    return Query(table, {name: _number(export, table, column) for name, column in columns.items()})
+
+
+def _number(export: Export, table: str, column: str, absent: int = NONE) -> str:
+    """A column as SQL that is never NULL: `absent` where the column or its value is missing."""
+    columns = export.columns.get(table, {})
+    if column not in columns:
+        return str(absent)
+    return f'"{column}"' if columns[column] else f'IFNULL("{column}", {absent})'
+
+
+def fetch(export: Export, queries: Sequence[Query]) -> list[dict[str, Any]]:
+    """Run queries side by side, those of long tables in parts.
+
+    Returns:
+        For every query int64 arrays by name, in the table's order, and of `text` an Arrow array of bytes; empty ones
+        where the export lacks the table.
+    """
+    workers = max(1, min(8, os.cpu_count() or 1))
+    with said(export.path), closing(connect(export.uri)) as connection:
+        parts = [_parts(connection, each.table, workers) if export.has(each.table) else [] for each in queries]
+    with said(export.path), ThreadPoolExecutor(workers) as pool:
+        running = [
+            [pool.submit(_select, export.uri, query, *bounds) for bounds in each]
+            for query, each in zip(queries, parts, strict=True)
+        ]
+        return [_joined(query, [part.result() for part in each]) for query, each in zip(queries, running, strict=True)]
+
+
+def encoded(texts: Any) -> tuple[list[str], Ints]:
+    """Distinct texts of what `fetch` gave, and every row's index into them, NONE where a row has no text."""
+    if not len(texts):
+        return [], np.zeros(0, np.int64)
+    whole = texts.dictionary_encode().combine_chunks()
+    words = [each.decode("utf-8", "replace") for each in whole.dictionary.to_pylist()]
+    word = np.frombuffer(whole.indices.buffers()[1], np.int32)[whole.indices.offset :][: len(whole)].astype(np.int64)
+    empty = np.array([not each for each in words], np.bool_)
+    return words, np.where(empty[word], NONE, word)
+
+
+def _select(uri: str, query: Query, first: int, last: int) -> Any:
+    import adbc_driver_manager
+    import adbc_driver_sqlite
+
+    arrow = importlib.import_module("pyarrow")
+    columns = [f'{sql} AS "{name}"' for name, sql in query.numbers.items()]
+    # bytes, so that text which is not UTF-8 comes through
+    columns += [f"CAST(IFNULL({query.text}, x'') AS BLOB) AS \"text\""] if query.text else []
+    with (
+        adbc_driver_sqlite.connect(uri) as database,
+        adbc_driver_manager.AdbcConnection(database) as connection,
+        adbc_driver_manager.AdbcStatement(connection) as statement,
+    ):
+        statement.set_options(**{"adbc.sqlite.query.batch_rows": _BATCH})
+        statement.set_sql_query(
+            f'SELECT {", ".join(columns)} FROM "{query.table}" WHERE rowid BETWEEN {first} AND {last}'
+        )
+        stream, _ = statement.execute_query()
+        return arrow.RecordBatchReader.from_stream(stream).read_all()
+
+
+def _joined(query: Query, parts: Sequence[Any]) -> dict[str, Any]:
+    arrow = importlib.import_module("pyarrow")
+    found: dict[str, Any] = {
+        name: integers([chunk for part in parts for chunk in part.column(at).chunks])
+        for at, name in enumerate(query.numbers)
+    }
+    if query.text:
+        chunks = [chunk for part in parts if len(part) for chunk in part.column("text").chunks]
+        found["text"] = arrow.chunked_array(chunks, type=arrow.binary())
+    return found
+
+
+def integers(chunks: Sequence[Any]) -> Ints:
+    """By way of the buffers: Arrow's own to_numpy imports pandas."""
+    whole = [each.cast("int64", safe=False) for each in chunks if len(each)]
+    parts = [np.frombuffer(each.buffers()[1], np.int64)[each.offset :][: len(each)] for each in whole]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _parts(connection: sqlite3.Connection, table: str, most: int) -> list[tuple[int, int]]:
+    # both in one SELECT would walk the whole table
+    first, last = (connection.execute(f'SELECT {edge}(rowid) FROM "{table}"').fetchone()[0] for edge in ("min", "max"))
+    if first is None:
+        return []
+    count = min(most, 1 + (last - first) // _PART)
+    edges = [first + (last + 1 - first) * at // count for at in range(count + 1)]
+    return [(edges[at], edges[at + 1] - 1) for at in range(count)]

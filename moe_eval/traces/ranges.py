@@ -1,0 +1,120 @@
+"""What the named ranges of a trace say: forward steps of a serving engine, and modules of a model."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from moe_eval.traces.table import NONE, Ints, Ranges
+
+Phase = Literal["prefill", "decode", "mixed"]
+
+# TensorRT-LLM: `[Executor] _forward_step 7: 1 ctx reqs, 512 ctx tokens, 0 gen reqs` (PyExecutor; tokens since 2026)
+_TRTLLM = re.compile(r"_forward_step (\d+): (\d+) ctx reqs,(?: (\d+) ctx tokens,)? (\d+) gen reqs")
+# vLLM: `execute_context_1(512)_generation_0(0)` (Worker.annotate_profile)
+_VLLM = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)")
+# SGLang: `step[EXTEND bs=2 toks=4096]`, `step[DECODE bs=16]`, `step[MIXED ...]` (build_step_span_name)
+_SGLANG = re.compile(r"step\[(EXTEND|DECODE|MIXED)\b")
+_SGLANG_PHASE: dict[str, Phase] = {"EXTEND": "prefill", "DECODE": "decode", "MIXED": "mixed"}
+
+_MODULE = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+_LONGEST = 10_000  # a module's range holds the shapes of its parameters, and no more
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of the model: its dotted path, and the layer that the path names."""
+
+    path: str
+    layer: int
+
+
+@cache
+def step(text: str) -> Phase | None:
+    """Which phase a range names if it is one forward step of an engine, else None."""
+    if found := _TRTLLM.search(text):
+        return _phase(int(found[2]), int(found[4]))
+    if found := _VLLM.search(text):
+        return _phase(int(found[1]), int(found[3]))
+    if found := _SGLANG.search(text):
+        return _SGLANG_PHASE[found[1]]
+    return None
+
+
+def _phase(context: int, generation: int) -> Phase | None:
+    if not context and not generation:
+        return None
+    return "mixed" if context and generation else "prefill" if context else "decode"
+
+
+@cache
+def module(text: str) -> Module | None:
+    """The module of a layer that a range names, else None.
+
+    TensorRT-LLM's layer-wise marker writes Python's repr of a dict whose `Module` is the path; others write the path.
+    """
+    path = text
+    if text.startswith("{") and len(text) < _LONGEST:
+        try:
+            found = ast.literal_eval(text)
+            path = str(found.get("Module", ""))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+    at = _MODULE.search(path) if len(path) < _LONGEST and not any(each.isspace() for each in path) else None
+    return Module(path, int(at[1])) if at else None
+
+
+def known(text: str) -> bool:
+    """Whether a range says something to this project; others are not written to copies of a trace."""
+    return step(text) is not None or module(text) is not None
+
+
+def only(ranges: Ranges, wanted: Ints) -> Ranges:
+    """The ranges whose name is one of the wanted indices of `names`."""
+    rows = np.isin(ranges.name, wanted)
+    return Ranges(ranges.names, ranges.name[rows], ranges.start_ns[rows], ranges.end_ns[rows], ranges.thread[rows])
+
+
+def innermost(ranges: Ranges, at_ns: Ints, thread: Ints) -> Ints:
+    """For every moment on a thread the row of the innermost range around it, NONE where there is none.
+
+    Args:
+        at_ns, thread: shape (n,); a moment of NONE is in no range.
+
+    Returns:
+        Shape (n,).
+    """
+    found = np.full(len(at_ns), NONE, np.int64)
+    for each in np.unique(ranges.thread):
+        rows = np.flatnonzero(ranges.thread == each)
+        asked = np.flatnonzero((thread == each) & (at_ns != NONE))
+        if not len(asked):
+            continue
+        starts, ends = ranges.start_ns[rows], ranges.end_ns[rows]
+        parents = _parents(starts, ends)
+        place = np.searchsorted(starts, at_ns[asked], side="right") - 1
+        while True:
+            over = (place >= 0) & (ends[place] < at_ns[asked])
+            if not over.any():
+                break
+            place[over] = parents[place[over]]
+        found[asked] = np.where(place >= 0, rows[place], NONE)
+    return found
+
+
+def _parents(starts: Ints, ends: Ints) -> Ints:
+    """For every range of one thread, by start, the one that was open when it began, NONE where none was."""
+    parents = np.full(len(starts), NONE, np.int64)
+    open_: list[int] = []
+    for row, start in enumerate(starts.tolist()):
+        while open_ and ends[open_[-1]] <= start:
+            open_.pop()
+        if open_:
+            parents[row] = open_[-1]
+        open_.append(row)
+    return parents

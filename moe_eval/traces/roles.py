@@ -1,0 +1,160 @@
+"""What every kernel of a trace does: by its name, by the module that launched it, and by its place in the layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_eval.traces import ranges as named
+from moe_eval.traces.table import KERNEL, NONE, Ints, Trace
+from moe_eval.traces.taxonomy import CATEGORIES, Label, classify
+
+Mask = npt.NDArray[np.bool_]
+NUMBER = {name: at for at, name in enumerate(CATEGORIES)}
+_IS_GEMM = np.array([name.endswith("_gemm") for name in CATEGORIES])
+# the last parts of a module's path: Qwen3, Mixtral, DeepSeek and OLMoE call them so
+_GATE = re.compile(r"\.(gate|router)(\.|$)")
+_EXPERTS = re.compile(r"\.experts(\.|$)")
+# cuBLAS finishes a GEMM whose sum it has split with one of these
+_EPILOGUE = re.compile(r"splitK_?reduce", re.IGNORECASE)
+_SUM = re.compile(r"sum_functor")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The rows of a trace with what they do; arrays of shape (n,).
+
+    Attributes:
+        labels: of the distinct names. `category`: indices into CATEGORIES.
+        layer: of the model, where a range tells, else NONE. `block`: which MoE block of the trace a row is part of, in
+            order, NONE where the order of launches does not tell.
+        gates: how the gate's GEMM was told from the other dense ones.
+    """
+
+    labels: tuple[Label, ...]
+    category: Ints
+    layer: Ints
+    block: Ints
+    gates: str
+
+
+def assign(trace: Trace) -> Roles:
+    """Say what every row does."""
+    rows = trace.kernels
+    labels = tuple(classify(name) for name in rows.names)
+    by_name = np.array([NUMBER[label.category] for label in labels] or [0], np.int64)
+    category = by_name[rows.name] if len(rows) else np.zeros(0, np.int64)
+    category[rows.kind != KERNEL] = NUMBER["memory"]
+    layer = np.full(len(rows), NONE, np.int64)
+    block = layer.copy()
+    told = _by_module(trace, category, layer)
+    if trace.timed:
+        for device in devices(trace):
+            told |= _by_place(trace, labels, device, category, block)
+    if (by_name[rows.name] == NUMBER["gate_gemm"]).any():
+        told.add("by name")
+    return Roles(labels, category, layer, block, " and ".join(sorted(told)) or "not told apart")
+
+
+def devices(trace: Trace) -> list[Ints]:
+    """The rows of every device of every process, by start."""
+    rows = trace.kernels
+    if not len(rows):
+        return []
+    found = []
+    for process in _distinct(rows.process):
+        mine = np.flatnonzero(rows.process == process)
+        found += [mine[rows.device[mine] == device] for device in _distinct(rows.device[mine])]
+    return found
+
+
+def _distinct(column: Ints) -> Ints:
+    """The distinct values; columns of one value, which are common, are not sorted for it."""
+    return column[:1] if column.min() == column.max() else np.unique(column)
+
+
+def _by_module(trace: Trace, category: Ints, layer: Ints) -> set[str]:
+    """Mark layers, and GEMMs of gates and experts, where ranges name modules."""
+    texts = {at: found for at, text in enumerate(trace.ranges.names) if (found := named.module(text))}
+    if not texts:
+        return set()
+    rows = trace.kernels
+    modules = named.only(trace.ranges, np.array(list(texts), np.int64))
+    at_ns = np.where(rows.captured_ns != NONE, rows.captured_ns, rows.launch_ns)
+    thread = np.where(rows.captured_ns != NONE, rows.captured_thread, rows.launch_thread)
+    around = named.innermost(modules, at_ns, thread)
+    inside = np.flatnonzero(around != NONE)
+    module = modules.name[around[inside]]
+    size = len(trace.ranges.names)
+    layer[inside] = np.array([texts[at].layer if at in texts else NONE for at in range(size)])[module]
+    gate = np.array([at in texts and bool(_GATE.search(texts[at].path)) for at in range(size)])[module]
+    expert = np.array([at in texts and bool(_EXPERTS.search(texts[at].path)) for at in range(size)])[module]
+    gemm = _IS_GEMM[category[inside]]
+    category[inside[gemm & expert]] = NUMBER["expert_gemm"]
+    gates = inside[gemm & gate & ~expert]
+    category[gates] = NUMBER["gate_gemm"]
+    return {"by range"} if len(gates) else set()
+
+
+def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Ints, block: Ints) -> set[str]:
+    """Read the order of launches on one device: attention, o_proj, gate, routing, expert GEMMs, their sum.
+
+    A block is what runs between a layer's last attention kernel and its last expert GEMM. In it softmax and top-k are
+    the router's and not the sampler's; of two or more dense GEMMs before the routing the last one is the gate's; and a
+    sum right after the expert GEMMs puts the experts' outputs together.
+    """
+    kinds = category[device]
+    attention = np.flatnonzero(kinds == NUMBER["attention"])
+    expert = np.flatnonzero(kinds == NUMBER["expert_gemm"])
+    if not len(expert):
+        return set()
+    before = np.searchsorted(attention, expert) - 1  # the last attention kernel before every expert GEMM
+    first = np.flatnonzero(np.diff(before, prepend=-2))  # the first expert GEMM of every block
+    last = np.append(first[1:], len(expert)) - 1
+    sums = np.array([bool(_SUM.search(name)) for name in trace.kernels.names])[trace.kernels.name[device]]
+    follows = expert[last] + 1
+    follows = follows[follows < len(kinds)]
+    follows = follows[sums[follows] & (kinds[follows] == NUMBER["elementwise"])]
+    category[device[follows]] = NUMBER["routing_permute"]
+    if not len(attention):
+        return set()
+    keep = before[first] >= 0
+    begins, ends, closes = attention[before[first[keep]]], expert[first[keep]], expert[last[keep]]
+    number = np.searchsorted(begins, np.arange(len(kinds)), side="right") - 1
+    in_block = (number >= 0) & (np.arange(len(kinds)) <= np.append(closes, -1)[number])
+    block[device[in_block]] = number[in_block] + block.max() + 1
+    early = in_block & (np.arange(len(kinds)) < np.append(ends, -1)[number])
+    category[device[early & (kinds == NUMBER["sampling"])]] = NUMBER["routing_permute"]
+    return _gates(trace, labels, device, category, early=early, number=number)
+
+
+def _gates(
+    trace: Trace, labels: Sequence[Label], device: Ints, category: Ints, *, early: Mask, number: Ints
+) -> set[str]:
+    """Mark the last of several dense GEMMs before the routing in every block, and the reduction that finishes it."""
+    kinds = category[device]
+    if (kinds[early] == NUMBER["gate_gemm"]).any():
+        return set()
+    epilogue = np.array([bool(_EPILOGUE.search(name)) for name in trace.kernels.names])[trace.kernels.name[device]]
+    names = trace.kernels.name[device]
+    selects = np.array([label.selects for label in labels])[names]
+    limit = np.full(int(number.max(initial=0)) + 1, -1)
+    for routing in (kinds == NUMBER["routing_permute"], selects):  # what selects experts decides, where it is known
+        rows = np.flatnonzero(early & routing)
+        blocks, at = np.unique(number[rows], return_index=True)
+        limit[blocks] = rows[at]
+    place = np.arange(len(kinds))
+    dense = np.flatnonzero(early & (kinds == NUMBER["dense_gemm"]) & ~epilogue & (place < limit[number]))
+    _, last_from_end, counts = np.unique(number[dense][::-1], return_index=True, return_counts=True)
+    gates = dense[len(dense) - 1 - last_from_end[counts >= 2]]
+    if not len(gates):
+        return set()
+    category[device[gates]] = NUMBER["gate_gemm"]
+    after = gates[gates + 1 < len(kinds)] + 1
+    after = after[epilogue[after] & (kinds[after] == NUMBER["dense_gemm"])]
+    category[device[after]] = NUMBER["gate_gemm"]
+    return {"by the order of launches"}

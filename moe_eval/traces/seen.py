@@ -1,0 +1,117 @@
+"""Which precision and which implementation of the experts really ran, as the kernels tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_eval.precision import WEIGHT_ONLY
+from moe_eval.traces.roles import NUMBER, Roles
+from moe_eval.traces.table import NONE, Trace
+
+# of the expert GEMMs' time, what names have to agree on
+_MOST = 0.9
+# what kernels cannot tell apart for sure: how scales are laid out is not always in a name
+_FAMILIES = {
+    **dict.fromkeys(("bf16", "fp16", "fp32"), "unquantised"),
+    **dict.fromkeys(("fp8", "fp8_block", "mxfp8"), "8-bit float"),
+    **{label: label.split("-")[1] for label in WEIGHT_ONLY.values()},
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What ran.
+
+    Attributes:
+        precision: a precision's name, `w4a16` or `w8a16` for weights that are dequantised into 16-bit products, `mixed`
+            for several at once; None where no expert GEMM ran or nothing tells.
+        backend: the implementation of the experts that took the most time, None where names do not tell.
+        evidence: the kernels that say so, or what is missing that would be there.
+    """
+
+    precision: str | None
+    backend: str | None
+    evidence: str
+
+
+def observe(trace: Trace, roles: Roles) -> Seen:
+    """Read the precision of the experts from what ran.
+
+    A GEMM's own name comes first. A Triton kernel's name has no types in it: there the experts' inputs tell, which have
+    to be quantised before a product of low precision and are not before one of 16 bits.
+    """
+    kernels = trace.kernels
+    experts = np.flatnonzero(roles.category == NUMBER["expert_gemm"])
+    if not len(experts):
+        return Seen(None, None, "no expert GEMM was recognised")
+    summed = np.bincount(kernels.name[experts], kernels.duration_ns[experts])
+    times = Counter({name: int(summed[name]) for name in np.flatnonzero(np.bincount(kernels.name[experts])).tolist()})
+    backend = _weighted({name: roles.labels[name].backend for name in times}, times)[0]
+    precision, part = _weighted({name: roles.labels[name].precision for name in times}, times)
+    if precision is not None and part >= _MOST:
+        return Seen(precision, backend, f"{100 * part:.0f} % of the expert GEMMs' time, mostly {_most(trace, times)}")
+    named = {found for name in times if (found := roles.labels[name].precision)}
+    if len(named) > 1:
+        return Seen("mixed", backend, f"expert GEMMs of {', '.join(sorted(named))}")
+    return _by_inputs(trace, roles, backend)
+
+
+def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> Seen:
+    """Look for kernels that quantise within the MoE blocks, after the routing has begun."""
+    rows = trace.kernels.name
+    quantises = np.array([label.category == "quant_dequant" or "quant_dequant" in label.fused_with
+                          for label in roles.labels])[rows]  # fmt: skip
+    routing = roles.category == NUMBER["routing_permute"]
+    blocks = np.where(roles.block == NONE, 0, roles.block + 1)
+    inside = (roles.block != NONE) if (roles.block != NONE).any() else np.ones(len(rows), bool)
+    begun = np.full(int(blocks.max(initial=0)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(begun, blocks[routing & inside], np.flatnonzero(routing & inside))
+    late = inside & (np.arange(len(rows)) >= begun[blocks])
+    found = np.flatnonzero(late & quantises)
+    if not len(found):
+        return Seen(
+            "bf16",
+            backend,
+            "no kernel quantises the experts' inputs, so their products are of 16 bits, whatever their weights are "
+            "stored in",
+        )
+    counts = np.bincount(rows[found])
+    names = Counter({name: int(counts[name]) for name in np.flatnonzero(counts).tolist()})
+    told = Counter({name: count for name, count in names.items() if roles.labels[name].precision})
+    most = (told or names).most_common(1)[0][0]
+    return Seen(
+        roles.labels[most].precision or "fp8",
+        backend,
+        f"the experts' inputs are quantised by {trace.kernels.names[most][:120]}",
+    )
+
+
+def _weighted(told: Mapping[int, str | None], times: Mapping[int, int]) -> tuple[str | None, float]:
+    """What most of the time agrees on, and its part of all time."""
+    total: Counter[str] = Counter()
+    for name, value in told.items():
+        if value is not None:
+            total[value] += times[name]
+    if not total:
+        return None, 0.0
+    value, time = total.most_common(1)[0]
+    return value, time / (sum(times.values()) or 1)
+
+
+def _most(trace: Trace, times: Counter[int]) -> str:
+    return trace.kernels.names[times.most_common(1)[0][0]][:120]
+
+
+def contradiction(label: str, seen: Seen) -> str | None:
+    """A sentence where the kernels say that an arm did not run what its label says, else None."""
+    if seen.precision is None or _FAMILIES.get(label, label) == _FAMILIES.get(seen.precision, seen.precision):
+        return None
+    what = f"ran {seen.precision}"
+    if seen.precision in _FAMILIES.values():
+        what = f"dequantised the weights and multiplied in 16 bits ({seen.precision})"
+    where = f" on {seen.backend}" if seen.backend else ""
+    return f"the label says {label}, but the experts {what}{where}: {seen.evidence}"

@@ -1,0 +1,157 @@
+"""A trace as columns: what ran on the devices, when it was launched, and the named ranges of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+KERNEL, COPY, SET = 0, 1, 2
+NONE = -1  # a time, a correlation id or a graph node that the trace does not have
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Kernels, copies and sets of n rows, by start; every column but `names` has shape (n,).
+
+    Attributes:
+        names: distinct names. `name`: an index into them.
+        kind: KERNEL, COPY or SET.
+        start_ns, duration_ns: on the device's clock as the profiler aligned it with the host's.
+        device, stream, process: as the profiler numbers them; `stream` is unique within a device and process.
+        correlation: which launch it came from, unique within a process; all nodes of a graph's launch share one.
+        graph_node: its node where a CUDA graph was replayed and the profiler recorded nodes.
+        replayed: whether it ran from a CUDA graph, also where nodes have no numbers.
+        bytes: moved by a copy or set. `blocks`: thread blocks of a kernel's grid, 0 where not told.
+        launch_ns, launch_thread: when and on which thread of the host the launch began; NONE where the launch is not in
+            the trace. `captured_ns`, `captured_thread`: the same of a graph's node when the graph was captured.
+    """
+
+    names: tuple[str, ...]
+    name: Ints
+    kind: Ints
+    start_ns: Ints
+    duration_ns: Ints
+    device: Ints
+    stream: Ints
+    process: Ints
+    correlation: Ints
+    graph_node: Ints
+    replayed: npt.NDArray[np.bool_]
+    bytes: Ints
+    blocks: Ints
+    launch_ns: Ints
+    launch_thread: Ints
+    captured_ns: Ints
+    captured_thread: Ints
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+    @property
+    def end_ns(self) -> Ints:
+        return self.start_ns + self.duration_ns
+
+    def take(self, rows: npt.NDArray[Any]) -> Kernels:
+        """The rows of a mask or of indices."""
+        return Kernels(self.names, **{each: getattr(self, each)[rows] for each in _COLUMNS})
+
+
+_COLUMNS = tuple(each.name for each in fields(Kernels) if each.name != "names")
+_ZEROS = ("kind", "device", "stream", "process", "replayed", "bytes", "blocks")
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Named ranges of the host (NVTX, the profiler's annotations), by start; columns of shape (n,).
+
+    `thread` is unique across processes and means the same as `launch_thread` of Kernels.
+    """
+
+    names: tuple[str, ...]
+    name: Ints
+    start_ns: Ints
+    end_ns: Ints
+    thread: Ints
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a file holds.
+
+    Attributes:
+        source: facts of the file for the record: `format`, the tool's `version`, `gpus` (names).
+        notes: sentences on what was left out of the file or is not in it.
+        timed: False for a summary, whose rows have durations and counts but neither times nor order.
+    """
+
+    kernels: Kernels
+    ranges: Ranges
+    source: Mapping[str, Any]
+    notes: tuple[str, ...] = field(default=())
+    timed: bool = True
+
+
+def kernels(names: Sequence[str], **columns: npt.ArrayLike) -> Kernels:
+    """A table of the columns given (at least name, start_ns and duration_ns), the others empty, put in order.
+
+    Rows that start at once are ordered by device, stream and name, so that their order in a file does not matter.
+    """
+    size = len(np.asarray(columns["name"]))
+    full: dict[str, npt.NDArray[Any]] = {}
+    for each in _COLUMNS:
+        kind = np.bool_ if each == "replayed" else np.int64
+        given = columns.get(each)
+        empty = 0 if each in _ZEROS else NONE
+        full[each] = np.full(size, empty, kind) if given is None else np.asarray(given, kind)
+    start = full["start_ns"]
+    if np.any(start[1:] <= start[:-1]):
+        alphabet = np.argsort(np.argsort(np.array(names, dtype=object), kind="stable")) if names else np.array([0])
+        keys = (full["duration_ns"], alphabet[full["name"]], full["stream"], full["device"], start)
+        full = {each: column[order] for order in [np.lexsort(keys)] for each, column in full.items()}
+    return Kernels(tuple(names), **full)
+
+
+def ranges(names: Sequence[str], **columns: npt.ArrayLike) -> Ranges:
+    """A table of ranges, put in order: by start, the outer one of two that begin together first."""
+    full = {each: np.asarray(columns.get(each, ()), np.int64) for each in ("name", "start_ns", "end_ns", "thread")}
+    order = np.lexsort((-full["end_ns"], full["start_ns"]))
+    return Ranges(tuple(names), **{each: column[order] for each, column in full.items()})
+
+
+def launches(
+    kernels_process: Ints, kernels_correlation: Ints, process: Ints, correlation: Ints
+) -> npt.NDArray[np.int64]:
+    """For every kernel the row of its launch, NONE where it is not among them.
+
+    Correlation ids are unique within a process only, so both have to agree. Of several launches with one id the last
+    row counts.
+
+    Args:
+        kernels_process, kernels_correlation: of the kernels, shape (n,).
+        process, correlation: of the launches, shape (m,).
+
+    Returns:
+        Shape (n,).
+    """
+    if not len(process):
+        return np.full(len(kernels_process), NONE, np.int64)
+    numbers = np.unique(process)
+    span = int(max(correlation.max(), kernels_correlation.max(initial=0))) + 1
+    at = np.minimum(np.searchsorted(numbers, kernels_process), len(numbers) - 1)
+    wanted = at * span + kernels_correlation
+    known = (numbers[at] == kernels_process) & (kernels_correlation >= 0)
+    keys = np.searchsorted(numbers, process) * span + correlation
+    order = np.argsort(keys, kind="stable")
+    place = np.searchsorted(keys[order], wanted, side="right") - 1
+    row = order[np.maximum(place, 0)]
+    found: npt.NDArray[np.int64] = np.where(known & (place >= 0) & (keys[row] == wanted), row, NONE)
+    return found

@@ -1,0 +1,177 @@
+"""Reads the traces of torch's profiler, of CUDA and ROCm, and writes them again without what is private."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from moe_eval.errors import UsageError
+from moe_eval.traces import chrome, torch_parts
+from moe_eval.traces.chrome import NO_NAME, Args, Event, File, Id, Rows, Thread
+from moe_eval.traces.table import NONE, Kernels, Trace, kernels, ranges
+from moe_eval.traces.torch_parts import Parts
+
+_FACTS = ("schemaVersion", "cuda_runtime_version", "hip_runtime_version")
+
+
+def read(path: Path, *, cpu: bool = False) -> Trace:
+    """Read a trace, `.json` or gzipped: an object with `traceEvents`, or a bare array of events.
+
+    Times are nanoseconds on the file's clock (`baseTimeNanoseconds` is not added), exact as far as the file tells them;
+    torch 1 wrote whole microseconds. Kernels are joined to the calls of their process by correlation id, or where no
+    row has one (ROCm in torch 1) to the last launch of the same operator. A kernel's own pid is its device: the kernels
+    of processes that were merged into one file are told apart by what stands before the number in `pid`, as SGLang
+    merges, else by an id that one process alone has. `process` is the pid, or a running number where pids are texts,
+    and NONE where it is not known. Threads have running numbers.
+
+    Args:
+        cpu: operators of the CPU instead. Each is a row that begins with it and lasts its self time, without that of
+            operators inside, which need not be contiguous; `device` is NONE, `stream` and `launch_thread` its thread,
+            `launch_ns` its start, so that the ranges around it are found as a kernel's are.
+
+    Raises:
+        UsageError: the file cannot be read, is no trace, or has no such rows.
+    """
+    parts = torch_parts.load(path)
+    rows, marks = parts.operators if cpu else parts.gpus, parts.annotations
+    if not len(rows):
+        raise UsageError(f"{path} has {_lack(parts, cpu)}.")
+    thread = chrome.numbers(rows.threads(), marks.threads()) if cpu else parts.thread
+    table = _operators(rows, thread) if cpu else kernels(parts.names, **parts.columns)
+    names, name = marks.names()
+    at = [thread[each] for each in marks.threads()]
+    named = ranges(names, name=name, start_ns=marks.start, end_ns=marks.start + marks.duration, thread=at)
+    return Trace(table, named, _source(parts.file), tuple(_notes(parts, cpu)))
+
+
+def _lack(parts: Parts, cpu: bool) -> str:
+    if cpu:
+        return "no operators of the CPU; record it with ProfilerActivity.CPU among the activities"
+    if parts.gpus.left_out:
+        return f"{parts.gpus.left_out} kernels and none with a usable duration; record it again"
+    if len(parts.operators) or len(parts.annotations):
+        return "events of the CPU only and no kernels; record it with ProfilerActivity.CUDA among the activities"
+    return "no kernels; record it with ProfilerActivity.CUDA while the model runs"
+
+
+def _source(file: File) -> dict[str, Any]:
+    """Facts for the record. Versions are numbers in the file: 13000 is CUDA 13.0, 60342134 is HIP 6.3."""
+    facts = [f"schema {file.schemaVersion}"] if type(file.schemaVersion) is int else []
+    if type(file.cuda_runtime_version) is int:
+        facts.append(f"CUDA {file.cuda_runtime_version // 1000}.{file.cuda_runtime_version % 1000 // 10}")
+    if type(file.hip_runtime_version) is int:
+        facts.append(f"HIP {file.hip_runtime_version // 10**7}.{file.hip_runtime_version % 10**7 // 10**5}")
+    return {"format": "torch profiler", "version": ", ".join(facts) or None, "gpus": list(_gpus(file).values())}
+
+
+def _gpus(file: File) -> dict[int, str]:
+    """Names by device; a merged trace lists a device once for every process."""
+    listed = file.deviceProperties if isinstance(file.deviceProperties, list) else []
+    named = [each for each in listed if isinstance(each, dict) and isinstance(each.get("name"), str)]
+    return {chrome.integer(each.get("id"), at): each["name"] for at, each in enumerate(named)}
+
+
+def _notes(parts: Parts, cpu: bool) -> Iterator[str]:
+    left_out = parts.annotations.left_out + (parts.operators if cpu else parts.gpus).left_out
+    if left_out:
+        yield f"{left_out} rows without a usable duration were left out."
+    if not cpu and parts.key == "external":
+        yield "Kernels have no correlation ids and were joined to the last launch of their operator."
+    if not cpu and parts.torn is not None:
+        yield (
+            "Several processes are merged without a label, so kernels were joined to launches by correlation id alone; "
+            f"{parts.torn} whose id is in several processes were joined to none."
+        )
+
+
+def _operators(rows: Rows, thread: dict[Thread, int]) -> Kernels:
+    """Operators with their self time: those inside an operator lie within it on the same thread."""
+    at = np.array([thread[each] for each in rows.threads()], np.int64)
+    end = rows.start + rows.duration
+    starts, ends, threads, own = rows.start.tolist(), end.tolist(), at.tolist(), rows.duration.tolist()
+    around: list[int] = []
+    for row in np.lexsort((-end, rows.start, at)).tolist():
+        while around and (threads[around[-1]] != threads[row] or ends[around[-1]] <= starts[row]):
+            around.pop()
+        if around:
+            own[around[-1]] -= min(ends[row], ends[around[-1]]) - starts[row]
+        around.append(row)
+    names, name = rows.names()
+    columns = {"start_ns": rows.start, "duration_ns": own, "stream": at, "launch_ns": rows.start, "launch_thread": at}
+    process = chrome.codes(rows.fields("pid"))
+    return kernels(names, name=name, device=np.full(len(at), NONE), process=process, **columns)
+
+
+def scrub(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
+    """Write a gzipped Chrome trace of what `read` uses of another: rows of GPUs, their calls, annotations to keep.
+
+    Of texts only names are left: of kernels, calls, GPUs and kept annotations. What `read` gives stays equal but for
+    the annotations not kept, and for the numbers of threads that have annotations and launched nothing.
+
+    Args:
+        keep: whether the annotation of this name is written.
+
+    Raises:
+        UsageError: the source cannot be read, or the target is the source or cannot be written.
+    """
+    parts = torch_parts.load(source)
+    try:
+        if target.exists() and target.samefile(source):
+            raise UsageError(f"{target} is the trace itself, which is not changed; write to another file.")
+        with target.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+            packed.write(msgspec.json.encode(_scrubbed(parts, keep)))
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({error.strerror}); choose another place.") from None
+
+
+def _scrubbed(parts: Parts, keep: Callable[[str], bool]) -> File:
+    facts = {name: value for name in _FACTS if type(value := getattr(parts.file, name)) is int}
+    gpus = [{"id": device, "name": name} for device, name in _gpus(parts.file).items()]
+    return File(**facts, deviceProperties=gpus, traceEvents=list(_events(parts, keep)))
+
+
+def _events(parts: Parts, keep: Callable[[str], bool]) -> Iterator[Event]:
+    kept = parts.annotations.take(np.array([keep(each or NO_NAME) for each in parts.annotations.fields("name")], bool))
+    hosts = [*parts.calls.events, *kept.events]
+    texts = sorted({each.tid for each in hosts if not isinstance(each.tid, int)}, key=chrome.order)
+    tid = {each.tid: f"t{texts.index(each.tid):06}" if each.tid in texts else each.tid for each in hosts}
+    labels = sorted({chrome.split(each.pid)[0] for each in [*parts.gpus.events, *hosts]})
+
+    def pid(each: Event, digits: str) -> Id:
+        """The process with another label: labels keep apart, and in order, what they kept apart before."""
+        label = chrome.split(each.pid)[0]
+        return int(digits) if isinstance(each.pid, int) else f"[{labels.index(label):06}] {digits}" if label else digits
+
+    used = ("start_ns", "duration_ns", "device", "stream", "correlation", "graph_node", "bytes", "blocks")
+    numbers = zip(*(parts.columns[name].tolist() for name in used), strict=True)
+    for each, (start, duration, device, stream, key, node, size, blocks) in zip(
+        parts.gpus.events, numbers, strict=True
+    ):
+        args = Args(node=node, device=device, stream=stream, bytes=size, grid=(blocks, 1, 1) if blocks else (0, 0, 0))
+        setattr(args, parts.key, key)
+        yield _event(each, (pid(each, str(abs(device) % 10**9)), stream), (start, duration), args)
+    for rows in (parts.calls, kept):
+        keys = rows.number(parts.key, NONE).tolist() if rows is parts.calls else [NONE] * len(kept)
+        for each, *times, key in zip(rows.events, rows.start.tolist(), rows.duration.tolist(), keys, strict=True):
+            args = Args()
+            setattr(args, parts.key, key)
+            yield _event(each, (pid(each, chrome.split(each.pid)[1]), tid[each.tid]), times, args)
+    for _ in range(parts.gpus.left_out + parts.annotations.left_out):
+        yield Event("kernel")
+
+
+def _event(each: Event, thread: Thread, times: Sequence[int], args: Args) -> Event:
+    """An event with nothing of the old one but its kind and name."""
+    made = Event(each.cat, each.name, *thread, args=args)
+    made.ts, made.dur = (_microseconds(ns) for ns in times)
+    return made
+
+
+def _microseconds(ns: int) -> Any:
+    """As Kineto writes them; a double would not tell every nanosecond."""
+    return msgspec.Raw(f"{'-' * (ns < 0)}{abs(ns) // 1000}.{abs(ns) % 1000:03}".encode())

@@ -1,0 +1,159 @@
+"""`moe-eval kernels`: its tables, its JSON, and every way it refuses a file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_eval.cli import main
+from tests.traces import timeline
+from tests.traces.timeline import Timeline, generation
+
+HOSTILE = 'evil\t|"<script>alert(1)</script>\x1b[31m\n' + "n" * 100_000
+
+
+def chrome(path: Path, made: Timeline) -> Path:
+    """The timeline as torch's profiler writes it, every kernel with its launch."""
+    events: list[dict[str, Any]] = []
+    for row in made.rows:
+        copy = str(row["text"]).startswith("Memcpy")
+        args = {"device": 0, "stream": 7, "correlation": row["correlation"], "grid": [row.get("blocks", 1), 1, 1]}
+        events.append({"ph": "X", "cat": "gpu_memcpy" if copy else "kernel", "name": row["text"], "pid": 0, "tid": 7,
+                       "ts": int(row["start_ns"]) / 1000, "dur": int(row["duration_ns"]) / 1000,
+                       "args": args})  # fmt: skip
+        launch = "cudaGraphLaunch" if row.get("replayed") else "cudaLaunchKernel"
+        events.append({"ph": "X", "cat": "cuda_runtime", "name": launch, "pid": 99, "tid": 1, "dur": 1,
+                       "ts": int(row["launch_ns"]) / 1000, "args": {"correlation": row["correlation"]}})  # fmt: skip
+    path.write_text(json.dumps({"traceEvents": events, "deviceProperties": [{"name": "NVIDIA H100"}]}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("traces")
+    return [str(chrome(folder / f"{name}.json", generation(graph=True, fp8=name == "fp8"))) for name in ("bf16", "fp8")]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(["kernels", *argv]) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    (line,) = found.err.splitlines()
+    assert line.startswith("moe-eval: ")
+    return line
+
+
+def test_one_trace_on_screen_and_as_json(traces: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "--input", traces[0], "--output", str(tmp_path / "k.json")]) == 0
+    out = capsys.readouterr().out
+    content = json.loads((tmp_path / "k.json").read_text())
+    (record,) = content["traces"]
+    assert (record["precision_seen"], record["moe_backend_seen"], record["verified"]) == ("bf16", "triton", None)
+    assert record["source"]["gpus"] == ["NVIDIA H100"]
+    assert list(record["phases"]) == ["prefill", "decode"]
+    decode = record["phases"]["decode"]
+    assert sum(each["share"] for each in decode["categories"].values()) == pytest.approx(1)
+    assert decode["total_ms"] == pytest.approx(sum(each["ms"] for each in decode["categories"].values()))
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    shown = {line[0]: line for line in lines[-30:] if len(line) == 5}
+    for name, each in decode["categories"].items():
+        assert shown[name][1] == f"{each['ms']:.3f}"
+        assert shown[name][3] == f"{each['launches']:.0f}"
+    assert shown["TOTAL"][1:3] == [f"{decode['total_ms']:.3f}", "100.0"]
+    assert f"{decode['ceiling']['if_free']:.2f}x of busy time" in out
+
+
+def test_two_traces_and_times_without_the_profiler(traces: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    how = ["--input", *traces, "--precisions", "bf16,fp8", "--tpot_ms", "4.86", "4.83"]
+    assert main(["kernels", *how]) == 0
+    out = capsys.readouterr().out
+    assert "decode: the expert GEMMs of fp8 take 0.024 ms less" in out
+    assert "measured without it: 1.006x" in out
+    assert "+ residual" in out
+
+
+def test_a_label_that_the_kernels_contradict_fails_loudly_after_everything_is_shown(
+    traces: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["--input", traces[0], "--precisions", "fp8", "--output", str(tmp_path / "k.json")]
+    assert main(["kernels", *how]) == 1
+    found = capsys.readouterr()
+    assert "TOTAL" in found.out
+    assert "the label says fp8, but the experts ran bf16 on triton" in found.err
+    assert json.loads((tmp_path / "k.json").read_text())["traces"][0]["verified"] is False
+
+
+def test_classify_reads_names_from_standard_input(tmp_path: Path) -> None:
+    names = [timeline.MOE, timeline.NORM, "never heard of", 'tab\there "quoted" <b>']
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from moe_eval.cli import main; sys.exit(main())",
+        "kernels",
+        "classify",
+    ]
+    done = subprocess.run(
+        command, input="\n".join([*names, ""]).encode(), capture_output=True, check=True, cwd=tmp_path
+    )
+    rows = [line.split("\t", 3) for line in done.stdout.decode().splitlines()]
+    assert [row[3] for row in rows] == names
+    assert [row[0] for row in rows] == ["expert_gemm", "norm", "other", "other"]
+    assert rows[2][1:3] == ["", ""]
+
+
+def test_a_hostile_name_breaks_neither_the_table_nor_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = generation(decode=2)
+    made.run("other", HOSTILE, 500_000)
+    path = chrome(tmp_path / "hostile.json", made)
+    assert main(["kernels", "--input", str(path), "--output", str(tmp_path / "k.json")]) == 0
+    out = capsys.readouterr().out
+    assert all(len(line) < 400 for line in out.splitlines())
+    assert "\x1b" not in out
+    assert "\t" not in out
+    widths = {len(line) for line in out.splitlines() if "evil" in line or line.startswith("| kernel")}
+    assert widths
+    unclassified = json.loads((tmp_path / "k.json").read_text())["traces"][0]["phases"]["decode"]["functions"]
+    (hostile,) = [each for each in unclassified if each["name"].startswith("evil")]
+    assert len(hostile["name"]) < 1100
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "Give --input one trace"),
+        (["--input", "a", "b", "c"], "Give --input one trace"),
+        (["--input", "nowhere.json"], "nowhere.json"),
+        (["--input", "{bf16}", "--precisions", "int4"], "has to name one of"),
+        (["--input", "{bf16}", "--precisions", "bf16,fp8"], "for every trace"),
+        (["--input", "{bf16}", "--tpot_ms", "1", "2"], "two traces"),
+        (["--input", "{bf16}", "{bf16}", "--tpot_ms", "0", "2"], "above 0"),
+        (["--input", "{bf16}", "--output", "{bf16}/x/k.json"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    traces: list[str], capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert words in refused(capsys, *(each.replace("{bf16}", traces[0]) for each in options))
+
+
+def test_damaged_files_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = gzip.compress(json.dumps({"traceEvents": []}).encode() * 50)
+    for name, data in {
+        "empty.json": b"",
+        "cut.json.gz": good[: len(good) // 2],
+        "half.json": b'{"traceEvents": [{"ph": "X", "name": ',
+        "noise.bin": bytes(range(256)) * 10,
+        "cpu.json": json.dumps({"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 1, "dur": 2,
+                                                 "pid": 1, "tid": 1}]}).encode(),
+        "no.sqlite": b"SQLite format 3\0" + bytes(100),
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        assert name in refused(capsys, "--input", str(tmp_path / name))

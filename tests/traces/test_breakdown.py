@@ -1,0 +1,261 @@
+"""Steps, categories and times of traces whose every figure is known."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import defaultdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moe_eval.traces.taxonomy import CATEGORIES
+
+from moe_eval.traces import breakdown, phases, roles, table
+from moe_eval.traces.table import Trace
+from tests.traces import timeline
+from tests.traces.timeline import Timeline, generation
+
+LONE = timeline.MOE
+
+
+def step_ranges(made: Timeline, style: str) -> list[tuple[str, int, int, int]]:
+    """The engine's own ranges around the launches of every step but its sampling."""
+    found = []
+    for at, (phase, begin, _) in enumerate(made.steps):
+        prefill = phase == "prefill"
+        text = {
+            "trtllm": f"[Executor] _forward_step {at}: {int(prefill)} ctx reqs, {int(not prefill)} gen reqs",
+            "trtllm-2026": f"_forward_step {at}: {int(prefill)} ctx reqs, {512 * prefill} ctx tokens, "
+            f"{int(not prefill)} gen reqs",
+            "vllm": "execute_context_1(512)_generation_0(0)" if prefill else "execute_context_0(0)_generation_1(1)",
+            "sglang": "step[EXTEND bs=1 toks=512]" if prefill else "step[DECODE bs=1]",
+        }[style]
+        found.append((text, begin - 9500, begin - 9100 + 20_000, 7))
+    return found
+
+
+def expected(made: Timeline, phase: str) -> dict[str, float]:
+    """Medians of ms by category over the steps of a phase, from the list that the trace was made of."""
+    by_step = []
+    for name, begin, end in made.steps:
+        if name == phase:
+            sums: dict[str, float] = defaultdict(float)
+            for row, meant in zip(made.rows, made.meant, strict=True):
+                if begin <= int(row["start_ns"]) < end:
+                    sums[meant] += int(row["duration_ns"]) / 1e6
+            by_step.append(sums)
+    return {each: statistics.median(sums[each] for sums in by_step) for each in {key for one in by_step for key in one}}
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("style", [None, "trtllm", "trtllm-2026", "vllm", "sglang"])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_every_step_is_found_and_its_time_is_that_of_the_list(style: str | None, graph: bool, fp8: bool) -> None:
+    made = generation(decode=6, graph=graph, fp8=fp8)
+    found = breakdown.make(made.trace(ranges=step_ranges(made, style) if style else ()))
+    assert [(phase.name, phase.steps, phase.aside) for phase in found.phases] == [("prefill", 1, {}), ("decode", 6, {})]
+    assert found.found_by == ("step ranges" if style else "sampling after every step")
+    for phase in found.phases:
+        want = expected(made, phase.name)
+        assert {each.category: each.ms for each in phase.shares} == pytest.approx(want)
+        assert phase.kernel_ms == pytest.approx(sum(want.values()))
+        assert phase.overlap_ms == pytest.approx(0)
+        assert phase.moe_layers == 3
+        begin, end = next((begin, end) for name, begin, end in made.steps if name == phase.name)
+        assert phase.span_ms == pytest.approx((end - begin) / 1e6)
+        assert phase.wall_ms == pytest.approx((end - begin + timeline.GAP_NS + 20_000) / 1e6)
+    decode = found.phase("decode")
+    assert decode is not None
+    assert decode.share("gate_gemm").launches_per_layer == 2
+    assert decode.share("expert_gemm").launches == 6
+    f = expected(made, "decode")["expert_gemm"]
+    busy, wall = decode.busy_ms or 0, decode.wall_ms or 0
+    assert decode.busy_ceiling.free == pytest.approx(1 / (1 - f / busy))
+    assert decode.busy_ceiling.at(2.0) == pytest.approx(1 / (1 - f / busy + f / busy / 2)) == decode.busy_ceiling.twice
+    assert decode.wall_ceiling is not None
+    assert decode.wall_ceiling.free == pytest.approx(1 / (1 - f / wall))
+
+
+def test_every_row_is_given_the_role_that_it_was_meant_to_have() -> None:
+    made = generation(decode=3, fp8=True)
+    trace = made.trace()
+    found = roles.assign(trace)
+    assert [CATEGORIES[each] for each in found.category] == made.meant
+    assert found.gates == "by the order of launches"
+
+
+def test_without_a_second_gemm_before_the_routing_no_gate_is_made_up() -> None:
+    made = generation(decode=2)
+    keep = [at for at, row in enumerate(made.rows) if row["text"] not in (timeline.GATE, timeline.O_PROJ)]
+    found = roles.assign(made.trace(order=keep))
+    assert "gate_gemm" not in {CATEGORIES[each] for each in found.category}
+    assert found.gates == "not told apart"
+
+
+def test_softmax_and_top_k_of_a_router_are_not_the_sampler_s() -> None:
+    made = generation(decode=2)
+    softmax = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>"
+    for row in made.rows:
+        if row["text"] == timeline.TOPK:
+            row["text"] = softmax
+    found = roles.assign(made.trace())
+    assert [CATEGORIES[each] for each in found.category] == made.meant
+
+
+def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
+    made = Timeline()
+    modules = []
+    made.run("memory", timeline.UPLOAD, 800)
+    for layer in range(2):
+        for part, meant in (("self_attn", "dense_gemm"), ("mlp.gate", "gate_gemm"), ("mlp.experts", "expert_gemm")):
+            begin = made.now
+            made.run(meant, timeline.QKV, 1000 + layer)
+            modules.append((f"{{'Module': 'Qwen3MoeForCausalLM.model.layers.{layer}.{part}', 'Inputs': [[1, 2]]}}",
+                            begin - 9100, begin - 8900, 7))  # fmt: skip
+    made.run("dense_gemm", timeline.QKV, 5000)
+    trace = made.trace(ranges=modules)
+    found = roles.assign(trace)
+    assert [CATEGORIES[each] for each in found.category] == made.meant
+    assert found.layer.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1]
+    (phase,) = breakdown.make(trace).phases
+    assert phase.layers == {0: pytest.approx(0.003), 1: pytest.approx(0.003003)}
+
+
+def test_a_graph_s_nodes_are_attributed_by_when_they_were_captured() -> None:
+    text = "model.layers.5.mlp.gate"
+    rows = table.kernels(
+        [timeline.QKV], name=[0, 0], start_ns=[5000, 9000], duration_ns=[100, 100], launch_ns=[4000, 4000],
+        launch_thread=[1, 1], captured_ns=[150, 950], captured_thread=[1, 1], replayed=[True, True],
+    )  # fmt: skip
+    trace = Trace(rows, table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
+    assert roles.assign(trace).layer.tolist() == [5, -1]
+
+
+def test_ragged_steps_and_steps_far_from_the_others_are_set_aside_and_counted() -> None:
+    made = generation(decode=8)
+    made.step("decode", 1, layers=1)
+    slow = next(at for at, row in enumerate(made.rows) if int(row["start_ns"]) > made.steps[3][1])
+    made.rows[slow + 1]["duration_ns"] = 900_000
+    for row in made.rows[slow + 2 :]:
+        row["start_ns"] = int(row["start_ns"]) + 900_000
+    decode = breakdown.make(made.trace()).phase("decode")
+    assert decode is not None
+    assert (decode.steps, decode.aside) == (7, {"ragged": 1, "far from the others": 1})
+
+
+def test_two_devices_are_steps_of_their_own() -> None:
+    one, two = generation(decode=4), generation(decode=4)
+    for row in two.rows:
+        row["device"] = 1
+    both = Timeline(rows=[{"device": 0, **row} for row in one.rows] + two.rows)
+    names = sorted({str(row["text"]) for row in both.rows})
+    columns = {key: [row.get(key, 0) for row in both.rows] for key in ("start_ns", "duration_ns", "kind", "device",
+                                                                     "blocks")}  # fmt: skip
+    trace = Trace(table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
+                  table.ranges([]), {})  # fmt: skip
+    found = breakdown.make(trace)
+    assert found.devices == 2
+    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 2), ("decode", 8)]
+    alone = breakdown.make(one.trace()).phase("decode")
+    assert alone is not None
+    assert found.phases[1].kernel_ms == pytest.approx(alone.kernel_ms)
+
+
+def test_a_trace_without_steps_is_one_whole() -> None:
+    rows = table.kernels(["unheard_of", timeline.NORM], name=[0, 1], start_ns=[0, 50], duration_ns=[100, 100])
+    found = breakdown.make(Trace(rows, table.ranges([]), {}))
+    (phase,) = found.phases
+    assert (phase.name, phase.steps, found.found_by) == (phases.WHOLE, 1, "no steps were found")
+    assert (phase.busy_ms, phase.overlap_ms, phase.wall_ms) == pytest.approx((150e-6, 50e-6, None))
+    assert phase.classified == pytest.approx(0.5)
+    assert [each.name for each in phase.unclassified] == ["unheard_of"]
+    assert phase.busy_ceiling.free == 1
+
+
+def test_a_summary_has_shares_and_a_ceiling_but_no_times_of_steps() -> None:
+    rows = table.kernels([LONE, timeline.NORM], name=[0, 0, 1], start_ns=[0, 0, 0], duration_ns=[300, 300, 400])
+    found = breakdown.make(Trace(rows, table.ranges([]), {}, timed=False))
+    (phase,) = found.phases
+    assert phase.share("expert_gemm").share == pytest.approx(0.6)
+    assert (phase.busy_ms, phase.span_ms, phase.wall_ceiling) == (None, None, None)
+    assert phase.busy_ceiling.free == pytest.approx(2.5)
+
+
+rows_of = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [timeline.MOE, timeline.NORM, timeline.FLASH, timeline.ARGMAX, timeline.QKV, timeline.TOPK, "x"]
+        ),
+        st.integers(0, 2000),  # start
+        st.integers(0, 300),  # duration
+        st.integers(0, 1),  # device
+        st.integers(0, 2),  # stream
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+def made_of(rows: list[tuple[str, int, int, int, int]]) -> Trace:
+    names = sorted({row[0] for row in rows})
+    kernels = table.kernels(
+        names, name=[names.index(row[0]) for row in rows], start_ns=[row[1] for row in rows],
+        duration_ns=[row[2] for row in rows], device=[row[3] for row in rows], stream=[row[4] for row in rows],
+    )  # fmt: skip
+    return Trace(kernels, table.ranges([]), {})
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=rows_of, seed=st.integers(0, 1000))
+def test_shares_add_up_and_the_order_of_rows_does_not_matter(
+    rows: list[tuple[str, int, int, int, int]], seed: int
+) -> None:
+    found = breakdown.make(made_of(rows))
+    assert breakdown.make(made_of(random.Random(seed).sample(rows, len(rows)))) == found
+    assert found.total_ns == sum(row[2] for row in rows)
+    for phase in found.phases:
+        total = sum(each.share for each in phase.shares)
+        assert total == pytest.approx(1) or (total == 0 and phase.kernel_ms == 0)
+        assert (phase.busy_ms or 0) <= (phase.span_ms or 0) + 1e-12 or len(found.phases) > 1
+        assert 0 <= phase.classified <= 1 + 1e-12
+        assert 0 <= phase.busy_ceiling.share <= 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=rows_of)
+def test_busy_time_is_the_number_of_nanoseconds_with_a_kernel_running(
+    rows: list[tuple[str, int, int, int, int]],
+) -> None:
+    one_device = [(timeline.NORM if row[0] == timeline.ARGMAX else row[0], *row[1:3], 0, row[4]) for row in rows]
+    (phase,) = breakdown.make(made_of(one_device)).phases
+    running, others = set(), set()
+    for name, start, duration, *_ in one_device:
+        running |= set(range(start, start + duration))
+        if name != timeline.MOE:
+            others |= set(range(start, start + duration))
+    assert round((phase.busy_ms or 0) * 1e6) == len(running)
+    assert round(phase.busy_ceiling.share * len(running)) == len(running - others)
+    assert round(((phase.overlap_ms or 0) + (phase.busy_ms or 0)) * 1e6) == sum(row[2] for row in one_device)
+
+
+def test_launches_join_on_process_and_correlation_together() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        processes, ids = rng.integers(0, 3, 40) << 24, rng.integers(-1, 9, 40)
+        launched = zip(rng.integers(0, 4, 20) << 24, rng.integers(0, 9, 20), strict=True)
+        pairs = sorted({(int(process), int(number)) for process, number in launched})
+        found = table.launches(processes, ids, *np.array(pairs, np.int64).T)
+        for row, process, number in zip(found.tolist(), processes.tolist(), ids.tolist(), strict=True):
+            assert row == (pairs.index((process, number)) if (process, number) in pairs else table.NONE)
+
+
+def test_steps_of_a_device_follow_each_other() -> None:
+    trace = generation(decode=5).trace()
+    found = phases.find(trace, roles.assign(trace), roles.devices(trace))
+    for one, two in pairwise(found.steps):
+        assert one.next_ns == two.start_ns
+    assert found.steps[-1].next_ns is None
+    assert sorted(np.concatenate([step.rows for step in found.steps]).tolist()) == list(range(len(trace.kernels)))

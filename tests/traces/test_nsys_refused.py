@@ -1,0 +1,188 @@
+"""Odd databases of Nsight Systems: what is set aside or replaced, and what is refused in one sentence."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_eval.errors import UsageError
+from moe_eval.traces import nsys
+from tests.traces import nsys_database
+from tests.traces.sql import ask, change
+
+COPIES = "CUPTI_ACTIVITY_KIND_MEMCPY"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    nsys_database.write(tmp_path / "made.sqlite")
+    return tmp_path / "made.sqlite"
+
+
+def test_rows_without_a_sound_end_are_set_aside_and_counted(made: Path) -> None:
+    names = ", ".join(f'"{row[1]}"' for row in ask(made, f"PRAGMA table_info({COPIES})"))
+    change(
+        made,
+        "UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET end = start - 1 WHERE rowid IN (3, 300)",
+        *(
+            f"CREATE TABLE loose AS SELECT {names} FROM {COPIES}",
+            f"DROP TABLE {COPIES}",
+        ),
+        f"ALTER TABLE loose RENAME TO {COPIES}",
+        f"UPDATE {COPIES} SET end = NULL WHERE rowid = 2",
+        f"UPDATE {COPIES} SET start = NULL WHERE rowid = 5",
+        "UPDATE NVTX_EVENTS SET end = NULL WHERE rowid IN (1, 2)",
+        "UPDATE NVTX_EVENTS SET end = start - 5 WHERE rowid = 3",
+    )
+    trace = nsys.read(made)
+    assert len(trace.kernels) == 640 - 4
+    assert len(trace.ranges) == 122 - 3
+    assert np.all(trace.kernels.duration_ns >= 0)
+    assert trace.notes[0] == "4 of 640 kernels, copies and sets have no end or one before their start and are left out."
+    assert trace.notes[-2:] == (
+        "2 NVTX ranges do not end within the recording and are left out.",
+        "1 NVTX ranges end before they start and are left out.",
+    )
+
+
+def test_hostile_names_come_through_as_they_are(made: Path) -> None:
+    hostile = ["x" * 100_000, "a'b\"c\td\n</td><script>\x01", "한국어 μ", ""]
+    ids = [each for (each,) in ask(made, "SELECT DISTINCT demangledName FROM CUPTI_ACTIVITY_KIND_KERNEL")]
+    connection = sqlite3.connect(made)
+    connection.executemany("UPDATE StringIds SET value = ? WHERE id = ?", zip(hostile, ids, strict=False))
+    connection.execute("UPDATE StringIds SET value = x'fffe41' WHERE id = ?", (ids[4],))
+    connection.execute("DELETE FROM StringIds WHERE id = ?", (ids[5],))
+    connection.execute("UPDATE NVTX_EVENTS SET text = x'ff42' WHERE rowid = 1")
+    connection.commit()
+    connection.close()
+    trace = nsys.read(made)
+    assert {*hostile, "\ufffd\ufffdA", f"(kernel without a name, {ids[5]})"} <= set(trace.kernels.names)
+    assert "\ufffdB" in trace.ranges.names
+
+
+@pytest.mark.parametrize("wrong", ["correlationId", "globalPid", "graphNodeId", "deviceId", "demangledName", "gridX"])
+def test_numbers_out_of_bounds_raise_nothing_else(made: Path, wrong: str) -> None:
+    change(made, f"UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET {wrong} = 9223372036854775807 - rowid % 2 WHERE rowid % 3 = 0")
+    assert len(nsys.read(made).kernels) == 640
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UsageError) as error:
+        nsys.read(path)
+    said = str(error.value)
+    assert path.name in said
+    assert said.count("\n") == 0
+    assert said.endswith(".")
+    return said
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("no database, but long enough to be one " * 100)
+
+
+def short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def header_only(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def broken(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    for at in range(4096 * 8, len(raw), 4096):
+        raw[at : at + 2000] = b"\xa5" * 2000
+    path.write_bytes(raw)
+
+
+def other_database(path: Path) -> None:
+    path.unlink()
+    change(path, "CREATE TABLE runs (id INTEGER)")
+
+
+def no_kernels(path: Path) -> None:
+    change(path, "DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL")
+
+
+def no_rows(path: Path) -> None:
+    change(path, "DELETE FROM CUPTI_ACTIVITY_KIND_KERNEL")
+
+
+def a_view(path: Path) -> None:
+    no_kernels(path)
+    change(path, "CREATE VIEW CUPTI_ACTIVITY_KIND_KERNEL AS SELECT 1 AS rowid, 1 AS start, 2 AS end, 3 AS shortName")
+
+
+def words_for_numbers(path: Path) -> None:
+    change(path, "UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET start = 'soon' WHERE rowid = 20")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (empty, "is empty"),
+        (text, "is not an SQLite database"),
+        (short, "is cut short"),
+        (header_only, "is cut short"),
+        (broken, "is damaged"),
+        (other_database, "no export of Nsight Systems"),
+        (no_kernels, "--trace=cuda"),
+        (no_rows, "--trace=cuda"),
+        (a_view, "--trace=cuda"),
+        (words_for_numbers, "is damaged"),
+        (a_folder, "is a folder"),
+        (Path.unlink, "no file"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_sentence(made: Path, spoil: Callable[[Path], None], says: str) -> None:
+    spoil(made)
+    assert says in refused(made)
+
+
+def test_graphs_recorded_as_a_whole_are_refused_with_the_option_that_helps(made: Path) -> None:
+    rank = nsys_database.Rank(0)
+    row = f"(1, 2, 0, 1, NULL, 7, {{}}, {rank.pid}, 1, 1)"
+    ((replayed,),) = ask(made, "SELECT max(correlationId) FROM CUPTI_ACTIVITY_KIND_KERNEL WHERE graphNodeId NOT NULL")
+    other = sqlite3.connect(made)
+    other.execute(f"CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE ({', '.join(names_of_graphs())})")
+    other.execute(f"INSERT INTO CUPTI_ACTIVITY_KIND_GRAPH_TRACE VALUES {row.format(replayed)}")
+    other.commit()
+    other.close()
+    assert len(nsys.read(made).kernels) == 640  # the kernels inside are there as well
+    change(made, f"DELETE FROM CUPTI_ACTIVITY_KIND_KERNEL WHERE correlationId = {replayed} AND globalPid = {rank.pid}")
+    assert "--cuda-graph-trace=node" in refused(made)
+    change(made, "DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL")
+    assert "--cuda-graph-trace=node" in refused(made)
+
+
+def names_of_graphs() -> list[str]:
+    columns = nsys_database.TABLES["CUPTI_ACTIVITY_KIND_GRAPH_TRACE"].split()
+    return [each.rstrip("!") for each in columns]
+
+
+def test_a_database_that_is_being_written_is_refused(made: Path) -> None:
+    writer = sqlite3.connect(made, isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+    assert "is locked" in refused(made)
+    writer.execute("PRAGMA cache_size = 1")
+    writer.execute("UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET start = start + 1")
+    assert "still being written" in refused(made)
+    writer.execute("ROLLBACK")
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET start = start + 1")
+    assert "still being written" in refused(made)
+    writer.close()
+    assert len(nsys.read(made).kernels) == 640

@@ -1,0 +1,73 @@
+"""Which precision the experts ran in, by their kernels' names and by what quantises their inputs."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe_eval.traces import roles, seen, table
+from moe_eval.traces.table import Trace
+from tests.traces import timeline
+from tests.traces.timeline import generation
+
+GROUPED = (
+    "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cutlass::gemm::GroupProblemShape<cute::tuple<"
+    "long, long, long>>, cutlass::gemm::collective::CollectiveMma<cutlass::gemm::"
+    "MainloopSm90ArrayTmaGmmaWarpSpecialized<4>, cute::tuple<cute::C<128>>, {0}, {0}>>>"
+)
+NAMES = [
+    (GROUPED.format("cutlass::bfloat16_t"), "bf16", "cutlass"),
+    (GROUPED.format("cutlass::float_e4m3_t"), "fp8", "cutlass"),
+    ("bmm_E2m1_E2m1E2m1_Fp32_Ab16_Bb16_Cb16_t128x8x512u2_s5_et128x8_m128x8x64_c1x1x1_rM_TN_swiGlu_dynB_sm100f",
+     "nvfp4", "trtllm-gen"),
+    ("bmm_Bfloat16_E4m3E4m3_Fp32_t128x8x128_s6_et128x8_m64x8x32_dynB_sm100f", "fp8", "trtllm-gen"),
+    ("void deep_gemm::fp8_gemm_kernel<2048, 1536, 64, 128, (deep_gemm::GemmType)1, GroupedWithOffset>", "fp8_block",
+     "deepgemm"),
+    ("void marlin_moe_wna16::Marlin<__nv_bfloat16, 1125899906909960, 256, 4, 8, 8, false>", "w4a16", "marlin"),
+]  # fmt: skip
+
+
+def experts(name: str) -> Trace:
+    rows = table.kernels([name], name=[0, 0], start_ns=[0, 100], duration_ns=[50, 50])
+    return Trace(rows, table.ranges([]), {})
+
+
+@pytest.mark.parametrize(("name", "precision", "backend"), NAMES, ids=[f"{each[2]}-{each[1]}" for each in NAMES])
+def test_a_gemm_s_name_tells(name: str, precision: str, backend: str) -> None:
+    trace = experts(name)
+    found = seen.observe(trace, roles.assign(trace))
+    assert (found.precision, found.backend) == (precision, backend)
+    assert seen.contradiction(precision if precision != "w4a16" else "nvfp4-w4a16", found) is None
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_where_a_triton_kernel_s_name_does_not_the_quantisation_of_its_inputs_does(fp8: bool) -> None:
+    trace = generation(fp8=fp8).trace()
+    found = seen.observe(trace, roles.assign(trace))
+    assert (found.precision, found.backend) == ("fp8" if fp8 else "bf16", "triton")
+    assert seen.contradiction("fp8", found) is None if fp8 else seen.contradiction("bf16", found) is None
+    wrong = seen.contradiction("bf16" if fp8 else "fp8", found)
+    assert wrong is not None
+    assert wrong.startswith("the label says")
+
+
+def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
+    made = generation(decode=2)
+    rows = []
+    for row in made.rows:
+        if row["text"] in (timeline.QKV, timeline.O_PROJ):
+            rows.append({**row, "text": timeline.QUANT, "start_ns": int(row["start_ns"]) - 200, "duration_ns": 100})
+        rows.append(row)
+    made.rows = rows
+    trace = made.trace()
+    assert seen.observe(trace, roles.assign(trace)).precision == "bf16"
+
+
+def test_labels_and_what_contradicts_them() -> None:
+    marlin = seen.Seen("w4a16", "marlin", "e")
+    assert "dequantised the weights" in (seen.contradiction("nvfp4", marlin) or "")
+    assert seen.contradiction("fp8_block", seen.Seen("fp8", "triton", "e")) is None
+    assert seen.contradiction("fp32", seen.Seen("bf16", "triton", "e")) is None
+    assert seen.contradiction("nvfp4", seen.Seen("fp8", None, "e")) is not None
+    assert seen.contradiction("nvfp4", seen.Seen(None, None, "e")) is None
+    trace = experts("unheard_of")
+    assert seen.observe(trace, roles.assign(trace)).precision is None
