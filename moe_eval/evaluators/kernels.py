@@ -43,9 +43,10 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
             profiled = clock.time(prompts, shape.output_len)[0]["host"]
         if not raw.is_file():
             raise EngineError(f"{engine.facts.name} left no trace.")
-        trace = files.read(raw, cpu=engine.facts.device == "cpu")
+        cpu = engine.facts.device == "cpu"
+        trace = files.read(raw, cpu=cpu)
         kept = folder / f"{name}.json.gz"
-        torch_profiler.scrub(raw, kept, ranges.known)
+        torch_profiler.scrub(raw, kept, ranges.known, cpu=cpu)
     label = None if engine.facts.emulated else engine.facts.precision
     unprofiled = 1000 * statistics.median(plain)
     return {

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Union
@@ -171,13 +173,11 @@ class Rows:
 
     def names(self) -> tuple[list[str], Ints]:
         """The distinct names, and every row's index into them."""
-        names = self.fields("name")
-        distinct = dict.fromkeys(names)
-        if None in distinct or "" in distinct:
-            names = [each or NO_NAME for each in names]
-            distinct = dict.fromkeys(names)
-        index = {each: at for at, each in enumerate(distinct)}
-        return list(index), np.fromiter(map(index.__getitem__, names), np.int64, len(names))
+        index: dict[str | None, int] = defaultdict(count().__next__)
+        rows = np.fromiter(map(index.__getitem__, map(attrgetter("name"), self.events)), np.int64, len(self.events))
+        names = [each or NO_NAME for each in index]
+        place = {each: at for at, each in enumerate(dict.fromkeys(names))}
+        return list(place), np.array([place[each] for each in names], np.int64)[rows]
 
 
 def decode(path: Path, *, tolerant: bool = False) -> File:

@@ -88,7 +88,7 @@ def _load(path: Path, tolerant: bool) -> Parts:
     names, name = rows.names()
     columns = {
         "name": name,
-        "kind": np.array([_KINDS[each] for each in rows.fields("cat")], np.int64),
+        "kind": np.fromiter(map(_KINDS.__getitem__, rows.fields("cat")), np.int64, len(rows)),
         "start_ns": rows.start,
         "duration_ns": rows.duration,
         "device": rows.device(),
@@ -140,7 +140,7 @@ def _processes(rows: Rows, calls: Rows, ids: Ints, of: Ints) -> tuple[Ints, Ints
     pids = rows.fields("pid")
     label = {pid: chrome.split(pid)[0] for pid in set(pids)}
     alone = {pid: next(iter(groups[name])) if len(groups.get(name, ())) == 1 else NONE for pid, name in label.items()}
-    process = np.array([alone[each] for each in pids], np.int64)
+    process = np.fromiter(map(alone.__getitem__, pids), np.int64, len(pids))
     torn = None
     for name, members in groups.items():
         if len(members) == 1:

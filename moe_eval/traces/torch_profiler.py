@@ -30,9 +30,10 @@ def read(path: Path, *, cpu: bool = False) -> Trace:
     and NONE where it is not known. Threads have running numbers.
 
     Args:
-        cpu: operators of the CPU instead. Each is a row that begins with it and lasts its self time, without that of
-            operators inside, which need not be contiguous; `device` is NONE, `stream` and `launch_thread` its thread,
-            `launch_ns` its start, so that the ranges around it are found as a kernel's are.
+        cpu: operators of the CPU instead. Each is a row that lasts its self time, without that of operators inside,
+            and is put where the rows before it end, since self time is not contiguous: the rows of a thread never
+            overlap and end where its outermost operators do. `device` is NONE, `stream` and `launch_thread` its
+            thread, `launch_ns` its real start, so that the ranges around it are found as a kernel's are.
 
     Raises:
         UsageError: the file cannot be read, is no trace, or has no such rows.
@@ -95,19 +96,25 @@ def _operators(rows: Rows, thread: dict[Thread, int]) -> Kernels:
     end = rows.start + rows.duration
     starts, ends, threads, own = rows.start.tolist(), end.tolist(), at.tolist(), rows.duration.tolist()
     around: list[int] = []
-    for row in np.lexsort((-end, rows.start, at)).tolist():
+    order = np.lexsort((-end, rows.start, at)).tolist()
+    for row in order:
         while around and (threads[around[-1]] != threads[row] or ends[around[-1]] <= starts[row]):
             around.pop()
         if around:
             own[around[-1]] -= min(ends[row], ends[around[-1]]) - starts[row]
         around.append(row)
+    placed = list(starts)
+    until: dict[int, int] = {}
+    for row in order:
+        placed[row] = max(starts[row], until.get(threads[row], starts[row]))
+        until[threads[row]] = placed[row] + own[row]
     names, name = rows.names()
-    columns = {"start_ns": rows.start, "duration_ns": own, "stream": at, "launch_ns": rows.start, "launch_thread": at}
+    columns = {"start_ns": placed, "duration_ns": own, "stream": at, "launch_ns": rows.start, "launch_thread": at}
     process = chrome.codes(rows.fields("pid"))
     return kernels(names, name=name, device=np.full(len(at), NONE), process=process, **columns)
 
 
-def scrub(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
+def scrub(source: Path, target: Path, keep: Callable[[str], bool], *, cpu: bool = False) -> None:
     """Write a gzipped Chrome trace of what `read` uses of another: rows of GPUs, their calls, annotations to keep.
 
     Of texts only names are left: of kernels, calls, GPUs and kept annotations. What `read` gives stays equal but for
@@ -115,6 +122,7 @@ def scrub(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
 
     Args:
         keep: whether the annotation of this name is written.
+        cpu: write operators of the CPU as well, by their names and times.
 
     Raises:
         UsageError: the source cannot be read, or the target is the source or cannot be written.
@@ -124,20 +132,21 @@ def scrub(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
         if target.exists() and target.samefile(source):
             raise UsageError(f"{target} is the trace itself, which is not changed; write to another file.")
         with target.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-            packed.write(msgspec.json.encode(_scrubbed(parts, keep)))
+            packed.write(msgspec.json.encode(_scrubbed(parts, keep, cpu)))
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror}); choose another place.") from None
 
 
-def _scrubbed(parts: Parts, keep: Callable[[str], bool]) -> File:
+def _scrubbed(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> File:
     facts = {name: value for name in _FACTS if type(value := getattr(parts.file, name)) is int}
     gpus = [{"id": device, "name": name} for device, name in _gpus(parts.file).items()]
-    return File(**facts, deviceProperties=gpus, traceEvents=list(_events(parts, keep)))
+    return File(**facts, deviceProperties=gpus, traceEvents=list(_events(parts, keep, cpu)))
 
 
-def _events(parts: Parts, keep: Callable[[str], bool]) -> Iterator[Event]:
+def _events(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> Iterator[Event]:
     kept = parts.annotations.take(np.array([keep(each or NO_NAME) for each in parts.annotations.fields("name")], bool))
-    hosts = [*parts.calls.events, *kept.events]
+    plain = [kept, parts.operators] if cpu else [kept]
+    hosts = [each for rows in (parts.calls, *plain) for each in rows.events]
     texts = sorted({each.tid for each in hosts if not isinstance(each.tid, int)}, key=chrome.order)
     tid = {each.tid: f"t{texts.index(each.tid):06}" if each.tid in texts else each.tid for each in hosts}
     labels = sorted({chrome.split(each.pid)[0] for each in [*parts.gpus.events, *hosts]})
@@ -155,14 +164,16 @@ def _events(parts: Parts, keep: Callable[[str], bool]) -> Iterator[Event]:
         args = Args(node=node, device=device, stream=stream, bytes=size, grid=(blocks, 1, 1) if blocks else (0, 0, 0))
         setattr(args, parts.key, key)
         yield _event(each, (pid(each, str(abs(device) % 10**9)), stream), (start, duration), args)
-    for rows in (parts.calls, kept):
-        keys = rows.number(parts.key, NONE).tolist() if rows is parts.calls else [NONE] * len(kept)
+    for rows in (parts.calls, *plain):
+        keys = rows.number(parts.key, NONE).tolist() if rows is parts.calls else [NONE] * len(rows)
         for each, *times, key in zip(rows.events, rows.start.tolist(), rows.duration.tolist(), keys, strict=True):
             args = Args()
             setattr(args, parts.key, key)
             yield _event(each, (pid(each, chrome.split(each.pid)[1]), tid[each.tid]), times, args)
     for _ in range(parts.gpus.left_out + parts.annotations.left_out):
         yield Event("kernel")
+    for _ in range(parts.operators.left_out if cpu else 0):
+        yield Event("cpu_op")
 
 
 def _event(each: Event, thread: Thread, times: Sequence[int], args: Args) -> Event:

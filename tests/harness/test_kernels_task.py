@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
-from moe_eval.evaluators import kernels
+from moe_eval.evaluators import kernels, kernels_record
+from moe_eval.traces import breakdown, files
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.harness.running import Command, Ended, record, run_folders, samples, sentence
@@ -107,6 +108,10 @@ def test_the_kept_trace_says_the_same_and_holds_no_secret(
             assert told not in text
     everything = b"".join(file.read_bytes() for file in run.iterdir())
     assert SECRET.encode() not in everything
+    for answer in answers(ran[1]):
+        trace = files.read(run / answer["trace"], cpu=True)
+        again = kernels_record.record(answer["trace"], trace, breakdown.make(trace), "bf16")
+        assert json.loads(json.dumps(again)) == {name: answer[name] for name in again}
     # a trace of a CPU is the evaluator's business; the command is about GPUs
     assert main(["kernels", "--input", str(run / "trace_b1_i24_o5.json.gz")]) == 2
     assert "CPU" in capsys.readouterr().err

@@ -63,6 +63,11 @@ def test_rows_without_a_usable_duration_are_left_out_and_counted(tmp_path: Path,
     assert trace.notes == ("2 rows without a usable duration were left out.",)
 
 
+def test_a_start_that_does_not_fit_64_bits_of_nanoseconds_is_left_out(read: Reader) -> None:
+    trace = read([kernel("late", ts=5e15, dur=5e15), kernel("never", ts=1e19), kernel("good")])
+    assert trace.kernels.names == ("good",)
+
+
 def test_nan_is_read_where_it_stands_for_a_number_and_kept_in_names(tmp_path: Path) -> None:
     name = 'f<int, NaN, 3>("x\\": NaN, ", [nan, inf])'
     path = tmp_path / "trace.json"
@@ -104,6 +109,11 @@ def test_numbers_of_any_size_are_read(read: Reader, size: int) -> None:
     rows = read([kernel("huge", pid=size, args=huge), kernel(), call(pid=size), mark("m", tid=size)]).kernels
     assert len(rows) == 2
     assert rows.duration_ns.tolist() == [4500, 4500]
+
+
+def test_an_id_too_large_to_be_told_apart_between_processes_is_none(read: Reader) -> None:
+    rows = read([kernel(args={"correlation": 2**60}), kernel(), call(args={"correlation": 2**60})]).kernels
+    assert sorted(zip(rows.correlation.tolist(), rows.launch_ns.tolist(), strict=True)) == [(NONE, NONE), (5, NONE)]
 
 
 def test_hostile_names_come_through_unchanged(read: Reader) -> None:

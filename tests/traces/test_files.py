@@ -90,7 +90,7 @@ def test_bytes_come_back_whole_packed_or_not(tmp_path: Path) -> None:
 
 
 def damaged() -> dict[str, tuple[bytes, str]]:
-    packed = gzip.compress(random.Random(1).randbytes(100_000), 1)
+    packed = gzip.compress(random.Random(1).randbytes(100_000).hex().encode())
     middle = bytearray(packed)
     middle[5000:5100] = bytes(100)
     return {
@@ -100,6 +100,7 @@ def damaged() -> dict[str, tuple[bytes, str]]:
         "wrong checksum": (packed[:-8] + bytes(4) + packed[-4:], "damaged"),
         "damaged": (bytes(middle), "damaged"),
         "rubbish behind": (packed + b"rubbish", "damaged"),
+        "unknown block": (packed[:10] + b"\xff" + packed[11:], "damaged"),
         "unknown method": (b"\x1f\x8b\x01" + packed[3:], "damaged"),
     }
 
@@ -130,6 +131,12 @@ def test_what_shrinks_far_more_than_a_trace_is_not_unpacked(tmp_path: Path) -> N
             file.write(b" " * (1 << 20))
     with pytest.raises(UsageError, match="unpacks to more than 200 times its size"):
         files.read(path)
+
+
+def test_a_small_file_may_shrink_as_much_as_it_likes(tmp_path: Path) -> None:
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b" " * (4 << 20) + json.dumps(kernel("k")).encode() + b"]"))
+    assert files.read(path).kernels.names == ("k",)
 
 
 def test_a_trace_shrinks_far_less_than_that(tmp_path: Path) -> None:

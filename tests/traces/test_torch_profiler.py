@@ -150,7 +150,14 @@ def test_operators_of_the_cpu_are_rows_of_their_self_time(read: Reader) -> None:
         "all taken": 0, "takes all": 2000, "other thread": 50_000,
     }  # fmt: skip
     assert set(rows.device.tolist()) == {NONE}
-    assert rows.launch_ns.tolist() == rows.start_ns.tolist()
+    begun = {rows.names[name]: at for name, at in zip(rows.name, rows.launch_ns.tolist(), strict=True)}
+    assert begun == {rows.names[each]: 1000 * next(e["ts"] for e in events if e["name"] == rows.names[each])
+                     for each in rows.name}  # fmt: skip
+    for number in set(rows.stream.tolist()):
+        starts, ends = rows.start_ns[rows.stream == number], rows.end_ns[rows.stream == number]
+        assert (starts[1:] >= ends[:-1]).all(), "the rows of a thread never overlap"
+    first = rows.stream == rows.stream[rows.names.index("outer") == rows.name][0]
+    assert (rows.start_ns[first].min(), rows.end_ns[first].max()) == (10_000, 32_000)
     assert rows.launch_thread.tolist() == rows.stream.tolist()
     assert sorted(trace.ranges.names) == ["ProfilerStep#3", "around"]
     thread = {rows.names[name]: number for name, number in zip(rows.name, rows.stream.tolist(), strict=True)}

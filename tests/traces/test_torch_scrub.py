@@ -52,6 +52,28 @@ def contents() -> dict[str, list[Event]]:
     }
 
 
+def test_operators_of_a_cpu_are_kept_where_they_are_what_counts(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.json", tmp_path / "b.json.gz"
+
+    def op(name: str, ts: float, dur: Any) -> Event:
+        return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 42, "tid": 7, "ts": ts, "dur": dur,
+                "args": {"Concrete Inputs": ["hunter2"], "Call stack": "hunter2"}}  # fmt: skip
+
+    events = [
+        op("aten::linear", 10, 5),
+        op("aten::mm", 11, 3),
+        op("aten::silu", 20, "x"),
+        mark("m0", tid=7, ts=9, dur=9),
+    ]
+    source.write_text(json.dumps({**chrome_trace.header(), "traceEvents": events}))
+    torch_profiler.scrub(source, target, lambda _: True, cpu=True)
+    one, other = (torch_profiler.read(each, cpu=True) for each in (source, target))
+    equal_but_ranges(one, other)
+    assert one.kernels.duration_ns.tolist() == [2000, 3000]
+    assert one.ranges.names == other.ranges.names == ("m0",)
+    assert "hunter2" not in unpacked(target)
+
+
 @pytest.mark.parametrize("name", contents())
 def test_a_scrubbed_trace_is_read_as_the_whole_one(tmp_path: Path, name: str) -> None:
     source, target = tmp_path / "a.json", tmp_path / "b.json.gz"
@@ -75,7 +97,8 @@ def test_scrubbing_keeps_what_is_asked_for_and_the_source_as_it_is(tmp_path: Pat
     first = target.read_bytes()
     torch_profiler.scrub(source, target, lambda text: "generation_1" in text)
     assert target.read_bytes() == first
-    assert b"b.json" not in first  # gzip keeps the name of what it packed
+    assert b"b.json" not in first  # gzip keeps the name of what it packed, and in bytes 4 to 7 when
+    assert first[4:8] == bytes(4)
     assert {event["ph"] for event in json.loads(unpacked(target))["traceEvents"]} == {"X"}
 
 
