@@ -12,7 +12,8 @@ from moe_eval.engines.base import Engine, TokenIds
 from moe_eval.errors import EngineError
 from moe_eval.evaluators import kernels_record, latency
 from moe_eval.nvml import Nvml
-from moe_eval.traces import breakdown, files, ranges, torch_profiler
+from moe_eval.traces import breakdown, files
+from moe_eval.traces.keep import keep
 from moe_eval.workload import Shape
 
 WARM_UPS, UNPROFILED = 2, 5
@@ -22,7 +23,7 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
     """Trace one run of a shape and break it down.
 
     The same run is timed without the profiler right before, so that the record can say what the profiler cost. The
-    trace is kept in `folder` as NAME.json.gz, without anything that the breakdown does not need.
+    trace is kept in `folder` under that name, without anything that the breakdown does not need.
 
     Returns:
         kernels_record.record with the shape, the file and the times, in ms.
@@ -45,8 +46,7 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
             raise EngineError(f"{engine.facts.name} left no trace.")
         cpu = engine.facts.device == "cpu"
         trace = files.read(raw, cpu=cpu)
-        kept = folder / f"{name}.json.gz"
-        torch_profiler.scrub(raw, kept, ranges.known, cpu=cpu)
+        kept = keep(raw, folder, name, cpu=cpu)
     label = None if engine.facts.emulated else engine.facts.precision
     unprofiled = 1000 * statistics.median(plain)
     return {

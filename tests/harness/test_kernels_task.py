@@ -162,6 +162,16 @@ def test_another_model_is_refused_before_it_is_loaded(
     assert run_folders(tmp_path) == []
 
 
+def test_nothing_is_timed_after_a_trace_in_whatever_order_tasks_are_named(command: Command, tmp_path: Path) -> None:
+    asked = json.dumps({**ASKED, "batch_sizes": [1], "num_iterations": 1})
+    model = ("--model", "trtllm_moe", "--model_args", OURS)
+    ended = command(*model, "--tasks", "moe_kernels,moe_latency", "--metadata", asked)
+    assert ended.code == 0, ended.err[-2000:]
+    assert 0 < ended.err.index("Timing:") < ended.err.index("Tracing:")
+    (run,) = run_folders(tmp_path)
+    assert {key.split("/")[0] for key in record(run)["metrics"]} == {"harness", "speed", "kernels"}
+
+
 def test_an_arm_that_is_not_what_its_label_says_is_kept_and_fails_the_command(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
