@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import signal
 import sys
 from importlib import import_module
 
@@ -27,11 +30,18 @@ def main(argv: list[str] | None = None) -> int:
     for name in words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS:
         import_module(f"moe_eval.cli.{name}").add(commands)
     args = parser.parse_args(words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name that a terminal cannot show ends no command
     try:
         args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt as error:
         print("moe-eval: Interrupted.", file=sys.stderr)
         return settle(error)
+    except BrokenPipeError:  # whoever read the output has seen enough: end as the signal would
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (UsageError, TrackingError, EngineError) as error:
         print(f"moe-eval: {error}", file=sys.stderr)
         return settle(error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +50,17 @@ def run(args: argparse.Namespace) -> None:
         EngineError: a trace did not run the precision that it is said to be.
     """
     if args.action == "classify":
+        if args.input or args.output or args.precisions or args.tpot_ms:
+            raise UsageError("classify reads names from standard input and takes no options.")
         _classify()
         return
     if not args.input or len(args.input) > 2:
         raise UsageError("Give --input one trace, or two to compare them.")
     labels = _labels(args)
-    if args.tpot_ms and (len(args.input) != 2 or min(args.tpot_ms) <= 0):
+    if args.tpot_ms and (len(args.input) != 2 or not all(0 < each < math.inf for each in args.tpot_ms)):
         raise UsageError("--tpot_ms takes the times of two traces, in ms and above 0.")
-    if args.output and not args.output.absolute().parent.is_dir():
-        raise UsageError(f"The folder of --output {args.output} does not exist; make it, or give another one.")
+    if args.output:
+        _check_output(args.output, args.input)
     content, text = _analyse(args, labels)
     if args.output:
         records.write_json(args.output, content)
@@ -64,6 +68,16 @@ def run(args: argparse.Namespace) -> None:
     wrong = [each["contradiction"] for each in content["traces"] if each["contradiction"]]
     if wrong:
         raise EngineError("Not what it is said to be: " + "; ".join(wrong) + ".")
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """A file is written beside `output` and moved there: it must be none that is worth more than this command's."""
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"The folder of --output {output} does not exist; make it, or give another one.")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"--output {output} is no regular file; give the name of one.")
+    if output.exists() and any(each.exists() and output.samefile(each) for each in inputs):
+        raise UsageError(f"--output {output} is a trace that is read, which is not changed; give another name.")
 
 
 def _labels(args: argparse.Namespace) -> list[str | None]:
@@ -93,7 +107,9 @@ def _analyse(args: argparse.Namespace, labels: list[str | None]) -> tuple[dict[s
         differences = diff.make(found[0], found[1])
         measured = args.tpot_ms[0] / args.tpot_ms[1] if args.tpot_ms else None
         ratios = [measured if each.name == "decode" else None for each in differences]
-        names = tuple(label or path.name for label, path in zip(labels, args.input, strict=True))
+        names = [label or path.name for label, path in zip(labels, args.input, strict=True)]
+        if names[0] == names[1]:
+            names = [f"{name} ({at})" for at, name in enumerate(names, 1)]
         texts = [
             diff.explain(each, (names[0], names[1]), ratio) for each, ratio in zip(differences, ratios, strict=True)
         ]
@@ -101,17 +117,25 @@ def _analyse(args: argparse.Namespace, labels: list[str | None]) -> tuple[dict[s
             each.name: {**kernels_record.difference(each, ratio), "text": text}
             for each, ratio, text in zip(differences, ratios, texts, strict=True)
         }
-        parts.append(kernels_table.difference(content["difference"], names, texts))
+        if differences:
+            parts.append(kernels_table.difference(content["difference"], names, texts))
         if not differences:
             parts.append("The traces have no phase in common, so there is no difference to show.")
+        if measured is not None and "decode" not in content["difference"]:
+            parts.append("--tpot_ms is not used: decode was not found in both traces.")
     return content, "\n\n".join(parts)
 
 
 def _classify() -> None:
     from moe_eval.traces.taxonomy import classify
 
+    if sys.stdin is None or sys.stdout is None:
+        raise UsageError("Standard input or output is closed; classify reads names from one and writes to the other.")
     for line in sys.stdin.buffer:
         name = line.decode("utf-8", "replace").rstrip("\r\n")
         if name:
             label = classify(name)
-            print(label.category, ",".join(label.fused_with), label.rule, name, sep="\t")
+            row = "\t".join((label.category, ",".join(label.fused_with), label.rule, name))
+            # as UTF-8 whatever the terminal's encoding: a name that was read has to be one that can be written
+            sys.stdout.buffer.write(row.encode("utf-8", "replace") + b"\n")
+    sys.stdout.buffer.flush()

@@ -26,7 +26,7 @@ def record(name: str, trace: Trace, found: Breakdown, label: str | None) -> dict
     return {
         "trace": name,
         "source": dict(trace.source),
-        "notes": list(trace.notes),
+        "notes": [*trace.notes, *_uneven(found)],
         "kernels": int((kinds == KERNEL).sum()),
         "copies": int((kinds == COPY).sum()),
         "sets": int((kinds == SET).sum()),
@@ -42,6 +42,18 @@ def record(name: str, trace: Trace, found: Breakdown, label: str | None) -> dict
         "verified": None if label is None or found.seen.precision is None else wrong is None,
         "phases": {phase.name: _phase(phase) for phase in found.phases},
     }
+
+
+def _uneven(found: Breakdown) -> list[str]:
+    """A sentence where phases run another number of MoE blocks: then a step is cut off, or several are one."""
+    blocks = {phase.name: phase.moe_layers for phase in found.phases if phase.moe_layers}
+    if len(set(blocks.values())) < 2:
+        return []
+    listed = ", ".join(f"{count} in {name}" for name, count in blocks.items())
+    return [
+        f"Steps run through different numbers of MoE blocks ({listed}): one is cut off by the recording's edge, or "
+        "holds several forward passes (chunks of a prompt, drafts). Times of such a phase are not those of a step."
+    ]
 
 
 def _phase(found: Phase) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_eval.evaluators.table import columns
+from moe_eval.traces.cuts import WHOLE
 
 _LONGEST = 100
 _TOP = 10
@@ -65,7 +66,8 @@ def _phase(name: str, found: Mapping[str, Any]) -> str:
 
 def _ceilings(found: Mapping[str, Any]) -> str:
     parts = []
-    for name, ceiling in (("busy time", found["ceiling"]), ("wall time", found["wall_ceiling"])):
+    busy = "the kernels' time" if found["busy_ms"] is None else "busy time"
+    for name, ceiling in ((busy, found["ceiling"]), ("wall time", found["wall_ceiling"])):
         if ceiling is not None:
             free = "no limit" if ceiling["if_free"] is None else f"{ceiling['if_free']:.2f}x"
             parts.append(
@@ -119,7 +121,13 @@ def difference(found: Mapping[str, Mapping[str, Any]], names: Sequence[str], tex
                     "-",
                 ),
             ]
-        heads = (f"{name}, ms per step", _plain(names[0]), _plain(names[1]), "change", "launches")
+        heads = (
+            f"{name}, ms" + ("" if name == WHOLE else " per step"),
+            _plain(names[0]),
+            _plain(names[1]),
+            "change",
+            "launches",
+        )
         parts.append(columns(heads, rows))
         for which in ("new", "vanished"):
             if each[which]:

@@ -280,7 +280,8 @@ def _functions(trace: Trace, found: Roles, rows: Ints, steps: int) -> tuple[Func
 
 def _moe_layers(steps: Sequence[Step], found: Roles) -> int | None:
     counts: list[int] = []
-    for ids in (found.block[step.rows] for step in steps):
+    for rows in (step.rows for step in steps):
+        ids = found.block[rows[found.category[rows] == _EXPERT]]  # copies of another step run within a block as well
         known = ids[ids != NONE]  # numbered in the order of rows
         counts.append(int(np.count_nonzero(np.diff(known))) + 1 if len(known) else 0)
     return int(np.median(counts)) or None

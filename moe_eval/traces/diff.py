@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_eval.traces.breakdown import Breakdown, Function, Phase
+from moe_eval.traces.cuts import WHOLE
 from moe_eval.traces.taxonomy import CATEGORIES
 
 _NAMED = 10
@@ -104,6 +105,8 @@ def _only(these: Sequence[Function], those: Sequence[Function]) -> tuple[Functio
 
 
 def _told(ms: float) -> str:
+    if round(ms, 3) == 0:
+        return "cost the same"
     return f"cost {ms:.3f} ms more" if ms > 0 else f"cost {-ms:.3f} ms less"
 
 
@@ -115,10 +118,9 @@ def explain(found: PhaseDifference, names: tuple[str, str], measured: float | No
         measured: how many times faster the second is without a profiler, where that is known.
     """
     one, two = names
+    per = "in all" if found.name == WHOLE else "per step"
     if found.step_ms is None or found.busy_ms is None or found.waiting_ms is None:
-        return (
-            f"{found.name}: kernels change by {found.kernel_ms:+.3f} ms per step; the traces have no times to compare."
-        )
+        return f"{found.name}: kernels change by {found.kernel_ms:+.3f} ms {per}; the traces have no times to compare."
     expert = next((each for each in found.changes if each.category == "expert_gemm"), None)
     small = _SMALL * found.step_ms[0]
     gain = -expert.change_ms if expert else 0.0
@@ -127,7 +129,7 @@ def explain(found: PhaseDifference, names: tuple[str, str], measured: float | No
     gains = [f"{each.category} {each.change_ms:+.3f} ms" for each in others if each.change_ms < -small]
     launches = sum(each.after_launches for each in found.changes) - sum(each.before_launches for each in found.changes)
     parts = [
-        f"{found.name}: the expert GEMMs of {two} take {abs(gain):.3f} ms {'less' if gain >= 0 else 'more'} per step "
+        f"{found.name}: the expert GEMMs of {two} take {abs(gain):.3f} ms {'less' if gain >= 0 else 'more'} {per} "
         f"than those of {one}" + (f" ({expert.before_ms:.3f} to {expert.after_ms:.3f} ms)" if expert else "")
     ]
     if costs:
@@ -154,5 +156,5 @@ def explain(found: PhaseDifference, names: tuple[str, str], measured: float | No
     )
     text += f"; measured without it: {measured:.3f}x." if measured is not None else "."
     if found.residual_ms is not None and abs(found.residual_ms) > small:
-        text += f" {found.residual_ms:+.3f} ms per step are left unexplained (medians do not add up)."
+        text += f" {found.residual_ms:+.3f} ms {per} are left unexplained (medians do not add up)."
     return text

@@ -8,23 +8,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_eval.traces import ranges as named
+from moe_eval.traces import cuts as begins
+from moe_eval.traces.cuts import IN_LAYER, OUTSIDE, WHOLE
 from moe_eval.traces.roles import NUMBER, Roles
-from moe_eval.traces.table import COPY, NONE, Ints, Trace
-from moe_eval.traces.taxonomy import CATEGORIES
+from moe_eval.traces.table import KERNEL, NONE, Ints, Trace
 
-WHOLE = "whole trace"
+__all__ = ["OUTSIDE", "UNKNOWN", "WHOLE", "Step", "Steps", "find"]
+
 UNKNOWN = "step"
-OUTSIDE = "outside steps"
 
-_IN_LAYER = np.array([name in ("attention", "expert_gemm") for name in CATEGORIES])
 # kernels whose grid grows with the tokens of a step and with nothing else
 _PER_TOKEN = [NUMBER[name] for name in ("norm", "rope_kv", "activation", "elementwise", "quant_dequant")]
 # one step holds as many times the tokens of another: then it is prefill and the other decode
 _PREFILL_RATIO = 4.0
 # a step whose kernels take this many times longer or shorter than the phase's median is warming up, or was disturbed
 _FAR = 1.5
-_UPLOAD = ("HtoD", "Host-to-Device", "HostToDevice")
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,12 @@ def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
     """
     found: list[Step] = []
     ways: set[str] = set()
-    running = [rows for rows in devices if _IN_LAYER[roles.category[rows]].any()] or list(devices)
-    for rows in running:
-        cuts, phases, way = _cuts(trace, roles, rows)
+    running = [rows for rows in devices if IN_LAYER[roles.category[rows]].any()] or list(devices)
+    for device in running:
+        early = _before(trace, roles, device)
+        if early:
+            found += [replace(step, phase=OUTSIDE) for step in _steps(trace, device[:early], np.zeros(1, np.int64))]
+        rows, cuts, phases, way = begins.find(trace, roles, device[early:])
         ways.add(way)
         steps = _steps(trace, rows, cuts)
         if phases is None:
@@ -76,84 +77,26 @@ def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
     return Steps(tuple(found), " and ".join(sorted(ways)), len(running))
 
 
-def _cuts(trace: Trace, roles: Roles, rows: Ints) -> tuple[Ints, list[str] | None, str]:
-    """Where steps begin among a device's rows, their phases where ranges tell, and what told."""
-    if not trace.timed:
-        return np.zeros(1, np.int64), [WHOLE], "a summary has no steps"
-    by_range = _by_ranges(trace, rows)
-    if by_range is not None:
-        return (*by_range, "step ranges")
-    kinds = roles.category[rows]
-    layers = np.flatnonzero(_IN_LAYER[kinds])
-    sampling = np.flatnonzero(kinds == NUMBER["sampling"])
-    if len(layers) and len(sampling):
-        cuts = _after_sampling(trace, rows, layers, sampling)
-        return cuts, None, "sampling after every step"
-    graphs = _graph_launches(trace, roles, rows)
-    if len(graphs) > 1:
-        return graphs, None, "launches of CUDA graphs"
-    return np.zeros(1, np.int64), [WHOLE], "no steps were found"
-
-
-def _by_ranges(trace: Trace, rows: Ints) -> tuple[Ints, list[str]] | None:
-    """Steps by the ranges of the threads that launch to this device.
-
-    A step lasts from its range's begin to the next one's: sampling is launched after the range has ended. A kernel
-    whose launch is unknown belongs with the one before it.
-    """
-    kernels = trace.kernels
-    texts = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := named.step(text))}
-    ranges = named.only(trace.ranges, np.array(list(texts), np.int64))
-    threads = [each for each in np.unique(ranges.thread) if (kernels.launch_thread[rows] == each).any()]
-    mine = np.isin(ranges.thread, threads)
-    starts = ranges.start_ns[mine]
-    if not len(starts):
-        return None
-    launched = kernels.launch_ns[rows]
-    step = np.where(launched == NONE, -1, np.searchsorted(starts, launched, side="right") - 1)
-    step = np.maximum.accumulate(step)
-    present, cuts = np.unique(step, return_index=True)
-    phases = [texts[at] for at in ranges.name[mine].tolist()]
-    named_phases: list[str] = [phases[at] if at >= 0 else OUTSIDE for at in present.tolist()]
-    return cuts.astype(np.int64), named_phases
-
-
-def _after_sampling(trace: Trace, rows: Ints, layers: Ints, sampling: Ints) -> Ints:
-    """A step ends with its last sampling kernel, and the next begins with the upload of its inputs."""
-    after = np.searchsorted(layers, sampling)  # how many kernels of layers came before
-    last_of_each = np.flatnonzero(np.append(np.diff(after) > 0, True))
-    kernels = trace.kernels
-    uploads = np.array([any(word in name for word in _UPLOAD) for name in kernels.names] or [False])
-    is_upload = (kernels.kind[rows] == COPY) & uploads[kernels.name[rows]]
-    upload_rows = np.flatnonzero(is_upload)
-    cuts = [0]
-    for at in last_of_each.tolist():
-        if after[at] in (0, len(layers)):  # nothing of a layer before it, or after it
-            continue
-        row, following = int(sampling[at]), int(layers[after[at]])
-        upload = int(np.searchsorted(upload_rows, row))
-        begin = int(upload_rows[upload]) if upload < len(upload_rows) else following
-        cuts.append(begin if begin < following else row + 1)
-    return np.array(cuts, np.int64)
-
-
-def _graph_launches(trace: Trace, roles: Roles, rows: Ints) -> Ints:
-    """A step begins with every launch of a graph that holds attention."""
-    kernels = trace.kernels
-    ids = kernels.correlation[rows]
-    whole = kernels.replayed[rows] & (roles.category[rows] == NUMBER["attention"])
-    _, first = np.unique(ids[whole], return_index=True)
-    starts = np.flatnonzero(whole)[first]
-    begins = np.array([int(np.flatnonzero(ids == ids[at])[0]) for at in starts], np.int64)
-    cuts: Ints = np.unique(np.append(begins, 0))
-    return cuts
+def _before(trace: Trace, roles: Roles, rows: Ints) -> int:
+    """How many rows ran first, launched before the recording began, unless they lead to a layer that was as well."""
+    told = trace.kernels.launch_ns[rows] != NONE
+    if not trace.timed or not told.any():
+        return 0
+    lead = int(np.argmax(told | IN_LAYER[roles.category[rows]]))
+    return lead if told[lead] else 0
 
 
 def _steps(trace: Trace, rows: Ints, cuts: Ints) -> list[Step]:
-    ends = trace.kernels.end_ns
+    """A step begins with its first row, or with its first kernel where copies of it ran beside the step before."""
+    kernels, ends = trace.kernels, trace.kernels.end_ns
     found: list[Step] = []
     parts = np.split(rows, cuts[1:])
-    starts = [int(trace.kernels.start_ns[part[0]]) for part in parts]
+    starts, computed = [], 0
+    for part in parts:
+        computing = part[kernels.kind[part] == KERNEL]
+        early = len(computing) and kernels.start_ns[part[0]] < computed
+        starts.append(int(kernels.start_ns[computing[0] if early else part[0]]))
+        computed = max(computed, int(ends[computing].max(initial=0)))
     for at, part in enumerate(parts):
         following = starts[at + 1] if at + 1 < len(parts) else None
         found.append(Step(UNKNOWN, part, starts[at], int(ends[part].max()), following))
@@ -167,11 +110,15 @@ def _phases(trace: Trace, roles: Roles, steps: Sequence[Step]) -> list[str]:
     than the smallest one is prefill; where all steps are alike nothing tells.
     """
     kernels = trace.kernels
-    replayed = [
-        bool(kernels.replayed[step.rows[roles.category[step.rows] == NUMBER["attention"]]].any()) for step in steps
-    ]
+    attention = [step.rows[roles.category[step.rows] == NUMBER["attention"]] for step in steps]
+    replayed = [bool(kernels.replayed[rows].any()) for rows in attention]
     if any(replayed):
-        return ["decode" if each else "prefill" for each in replayed]
+        # what was launched before the recording began may have come from a graph as well
+        untold = [not (kernels.launch_ns[rows] != NONE).any() for rows in attention]
+        return [
+            "decode" if graph else UNKNOWN if nothing else "prefill"
+            for graph, nothing in zip(replayed, untold, strict=True)
+        ]
     sizes = np.array([_size(trace, roles, step) for step in steps])
     smallest = sizes[sizes > 0].min(initial=np.inf)
     if not np.isfinite(smallest) or sizes.max() < _PREFILL_RATIO * smallest:
@@ -180,19 +127,25 @@ def _phases(trace: Trace, roles: Roles, steps: Sequence[Step]) -> list[str]:
 
 
 def _size(trace: Trace, roles: Roles, step: Step) -> float:
-    """What grows with a step's tokens: the blocks of kernels that work token by token, else the time they take."""
+    """What grows with a step's tokens and not with its layers, as the first and the last step may be cut off: the
+    mean blocks of kernels that work token by token, else the mean time of kernels; 0 where no layer ran."""
+    if not IN_LAYER[roles.category[step.rows]].any():
+        return 0.0
     rows = step.rows[np.isin(roles.category[step.rows], _PER_TOKEN)]
     blocks = trace.kernels.blocks[rows]
-    return float(blocks.sum() if blocks.any() else trace.kernels.duration_ns[step.rows].sum())
+    return float(blocks.mean() if blocks.any() else trace.kernels.duration_ns[step.rows].mean())
 
 
 def _aside(steps: Sequence[Step], trace: Trace, roles: Roles) -> list[Step]:
-    """Set steps aside that have another number of layer kernels than most of their phase, or take far longer."""
+    """Set steps aside that have another number of layer kernels than most of their phase's time, or take far longer."""
     found = list(steps)
     for phase in {step.phase for step in steps}:
         mine = [at for at, step in enumerate(steps) if step.phase == phase]
-        counts = {at: np.count_nonzero(_IN_LAYER[roles.category[steps[at].rows]]) for at in mine}
-        usual = max(Counter(counts.values()).items(), key=lambda item: (item[1], item[0]))[0]
+        counts = {at: int(np.count_nonzero(IN_LAYER[roles.category[steps[at].rows]])) for at in mine}
+        spent: Counter[int] = Counter()
+        for at in mine:  # drafts of a speculating engine are more than the steps that verify them, and far shorter
+            spent[counts[at]] += int(trace.kernels.duration_ns[steps[at].rows].sum())
+        usual = max(spent.items(), key=lambda item: (item[1], item[0]))[0]
         whole = [at for at in mine if counts[at] == usual]
         times = {at: int(trace.kernels.duration_ns[steps[at].rows].sum()) for at in whole}
         median = float(np.median(list(times.values())))

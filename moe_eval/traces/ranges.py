@@ -18,9 +18,14 @@ Phase = Literal["prefill", "decode", "mixed"]
 _TRTLLM = re.compile(r"_forward_step (\d+): (\d+) ctx reqs,(?: (\d+) ctx tokens,)? (\d+) gen reqs")
 # vLLM: `execute_context_1(512)_generation_0(0)` (Worker.annotate_profile)
 _VLLM = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)")
-# SGLang: `step[EXTEND bs=2 toks=4096]`, `step[DECODE bs=16]`, `step[MIXED ...]` (build_step_span_name)
-_SGLANG = re.compile(r"step\[(EXTEND|DECODE|MIXED)\b")
-_SGLANG_PHASE: dict[str, Phase] = {"EXTEND": "prefill", "DECODE": "decode", "MIXED": "mixed"}
+# SGLang: `step[EXTEND bs=2 toks=4096]`, `step[DECODE bs=16]`, any other ForwardMode (build_step_span_name). Drafts
+# (`step[DRAFT_EXTEND ...]`) are no steps: they run between two verifications, and belong to the one before
+_SGLANG = re.compile(r"step\[(EXTEND|SPLIT_PREFILL|DLLM_EXTEND|DECODE|TARGET_VERIFY|MIXED)\b")
+_SGLANG_PHASE: dict[str, Phase] = {
+    **dict.fromkeys(("EXTEND", "SPLIT_PREFILL", "DLLM_EXTEND"), "prefill"),
+    **dict.fromkeys(("DECODE", "TARGET_VERIFY"), "decode"),
+    "MIXED": "mixed",
+}
 
 _MODULE = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 _LONGEST = 10_000  # a module's range holds the shapes of its parameters, and no more

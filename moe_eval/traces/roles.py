@@ -77,6 +77,11 @@ def _distinct(column: Ints) -> Ints:
     return column[:1] if column.min() == column.max() else np.unique(column)
 
 
+def _routed(path: str) -> bool:
+    """Whether a module is the experts that tokens are routed to, or a part of them."""
+    return bool(_EXPERTS.search(path)) and "shared" not in path
+
+
 def _by_module(trace: Trace, category: Ints, layer: Ints) -> set[str]:
     """Mark layers, and GEMMs of gates and experts, where ranges name modules."""
     texts = {at: found for at, text in enumerate(trace.ranges.names) if (found := named.module(text))}
@@ -92,7 +97,7 @@ def _by_module(trace: Trace, category: Ints, layer: Ints) -> set[str]:
     size = len(trace.ranges.names)
     layer[inside] = np.array([texts[at].layer if at in texts else NONE for at in range(size)])[module]
     gate = np.array([at in texts and bool(_GATE.search(texts[at].path)) for at in range(size)])[module]
-    expert = np.array([at in texts and bool(_EXPERTS.search(texts[at].path)) for at in range(size)])[module]
+    expert = np.array([at in texts and _routed(texts[at].path) for at in range(size)])[module]
     gemm = _IS_GEMM[category[inside]]
     category[inside[gemm & expert]] = NUMBER["expert_gemm"]
     gates = inside[gemm & gate & ~expert]
@@ -132,12 +137,31 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
     return _gates(trace, labels, device, category, early=early, number=number)
 
 
+def _beside_activation(kinds: Ints, early: Mask, number: Ints) -> Mask:
+    """Which rows are the last GEMM before, or the first after, an activation of their block."""
+    found = np.zeros(len(kinds), np.bool_)
+    gemms = np.flatnonzero(early & (kinds == NUMBER["dense_gemm"]))
+    acts = np.flatnonzero(early & (kinds == NUMBER["activation"]))
+    if len(gemms):
+        for side in (-1, 0):
+            at = np.searchsorted(gemms, acts) + side
+            there = (at >= 0) & (at < len(gemms))
+            row = gemms[at[there]]
+            found[row[number[row] == number[acts[there]]]] = True
+    return found
+
+
 def _gates(
     trace: Trace, labels: Sequence[Label], device: Ints, category: Ints, *, early: Mask, number: Ints
 ) -> set[str]:
-    """Mark the last of several dense GEMMs before the routing in every block, and the reduction that finishes it."""
+    """Mark the last of several dense GEMMs before the routing in every block, and the reduction that finishes it.
+
+    Blocks whose gate is known by its range or name are done; engines have both only for some steps. GEMMs around an
+    activation, or on a stream on which no attention of the block ran, are those of shared experts.
+    """
     kinds = category[device]
-    if (kinds[early] == NUMBER["gate_gemm"]).any():
+    gated = early & (kinds == NUMBER["gate_gemm"])
+    if len(np.unique(number[gated])) == number.max(initial=-1) + 1:
         return set()
     epilogue = np.array([bool(_EPILOGUE.search(name)) for name in trace.kernels.names])[trace.kernels.name[device]]
     names = trace.kernels.name[device]
@@ -148,7 +172,11 @@ def _gates(
         blocks, at = np.unique(number[rows], return_index=True)
         limit[blocks] = rows[at]
     place = np.arange(len(kinds))
+    limit[number[np.flatnonzero(gated)]] = -1
     dense = np.flatnonzero(early & (kinds == NUMBER["dense_gemm"]) & ~epilogue & (place < limit[number]))
+    stream, attention = trace.kernels.stream[device], np.flatnonzero(kinds == NUMBER["attention"])
+    dense = dense[stream[dense] == stream[attention[np.searchsorted(attention, dense) - 1]]]
+    dense = dense[~_beside_activation(kinds, early, number)[dense]]
     _, last_from_end, counts = np.unique(number[dense][::-1], return_index=True, return_counts=True)
     gates = dense[len(dense) - 1 - last_from_end[counts >= 2]]
     if not len(gates):

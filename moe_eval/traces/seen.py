@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +23,22 @@ _FAMILIES = {
 }
 
 
+# rules of GEMMs on packed weights of 4 or 8 bits, and what quantises to integers
+_WEIGHTS_OF_ANY_BITS = ("triton-fused-moe-wna16", "moe-wna16")
+_INTEGERS = re.compile(r"int8|i8(?![0-9])|signed char")
+
+
+def _family(precision: str) -> str:
+    return _FAMILIES.get(precision, precision)
+
+
 @dataclass(frozen=True)
 class Seen:
     """What ran.
 
     Attributes:
-        precision: a precision's name, `w4a16` or `w8a16` for weights that are dequantised into 16-bit products, `mixed`
-            for several at once; None where no expert GEMM ran or nothing tells.
+        precision: a precision's name, `w4a16` or `w8a16` for weights that are dequantised into 16-bit products, `int8`,
+            `mixed` for several at once; None where no expert GEMM ran or nothing tells.
         backend: the implementation of the experts that took the most time, None where names do not tell.
         evidence: the kernels that say so, or what is missing that would be there.
     """
@@ -54,10 +64,29 @@ def observe(trace: Trace, roles: Roles) -> Seen:
     precision, part = _weighted({name: roles.labels[name].precision for name in times}, times)
     if precision is not None and part >= _MOST:
         return Seen(precision, backend, f"{100 * part:.0f} % of the expert GEMMs' time, mostly {_most(trace, times)}")
-    named = {found for name in times if (found := roles.labels[name].precision)}
-    if len(named) > 1:
-        return Seen("mixed", backend, f"expert GEMMs of {', '.join(sorted(named))}")
+    told = {name: found for name in times if (found := roles.labels[name].precision)}
+    if told:
+        return _by_names(trace, times, told, backend)
+    opaque = next((name for name in times if roles.labels[name].rule in _WEIGHTS_OF_ANY_BITS), None)
+    if opaque is not None:
+        return Seen(None, backend, f"{trace.kernels.names[opaque][:120]} unpacks weights of a width that it leaves out")
     return _by_inputs(trace, roles, backend)
+
+
+def _by_names(trace: Trace, times: Counter[int], told: Mapping[int, str], backend: str | None) -> Seen:
+    """Where names differ: a name that tells is no guess, and what others leave open is not filled in by inputs."""
+    named = sorted(set(told.values()))
+    if len({_family(each) for each in named}) > 1:
+        return Seen("mixed", backend, f"expert GEMMs of {', '.join(named)}")
+    part = sum(times[name] for name in told) / (sum(times.values()) or 1)
+    if part >= _MOST:
+        most = _weighted(told, times)[0]
+        return Seen(most, backend, f"expert GEMMs of {' and '.join(named)}, mostly {_most(trace, times)}")
+    return Seen(
+        None,
+        backend,
+        f"{100 * part:.0f} % of the expert GEMMs' time is {', '.join(named)}; the names of the others tell nothing",
+    )
 
 
 def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> Seen:
@@ -72,6 +101,8 @@ def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> Seen:
     np.minimum.at(begun, blocks[routing & inside], np.flatnonzero(routing & inside))
     late = inside & (np.arange(len(rows)) >= begun[blocks])
     found = np.flatnonzero(late & quantises)
+    if quantises.any() and not (roles.block != NONE).any():
+        return Seen(None, backend, "kernels quantise inputs, and no order of launches tells whether the experts'")
     if not len(found):
         return Seen(
             "bf16",
@@ -83,6 +114,8 @@ def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> Seen:
     names = Counter({name: int(counts[name]) for name in np.flatnonzero(counts).tolist()})
     told = Counter({name: count for name, count in names.items() if roles.labels[name].precision})
     most = (told or names).most_common(1)[0][0]
+    if _INTEGERS.search(trace.kernels.names[most]):
+        return Seen("int8", backend, f"the experts' inputs are quantised by {trace.kernels.names[most][:120]}")
     return Seen(
         roles.labels[most].precision or "fp8",
         backend,
@@ -108,7 +141,7 @@ def _most(trace: Trace, times: Counter[int]) -> str:
 
 def contradiction(label: str, seen: Seen) -> str | None:
     """A sentence where the kernels say that an arm did not run what its label says, else None."""
-    if seen.precision is None or _FAMILIES.get(label, label) == _FAMILIES.get(seen.precision, seen.precision):
+    if seen.precision is None or _family(label) == _family(seen.precision):
         return None
     what = f"ran {seen.precision}"
     if seen.precision in _FAMILIES.values():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -157,3 +160,80 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(data)
         assert name in refused(capsys, "--input", str(tmp_path / name))
+
+
+def test_output_replaces_neither_a_trace_nor_what_is_no_file(
+    traces: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path(traces[0]).read_bytes()
+    link = tmp_path / "link.json"
+    link.symlink_to(traces[0])
+    for output in (traces[0], str(link)):
+        assert "is not changed" in refused(capsys, "--input", *traces, "--output", output)
+    assert Path(traces[0]).read_bytes() == before
+    device = tmp_path / "fifo"
+    os.mkfifo(device)  # stands for /dev/null and /dev/stdout, which a user who may would lose
+    for output in (str(device), str(tmp_path)):
+        assert "no regular file" in refused(capsys, "--input", traces[0], "--output", output)
+    assert device.is_fifo()
+
+
+@pytest.mark.parametrize("times", [("nan", "1"), ("1", "inf"), ("0", "1")])
+def test_times_that_are_none(times: tuple[str, str], traces: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--tpot_ms" in refused(capsys, "--input", *traces, "--tpot_ms", *times)
+
+
+def test_chunks_of_a_prompt_that_look_like_one_step_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Timeline()
+    for chunk in range(3):
+        made.step("prefill", 512)
+        if chunk < 2:  # only the last chunk is sampled from
+            del made.rows[-2:]
+    for _ in range(3):
+        made.step("decode", 1, graph=True)
+    assert main(["kernels", "--input", str(chrome(tmp_path / "chunks.json", made))]) == 0
+    assert "(9 in prefill, 3 in decode)" in capsys.readouterr().out
+
+
+def test_classify_with_standard_input_closed_and_in_an_ascii_locale() -> None:
+    program = "import sys; from moe_eval.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "kernels", "classify"]
+    for closed in ("<&-", ">&-"):
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+        found = subprocess.run(shell, input="", capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, input="caf\u00e9\n", capture_output=True, encoding="utf-8", env=plain, check=True)
+    assert found.stdout == "other\t\t\tcaf\u00e9\n"
+
+
+def test_an_ascii_terminal_and_a_reader_that_has_seen_enough_end_no_command_with_a_traceback(tmp_path: Path) -> None:
+    made = generation(decode=2)
+    made.run("other", "µ-kernel €", 900_000)
+    path = chrome(tmp_path / "a.json", made)
+    run = f"import sys; from moe_eval.cli import main; sys.exit(main(['kernels', '--input', {str(path)!r}]))"
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, env=ascii_only, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?-kernel ?" in done.stdout
+    names = "\n".join(["fused_moe_kernel"] * 100_000).encode()
+    classify = "import sys; from moe_eval.cli import main; sys.exit(main(['kernels', 'classify']))"
+    with subprocess.Popen([sys.executable, "-c", classify], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as running:  # fmt: skip
+        assert running.stdin is not None
+        assert running.stdout is not None
+        assert running.stderr is not None
+        writer = threading.Thread(target=_feed, args=(running.stdin, names))
+        writer.start()
+        assert running.stdout.readline().startswith(b"expert_gemm\t")
+        running.stdout.close()
+        writer.join(60)
+        assert running.wait(60) == 141
+        assert running.stderr.read() == b""
+
+
+def _feed(stream: IO[bytes], data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), stream:
+        stream.write(data)

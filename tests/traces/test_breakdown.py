@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moe_eval.traces.taxonomy import CATEGORIES
 
 from moe_eval.traces import breakdown, phases, roles, table
 from moe_eval.traces.table import Trace
+from moe_eval.traces.taxonomy import CATEGORIES
 from tests.traces import timeline
 from tests.traces.timeline import Timeline, generation
 
@@ -87,6 +87,52 @@ def test_every_row_is_given_the_role_that_it_was_meant_to_have() -> None:
     assert found.gates == "by the order of launches"
 
 
+class Shared(Timeline):
+    """Layers with a shared expert, before or after the gate, or on a side stream beside it."""
+
+    place = "after"
+
+    def layer(self, number: int, tokens: int, *, fp8: bool, split_k: bool, scale: int, **more: int | bool) -> None:
+        self.run("dense_gemm", timeline.QKV, 3000)
+        self.run("attention", timeline.FLASH, 4000)
+        self.run("dense_gemm", timeline.O_PROJ, 2000)
+        if self.place == "before":
+            self._shared()
+        self.run("gate_gemm", timeline.GATE, 1100)
+        if self.place == "side":
+            self.now -= 1000
+            self._shared(stream=9)
+        if self.place == "after":
+            self._shared()
+        self.run("routing_permute", timeline.TOPK, 900)
+        self.run("expert_gemm", timeline.MOE, 9000)
+
+    def _shared(self, **more: int) -> None:
+        self.run("dense_gemm", timeline.QKV, 2000, **more)
+        self.run("activation", timeline.SILU, 500, **more)
+        self.run("dense_gemm", timeline.QKV, 1500, **more)
+
+
+@pytest.mark.parametrize("place", ["before", "after", "side"])
+def test_a_shared_expert_s_gemms_are_not_the_gate_s(place: str) -> None:
+    made = Shared()
+    made.place = place
+    made.step("prefill", 512)
+    made.step("decode", 1)
+    trace = made.trace()
+    assert [CATEGORIES[each] for each in roles.assign(trace).category] == made.meant
+
+
+def test_gates_that_a_name_or_a_range_tells_in_some_steps_are_found_in_the_others() -> None:
+    made = generation(decode=3, split_k=False)
+    for row in made.rows:
+        if row["text"] == timeline.GATE and int(row["start_ns"]) > made.steps[0][2]:
+            row["text"] = "void vllm::moe::router_gemm_kernel<8>"
+    found = roles.assign(made.trace())
+    assert [CATEGORIES[each] for each in found.category] == made.meant
+    assert found.gates == "by name and by the order of launches"
+
+
 def test_without_a_second_gemm_before_the_routing_no_gate_is_made_up() -> None:
     made = generation(decode=2)
     keep = [at for at, row in enumerate(made.rows) if row["text"] not in (timeline.GATE, timeline.O_PROJ)]
@@ -144,6 +190,84 @@ def test_ragged_steps_and_steps_far_from_the_others_are_set_aside_and_counted() 
     decode = breakdown.make(made.trace()).phase("decode")
     assert decode is not None
     assert (decode.steps, decode.aside) == (7, {"ragged": 1, "far from the others": 1})
+
+
+def test_what_an_overlap_scheduler_launches_early_belongs_to_the_step_that_launched_it() -> None:
+    """The upload of a step runs on a stream of its own in the middle of the step before."""
+    made = generation(decode=6, graph=True)
+    ranges = []
+    for at, (text, begin, *_) in enumerate(step_ranges(made, "sglang")):
+        _, first, last = made.steps[at]
+        launched = begin if at == 0 else sum(made.steps[at - 1][1:]) // 2
+        ranges.append((text, launched, launched + 3000, 7))
+        for row in made.rows:
+            if first <= int(row["start_ns"]) < last:
+                row["launch_ns"] = launched + 1000
+                if at and row["text"] == timeline.UPLOAD:
+                    row["start_ns"] = launched + 2000
+    found = breakdown.make(made.trace(ranges=ranges))
+    assert [(phase.name, phase.steps, phase.aside) for phase in found.phases] == [("prefill", 1, {}), ("decode", 6, {})]
+    for phase, layers in zip(found.phases, (3, 3), strict=True):
+        assert phase.moe_layers == layers
+        assert (phase.busy_ms or 0) < (phase.span_ms or 0) < (phase.wall_ms or 0)
+        for category in ("expert_gemm", "attention", "sampling"):
+            want = statistics.median(
+                sum(int(row["duration_ns"]) for row, meant in zip(made.rows, made.meant, strict=True)
+                    if meant == category and begin <= int(row["start_ns"]) < end)
+                for name, begin, end in made.steps if name == phase.name
+            )  # fmt: skip
+            assert phase.share(category).ms == pytest.approx(want / 1e6)
+
+
+def test_sglang_s_verification_of_drafts_is_a_decode_step() -> None:
+    made = generation(decode=5, graph=True)
+    ranges = [(text.replace("DECODE", "TARGET_VERIFY"), *rest) for text, *rest in step_ranges(made, "sglang")]
+    found = breakdown.make(made.trace(ranges=ranges))
+    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 1), ("decode", 5)]
+
+
+def test_drafts_of_a_speculating_engine_do_not_pass_for_its_steps() -> None:
+    made = Timeline()
+    made.step("prefill", 512, layers=6)
+    for _ in range(5):
+        made.step("decode", 4, layers=6, graph=True)
+        for _ in range(3):
+            made.step("draft", 1, layers=1, graph=True)
+    decode = breakdown.make(made.trace()).phase("decode")
+    assert decode is not None
+    assert (decode.steps, decode.aside, decode.moe_layers) == (5, {"ragged": 15}, 6)
+
+
+def test_a_step_that_was_launched_before_the_recording_is_not_called_prefill() -> None:
+    made = Timeline()
+    for _ in range(5):
+        made.step("decode", 1, graph=True)
+    _, begin, end = made.steps[0]
+    made.rows = [row for row in made.rows if int(row["start_ns"]) > begin + 20_000]
+    for row in made.rows:
+        if int(row["start_ns"]) < end:
+            row.update(replayed=False, launch_ns=table.NONE, launch_thread=table.NONE)
+    found = breakdown.make(made.trace())
+    assert [(phase.name, phase.steps) for phase in found.phases] == [("decode", 4), (phases.UNKNOWN, 1)]
+
+
+def test_a_last_step_that_is_cut_off_does_not_make_the_whole_ones_prefill() -> None:
+    made = Timeline()
+    for _ in range(5):
+        made.step("decode", 8, layers=6)
+    _, begin, end = made.steps[-1]
+    made.rows = [row for row in made.rows if int(row["start_ns"]) < begin + (end - begin) // 6]
+    (phase,) = breakdown.make(made.trace()).phases
+    assert (phase.name, phase.steps, phase.aside) == (phases.UNKNOWN, 4, {"ragged": 1})
+
+
+def test_softmax_of_layers_whose_attention_is_not_known_does_not_end_a_step() -> None:
+    made = generation(decode=4)
+    for row in made.rows:
+        if row["text"] == timeline.FLASH:
+            row["text"] = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>"
+    found = breakdown.make(made.trace())
+    assert [phase.name for phase in found.phases] == [phases.WHOLE]
 
 
 def test_two_devices_are_steps_of_their_own() -> None:
@@ -259,3 +383,43 @@ def test_steps_of_a_device_follow_each_other() -> None:
         assert one.next_ns == two.start_ns
     assert found.steps[-1].next_ns is None
     assert sorted(np.concatenate([step.rows for step in found.steps]).tolist()) == list(range(len(trace.kernels)))
+
+
+def test_what_was_launched_before_the_recording_and_runs_first_is_outside_steps() -> None:
+    made = Timeline()
+    for _ in range(5):
+        made.run("memory", timeline.DOWNLOAD, 40_000, launch_ns=table.NONE, launch_thread=table.NONE)
+    begun = len(made.rows)
+    rest = generation(decode=3)
+    shift = made.now
+    made.rows += [{**row, "start_ns": int(row["start_ns"]) + shift, "launch_ns": int(row["launch_ns"]) + shift}
+                  for row in rest.rows]  # fmt: skip
+    found = breakdown.make(made.trace())
+    alone = breakdown.make(rest.trace())
+    assert [(phase.name, phase.steps) for phase in found.phases] == [
+        ("prefill", 1),
+        ("decode", 3),
+        (phases.OUTSIDE, 1),
+    ]
+    assert found.phases[0].kernel_ms == pytest.approx(alone.phases[0].kernel_ms)
+    assert sum(each.launches for each in found.phases[2].shares) == begun
+
+
+def test_without_sampling_and_graphs_steps_are_found_by_the_pattern_of_layers() -> None:
+    made = generation(decode=4)
+    keep = [at for at, row in enumerate(made.rows) if row["text"] != timeline.ARGMAX]
+    found = breakdown.make(made.trace(order=keep))
+    assert found.found_by == "the pattern of layers"
+    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 1), ("decode", 4)]
+    for phase in found.phases:
+        want = expected(made, phase.name)
+        for category in ("expert_gemm", "gate_gemm", "attention", "routing_permute", "dense_gemm"):
+            assert phase.share(category).ms == pytest.approx(want[category]), category
+
+
+def test_shared_experts_are_not_the_experts_that_tokens_are_routed_to() -> None:
+    text = "model.layers.0.mlp.experts.shared_experts"
+    rows = table.kernels([timeline.QKV], name=[0], start_ns=[500], duration_ns=[9], launch_ns=[150], launch_thread=[1])
+    trace = Trace(rows, table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
+    found = roles.assign(trace)
+    assert (CATEGORIES[found.category[0]], found.layer[0]) == ("dense_gemm", 0)

@@ -62,6 +62,37 @@ def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
     assert seen.observe(trace, roles.assign(trace)).precision == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("names", "quant", "precision", "contradicted"),
+    [
+        ([NAMES[4][0], NAMES[1][0]], timeline.QUANT, ("fp8", "fp8_block"), ["nvfp4"]),
+        ([NAMES[3][0], "some_moe_gemm_kernel"], timeline.QUANT, (None,), []),
+        ([NAMES[0][0], NAMES[1][0]], timeline.QUANT, ("mixed",), ["fp8", "nvfp4"]),
+        (["fused_moe_kernel_gptq_awq"], None, (None,), []),
+        ([timeline.MOE], "_per_token_quant_int8", ("int8",), ["fp8", "nvfp4"]),
+    ],
+)
+def test_what_names_leave_open_is_not_made_up(
+    names: list[str], quant: str | None, precision: tuple[str | None, ...], contradicted: list[str]
+) -> None:
+    made, at = generation(decode=3, fp8=quant is not None), 0
+    for row in made.rows:
+        if row["text"] == timeline.MOE:
+            row["text"], at = names[at % len(names)], at + 1
+        elif row["text"] == timeline.QUANT:
+            row["text"] = str(quant)
+    trace = made.trace()
+    found = seen.observe(trace, roles.assign(trace))
+    assert found.precision in precision
+    assert [each for each in ("fp8", "nvfp4") if seen.contradiction(each, found)] == contradicted
+
+
+def test_a_summary_does_not_tell_whose_inputs_are_quantised() -> None:
+    rows = table.kernels([timeline.MOE, timeline.QUANT], name=[0, 1], start_ns=[0, 0], duration_ns=[9, 1])
+    trace = Trace(rows, table.ranges([]), {}, timed=False)
+    assert seen.observe(trace, roles.assign(trace)).precision is None
+
+
 def test_labels_and_what_contradicts_them() -> None:
     marlin = seen.Seen("w4a16", "marlin", "e")
     assert "dequantised the weights" in (seen.contradiction("nvfp4", marlin) or "")

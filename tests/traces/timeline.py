@@ -87,7 +87,7 @@ class Timeline:
         names = sorted({str(row["text"]) for row in rows})
         columns = {key: [row.get(key, empty) for row in rows] for key, empty in
                    (("start_ns", 0), ("duration_ns", 0), ("kind", 0), ("correlation", -1), ("launch_ns", -1),
-                    ("launch_thread", -1), ("blocks", 0), ("replayed", False))}  # fmt: skip
+                    ("launch_thread", -1), ("blocks", 0), ("stream", 0), ("replayed", False))}  # fmt: skip
         texts = sorted({text for text, *_ in ranges})
         return Trace(
             table.kernels(names, name=[names.index(str(row["text"])) for row in rows], **columns),
