@@ -14,7 +14,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,32 @@ class ArmProcess:
     Use it as a context manager: it is ended whatever happens.
     """
 
-    def __init__(self, load: Load | None) -> None:
+    def __init__(
+        self, load: Load | None, *, patience: float | None = None, output: Path | None = None, held: Sequence[int] = ()
+    ) -> None:
+        """Start it.
+
+        Args:
+            patience: seconds that it may take for one answer before it counts as hanging; None for ever.
+            output: a file that what it prints is added to; by default it goes to standard error.
+            held: file descriptors that it keeps open until it ends, such as that of a lock.
+        """
+        self._patience = patience
         asks, self._asks = os.pipe()
         self._answers, answers = os.pipe()
         self._unread = b""
         command = [sys.executable, "-m", "moe_eval.arm_worker", str(asks), str(answers)]
         # its own output goes beside the progress bar; in a session of its own it can be ended with all that it started,
         # and a terminal's Ctrl-C reaches it by this process alone
-        self._process = subprocess.Popen(command, stdout=sys.stderr, pass_fds=(asks, answers), start_new_session=True)
+        with contextlib.ExitStack() as stack:
+            stream: Any = sys.stderr if output is None else stack.enter_context(output.open("ab"))
+            self._process = subprocess.Popen(
+                command,
+                stdout=stream,
+                stderr=None if output is None else stream,
+                pass_fds=(asks, answers, *held),
+                start_new_session=True,
+            )
         os.close(asks)
         os.close(answers)
         self._load = load
@@ -87,7 +106,11 @@ class ArmProcess:
 
     def _line(self) -> bytes | None:
         """The next line of the arm; None where its process ends without one, even if a child of it holds the pipe."""
+        begun = time.monotonic()
         while b"\n" not in self._unread:
+            if self._patience is not None and time.monotonic() - begun > self._patience:
+                self._kill()
+                raise ArmFailed(f"it did not answer within {self._patience:g} s and was ended")
             ended = self._process.poll() is not None  # looked at first: what it wrote before it ended is there to read
             ready, _, _ = select.select([self._answers], [], [], 0 if ended else _LOOK_SECONDS)
             got = os.read(self._answers, 1 << 16) if ready else None
@@ -114,9 +137,12 @@ class ArmProcess:
         finally:
             os.close(self._answers)
             if self._process.returncode is None or self._process.returncode < 0:
-                # workers of an engine that was killed would keep the GPU's memory
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._kill()
+
+    def _kill(self) -> None:
+        """Kill it and what it started: workers of an engine that was killed would keep the GPU's memory."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def __enter__(self) -> ArmProcess:
         return self

@@ -99,3 +99,33 @@ def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(tmp_path: Path) 
     parent.wait()
     gone, _ = psutil.wait_procs([arm], timeout=40)
     assert gone
+
+
+def test_an_arm_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    with ArmProcess(SHIPPED_LOAD, patience=1, output=tmp_path / "log.txt") as process:
+        os.kill(process._process.pid, signal.SIGSTOP)
+        with pytest.raises(ArmFailed, match="did not answer within 1 s and was ended"):
+            process.load()
+        assert process._process.wait(10) == -signal.SIGKILL
+
+
+def test_what_an_arm_prints_is_added_to_its_file(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("before\n")
+    load = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
+    with ArmProcess(load, output=log) as process, pytest.raises(ArmFailed, match="AttributeError"):
+        process.ask("no_such_task")
+    assert log.read_text().startswith("before\nTraceback")
+
+
+def test_a_lock_is_held_until_the_last_arm_has_ended(tmp_path: Path) -> None:
+    import fcntl
+
+    file = (tmp_path / "lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    with ArmProcess(SHIPPED_LOAD, held=[file.fileno()]):
+        file.close()
+        with (tmp_path / "lock").open("w") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,10 +9,11 @@ import signal
 import sys
 from importlib import import_module
 
+from moe_eval.cli import config
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.exits import settle
 
-_COMMANDS = ("log", "doctor", "ppl", "perf", "kernels")
+_COMMANDS = ("run", "ppl", "perf", "kernels", "log", "doctor")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +26,11 @@ def main(argv: list[str] | None = None) -> int:
         prog="moe-eval", description="Speed and quality of mixture-of-experts models by precision of their experts."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    words = sys.argv[1:] if argv is None else argv
+    try:
+        words = config.expanded(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        print(f"moe-eval: {error}", file=sys.stderr)
+        return settle(error)
     # most commands import torch, which takes seconds that the others need not wait
     for name in words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS:
         import_module(f"moe_eval.cli.{name}").add(commands)

@@ -104,6 +104,14 @@ def shown(args: argparse.Namespace) -> dict[str, str]:
     return redacted
 
 
+def numbers(text: str) -> list[int]:
+    """The sizes of a list such as 1,8,32."""
+    try:
+        return [int(part) for part in str(text).split(",")]
+    except ValueError:
+        raise UsageError(f"--batch_size {text} is not a list of whole numbers; write 1,8,32.") from None
+
+
 def gpus(request: Request) -> tuple[Gpu, ...]:
     """The GPUs that the arms may use: those that torch sees, from the one on that `device` names."""
     device, _, index = str(request.asked.settings.get("device") or "cuda").partition(":")

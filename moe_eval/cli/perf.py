@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from moe_eval import checkpoint, hardware
+from moe_eval import hardware
 from moe_eval.cli import common, perf_nsys
 from moe_eval.cli.common import Request
 from moe_eval.errors import EngineError, UsageError
@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    asked = shapes(_numbers(args.batch_size), args.input_len, args.output_len)
+    asked = shapes(common.numbers(args.batch_size), args.input_len, args.output_len)
     for name, least in (("num_iterations", 1), ("warmup_iterations", 5), ("blocks", 1)):
         if getattr(args, name) < least:
             raise UsageError(f"--{name} {getattr(args, name)} is too few; give {least} or more.")
@@ -57,35 +57,13 @@ def _run(args: argparse.Namespace) -> None:
     gpus = common.gpus(request)
     planned = speed_run.fitted(plan.plan(request.asked, gpus), asked, gpus)
     arms = [each for each in planned if isinstance(each, Arm)]
-    work = _workload(args, request, arms, asked) if arms else None
+    tokenizer = request.tokenizer_of(arms[0]) if arms else ""
+    work = prompts.of_arms(args.dataset, args.seed, asked, arms, tokenizer) if arms else None
     common.make_folder(args.output_dir)
     if args.mode == "nsys":
         perf_nsys.run(args, request, planned, work)
         return
     _measure(args, request, planned, work, shapes=asked, gpus=gpus)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--batch_size {text} is not a list of whole numbers; write 1,8,32.") from None
-
-
-def _workload(args: argparse.Namespace, request: Request, arms: Sequence[Arm], asked: tuple[Shape, ...]) -> Workload:
-    """The prompts of all arms, made with the first one's tokenizer."""
-    from moe_eval.harness import tokens
-
-    sizes = []
-    for each in arms:
-        name = each.settings.checkpoint
-        config = checkpoint.read_config(checkpoint.settings_folder(name, each.settings.revision))
-        size = {**config, **(config.get("text_config") or {})}.get("vocab_size")
-        if size is None:
-            raise UsageError(f"The config.json of {name} states no vocab_size; copy the checkpoint again.")
-        sizes.append(int(size))
-    tokenizer = tokens.load(request.tokenizer_of(arms[0]), arms[0].settings)
-    return prompts.workload(args.dataset, args.seed, asked, tokenizer, min(sizes))
 
 
 def _measure(

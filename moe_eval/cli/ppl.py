@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from moe_eval import arm, hardware, records
+from moe_eval import arm, records
 from moe_eval.arm import Found, Job
 from moe_eval.cli import common
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError
-from moe_eval.evaluators import chunks, perplexity, plan, table
+from moe_eval.evaluators import chunks, plan, quality_record, table
 from moe_eval.evaluators.plan import Arm, Skip
-
-SCHEMA = 1
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,21 +77,15 @@ def _compared(ran: list[tuple[Arm, Job, Found]], args: argparse.Namespace, where
         raise EngineError("No precision could be scored; see the lines above.")
     first = finished[0]
     noise = _noise(first, args, where)
-    reference = perplexity.Scores.load(first[1].arrays)
     rows = []
     for each, job, found in finished:
-        compared = perplexity.compare(reference, perplexity.Scores.load(job.arrays), _size(noise))
+        compared = quality_record.compared(first[1].arrays, job.arrays, noise)
         record = _record(each.precision, found, args) | {"reference": first[0].precision, "noise_floor": noise}
         rows.append(record | compared)
         records.write_json(args.output_dir / f"ppl_{each.precision}_{where}.json", rows[-1])
     print(table.render(rows))
     if len(finished) < len(ran):
         raise EngineError(f"{len(ran) - len(finished)} of {len(ran)} precisions failed; see the lines above.")
-
-
-def _size(noise: dict[str, Any] | None) -> float | None:
-    """The noise floor as one number: how far batching alone moves ln(perplexity)."""
-    return abs(noise["ln_ppl_ratio"]["value"]) if noise and noise["ln_ppl_ratio"] else None
 
 
 def _noise(reference: tuple[Arm, Job, Found], args: argparse.Namespace, where: str) -> dict[str, Any] | None:
@@ -108,31 +100,16 @@ def _noise(reference: tuple[Arm, Job, Found], args: argparse.Namespace, where: s
     if found.status != "finished":
         print(f"The noise floor was not measured: {found.error}", file=sys.stderr)
         return None
-    compared = perplexity.compare(perplexity.Scores.load(job.arrays), perplexity.Scores.load(again.arrays), noise=None)
-    compared.pop("flag")
-    return {"batch_size": 1, **compared}
+    return quality_record.noise(job.arrays, again.arrays)
 
 
 def _record(name: str, found: Found, args: argparse.Namespace) -> dict[str, Any]:
-    """One precision's record: its labels first, then its figures."""
-    machine = asdict(hardware.machine())
-    engine = dict(found.labels.get("engine", {}))
-    gpu = machine["gpus"][0] if machine["gpus"] and engine.get("device") != "cpu" else None
-    return {
-        "schema": SCHEMA,
-        "status": found.status,
-        "error": found.error,
-        "precision": name,
-        "emulated": engine.get("emulated"),
-        "sm_version": gpu["capability"] if gpu else None,
-        "gpu_name": gpu["name"] if gpu else None,
-        "engine": engine.get("name"),
-        "moe_backend": engine.get("moe_backend_observed"),
-        "fusion_disabled": bool(args.disable_fusion),
-        "asked": common.shown(args),
-        **found.figures,
-        "labels": records.redact(dict(found.labels)),
-        "machine": machine,
-        "versions": hardware.versions(),
-        "git": hardware.git_state(),
-    }
+    return quality_record.record(
+        name,
+        found.status,
+        found.error,
+        labels=found.labels,
+        figures=found.figures,
+        asked=common.shown(args),
+        fusion_disabled=bool(args.disable_fusion),
+    )

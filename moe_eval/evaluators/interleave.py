@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -11,12 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.evaluators import memory
 from moe_eval.evaluators.latency import Sample
 from moe_eval.nvml import Nvml, Sampler
 from moe_eval.workload import Shape, Workload
-
-# how long the driver may take to give memory back, and what may be missing from it
-_FREED_SECONDS, _FREED_BYTES = 10.0, 256 << 20
 
 Mode = Literal["interleaved", "reloaded", "sequential"]
 
@@ -138,7 +135,7 @@ class Conductor:
         return living[::-1] if turned else living
 
     def _interleaved(self) -> None:
-        before = self._used()
+        before = memory.used(self._nvml)
         with ExitStack() as stack:
             processes = {arm.name: stack.enter_context(ArmProcess(arm.load)) for arm in self.arms}
             for arm in self._living():
@@ -153,7 +150,7 @@ class Conductor:
                         if arm.status == "running":  # it may have failed in the first half
                             with self._left_behind(arm):
                                 self._turn(arm, processes[arm.name], shape, block, 1)
-        after = self._freed(before)
+        after = memory.freed(self._nvml, before)
         for arm in self.arms:
             arm.memory.append({"before": before, "after": after})
 
@@ -165,13 +162,13 @@ class Conductor:
         return there + there[::-1]
 
     def _block(self, arm: ArmRun, block: int) -> None:
-        before = self._used()
+        before = memory.used(self._nvml)
         with ArmProcess(arm.load) as process, self._left_behind(arm):
             self._load(arm, process)
             for shape in self.workload.shapes:
                 self._warm_up(arm, process, shape)
                 self._turn(arm, process, shape, block, self.schedule.per_block)
-        arm.memory.append({"before": before, "after": self._freed(before)})
+        arm.memory.append({"before": before, "after": memory.freed(self._nvml, before)})
 
     @contextmanager
     def _left_behind(self, arm: ArmRun) -> Iterator[None]:
@@ -205,20 +202,6 @@ class Conductor:
 
     def _asked(self, shape: Shape) -> dict[str, Any]:
         return {"shape": asdict(shape), "workload": str(self.frozen)}
-
-    def _used(self) -> int | None:
-        """Memory in use on all GPUs of the arms together; None where NVML does not tell."""
-        used = [each for each in self._nvml.used_bytes() if each is not None]
-        return sum(used) if used else None
-
-    def _freed(self, before: int | None) -> int | None:
-        """Memory in use once a process has ended; the driver takes a moment to give it back."""
-        end = time.monotonic() + _FREED_SECONDS
-        while True:
-            now = self._used()
-            if now is None or before is None or now <= before + _FREED_BYTES or time.monotonic() > end:
-                return now
-            time.sleep(0.2)
 
 
 def route(

@@ -60,9 +60,17 @@ class Scores:
 
 
 def measure(
-    engine: Engine, chunks: Chunks, top_k: int = TOP_K, done: Callable[[int, WindowScores], None] = unheard
+    engine: Engine,
+    chunks: Chunks,
+    top_k: int = TOP_K,
+    done: Callable[[int, WindowScores], None] = unheard,
+    *,
+    alone: bool = False,
 ) -> Scores:
     """Score the windows.
+
+    Args:
+        alone: one at a time, whatever batch the engine would make of them.
 
     Raises:
         UsageError: the windows are longer than the engine's.
@@ -72,7 +80,9 @@ def measure(
             f"--input_len {chunks.input_len} is longer than the window of {engine.facts.max_length} tokens; give at "
             f"most {engine.facts.max_length}."
         )
-    scores = engine.score(chunks.windows, top_k, done)
+    scores = []
+    for group in [[each] for each in chunks.windows] if alone else [chunks.windows]:
+        scores += engine.score(group, top_k, done)
     return Scores(
         logprobs=np.concatenate([each.logprobs for each in scores]),
         lengths=np.array([len(each.logprobs) for each in scores], dtype=np.int64),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from moe_eval import checkpoint
 from moe_eval import workload as made
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import chunks
+from moe_eval.evaluators.plan import Arm
 from moe_eval.workload import Shape, Workload
 
 SOURCES = (*chunks.DATASETS, "random")
@@ -38,3 +41,25 @@ def workload(dataset: str, seed: int, shapes: tuple[Shape, ...], tokenizer: Any,
         vocabulary,
         f"{dataset}, tokenizer {tokenizer.name_or_path}, slices of {shapes[0].input_len} tokens",
     )
+
+
+def of_arms(dataset: str, seed: int, shapes: tuple[Shape, ...], arms: Sequence[Arm], tokenizer: str) -> Workload:
+    """The prompts that all arms run: within the smallest of their vocabularies.
+
+    Args:
+        tokenizer: the folder or hub name of the one that cuts a text.
+
+    Raises:
+        UsageError: as `workload`, or a checkpoint that does not say its vocabulary.
+    """
+    from moe_eval.harness import tokens
+
+    sizes = []
+    for each in arms:
+        name = each.settings.checkpoint
+        config = checkpoint.read_config(checkpoint.settings_folder(name, each.settings.revision))
+        size = {**config, **(config.get("text_config") or {})}.get("vocab_size")
+        if size is None:
+            raise UsageError(f"The config.json of {name} states no vocab_size; copy the checkpoint again.")
+        sizes.append(int(size))
+    return workload(dataset, seed, shapes, tokens.load(tokenizer, arms[0].settings), min(sizes))

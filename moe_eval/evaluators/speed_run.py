@@ -95,10 +95,15 @@ def arm_runs(arms: Sequence[Arm], engine: str, tokenizer: str | None, *, again: 
 def schedule(arms: Sequence[Arm], asked: Asked, gpus: Sequence[Gpu]) -> Schedule:
     """Take turns where all arms fit at once, reload where not."""
     counted = [*arms[:1], *arms] if asked.again else list(arms)
-    needs = [_need(each, asked.shapes, gpus) for each in counted]
+    how = together(counted, asked.shapes, gpus)
+    return interleave.schedule(asked.iterations, asked.warm_ups, asked.blocks, together=how)
+
+
+def together(arms: Sequence[Arm], shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> bool:
+    """Whether all arms fit at once."""
+    needs = [_need(each, shapes, gpus) for each in arms]
     bounded = not any(name in each.settings.options for each in arms for name in _SHARES)
-    together = bounded and fit.together(needs, fit.memory(gpus))
-    return interleave.schedule(asked.iterations, asked.warm_ups, asked.blocks, together=together)
+    return bounded and fit.together(needs, fit.memory(gpus))
 
 
 def measure(

@@ -19,9 +19,13 @@ from moe_eval.workload import Shape, Workload, from_json
 
 
 def perplexity(
-    engine: Engine, tokenizer: Any, *, arrays: str, dataset: str, input_len: int, num_chunks: int
+    engine: Engine, tokenizer: Any, *, arrays: str, dataset: str, input_len: int, num_chunks: int, alone: bool = False
 ) -> dict[str, Any]:
-    """Score a data set: writes the arrays, returns the figures with their labels."""
+    """Score a data set: writes the arrays, returns the figures with their labels.
+
+    Args:
+        alone: score every window in a batch of its own; what that changes is the noise of batching.
+    """
     from tqdm import tqdm
 
     bos = tokenizer.bos_token_id
@@ -34,7 +38,7 @@ def perplexity(
     )
     facts = engine.facts
     with tqdm(total=len(cut.windows), desc=f"{facts.precision} on {facts.name}", unit="window") as bar:
-        scores = quality.measure(engine, cut, done=lambda *_: bar.update())
+        scores = quality.measure(engine, cut, done=lambda *_: bar.update(), alone=alone)
     scores.save(Path(arrays))
     return {
         "dataset": dataset,
@@ -77,6 +81,16 @@ def routing(
     arrays = engine.routing(_frozen(workload).prompts(asked), asked.output_len)
     found = routed.read(arrays, asked.input_len, experts, batch_sizes)
     return {str(size): each.to_json() for size, each in found.items()}
+
+
+def kernels(
+    engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], folder: str, name: str
+) -> dict[str, Any]:
+    """Trace one short run of a shape of the workload in a file; the trace is kept in a folder under a name."""
+    from moe_eval.evaluators import kernels as traced
+
+    asked = Shape(**shape)
+    return traced.measure(engine, _frozen(workload).prompts(asked), asked, Path(folder), name)
 
 
 def rates(_engine: None, _: None, *, device: str) -> dict[str, Any]:

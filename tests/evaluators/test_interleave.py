@@ -243,7 +243,7 @@ def test_memory_before_and_after_is_written_down(monkeypatch: pytest.MonkeyPatch
 
 
 def test_memory_that_never_comes_back_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interleave, "_FREED_SECONDS", 0.3)
+    monkeypatch.setattr(interleave.memory, "_FREED_SECONDS", 0.3)
     card = Card(ONE, used=1 << 30)
     monkeypatch.setitem(sys.modules, "pynvml", Fake([card]))
     stage = Stage(card=card, memory=20 << 30)

@@ -1,0 +1,133 @@
+"""`moe-eval run`: every arm, every evaluator, one comparison."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from moe_eval import engines
+from moe_eval.cli import common
+from moe_eval.emulation.model import SCOPES
+from moe_eval.errors import EngineError, UsageError
+from moe_eval.evaluators import chunks, latency
+from moe_eval.exits import terminable
+from moe_eval.runner import plan as planning
+from moe_eval.runner.plan import Asked
+from moe_eval.runner.run import Request, Run
+from moe_eval.runner.steps import EVALUATORS, Step
+from moe_eval.workload import shapes
+
+_NAMES = ", ".join(chunks.DATASETS)
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "run",
+        help="perplexity, latency and kernels of several precisions, with a verdict",
+        description="Run every evaluator on every precision, each arm in a process of its own that is loaded once, and "
+        "compare them with the first. The plan is shown first. Everything is written to --output_dir as it comes: a "
+        "run that was stopped goes on with the same command and --resume.",
+    )
+    common.add(parser)
+    parser.set_defaults(output_dir=Path("moe_eval_run"))
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of these options; the command line wins")
+    parser.add_argument("--evaluators", default=",".join(EVALUATORS), help="some of perplexity, latency, kernels")
+    parser.add_argument("--emulate", action="store_true", help="compute FP8 and NVFP4 from --model_path, quality only")
+    parser.add_argument("--scope", choices=SCOPES, default="experts", help="what --emulate rounds")
+    parser.add_argument(
+        "--dataset", default="wikitext", help=f"scored, and cut into prompts: {', '.join(chunks.DATASETS)}"
+    )
+    parser.add_argument("--input_len", type=int, default=512, help="tokens of a window and of a prompt")
+    parser.add_argument("--num_chunks", type=int, default=100, help="windows to score, 0 for all")
+    parser.add_argument("--batch_size", default="1", help="one or several, such as 1,8,32")
+    parser.add_argument("--output_len", type=int, default=256, help="tokens that every sequence makes")
+    parser.add_argument("--num_iterations", type=int, default=20, help="timed iterations of each arm and shape")
+    parser.add_argument("--warmup_iterations", type=int, default=5, help="at least so many before, until they settle")
+    parser.add_argument("--blocks", type=int, default=1, help="loads of every arm, where arms do not fit together")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds that an arm may take for one step")
+    parser.add_argument("--dry_run", action="store_true", help="show the plan and stop")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    asked, request = _asked(args)
+    gpus = common.gpus(request)
+    kind = engines.named(asked.arms.engine)
+    planned = planning.make(asked, gpus, routed=kind.routing is not None)
+    print(planning.tell(planned, asked, gpus), flush=True)
+    if args.dry_run:
+        return
+    if not planned.arms:
+        print("No precision was left to run; the lines above say what each of them needs.", file=sys.stderr)
+        return
+    if "latency" in asked.evaluators:
+        latency.refuse_profiler()
+    common.make_folder(args.output_dir)
+    run = Run(
+        Request(
+            asked=asked,
+            tokenizer=request.tokenizer,
+            shown=common.shown(args),
+            folder=args.output_dir,
+            where=common.place(gpus),
+            fusion_disabled=bool(args.disable_fusion),
+            patience=args.timeout,
+            resume=args.resume,
+        ),
+        planned,
+        gpus,
+    )
+    failed = _execute(run)
+    if failed:
+        raise EngineError(
+            f"{len(failed)} of {len(planned.steps)} steps failed; {args.output_dir} holds the rest, and the same "
+            "command with --resume tries them again."
+        )
+
+
+def _asked(args: argparse.Namespace) -> tuple[Asked, common.Request]:
+    evaluators = tuple(name.strip() for name in args.evaluators.split(",") if name.strip())
+    unknown = [name for name in evaluators if name not in EVALUATORS]
+    if unknown or not evaluators:
+        raise UsageError(f"--evaluators {args.evaluators} has to name some of {', '.join(EVALUATORS)}.")
+    least = {"num_iterations": 1, "warmup_iterations": latency.LEAST_WARM_UPS, "blocks": 1, "timeout": 1}
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            raise UsageError(f"--{name} {getattr(args, name)} is too few; give {value} or more.")
+    request = common.read(args, emulate=args.emulate, scope=args.scope)
+    asked = Asked(
+        arms=request.asked,
+        evaluators=tuple(name for name in EVALUATORS if name in evaluators),
+        shapes=shapes(common.numbers(args.batch_size), args.input_len, args.output_len),
+        dataset=args.dataset,
+        input_len=args.input_len,
+        num_chunks=args.num_chunks,
+        iterations=args.num_iterations,
+        warm_ups=args.warmup_iterations,
+        blocks=args.blocks,
+    )
+    return asked, request
+
+
+def _execute(run: Run) -> list[str]:
+    from tqdm import tqdm
+
+    with terminable(), tqdm(total=0, unit="step") as bar:
+
+        def ready(steps: Any) -> None:
+            bar.total = len(steps)
+            bar.refresh()
+
+        def begun(step: Step) -> None:
+            bar.set_description(f"{step.arm} {step.name}")
+
+        def done(step: Step, reason: str | None) -> None:
+            if reason is not None:
+                bar.write(f"{step.arm} {step.name} failed: {reason}", file=sys.stderr)
+            bar.update()
+
+        return run.execute(begun, done, ready)

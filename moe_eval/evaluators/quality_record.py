@@ -1,0 +1,66 @@
+"""What is written down of an arm's perplexity: one JSON record with every label, and two arms compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moe_eval import hardware, records
+from moe_eval.evaluators import perplexity
+from moe_eval.evaluators.perplexity import Scores
+
+SCHEMA = 1
+
+
+def record(
+    precision: str,
+    status: str,
+    error: str | None = None,
+    *,
+    labels: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    fusion_disabled: bool,
+) -> dict[str, Any]:
+    """One precision's record: its labels first, then its figures.
+
+    Args:
+        labels: what the arm's process said of itself; `figures`: what it found. Empty where it did not run.
+        asked: the command's options, secrets removed.
+    """
+    machine = asdict(hardware.machine())
+    engine = dict(labels.get("engine", {}))
+    gpu = machine["gpus"][0] if machine["gpus"] and engine.get("device") != "cpu" else None
+    return {
+        "schema": SCHEMA,
+        "status": status,
+        "error": error,
+        "precision": precision,
+        "emulated": engine.get("emulated"),
+        "sm_version": gpu["capability"] if gpu else None,
+        "gpu_name": gpu["name"] if gpu else None,
+        "engine": engine.get("name"),
+        "moe_backend": engine.get("moe_backend_observed"),
+        "fusion_disabled": fusion_disabled,
+        "asked": dict(asked),
+        **figures,
+        "labels": records.redact(dict(labels)),
+        "machine": machine,
+        "versions": hardware.versions(),
+        "git": hardware.git_state(),
+    }
+
+
+def noise(reference: Path, again: Path) -> dict[str, Any]:
+    """What batching alone does to the reference: its arrays, and those of windows scored in batches of one."""
+    compared = perplexity.compare(Scores.load(reference), Scores.load(again), noise=None)
+    compared.pop("flag")
+    return {"batch_size": 1, **compared}
+
+
+def compared(reference: Path, other: Path, floor: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Two arms' arrays compared, with the noise floor as one number: how far batching moves ln(perplexity)."""
+    ratio = floor["ln_ppl_ratio"] if floor else None
+    return perplexity.compare(Scores.load(reference), Scores.load(other), abs(ratio["value"]) if ratio else None)

@@ -1,0 +1,229 @@
+"""A whole run: plan, steps, records, comparison and report, opened before the work and closed however it ends."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from moe_eval import checkpoint, engines, geometry, hardware, records
+from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import prompts
+from moe_eval.evaluators.rates import Rates
+from moe_eval.evaluators.speed_record import Context
+from moe_eval.hardware import Gpu
+from moe_eval.runner.execute import Executor, How
+from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.plan import Asked, Plan
+from moe_eval.runner.steps import Step
+from moe_eval.runner.views import Views
+from moe_eval.workload import Workload
+
+_RATES = "rates.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is made of beside its plan.
+
+    Attributes:
+        tokenizer: the folder or hub name; None where each checkpoint has its own.
+        shown: the command's options as a record has them, secrets removed.
+        patience: seconds that an arm may take for one step.
+        resume: go on with a run that is in the folder already.
+    """
+
+    asked: Asked
+    tokenizer: str | None
+    shown: Mapping[str, str]
+    folder: Path
+    where: str
+    fusion_disabled: bool
+    patience: float
+    resume: bool
+
+
+class Run:
+    """One run in its folder."""
+
+    def __init__(self, request: Request, plan: Plan, gpus: Sequence[Gpu]) -> None:
+        self.request, self.plan, self.gpus = request, plan, tuple(gpus)
+        self.folder = RunFolder(request.folder)
+        self.kind = engines.named(request.asked.arms.engine)
+
+    def execute(
+        self,
+        begun: Callable[[Step], None],
+        done: Callable[[Step, str | None], None],
+        ready: Callable[[Sequence[Step]], None],
+    ) -> list[str]:
+        """Do what is left to do and write the records.
+
+        Args:
+            begun, done: told every step; `ready` is told all that are left.
+
+        Returns:
+            A sentence for every step that failed.
+
+        Raises:
+            UsageError: the folder is in use, or holds another run.
+        """
+        with self.folder.locked() as lock:
+            opened = self._open()
+            failed: list[str] = []
+
+            def ended(step: Step, reason: str | None) -> None:
+                if reason is not None:
+                    failed.append(f"{step.arm} {step.name}: {reason}")
+                done(step, reason)
+
+            with self._closed(opened):
+                work = self._workload()
+                left = self.folder.missing(self.plan.steps)
+                ready(left)
+                with Executor(self.folder, self._how(work), lock) as executor:
+                    executor.run(left, begun, ended)
+                self._views(work).write()
+            return failed
+
+    def _open(self) -> dict[str, Any]:
+        """Write down what was asked, or check that it is what the run in the folder was asked."""
+        shown = {name: value for name, value in self.request.shown.items() if name not in ("resume", "dry_run")}
+        shown.pop("output_dir", None)
+        if self.folder.exists():
+            before = self.folder.run()
+            if not self.request.resume:
+                raise UsageError(
+                    f"{self.folder.path} holds a run already; give --resume to go on with it, or another --output_dir."
+                )
+            changed = sorted(
+                name for name in {*shown, *before["asked"]} if shown.get(name) != before["asked"].get(name)
+            )
+            if changed:
+                raise UsageError(
+                    f"The run in {self.folder.path} was asked for with other options ({', '.join(changed)}); give the "
+                    "same ones to resume it."
+                )
+            content = {**before, "status": "running", "error": None}
+        else:
+            content = {
+                "run_id": uuid.uuid4().hex,
+                "status": "running",
+                "error": None,
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "asked": shown,
+                "evaluators": {name: list(each) for name, each in self.plan.evaluators.items()},
+                "skipped": [list(each) for each in self.plan.skipped],
+                "schedule": asdict(self.plan.schedule),
+                "steps": len(self.plan.steps),
+                "machine": asdict(replace(hardware.machine(), gpus=self.gpus)),
+                "versions": hardware.versions(),
+                "git": hardware.git_state(),
+            }
+        self.folder.write_run(content)
+        return content
+
+    @contextmanager
+    def _closed(self, content: dict[str, Any]) -> Iterator[None]:
+        """Write how the run ended; what was measured before is in the records, however that is."""
+        try:
+            yield
+        except BaseException as error:
+            killed = isinstance(error, (KeyboardInterrupt, SystemExit))
+            reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
+            with suppress(OSError):  # a full disk is what ended it, perhaps
+                self.folder.write_run({**content, "status": "killed" if killed else "failed", "error": reason})
+            raise
+        complete = not self.folder.missing(self.plan.steps)
+        ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        status = "finished" if complete else "failed"
+        why = None if complete else "some steps failed; their records say why"
+        self.folder.write_run({**content, "status": status, "error": why, "ended": ended})
+
+    def _loads(self) -> dict[str, Load]:
+        engine, named = self.request.asked.arms.engine, self.request.tokenizer
+        return {
+            each.precision: Load(engine, each.settings, named or each.settings.checkpoint) for each in self.plan.arms
+        }
+
+    def _workload(self) -> Workload | None:
+        """The prompts, frozen beside the plan."""
+        asked = self.request.asked
+        wanted = [each for each in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[each.precision])]
+        if not wanted:
+            return None
+        named = self.request.tokenizer or wanted[0].settings.checkpoint
+        work = prompts.of_arms(asked.dataset, 0, self.plan.shapes, wanted, named)
+        records.write_json(self._frozen(work), work.to_json())
+        return work
+
+    def _frozen(self, work: Workload) -> Path:
+        return self.folder.path / f"workload_{work.digest}.json"
+
+    def _geometry(self) -> geometry.Geometry | None:
+        settings = self.plan.arms[0].settings
+        return geometry.read(checkpoint.read_config(checkpoint.settings_folder(settings.checkpoint, settings.revision)))
+
+    def _how(self, work: Workload | None) -> How:
+        asked, sizes = self.request.asked, self._geometry()
+        return How(
+            loads=self._loads(),
+            timed=self.plan.timed,
+            routing=self.kind.routing or {},
+            experts=sizes.experts if sizes else None,
+            workload=self._frozen(work) if work else None,
+            batch_sizes=sorted({shape.batch_size for shape in self.plan.shapes}),
+            shapes=self.plan.shapes,
+            quality={"dataset": asked.dataset, "input_len": asked.input_len, "num_chunks": asked.num_chunks},
+            iterations=1 if self.plan.schedule.mode == "interleaved" else self.plan.schedule.per_block,
+            warm_ups=asked.warm_ups,
+            together=self.plan.schedule.mode == "interleaved",
+            patience=self.request.patience,
+            uuids=[gpu.uuid for gpu in self.gpus if gpu.uuid],
+        )
+
+    def _views(self, work: Workload | None) -> Views:
+        run = self.folder.run()
+        unrouted = "not measured: the number of experts of this architecture is not known"
+        if self.kind.routing is None:
+            unrouted = f"not measured: {self.kind.title} does not tell which experts tokens go through"
+        context = Context(
+            workload=work,
+            schedule=self.plan.schedule,
+            machine=run["machine"],
+            versions=run["versions"],
+            git=run["git"],
+            asked=run["asked"],
+            fusion_disabled=self.request.fusion_disabled,
+            geometry=self._geometry(),
+            rates=self._rates() if self.plan.timed else "not measured",
+        )
+        return Views(
+            folder=self.folder,
+            steps=self.plan.steps,
+            precisions={each.precision: each.precision for each in self.plan.arms},
+            loads=self._loads(),
+            context=context,
+            asked=run["asked"],
+            where=self.request.where,
+            unrouted=unrouted,
+        )
+
+    def _rates(self) -> Rates | str:
+        """What the machine can do at most, measured once a run."""
+        file = self.folder.path / _RATES
+        if file.is_file():
+            return Rates(**json.loads(file.read_text(encoding="utf-8")))
+        with ArmProcess(None, patience=self.request.patience) as process:
+            try:
+                found = process.ask("rates", device="cuda" if self.gpus else "cpu")
+            except ArmFailed as error:
+                return f"the machine's rates were not measured ({error})"
+        records.write_json(file, found)
+        return Rates(**found)
