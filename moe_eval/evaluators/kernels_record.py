@@ -117,6 +117,10 @@ def difference(found: PhaseDifference, measured: float | None) -> dict[str, Any]
         "overlap_change_ms": found.overlap_ms,
         "waiting_change_ms": found.waiting_ms,
         "residual_ms": found.residual_ms,
+        "expert_gemm_ratio": found.gemm_ratio,
+        "ceiling_at_that_ratio": None
+        if found.ceiling is None
+        else dict(zip(("busy", "wall"), found.ceiling, strict=True)),
         "predicted_ratio_busy": found.busy_ratio,
         "predicted_ratio_step": found.step_ratio,
         "measured_ratio": measured,

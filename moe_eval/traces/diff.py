@@ -41,6 +41,8 @@ class PhaseDifference:
             step of the phase.
         step_ms: before and after; `busy_ms` likewise.
         new, vanished: functions that run on one side only, those that take the most first.
+        gemm_ratio: how many times faster the expert GEMMs are; None where one side has none. `ceiling`: what that alone
+            would make of the first trace's busy time, and of its wall time (Amdahl's law, see breakdown.Ceiling).
     """
 
     name: str
@@ -53,6 +55,8 @@ class PhaseDifference:
     residual_ms: float | None
     new: tuple[Function, ...]
     vanished: tuple[Function, ...]
+    gemm_ratio: float | None
+    ceiling: tuple[float, float | None] | None
 
     @property
     def kernel_ms(self) -> float:
@@ -93,9 +97,15 @@ def _phase(one: Phase, two: Phase) -> PhaseDifference:
         waiting = (steps[1] - busy[1]) - (steps[0] - busy[0])  # type: ignore[operator]
         kernels = sum(each.change_ms for each in changes)
         residual = (steps[1] - steps[0]) - (kernels - overlap + waiting)  # type: ignore[operator]
+    before, now = one.share("expert_gemm").ms, two.share("expert_gemm").ms
+    ratio = before / now if before and now else None
+    ceiling = None
+    if ratio is not None:
+        ceiling = (one.busy_ceiling.at(ratio), one.wall_ceiling.at(ratio) if one.wall_ceiling else None)
     return PhaseDifference(
         one.name, tuple(changes), wall, steps_ms, busy, overlap, waiting, residual,  # type: ignore[arg-type]
         new=_only(two.functions, one.functions), vanished=_only(one.functions, two.functions),
+        gemm_ratio=ratio, ceiling=ceiling,
     )  # fmt: skip
 
 
@@ -150,6 +160,10 @@ def explain(found: PhaseDifference, names: tuple[str, str], measured: float | No
         f"{_told(found.waiting_ms)}, so a step of {found.step_ms[0]:.3f} ms becomes one of {found.step_ms[1]:.3f} ms "
         "under the profiler."
     )
+    if found.gemm_ratio is not None and found.ceiling is not None:
+        text += (
+            f" Expert GEMMs {found.gemm_ratio:.2f}x as fast would alone make kernels {found.ceiling[0]:.3f}x as fast."
+        )
     text += (
         f" Kernels alone predict {found.busy_ratio:.3f}x, the step under the profiler, gaps included, "
         f"{found.step_ratio:.3f}x"

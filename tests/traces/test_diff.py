@@ -35,6 +35,11 @@ def test_the_difference_names_what_quantisation_costs_and_what_the_experts_gain(
     assert decode.residual_ms == pytest.approx(0)
     assert decode.step_ms is not None
     assert decode.step_ms[1] - decode.step_ms[0] == pytest.approx(decode.kernel_ms + (decode.waiting_ms or 0))
+    # nine against five microseconds a GEMM: 1.8 times, of the part of the step that is theirs
+    share = 6 * 9e-3 / decode.busy_ms[0] if decode.busy_ms else 0
+    assert decode.gemm_ratio == pytest.approx(1.8)
+    assert decode.ceiling is not None
+    assert decode.ceiling[0] == pytest.approx(1 / (1 - share + share / 1.8))
     text = diff.explain(decode, ("bf16", "fp8"), 1.01)
     for part in ("0.024 ms less", "quant_dequant +0.004 ms", "(+6 launches)", "measured without it: 1.010x"):
         assert part in text
