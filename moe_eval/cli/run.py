@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moe_eval import engines
 from moe_eval.cli import common
 from moe_eval.emulation.model import SCOPES
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.evaluators import chunks, latency
 from moe_eval.exits import terminable
 from moe_eval.runner import plan as planning
 from moe_eval.runner.plan import Asked
 from moe_eval.runner.run import Request, Run
 from moe_eval.runner.steps import EVALUATORS, Step
+from moe_eval.tracking import plan_run
 from moe_eval.workload import shapes
 
 _NAMES = ", ".join(chunks.DATASETS)
@@ -81,12 +83,19 @@ def _run(args: argparse.Namespace) -> None:
         planned,
         gpus,
     )
-    failed = _execute(run)
+    tracked = _Tracked(args.output_dir)
+    failed: list[str] = []
+    try:
+        failed = _execute(run, tracked.open)
+    finally:
+        tracked.close()
     if failed:
         raise EngineError(
             f"{len(failed)} of {len(planned.steps)} steps failed; {args.output_dir} holds the rest, and the same "
             "command with --resume tries them again."
         )
+    if tracked.refused:
+        raise TrackingError(tracked.refused)
 
 
 def _asked(args: argparse.Namespace) -> tuple[Asked, common.Request]:
@@ -113,13 +122,41 @@ def _asked(args: argparse.Namespace) -> tuple[Asked, common.Request]:
     return asked, request
 
 
-def _execute(run: Run) -> list[str]:
+class _Tracked:
+    """A run in MLflow, whose trouble stops no measurement."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._opened = False
+        self.refused: str | None = None
+
+    def open(self) -> None:
+        """Show that the run has begun."""
+        self._opened = True
+        try:
+            print(f"MLflow: {plan_run.open_run(self._folder).describe()}", flush=True)
+        except TrackingError as error:
+            print(f"moe-eval: {error}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Log what there is, however the run ended."""
+        if not self._opened:  # it never was a run of this command's
+            return
+        try:
+            print(f"MLflow: {plan_run.log(self._folder).describe()}")
+        except TrackingError as error:
+            self.refused = str(error)
+
+
+def _execute(run: Run, opened: Callable[[], None]) -> list[str]:
     from tqdm import tqdm
 
     with terminable(), tqdm(total=0, unit="step") as bar:
 
         def ready(steps: Any) -> None:
             bar.total = len(steps)
+            bar.clear()
+            opened()
             bar.refresh()
 
         def begun(step: Step) -> None:

@@ -13,6 +13,7 @@ from moe_eval.engines.base import Engine
 from moe_eval.evaluators import kernels, kernels_record, latency, prompts
 from moe_eval.harness import KERNELS, artifacts
 from moe_eval.harness.shapes import ShapesTask, shape
+from moe_eval.tracking import keys
 
 _PHASES = ("prefill", "decode")
 _FIGURES = ("busy_ms", "expert_gemm_ms", "expert_gemm_share", "ceiling")
@@ -65,10 +66,7 @@ def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Samples of the task as metrics of the common schema: kernels/SHAPE/PHASE/NAME."""
     found: dict[str, float] = {}
     for row in rows:
-        answer = row["filtered_resps"][0]
-        for key, value in kernels_record.metrics(answer).items():
-            found[f"kernels/{answer['shape']}/{key.removeprefix('kernels/')}"] = value
-        found[f"kernels/{answer['shape']}/profiler_overhead"] = answer["profiler_overhead"]
+        found |= keys.of_kernels(row["filtered_resps"][0])
     return found
 
 

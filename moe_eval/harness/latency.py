@@ -15,6 +15,7 @@ from moe_eval.evaluators import latency, prompts, speed
 from moe_eval.harness import LATENCY
 from moe_eval.harness.shapes import ShapesTask, shape
 from moe_eval.nvml import Nvml, Sampler
+from moe_eval.tracking import keys
 
 
 class MoeLatency(ShapesTask):
@@ -80,11 +81,5 @@ def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in rows:
         answer = row["filtered_resps"][0]
-        for name, metric in answer["metrics"].items():
-            if metric is None:
-                continue
-            key = f"speed/{answer['shape']}/{name}"
-            found[key] = metric["median"]
-            if metric["low"] is not None:
-                found |= {f"{key}_low": metric["low"], f"{key}_high": metric["high"]}
+        found |= keys.speed(answer["shape"], answer["metrics"])
     return found

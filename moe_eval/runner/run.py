@@ -66,7 +66,7 @@ class Run:
         """Do what is left to do and write the records.
 
         Args:
-            begun, done: told every step; `ready` is told all that are left.
+            begun, done: told every step; `ready` is told all that are left, once the run is on disk.
 
         Returns:
             A sentence for every step that failed.

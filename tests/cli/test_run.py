@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,9 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from moe_eval.cli import main
 
+SECRET = "hunter2-very-secret-token"
 COMMAND = [sys.executable, "-c", "import sys; from moe_eval.cli import main; sys.exit(main())", "run"]
 OPTIONS = [
     *("--emulate", "--precisions", "bf16,fp8", "--dataset", "moe_sample", "--input_len", "64", "--num_chunks", "12"),
@@ -24,7 +29,8 @@ OPTIONS = [
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    store = f"sqlite:///{folder.parent / 'own.db'}"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MLFLOW_TRACKING_URI": store, "HF_TOKEN": SECRET}
     command = [*COMMAND, *OPTIONS, "--output_dir", str(folder), "--resume"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -77,6 +83,82 @@ def test_every_record_is_there(ran: tuple[Path, str]) -> None:
     kernels = read(folder / "kernels_bf16_cpu_b2_i64_o4.json")
     assert (kernels["status"], set(kernels["phases"]) >= {"prefill", "decode"}) == ("finished", True)
     assert (folder / "arms" / "bf16" / kernels["trace"]).is_file()
+
+
+def runs(folder: Path) -> dict[str, Run]:
+    client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    return {str(each.info.run_name): each for each in found}
+
+
+def test_mlflow_has_one_parent_and_a_child_for_each_arm_with_the_same_keys(ran: tuple[Path, str]) -> None:
+    folder, out = ran
+    found = runs(folder)
+    assert {name: each.info.status for name, each in found.items()} == dict.fromkeys(
+        ("moe-eval run", "bf16", "fp8"), "FINISHED"
+    )
+    parent = found["moe-eval run"].info.run_id
+    assert out.count(parent) == 2, "it is the run that was opened before the work, and before the kill"
+    for arm in ("bf16", "fp8"):
+        assert found[arm].data.tags["mlflow.parentRunId"] == parent
+        assert found[arm].data.tags["moe_eval.precision"] == arm
+    one, two = (found[arm].data.metrics for arm in ("bf16", "fp8"))
+    assert one.keys() == two.keys()
+    perf, ppl = read(folder / "perf_bf16_cpu.json"), read(folder / "ppl_fp8_cpu.json")
+    for row in perf["shapes"]:
+        assert one[f"speed/{row['name']}/e2e_ms"] == row["metrics"]["e2e_ms"]["median"]
+        assert math.isnan(two[f"speed/{row['name']}/e2e_ms"]), "an emulated arm has no speed"
+    assert two["quality/token_ppl"] == ppl["perplexity"]
+    assert two["quality/kld_mean"] == ppl["divergence"]["mean"]
+    assert one["quality/kld_mean"] == 0
+    assert one["kernels/b1_i64_o4/decode/expert_gemm_ms"] > 0
+    assert [each.dataset.digest for each in found["fp8"].inputs.dataset_inputs] == [ppl["dataset_digest"][:16]]
+
+
+def test_artifacts_are_the_records_and_traces_and_hold_no_secret(ran: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = ran
+    client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
+    stored = {
+        name: {each.path for each in client.list_artifacts(run.info.run_id)} for name, run in runs(folder).items()
+    }
+    assert {"run.json", "rates.json"} <= stored["moe-eval run"]
+    assert stored["fp8"] == {"ppl_fp8_cpu.json"}
+    assert {
+        "ppl_bf16_cpu.json",
+        "perf_bf16_cpu.json",
+        "kernels_bf16_cpu_b1_i64_o4.json",
+        "trace_b1_i64_o4.json.gz",
+    } <= (stored["bf16"])
+    for name, run in runs(folder).items():
+        here = tmp_path / name
+        here.mkdir()
+        for path in stored[name]:
+            content = Path(client.download_artifacts(run.info.run_id, path, str(here))).read_bytes()
+            text = gzip.decompress(content) if path.endswith(".gz") else content
+            assert SECRET.encode() not in text
+
+
+def test_logging_again_changes_nothing(ran: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = ran
+    before = {name: each.info.run_id for name, each in runs(folder).items()}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'own.db'}")
+    assert main(["log", str(folder)]) == 0
+    assert {name: each.info.run_id for name, each in runs(folder).items()} == before
+
+
+def test_a_store_that_breaks_in_the_middle_keeps_nothing_half_made(
+    ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = ran
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
+        assert main(["log", str(folder)]) == 2
+    assert f"log it later with `moe-eval log {folder}`" in capsys.readouterr().err
+    client = MlflowClient(f"sqlite:///{tmp_path / 'other.db'}")
+    assert client.search_runs([each.experiment_id for each in client.search_experiments()]) == []
+    assert main(["log", str(folder)]) == 0
+    assert len(client.search_runs([each.experiment_id for each in client.search_experiments()])) == 3
 
 
 def test_the_plan_was_shown_first(ran: tuple[Path, str]) -> None:

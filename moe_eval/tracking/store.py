@@ -1,4 +1,4 @@
-"""MLflow as a view of the records on disk: one run for one record, made again at any time."""
+"""The tracking store: reached with patience, quietly, and never half written."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from moe_eval import records
 from moe_eval.errors import TrackingError
-from moe_eval.records import DatasetFacts, HarnessRecord
+from moe_eval.records import DatasetFacts
 
 EXPERIMENT = "moe_eval"
 ID_TAG = "moe_eval.run_id"
 STATUS_TAG = "moe_eval.status"
-_ENDED = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "running": "KILLED"}
+ENDED = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "running": "KILLED"}
 # MLflow retries a server that does not answer for minutes; after hours of measuring, seconds are enough to tell.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -51,99 +49,59 @@ class Logged:
         return f"run {self.run_id} in experiment {self.experiment} ({look})"
 
 
-def log_run(folder: Path) -> Logged:
-    """Log the record of a run folder, with its files as artifacts, to the store that MLflow's variables name.
+@contextmanager
+def reached(later: str) -> Iterator[None]:
+    """Talk to the store inside.
 
-    A record that is already there as it stands is left alone, so this can be repeated.
+    Args:
+        later: what logs the same records at another time.
 
     Raises:
-        TrackingError: with the command that logs the record later.
-        UsageError: the folder holds no record.
+        TrackingError: the store is not one, or did not take what was sent; with that command.
     """
-    record = records.read(folder)
     with _patient(), _quiet(), _uninterrupted():
         refusal = _old_file_store()
         if refusal is None:
             try:
-                return _log(record, folder)
+                yield
+                return
             # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
             except Exception as error:
                 reason = _CREDENTIALS.sub("", " ".join(str(error).split()))[:200]
-                refusal = f"MLflow at {_store()} did not take the run ({type(error).__name__}: {reason})"
-    raise TrackingError(f"{refusal}; nothing is lost: log it later with `moe-eval log {folder}`.")
+                refusal = f"MLflow at {name()} did not take the run ({type(error).__name__}: {reason})"
+    raise TrackingError(f"{refusal}; nothing is lost: log it later with `{later}`.")
 
 
-def _log(record: HarnessRecord, folder: Path) -> Logged:
-    import mlflow
+def experiment(client: Any) -> tuple[str, str]:
+    """The experiment's name and id. mlflow.set_experiment would also make it the one of the process that called us."""
+    called = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    found = client.get_experiment_by_name(called)
+    return called, str(found.experiment_id if found is not None else client.create_experiment(called))
+
+
+def log_labels(
+    client: Any,
+    run_id: str,
+    *,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    datasets: Sequence[DatasetFacts],
+    ended: int,
+) -> None:
+    """Parameters, metrics and data sets of a run, in as many calls as it takes.
+
+    Args:
+        params: nested as they are in a record. `ended`: milliseconds since 1970, the metrics' time.
+    """
     from mlflow.entities import Metric, Param
 
-    client = mlflow.MlflowClient()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    experiment_id = _experiment(client, name)
-    for found in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
-        if found.info.status != "RUNNING" and found.data.tags.get(STATUS_TAG) == record.status:
-            return Logged(_store(), name, found.info.run_id)
-        # half a run that could not be taken back, or one that was logged before it had ended
-        client.delete_run(found.info.run_id)
-    started = int(datetime.fromisoformat(record.started).timestamp() * 1000)
-    ended = started + int((record.seconds or 0) * 1000)
-    run = client.create_run(experiment_id, started, _tags(record), _title(record))
-    run_id = run.info.run_id
-    try:
-        params = [Param(key, value) for key, value in flatten(_params(record))]
-        for first in range(0, len(params), _BATCH):
-            client.log_batch(run_id, params=params[first : first + _BATCH])
-        metrics = [Metric(key, value, ended, 0) for key, value in record.metrics.items()]
-        for first in range(0, len(metrics), _BATCH):
-            client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
-        client.log_inputs(run_id, [_input(dataset) for dataset in record.datasets])
-        client.log_artifacts(run_id, str(folder))
-        client.set_terminated(run_id, _ENDED[record.status], ended)
-    except BaseException:
-        # half a run would look whole and keep the record from being logged again
-        client.delete_run(run_id)
-        raise
-    return Logged(_store(), name, run_id)
-
-
-def _experiment(client: Any, name: str) -> str:
-    """The experiment's id. mlflow.set_experiment would also make it the one of the process that called us."""
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found is not None else client.create_experiment(name))
-
-
-def _title(record: HarnessRecord) -> str:
-    engine = record.labels.get("engine", {})
-    name = str(engine.get("checkpoint") or record.model_args.get("pretrained") or "shipped model")
-    precision = engine.get("precision") or record.model_args.get("precision") or "?"
-    return f"{Path(name).name} {precision} {','.join(map(str, record.settings.get('tasks') or []))}"
-
-
-def _tags(record: HarnessRecord) -> dict[str, str]:
-    engine = record.labels.get("engine", {})
-    gpus = record.machine.get("gpus") or []
-    tags = {
-        ID_TAG: record.run_id,
-        STATUS_TAG: record.status,
-        "moe_eval.engine": engine.get("name"),
-        "moe_eval.precision": engine.get("precision"),
-        "moe_eval.gpu": gpus[0]["name"] if gpus else "none",
-        "moe_eval.error": record.error,
-        "mlflow.note.content": "\n\n".join(record.notes) or None,
-    }
-    return {key: str(value) for key, value in tags.items() if value is not None}
-
-
-def _params(record: HarnessRecord) -> dict[str, Any]:
-    return {
-        "model_args": record.model_args,
-        "harness": record.settings,
-        **{key: value for key, value in record.labels.items() if key != "scored"},
-        "machine": record.machine,
-        "versions": record.versions,
-        "git": record.git,
-        "seconds": record.seconds,
-    }
+    flat = [Param(key, value) for key, value in flatten(params)]
+    for first in range(0, len(flat), _BATCH):
+        client.log_batch(run_id, params=flat[first : first + _BATCH])
+    values = [Metric(key, value, ended, 0) for key, value in metrics.items()]
+    for first in range(0, len(values), _BATCH):
+        client.log_batch(run_id, metrics=values[first : first + _BATCH])
+    client.log_inputs(run_id, [_input(dataset) for dataset in datasets])
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -176,7 +134,7 @@ def _input(dataset: DatasetFacts) -> Any:
     return DatasetInput(described, [InputTag(key, value) for key, value in facts.items()])
 
 
-def _store() -> str:
+def name() -> str:
     """The tracking store without a user's password."""
     import mlflow
 

@@ -1,0 +1,84 @@
+"""One run of MLflow for one run of the harness, made from its record."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from moe_eval import records
+from moe_eval.records import HarnessRecord
+from moe_eval.tracking import store
+from moe_eval.tracking.store import ENDED, ID_TAG, STATUS_TAG, Logged
+
+
+def log(folder: Path) -> Logged:
+    """Log the record of a run folder, with its files as artifacts; one that is there as it stands is left alone.
+
+    Raises:
+        TrackingError: with the command that logs the record later.
+        UsageError: the folder holds no record.
+    """
+    record = records.read(folder)
+    with store.reached(f"moe-eval log {folder}"):
+        return _log(record, folder)
+
+
+def _log(record: HarnessRecord, folder: Path) -> Logged:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    name, experiment_id = store.experiment(client)
+    for found in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
+        if found.info.status != "RUNNING" and found.data.tags.get(STATUS_TAG) == record.status:
+            return Logged(store.name(), name, found.info.run_id)
+        # half a run that could not be taken back, or one that was logged before it had ended
+        client.delete_run(found.info.run_id)
+    started = int(datetime.fromisoformat(record.started).timestamp() * 1000)
+    ended = started + int((record.seconds or 0) * 1000)
+    run = client.create_run(experiment_id, started, _tags(record), _title(record))
+    run_id = run.info.run_id
+    try:
+        metrics, datasets = record.metrics, record.datasets
+        store.log_labels(client, run_id, params=_params(record), metrics=metrics, datasets=datasets, ended=ended)
+        client.log_artifacts(run_id, str(folder))
+        client.set_terminated(run_id, ENDED[record.status], ended)
+    except BaseException:
+        # half a run would look whole and keep the record from being logged again
+        client.delete_run(run_id)
+        raise
+    return Logged(store.name(), name, run_id)
+
+
+def _title(record: HarnessRecord) -> str:
+    engine = record.labels.get("engine", {})
+    name = str(engine.get("checkpoint") or record.model_args.get("pretrained") or "shipped model")
+    precision = engine.get("precision") or record.model_args.get("precision") or "?"
+    return f"{Path(name).name} {precision} {','.join(map(str, record.settings.get('tasks') or []))}"
+
+
+def _tags(record: HarnessRecord) -> dict[str, str]:
+    engine = record.labels.get("engine", {})
+    gpus = record.machine.get("gpus") or []
+    tags = {
+        ID_TAG: record.run_id,
+        STATUS_TAG: record.status,
+        "moe_eval.engine": engine.get("name"),
+        "moe_eval.precision": engine.get("precision"),
+        "moe_eval.gpu": gpus[0]["name"] if gpus else "none",
+        "moe_eval.error": record.error,
+        "mlflow.note.content": "\n\n".join(record.notes) or None,
+    }
+    return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def _params(record: HarnessRecord) -> dict[str, Any]:
+    return {
+        "model_args": record.model_args,
+        "harness": record.settings,
+        **{key: value for key, value in record.labels.items() if key != "scored"},
+        "machine": record.machine,
+        "versions": record.versions,
+        "git": record.git,
+        "seconds": record.seconds,
+    }
