@@ -13,6 +13,14 @@ from contextlib import contextmanager
 from moe_eval.errors import EngineError, WorkerDied
 
 
+class Ended(Exception):
+    """A command has said all that it has to say and ends with this code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def code(error: BaseException) -> int:
     """The exit code for an error that has a sentence."""
     if isinstance(error, KeyboardInterrupt):

@@ -11,9 +11,9 @@ from importlib import import_module
 
 from moe_eval.cli import config
 from moe_eval.errors import EngineError, TrackingError, UsageError
-from moe_eval.exits import settle
+from moe_eval.exits import Ended, settle
 
-_COMMANDS = ("run", "ppl", "perf", "kernels", "log", "doctor")
+_COMMANDS = ("run", "compare", "ppl", "perf", "kernels", "log", "doctor")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,15 +22,30 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or another code of `exits` with one sentence on standard error.
     """
+    try:
+        _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except Ended as ended:
+        return ended.code
+    except BrokenPipeError:  # whoever read the output has seen enough: end as the signal would
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (KeyboardInterrupt, UsageError, TrackingError, EngineError) as error:
+        said = "Interrupted." if isinstance(error, KeyboardInterrupt) else str(error)
+        print(f"moe-eval: {said}", file=sys.stderr)
+        return settle(error)
+    except OSError as error:  # a disk that is full, or a folder that went away, in the middle
+        print(f"moe-eval: {error}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="moe-eval", description="Speed and quality of mixture-of-experts models by precision of their experts."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    try:
-        words = config.expanded(sys.argv[1:] if argv is None else argv)
-    except UsageError as error:
-        print(f"moe-eval: {error}", file=sys.stderr)
-        return settle(error)
+    words = config.expanded(argv)
     # most commands import torch, which takes seconds that the others need not wait
     for name in words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS:
         import_module(f"moe_eval.cli.{name}").add(commands)
@@ -38,19 +53,4 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that a terminal cannot show ends no command
-    try:
-        args.run(args)
-        sys.stdout.flush()
-    except KeyboardInterrupt as error:
-        print("moe-eval: Interrupted.", file=sys.stderr)
-        return settle(error)
-    except BrokenPipeError:  # whoever read the output has seen enough: end as the signal would
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except (UsageError, TrackingError, EngineError) as error:
-        print(f"moe-eval: {error}", file=sys.stderr)
-        return settle(error)
-    except OSError as error:  # a disk that is full, or a folder that went away, in the middle
-        print(f"moe-eval: {error}.", file=sys.stderr)
-        return 1
-    return 0
+    args.run(args)

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines
-from moe_eval.cli import common
+from moe_eval import checkpoint, engines, gate
+from moe_eval.cli import common, compare
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.evaluators import chunks, latency
 from moe_eval.exits import terminable
+from moe_eval.report import write
 from moe_eval.runner import plan as planning
 from moe_eval.runner.plan import Asked
 from moe_eval.runner.run import Request, Run
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--num_iterations", type=int, default=20, help="timed iterations of each arm and shape")
     parser.add_argument("--warmup_iterations", type=int, default=5, help="at least so many before, until they settle")
     parser.add_argument("--blocks", type=int, default=1, help="loads of every arm, where arms do not fit together")
+    parser.add_argument("--gate", metavar="CONDITIONS", help='such as "speed>=1.2,ln_ppl<=0.01": exit code 0, 1 or 2')
     parser.add_argument("--timeout", type=float, default=3600, help="seconds that an arm may take for one step")
     parser.add_argument("--dry_run", action="store_true", help="show the plan and stop")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
@@ -83,10 +85,13 @@ def _run(args: argparse.Namespace) -> None:
         planned,
         gpus,
     )
+    conditions = gate.parse(args.gate) if args.gate else ()
     tracked = _Tracked(args.output_dir)
     failed: list[str] = []
     try:
         failed = _execute(run, tracked.open)
+        found = checkpoint.read_object(args.output_dir / write.COMPARISON)
+        print(f"{write.told(found)}\nReport: {args.output_dir / write.PAGE}")
     finally:
         tracked.close()
     if failed:
@@ -96,6 +101,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     if tracked.refused:
         raise TrackingError(tracked.refused)
+    compare.settle(found, conditions)
 
 
 def _asked(args: argparse.Namespace) -> tuple[Asked, common.Request]:

@@ -11,13 +11,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, engines, geometry, hardware, records
+from moe_eval import checkpoint, engines, geometry, hardware, records, results
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import prompts
 from moe_eval.evaluators.rates import Rates
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.hardware import Gpu
+from moe_eval.report import write
 from moe_eval.runner.execute import Executor, How
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Asked, Plan
@@ -90,6 +91,7 @@ class Run:
                 with Executor(self.folder, self._how(work), lock) as executor:
                     executor.run(left, begun, ended)
                 self._views(work).write()
+                write.conclude(results.read(self.folder.path), self.folder.path, self.folder.run())
             return failed
 
     def _open(self) -> dict[str, Any]:

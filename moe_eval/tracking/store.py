@@ -24,6 +24,7 @@ ENDED = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "runnin
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar a file
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password in the URL
 }
 _BATCH = 100  # MLflow takes at most 100 parameters, and 1,000 metrics, in a call
@@ -59,7 +60,7 @@ def reached(later: str) -> Iterator[None]:
     Raises:
         TrackingError: the store is not one, or did not take what was sent; with that command.
     """
-    with _patient(), _quiet(), _uninterrupted():
+    with patient(), _quiet(), _uninterrupted():
         refusal = _old_file_store()
         if refusal is None:
             try:
@@ -156,8 +157,8 @@ def _old_file_store() -> str | None:
 
 
 @contextmanager
-def _patient() -> Iterator[None]:
-    """Bound MLflow's retries, unless the user has set them."""
+def patient() -> Iterator[None]:
+    """Bound MLflow's retries, unless the user has set them, and keep its bars off the screen."""
     ours = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
     os.environ.update(ours)
     try:

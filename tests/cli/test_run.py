@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import math
 import os
@@ -159,6 +160,61 @@ def test_a_store_that_breaks_in_the_middle_keeps_nothing_half_made(
     assert client.search_runs([each.experiment_id for each in client.search_experiments()]) == []
     assert main(["log", str(folder)]) == 0
     assert len(client.search_runs([each.experiment_id for each in client.search_experiments()])) == 3
+
+
+def test_the_comparison_and_the_report_are_on_disk_and_on_the_parent(ran: tuple[Path, str]) -> None:
+    folder, out = ran
+    comparison = read(folder / "comparison.json")
+    (pair,) = comparison["pairs"]
+    assert (comparison["reference"], pair["other"], pair["verdict"]) == ("bf16", "fp8", "inconclusive")
+    assert f"Verdict: {pair['sentence']}." in out
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert html.escape(pair["sentence"]) in page
+    assert pair["sentence"].split(";")[0] in (folder / "report.md").read_text(encoding="utf-8")
+    client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
+    stored = {each.path for each in client.list_artifacts(runs(folder)["moe-eval run"].info.run_id)}
+    assert {"comparison.json", "report.html", "report.md"} <= stored
+
+
+def test_arms_are_compared_again_from_mlflow_as_from_the_folder(
+    ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = ran
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'own.db'}")
+    whole = read(folder / "comparison.json")
+    for source in (str(folder), runs(folder)["moe-eval run"].info.run_id, "moe_eval"):
+        assert main(["compare", source, "--output_dir", str(tmp_path / "out")]) == 0
+        assert read(tmp_path / "out" / "comparison.json")["pairs"] == whole["pairs"], source
+    capsys.readouterr()
+    gated = ["compare", str(folder), "--output_dir", str(tmp_path / "out"), "--gate"]
+    assert main([*gated, "kld<=1"]) == 0
+    assert main([*gated, "kld<=0"]) == 1
+    assert main([*gated, "speed>=1"]) == 2
+    out = capsys.readouterr().out
+    assert "kld<=0 fails for fp8 against bf16" in out
+    assert "speed>=1 not decided for fp8 against bf16" in out
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (["no_such_thing"], "is no folder, no run id and no experiment"),
+        (["0" * 32], "has no 0000"),
+        (["{folder}", "{folder}", "{folder}"], "comes twice"),
+        (["{folder}", "--gate", "speed>1"], "speed>1"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(
+    ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    case: tuple[list[str], str],
+) -> None:  # fmt: skip
+    sources, words = case
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{ran[0].parent / 'own.db'}")
+    given = [each.replace("{folder}", str(ran[0])) for each in sources]
+    assert main(["compare", *given, "--output_dir", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("moe-eval: ")
+    assert words in line
 
 
 def test_the_plan_was_shown_first(ran: tuple[Path, str]) -> None:

@@ -1,0 +1,54 @@
+"""Concludes from recorded arms: the comparison as JSON, and the report as HTML and Markdown."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_eval import compare, records
+from moe_eval.report import markdown, page
+from moe_eval.results import ArmResults
+
+COMPARISON, PAGE, TEXT = "comparison.json", "report.html", "report.md"
+
+
+def conclude(
+    arms: Sequence[ArmResults], folder: Path, run: Mapping[str, Any], across: Collection[str] = ()
+) -> dict[str, Any]:
+    """Compare arms, write comparison.json, report.html and report.md, and return the comparison.
+
+    Args:
+        arms: the reference first.
+        run: see page.render.
+        across: what may differ nevertheless, see compare.make.
+    """
+    found = compare.make(arms, across)
+    records.write_json(folder / COMPARISON, found)
+    _write(folder / PAGE, page.render(found, run))
+    _write(folder / TEXT, markdown.render(found, run))
+    return found
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, as records are."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=file.parent, prefix=f".{file.name}.", delete=False, encoding="utf-8"
+    ) as out:
+        out.write(text)
+    os.chmod(out.name, 0o644)
+    os.replace(out.name, file)
+
+
+def told(comparison: Mapping[str, Any]) -> str:
+    """The verdicts as a command prints them: a sentence for every pair, its reason, and what would settle it."""
+    lines = []
+    for pair in comparison["pairs"]:
+        lines.append(f"Verdict: {pair['sentence']}." if pair["sentence"] else f"Verdict: {pair['verdict']}.")
+        if pair["because"]:
+            lines.append(f"  because {pair['because']}")
+        if pair["settled_by"]:
+            lines.append(f"  would settle it: {pair['settled_by']}")
+    return "\n".join(lines) or "Verdict: there is one arm alone, and nothing to compare it with."

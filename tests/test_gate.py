@@ -1,0 +1,145 @@
+"""Gates: every position of a bound against every interval, what is missing, and what is no gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_eval import gate
+from moe_eval.errors import UsageError
+from moe_eval.gate import FAILS, HOLDS, UNDECIDED, Condition
+from tests.test_verdict import QUALITY, TURNS, shape
+
+FIGURES = ("speed", "ttft", "tpot", "ln_ppl", "kld", "top1")
+
+
+def comparison(
+    *known: tuple[float, float | None, float | None] | None, quality: Any = QUALITY, schedule: Any = TURNS, **more: Any
+) -> dict[str, Any]:
+    """A pair with shapes of batch 1, 8 and so on, all of whose times have these ratios."""
+    rows = [shape(batch, each) for batch, each in zip((1, 8, 32), known, strict=False)]
+    for row in rows:
+        row["speed"]["ttft_ms"] = row["speed"]["e2e_ms"]
+    pair = {"reference": "bf16", "other": "fp8", "again": False, "differs": [], "schedule": schedule, "shapes": rows,
+            "quality": quality, "verdict": "pays", **more}  # fmt: skip
+    return {"pairs": [pair]}
+
+
+def code(text: str, found: dict[str, Any]) -> int:
+    return gate.check(found, gate.parse(text))[0]
+
+
+def test_a_gate_is_read() -> None:
+    assert gate.parse("speed>=1.2, ln_ppl <= 1e-2,speed[b8]>=2,verdict==pays") == (
+        Condition("speed>=1.2", "speed", None, ">=", 1.2),
+        Condition("ln_ppl<=1e-2", "ln_ppl", None, "<=", 0.01),
+        Condition("speed[b8]>=2", "speed", 8, ">=", 2.0),
+        Condition("verdict==pays", "verdict"),
+    )
+
+
+@given(st.sampled_from(FIGURES), st.sampled_from([">=", "<="]), st.floats(allow_nan=False, allow_infinity=False))
+def test_every_bound_is_read_as_it_is_written(name: str, sign: str, bound: float) -> None:
+    (found,) = gate.parse(f"{name}{sign}{bound!r}")
+    assert (found.name, found.sign, found.bound, found.batch_size) == (name, sign, bound, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "speed", "speed>1.2", "speed>=", "speed>=x", "speed>=nan", "speed>=inf", "speed==1.2", "fast>=1", "speed>=1,",
+     "kld[b8]<=1", "speed[8]>=1", "speed[b]>=1", "verdict==wins", "verdict>=1", "speed>=1;ln_ppl<=1", "speed>=1>=2"],
+)  # fmt: skip
+def test_what_is_no_gate_is_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--gate has .*a list such as speed>=1.2,ln_ppl<=0.01.*verdict==pays\.$"):
+        gate.parse(text)
+
+
+@pytest.mark.parametrize("name", ["speed", "ttft", "tpot", "ln_ppl"])
+def test_a_bound_is_held_against_the_ends_of_the_interval(name: str) -> None:
+    """Every order of two ends and a bound, equal ones as well."""
+    for low in range(1, 6):
+        for high in range(low, 6):
+            middle = (low + high) / 2
+            ratio = {"value": middle, "error": 0.1, "low": float(low), "high": float(high)}
+            found = comparison((middle, float(low), float(high)), quality={**QUALITY, "ln_ppl_ratio": ratio})
+            for bound in range(7):
+                # all that the interval holds, in small steps
+                values = [low + (high - low) * step / 100 for step in range(101)]
+                for sign, holds in ((">=", [v >= bound for v in values]), ("<=", [v <= bound for v in values])):
+                    expected = HOLDS if all(holds) else UNDECIDED if any(holds) else FAILS
+                    assert code(f"{name}{sign}{bound}", found) == expected, (low, high, sign, bound)
+
+
+@pytest.mark.parametrize(("name", "value"), [("kld", 0.01), ("top1", 0.95)])
+def test_figures_of_every_token_count_as_they_are(name: str, value: float) -> None:
+    for sign, bound, expected in (
+        (">=", value, HOLDS), ("<=", value, HOLDS), (">=", value + 0.01, FAILS), ("<=", value + 0.01, HOLDS),
+        ("<=", value - 0.005, FAILS),
+    ):  # fmt: skip
+        assert code(f"{name}{sign}{bound!r}", comparison((1.2, 1.1, 1.3))) == expected
+
+
+def test_a_condition_is_about_every_shape_or_one() -> None:
+    found = comparison((1.0, 0.97, 1.03), (1.5, 1.4, 1.6))
+    for text, expected in (
+        ("speed>=1.2", FAILS), ("speed[b8]>=1.2", HOLDS), ("speed[b1]>=1.2", FAILS), ("speed[b1]>=1", UNDECIDED),
+        ("speed>=0.9", HOLDS), ("speed>=1", UNDECIDED), ("speed[b64]>=0.1", UNDECIDED), ("tpot[b8]>=1.4", HOLDS),
+    ):  # fmt: skip
+        assert code(text, found) == expected, text
+    # one that failed counts more than one that is open
+    assert code("speed>=1.2", comparison((1.0, 0.5, 2.0), (1.0, 0.9, 1.1))) == FAILS
+
+
+def test_codes_of_several_conditions() -> None:
+    found = comparison((1.2, 1.1, 1.3))
+    holds, fails, undecided = "speed>=1", "speed>=2", "speed>=1.2"
+    for texts, expected in (
+        ((holds, holds), HOLDS), ((holds, fails), FAILS), ((holds, undecided), UNDECIDED), ((undecided, fails), FAILS),
+    ):  # fmt: skip
+        result, lines = gate.check(found, gate.parse(",".join(texts)))
+        assert result == expected
+        assert len(lines) == 2
+        assert all("fp8 against bf16: b1_i512_o256 1.20x, 1.10 to 1.30" in line for line in lines)
+    two = {"pairs": [*found["pairs"], {**comparison((1.0, 0.9, 1.1))["pairs"][0], "other": "nvfp4"}]}
+    result, lines = gate.check(two, gate.parse("speed>=1.15"))
+    assert (result, len(lines)) == (FAILS, 2)
+    assert lines[1].startswith("speed>=1.15 fails for nvfp4 against bf16")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("pays", HOLDS), ("does not pay", FAILS), ("inconclusive", UNDECIDED), ("not comparable", UNDECIDED)],
+)
+def test_the_verdict_is_a_condition(said: str, expected: int) -> None:
+    assert code("verdict==pays", comparison((1.2, 1.1, 1.3), verdict=said)) == expected
+
+
+def test_what_is_missing_or_not_comparable_is_not_decided() -> None:
+    for name in FIGURES:
+        assert code(f"{name}>=-9", comparison(quality=None)) == UNDECIDED
+        assert code(f"{name}<=9", comparison((1.2, 1.1, 1.3), differs=["another GPU"])) == UNDECIDED
+    assert code("ln_ppl<=9", comparison(quality={**QUALITY, "ln_ppl_ratio": None, "no_interval": "one document."})) == 2
+    assert code("kld<=9", comparison(quality={**QUALITY, "kld_mean": None})) == UNDECIDED
+    assert code("speed>=0", comparison((1.2, 1.1, 1.3), None)) == UNDECIDED  # one side broke down at batch 8
+    assert gate.check({"pairs": []}, gate.parse("speed>=0"))[0] == UNDECIDED
+    assert gate.check(comparison((1.2, 1.1, 1.3), again=True), gate.parse("speed>=9"))[0] == UNDECIDED
+
+
+def test_unfair_shapes_are_not_decided_and_traced_ones_are_left_out() -> None:
+    found = comparison((1.2, 1.1, 1.3), (1.2, 1.1, 1.3))
+    rows = found["pairs"][0]["shapes"]
+    rows[1] |= {"fair": False, "fair_reason": "other experts"}
+    assert code("speed>=1", found) == UNDECIDED
+    assert code("speed[b1]>=1", found) == HOLDS
+    rows[1] |= {"fair": True, "medians": {}, "speed": dict.fromkeys(("e2e_ms", "ttft_ms", "tpot_ms"))}
+    assert code("speed>=1", found) == HOLDS
+
+
+def test_a_ratio_without_an_interval_is_known_to_two_percent() -> None:
+    for schedule in (TURNS, {**TURNS, "mode": "sequential"}):
+        found = comparison((1.2, None, None), schedule=schedule)
+        assert [code(f"speed>={bound}", found) for bound in (1.17, 1.18, 1.22, 1.23)] == [0, 2, 2, 1]
+        assert "no interval" in gate.check(found, gate.parse("speed>=1"))[1][0]

@@ -1,0 +1,296 @@
+"""Verdicts: every position of an interval, every combination of shapes, and what the sentences are made of."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from scipy import stats as scipy_stats
+
+from moe_eval import ratios, verdict
+
+TURNS = {"mode": "interleaved", "blocks": 4, "per_block": 2, "one_run": True}
+RELOADED = {**TURNS, "mode": "reloaded"}
+# by what is known of a ratio: an interval, and what it says
+ABOVE, BELOW, NONE_TO_GAIN, WIDE = (1.2, 1.1, 1.3), (0.8, 0.7, 0.9), (1.0, 0.97, 1.03), (1.02, 0.9, 1.16)
+SAYS = {ABOVE: "pays", BELOW: "does not pay", NONE_TO_GAIN: "does not pay", WIDE: "inconclusive"}
+QUALITY = {
+    "ln_ppl_ratio": {"value": math.log(1.004), "error": 1e-3, "low": math.log(1.001), "high": math.log(1.007)},
+    "ppl_change": 0.004, "kld_mean": 0.01, "kld_p99": 0.1, "same_top1": 0.95, "noise_floor": None, "flag": None,
+    "no_interval": None,
+}  # fmt: skip
+
+
+def ratio(value: float, low: float | None, high: float | None, blocks: int = 4) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "blocks": blocks, "source": "host"}
+
+
+def shape(
+    batch: int, known: tuple[float, float | None, float | None] | None, fair: bool | None = True
+) -> dict[str, Any]:
+    """A shape of a comparison by its batch size and what is known of the ratio."""
+    times = None if known is None else ratio(*known)
+    return {
+        "name": f"b{batch}_i512_o256", "batch_size": batch, "input_len": 512, "output_len": 256,
+        "speed": {"e2e_ms": times, "ttft_ms": None, "tpot_ms": times}, "fair": fair,
+        "fair_reason": {True: None, False: "bf16 reads 50.0 experts and fp8 40.0", None: "bf16: not measured"}[fair],
+        "kernels": None, "predicted": None, "medians": {"e2e_ms": [1.0, 1.0]},
+    }  # fmt: skip
+
+
+def arms(**changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    plain = {"emulated": False, "status": "finished", "error": None}
+    return {name: {**plain, **changes.get(name, {})} for name in ("bf16", "fp8")}
+
+
+def decide(
+    rows: Sequence[Mapping[str, Any]], schedule: Any = TURNS, quality: Any = QUALITY, **more: Any
+) -> dict[str, Any]:
+    """The verdict on a pair of these shapes."""
+    pair = {"reference": "bf16", "other": "fp8", "again": False, "differs": [], "schedule": schedule, "shapes": rows,
+            "quality": quality, **more.pop("pair", {})}  # fmt: skip
+    return verdict.pair(pair, arms(**more))
+
+
+@pytest.mark.parametrize("known", list(SAYS))
+def test_an_interval_decides_by_where_it_lies(known: tuple[float, float, float]) -> None:
+    assert verdict.shape(shape(1, known), TURNS)[0] == SAYS[known]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (1.0, 1.04, "does not pay"),  # it holds 1 where it begins there
+        (1.0001, 1.04, "pays"),
+        (0.96, 1.0, "does not pay"),
+        (0.96, 0.9999, "does not pay"),
+        (1 / 1.05, 1.05, "does not pay"),
+        (1 / 1.05, 1.0501, "inconclusive"),
+        (0.952, 1.05, "inconclusive"),
+        (0.99, 1.08, "inconclusive"),  # a gain of 8 % may be in it
+        (0.5, 1.01, "inconclusive"),
+        (0.9, 1.0, "inconclusive"),
+    ],
+)
+def test_the_edges_of_the_rule(low: float, high: float, says: str) -> None:
+    assert verdict.shape(shape(1, (math.sqrt(low * high), low, high)), RELOADED)[0] == says
+
+
+@pytest.mark.parametrize(
+    "schedule", [{**TURNS, "mode": "sequential"}, {**TURNS, "one_run": False}, {**TURNS, "blocks": 1}]
+)
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(1.5, "pays"), (1.021, "pays"), (1.019, "inconclusive"), (1.0, "inconclusive"), (0.985, "inconclusive"),
+     (0.979, "does not pay"), (0.5, "does not pay")],
+)  # fmt: skip
+def test_without_drift_in_an_interval_two_percent_have_to_be_passed(
+    schedule: dict[str, Any], value: float, says: str
+) -> None:
+    found, reason = verdict.shape(shape(1, (value, None, None)), schedule)
+    assert found == says
+    assert re.search("no interval|in no interval", reason)
+    sentence = decide([shape(1, (value, None, None))], schedule)["sentence"]
+    assert f"{value:.2f}"[:3] in sentence
+    assert "no interval" in sentence
+
+
+def test_an_interval_that_drift_is_not_in_still_counts() -> None:
+    """A ratio beyond drift whose own interval holds 1 decides nothing."""
+    schedule = {**TURNS, "one_run": False}
+    assert verdict.shape(shape(1, (1.05, 0.98, 1.13)), schedule)[0] == "inconclusive"
+    assert verdict.shape(shape(1, (1.05, 1.04, 1.06)), schedule)[0] == "pays"
+    assert verdict.shape(shape(1, (1.015, 1.01, 1.02)), schedule)[0] == "inconclusive"
+    assert verdict.shape(shape(1, (1.015, 1.01, 1.02)), TURNS)[0] == "pays"
+
+
+def test_fairness_comes_before_speed() -> None:
+    assert verdict.shape(shape(1, ABOVE, fair=False), TURNS) == (
+        "not comparable",
+        "bf16 reads 50.0 experts and fp8 40.0",
+    )
+    found, reason = verdict.shape(shape(1, ABOVE, fair=None), TURNS)
+    assert found == "pays"
+    assert "not checked (bf16: not measured)" in reason
+    assert verdict.shape(shape(1, None), TURNS)[0] == "inconclusive"
+
+
+KINDS = {**{name: (name, True) for name in SAYS}, "unfair": (BELOW, False), "untimed": (None, True)}
+
+
+def expected(kinds: Sequence[Any]) -> str:
+    """The contract in other words: counts of each kind of shape."""
+    timed = [kind for kind in kinds if kind != "untimed"]
+    fair = [kind for kind in timed if kind != "unfair"]
+    if not timed:
+        return "inconclusive"
+    if not fair:
+        return "not comparable"
+    if fair.count(BELOW):
+        return "does not pay"
+    if fair.count(ABOVE):
+        return "pays"
+    return "inconclusive" if fair.count(WIDE) else "does not pay"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_combination_of_shapes(count: int) -> None:
+    for kinds in itertools.product(KINDS, repeat=count):
+        rows = [shape(batch, *KINDS[kind]) for batch, kind in zip((1, 8, 32), kinds, strict=False)]
+        found = decide(rows)
+        assert found["verdict"] == expected(kinds), kinds
+        assert (found["settled_by"] is None) == (found["verdict"] == "not comparable" or not (
+            WIDE in kinds or set(kinds) == {"untimed"}
+        )), kinds  # fmt: skip
+        if found["verdict"] in ("pays", "does not pay"):
+            # no number without its interval: every ratio that is told is followed by one
+            for number in re.findall(r"\d+\.\d+x.{12}", found["sentence"]):
+                assert re.match(r"\d+\.\d+x, \d\.\d+ to", number), found["sentence"]
+            assert "+0.40 % perplexity (+0.10 to +0.70)" in found["sentence"]
+        for batch, kind in zip((1, 8, 32), kinds, strict=False):
+            # every batch size that does not pay is named with what it is
+            word = {BELOW: "slower", NONE_TO_GAIN: "does not", WIDE: "is open", "unfair": "no verdict"}.get(kind)
+            if word and found["verdict"] != "not comparable":
+                assert re.search(rf"at batch {batch} [a-z ]*{word}", found["sentence"]), found["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("known", "says"),
+    [
+        ((ABOVE,), "fp8 pays at batch 1 (1.20x, 1.10 to 1.30) at"),
+        ((NONE_TO_GAIN, ABOVE), "fp8 pays from batch 8 (1.20x, 1.10 to 1.30) at +0.40 %"),
+        ((ABOVE, (1.5, 1.4, 1.6)), "fp8 pays at every batch size measured, from batch 1 (1.20x, 1.10 to 1.30; 1.50x, "
+                                   "1.40 to 1.60 at batch 8)"),
+        ((ABOVE, WIDE, ABOVE), "fp8 pays at batch 1 (1.20x, 1.10 to 1.30), at batch 32 (1.20x"),
+        ((BELOW, ABOVE), "fp8 does not pay at every batch size: it pays from batch 8 (1.20x"),
+        ((WIDE,), "fp8 may pay or not: at batch 1 it is open (1.02x, 0.90 to 1.16); it comes at +0.40 %"),
+        ((NONE_TO_GAIN,), "fp8 does not pay: at batch 1 it does not (1.00x, 0.97 to 1.03: the interval holds 1)"),
+        (((1.0031, 1.001, 1.005),), "fp8 pays at batch 1 (1.003x, 1.001 to 1.005)"),
+    ],
+)  # fmt: skip
+def test_sentences(known: Sequence[tuple[float, float, float]], says: str) -> None:
+    rows = [shape(batch, each) for batch, each in zip((1, 8, 32), known, strict=False)]
+    assert decide(rows)["sentence"].startswith(says)
+    assert "quality was not measured" in decide(rows, quality=None)["sentence"]
+
+
+def test_shapes_of_one_batch_size_are_told_by_their_name() -> None:
+    rows = [shape(8, ABOVE), {**shape(8, WIDE), "name": "b8_i9_o9"}]
+    assert decide(rows)["sentence"].startswith("fp8 pays at b8_i512_o256 (1.20x")
+    assert "at b8_i9_o9 it is open" in decide(rows)["sentence"]
+
+
+def test_emulated_arms_are_judged_by_quality_alone() -> None:
+    for rows in ([], [shape(1, ABOVE)]):
+        found = decide(rows, fp8={"emulated": True})
+        assert found["verdict"] == "inconclusive"
+        assert found["sentence"].startswith("quality only: +0.40 % perplexity (+0.10 to +0.70); fp8 is emulated")
+        assert "fp8 natively" in found["settled_by"]
+    single = decide([], quality={**QUALITY, "ln_ppl_ratio": None}, fp8={"emulated": True})
+    assert "+0.40 % perplexity (no interval)" in single["sentence"]
+
+
+def test_what_is_missing_is_named() -> None:
+    found = decide([], fp8={"status": "failed", "error": "out of memory."})
+    assert found["sentence"].startswith("quality only: +0.40 %")
+    assert found["sentence"].endswith("fp8 failed (out of memory)")
+    nothing = decide([], quality=None, fp8={"status": "skipped", "error": "needs SM100"})
+    assert nothing["sentence"] == "nothing is known of fp8 against bf16: fp8 was left out (needs SM100)"
+    assert decide([])["settled_by"] == "moe-eval perf with both arms"
+
+
+def test_what_cannot_be_compared_says_what_differs() -> None:
+    found = decide([shape(1, ABOVE)], pair={"differs": ["other prompts", "another GPU"]}, fp8={"emulated": True})
+    assert (found["verdict"], found["settled_by"], found["because"]) == ("not comparable", None, "")
+    assert found["sentence"].endswith("other prompts; another GPU")
+    unfair = decide([shape(1, ABOVE, fair=False)])
+    assert unfair["differs"] == ["bf16 reads 50.0 experts and fp8 40.0"]
+
+
+def test_an_arm_against_itself_has_to_come_out_as_one() -> None:
+    again = {"pair": {"again": True}}
+    assert decide([shape(1, NONE_TO_GAIN)], **again)["verdict"] == "does not pay"
+    for known in (ABOVE, BELOW):
+        found = decide([shape(1, NONE_TO_GAIN), shape(8, known)], pair={"again": True})
+        assert found["verdict"] == "inconclusive"
+        assert "not 1 at batch 8, so something disturbs the measurement" in found["sentence"]
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4, 10])
+@pytest.mark.parametrize(("value", "half"), [(1.04, 0.06), (1.0, 0.2), (1.01, 0.06), (1.03, 0.5)])
+def test_as_many_blocks_are_asked_for_as_decide_it(blocks: int, value: float, half: float) -> None:
+    """Blocks that scatter alike give, in that number, an interval that decides, and it is the least such number."""
+    known = (value, value * math.exp(-half), value * math.exp(half))
+    row = shape(1, known)
+    row["speed"]["e2e_ms"] = ratio(*known, blocks=blocks)
+    text = decide([row], RELOADED)["settled_by"]
+    deviation = half * math.sqrt(blocks) / scipy_stats.t.ppf(0.975, blocks - 1)
+
+    def decides(count: int) -> bool:
+        reach = scipy_stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count)
+        return bool(
+            verdict.shape(shape(1, (value, value * math.exp(-reach), value * math.exp(reach))), RELOADED)[0]
+            != "inconclusive"
+        )
+
+    if "more than 64" in text:
+        assert not decides(64)
+        return
+    asked = int(re.fullmatch(r"more blocks: give --blocks (\d+)", text)[1])  # type: ignore[index]
+    assert decides(asked)
+    assert asked == 2 * blocks or not decides(asked - 1)
+    turns = decide([row], TURNS)["settled_by"]
+    assert turns == f"more iterations: give --num_iterations {asked * 2}"
+
+
+def traced(
+    batch: int, known: tuple[float, float, float], change: Mapping[str, float], waiting: float
+) -> dict[str, Any]:
+    """A shape with a decode step of 5 ms of which the experts are 2."""
+    before = {"expert_gemm": 2.0, "quant_dequant": 0.0, "routing_permute": 0.5, "attention": 2.0}
+    categories = {
+        name: {"before_ms": ms, "after_ms": ms + change.get(name, 0.0), "change_ms": change.get(name, 0.0),
+               "before_launches": 1.0, "after_launches": 1.0}
+        for name, ms in before.items()
+    }  # fmt: skip
+    total = sum(change.values())
+    decode = {"categories": categories, "kernel_change_ms": total, "step_ms": [5.0, 5.0 + total + waiting],
+              "waiting_change_ms": waiting}  # fmt: skip
+    predicted = {"busy": 4.5 / (4.5 + total), "step": 5 / (5 + total + waiting)}
+    return {**shape(batch, known), "kernels": {"decode": decode}, "predicted": predicted}
+
+
+def test_the_reason_is_in_the_kernels_of_the_smallest_batch_that_does_not_pay() -> None:
+    small = traced(1, WIDE, {"expert_gemm": -1.0, "quant_dequant": 0.5, "routing_permute": 0.1}, 0.25)
+    large = traced(8, ABOVE, {"expert_gemm": -1.5, "attention": -0.2}, 0.0)
+    text = decide([small, large])["because"]
+    assert text == (
+        "at batch 1 the expert GEMMs are 40 % of a decode step of bf16 (5.00 ms), and those of fp8 take 1.00 ms less; "
+        "of that is taken back by quantisation 0.50 ms (50 %), permutation 0.10 ms (10 %), gaps between kernels 0.25 "
+        "ms (25 %); the traced step is 1.03x as fast (1.10x by kernels), measured without a profiler 1.02x, "
+        "0.90 to 1.16"
+    )
+    paying = decide([large, traced(32, ABOVE, {"expert_gemm": -1.5, "attention": -0.2}, 0.0)])["because"]
+    assert paying.startswith("at batch 32 the expert GEMMs are 40 %")
+    assert "less is taken by all other kernels 0.20 ms" in paying
+    half = decide([traced(1, WIDE, {"expert_gemm": -0.5, "quant_dequant": 0.1}, 0.0)])["because"]
+    assert "quantisation 0.10 ms (20 %);" in half
+    worse = decide([traced(1, BELOW, {"expert_gemm": 0.5, "quant_dequant": 0.4}, 0.0)])["because"]
+    assert "take 0.50 ms more; more is taken by quantisation 0.40 ms;" in worse
+    assert decide([shape(1, ABOVE)])["because"] == ""
+
+
+@pytest.mark.parametrize("known", [ABOVE, BELOW, NONE_TO_GAIN, WIDE, (1.3, None, None)])
+def test_no_verdict_pays_both_ways(known: tuple[float, float | None, float | None]) -> None:
+    value, low, high = known
+    back = (1 / value, high and 1 / high, low and 1 / low)
+    for schedule in (TURNS, {**TURNS, "mode": "sequential"}):
+        ways = [decide([shape(1, each)], schedule)["verdict"] for each in (known, back)]
+        assert ways != ["pays", "pays"]
+        assert (ways[0] == "inconclusive") == (ways[1] == "inconclusive")
+        bounds = [ratios.bounds(ratio(*each), schedule) for each in (known, back)]
+        assert bounds[0] == pytest.approx([1 / bounds[1][1], 1 / bounds[1][0]])
