@@ -90,8 +90,7 @@ def _run(args: argparse.Namespace) -> None:
     failed: list[str] = []
     try:
         failed = _execute(run, tracked.open)
-        found = checkpoint.read_object(args.output_dir / write.COMPARISON)
-        print(f"{write.told(found)}\nReport: {args.output_dir / write.PAGE}")
+        found = _told(args.output_dir)
     finally:
         tracked.close()
     if failed:
@@ -101,7 +100,17 @@ def _run(args: argparse.Namespace) -> None:
         )
     if tracked.refused:
         raise TrackingError(tracked.refused)
-    compare.settle(found, conditions)
+    if found is not None:
+        compare.settle(found, conditions)
+
+
+def _told(folder: Path) -> dict[str, Any] | None:
+    """Print the verdict and where the report is; None where nothing could be measured."""
+    if not (folder / write.COMPARISON).is_file():
+        return None
+    found = checkpoint.read_object(folder / write.COMPARISON)
+    print(f"{write.told(found)}\nReport: {folder / write.PAGE}")
+    return found
 
 
 def _asked(args: argparse.Namespace) -> tuple[Asked, common.Request]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +48,16 @@ class RunFolder:
                             "--output_dir."
                         ) from None
                     time.sleep(0.2)
+            self._sweep()
             yield file.fileno()
+
+    def _sweep(self) -> None:
+        """Remove what a run that was killed was writing: files get their names when they are whole."""
+        for pattern in (".*.json.*", ".report.*", "arms/*/.*.json.*"):
+            for left in self.path.glob(pattern):
+                left.unlink()
+        for left in self.path.glob("arms/*/.trace-*"):
+            shutil.rmtree(left)
 
     def run(self) -> dict[str, Any]:
         """What the run is.

@@ -88,11 +88,20 @@ class Run:
                 work = self._workload()
                 left = self.folder.missing(self.plan.steps)
                 ready(left)
-                with Executor(self.folder, self._how(work), lock) as executor:
-                    executor.run(left, begun, ended)
-                self._views(work).write()
-                write.conclude(results.read(self.folder.path), self.folder.path, self.folder.run())
+                try:
+                    with Executor(self.folder, self._how(work), lock) as executor:
+                        executor.run(left, begun, ended)
+                except BaseException:  # what was measured is told as well as it can be, without a further measurement
+                    self._views(work, "the run ended before the machine's rates were measured").write()
+                    raise
+                self._views(work, self._rates() if self.plan.timed else "not measured").write()
+                self._conclude()
             return failed
+
+    def _conclude(self) -> None:
+        """The comparison and the report, where there is anything to tell."""
+        if any(self.folder.done(step) for step in self.plan.steps):
+            write.conclude(results.read(self.folder.path), self.folder.path, self.folder.run())
 
     def _open(self) -> dict[str, Any]:
         """Write down what was asked, or check that it is what the run in the folder was asked."""
@@ -190,7 +199,7 @@ class Run:
             uuids=[gpu.uuid for gpu in self.gpus if gpu.uuid],
         )
 
-    def _views(self, work: Workload | None) -> Views:
+    def _views(self, work: Workload | None, rates: Rates | str) -> Views:
         run = self.folder.run()
         unrouted = "not measured: the number of experts of this architecture is not known"
         if self.kind.routing is None:
@@ -204,7 +213,7 @@ class Run:
             asked=run["asked"],
             fusion_disabled=self.request.fusion_disabled,
             geometry=self._geometry(),
-            rates=self._rates() if self.plan.timed else "not measured",
+            rates=rates,
         )
         return Views(
             folder=self.folder,

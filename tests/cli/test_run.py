@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from moe_eval.cli import main
+from tests.conftest import ROOT
 
 SECRET = "hunter2-very-secret-token"
 COMMAND = [sys.executable, "-c", "import sys; from moe_eval.cli import main; sys.exit(main())", "run"]
@@ -246,6 +247,15 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(tmp_path: Path, capsys: pyt
     assert main(["run", *OPTIONS, "--dry_run", "--output_dir", str(tmp_path / "out")]) == 0
     assert "fp8 (emulated): perplexity" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example_in_the_repository_is_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = ROOT / "docs" / "run.yaml"
+    assert main(["run", "--config", str(example), "--dry_run", "--output_dir", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "bf16: perplexity, latency, kernels" in out
+    assert "nvfp4 (emulated): perplexity" in out
+    assert "b1_i128_o16, b4_i128_o16" in out
 
 
 @pytest.mark.parametrize(
