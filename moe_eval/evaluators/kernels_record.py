@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_eval.traces.breakdown import Breakdown, Ceiling, Function, Phase
 from moe_eval.traces.diff import PhaseDifference
+from moe_eval.traces.figures import Breakdown, Ceiling, Function, Phase
 from moe_eval.traces.seen import contradiction
 from moe_eval.traces.table import COPY, KERNEL, SET, Trace
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_eval.traces.breakdown import Breakdown, Function, Phase
 from moe_eval.traces.cuts import WHOLE
+from moe_eval.traces.figures import Breakdown, Function, Phase
 from moe_eval.traces.taxonomy import CATEGORIES
 
 _NAMED = 10
@@ -42,7 +42,7 @@ class PhaseDifference:
         step_ms: before and after; `busy_ms` likewise.
         new, vanished: functions that run on one side only, those that take the most first.
         gemm_ratio: how many times faster the expert GEMMs are; None where one side has none. `ceiling`: what that alone
-            would make of the first trace's busy time, and of its wall time (Amdahl's law, see breakdown.Ceiling).
+            would make of the first trace's busy time, and of its wall time (Amdahl's law, see figures.Ceiling).
     """
 
     name: str

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_eval.traces import breakdown, diff
-from moe_eval.traces.breakdown import Breakdown
+from moe_eval.traces.figures import Breakdown
 from tests.traces import timeline
 from tests.traces.timeline import Timeline, generation
 

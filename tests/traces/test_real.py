@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from moe_eval.traces import breakdown, diff, files
-from moe_eval.traces.breakdown import Breakdown
+from moe_eval.traces.figures import Breakdown
 
 OWN = Path(__file__).parent / "data"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
