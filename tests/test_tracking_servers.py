@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,43 +15,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from moe_eval import records
 from moe_eval.cli import main
-from moe_eval.report import write as report
-from moe_eval.results import read
-from moe_eval.runner.folder import RunFolder
-from tests.recorded_arms import arm, ppl, scores, write
+from tests.servers import free_port, recorded_run, served
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextlib.contextmanager
-def served(folder: Path, backend: str) -> Iterator[str]:
-    """`mlflow server` on loopback, which keeps artifacts as well."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", backend, "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
-    with (folder / "server.log").open("w") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
-    try:
-        end = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                break
-            assert running.poll() is None, (folder / "server.log").read_text()[-3000:]
-            assert time.monotonic() < end
-            time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, 15)
-        running.wait(30)
 
 
 @contextlib.contextmanager
@@ -92,23 +56,7 @@ def cluster(data: Path, as_user: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two arms, made from records."""
-    folder = tmp_path_factory.mktemp("recorded") / "run"
-    folder.mkdir()
-    reference = scores()
-    arms = [arm("bf16", {1: [[100.0, 101.0]] * 3, 8: [[200.0, 202.0]] * 3}),
-            arm("fp8", {1: [[90.0, 91.0]] * 3, 8: [[150.0, 151.0]] * 3}, reference="bf16")]  # fmt: skip
-    write(folder, arms)
-    for name, other in (("bf16", reference), ("fp8", scores(0.01))):
-        records.write_json(folder / f"ppl_{name}_sm90.json", ppl(name, other, ("bf16", reference)))
-    RunFolder(folder).write_run({
-        "run_id": "f" * 32, "status": "finished", "error": None, "started": "2026-01-01T00:00:00+00:00",
-        "ended": "2026-01-01T01:00:00+00:00", "asked": {"batch_size": "1,8"}, "skipped": [], "steps": 4,
-        "evaluators": {"bf16": ["perplexity", "latency"], "fp8": ["perplexity", "latency"]}, "schedule": {"mode": "x"},
-        "machine": {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]}, "versions": {"mlflow": "3"}, "git": None,
-    })  # fmt: skip
-    report.conclude(read(folder), folder, {})
-    return folder
+    return recorded_run(tmp_path_factory.mktemp("recorded") / "run")
 
 
 def logged(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
