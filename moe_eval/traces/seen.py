@@ -12,6 +12,7 @@ import numpy as np
 from moe_eval.precision import WEIGHT_ONLY
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.table import NONE, Trace
+from moe_eval.traces.taxonomy import SEARCHED
 
 # of the expert GEMMs' time, what names have to agree on
 _MOST = 0.9
@@ -23,9 +24,20 @@ _FAMILIES = {
 }
 
 
-# rules of GEMMs on packed weights of 4 or 8 bits, and what quantises to integers
+# rules of GEMMs on packed weights of 4 or 8 bits
 _WEIGHTS_OF_ANY_BITS = ("triton-fused-moe-wna16", "moe-wna16")
-_INTEGERS = re.compile(r"int8|i8(?![0-9])|signed char")
+# what a quantising kernel's name says that it makes, the first that is found: types, and TensorRT-LLM's enumerators of
+# quantize_with_block_size (0 with blocks of 16 is FP4)
+_MAKES = tuple(
+    (re.compile(pattern, re.IGNORECASE), precision)
+    for pattern, precision in (
+        (r"mxfp4|mx_fp4", "mxfp4"),
+        (r"fp4|e2m1|quantize_with_block_size<[^>]*\)0, ", "nvfp4"),
+        (r"int8|i8(?![0-9])|signed char", "int8"),
+        (r"per_token_group_quant|1x128", "fp8_block"),
+        (r"fp8|float8|e4m3", "fp8"),
+    )
+)
 
 
 def _family(precision: str) -> str:
@@ -112,15 +124,15 @@ def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> Seen:
         )
     counts = np.bincount(rows[found])
     names = Counter({name: int(counts[name]) for name in np.flatnonzero(counts).tolist()})
-    told = Counter({name: count for name, count in names.items() if roles.labels[name].precision})
-    most = (told or names).most_common(1)[0][0]
-    if _INTEGERS.search(trace.kernels.names[most]):
-        return Seen("int8", backend, f"the experts' inputs are quantised by {trace.kernels.names[most][:120]}")
-    return Seen(
-        roles.labels[most].precision or "fp8",
-        backend,
-        f"the experts' inputs are quantised by {trace.kernels.names[most][:120]}",
-    )
+    told = Counter({name: count for name, count in names.items() if _makes(trace.kernels.names[name])})
+    most = trace.kernels.names[(told or names).most_common(1)[0][0]]
+    left_out = "" if told else ", whose name leaves out to what"
+    return Seen(_makes(most), backend, f"the experts' inputs are quantised by {most[:120]}{left_out}")
+
+
+def _makes(name: str) -> str | None:
+    """The precision that a quantising kernel's name says it makes, None where it does not say."""
+    return next((precision for pattern, precision in _MAKES if pattern.search(name[:SEARCHED])), None)
 
 
 def _weighted(told: Mapping[int, str | None], times: Mapping[int, int]) -> tuple[str | None, float]:

@@ -102,3 +102,26 @@ def test_labels_and_what_contradicts_them() -> None:
     assert seen.contradiction("nvfp4", seen.Seen(None, None, "e")) is None
     trace = experts("unheard_of")
     assert seen.observe(trace, roles.assign(trace)).precision is None
+
+
+@pytest.mark.parametrize(
+    ("quantiser", "precision"),
+    [
+        ("void vllm::cvt_fp16_to_fp4<__nv_bfloat16, false>", "nvfp4"),
+        ("void tensorrt_llm::kernels::quantize_with_block_size<(tensorrt_llm::kernels::BlockScaleQuantizationType)0, "
+         "__nv_bfloat16, 16, false>", "nvfp4"),
+        ("void per_token_group_quant_8bit_kernel<c10::BFloat16, c10::Float8_e4m3fn>", "fp8_block"),
+        ("void vllm::dynamic_scaled_int8_quant_kernel<c10::BFloat16, float>", "int8"),
+        ("void tensorrt_llm::kernels::scaleMatrixPerTensorVec<true, x>", None),
+    ],
+)  # fmt: skip
+def test_the_quantiser_says_to_what_and_one_that_does_not_is_no_evidence(quantiser: str, precision: str | None) -> None:
+    made = generation(fp8=True)
+    for row in made.rows:
+        if row["text"] == timeline.QUANT:
+            row["text"] = quantiser
+    trace = made.trace()
+    found = seen.observe(trace, roles.assign(trace))
+    assert (found.precision, found.backend) == (precision, "triton")
+    label = {"int8": "fp8"}.get(str(precision), precision or "nvfp4")
+    assert (seen.contradiction(label, found) is None) == (precision != "int8")
