@@ -13,6 +13,7 @@ from moe_eval.errors import UsageError
 from moe_eval.precision import DTYPE_OF
 from moe_eval.results import ArmResults
 
+RANDOM = "the weights are random, so no score says anything of the checkpoint"
 _MOST = 700.0  # of ln(perplexity): float64 ends at exp(709)
 
 
@@ -24,9 +25,9 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
     Returns:
         `ln_ppl_ratio` (value, error, low, high; None with fewer than two documents, and `no_interval` says so),
         `ppl_change` (0.004 for a perplexity 0.4 % higher), `kld_mean` and `kld_p99` in nats, `same_top1` from 0 to 1,
-        `noise_floor` (how far batching alone moves ln(perplexity); None where not measured) and `flag`, a sentence
-        where a lower precision scores better than can be. None where they did not score the same windows or there are
-        neither figures nor arrays.
+        `noise_floor` (how far batching alone moves ln(perplexity); None where not measured), `random_weights` and
+        `flag`, a sentence where weights are random or a lower precision scores better than can be. None where they did
+        not score the same windows or there are neither figures nor arrays.
 
     Raises:
         UsageError: the arrays are damaged.
@@ -43,6 +44,7 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
     if ratio is not None and not all(each is not None and abs(each) < _MOST for each in ratio.values()):
         ratio = None
     lower = _width(other.precision) < _width(reference.precision)
+    made_up = any(comparable.engine(each).get("weights") == "random" for each in (a, b))
     return {
         "ln_ppl_ratio": ratio,
         "ppl_change": math.exp(ratio["value"]) - 1 if ratio else b["perplexity"] / a["perplexity"] - 1,
@@ -50,7 +52,9 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
         "kld_p99": divergence["p99"],
         "same_top1": divergence["same_top1"],
         "noise_floor": noise,
-        "flag": found["flag"] if lower else None,  # a higher precision is better than a lower one
+        "random_weights": made_up,
+        # a higher precision is better than a lower one
+        "flag": RANDOM if made_up else found["flag"] if lower else None,
         "no_interval": found["no_interval"],
     }
 

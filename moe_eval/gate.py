@@ -72,9 +72,9 @@ def check(comparison: _Dict, conditions: Sequence[Condition]) -> tuple[int, list
     """Hold every pair of a comparison against every condition.
 
     A bound holds where the worse end of the figure's interval holds it, and fails where the better end does not; in
-    between it is not decided, and neither is a figure that is missing or not comparable. A speed ratio without an
-    interval counts as known to ratios.DRIFT; divergence and agreement are of every token, and count as they are. An arm
-    that was measured a second time is left out.
+    between it is not decided, and neither is a figure that is missing or not comparable. A speed ratio is
+    known no better than ratios.bounds; divergence and agreement are of every token, and count as they are. An arm that
+    was measured a second time is left out, and no score of random weights decides anything.
 
     Returns:
         HOLDS where every condition does, FAILS where one fails, else UNDECIDED; and a line for every condition and
@@ -136,6 +136,8 @@ def _quality(pair: _Dict, condition: Condition) -> Iterator[tuple[int, str]]:
     quality = pair["quality"]
     if quality is None:
         yield UNDECIDED, "quality was not measured on both sides"
+    elif quality["random_weights"]:
+        yield UNDECIDED, quality["flag"]
     elif condition.name != "ln_ppl":
         value = quality[{"kld": "kld_mean", "top1": "same_top1"}[condition.name]]
         known = value is not None

@@ -21,9 +21,9 @@ def shape(row: _Dict, schedule: _Dict | None) -> tuple[str, str]:
     """The verdict on one shape and its reason.
 
     It pays where the interval of the e2e ratio lies above 1; it does not where the interval lies below 1, or holds it
-    and stays within 5 % of it, so that nothing worth having hides in it; else it is inconclusive. Where the interval
-    does not hold everything (ratios.loose), a ratio within DRIFT of 1 is inconclusive and one beyond it counts. Arms
-    whose tokens spread over different numbers of experts are not comparable.
+    and stays within 5 % of it, so that nothing worth having hides in it; else it is inconclusive. The interval is at
+    least as wide as ratios.allowance; where it does not hold drift (ratios.loose), one with 1 in it is inconclusive.
+    Arms whose tokens spread over different numbers of experts are not comparable.
 
     Args:
         row: a shape of compare.make; `schedule` is its pair's.
@@ -35,17 +35,17 @@ def shape(row: _Dict, schedule: _Dict | None) -> tuple[str, str]:
         return APART, str(row["fair_reason"])
     low, high = ratios.bounds(ratio, schedule)
     loose = ratios.loose(ratio, schedule)
-    what = f"the ratio, {100 * (ratios.DRIFT - 1):.0f} % of drift allowed for," if loose else "the interval"
+    what = ratios.basis(ratio, schedule)
     if low > 1:
         found, reason = PAYS, f"{what} lies above 1"
     elif high < 1:
         found, reason = DOES_NOT, f"{what} lies below 1"
     elif loose:
-        found, reason = OPEN, f"{what} may be 1"
+        found, reason = OPEN, ratios.holds_one(ratio, schedule)
     elif low >= 1 / _MARGIN and high <= _MARGIN:
-        found, reason = DOES_NOT, "the interval holds 1 and stays within 5 % of it"
+        found, reason = DOES_NOT, f"{ratios.holds_one(ratio, schedule)} and stays within 5 % of it"
     else:
-        found, reason = OPEN, "the interval holds 1 and reaches further than 5 % from it"
+        found, reason = OPEN, f"{ratios.holds_one(ratio, schedule)} and reaches further than 5 % from it"
     if loose:
         reason += f"; {loose}"
     if row["fair"] is None:

@@ -14,8 +14,8 @@ _COSTS = {"quant_dequant": "quantisation", "routing_permute": "permutation"}
 
 
 def change(quality: _Dict | None) -> str:
-    """What precision costs, such as "+0.40 % perplexity (+0.12 to +0.68)"; empty where it was not measured."""
-    if quality is None:
+    """What precision costs, such as "+0.40 % perplexity (+0.12 to +0.68)"; empty where nobody can tell."""
+    if quality is None or quality["random_weights"]:
         return ""
     text = f"{100 * quality['ppl_change']:+.2f} % perplexity"
     ratio = quality["ln_ppl_ratio"]
@@ -42,7 +42,7 @@ def untimed(found: _Dict, arms: Mapping[str, _Dict], emulated: Sequence[str]) ->
         failed = broken(found, arms).removeprefix("; ")
         why = failed or f"speed was not measured of both {found['reference']} and {found['other']}"
         settled = "a run in which every arm finishes" if failed else "moe-eval perf with both arms"
-    if found["quality"] is None:
+    if not cost:
         return f"nothing is known of {found['other']} against {found['reference']}: {why}", settled
     return f"quality only: {cost}; {why}", settled
 
@@ -70,6 +70,8 @@ def timed(found: _Dict, rows: Sequence[_Dict], decided: str) -> str:
     rest = [_told(row, rows, schedule) for row in rows if row["verdict"] != "pays"]
     cost = change(found["quality"])
     unknown = "what it costs in quality was not measured"
+    if found["quality"] and found["quality"]["random_weights"]:
+        unknown = "what it costs in quality cannot be said of random weights"
     if not paying:
         head = "does not pay" if decided == "does not pay" else "may pay or not"
         return "; ".join([f"{other} {head}: {rest[0]}", *rest[1:], f"it comes at {cost}" if cost else unknown])
@@ -102,7 +104,7 @@ def _told(row: _Dict, rows: Sequence[_Dict], schedule: _Dict | None) -> str:
         return f"{place(row, rows)} it is open ({number})"
     if ratios.slower(row, schedule):
         return f"{place(row, rows)} it is slower ({number})"
-    return f"{place(row, rows)} it does not ({number}: the interval holds 1)"
+    return f"{place(row, rows)} it does not ({number}: {ratios.holds_one(ratio, schedule)})"
 
 
 def again(found: _Dict, rows: Sequence[_Dict]) -> str:

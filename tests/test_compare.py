@@ -144,6 +144,22 @@ def test_a_lower_precision_that_scores_better_is_told_of(tmp_path: Path) -> None
     assert "implausible" in found["sentence"]
 
 
+def test_scores_of_random_weights_decide_nothing(tmp_path: Path) -> None:
+    arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02})
+    for each in arms:
+        assert each.ppl is not None
+        each.ppl["labels"]["engine"]["weights"] = "random"
+    found = pair(*arms)
+    assert found["quality"]["kld_mean"] > 0
+    assert "random" in found["quality"]["flag"]
+    assert found["verdict"] == "inconclusive"
+    assert "perplexity" not in found["sentence"]
+    for condition in ("ln_ppl<=9", "kld<=9", "top1>=0"):
+        code, (line,) = gate.check({"pairs": [found]}, gate.parse(condition))
+        assert code == gate.UNDECIDED
+        assert "the weights are random" in line
+
+
 def test_one_document_gives_a_change_without_an_interval(tmp_path: Path) -> None:
     quality = pair(*scored(tmp_path, {"bf16": 0.0, "fp8": 0.02}, documents=1))["quality"]
     assert quality["ln_ppl_ratio"] is None

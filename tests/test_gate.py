@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moe_eval import gate
 from moe_eval.errors import UsageError
 from moe_eval.gate import FAILS, HOLDS, UNDECIDED, Condition
-from tests.test_verdict import QUALITY, TURNS, shape
+from tests.test_verdict import QUALITY, RELOADED, TURNS, shape
 
 FIGURES = ("speed", "ttft", "tpot", "ln_ppl", "kld", "top1")
 
@@ -64,7 +64,8 @@ def test_a_bound_is_held_against_the_ends_of_the_interval(name: str) -> None:
         for high in range(low, 6):
             middle = (low + high) / 2
             ratio = {"value": middle, "error": 0.1, "low": float(low), "high": float(high)}
-            found = comparison((middle, float(low), float(high)), quality={**QUALITY, "ln_ppl_ratio": ratio})
+            known = (middle, float(low), float(high))
+            found = comparison(known, quality={**QUALITY, "ln_ppl_ratio": ratio}, schedule=RELOADED)
             for bound in range(7):
                 # all that the interval holds, in small steps
                 values = [low + (high - low) * step / 100 for step in range(101)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,15 @@ def test_old_file_store_is_no_hindrance_to_a_store_that_is_named(store: Path, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
     tracking.log_run(written())
     assert len(runs()) == 1
+
+
+def test_a_broken_installation_of_mlflow_is_one_sentence(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written()
+    with monkeypatch.context() as patch:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
+            patch.setitem(sys.modules, name, None)  # an import of it raises
+        assert "MLflow did not take the run (ModuleNotFoundError" in refusal(folder)
+    assert_logged_whole(folder)
 
 
 def assert_logged_whole(folder: Path) -> None:

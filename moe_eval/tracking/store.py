@@ -69,7 +69,7 @@ def reached(later: str) -> Iterator[None]:
             # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
             except Exception as error:
                 reason = _CREDENTIALS.sub("", " ".join(str(error).split()))[:200]
-                refusal = f"MLflow at {name()} did not take the run ({type(error).__name__}: {reason})"
+                refusal = f"{_called()} did not take the run ({type(error).__name__}: {reason})"
     raise TrackingError(f"{refusal}; nothing is lost: log it later with `{later}`.")
 
 
@@ -141,6 +141,13 @@ def name() -> str:
 
     named = os.environ.get("MLFLOW_TRACKING_URI") or mlflow.get_tracking_uri()
     return _CREDENTIALS.sub("", named)
+
+
+def _called() -> str:
+    try:
+        return f"MLflow at {name()}"
+    except ImportError:  # it is broken, or half installed: what was measured is told all the same
+        return "MLflow"
 
 
 def _old_file_store() -> str | None:

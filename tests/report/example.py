@@ -122,7 +122,7 @@ def _quality(value: float, error: float, mean: float, p99: float) -> dict[str, A
     return {
         "ln_ppl_ratio": {"value": value, "error": error, "low": value - 2 * error, "high": value + 2 * error},
         "ppl_change": math.expm1(value), "kld_mean": mean, "kld_p99": p99, "same_top1": 0.9812,
-        "noise_floor": 0.000213, "flag": None, "no_interval": None,
+        "noise_floor": 0.000213, "flag": None, "no_interval": None, "random_weights": False,
     }  # fmt: skip
 
 
