@@ -10,10 +10,10 @@ from typing import Any
 from moe_eval import comparable
 from moe_eval.comparable import measured
 from moe_eval.errors import UsageError
+from moe_eval.evaluators import quality_record
 from moe_eval.precision import DTYPE_OF
 from moe_eval.results import ArmResults
 
-RANDOM = "the weights are random, so no score says anything of the checkpoint"
 _MOST = 700.0  # of ln(perplexity): float64 ends at exp(709)
 
 
@@ -44,7 +44,7 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
     if ratio is not None and not all(each is not None and abs(each) < _MOST for each in ratio.values()):
         ratio = None
     lower = _width(other.precision) < _width(reference.precision)
-    made_up = any(comparable.engine(each).get("weights") == "random" for each in (a, b))
+    made_up = any(map(quality_record.of_random_weights, (a, b)))
     return {
         "ln_ppl_ratio": ratio,
         "ppl_change": math.exp(ratio["value"]) - 1 if ratio else b["perplexity"] / a["perplexity"] - 1,
@@ -54,7 +54,7 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
         "noise_floor": noise,
         "random_weights": made_up,
         # a higher precision is better than a lower one
-        "flag": RANDOM if made_up else found["flag"] if lower else None,
+        "flag": quality_record.RANDOM if made_up else found["flag"] if lower else None,
         "no_interval": found["no_interval"],
     }
 

@@ -12,6 +12,7 @@ from moe_eval.evaluators import perplexity
 from moe_eval.evaluators.perplexity import Scores
 
 SCHEMA = 1
+RANDOM = "the weights are random, so no score says anything of the checkpoint"
 
 
 def record(
@@ -51,6 +52,12 @@ def record(
         "versions": hardware.versions(),
         "git": hardware.git_state(),
     }
+
+
+def of_random_weights(record: Mapping[str, Any]) -> bool:
+    """Whether a record's engine made up the weights that were scored."""
+    engine = record["labels"].get("engine")
+    return isinstance(engine, Mapping) and engine.get("weights") == "random"
 
 
 def noise(reference: Path, again: Path) -> dict[str, Any]:

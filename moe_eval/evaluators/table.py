@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_eval.evaluators import quality_record
+
 _HEADS = (
     *("precision", "engine", "perplexity", "word ppl", "ln(ppl ratio)", "95 % interval"),
     *("KLD mean", "median", "p99", "same top-1"),
@@ -26,7 +28,7 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
         f"these hold {100 * min(each['divergence']['covered'] for each in records):.1f} % of the reference's "
         "probability or more.",
         _noise(first),
-        *(f"{each['precision']}: {each['flag']}." for each in records if each["flag"]),
+        *(f"{name}: {flag}." for name, flag in map(_flag, records) if flag),
     ]
     if first["no_interval"]:
         lines.append(f"No interval: {first['no_interval']}")
@@ -42,6 +44,11 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def _flag(record: Mapping[str, Any]) -> tuple[str, str | None]:
+    made_up = quality_record.of_random_weights(record)
+    return record["precision"], quality_record.RANDOM if made_up else record["flag"]
 
 
 def _row(record: Mapping[str, Any], reference: bool) -> tuple[str, ...]:
