@@ -4,6 +4,8 @@
     moe-eval perf --engine vllm --model_path FOLDER --fp8_model_path FOLDER --precisions bf16,fp8 --aa
         --batch_size 1,8,32,64 --num_iterations 12 --dataset wikitext_local --output_dir OUT
         --model_args weights=random,moe_backend=triton
+    moe-eval run ...                                    the same without --aa, into OUT/run
+    moe-eval perf --aa ...                              of a FOLDER with --layers 12 and bf16 alone, into OUT/aa
     python benchmarks/h100.py inside FOLDER OUT         evaluator against bare loop; scoring against prefill and lm-eval
     python benchmarks/h100.py traces FOLDER OUT fp8     a trace of one prefill and eight decode steps a batch size
     python benchmarks/h100_page.py OUT docs/results/h100.md

@@ -1,7 +1,7 @@
 """The page about benchmarks/h100.py's records: python benchmarks/h100_page.py OUT docs/results/h100.md
 
-OUT holds the records, inside.json, and in OUT/traces what `h100.py traces` left. The section on what the speeds mean is
-kept as it stands in the page.
+OUT holds the records of `moe-eval perf`, OUT/run those of `moe-eval run`, OUT/aa those of `perf --aa`, OUT/traces what
+`h100.py traces` left, and inside.json is beside them. What the speeds mean is kept as it stands in the page.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from h100 import QWEN3_30B_A3B
 
 from moe_eval.evaluators import kernels_record, kernels_table, speed_table
 from moe_eval.evaluators.table import columns
@@ -27,15 +29,13 @@ faster. Made by `benchmarks/h100.py`, which says how."""
 
 
 def write_page(out: Path, file: Path) -> None:
-
-    found = [json.loads(each.read_text()) for each in sorted(out.glob("perf_*_sm*.json"))]
-    finished = sorted(
-        (each for each in found if each["status"] == "finished"), key=lambda each: each["reference"] is not None
-    )
+    finished, run, same = (_speeds(each) for each in (out, out / "run", out / "aa"))
     parts = ["# One H100: BF16 against FP8 through vLLM", _HOW]
     parts += ["## Speed", speed_page(finished) if finished else "Not run yet."]
+    parts += ["### Experts and floors", floors_page(run) if run else "Not run yet."]
     if MEANING in (before := file.read_text() if file.is_file() else ""):
         parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
+    parts += ["## BF16 against itself", same_page(same) if same else "Not run yet."]
     traces = out / "traces"
     parts += ["## Where the time goes", kernels_page(traces, finished) if traces.is_dir() else "Not run yet."]
     inside_file = out / "inside.json"
@@ -44,17 +44,19 @@ def write_page(out: Path, file: Path) -> None:
     file.write_text("\n\n".join(parts) + "\n")
 
 
+def _speeds(folder: Path) -> list[dict[str, Any]]:
+    """The finished records of a folder, the reference first."""
+    found = [json.loads(each.read_text()) for each in sorted(folder.glob("perf_*_sm*.json"))]
+    return sorted(
+        (each for each in found if each["status"] == "finished"), key=lambda each: each["reference"] is not None
+    )
+
+
 def speed_page(found: Sequence[dict[str, Any]]) -> str:
-    floors, clocks = [], []
+    clocks = []
     for record in found:
         for row in record["shapes"]:
             name = (record["arm"], str(row["batch_size"]))
-            for phase, floor in row["floors"].items() if isinstance(row["floors"], dict) else ():
-                floors.append(
-                    (*name, phase.replace("_", " "), f"{floor['bytes'] / 1e9:.1f}", floor["bound"],
-                     f"{floor['predicted_ms']:.2f}", f"{floor['measured_ms']:.2f}",
-                     f"{100 * floor['fraction_of_floor']:.0f} %")
-                )  # fmt: skip
             seen = [gpu for block in row["gpu"] for gpu in block["gpus"]]
             clocks.append(
                 (*name, f"{statistics.median(gpu['sm_mhz_median'] for gpu in seen):.0f}",
@@ -63,23 +65,57 @@ def speed_page(found: Sequence[dict[str, Any]]) -> str:
                  f"{max(gpu['temperature_c_max'] for gpu in seen):.0f}",
                  ", ".join(sorted({reason for gpu in seen for reason in gpu["reasons"]})) or "none")
             )  # fmt: skip
-    first, rates = found[0], found[0]["rates"]
-    matrix = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in rates["matrix_flops_per_s"].items())
+    first = found[0]
     return "\n\n".join(
         [
             f"{first['gpu_name']}, driver {first['machine']['driver']}, vLLM {first['versions']['vllm']}, "
             f"torch {first['versions']['torch']}; "
             + "; ".join(f"{each['arm']}: {each['quant_algo']}, {each['moe_backend']}" for each in found),
             speed_table.render(found),
-            "### Floors",
-            f"Measured rates: copy {rates['copy_bytes_per_s'] / 1e12:.2f} TB/s, {matrix}.",
-            columns(("arm", "batch", "phase", "GB", "bound", "floor ms", "measured ms", "reached"), floors),
             "### Clocks",
             columns(
                 ("arm", "batch", "SM MHz median", "lowest", "W mean", "deg C most", "reasons to slow down"), clocks
             ),
         ]
     )
+
+
+def floors_page(found: Sequence[dict[str, Any]]) -> str:
+    """Experts that were counted, and the floors that follow from them."""
+    experts, floors = [], []
+    for record in found:
+        for row in record["shapes"]:
+            name = (record["arm"], str(row["batch_size"]))
+            fair = (row["versus_reference"] or {}).get("fair")
+            experts.append(
+                (*name, f"{row['experts_per_layer_step']:.2f}", f"{row['experts_of_independent_draws']:.2f}",
+                 "reference" if fair is None else "yes" if fair else "no")
+            )  # fmt: skip
+            for phase, floor in row["floors"].items():
+                floors.append(
+                    (*name, phase.replace("_", " "), f"{floor['bytes'] / 1e9:.1f}", floor["bound"],
+                     f"{floor['predicted_ms']:.2f}", f"{floor['measured_ms']:.2f}",
+                     f"{100 * floor['fraction_of_floor']:.0f} %")
+                )  # fmt: skip
+    rates, workload = found[0]["rates"], found[0]["workload"]
+    matrix = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in rates["matrix_flops_per_s"].items())
+    return "\n\n".join(
+        [
+            "Of one `moe-eval run` at another time, on another machine of the kind ([its report](h100-run.md)), with "
+            f"the same weights and prompts (digest {workload['digest']}).",
+            columns(("arm", "batch", "experts per layer and step", "if drawn independently", "fair"), experts),
+            f"Measured rates: copy {rates['copy_bytes_per_s'] / 1e12:.2f} TB/s, {matrix}.",
+            columns(("arm", "batch", "phase", "GB", "bound", "floor ms", "measured ms", "reached"), floors),
+        ]
+    )
+
+
+def same_page(found: Sequence[dict[str, Any]]) -> str:
+    experts = found[0]["labels"]["engine"]["weight_bytes"]["experts"]
+    shape = QWEN3_30B_A3B
+    layer = shape["num_experts"] * 3 * shape["hidden_size"] * shape["moe_intermediate_size"] * 2  # bytes in BF16
+    size = f"{experts // layer} of {shape['num_hidden_layers']} layers: two processes fit on the GPU and take turns."
+    return f"{size}\n\n{speed_table.render(found)}"
 
 
 def kernels_page(folder: Path, records: Sequence[dict[str, Any]]) -> str:
