@@ -109,7 +109,7 @@ class ArmProcess:
         begun = time.monotonic()
         while b"\n" not in self._unread:
             if self._patience is not None and time.monotonic() - begun > self._patience:
-                self._kill()
+                self.kill()
                 raise ArmFailed(f"it did not answer within {self._patience:g} s and was ended")
             ended = self._process.poll() is not None  # looked at first: what it wrote before it ended is there to read
             ready, _, _ = select.select([self._answers], [], [], 0 if ended else _LOOK_SECONDS)
@@ -137,9 +137,9 @@ class ArmProcess:
         finally:
             os.close(self._answers)
             if self._process.returncode is None or self._process.returncode < 0:
-                self._kill()
+                self.kill()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """Kill it and what it started: workers of an engine that was killed would keep the GPU's memory."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)

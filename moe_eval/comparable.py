@@ -31,12 +31,14 @@ def engine(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def one_run(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> bool:
-    """Whether two records are of one run: the same command on the same code and machine.
+    """Whether two records are of one run: one start of a command, on the same code and machine.
 
-    Only then are blocks measured side by side, so that drift cancels in their ratio.
+    Only then are blocks measured side by side, so that drift cancels in their ratio. A record that names no run is of
+    none that is known.
     """
-    keys = ("asked", "schedule", "git", "machine")
-    return a is not None and b is not None and all(a.get(key) == b.get(key) for key in keys)
+    if a is None or b is None or not a.get("run_id"):
+        return False
+    return all(a.get(key) == b.get(key) for key in ("run_id", "asked", "schedule", "git", "machine"))
 
 
 def differs(reference: ArmResults, other: ArmResults, across: Collection[str] = ()) -> list[str]:

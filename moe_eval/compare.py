@@ -40,7 +40,8 @@ def make(arms: Sequence[ArmResults], across: Collection[str] = ()) -> dict[str, 
             measured in one_run; None without speed), `shapes` and `quality` (see compare_quality).
         A shape: name, batch_size, input_len, output_len, verdict and reason; `speed` by time: speed.compare of the
             blocks; `medians` and `intervals` of both arms by metric, empty where neither was timed; `fair` and
-            `fair_reason` (see routing.fair; None where nobody could look); `clocks`; `kernels` by phase:
+            `fair_reason` (see routing.fair; None where nobody could look); `clocks` (`slow_samples` is None for an
+            arm whose clocks nobody could read); `notes` of the measurement by arm; `kernels` by phase:
             kernel_changes.changes; `breakdown` by phase and category in ms per step; `ceiling` of the reference by
             phase; `predicted` by kernels against `measured`, of a decode step. None where something is missing on
             either side. Shapes that only traces have are listed as well, without speed.
@@ -148,6 +149,11 @@ def _shape(
     found: dict[str, Any] = {"name": name, **sizes, "speed": dict.fromkeys(_TIMES)}
     found |= {"medians": {}, "intervals": {}, "fair": None, "fair_reason": None, "clocks": None}
     a, b = rows
+    found["notes"] = {
+        arm.name: list(row["notes"])
+        for arm, row in zip((reference, other), rows, strict=True)
+        if row is not None and row["notes"]
+    }
     if a is not None or b is not None:
         both = {each: [row["metrics"][each] if row else None for row in rows] for each in _METRICS}
         found["medians"] = {each: [one and one["median"] for one in two] for each, two in both.items()}
@@ -201,8 +207,9 @@ def _clock(row: Mapping[str, Any]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _slow(row: Mapping[str, Any]) -> int:
-    return sum(flag is True for block in row["gpu"] for flag in block["slow_samples"])
+def _slow(row: Mapping[str, Any]) -> int | None:
+    known = [flag for block in row["gpu"] for flag in block["slow_samples"] if flag is not None]
+    return sum(known) if known else None
 
 
 def _categories(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:

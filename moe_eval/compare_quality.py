@@ -15,19 +15,26 @@ from moe_eval.precision import DTYPE_OF
 from moe_eval.results import ArmResults
 
 _MOST = 700.0  # of ln(perplexity): float64 ends at exp(709)
+_PLAIN: Mapping[str, Any] = {
+    "ln_ppl_ratio": None,
+    "no_interval": "the scores of the tokens are not at hand",
+    "divergence": dict.fromkeys(("mean", "p99", "same_top1")),
+    "flag": None,
+}
 
 
 def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
     """Perplexity and divergence of an arm against another.
 
-    The recorded figures where they are of this pair, else made again from the arrays beside the records.
+    The recorded figures where they are of this pair, else made again from the arrays beside the records, else the plain
+    change of perplexity.
 
     Returns:
         `ln_ppl_ratio` (value, error, low, high; None with fewer than two documents, and `no_interval` says so),
         `ppl_change` (0.004 for a perplexity 0.4 % higher), `kld_mean` and `kld_p99` in nats, `same_top1` from 0 to 1,
         `noise_floor` (how far batching alone moves ln(perplexity); None where not measured), `random_weights` and
-        `flag`, a sentence where weights are random or a lower precision scores better than can be. None where they did
-        not score the same windows or there are neither figures nor arrays.
+        `flag`, a sentence where weights are random or a lower precision scores better than can be. Without figures of
+        the pair and without arrays there is `ppl_change` alone. None where they did not score the same windows.
 
     Raises:
         UsageError: the arrays are damaged.
@@ -36,9 +43,7 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
     if a is None or b is None or not (measured(a) and measured(b)) or a["dataset_digest"] != b["dataset_digest"]:
         return None
     noise = _noise(a, b)
-    found = _recorded(reference, other) or _again(reference.arrays, other.arrays, noise)
-    if found is None:
-        return None
+    found = _recorded(a, b) or _again(reference.arrays, other.arrays, noise) or _PLAIN
     ratio, divergence = found["ln_ppl_ratio"], found["divergence"]
     # NaN was read as None
     if ratio is not None and not all(each is not None and abs(each) < _MOST for each in ratio.values()):
@@ -55,7 +60,7 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
         "random_weights": made_up,
         # a higher precision is better than a lower one
         "flag": quality_record.RANDOM if made_up else found["flag"] if lower else None,
-        "no_interval": found["no_interval"],
+        "no_interval": found["no_interval"] or (None if ratio else "the ratio of perplexities is no number"),
     }
 
 
@@ -74,13 +79,10 @@ def _noise(*records: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _recorded(reference: ArmResults, other: ArmResults) -> Mapping[str, Any] | None:
+def _recorded(a: Mapping[str, Any], b: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What the record of the other arm says, where it was compared with this reference in the same run."""
-    a, b = reference.ppl or {}, other.ppl or {}
-    same = reference.folder == other.folder and comparable.one_run(a, b)
-    if not same or b.get("reference") != a["precision"] or not isinstance(b.get("divergence"), Mapping):
-        return None
-    return b
+    same = comparable.one_run(a, b) and b.get("reference") == a["precision"]
+    return b if same and isinstance(b.get("divergence"), Mapping) else None
 
 
 def _again(reference: Path | None, other: Path | None, noise: float | None) -> dict[str, Any] | None:

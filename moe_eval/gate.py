@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from moe_eval import ratios
+from moe_eval import verdict_words as words
 from moe_eval.errors import UsageError
 
 HOLDS, FAILS, UNDECIDED = 0, 1, 2
 _OF_SPEED = {"speed": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms"}
 _OF_QUALITY = ("ln_ppl", "kld", "top1")
-_NUMBER = re.compile(r"(?P<name>\w+)(?:\[b(?P<batch>\d+)\])?(?P<sign>>=|<=)(?P<bound>\S+)")
-_VERDICT = re.compile(r"verdict==pays")
+_NUMBER = re.compile(
+    r"(?P<name>[a-z0-9_]+)(?:\[b(?P<batch>[0-9]{1,9})\])?\s*(?P<sign>>=|<=)\s*"
+    r"(?P<bound>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
+)
+_VERDICT = re.compile(r"verdict\s*==\s*pays")
 _ALLOWED = (
     "a gate is a list such as speed>=1.2,ln_ppl<=0.01: speed, ttft and tpot (how many times faster, at every shape, or "
     "at one batch size as speed[b8]), ln_ppl, kld and top1, each with >= or <= and a number, or verdict==pays"
@@ -47,25 +51,25 @@ def parse(text: str) -> tuple[Condition, ...]:
     Raises:
         UsageError: with what is allowed.
     """
-    return tuple(_condition("".join(part.split())) for part in text.split(","))
+    return tuple(_condition(part.strip()) for part in text.split(","))
 
 
 def _condition(part: str) -> Condition:
     if _VERDICT.fullmatch(part):
-        return Condition(part, "verdict")
+        return Condition("verdict==pays", "verdict")
     found = _NUMBER.fullmatch(part)
     if found is None or found["name"] not in (*_OF_SPEED, *_OF_QUALITY):
         raise UsageError(f"--gate has {part!r}; {_ALLOWED}.")
     if found["batch"] and found["name"] not in _OF_SPEED:
         raise UsageError(f"--gate has {part!r}, and {found['name']} has no batch size; {_ALLOWED}.")
-    try:
-        bound = float(found["bound"])
-    except ValueError:
-        bound = math.nan
+    bound = float(found["bound"])
     if not math.isfinite(bound):
         raise UsageError(f"--gate has {part!r}, whose bound is not a number; {_ALLOWED}.")
+    if found["name"] == "top1" and not 0 <= bound <= 1:
+        raise UsageError(f"--gate has {part!r}, and top1 is a share from 0 to 1; {_ALLOWED}.")
     sign: Literal[">=", "<="] = ">=" if found["sign"] == ">=" else "<="
-    return Condition(part, found["name"], int(found["batch"]) if found["batch"] else None, sign, bound)
+    batch = int(found["batch"]) if found["batch"] else None
+    return Condition("".join(part.split()), found["name"], batch, sign, bound)
 
 
 def check(comparison: _Dict, conditions: Sequence[Condition]) -> tuple[int, list[str]]:
@@ -74,11 +78,15 @@ def check(comparison: _Dict, conditions: Sequence[Condition]) -> tuple[int, list
     A bound holds where the worse end of the figure's interval holds it, and fails where the better end does not; in
     between it is not decided, and neither is a figure that is missing or not comparable. A speed ratio is
     known no better than ratios.bounds; divergence and agreement are of every token, and count as they are. An arm that
-    was measured a second time is left out, and no score of random weights decides anything.
+    was measured a second time is left out, and no score of random weights decides anything. Where an arm that was
+    asked for was skipped or did not finish, nothing holds: what is missing may be what would fail.
+
+    Args:
+        comparison: of compare.make, with `skipped` as write.conclude adds it.
 
     Returns:
         HOLDS where every condition does, FAILS where one fails, else UNDECIDED; and a line for every condition and
-        pair.
+        pair, and for every arm that is missing.
     """
     pairs = [pair for pair in comparison["pairs"] if not pair["again"]]
     codes, lines = [], []
@@ -88,9 +96,28 @@ def check(comparison: _Dict, conditions: Sequence[Condition]) -> tuple[int, list
             codes.append(code)
             head = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "not decided"}[code]
             lines.append(f"{condition.text} {head} for {pair['other']} against {pair['reference']}: {why}")
+    missing = [f"{why}, so the gate cannot hold" for why in _missing(comparison)]
     if not pairs:
-        return UNDECIDED, ["nothing was compared with the reference, so the gate is not decided"]
+        missing.append("nothing was compared with the reference, so the gate is not decided")
+    lines += missing
+    codes += [UNDECIDED] * len(missing)
     return next((code for code in (FAILS, UNDECIDED) if code in codes), HOLDS), lines
+
+
+def _missing(comparison: _Dict) -> Iterator[str]:
+    """Every arm that was asked for and has not all of its figures, with the reason."""
+    arms = comparison.get("arms") or ()
+    for arm in arms:
+        if arm["status"] != "finished":
+            yield words.unfinished(arm)
+    # an arm that only some evaluators left out has pairs, which say what is missing
+    there = {arm["name"] for arm in arms}
+    reasons: dict[str, list[str]] = {}
+    for each in comparison.get("skipped") or ():
+        if each["arm"] not in there:
+            reasons.setdefault(each["arm"], []).append(each["reason"])
+    for name, why in reasons.items():
+        yield f"{name} was left out ({'; '.join(dict.fromkeys(each.rstrip('.') for each in why))})"
 
 
 def _check(pair: _Dict, condition: Condition) -> tuple[int, str]:
@@ -142,7 +169,7 @@ def _quality(pair: _Dict, condition: Condition) -> Iterator[tuple[int, str]]:
         value = quality[{"kld": "kld_mean", "top1": "same_top1"}[condition.name]]
         known = value is not None
         code = _bounded(value, value, condition) if known else UNDECIDED
-        yield code, f"it is {value:.5g}" if known else "it is no number"
+        yield code, f"it is {value:.5g}" if known else (quality["no_interval"] or "it is no number").rstrip(".")
     elif quality["ln_ppl_ratio"] is None:
         yield UNDECIDED, f"there is no interval; {quality['no_interval']}".rstrip(".")
     else:

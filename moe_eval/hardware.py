@@ -92,18 +92,21 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> str | None:
-    """The commit of the working directory's repository, with `-dirty` behind it where files differ."""
+    """The commit of the repository that moe_eval's own source is in, with `-dirty` behind it where files differ.
+
+    None where it is in none: an installed package may lie inside somebody's repository, which does not track it.
+    """
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        file = Path(__file__).resolve()
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        return _git(file.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 def _cpu() -> str:

@@ -187,6 +187,7 @@ _ROW = {
     "name": _TEXT,
     "metrics": _Each((_METRIC, None), ("e2e_ms", "ttft_ms", "tpot_ms", "j_per_tok")),
     "blocks": [[_SAMPLE]],
+    "notes": [_TEXT],
     "gpu": [{"gpus": [{"sm_mhz_median": _MAYBE}], "slow_samples": [(bool, *_NONE)]}],
 }
 _MEASURED = {

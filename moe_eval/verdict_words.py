@@ -43,8 +43,8 @@ def untimed(found: _Dict, arms: Mapping[str, _Dict], emulated: Sequence[str]) ->
         why = failed or f"speed was not measured of both {found['reference']} and {found['other']}"
         settled = "a run in which every arm finishes" if failed else "moe-eval perf with both arms"
     if not cost:
-        return f"nothing is known of {found['other']} against {found['reference']}: {why}", settled
-    return f"quality only: {cost}; {why}", settled
+        return f"inconclusive, as nothing is known of {found['other']} against {found['reference']}: {why}", settled
+    return f"inconclusive, quality only: {cost}; {why}", settled
 
 
 def broken(found: _Dict, arms: Mapping[str, _Dict]) -> str:
@@ -53,9 +53,14 @@ def broken(found: _Dict, arms: Mapping[str, _Dict]) -> str:
     for name in (found["reference"], found["other"]):
         arm = arms[name]
         if arm["status"] != "finished":
-            said = {"skipped": "was left out", "running": "did not finish"}.get(arm["status"], arm["status"])
-            parts.append(f"; {name} {said}" + (f" ({str(arm['error']).rstrip('.')})" if arm["error"] else ""))
+            parts.append(f"; {unfinished({**arm, 'name': name})}")
     return "".join(parts)
+
+
+def unfinished(arm: _Dict) -> str:
+    """What became of an arm that did not finish, such as "fp8 failed (out of memory)"."""
+    said = {"skipped": "was left out", "running": "did not finish"}.get(arm["status"], arm["status"])
+    return f"{arm['name']} {said}" + (f" ({str(arm['error']).rstrip('.')})" if arm["error"] else "")
 
 
 def timed(found: _Dict, rows: Sequence[_Dict], decided: str) -> str:

@@ -25,6 +25,7 @@ from tests.traces.timeline import generation
 Blocks = Sequence[Sequence[float]]
 INPUT, OUTPUT = 512, 257
 GPU = "NVIDIA H100 80GB HBM3"
+RUN = "0123456789abcdef0123456789abcdef"
 
 
 def counted(batch: int, distinct: float) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def perf(
     seed: int = 0,
     status: str = "finished",
     asked: str = "one",
+    run_id: str = RUN,
     slow: int = 0,
     **facts: Any,
 ) -> dict[str, Any]:
@@ -71,6 +73,7 @@ def perf(
     run.routing = "not measured" if experts is None else {str(each): counted(each, experts) for each in e2e_ms}
     blocks = next(iter(e2e_ms.values()))
     context = Context(
+        run_id=run_id,
         workload=work,
         schedule=Schedule(mode, len(blocks), len(blocks[0]), 5),  # type: ignore[arg-type]
         machine={"gpus": [{"name": gpu, "capability": "9.0"}]},
@@ -102,7 +105,8 @@ def ppl(name: str, of: Scores, reference: tuple[str, Scores] | None = None, **fa
     engine = {"name": "transformers", "version": "5.0", "weights": "checkpoint", "precision": name, "emulated": False,
               "architecture": "Qwen3MoeForCausalLM", "vocabulary": 1000, "gpus": 0}  # fmt: skip
     record = {
-        "schema": 1, "status": "finished", "error": None, "precision": name, "gpu_name": None, "engine": "transformers",
+        "schema": 1, "run_id": RUN, "status": "finished", "error": None, "precision": name, "gpu_name": None,
+        "engine": "transformers",
         "moe_backend": "grouped_mm", "asked": {"output_dir": "one"}, "machine": {"gpus": []}, "git": None,
         "perplexity": float(np.exp(-of.logprobs.astype(np.float64).mean())), "word_ppl": None, "bits_per_byte": None,
         "dataset": "moe_sample", "dataset_digest": of.digest, "input_len": 128, "num_chunks": 6,
@@ -122,7 +126,7 @@ def kernels(
     """The record of a made-up trace."""
     trace = generation(graph=True, fp8=fp8).trace()
     made = {"shape": shape, **kernels_record.record(f"{name}.json.gz", trace, breakdown.make(trace), label)}
-    found: dict[str, Any] = json.loads(json.dumps(made))
+    found: dict[str, Any] = json.loads(json.dumps({**made, "run_id": RUN}))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def test_a_gate_is_read() -> None:
 
 @given(st.sampled_from(FIGURES), st.sampled_from([">=", "<="]), st.floats(allow_nan=False, allow_infinity=False))
 def test_every_bound_is_read_as_it_is_written(name: str, sign: str, bound: float) -> None:
+    bound = abs(math.sin(bound)) if name == "top1" else bound
     (found,) = gate.parse(f"{name}{sign}{bound!r}")
     assert (found.name, found.sign, found.bound, found.batch_size) == (name, sign, bound, None)
 
@@ -50,7 +52,9 @@ def test_every_bound_is_read_as_it_is_written(name: str, sign: str, bound: float
 @pytest.mark.parametrize(
     "text",
     ["", "speed", "speed>1.2", "speed>=", "speed>=x", "speed>=nan", "speed>=inf", "speed==1.2", "fast>=1", "speed>=1,",
-     "kld[b8]<=1", "speed[8]>=1", "speed[b]>=1", "verdict==wins", "verdict>=1", "speed>=1;ln_ppl<=1", "speed>=1>=2"],
+     "kld[b8]<=1", "speed[8]>=1", "speed[b]>=1", "verdict==wins", "verdict>=1", "speed>=1;ln_ppl<=1", "speed>=1>=2",
+     "kld<=1_0", "kl d<=1", "kld<=1 0", "kld< =1", "kld<=\uff11", "speed[b\u0661]>=1", "kld<=1e999", "kld<=0x1",
+     "top1>=50", "top1<=-0.1", "speed [b1]>=1"],
 )  # fmt: skip
 def test_what_is_no_gate_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--gate has .*a list such as speed>=1.2,ln_ppl<=0.01.*verdict==pays\.$"):
@@ -120,10 +124,13 @@ def test_the_verdict_is_a_condition(said: str, expected: int) -> None:
 
 def test_what_is_missing_or_not_comparable_is_not_decided() -> None:
     for name in FIGURES:
-        assert code(f"{name}>=-9", comparison(quality=None)) == UNDECIDED
-        assert code(f"{name}<=9", comparison((1.2, 1.1, 1.3), differs=["another GPU"])) == UNDECIDED
+        assert code(f"{name}>=0", comparison(quality=None)) == UNDECIDED
+        assert code(f"{name}<=1", comparison((1.2, 1.1, 1.3), differs=["another GPU"])) == UNDECIDED
     assert code("ln_ppl<=9", comparison(quality={**QUALITY, "ln_ppl_ratio": None, "no_interval": "one document."})) == 2
-    assert code("kld<=9", comparison(quality={**QUALITY, "kld_mean": None})) == UNDECIDED
+    for name in ("kld", "ln_ppl"):
+        unknown = {**QUALITY, "kld_mean": None, "ln_ppl_ratio": None, "no_interval": "not at hand"}
+        found, (line,) = gate.check(comparison(quality=unknown), gate.parse(f"{name}<=9"))
+        assert (found, line.endswith("not at hand")) == (UNDECIDED, True)
     assert code("speed>=0", comparison((1.2, 1.1, 1.3), None)) == UNDECIDED  # one side broke down at batch 8
     assert gate.check({"pairs": []}, gate.parse("speed>=0"))[0] == UNDECIDED
     assert gate.check(comparison((1.2, 1.1, 1.3), again=True), gate.parse("speed>=9"))[0] == UNDECIDED
@@ -144,3 +151,31 @@ def test_a_ratio_without_an_interval_is_known_to_two_percent() -> None:
         found = comparison((1.2, None, None), schedule=schedule)
         assert [code(f"speed>={bound}", found) for bound in (1.17, 1.18, 1.22, 1.23)] == [0, 2, 2, 1]
         assert "no interval" in gate.check(found, gate.parse("speed>=1"))[1][0]
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"arms": [{"name": "fp8", "status": "failed", "error": "out of memory."}]},
+         "fp8 failed (out of memory), so the gate cannot hold"),
+        ({"skipped": [{"arm": "nvfp4", "evaluator": None, "reason": "no checkpoint"}]},
+         "nvfp4 was left out (no checkpoint), so the gate cannot hold"),
+        ({"skipped": [{"arm": "nvfp4", "evaluator": each, "reason": "emulated"} for each in ("latency", "kernels")]},
+         "nvfp4 was left out (emulated), so the gate cannot hold"),
+    ],
+)  # fmt: skip
+def test_an_arm_that_is_missing_keeps_a_gate_from_holding(more: dict[str, Any], line: str) -> None:
+    found = {**comparison((1.2, 1.1, 1.3)), **more}
+    result, lines = gate.check(found, gate.parse("speed>=1"))
+    assert (result, lines[1:]) == (UNDECIDED, [line])
+    assert lines[0].startswith("speed>=1 holds for fp8")
+    assert gate.check(found, gate.parse("speed>=2"))[0] == FAILS
+    nothing = gate.check({**found, "pairs": []}, gate.parse("speed>=1"))
+    assert (nothing[0], line in nothing[1]) == (UNDECIDED, True)
+
+
+def test_what_one_evaluator_left_out_is_told_by_the_pair() -> None:
+    arms = [{"name": "fp8", "status": "finished", "error": None}]
+    skipped = [{"arm": "fp8", "evaluator": "latency", "reason": "it is emulated"}]
+    found = {**comparison(), "arms": arms, "skipped": skipped}
+    assert [code(text, found) for text in ("kld<=1", "speed>=0.1")] == [HOLDS, UNDECIDED]

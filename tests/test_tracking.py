@@ -178,6 +178,7 @@ def test_a_run_that_did_not_end_well_is_told_apart(store: Path, status: Any, sho
     tracking.log_run(written(broken))
     [run] = runs()
     assert run.info.status == shown
+    assert run.data.tags["moe_eval.status"] == shown.lower()
     assert run.data.tags.get("moe_eval.error") == broken.error
     assert run.info.run_name == "shipped model ? a"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import signal
@@ -10,6 +9,7 @@ import sys
 from importlib import import_module
 
 from moe_eval.cli import config
+from moe_eval.cli.options import Parser
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.exits import Ended, settle
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, UsageError, TrackingError, EngineError) as error:
-        said = "Interrupted." if isinstance(error, KeyboardInterrupt) else str(error)
+        said = str(error) or "Interrupted."
         print(f"moe-eval: {said}", file=sys.stderr)
         return settle(error)
     except OSError as error:  # a disk that is full, or a folder that went away, in the middle
@@ -41,15 +41,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-eval", description="Speed and quality of mixture-of-experts models by precision of their experts."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    words = config.expanded(argv)
     # most commands import torch, which takes seconds that the others need not wait
-    for name in words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS:
+    for name in argv[:1] if argv[:1] and argv[0] in _COMMANDS else _COMMANDS:
         import_module(f"moe_eval.cli.{name}").add(commands)
-    args = parser.parse_args(words)
+    chosen = commands.choices.get(argv[0]) if argv else None
+    args = parser.parse_args(config.expanded(argv, chosen) if chosen is not None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that a terminal cannot show ends no command

@@ -46,7 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE,...",
         help="more model arguments for every arm, as lm_eval takes them: tokenizer=, dtype= and the engine's own",
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("benchmark_results"))
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmark_results"), help="folder of the records")
 
 
 def read(args: argparse.Namespace, *, emulate: bool | None = None, scope: str = "experts") -> Request:

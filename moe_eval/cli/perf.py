@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -88,6 +89,7 @@ def _measure(
         where=common.place(gpus),
     )
     context = Context(
+        run_id=uuid.uuid4().hex,
         workload=work,
         schedule=speed_run.schedule(arms, how, gpus),
         machine=asdict(replace(hardware.machine(), gpus=gpus)),

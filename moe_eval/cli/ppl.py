@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -43,12 +44,14 @@ def _run(args: argparse.Namespace) -> None:
     chunks.check(args.input_len, args.num_chunks)
     chunks.pages(args.dataset)
     common.make_folder(args.output_dir)
+    run_id = uuid.uuid4().hex
     ran: list[tuple[Arm, Job, Found]] = []
     for each in planned:
         stem = args.output_dir / f"ppl_{each.precision}_{where}"
         if isinstance(each, Skip):
             print(each)
-            records.write_json(stem.with_suffix(".json"), _record(each.precision, Found("skipped", each.reason), args))
+            skipped = _record(each.precision, Found("skipped", each.reason), args, run_id)
+            records.write_json(stem.with_suffix(".json"), skipped)
             continue
         job = Job(
             stem=str(stem),
@@ -60,14 +63,14 @@ def _run(args: argparse.Namespace) -> None:
             num_chunks=args.num_chunks,
         )
         found = arm.run(job)
-        records.write_json(stem.with_suffix(".json"), _record(each.precision, found, args))
+        records.write_json(stem.with_suffix(".json"), _record(each.precision, found, args, run_id))
         if found.status != "finished":
             print(f"{each.precision} failed: {found.error}", file=sys.stderr)
         ran.append((each, job, found))
-    _compared(ran, args, where)
+    _compared(ran, args, where, run_id)
 
 
-def _compared(ran: list[tuple[Arm, Job, Found]], args: argparse.Namespace, where: str) -> None:
+def _compared(ran: list[tuple[Arm, Job, Found]], args: argparse.Namespace, where: str, run_id: str) -> None:
     """Compare what finished with the first of it, and end as badly as the worst arm."""
     finished = [row for row in ran if row[2].status == "finished"]
     if not ran:
@@ -80,8 +83,8 @@ def _compared(ran: list[tuple[Arm, Job, Found]], args: argparse.Namespace, where
     rows = []
     for each, job, found in finished:
         compared = quality_record.compared(first[1].arrays, job.arrays, noise)
-        record = _record(each.precision, found, args) | {"reference": first[0].precision, "noise_floor": noise}
-        rows.append(record | compared)
+        record = _record(each.precision, found, args, run_id)
+        rows.append(record | {"reference": first[0].precision, "noise_floor": noise} | compared)
         records.write_json(args.output_dir / f"ppl_{each.precision}_{where}.json", rows[-1])
     print(table.render(rows))
     if len(finished) < len(ran):
@@ -103,11 +106,12 @@ def _noise(reference: tuple[Arm, Job, Found], args: argparse.Namespace, where: s
     return quality_record.noise(job.arrays, again.arrays)
 
 
-def _record(name: str, found: Found, args: argparse.Namespace) -> dict[str, Any]:
+def _record(name: str, found: Found, args: argparse.Namespace, run_id: str) -> dict[str, Any]:
     return quality_record.record(
         name,
         found.status,
         found.error,
+        run_id=run_id,
         labels=found.labels,
         figures=found.figures,
         asked=common.shown(args),

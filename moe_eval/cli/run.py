@@ -13,7 +13,7 @@ from moe_eval.cli import common, compare
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.evaluators import chunks, latency
-from moe_eval.exits import terminable
+from moe_eval.exits import Ended, code, terminable
 from moe_eval.report import write
 from moe_eval.runner import plan as planning
 from moe_eval.runner.plan import Asked
@@ -22,7 +22,7 @@ from moe_eval.runner.steps import EVALUATORS, Step
 from moe_eval.tracking import plan_run
 from moe_eval.workload import shapes
 
-_NAMES = ", ".join(chunks.DATASETS)
+_LONGEST = 1_000_000  # seconds of a step
 
 
 def add(commands: Any) -> None:
@@ -58,6 +58,7 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    conditions = gate.parse(args.gate) if args.gate is not None else ()
     asked, request = _asked(args)
     gpus = common.gpus(request)
     kind = engines.named(asked.arms.engine)
@@ -65,8 +66,11 @@ def _run(args: argparse.Namespace) -> None:
     print(planning.tell(planned, asked, gpus), flush=True)
     if args.dry_run:
         return
+    nothing = {"pairs": [], "skipped": write.skipped({"skipped": planned.skipped})}
     if not planned.arms:
         print("No precision was left to run; the lines above say what each of them needs.", file=sys.stderr)
+        if conditions:
+            compare.settle(nothing, conditions)
         return
     if "latency" in asked.evaluators:
         latency.refuse_profiler()
@@ -85,7 +89,6 @@ def _run(args: argparse.Namespace) -> None:
         planned,
         gpus,
     )
-    conditions = gate.parse(args.gate) if args.gate else ()
     tracked = _Tracked(args.output_dir)
     failed: list[str] = []
     try:
@@ -93,15 +96,18 @@ def _run(args: argparse.Namespace) -> None:
         found = _told(args.output_dir)
     finally:
         tracked.close()
+    errors: list[Exception] = []
     if failed:
-        raise EngineError(
-            f"{len(failed)} of {len(planned.steps)} steps failed; {args.output_dir} holds the rest, and the same "
-            "command with --resume tries them again."
-        )
+        said = f"{len(failed)} of {len(planned.steps)} steps failed; {args.output_dir} holds the rest, and the same "
+        errors.append(EngineError(f"{said}command with --resume tries them again."))
     if tracked.refused:
-        raise TrackingError(tracked.refused)
-    if found is not None:
-        compare.settle(found, conditions)
+        errors.append(TrackingError(tracked.refused))
+    for error in errors:
+        print(f"moe-eval: {error}", file=sys.stderr)
+    if conditions:
+        compare.settle(found or nothing, conditions, len(failed))
+    elif errors:
+        raise Ended(code(errors[0]))
 
 
 def _told(folder: Path) -> dict[str, Any] | None:
@@ -118,10 +124,12 @@ def _asked(args: argparse.Namespace) -> tuple[Asked, common.Request]:
     unknown = [name for name in evaluators if name not in EVALUATORS]
     if unknown or not evaluators:
         raise UsageError(f"--evaluators {args.evaluators} has to name some of {', '.join(EVALUATORS)}.")
-    least = {"num_iterations": 1, "warmup_iterations": latency.LEAST_WARM_UPS, "blocks": 1, "timeout": 1}
+    least = {"num_iterations": 1, "warmup_iterations": latency.LEAST_WARM_UPS, "blocks": 1}
     for name, value in least.items():
         if getattr(args, name) < value:
             raise UsageError(f"--{name} {getattr(args, name)} is too few; give {value} or more.")
+    if not 1 <= args.timeout <= _LONGEST:
+        raise UsageError(f"--timeout {args.timeout:g} is no time for a step; give 1 to {_LONGEST} seconds.")
     request = common.read(args, emulate=args.emulate, scope=args.scope)
     asked = Asked(
         arms=request.asked,

@@ -15,7 +15,7 @@ _FUNCTIONS = 50
 
 
 def record(name: str, trace: Trace, found: Breakdown, label: str | None) -> dict[str, Any]:
-    """What a trace says.
+    """What a trace says; `run_id` is for the run that made it to fill in.
 
     Args:
         name: of the file, without its folder.
@@ -24,6 +24,7 @@ def record(name: str, trace: Trace, found: Breakdown, label: str | None) -> dict
     kinds = trace.kernels.kind
     wrong = contradiction(label, found.seen) if label else None
     return {
+        "run_id": None,
         "trace": name,
         "source": dict(trace.source),
         "notes": [*trace.notes, *_uneven(found)],
@@ -39,7 +40,7 @@ def record(name: str, trace: Trace, found: Breakdown, label: str | None) -> dict
         "moe_backend_seen": found.seen.backend,
         "evidence": found.seen.evidence,
         "contradiction": wrong,
-        "verified": None if label is None or found.seen.precision is None else wrong is None,
+        "verified": False if wrong else None if label is None or found.seen.precision is None else True,
         "phases": {phase.name: _phase(phase) for phase in found.phases},
     }
 

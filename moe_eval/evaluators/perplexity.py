@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,8 +49,11 @@ class Scores:
         return list(np.split(self.logprobs, np.cumsum(self.lengths)[:-1]))
 
     def save(self, file: Path) -> None:
-        """Write them as an .npz file."""
-        np.savez_compressed(file, **{**vars(self), "digest": np.array(self.digest)})
+        """Write them as an .npz file, which is on the disk when this returns."""
+        with file.open("wb") as out:
+            np.savez_compressed(out, **{**vars(self), "digest": np.array(self.digest)})
+            out.flush()
+            os.fsync(out.fileno())
 
     @classmethod
     def load(cls, file: Path) -> Scores:

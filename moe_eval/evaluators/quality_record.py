@@ -12,6 +12,7 @@ from moe_eval.evaluators import perplexity
 from moe_eval.evaluators.perplexity import Scores
 
 SCHEMA = 1
+CALIBRATED = "its static scales were calibrated on articles of the data set that is scored, so other text may cost more"
 RANDOM = "the weights are random, so no score says anything of the checkpoint"
 
 
@@ -20,6 +21,7 @@ def record(
     status: str,
     error: str | None = None,
     *,
+    run_id: str,
     labels: Mapping[str, Any],
     figures: Mapping[str, Any],
     asked: Mapping[str, Any],
@@ -28,6 +30,7 @@ def record(
     """One precision's record: its labels first, then its figures.
 
     Args:
+        run_id: one for every run of a command.
         labels: what the arm's process said of itself; `figures`: what it found. Empty where it did not run.
         asked: the command's options, secrets removed.
     """
@@ -36,6 +39,7 @@ def record(
     gpu = machine["gpus"][0] if machine["gpus"] and engine.get("device") != "cpu" else None
     return {
         "schema": SCHEMA,
+        "run_id": run_id,
         "status": status,
         "error": error,
         "precision": precision,
@@ -58,6 +62,12 @@ def of_random_weights(record: Mapping[str, Any]) -> bool:
     """Whether a record's engine made up the weights that were scored."""
     engine = record["labels"].get("engine")
     return isinstance(engine, Mapping) and engine.get("weights") == "random"
+
+
+def of_calibration_text(record: Mapping[str, Any]) -> bool:
+    """Whether static scales were calibrated on the data set that was scored."""
+    engine = record["labels"].get("engine", {})
+    return str(engine.get("arguments", {}).get("calibration")).endswith(f" of {record['dataset']}")
 
 
 def noise(reference: Path, again: Path) -> dict[str, Any]:

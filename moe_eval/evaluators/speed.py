@@ -24,7 +24,8 @@ def figures(samples: Sequence[Sample], shape: Shape) -> dict[str, Any]:
 
     With b sequences of i tokens and n new ones each, of every sample:
         ttft: until the last sequence of the batch has its first token; e2e: until all are complete.
-        tpot = (e2e - ttft) / (n - 1), both by the same source; None where n is 1.
+        tpot = (e2e - ttft) / (n - 1), both by the same source; None where n is 1, and where that is no time of any one
+        sample, since two calls that noise turns round say nothing of the others' difference either.
         output_tok_s = b n / e2e; prefill_tok_s = b i / ttft; j_per_tok = joules of the whole call / (b n), so prefill
         is part of it.
 
@@ -33,7 +34,7 @@ def figures(samples: Sequence[Sample], shape: Shape) -> dict[str, Any]:
         the samples; None where there is nothing to tell.
         `mean_latency_ms`, `std_latency_ms`: of e2e. `sources`: medians in ms by source.
         `request_ttft_ms`: the median over requests, from engines that time them.
-        `notes`: sources that disagree by more than DISAGREEMENT.
+        `notes`: sources that disagree by more than DISAGREEMENT, and why there is no tpot.
     """
     calls = _present(samples, _OF_CALLS)
     tokens = _present(samples, _OF_TOKENS)
@@ -43,7 +44,7 @@ def figures(samples: Sequence[Sample], shape: Shape) -> dict[str, Any]:
     b, i, n = shape.batch_size, shape.input_len, shape.output_len
     metrics = {
         "ttft_ms": _metric(sources[tokens]["ttft_ms"], tokens),
-        "tpot_ms": _metric(sources[tokens]["tpot_ms"], tokens) if n > 1 else None,
+        "tpot_ms": _metric(sources[tokens]["tpot_ms"], tokens) if sources[tokens]["tpot_ms"] else None,
         "e2e_ms": _metric(sources[calls]["e2e_ms"], calls),
         "output_tok_s": _metric([b * n / each for each in e2e], calls),
         "prefill_tok_s": _metric([1000 * b * i / each for each in sources[tokens]["ttft_ms"]], tokens),
@@ -61,8 +62,24 @@ def figures(samples: Sequence[Sample], shape: Shape) -> dict[str, Any]:
             for name, found in sources.items()
         },
         "request_ttft_ms": 1000 * statistics.median(requests) if requests else None,
-        "notes": _disagreements(sources) + _partial(samples, sources),
+        "notes": _disagreements(sources) + _partial(samples, sources) + _too_short(samples, tokens, n),
     }
+
+
+def _no_decoding(sample: Sample, source: str) -> bool:
+    """Whether a source says that all tokens took no longer than the first: then their difference is no time."""
+    return sample.last[source] <= sample.first[source]
+
+
+def _too_short(samples: Sequence[Sample], source: str, output_len: int) -> list[str]:
+    count = sum(_no_decoding(each, source) for each in samples)
+    if output_len == 1 or not count:
+        return []
+    return [
+        f"no time per token: by {source}, {count} of {len(samples)} iterations took no longer for {output_len} tokens "
+        "than for the first alone, so noise is larger than the decoding (TTFT may be above e2e); give more output "
+        "tokens"
+    ]
 
 
 def _present(samples: Sequence[Sample], order: Sequence[str]) -> str:
@@ -79,10 +96,10 @@ def _partial(samples: Sequence[Sample], told: Mapping[str, Any]) -> list[str]:
 
 
 def _by_source(samples: Sequence[Sample], source: str, shape: Shape) -> dict[str, list[float]]:
-    """Milliseconds of every sample by one source."""
+    """Milliseconds of every sample by one source; none for each token where they would be no times."""
     first = [1000 * each.first[source] for each in samples]
     last = [1000 * each.last[source] for each in samples]
-    steps = shape.output_len - 1
+    steps = 0 if any(_no_decoding(each, source) for each in samples) else shape.output_len - 1
     return {
         "ttft_ms": first,
         "tpot_ms": [(b - a) / steps for a, b in zip(first, last, strict=True)] if steps else [],

@@ -31,6 +31,7 @@ class Context:
     """What all records of a run share.
 
     Attributes:
+        run_id: one for every run of a command, so that arms measured side by side can be told from others.
         machine, versions, git: as hardware gives them.
         asked: the command's options.
         geometry: of the model; None where it is not understood, and then there are no floors.
@@ -38,6 +39,7 @@ class Context:
         rates: what the machine can do at most, or why that was not measured.
     """
 
+    run_id: str
     workload: Workload | None
     schedule: Schedule
     machine: Mapping[str, Any]
@@ -85,6 +87,7 @@ def _labels(precision: str, labels: Mapping[str, Any], context: Context) -> dict
     gpus, work = context.machine["gpus"], context.workload
     return {
         "schema": SCHEMA,
+        "run_id": context.run_id,
         # what the loaded kernels compute in, which is not what was planned where the engine chose weight-only ones
         "precision": engine.get("precision") or precision,
         "precision_planned": precision,
@@ -224,11 +227,12 @@ def _together(rates: Rates, gpus: int) -> Rates:
     )
 
 
-def _against(floor: floors.Floor, measured: Mapping[str, Any]) -> dict[str, Any]:
-    predicted = 1000 * floor.seconds
+def _against(floor: floors.Floor, measured: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A floor beside what was measured, None where that is no time."""
+    predicted, median = 1000 * floor.seconds, measured["median"] if measured else None
     return {
         **asdict(floor),
         "predicted_ms": predicted,
-        "measured_ms": measured["median"],
-        "fraction_of_floor": predicted / measured["median"],
+        "measured_ms": median,
+        "fraction_of_floor": predicted / median if median else None,
     }

@@ -52,13 +52,13 @@ def _row(record: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
         return "-" if metrics[name] is None else f"{metrics[name]['median']:,.{digits}f}"
 
     e2e, experts, floors = metrics["e2e_ms"], row["experts_per_layer_step"], row["floors"]
-    step = floors.get("decode_step") if isinstance(floors, Mapping) else None
+    fraction = floors.get("decode_step", {}).get("fraction_of_floor") if isinstance(floors, Mapping) else None
     return (
         *(record["arm"], str(row["batch_size"]), median("ttft_ms", 2), median("tpot_ms", 3), median("e2e_ms", 1)),
         "-" if e2e["low"] is None else f"{e2e['low']:,.1f} to {e2e['high']:,.1f}",
         *(median("output_tok_s", 1), median("prefill_tok_s", 0), median("j_per_tok", 3)),
         "-" if experts is None else f"{experts:.1f}",
-        "-" if step is None else f"{100 * step['fraction_of_floor']:.0f} %",
+        "-" if fraction is None else f"{100 * fraction:.0f} %",
         *_speed_up(row["versus_reference"]),
     )
 

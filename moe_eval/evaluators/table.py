@@ -29,6 +29,11 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
         "probability or more.",
         _noise(first),
         *(f"{name}: {flag}." for name, flag in map(_flag, records) if flag),
+        *(
+            f"{each['precision']}: {quality_record.CALIBRATED}."
+            for each in records
+            if quality_record.of_calibration_text(each)
+        ),
     ]
     if first["no_interval"]:
         lines.append(f"No interval: {first['no_interval']}")

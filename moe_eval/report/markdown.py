@@ -25,7 +25,7 @@ def render(comparison: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     if not pairs:
         parts.append("Nothing was compared.")
     usable = comparable(comparison)
-    speed = [each for pair in usable for each in (*tables.speed(pair), *tables.conditions(pair))]
+    speed = [each for pair in usable for each in tables.of_speed(pair)]
     steps = [each for pair in usable for each in _steps(pair)]
     speed += tables_arms.speed(comparison)
     steps += [each for one in tables_arms.traced(comparison) for each in tables_arms.steps(*one)]

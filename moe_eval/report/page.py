@@ -101,7 +101,7 @@ def _told(words: str, text: str) -> str:
 
 def _speed(comparison: Mapping[str, Any], ids: Iterator[str]) -> str:
     pairs = comparable(comparison)
-    found = [each for pair in pairs for each in (*tables.speed(pair), *tables.conditions(pair))]
+    found = [each for pair in pairs for each in tables.of_speed(pair)]
     found += tables_arms.speed(comparison)
     drawn = speed(comparison, ids)
     return _figures(drawn) + _tables(found) if drawn or found else _nothing(comparison)

@@ -22,6 +22,8 @@ from moe_eval.report.text import (
     span,
 )
 
+_UNREAD = "not read"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -89,6 +91,11 @@ def speed(pair: Mapping[str, Any]) -> list[Table]:
     return made(f"Speed: {names_of(pair)} (medians)", heads, rows)
 
 
+def of_speed(pair: Mapping[str, Any]) -> list[Table]:
+    """Everything that a report's section on speed has of a pair."""
+    return [*speed(pair), *notes(pair), *conditions(pair)]
+
+
 def conditions(pair: Mapping[str, Any]) -> list[Table]:
     """What has to hold for the ratios to mean anything: routing and clocks."""
     one, two = named(pair.get("reference")), named(pair.get("other"))
@@ -98,11 +105,23 @@ def conditions(pair: Mapping[str, Any]) -> list[Table]:
         fair = {True: "yes", False: "no"}.get(shape.get("fair"), NONE)
         rows.append((
             named(shape.get("name")), fair, plain(shape.get("fair_reason") or "", LONGEST_SENTENCE),
-            *(number(each, 0) for key in ("sm_mhz", "slow_samples") for each in pair_of(clocks.get(key))),
+            *(number(each, 0) for each in pair_of(clocks.get("sm_mhz"))),
+            *(_UNREAD if clocks and each is None else number(each, 0) for each in pair_of(clocks.get("slow_samples"))),
         ))  # fmt: skip
     heads = ("shape", "routing is fair", "routing: reason", f"SM clock of {one}, MHz", f"SM clock of {two}, MHz",
              f"slow samples of {one}", f"slow samples of {two}")  # fmt: skip
     return made(f"Fairness and clocks: {names_of(pair)}", heads, rows)
+
+
+def notes(pair: Mapping[str, Any]) -> list[Table]:
+    """What the speed measurement of either arm remarked, a row for every remark."""
+    rows = [
+        (named(shape.get("name")), named(arm), plain(note, LONGEST_SENTENCE))
+        for shape in pair.get("shapes") or ()
+        for arm, remarks in (shape.get("notes") or {}).items()
+        for note in remarks
+    ]
+    return made(f"Notes on the measurement: {names_of(pair)}", ("shape", "arm", "note"), rows)
 
 
 def ceilings(pair: Mapping[str, Any]) -> list[Table]:

@@ -52,12 +52,15 @@ def arms(comparison: Mapping[str, Any]) -> list[tables.Table]:
 
 
 def failed(comparison: Mapping[str, Any]) -> list[tables.Table]:
-    """Arms without a result, and why."""
+    """Arms without a result or without a part of it, and why."""
     rows = [
         (named(arm.get("name")), named(arm.get("precision")), named(arm.get("status")),
          plain(arm.get("error") or "no reason recorded", LONGEST_SENTENCE))
         for arm in comparison.get("arms") or () if arm.get("status") not in (None, "finished")
     ]  # fmt: skip
+    for each in comparison.get("skipped") or ():
+        part = f"without {plain(each['evaluator'])}" if each.get("evaluator") else "skipped"
+        rows.append((named(each.get("arm")), "", part, plain(each.get("reason") or "", LONGEST_SENTENCE)))
     return tables.made("Arms that were skipped or failed", ("arm", "precision", "status", "reason"), rows)
 
 

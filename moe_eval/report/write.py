@@ -24,12 +24,30 @@ def conclude(
         arms: the reference first.
         run: see page.render.
         across: what may differ nevertheless, see compare.make.
+
+    Returns:
+        What compare.make gives, and `skipped`.
     """
-    found = compare.make(arms, across)
+    found = {**compare.make(arms, across), "skipped": skipped(run, {arm.name for arm in arms})}
     records.write_json(folder / COMPARISON, found)
     _write(folder / PAGE, page.render(found, run))
     _write(folder / TEXT, markdown.render(found, run))
     return found
+
+
+def skipped(run: Mapping[str, Any], there: Collection[str] = ()) -> list[dict[str, Any]]:
+    """`arm`, `evaluator` (None for all of them) and `reason` of everything that a run was asked for and did not begin.
+
+    Args:
+        run: what run.json holds. `there`: the arms that are recorded.
+    """
+    found = [
+        {"arm": arm, "evaluator": evaluator, "reason": reason}
+        for arm, evaluator, reason in run.get("skipped") or ()
+        if evaluator is not None or arm not in there
+    ]
+    absent = [name for name in run.get("evaluators") or () if name not in there]
+    return [*found, *({"arm": name, "evaluator": None, "reason": "it was not measured"} for name in absent)]
 
 
 def _write(file: Path, text: str) -> None:

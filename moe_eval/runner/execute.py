@@ -59,6 +59,7 @@ class Executor:
         self._folder, self._how, self._lock = folder, how, lock
         self._stack = ExitStack()
         self._loaded: dict[str, _Loaded] = {}
+        self._broke: dict[str, str] = {}  # why arms broke down outside of a step of theirs
 
     def __enter__(self) -> Executor:
         self._nvml = self._stack.enter_context(Nvml.open(self._how.uuids))
@@ -66,8 +67,8 @@ class Executor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close_all()
-        self._stack.close()
+        with self._stack:
+            self._close_all()
 
     def run(
         self, steps: Sequence[Step], begun: Callable[[Step], None], done: Callable[[Step, str | None], None]
@@ -75,7 +76,8 @@ class Executor:
         """Do steps.
 
         A step that fails is written down with its reason and the arm's last output; the arm is loaded afresh for the
-        next one. One that cannot be loaded fails all of its steps of that load.
+        next one. One that cannot be loaded fails all of its steps of that load, and one that broke down in a warm-up
+        for another's turn fails its own next step.
 
         Args:
             begun: told every step before it begins; `done` after it ended, with the reason where it failed.
@@ -83,7 +85,7 @@ class Executor:
         hopeless: dict[tuple[str, int], str] = {}
         for step in steps:
             begun(step)
-            reason = hopeless.get((step.arm, step.load))
+            reason = hopeless.get((step.arm, step.load)) or self._broke.pop(step.arm, None)
             started = time.monotonic()
             try:
                 if reason is not None:
@@ -122,31 +124,34 @@ class Executor:
         self._loaded[step.arm] = made
         labels = process.load()
         content = {"labels": records.redact(labels), "before": before, "after": None}
-        records.write_json(self._load_file(step.arm, step.load), content)
+        records.write_json(self._folder.load_file(step.arm, step.load), content)
         made.content = content
         return made
 
-    def _load_file(self, arm: str, load: int) -> Path:
-        return self._folder.of_arm(arm) / ("load_routing.json" if load == ROUTING_LOAD else f"load_{load}.json")
-
     def _close(self, name: str) -> None:
-        arm = self._loaded.pop(name, None)
+        arm = self._loaded.get(name)
         if arm is None:
             return
         arm.process.end()
+        del self._loaded[name]
         if arm.content is not None:
             # what other arms hold is not this one's to give back
             after = memory.freed(self._nvml, arm.before) if not self._loaded else None
-            records.write_json(self._load_file(name, arm.load), {**arm.content, "after": after})
+            records.write_json(self._folder.load_file(name, arm.load), {**arm.content, "after": after})
 
     def _close_all(self) -> None:
-        for name in [*self._loaded]:
-            self._close(name)
+        try:
+            for name in [*self._loaded]:
+                self._close(name)
+        except BaseException:  # a second Ctrl-C, or a full disk: nobody waits for the others to close their engines
+            for arm in self._loaded.values():
+                arm.process.kill()
+            raise
 
     def _do(self, step: Step, arm: _Loaded) -> dict[str, Any]:
         how, folder = self._how, self._folder.of_arm(step.arm)
         if step.kind in ("perplexity", "noise"):
-            arrays = str(folder / f"{step.kind}.npz")
+            arrays = str(self._folder.arrays(step.arm, step.kind))
             return arm.process.ask("perplexity", arrays=arrays, alone=step.kind == "noise", **how.quality)
         if step.kind == "routing":
             largest = max(how.shapes, key=lambda shape: shape.batch_size)
@@ -168,10 +173,11 @@ class Executor:
                 continue
             try:
                 other.warmed[step.shape] = other.process.ask("warm_up", **asked, least=self._how.warm_ups)
-            except ArmFailed:
+            except ArmFailed as error:
                 if other is arm:
                     raise
-                self._close(name)  # its own step will say why
+                self._close(name)
+                self._broke[name] = f"{error}, in a warm-up before {step.arm}'s turn"
         uuids = list(self._how.uuids)
         found = arm.process.ask("measure", **asked, iterations=self._how.iterations, uuids=uuids)
         samples = found["samples"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,22 @@ from typing import Any
 
 from moe_eval import records
 from moe_eval.errors import UsageError
-from moe_eval.runner.steps import Step
+from moe_eval.evaluators.perplexity import Scores
+from moe_eval.runner.steps import ROUTING_LOAD, Step
 
 RUN = "run.json"
 SCHEMA = 1
 # arms of a run that was killed close their engines before they let go of the lock
 _WAIT_SECONDS = 90.0
+_QUIET_SECONDS = 2.0  # of waiting that need no word
+_NEEDED = ("run_id", "status", "started", "asked", "evaluators", "skipped", "schedule", "machine", "versions", "git")
+
+
+def say(sentence: str) -> None:
+    """Tell the user on standard error, above a progress bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"moe-eval: {sentence}", file=sys.stderr)
 
 
 class RunFolder:
@@ -35,18 +46,22 @@ class RunFolder:
             UsageError: another run has it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        end = time.monotonic() + wait
+        begun, told = time.monotonic(), False
         with (self.path / ".lock").open("w") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() > end:
+                    waited = time.monotonic() - begun
+                    if waited > wait:
                         raise UsageError(
                             f"Another run is at work in {self.path}; wait until it has ended, or give another "
                             "--output_dir."
                         ) from None
+                    if waited > _QUIET_SECONDS and not told:
+                        say(f"Another run is at work in {self.path}; waiting up to {wait:.0f} s for its end.")
+                        told = True
                     time.sleep(0.2)
             self._sweep()
             yield file.fileno()
@@ -70,10 +85,15 @@ class RunFolder:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if found["schema"] != SCHEMA:
                 raise UsageError(f"{file} has schema {found['schema']}; this moe_eval reads schema {SCHEMA}.")
+            missing = [key for key in _NEEDED if key not in found]
+            if missing:
+                raise KeyError(*missing[:1])
         except OSError:
             raise UsageError(f"{self.path} holds no {RUN}; give the folder of a run, or leave out --resume.") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{file} is not the plan of a run ({error}).") from None
+            raise UsageError(
+                f"{file} is not the plan of a run ({type(error).__name__}: {error}); give another --output_dir."
+            ) from None
         return found
 
     def exists(self) -> bool:
@@ -91,13 +111,51 @@ class RunFolder:
     def file(self, step: Step) -> Path:
         return self.of_arm(step.arm) / f"{step.name}.json"
 
+    def load_file(self, arm: str, load: int) -> Path:
+        """What a load of an arm has said of itself, and the memory that it took."""
+        return self.of_arm(arm) / ("load_routing.json" if load == ROUTING_LOAD else f"load_{load}.json")
+
+    def arrays(self, arm: str, kind: str) -> Path:
+        """The scores that a step of this kind has left."""
+        return self.of_arm(arm) / f"{kind}.npz"
+
     def result(self, step: Step) -> dict[str, Any] | None:
-        """What a step has left; None where it has not run."""
-        file = self.file(step)
-        if not file.is_file():
+        """What a step has left; None where it has not run, or its file is damaged."""
+        found = _object(self.file(step), "status")
+        if found is None:
             return None
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        whole = isinstance(found.get("result"), dict) if found["status"] == "finished" else "error" in found
+        return found if whole else None
+
+    def mend(self, steps: Sequence[Step]) -> list[str]:
+        """Forget the steps whose files cannot be read, so that they are done again.
+
+        A step that has finished needs what its load has said of itself, and a perplexity its scores.
+
+        Returns:
+            A sentence for every step that is forgotten.
+        """
+        for file in self.path.glob("arms/*/load_*.json"):
+            if not isinstance((_object(file, "before", "after", "labels") or {}).get("labels"), dict):
+                file.unlink()
+        return [
+            f"{file} is missing or damaged, so {step.arm} {step.name} is measured again."
+            for step, file in self._lost(steps)
+        ]
+
+    def _lost(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Path]]:
+        for step in steps:
+            file, found = self.file(step), self.result(step)
+            damaged = file if file.exists() and found is None else None
+            if found is not None and found["status"] == "finished":
+                load, arrays = self.load_file(step.arm, step.load), self.arrays(step.arm, step.kind)
+                if not load.exists():
+                    damaged = load
+                elif step.kind in ("perplexity", "noise") and not _opens(arrays):
+                    damaged = arrays
+            if damaged is not None:
+                file.unlink()
+                yield step, damaged
 
     def done(self, step: Step) -> bool:
         """Whether a step need not run again; one that failed has to."""
@@ -119,3 +177,20 @@ class RunFolder:
             for step in steps
             if not self.done(step) or (whole and step.kind == "latency" and (step.shape, step.block) in torn)
         ]
+
+
+def _object(file: Path, *keys: str) -> dict[str, Any] | None:
+    """A JSON object with these keys; None where the file holds no such thing."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= set(keys) else None
+
+
+def _opens(arrays: Path) -> bool:
+    try:
+        Scores.load(arrays)
+    except Exception:  # zipfile, zlib and NumPy raise whatever they like at a damaged archive
+        return False
+    return True

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, engines, geometry, hardware, records, results
+from moe_eval import checkpoint, engines, geometry, records, results
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import prompts
@@ -19,14 +19,16 @@ from moe_eval.evaluators.rates import Rates
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.hardware import Gpu
 from moe_eval.report import write
+from moe_eval.runner import opened
 from moe_eval.runner.execute import Executor, How
-from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.folder import RunFolder, say
 from moe_eval.runner.plan import Asked, Plan
 from moe_eval.runner.steps import Step
 from moe_eval.runner.views import Views
 from moe_eval.workload import Workload
 
 _RATES = "rates.json"
+_ENDED_BEFORE = "the run ended before the machine's rates were measured"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Run:
         done: Callable[[Step, str | None], None],
         ready: Callable[[Sequence[Step]], None],
     ) -> list[str]:
-        """Do what is left to do and write the records.
+        """Do what is left to do and write the records, also as it goes: a kill leaves those of what was measured.
+
+        A run that has finished stays as it is, but for records and reports that are made again.
 
         Args:
             begun, done: told every step; `ready` is told all that are left, once the run is on disk.
@@ -74,75 +78,68 @@ class Run:
 
         Raises:
             UsageError: the folder is in use, or holds another run.
+            KeyboardInterrupt: with a sentence that says how to go on.
         """
         with self.folder.locked() as lock:
-            opened = self._open()
+            content = self._open()
+            for sentence in self.folder.mend(self.plan.steps):
+                say(sentence)
+            left = self.folder.missing(self.plan.steps)
+            settled = not left and content["status"] == "finished"
             failed: list[str] = []
 
             def ended(step: Step, reason: str | None) -> None:
                 if reason is not None:
                     failed.append(f"{step.arm} {step.name}: {reason}")
+                shown(step)
                 done(step, reason)
 
-            with self._closed(opened):
+            with nullcontext() if settled else self._closed(content):
                 work = self._workload()
-                left = self.folder.missing(self.plan.steps)
+                shown = self._shown(left, work)
                 ready(left)
                 try:
                     with Executor(self.folder, self._how(work), lock) as executor:
                         executor.run(left, begun, ended)
                 except BaseException:  # what was measured is told as well as it can be, without a further measurement
-                    self._views(work, "the run ended before the machine's rates were measured").write()
+                    self._views(work, self._known_rates() or _ENDED_BEFORE).write()
                     raise
                 self._views(work, self._rates() if self.plan.timed else "not measured").write()
                 self._conclude()
             return failed
 
+    def _shown(self, left: Sequence[Step], work: Workload | None) -> Callable[[Step], None]:
+        """What writes the records of a step that has ended, but not between turns at a shape: arms would wait."""
+        views = self._views(work, self._known_rates() or _ENDED_BEFORE)
+        turns = self.plan.schedule.mode == "interleaved"
+        waiting = {
+            one for one, after in pairwise(left) if turns and one.kind == after.kind and one.shape == after.shape
+        }
+        return lambda step: None if step in waiting and step.kind == "latency" else views.write(step.kind)
+
     def _conclude(self) -> None:
-        """The comparison and the report, where there is anything to tell."""
-        if any(self.folder.done(step) for step in self.plan.steps):
+        """The comparison and the report, unless there is nothing but traces that could not be made."""
+        if any(step.kind != "kernels" or self.folder.done(step) for step in self.plan.steps):
             write.conclude(results.read(self.folder.path), self.folder.path, self.folder.run())
 
     def _open(self) -> dict[str, Any]:
-        """Write down what was asked, or check that it is what the run in the folder was asked."""
-        shown = {name: value for name, value in self.request.shown.items() if name not in ("resume", "dry_run")}
-        shown.pop("output_dir", None)
-        if self.folder.exists():
-            before = self.folder.run()
-            if not self.request.resume:
-                raise UsageError(
-                    f"{self.folder.path} holds a run already; give --resume to go on with it, or another --output_dir."
-                )
-            changed = sorted(
-                name for name in {*shown, *before["asked"]} if shown.get(name) != before["asked"].get(name)
+        """What is written down of this run; of the one in the folder where this goes on with it."""
+        now = opened.new(self.request.shown, self.plan, self.gpus)
+        if not self.folder.exists():
+            return now
+        before = self.folder.run()
+        if not self.request.resume:
+            raise UsageError(
+                f"{self.folder.path} holds a run already; give --resume to go on with it, or another --output_dir."
             )
-            if changed:
-                raise UsageError(
-                    f"The run in {self.folder.path} was asked for with other options ({', '.join(changed)}); give the "
-                    "same ones to resume it."
-                )
-            content = {**before, "status": "running", "error": None}
-        else:
-            content = {
-                "run_id": uuid.uuid4().hex,
-                "status": "running",
-                "error": None,
-                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "asked": shown,
-                "evaluators": {name: list(each) for name, each in self.plan.evaluators.items()},
-                "skipped": [list(each) for each in self.plan.skipped],
-                "schedule": asdict(self.plan.schedule),
-                "steps": len(self.plan.steps),
-                "machine": asdict(replace(hardware.machine(), gpus=self.gpus)),
-                "versions": hardware.versions(),
-                "git": hardware.git_state(),
-            }
-        self.folder.write_run(content)
-        return content
+        opened.check(before, now, self.folder.path)
+        return before
 
     @contextmanager
     def _closed(self, content: dict[str, Any]) -> Iterator[None]:
-        """Write how the run ended; what was measured before is in the records, however that is."""
+        """Write that the run is at work, and then how it ended; what was measured is in the records in any case."""
+        content = {**content, "status": "running", "error": None, "ended": None}
+        self.folder.write_run(content)
         try:
             yield
         except BaseException as error:
@@ -150,6 +147,11 @@ class Run:
             reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
             with suppress(OSError):  # a full disk is what ended it, perhaps
                 self.folder.write_run({**content, "status": "killed" if killed else "failed", "error": reason})
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(
+                    f"Interrupted; {self.folder.path} holds what was measured, and the same command with --resume goes "
+                    "on."
+                ) from None
             raise
         complete = not self.folder.missing(self.plan.steps)
         ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -205,6 +207,7 @@ class Run:
         if self.kind.routing is None:
             unrouted = f"not measured: {self.kind.title} does not tell which experts tokens go through"
         context = Context(
+            run_id=run["run_id"],
             workload=work,
             schedule=self.plan.schedule,
             machine=run["machine"],
@@ -226,15 +229,22 @@ class Run:
             unrouted=unrouted,
         )
 
+    def _known_rates(self) -> Rates | None:
+        """What the machine can do at most, where this run has measured it."""
+        try:
+            return Rates(**json.loads((self.folder.path / _RATES).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # a damaged file is measured again
+            return None
+
     def _rates(self) -> Rates | str:
         """What the machine can do at most, measured once a run."""
-        file = self.folder.path / _RATES
-        if file.is_file():
-            return Rates(**json.loads(file.read_text(encoding="utf-8")))
+        known = self._known_rates()
+        if known is not None:
+            return known
         with ArmProcess(None, patience=self.request.patience) as process:
             try:
                 found = process.ask("rates", device="cuda" if self.gpus else "cpu")
             except ArmFailed as error:
                 return f"the machine's rates were not measured ({error})"
-        records.write_json(file, found)
+        records.write_json(self.folder.path / _RATES, found)
         return Rates(**found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from moe_eval import records
@@ -15,7 +14,11 @@ from moe_eval.evaluators.interleave import ArmRun
 from moe_eval.evaluators.latency import Sample
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.runner.folder import RunFolder
-from moe_eval.runner.steps import ROUTING_LOAD, Step
+from moe_eval.runner.steps import ROUTING_LOAD, Kind, Step
+
+_SPEED: tuple[Kind, ...] = ("latency", "routing")
+_QUALITY: tuple[Kind, ...] = ("perplexity", "noise")
+UNMEASURED = "the run ended before it was measured"
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,26 @@ class Views:
     where: str
     unrouted: str
 
-    def write(self) -> None:
-        """Write perf_*, ppl_* and kernels_* records beside the plan, the first finished arm being the reference."""
-        self._speed()
-        self._quality()
+    def write(self, kind: Kind | None = None) -> None:
+        """Write perf_*, ppl_* and kernels_* records beside the plan, the first finished arm being the reference.
+
+        Args:
+            kind: of a step that has just ended, whose results alone are new; None for all of them.
+        """
+        if kind in (None, *_SPEED):
+            self._speed()
+        if kind in (None, *_QUALITY):
+            self._quality()
+        if kind in (None, "kernels"):
+            self._kernels()
+
+    def _kernels(self) -> None:
         for step in (each for each in self.steps if each.kind == "kernels"):
-            found = self.folder.result(step)
-            if found is not None and step.shape is not None:
-                content = found.get("result") or {"shape": step.shape.name}
-                content |= {"status": found["status"], "error": found.get("error")}
-                self._write(f"kernels_{step.arm}_{self.where}_{step.shape.name}", content)
+            assert step.shape is not None
+            found = self.folder.result(step) or {"status": "failed", "error": UNMEASURED}
+            content = found.get("result") or {"shape": step.shape.name}
+            content |= {"run_id": self.context.run_id, "status": found["status"], "error": found.get("error")}
+            self._write(f"kernels_{step.arm}_{self.where}_{step.shape.name}", content)
 
     def _speed(self) -> None:
         runs = [self._run(arm) for arm in self.precisions if self._of(arm, "latency")]
@@ -64,7 +77,7 @@ class Views:
             found = self.folder.result(step)
             if found is None or found["status"] != "finished":
                 run.status = "failed"
-                run.error = run.error or (found["error"] if found else "the run ended before it was measured")
+                run.error = run.error or (found["error"] if found else UNMEASURED)
                 continue
             result = found["result"]
             blocks = run.blocks.setdefault(step.shape.name, [[] for _ in range(self.context.schedule.blocks)])
@@ -87,7 +100,7 @@ class Views:
         finished = [arm for arm in self.precisions if self._finished(arm, "perplexity")]
         floor = None
         if finished and self._finished(finished[0], "noise"):
-            floor = quality_record.noise(*(self._arrays(finished[0], kind) for kind in ("perplexity", "noise")))
+            floor = quality_record.noise(*(self.folder.arrays(finished[0], kind) for kind in _QUALITY))
         for arm in self.precisions:
             found = self.folder.result(Step("perplexity", arm)) if self._of(arm, "perplexity") else None
             if found is None:
@@ -96,13 +109,14 @@ class Views:
                 self.precisions[arm],
                 found["status"],
                 found.get("error"),
+                run_id=self.context.run_id,
                 labels=self._labels(arm),
                 figures=found.get("result", {}),
                 asked=self.asked,
                 fusion_disabled=self.context.fusion_disabled,
             )
             if arm in finished:
-                arrays = [self._arrays(each, "perplexity") for each in (finished[0], arm)]
+                arrays = [self.folder.arrays(each, "perplexity") for each in (finished[0], arm)]
                 content |= {
                     "reference": self.precisions[finished[0]],
                     "noise_floor": floor,
@@ -117,11 +131,8 @@ class Views:
         steps = self._of(arm, kind)
         return bool(steps) and all(self.folder.done(step) for step in steps)
 
-    def _arrays(self, arm: str, kind: str) -> Path:
-        return self.folder.of_arm(arm) / f"{kind}.npz"
-
     def _labels(self, arm: str) -> dict[str, Any]:
-        files = sorted(self.folder.of_arm(arm).glob("load_*.json"))
+        files = sorted(self.folder.of_arm(arm).glob("load_[0-9]*.json"))
         found: dict[str, Any] = json.loads(files[0].read_text(encoding="utf-8"))["labels"] if files else {}
         return found
 

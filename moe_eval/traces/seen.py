@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_eval.precision import WEIGHT_ONLY
 from moe_eval.traces.roles import NUMBER, Roles
@@ -38,6 +39,11 @@ _MAKES = tuple(
         (r"fp8|float8|e4m3", "fp8"),
     )
 )
+# C++ types in names of kernels, demangled or not, that activations of 16 bits have
+_TYPES = (
+    (re.compile("BFloat16|nv_bfloat16|bfloat16_t"), "bf16"),
+    (re.compile("c10::Half|c104Half|__half|half_t"), "fp16"),
+)
 
 
 def _family(precision: str) -> str:
@@ -64,7 +70,8 @@ def observe(trace: Trace, roles: Roles) -> Seen:
     """Read the precision of the experts from what ran.
 
     A GEMM's own name comes first. A Triton kernel's name has no types in it: there the experts' inputs tell, which have
-    to be quantised before a product of low precision and are not before one of 16 bits.
+    to be quantised before a product of low precision; where they are not, their type is that of the kernels around. The
+    operators of a CPU have no types in their names, so nothing tells there.
     """
     kernels = trace.kernels
     experts = np.flatnonzero(roles.category == NUMBER["expert_gemm"])
@@ -116,18 +123,35 @@ def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> Seen:
     if quantises.any() and not (roles.block != NONE).any():
         return Seen(None, backend, "kernels quantise inputs, and no order of launches tells whether the experts'")
     if not len(found):
-        return Seen(
-            "bf16",
-            backend,
-            "no kernel quantises the experts' inputs, so their products are of 16 bits, whatever their weights are "
-            "stored in",
-        )
+        return _unquantised(trace, inside, backend)
     counts = np.bincount(rows[found])
     names = Counter({name: int(counts[name]) for name in np.flatnonzero(counts).tolist()})
     told = Counter({name: count for name, count in names.items() if _makes(trace.kernels.names[name])})
     most = trace.kernels.names[(told or names).most_common(1)[0][0]]
     left_out = "" if told else ", whose name leaves out to what"
     return Seen(_makes(most), backend, f"the experts' inputs are quantised by {most[:120]}{left_out}")
+
+
+def _unquantised(trace: Trace, inside: npt.NDArray[np.bool_], backend: str | None) -> Seen:
+    """The type of activations within the MoE blocks, as the names of the kernels there have it."""
+    names = trace.kernels.names
+    counts = np.bincount(trace.kernels.name[inside], minlength=len(names))
+    told = {
+        name: precision
+        for name in np.argsort(-counts, kind="stable").tolist()
+        for pattern, precision in _TYPES
+        if counts[name] and pattern.search(names[name][:SEARCHED])
+    }
+    plain = "no kernel quantises the experts' inputs"
+    types = sorted(set(told.values()))
+    if len(types) != 1:
+        return Seen(None, backend, f"{plain}, and names tell {'of ' + ' and '.join(types) if types else 'no type'}")
+    first = names[next(iter(told))][:120]
+    return Seen(
+        types[0],
+        backend,
+        f"{plain}, so their products are of the type of {first}, whatever their weights are stored in",
+    )
 
 
 def _makes(name: str) -> str | None:

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.errors import UsageError
+from moe_eval.runner.folder import RUN
 from moe_eval.tracking import store
 from moe_eval.tracking.plan_run import PARENT_TAG
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _RECORD = re.compile(r"(perf|ppl|kernels)_.*\.json")
+# what a store says where it has no such run
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")
+_SQLITE = "sqlite:///"
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Download the records of a run, of its children where it is a parent, or of an experiment's newest parent.
+    """Download the records of a run, with those of its children where it is a parent, or of an experiment's newest one.
 
     Args:
         name: a run's id or an experiment's name.
@@ -26,39 +30,66 @@ def fetch(name: str, folder: Path) -> Path:
         The folder: records of one run belong together, as they did where it ran.
 
     Raises:
-        UsageError: there is no such run or experiment, or it keeps no records.
+        UsageError: there is no such run or experiment, it keeps no records, or the store cannot be reached.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    _look(name)
     here = Path(tempfile.mkdtemp(dir=folder))
     with store.patient():
-        client = mlflow.MlflowClient()
         try:
+            client = mlflow.MlflowClient()
             runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
             for run in runs:
                 kept = [each.path for each in client.list_artifacts(run.info.run_id)]
-                for path in filter(_RECORD.fullmatch, kept):
-                    client.download_artifacts(run.info.run_id, path, str(here))
-        except MlflowException as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"MLflow at {store.name()} has no {name} ({reason}); give another one.") from None
-    if not any(here.iterdir()):
+                for path in kept:
+                    if path == RUN or _RECORD.fullmatch(path):
+                        client.download_artifacts(run.info.run_id, path, str(here))
+        except UsageError:
+            raise
+        # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
+        except Exception as error:
+            if isinstance(error, MlflowException) and error.error_code in _ABSENT:
+                raise UsageError(f"MLflow at {store.name()} has no {name}; give another one.") from None
+            raise UsageError(
+                f"{name} is no folder, and MLflow at {store.name()} cannot be reached ({type(error).__name__}); start "
+                "it, or name another store in MLFLOW_TRACKING_URI."
+            ) from None
+    if not any(_RECORD.fullmatch(each.name) for each in here.iterdir()):
         raise UsageError(f"The runs of {name} in MLflow keep no records of arms; give runs that `moe-eval run` logged.")
     return here
 
 
+def _look(name: str) -> None:
+    """Refuse a store that is not there: MLflow would make it."""
+    import mlflow
+
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE).partition("?")[0]).exists():
+        raise UsageError(
+            f"{name} is no folder, and there is no MLflow store at {store.name()}; give a folder, or name the store in "
+            "MLFLOW_TRACKING_URI."
+        )
+
+
 def _run(client: Any, run_id: str) -> list[Any]:
+    """A run and its children."""
     run = client.get_run(run_id)
     children = client.search_runs([run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'")
-    return list(children)[::-1] or [run]
+    return [run, *list(children)[::-1]]
 
 
 def _experiment(client: Any, name: str) -> list[Any]:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         raise UsageError(f"{name} is no folder, no run id and no experiment in MLflow; give one of them.")
+    if experiment.lifecycle_stage == "deleted":
+        raise UsageError(
+            f"The experiment {name} was deleted in MLflow; bring it back with `mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}`."
+        )
     for run in client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]):
-        if PARENT_TAG not in run.data.tags and (found := _run(client, run.info.run_id)) != [run]:
+        if PARENT_TAG not in run.data.tags and len(found := _run(client, run.info.run_id)) > 1:
             return found
     raise UsageError(f"The experiment {name} has no run with arms; make one with `moe-eval run`.")

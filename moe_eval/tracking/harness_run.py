@@ -30,7 +30,7 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
     client = mlflow.MlflowClient()
     name, experiment_id = store.experiment(client)
     for found in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
-        if found.info.status != "RUNNING" and found.data.tags.get(STATUS_TAG) == record.status:
+        if found.info.status != "RUNNING" and found.data.tags.get(STATUS_TAG) == _status(record):
             return Logged(store.name(), name, found.info.run_id)
         # half a run that could not be taken back, or one that was logged before it had ended
         client.delete_run(found.info.run_id)
@@ -57,12 +57,17 @@ def _title(record: HarnessRecord) -> str:
     return f"{Path(name).name} {precision} {','.join(map(str, record.settings.get('tasks') or []))}"
 
 
+def _status(record: HarnessRecord) -> str:
+    """How it ended; a run that neither ended nor goes on was killed outright."""
+    return ENDED[record.status].lower()
+
+
 def _tags(record: HarnessRecord) -> dict[str, str]:
     engine = record.labels.get("engine", {})
     gpus = record.machine.get("gpus") or []
     tags = {
         ID_TAG: record.run_id,
-        STATUS_TAG: record.status,
+        STATUS_TAG: _status(record),
         "moe_eval.engine": engine.get("name"),
         "moe_eval.precision": engine.get("precision"),
         "moe_eval.gpu": gpus[0]["name"] if gpus else "none",

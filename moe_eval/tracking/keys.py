@@ -34,9 +34,9 @@ def of_perf(record: Mapping[str, Any]) -> dict[str, float]:
     for row in record.get("shapes", ()):
         found |= speed(row["name"], row["metrics"])
         versus = row["versus_reference"]
-        if versus is None:
+        if versus is None and record["status"] == "finished":  # the reference itself
             found |= dict.fromkeys((f"speed/{row['name']}/speedup{end}" for end in ("", "_low", "_high")), 1.0)
-        elif versus["fair"] is not False:
+        elif versus is not None and versus["fair"] is not False:
             found |= bounded(f"speed/{row['name']}/speedup", versus["e2e_ms"], "value")
         if row["experts_per_layer_step"] is not None:
             found[f"fairness/{row['name']}/experts_per_layer_step"] = row["experts_per_layer_step"]

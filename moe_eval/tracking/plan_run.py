@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval.records import DatasetFacts
-from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.folder import RUN, RunFolder
 from moe_eval.tracking import keys, store
+from moe_eval.tracking.arm import Arm
 from moe_eval.tracking.store import ENDED, ID_TAG, STATUS_TAG, Logged
 
 CONTENT_TAG = "moe_eval.content"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own, which nests runs
 _LABELS = ("asked", "evaluators", "schedule", "machine", "versions", "git", "skipped")
 # what a parent run keeps of the folder; logs and the output of failed steps stay where they are
-_OF_ALL = ("run.json", "rates.json", "workload_*.json", "comparison.json", "report.html", "report.md")
+_OF_ALL = (RUN, "rates.json", "workload_*.json", "comparison.json", "report.html", "report.md")
 
 
 def open_run(folder: Path) -> Logged:
-    """Show in MLflow that a run has begun; one that shows already is left alone.
+    """Show in MLflow that a run has begun; one that shows already, or that has finished, is left alone.
 
     Raises:
         TrackingError: with the command that logs the run later.
@@ -31,7 +31,8 @@ def open_run(folder: Path) -> Logged:
     run = RunFolder(folder).run()
     with store.reached(f"moe-eval log {folder}"):
         books = _Books.open(folder, run)
-        going = [each for each in books.found(run["run_id"]) if each.info.status == "RUNNING"]
+        finished = run["status"] == "finished"
+        going = [each for each in books.found(run["run_id"]) if finished or each.info.status == "RUNNING"]
         return books.logged(going[0].info.run_id if going else books.create(None))
 
 
@@ -42,29 +43,39 @@ def log(folder: Path) -> Logged:
 
     Raises:
         TrackingError: with the command that logs the run later.
-        UsageError: the folder holds no run.
+        UsageError: the folder holds no run, or a record of it is damaged.
     """
     run = RunFolder(folder).run()
-    content = _digest(folder)
+    arms = {name: Arm.read(folder, name, kinds) for name, kinds in run["evaluators"].items()}
+    content = _digest(folder, run)
     with store.reached(f"moe-eval log {folder}"):
         books = _Books.open(folder, run)
-        parent = None
-        for found in books.found(run["run_id"]):
-            if found.info.status != "RUNNING" and found.data.tags.get(CONTENT_TAG) == content:
-                return books.logged(found.info.run_id)
-            if found.info.status == "RUNNING" and not found.data.params and parent is None:
-                parent = found.info.run_id  # opened before the work
-            else:
-                books.client.delete_run(found.info.run_id)
+        known = books.found(run["run_id"])
+        going = [each.info.run_id for each in known if each.info.status == "RUNNING"]
+        same = [
+            each.info.run_id
+            for each in known
+            if each.info.run_id not in going and each.data.tags.get(CONTENT_TAG) == content
+        ]
+        if same:
+            for each in going:
+                books.client.delete_run(each)
+            return books.logged(same[0])
+        opened = [each.info.run_id for each in known if each.info.run_id in going and not each.data.params]
+        parent = opened[0] if opened else None  # it shows since the work began
+        for each in known:
+            if each.info.run_id != parent:
+                books.client.delete_run(each.info.run_id)
         for arm in run["evaluators"]:
             for found in books.found(f"{run['run_id']}/{arm}"):
                 books.client.delete_run(found.info.run_id)
         parent = parent or books.create(None)
         made = [parent]
         try:
-            books.fill(parent, made)
+            books.fill(parent, arms, made)
             books.client.set_tag(parent, CONTENT_TAG, content)
-            books.client.set_tag(parent, STATUS_TAG, run["status"])
+            # a run that neither ended nor goes on was killed outright
+            books.client.set_tag(parent, STATUS_TAG, ENDED[run["status"]].lower())
             books.client.set_terminated(parent, ENDED[run["status"]], _moment(run.get("ended")))
         except BaseException:
             # half a run would look whole and keep the records from being logged again
@@ -109,23 +120,18 @@ class _Books:
         created = self.client.create_run(self.experiment_id, started, found, arm or "moe-eval run")
         return str(created.info.run_id)
 
-    def fill(self, parent: str, made: list[str]) -> None:
+    def fill(self, parent: str, arms: Mapping[str, Arm], made: list[str]) -> None:
         """Log everything; `made` is told every run as it is created."""
         run, ended = self.run, _moment(self.run.get("ended"))
-        recorded = {arm: _records(self.folder, arm) for arm in run["evaluators"]}
-        metrics = dict(zip(recorded, keys.aligned(map(_metrics, recorded.values())), strict=True))
-        for arm, found in recorded.items():
-            first = next(iter(found.values()), {})
-            labels = {name: first.get(name) for name in ("versions", "git", "asked", "labels")}
-            labels |= {"precision": arm, "schedule": run["schedule"]}
-            child = self.create(arm, parent, _tags(arm, found))
+        metrics = keys.aligned(arm.metrics for arm in arms.values())
+        for (name, arm), figures in zip(arms.items(), metrics, strict=True):
+            child = self.create(name, parent, arm.tags)
             made.append(child)
-            datasets = _datasets(found)
-            store.log_labels(self.client, child, params=labels, metrics=metrics[arm], datasets=datasets, ended=ended)
-            for file in _files(self.folder, arm):
+            labels = {**arm.labels, "schedule": run["schedule"]}
+            store.log_labels(self.client, child, params=labels, metrics=figures, datasets=arm.datasets, ended=ended)
+            for file in arm.files:
                 self.client.log_artifact(child, str(file))
-            failed = not found or any(record["status"] != "finished" for record in found.values())
-            self.client.set_terminated(child, "FAILED" if failed else "FINISHED", ended)
+            self.client.set_terminated(child, arm.ended(run["status"]), ended)
         plain = {name: run[name] for name in _LABELS}
         store.log_labels(self.client, parent, params=plain, metrics={}, datasets=(), ended=ended)
         for pattern in _OF_ALL:
@@ -133,59 +139,11 @@ class _Books:
                 self.client.log_artifact(parent, str(file))
 
 
-def _tags(arm: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What to search and group by: engine, precision asked and seen."""
-    engines = [record["labels"].get("engine", {}) for record in found.values() if record.get("labels")]
-    seen = [record["precision_seen"] for record in found.values() if record.get("precision_seen")]
-    errors = "; ".join(str(record["error"]) for record in found.values() if record.get("error"))
-    tags = {
-        "moe_eval.precision": arm,
-        "moe_eval.precision_seen": seen[0] if seen else None,
-        "moe_eval.engine": engines[0].get("name") if engines else None,
-        "moe_eval.error": errors[:5000] or None,
-    }
-    return {key: value for key, value in tags.items() if value is not None}
-
-
-def _records(folder: Path, arm: str) -> dict[str, dict[str, Any]]:
-    """An arm's records by file name."""
-    files = [file for kind in ("ppl", "perf", "kernels") for file in sorted(folder.glob(f"{kind}_{arm}_*.json"))]
-    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
-
-
-def _metrics(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    read = {"ppl": keys.of_ppl, "perf": keys.of_perf, "kernels": keys.of_kernels}
-    metrics: dict[str, float] = {}
-    for name, record in found.items():
-        metrics |= read[name.partition("_")[0]](record)
-    return metrics
-
-
-def _datasets(found: Mapping[str, Mapping[str, Any]]) -> list[DatasetFacts]:
-    """What was scored, and the prompts that were timed."""
-    facts = []
-    for record in found.values():
-        if record.get("dataset_digest"):
-            source, count = f"local:{record['dataset']}", record["num_chunks"]
-            facts.append(
-                DatasetFacts(record["dataset"], "1", source, "test", count, str(record["dataset_digest"])[:16])
-            )
-        work = record.get("workload")
-        if work and "shapes" in record:
-            facts.append(DatasetFacts("prompts", "1", f"local:{work['source']}", "test", 1, str(work["digest"])))
-    return facts
-
-
-def _files(folder: Path, arm: str) -> Iterable[Path]:
-    yield from (folder / name for name in _records(folder, arm))
-    yield from sorted((folder / "arms" / arm).glob("trace_*"))
-
-
-def _digest(folder: Path) -> str:
-    """Of everything that is logged: another digest means that it has to be logged anew."""
-    found = hashlib.sha256()
+def _digest(folder: Path, run: Mapping[str, Any]) -> str:
+    """Of everything that is logged but when it ended: another digest means that it has to be logged anew."""
+    found = hashlib.sha256(json.dumps({**run, "ended": None}, sort_keys=True).encode())
     names = sorted({file for pattern in (*_OF_ALL, "ppl_*.json", "perf_*.json", "kernels_*.json")
-                    for file in folder.glob(pattern)})  # fmt: skip
+                    for file in folder.glob(pattern)} - {folder / RUN})  # fmt: skip
     for file in names:
         found.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()[:16]

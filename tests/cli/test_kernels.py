@@ -58,6 +58,7 @@ def test_one_trace_on_screen_and_as_json(traces: list[str], tmp_path: Path, caps
     content = json.loads((tmp_path / "k.json").read_text())
     (record,) = content["traces"]
     assert (record["precision_seen"], record["moe_backend_seen"], record["verified"]) == ("bf16", "triton", None)
+    assert record["run_id"] is None
     assert record["source"]["gpus"] == ["NVIDIA H100"]
     assert list(record["phases"]) == ["prefill", "decode"]
     decode = record["phases"]["decode"]

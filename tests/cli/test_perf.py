@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import cli, engines, hardware
+from moe_eval import cli, comparable, engines, hardware
 from moe_eval.evaluators import fit, interleave, speed_run
 from moe_eval.evaluators.routing import Routing
 from moe_eval.hardware import Gpu
@@ -105,6 +105,8 @@ def test_figures_are_those_of_the_samples_by_the_hosts_clock(real: Ended) -> Non
             "output_tok_s": [4 * size / each for each in last],
             "prefill_tok_s": [16 * size / each for each in first],
         }
+        if row["metrics"]["tpot_ms"] is None:  # a busy machine, on which four tokens once took no longer than one
+            assert min(expected.pop("tpot_ms")) <= 0
         for name, values in expected.items():
             found = row["metrics"][name]
             assert found["samples"] == pytest.approx(values)
@@ -155,10 +157,9 @@ def test_floors_follow_from_the_loaded_weights_and_the_measured_rates(real: Ende
         memory = step["bytes"] / rates["copy_bytes_per_s"]
         rate = rates["matrix_flops_per_s"]["bfloat16" if size == 2 else "float32"]
         assert step["predicted_ms"] == pytest.approx(1e3 * max(memory, step["flops"] / rate))
-        for name, metric in (("decode_step", "tpot_ms"), ("prefill", "ttft_ms")):
-            floor = row["floors"][name]
-            assert floor["measured_ms"] == row["metrics"][metric]["median"]
-            assert floor["fraction_of_floor"] == pytest.approx(floor["predicted_ms"] / floor["measured_ms"])
+        floor = row["floors"]["prefill"]
+        assert floor["measured_ms"] == row["metrics"]["ttft_ms"]["median"]
+        assert floor["fraction_of_floor"] == pytest.approx(floor["predicted_ms"] / floor["measured_ms"])
 
 
 def test_the_table_shows_what_the_records_hold_and_names_the_clock(real: Ended) -> None:
@@ -239,6 +240,9 @@ def test_the_first_arm_can_be_measured_against_itself(command: Command) -> None:
     assert (again["arm"], again["precision"], again["reference"]) == ("bf16-again", "bf16", "bf16")
     speed_ups = [(row["arm"], row["speed-up"]) for row in cells(ended.out)]
     assert speed_ups == [("bf16", "reference"), ("bf16-again", "1.000x"), ("fp32", "1.000x")]
+    assert comparable.one_run(ended.records["perf_bf16_cpu.json"], again)
+    later = command("--precisions", "bf16,fp32", "--aa").records["perf_bf16-again_cpu.json"]
+    assert not comparable.one_run(ended.records["perf_bf16_cpu.json"], later), "the same command is another run"
 
 
 def test_a_lost_gpu_is_in_the_record(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

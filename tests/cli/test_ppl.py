@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import arm, cli, engines, hardware
+from moe_eval import arm, cli, comparable, engines, hardware
 from moe_eval.arm import Found, Job
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators.perplexity import Scores
@@ -75,6 +76,9 @@ def test_every_precision_has_a_record_with_every_field(emulated: Ended) -> None:
         assert record["machine"]["gpus"] == []
         assert record["versions"]["torch"]
         assert record["reference"] == "bf16"
+    one, two = emulated.records.values()
+    assert re.fullmatch("[0-9a-f]{32}", one["run_id"])
+    assert comparable.one_run(one, two)
 
 
 def test_all_arms_scored_the_same_windows(emulated: Ended) -> None:
@@ -120,6 +124,8 @@ def test_the_table_shows_what_the_records_hold_and_that_windows_were_left_out(em
     assert f"12 windows of at most 128 tokens, the first of {one['of_chunks']}" in emulated.out
     assert "64 most probable" in emulated.out
     assert "Noise floor (bf16 again with batch size 1): ln(ppl ratio)" in emulated.out
+    assert "fp8: its static scales were calibrated on articles of the data set that is scored" in emulated.out
+    assert "bf16: its" not in emulated.out
     assert "not a model to judge" in emulated.err
 
 
@@ -199,6 +205,12 @@ def test_what_a_gpu_cannot_run_is_one_line_and_a_record_and_the_rest_goes_on(com
     assert (fp8["engine"], fp8["moe_backend"]) == ("trtllm", "CutlassFusedMoE")
     assert fp8["ln_ppl_ratio"]["value"] == pytest.approx(0.01, abs=1e-6)
     assert "hunter2" not in json.dumps(ended.records)
+
+
+def test_the_same_command_twice_is_two_runs(command: Command) -> None:
+    first, again = (command("--emulate").records for _ in range(2))
+    assert comparable.one_run(first["ppl_bf16_cpu.json"], first["ppl_nvfp4_cpu.json"])
+    assert not comparable.one_run(first["ppl_bf16_cpu.json"], again["ppl_nvfp4_cpu.json"])
 
 
 def test_a_failed_arm_leaves_a_record_and_the_others_go_on(command: Command) -> None:

@@ -19,6 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from moe_eval import results
 from moe_eval.cli import main
 from tests.conftest import ROOT
 
@@ -57,6 +58,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     running.communicate()
     stamps = {file: file.stat().st_mtime_ns for file in (folder / "arms" / "bf16").glob("*_*.json")}
     assert len(stamps) >= 4, "the first arm's steps were on disk"
+    assert {arm.name: (arm.perf or {})["status"] for arm in results.read(folder)} == {"bf16": "finished"}
     again = start(folder)
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err[-3000:]
@@ -76,7 +78,7 @@ def test_every_record_is_there(ran: tuple[Path, str]) -> None:
     for row in perf["shapes"]:
         assert len(row["metrics"]["e2e_ms"]["samples"]) == 2
         assert row["experts_per_layer_step"] >= 4
-        assert row["floors"]["decode_step"]["fraction_of_floor"] > 0
+        assert row["floors"]["decode_step"]["predicted_ms"] > 0
     for arm in ("bf16", "fp8"):
         ppl = read(folder / f"ppl_{arm}_cpu.json")
         assert (ppl["num_chunks"], ppl["reference"], ppl["emulated"]) == (12, "bf16", arm == "fp8")
@@ -85,6 +87,9 @@ def test_every_record_is_there(ran: tuple[Path, str]) -> None:
     kernels = read(folder / "kernels_bf16_cpu_b2_i64_o4.json")
     assert (kernels["status"], set(kernels["phases"]) >= {"prefill", "decode"}) == ("finished", True)
     assert (folder / "arms" / "bf16" / kernels["trace"]).is_file()
+    assert {read(file)["run_id"] for kind in ("perf", "ppl", "kernels") for file in folder.glob(f"{kind}_*.json")} == {
+        run["run_id"]
+    }
 
 
 def runs(folder: Path) -> dict[str, Run]:

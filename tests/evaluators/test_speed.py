@@ -54,6 +54,25 @@ def test_one_new_token_has_no_time_per_token() -> None:
     assert speed.figures([sample(0.2, 0.2)], Shape(1, 8, 1))["metrics"]["tpot_ms"] is None
 
 
+@pytest.mark.parametrize("engine", [None, (0.2, 1.2)])
+@pytest.mark.parametrize("last", [0.2, 0.15])
+def test_calls_that_noise_turns_round_have_no_time_per_token(last: float, engine: tuple[float, float] | None) -> None:
+    """One of five calls for all tokens took no longer than the call for the first: TPOT would be 0 or below."""
+    samples = [sample(0.2, each, engine=engine) for each in (1.2, 1.2, last, 1.2, 1.2)]
+    found = speed.figures(samples, SHAPE)
+    ratio = speed.compare([samples, samples], [samples, samples], SHAPE)["tpot_ms"]
+    assert "tpot_ms" not in found["sources"]["host"]
+    notes = [note for note in found["notes"] if "no time per token" in note]
+    if engine:  # whose clock is within one call
+        assert (found["metrics"]["tpot_ms"]["median"], notes) == (pytest.approx(100.0), [])
+        assert ratio is not None
+        return
+    assert (found["metrics"]["tpot_ms"], ratio) == (None, None)
+    (note,) = notes
+    assert "1 of 5 iterations took no longer for 11 tokens than for the first alone" in note
+    assert note.endswith("give more output tokens")
+
+
 def test_tokens_are_timed_by_the_engine_and_calls_by_the_host_where_both_exist() -> None:
     found = speed.figures([sample(0.2, 1.2, engine=(0.19, 1.19))], SHAPE)
     metrics = found["metrics"]

@@ -33,6 +33,7 @@ ENGINE = {
     "hub_token": "hunter2",
 }  # fmt: skip
 CONTEXT = Context(
+    run_id="0123456789abcdef0123456789abcdef",
     workload=WORK,
     schedule=Schedule("interleaved", 3, 2, 5),
     machine={"gpus": [{"name": "NVIDIA H100 80GB HBM3", "capability": "9.0"}]},
@@ -181,6 +182,18 @@ def test_one_new_token_has_no_decode_step() -> None:
     (record,) = recorded(run, context=replace(CONTEXT, workload=work))
     assert set(record["shapes"][0]["floors"]) == {"prefill"}
     assert cells(speed_table.render([record]))[0]["TPOT ms"] == "-"
+
+
+def test_a_decode_step_that_was_not_measured_has_a_floor_and_no_share_of_it() -> None:
+    turned = Sample(0.0, 1.0, {"host": 1.1}, {"host": 1.0})
+    (record,) = recorded(arm(blocks={shape.name: [[turned, turned]] * 3 for shape in WORK.shapes}))
+    row = record["shapes"][0]
+    step = row["floors"]["decode_step"]
+    assert step["predicted_ms"] > 0
+    assert (step["measured_ms"], step["fraction_of_floor"]) == (None, None)
+    table = speed_table.render([record])
+    assert (cells(table)[0]["TPOT ms"], cells(table)[0]["of floor"]) == ("-", "-")
+    assert "bf16 at batch 4: no time per token: by host, 6 of 6 iterations" in table
 
 
 def mixed() -> Sequence[list[Sample]]:

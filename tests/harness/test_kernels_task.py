@@ -56,7 +56,7 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 
 def test_steps_categories_and_layers_of_the_shipped_model(ran: tuple[Ended, Path]) -> None:
     for answer in answers(ran[1]):
-        assert (answer["precision"], answer["precision_seen"], answer["verified"]) == ("bf16", "bf16", True)
+        assert (answer["precision"], answer["precision_seen"], answer["verified"]) == ("bf16", None, None), "no types"
         assert (answer["steps_found_by"], answer["gates_told"]) == ("step ranges", "by range")
         phases = answer["phases"]
         assert (

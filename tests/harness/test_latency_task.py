@@ -24,7 +24,7 @@ from tests.harness.running import Command, Ended, record, run_folders, samples, 
 
 pytestmark = pytest.mark.usefixtures("few_tasks")
 
-ASKED = {"batch_sizes": [1, 2, 3], "input_len": 16, "output_len": 4, "num_iterations": 6, "prompts": "moe_sample"}
+ASKED = {"batch_sizes": [1, 2, 3], "input_len": 16, "output_len": 24, "num_iterations": 6, "prompts": "moe_sample"}
 NAMES = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "prefill_tok_s")
 OURS = f"pretrained={SHIPPED},engine=transformers,track=off"
 
@@ -65,7 +65,7 @@ def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended,
     assert [each.info.status for each in runs] == ["FINISHED"]
     logged = runs[0].data.metrics
     assert logged == pytest.approx(found["metrics"])
-    for shape in ("b1_i16_o4", "b2_i16_o4"):
+    for shape in ("b1_i16_o24", "b2_i16_o24"):
         for name in NAMES:
             low, value, high = (logged[f"speed/{shape}/{name}{bound}"] for bound in ("_low", "", "_high"))
             assert 0 < low <= value <= high, name
@@ -82,13 +82,13 @@ def test_the_harness_s_table_shows_both_tasks_and_a_limit_cuts_shapes(ran: tuple
     metrics = record(run)["metrics"]
     shown = dict(re.findall(r"\|(\w+)\s*\|(?:↓|↑)\s*\|\s*([\d.]+)\|", ended.out))
     assert float(shown["word_perplexity"]) == pytest.approx(metrics["quality/word_ppl"], abs=1e-4)
-    for shape in ("b1_i16_o4", "b2_i16_o4"):
+    for shape in ("b1_i16_o24", "b2_i16_o24"):
         for name in NAMES:
             assert float(shown[f"{name}_{shape}"]) == pytest.approx(metrics[f"speed/{shape}/{name}"], abs=1e-4)
     upwards = set(re.findall(r"\|(\w+)\s*\|↑", ended.out))
-    assert upwards == {f"{name}_{shape}" for name in NAMES[3:] for shape in ("b1_i16_o4", "b2_i16_o4")}
+    assert upwards == {f"{name}_{shape}" for name in NAMES[3:] for shape in ("b1_i16_o24", "b2_i16_o24")}
     assert [row["doc"]["batch_size"] for row in samples(run, "moe_latency")] == [1, 2]
-    assert "b3_i16_o4" not in ended.out + json.dumps(metrics)
+    assert "b3_i16_o24" not in ended.out + json.dumps(metrics)
 
 
 def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> None:
@@ -99,13 +99,13 @@ def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> Non
         times = {name: answer["metrics"][name]["samples"] for name in NAMES}
         for name, values in times.items():
             assert len(values) == 6
-            key = f"speed/b{batch}_i16_o4/{name}"
-            assert metrics[key] == metrics[f"harness/moe_latency/{name}_b{batch}_i16_o4"] == statistics.median(values)
+            key = f"speed/b{batch}_i16_o24/{name}"
+            assert metrics[key] == metrics[f"harness/moe_latency/{name}_b{batch}_i16_o24"] == statistics.median(values)
             # of six values nothing narrower than all of them holds the median in 95 of 100 cases: 1 - 2 / 2**6 do
             assert (metrics[f"{key}_low"], metrics[f"{key}_high"]) == (min(values), max(values))
         for first, step, last, made, read in zip(*times.values(), strict=True):
-            assert step == pytest.approx((last - first) / 3)
-            assert made == pytest.approx(1000 * batch * 4 / last)
+            assert step == pytest.approx((last - first) / 23)
+            assert made == pytest.approx(1000 * batch * 24 / last)
             assert read == pytest.approx(1000 * batch * 16 / first)
         assert len(answer["warm_up"]["seconds"]) >= 5
         assert "moe_sample" in answer["workload"]["source"]
@@ -162,7 +162,7 @@ def test_what_other_tasks_keep_from_run_to_run_leaves_timings_alone(
     )
     assert len(first) == len(second) == 2
     assert first != second
-    assert {key.split("/")[1] for key in metrics[2] if key.startswith("speed/")} == {"b2_i16_o4"}
+    assert {key.split("/")[1] for key in metrics[2] if key.startswith("speed/")} == {"b2_i16_o24"}
 
 
 def test_a_command_for_another_model_stops_before_it_is_loaded(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from moe_eval.report import markdown
 from tests.report import example
 from tests.report.parsed import read
 
@@ -139,3 +140,30 @@ def test_several_arms_and_lengths_share_charts_by_lengths() -> None:
     assert {re.search(r"\d+ tokens in", text)[0] for text in titles} == {"512 tokens in", "2048 tokens in"}  # type: ignore[index]
     bars = [each for each in found.all("g") if each.get("data-category") == "expert_gemm"]
     assert {each["data-arm"] for each in bars} == {"bf16", "fp8", "nvfp4"}
+
+
+def test_notes_stand_below_the_speed_table_and_what_was_not_begun_is_listed() -> None:
+    made = example.comparison()
+    made["pairs"][0]["shapes"][1] |= {"notes": {"fp8": ["1 of 1 warm-ups ended without having settled"]}}
+    made["skipped"] = [{"arm": "nvfp4", "evaluator": "latency", "reason": "it is emulated"},
+                       {"arm": "fp8_block", "evaluator": None, "reason": "there is no checkpoint"}]  # fmt: skip
+    found = read(made)
+    notes = "Notes on the measurement: fp8 against bf16"
+    names = list(found.tables)
+    assert names.index(notes) == names.index("Speed: fp8 against bf16 (medians)") + 1
+    assert found.tables[notes][1:] == [["b8_i512_o256", "fp8", "1 of 1 warm-ups ended without having settled"]]
+    assert found.tables["Arms that were skipped or failed"][-2:] == [
+        ["nvfp4", "-", "without latency", "it is emulated"],
+        ["fp8_block", "-", "skipped", "there is no checkpoint"],
+    ]
+    text = markdown.render(made, {})
+    assert "1 of 1 warm-ups ended without having settled" in text
+    assert "there is no checkpoint" in text
+
+
+def test_slow_samples_that_nobody_could_see_were_not_read() -> None:
+    made = example.comparison()
+    for shape in made["pairs"][0]["shapes"]:
+        shape["clocks"] = {"sm_mhz": [None, None], "slow_samples": [None, 1]}
+    rows = read(made).tables["Fairness and clocks: fp8 against bf16"]
+    assert [row[-2:] for row in rows] == [["slow samples of bf16", "slow samples of fp8"], *[["not read", "1"]] * 3]

@@ -13,6 +13,7 @@ import numpy as np
 from moe_eval.arm import ArmFailed, Load
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators.perplexity import Scores
+from moe_eval.evaluators.routing import Routing
 from moe_eval.runner.execute import How
 from moe_eval.runner.steps import Step
 from moe_eval.workload import Shape
@@ -31,7 +32,7 @@ class Stage:
     Attributes:
         asked: (arm, task, process) of everything that was asked. `alive`: processes that have not ended.
         fails: reasons by (arm, task), or by (arm, task, shape).
-        before: called before every answer.
+        before: called before every answer, and with `end` before a process ends.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,8 @@ class Stage:
 
 class _Process:
     def __init__(self, stage: Stage, load: Load, number: int) -> None:
-        self._stage, self._name, self._number = stage, load.settings.checkpoint, number
+        self._stage, self._number = stage, number
+        self._name = load.settings.precision or load.settings.checkpoint
         self.tells = bool(load.settings.options.get("tell"))
 
     def load(self) -> dict[str, Any]:
@@ -82,7 +84,9 @@ class _Process:
         Scores(nats, np.array([3, 3]), np.array([0, 1]), np.zeros((6, 1), np.int32), nats[:, None], "d").save(
             Path(asked["arrays"])
         )
-        return {"perplexity": 1 + number(self._name), "dataset_digest": "d"}
+        figures = dict.fromkeys(("perplexity", "word_ppl", "bits_per_byte"), 1 + number(self._name))
+        labels = {name: asked[name] for name in ("dataset", "input_len", "num_chunks")}
+        return {**figures, **labels, "dataset_digest": "d"}
 
     def _warm_up(self, _: Any) -> dict[str, Any]:
         return {"seconds": [1.0] * 5, "ended": "noise below 0.5 %"}
@@ -98,9 +102,14 @@ class _Process:
 
     def _routing(self, asked: Any) -> dict[str, Any]:
         assert self.tells
-        return {str(size): {} for size in asked["batch_sizes"]}
+        load = np.ones((1, 4), np.int64)
+        return {str(size): Routing(size, 4, 2, 3, 2.0, 2.0, load, 4.0, 1.0).to_json() for size in asked["batch_sizes"]}
 
     def end(self) -> None:
+        self._stage.before(self._name, "end")
+        self.kill()
+
+    def kill(self) -> None:
         self._stage.alive.discard(self._number)
 
 

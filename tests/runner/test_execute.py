@@ -115,6 +115,36 @@ def test_an_arm_that_cannot_be_loaded_fails_its_steps_and_the_others_go_on(stage
     assert all(folder.done(step) for step in ordered() if step.arm == "b")
 
 
+def test_an_arm_that_breaks_down_in_a_warm_up_for_another_fails_its_own_next_step(stage: Stage, tmp_path: Path) -> None:
+    folder, plan = RunFolder(tmp_path / "run"), ordered("interleaved", 2)
+    stage.fails["b", "warm_up", SHAPES[0].name] = "its process ended with signal SIGKILL"
+
+    def before(arm: str, task: str) -> None:
+        if arm == "b" and task == "load":
+            stage.fails.pop(("b", "warm_up", SHAPES[0].name), None) if stage.order("warm_up") else None
+
+    stage.before = before
+    failed = run(folder, plan, tmp_path, together=True, iterations=1)
+    reason = "its process ended with signal SIGKILL, in a warm-up before a's turn"
+    assert failed == {"b latency_b1_i8_o4_0_0": reason}
+    step = next(each for each in plan if each.kind == "latency" and each.arm == "b")
+    found = folder.result(step)
+    assert found is not None
+    assert (found["status"], found["error"], found["output"]) == ("failed", reason, ["arm b began"])
+    assert run(folder, plan, tmp_path, together=True, iterations=1) == {}
+
+
+def test_a_second_ctrl_c_leaves_no_arm_alive(stage: Stage, tmp_path: Path) -> None:
+    def before(_: str, task: str) -> None:
+        if task in ("measure", "end"):
+            raise KeyboardInterrupt
+
+    stage.before = before
+    with pytest.raises(KeyboardInterrupt):
+        run(RunFolder(tmp_path / "run"), ordered("interleaved", 2), tmp_path, together=True, iterations=1)
+    assert (stage.most_alive, stage.alive) == (2, set())
+
+
 @pytest.mark.parametrize("mode", ["sequential", "reloaded", "interleaved"])
 def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
     stage: Stage, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,28 @@ def test_where_a_triton_kernel_s_name_does_not_the_quantisation_of_its_inputs_do
     assert wrong.startswith("the label says")
 
 
+@pytest.mark.parametrize(
+    ("types", "precision"),
+    [
+        (("c10::Half", "__half"), "fp16"),
+        (("float", "float"), None),
+        (("c10::Half", "__nv_bfloat16"), None),
+        (("N3c108BFloat16E", "float"), "bf16"),
+    ],
+)
+def test_without_quantisation_the_type_is_that_of_kernels_around_and_none_where_they_tell_none(
+    types: tuple[str, str], precision: str | None
+) -> None:
+    made = generation()
+    for row in made.rows:
+        row["text"] = str(row["text"]).replace("c10::BFloat16", types[0]).replace("__nv_bfloat16", types[1])
+    trace = made.trace()
+    found = seen.observe(trace, roles.assign(trace))
+    assert (found.precision, found.backend) == (precision, "triton")
+    assert found.evidence.startswith("no kernel quantises the experts' inputs")
+    assert (seen.contradiction("fp8", found) is None) == (precision is None)
+
+
 def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
     made = generation(decode=2)
     rows = []

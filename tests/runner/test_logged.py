@@ -1,0 +1,152 @@
+"""What MLflow shows of a run that was resumed, stopped or damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from moe_eval.cli import main
+from moe_eval.runner.steps import Step
+from moe_eval.tracking import plan_run
+from tests.runner import plays
+from tests.runner.stage import Stage, nothing
+from tests.runner.test_killed import in_a_process
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated store: making one takes MLflow seconds, copying it does not."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def client(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    uri = f"sqlite:///{shutil.copy(empty, tmp_path / 'mlflow.db')}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return MlflowClient(uri)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return plays.set_up(monkeypatch)
+
+
+def shown(client: MlflowClient) -> dict[str, tuple[str, str]]:
+    """The id and the status of every run by its name, of which there is one each."""
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert len({each.info.run_name for each in found}) == len(found)
+    return {str(each.info.run_name): (each.info.run_id, each.info.status) for each in found}
+
+
+def execute(folder: Path) -> list[str]:
+    """As `moe-eval run` does: shown in MLflow while it is at work, logged however it ends."""
+
+    def ready(_: Sequence[Step]) -> None:
+        plan_run.open_run(folder)
+
+    try:
+        return plays.run(folder).execute(nothing, nothing, ready)
+    finally:
+        plan_run.log(folder)
+
+
+def test_a_run_that_has_finished_keeps_its_ids_when_it_is_resumed(
+    client: MlflowClient, stage: Stage, tmp_path: Path
+) -> None:
+    execute(tmp_path / "run")
+    before = shown(client)
+    assert {status for _, status in before.values()} == {"FINISHED"}
+    assert plan_run.open_run(tmp_path / "run").run_id == before["moe-eval run"][0]
+    execute(tmp_path / "run")
+    assert shown(client) == before
+
+
+def test_a_run_that_fails_again_as_before_keeps_its_ids(client: MlflowClient, stage: Stage, tmp_path: Path) -> None:
+    stage.fails["fp32", "load"] = "no such checkpoint"
+    execute(tmp_path / "run")
+    before = shown(client)
+    assert {name: status for name, (_, status) in before.items()} == {
+        "moe-eval run": "FAILED", "bf16": "FINISHED", "fp32": "FAILED",
+    }  # fmt: skip
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "ended": "2026-01-01T00:00:00+00:00"}))
+    execute(tmp_path / "run")
+    assert shown(client) == before
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_arms_of_a_run_that_was_stopped_are_killed_and_not_failed(
+    client: MlflowClient, stage: Stage, tmp_path: Path, stop: type[BaseException]
+) -> None:
+    def before(arm: str, task: str) -> None:
+        if task == "measure":
+            raise stop
+
+    stage.fails["fp32", "perplexity"] = "out of memory"
+    stage.before = before
+    with pytest.raises(stop):
+        execute(tmp_path / "run")
+    assert {name: status for name, (_, status) in shown(client).items()} == {
+        "moe-eval run": "KILLED", "bf16": "KILLED", "fp32": "FAILED",
+    }  # fmt: skip
+
+
+def test_a_run_that_was_killed_outright_is_shown_as_killed_once_it_is_logged(
+    client: MlflowClient, stage: Stage, tmp_path: Path
+) -> None:
+    def before(arm: str, task: str) -> None:
+        if (arm, task) == ("fp32", "perplexity"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stage.before = before
+    folder = tmp_path / "run"
+    assert os.waitpid(in_a_process(lambda: plays.execute_in(folder)), 0)[1] == signal.SIGKILL
+    assert main(["log", str(folder)]) == 0
+    found = shown(client)
+    assert {name: status for name, (_, status) in found.items()} == dict.fromkeys(
+        ("moe-eval run", "bf16", "fp32"), "KILLED"
+    )
+    parent = client.get_run(found["moe-eval run"][0])
+    assert parent.data.tags["moe_eval.status"] == "killed"
+    assert client.get_run(found["bf16"][0]).data.metrics["quality/token_ppl"] > 1
+
+
+@pytest.mark.parametrize("content", ["", '{"status": ', "[]", '{"status": "finished", "shapes": [{}]}'])
+def test_a_damaged_record_is_named_and_mlflow_is_not_blamed(
+    client: MlflowClient, stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    plays.execute_in(tmp_path / "run")
+    file = tmp_path / "run" / "perf_fp32_cpu.json"
+    file.write_text(content)
+    capsys.readouterr()
+    assert main(["log", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"moe-eval: {file} is damaged (")
+    assert "MLflow" not in line
+    assert shown(client) == {}
+
+
+def test_an_arm_has_no_records_of_one_whose_name_begins_alike(
+    client: MlflowClient, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    plays.execute_in(folder)
+    run = json.loads((folder / "run.json").read_text())
+    run["evaluators"]["bf16_block"] = ["perplexity"]
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "ppl_fp32_cpu.json").rename(folder / "ppl_bf16_block_cpu.json")
+    plan_run.log(folder)
+    found = shown(client)
+    of_arms = {"bf16": {"ppl_bf16_cpu.json", "perf_bf16_cpu.json"}, "bf16_block": {"ppl_bf16_block_cpu.json"}}
+    for arm, files in of_arms.items():
+        assert {each.path for each in client.list_artifacts(found[arm][0])} == files

@@ -1,0 +1,198 @@
+"""Whole runs of made-up arms that are damaged, moved, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_eval import hardware, results
+from moe_eval.errors import UsageError
+from moe_eval.runner import folder as folders
+from moe_eval.runner.folder import RunFolder
+from tests.runner import plays
+from tests.runner.stage import Stage
+from tests.runner.test_killed import everything, in_a_process
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "half": lambda whole: whole[: len(whole) // 2],
+    "zeros": lambda whole: bytes(len(whole)),
+    "an object": lambda _: b"{}\n",
+}
+OF_LOAD = {"perplexity", "measure", "warm_up", "load"}
+# what may be damaged, and what is asked of arms then
+FILES: list[tuple[str, set[str]]] = [
+    ("arms/bf16/perplexity.json", {"load", "perplexity"}),
+    ("arms/bf16/perplexity.npz", {"load", "perplexity"}),
+    ("arms/bf16/noise.json", {"load", "perplexity"}),
+    ("arms/bf16/noise.npz", {"load", "perplexity"}),
+    ("arms/fp32/latency_b1_i8_o4_0_1.json", {"load", "warm_up", "measure"}),
+    ("arms/fp32/load_0.json", OF_LOAD),
+    ("arms/fp32/routing.json", {"load", "routing"}),
+    ("arms/fp32/load_routing.json", {"load", "routing"}),
+    ("rates.json", set()),
+    ("workload_*.json", set()),
+    ("perf_fp32_cpu.json", set()),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        plays.set_up(patch)
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        assert plays.execute_in(folder, resume=False) == []
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return plays.set_up(monkeypatch)
+
+
+@pytest.mark.parametrize("case", [(*each, damage) for each in FILES for damage in DAMAGE])
+def test_what_is_damaged_is_measured_again_and_nothing_else(
+    whole: Path, copy: Path, stage: Stage, capsys: pytest.CaptureFixture[str], case: tuple[str, set[str], str]
+) -> None:
+    file, again, damage = case
+    (damaged,) = copy.glob(file)
+    damaged.write_bytes(DAMAGE[damage](damaged.read_bytes()))
+    assert plays.execute_in(copy) == []
+    told = capsys.readouterr().err.splitlines()
+    assert {task for _, task, _ in stage.asked} == again
+    assert len(told) == (5 if file.endswith("load_0.json") else bool(again))
+    assert all(line.startswith(f"moe-eval: {damaged} is missing or damaged, so ") for line in told)
+    assert everything(RunFolder(copy)) == everything(RunFolder(whole))
+    for name in (damaged.name, "rates.json", "comparison.json"):
+        if (whole / name).exists():
+            assert (copy / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_plan_is_one_sentence(copy: Path, stage: Stage, damage: str) -> None:
+    (copy / "run.json").write_bytes(DAMAGE[damage]((copy / "run.json").read_bytes()))
+    with pytest.raises(UsageError, match=r"run\.json is not the plan of a run"):
+        plays.execute_in(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("machine", {"cpu": "another"}, "CPU another and now "),
+        ("machine", {"cores": 4096}, "cores 4096 and now "),
+        ("machine", {"driver": "1.2"}, "driver 1.2 and now "),
+        ("machine", {"gpus": [{"name": "NVIDIA H100", "uuid": "GPU-1"}]}, "GPUs NVIDIA H100 GPU-1 and now none"),
+        ("versions", {"torch": "1.0"}, f"torch 1.0 and now {hardware.versions()['torch']}"),
+        ("versions", {"vllm": "1.0"}, "vllm 1.0 and now none"),
+        ("git", "abc", "revision abc and now "),
+    ],
+)
+def test_a_run_goes_on_where_it_began_and_nowhere_else(
+    copy: Path, stage: Stage, key: str, value: Any, words: str
+) -> None:
+    run = json.loads((copy / "run.json").read_text())
+    run[key] = {**run[key], **value} if isinstance(value, dict) else value
+    (copy / "run.json").write_text(json.dumps(run))
+    before = plays.files(copy)
+    with pytest.raises(UsageError) as caught:
+        plays.execute_in(copy)
+    assert f"began elsewhere ({words}" in str(caught.value)
+    assert "resume it there, or begin another" in str(caught.value)
+    assert plays.files(copy) == before
+
+
+def test_what_changes_no_measurement_may_be_given_anew(copy: Path, stage: Stage) -> None:
+    shown = {"timeout": "7200", "gate": "speed>=1", "resume": "True", "config": "run.yaml", "output_dir": "elsewhere"}
+    assert plays.execute_in(copy, **shown) == []
+    with pytest.raises(UsageError, match=r"other options \(blocks\)"):
+        plays.execute_in(copy, blocks="2")
+
+
+def test_a_run_that_has_finished_stays_as_it_is_when_it_is_resumed(copy: Path, stage: Stage) -> None:
+    before = plays.files(copy)
+    time.sleep(1.1)  # times in records are whole seconds
+    assert plays.execute_in(copy) == []
+    assert plays.files(copy) == before
+    assert stage.asked == []
+
+
+@pytest.mark.parametrize("at", range(3, 20, 2))
+def test_a_run_that_is_killed_outright_has_records_of_what_it_measured(tmp_path: Path, stage: Stage, at: int) -> None:
+    folder, left = tmp_path / "run", [at]
+
+    def before(_: str, task: str) -> None:
+        left[0] -= task != "end"
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stage.before = before
+    assert os.waitpid(in_a_process(lambda: plays.execute_in(folder)), 0)[1] == signal.SIGKILL
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    found = {arm.name: arm for arm in results.read(folder)}
+    of_run = RunFolder(folder)
+    for step in plays.run(folder).plan.steps:
+        if step.kind == "perplexity" and of_run.done(step):
+            record = found[step.arm].ppl
+            assert record is not None
+            assert record["status"] == "finished"
+        turns = [each for each in plays.run(folder).plan.steps if (each.kind, each.shape) == ("latency", step.shape)]
+        if step.kind == "latency" and all(map(of_run.done, turns)):
+            record = found[step.arm].perf
+            assert record is not None
+            assert step.shape is not None
+            assert step.shape.name in {row["name"] for row in record["shapes"]}
+
+
+def test_a_run_of_which_everything_failed_has_a_report_that_says_so(tmp_path: Path, stage: Stage) -> None:
+    folder = tmp_path / "run"
+    stage.fails = {(arm, "load"): "no such checkpoint" for arm in plays.ARMS}
+    assert len(plays.execute_in(folder)) == len(plays.run(folder).plan.steps)
+    for page in ("report.md", "report.html"):
+        assert (folder / page).read_text(encoding="utf-8").count("no such checkpoint") >= 2
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, stage: Stage) -> None:
+    def before(_: str, task: str) -> None:
+        if task == "measure":
+            raise KeyboardInterrupt
+
+    stage.before = before
+    with pytest.raises(KeyboardInterrupt, match="the same command with --resume goes on") as caught:
+        plays.execute_in(tmp_path / "run")
+    assert str(tmp_path / "run") in str(caught.value)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "killed"
+
+
+def test_a_wait_for_another_run_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_QUIET_SECONDS", 0.1)
+    one, other = RunFolder(tmp_path), RunFolder(tmp_path)
+
+    def wait() -> None:
+        with other.locked(60):
+            pass
+
+    with one.locked():
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(1)
+    waiting.join()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"moe-eval: Another run is at work in {tmp_path}; waiting up to 60 s for its end."
