@@ -94,8 +94,7 @@ def floors_page(found: Sequence[dict[str, Any]]) -> str:
             for phase, floor in row["floors"].items():
                 floors.append(
                     (*name, phase.replace("_", " "), f"{floor['bytes'] / 1e9:.1f}", floor["bound"],
-                     f"{floor['predicted_ms']:.2f}", f"{floor['measured_ms']:.2f}",
-                     f"{100 * floor['fraction_of_floor']:.0f} %")
+                     f"{floor['predicted_ms']:.2f}", *_reached(floor))
                 )  # fmt: skip
     rates, workload = found[0]["rates"], found[0]["workload"]
     matrix = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in rates["matrix_flops_per_s"].items())
@@ -108,6 +107,12 @@ def floors_page(found: Sequence[dict[str, Any]]) -> str:
             columns(("arm", "batch", "phase", "GB", "bound", "floor ms", "measured ms", "reached"), floors),
         ]
     )
+
+
+def _reached(floor: dict[str, Any]) -> tuple[str, str]:
+    if floor["measured_ms"] is None:
+        return "-", "-"
+    return f"{floor['measured_ms']:.2f}", f"{100 * floor['fraction_of_floor']:.0f} %"
 
 
 def same_page(found: Sequence[dict[str, Any]]) -> str:

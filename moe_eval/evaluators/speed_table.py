@@ -71,8 +71,12 @@ def _speed_up(versus: Mapping[str, Any] | None) -> tuple[str, str]:
     ratio = versus["e2e_ms"]
     if ratio is None:
         return "-", "-"
-    interval = "none" if ratio["low"] is None else f"{ratio['low']:.3f} to {ratio['high']:.3f}"
-    return f"{ratio['value']:.3f}x", interval
+    if ratio["low"] is None:
+        return f"{ratio['value']:.3f}x", "none"
+    ends = ratio["low"], ratio["high"]
+    # as many digits as it takes to see on which side of 1 an end is
+    digits = next((n for n in (3, 4) if all(round(end, n) != 1 or end == 1 for end in ends)), 5)
+    return f"{ratio['value']:.3f}x", " to ".join(f"{end:.{digits}f}" for end in ends)
 
 
 def _sources(shape: Mapping[str, Any]) -> str:

@@ -105,6 +105,14 @@ def test_a_faster_arm_with_the_same_routing_is_faster() -> None:
     assert [row["experts"] for row in cells(table)[:2]] == ["51.8", "51.0"]
 
 
+def test_an_interval_that_ends_near_one_is_told_to_the_digit_that_shows_its_side() -> None:
+    reference, fast = recorded(arm(), arm("fp8", 0.5))
+    for row, ends in zip(fast["shapes"], ((1.0003, 1.0045), (0.99996, 1.0045)), strict=True):
+        row["versus_reference"]["e2e_ms"] |= {"value": 1.0024, "low": ends[0], "high": ends[1]}
+    intervals = [row["speed-up interval"] for row in cells(speed_table.render([reference, fast]))]
+    assert intervals[1::2] == ["1.0003 to 1.0045", "0.99996 to 1.00450"]
+
+
 def test_an_arm_whose_routing_collapsed_gets_no_verdict() -> None:
     """Dummy weights once sent an FP8 arm through 15 experts where the BF16 one read 51.8: a speed-up of nothing."""
     reference, fast = recorded(arm(), arm("fp8", 0.5, routing=counted(15.0)))
