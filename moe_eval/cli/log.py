@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 
 from moe_eval import tracking
+from moe_eval.errors import TrackingError, UsageError
+
+_FOLDER = "the folder of a run: of lm_eval (it holds record.json) or of moe-eval run (it holds run.json)"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,10 +20,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "MLFLOW_TRACKING_URI, or mlflow.db in the working directory; the experiment that of MLFLOW_EXPERIMENT_NAME, "
         f"or {tracking.EXPERIMENT}.",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="a folder that holds record.json")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help=_FOLDER)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
+    refused = []
     for folder in args.folders:
-        print(f"{folder}: {tracking.log_run(folder).describe()}")
+        try:
+            print(f"{folder}: {tracking.log_run(folder).describe()}")
+        except (UsageError, TrackingError) as error:  # of one run: the others are logged all the same
+            refused.append(str(error))
+    if refused:
+        raise UsageError(" ".join(refused))

@@ -128,9 +128,9 @@ def tell(planned: Plan, asked: Asked, gpus: Sequence[Gpu]) -> str:
         named = ", ".join(shape.name for shape in planned.shapes)
         lines.append(f"  shapes: {named}; {planned.schedule.mode}, {planned.schedule.iterations} iterations each")
     gpu = bool(gpus)
-    seconds = _seconds(planned, asked, gpu)
+    minutes = max(1, round(_seconds(planned, asked, gpu) / 60))
     lines.append(
-        f"  {len(planned.steps)} steps, about {max(1, round(seconds / 60))} minutes if a load takes "
+        f"  {len(planned.steps)} steps, about {minutes} minute{'s' * (minutes > 1)} if a load takes "
         f"{_LOAD_SECONDS[gpu]:.0f} s and weights are read at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
     )
     return "\n".join(lines)

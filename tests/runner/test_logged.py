@@ -136,6 +136,17 @@ def test_a_damaged_record_is_named_and_mlflow_is_not_blamed(
     assert shown(client) == {}
 
 
+def test_one_folder_that_cannot_be_logged_keeps_no_other_out(
+    client: MlflowClient, stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plays.execute_in(tmp_path / "run")
+    capsys.readouterr()
+    assert main(["log", str(tmp_path / "nothing"), str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nothing" in line
+    assert set(shown(client)) == {"moe-eval run", "bf16", "fp32"}
+
+
 def test_an_arm_has_no_records_of_one_whose_name_begins_alike(
     client: MlflowClient, stage: Stage, tmp_path: Path
 ) -> None:
