@@ -33,8 +33,9 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
         `ln_ppl_ratio` (value, error, low, high; None with fewer than two documents, and `no_interval` says so),
         `ppl_change` (0.004 for a perplexity 0.4 % higher), `kld_mean` and `kld_p99` in nats, `same_top1` from 0 to 1,
         `noise_floor` (how far batching alone moves ln(perplexity); None where not measured), `random_weights` and
-        `flag`, a sentence where weights are random or a lower precision scores better than can be. Without figures of
-        the pair and without arrays there is `ppl_change` alone. None where they did not score the same windows.
+        `flag`, a sentence where weights are random or a lower precision scores better than can be; `calibration`, one
+        where static scales were calibrated on what was scored. Without figures of the pair and without arrays there is
+        `ppl_change` alone. None where they did not score the same windows.
 
     Raises:
         UsageError: the arrays are damaged.
@@ -60,6 +61,7 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
         "random_weights": made_up,
         # a higher precision is better than a lower one
         "flag": quality_record.RANDOM if made_up else found["flag"] if lower else None,
+        "calibration": quality_record.CALIBRATED if quality_record.of_calibration_text(b) else None,
         "no_interval": found["no_interval"] or (None if ratio else "the ratio of perplexities is no number"),
     }
 

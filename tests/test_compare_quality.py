@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_eval import gate
+from moe_eval import compare, gate
+from moe_eval.report import markdown
 from moe_eval.results import ArmResults
 from tests.test_compare import pair, scored
 
@@ -49,6 +50,16 @@ def test_a_lower_precision_that_scores_better_is_told_of(tmp_path: Path) -> None
     found = pair(*scored(tmp_path, {"bf16": 0.0, "fp8": -0.05}))
     assert "implausible" in found["quality"]["flag"]
     assert "implausible" in found["sentence"]
+
+
+def test_scales_that_were_calibrated_on_what_was_scored_are_told_of(tmp_path: Path) -> None:
+    arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02})
+    assert arms[1].ppl is not None
+    for source, told in (("16 windows of moe_sample", True), ("16 windows of wikitext", False)):
+        arms[1].ppl["labels"]["engine"]["arguments"] = {"calibration": source}
+        found = compare.make(arms)
+        assert bool(found["pairs"][0]["quality"]["calibration"]) == told
+        assert ("calibrated" in markdown.render(found, {})) == told
 
 
 def test_scores_of_random_weights_decide_nothing(tmp_path: Path) -> None:

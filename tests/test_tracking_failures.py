@@ -73,6 +73,16 @@ def test_credentials_in_the_store_s_address_are_never_shown(
     assert "secret" not in sentence + caplog.text + "".join(capfd.readouterr())
 
 
+def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(store: Path) -> None:
+    client = mlflow.MlflowClient()
+    gone = client.create_experiment("moe_eval")
+    client.delete_experiment(gone)
+    folder = written()
+    assert f"`mlflow experiments restore --experiment-id {gone}`" in refusal(folder)
+    client.restore_experiment(gone)
+    assert_logged_whole(folder)
+
+
 def test_old_file_store_is_explained_in_one_sentence() -> None:
     Path("mlruns/0").mkdir(parents=True)
     Path("mlruns/0/meta.yaml").write_text("name: Default\n")

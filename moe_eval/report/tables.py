@@ -23,6 +23,7 @@ from moe_eval.report.text import (
 )
 
 _UNREAD = "not read"
+_REMARKS = ("flag", "calibration", "no_interval")  # sentences beside a pair's quality
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def quality(comparison: Mapping[str, Any]) -> list[Table]:
         if not found:
             continue
         ratio, change, same = found.get("ln_ppl_ratio") or {}, found.get("ppl_change"), found.get("same_top1")
-        remarks = [plain(found[key], LONGEST_SENTENCE) for key in ("flag", "no_interval") if found.get(key)]
+        remarks = [plain(found[key], LONGEST_SENTENCE) for key in _REMARKS if found.get(key)]
         rows.append((
             names_of(pair), number(_percent(change), 2, unit=" %", signed=True),
             number(ratio.get("value"), 5, signed=True),

@@ -77,7 +77,14 @@ def experiment(client: Any) -> tuple[str, str]:
     """The experiment's name and id. mlflow.set_experiment would also make it the one of the process that called us."""
     called = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     found = client.get_experiment_by_name(called)
-    return called, str(found.experiment_id if found is not None else client.create_experiment(called))
+    if found is None:
+        return called, str(client.create_experiment(called))
+    if found.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise LookupError(
+            f"the experiment {called} was deleted: `{restore}`, or name another in MLFLOW_EXPERIMENT_NAME"
+        )
+    return called, str(found.experiment_id)
 
 
 def log_labels(
