@@ -31,7 +31,7 @@ def engine(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def one_run(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> bool:
-    """Whether two records are of one run: one start of a command, on the same code and machine.
+    """Whether two records are of one run: one start of a command, or one that resumed it, on the same code and machine.
 
     Only then are blocks measured side by side, so that drift cancels in their ratio. A record that names no run is of
     none that is known.

@@ -34,8 +34,8 @@ def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
         `ppl_change` (0.004 for a perplexity 0.4 % higher), `kld_mean` and `kld_p99` in nats, `same_top1` from 0 to 1,
         `noise_floor` (how far batching alone moves ln(perplexity); None where not measured), `random_weights` and
         `flag`, a sentence where weights are random or a lower precision scores better than can be; `calibration`, one
-        where static scales were calibrated on what was scored. Without figures of the pair and without arrays there is
-        `ppl_change` alone. None where they did not score the same windows.
+        where static scales were calibrated on what was scored. Without figures of the pair and without arrays
+        `ppl_change` is the only comparison. None where they did not score the same windows.
 
     Raises:
         UsageError: the arrays are damaged.

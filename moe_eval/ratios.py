@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # How far a ratio is taken to be moved where no interval holds it, by what a Qwen3-MoE did on H100s: one arm moved by up
-# to 2.9 % from one machine to another (batch 1, FP8) and by 1.6 % from one load to the next (batch 1, BF16), and two
+# to 2.8 % from one machine to another (batch 1, FP8) and by 1.6 % from one load to the next (batch 1, BF16), and two
 # processes with the same weights that took turns stayed 0.24 % apart (batch 32), which no number of turns averages out
 BETWEEN_RUNS, BETWEEN_LOADS, SIDE_BY_SIDE = 1.03, 1.02, 1.005
 _Dict = Mapping[str, Any]
 
 
 def loose(ratio: _Dict, schedule: _Dict | None) -> str:
-    """Why a ratio's interval does not hold everything; empty where it does.
+    """Why drift may be outside a ratio's interval; empty where it is in it.
 
     Args:
         ratio: value, low and high as speed.compare gives them.

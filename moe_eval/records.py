@@ -16,7 +16,7 @@ from moe_eval.errors import UsageError
 SCHEMA = 1
 RECORD = "record.json"
 RESULTS = "results.json"
-_SECRET = re.compile(r"token|secret|password|passwd|api_?key|credential|env_overrides", re.IGNORECASE)
+_SECRET = re.compile(r"token|secret|password|passwd|(api|access|private)_?key|credential|env_overrides", re.IGNORECASE)
 _NOT_SECRET = re.compile(r"toks?$|tokens|_token_id$|add_bos_token|tokenizer", re.IGNORECASE)
 
 

@@ -52,7 +52,7 @@ class ArmResults:
 
 
 def read(folder: Path) -> list[ArmResults]:
-    """Read the output folder of `moe-eval perf`, `moe-eval ppl` and the kernels evaluator.
+    """Read the output folder of `moe-eval run`, `moe-eval perf` or `moe-eval ppl`.
 
     The reference comes first: the arm that finished and that the others were compared with, else the first by the order
     of precision.PRECISIONS; that order is the others' as well.

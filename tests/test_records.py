@@ -162,6 +162,7 @@ def test_a_record_of_another_schema_is_refused(tmp_path: Path) -> None:
         "api_key",
         "OPENAI_API_KEY",
         "apikey",
+        "aws_access_key",
         "password",
         "db_passwd",
         "client_secret",

@@ -29,7 +29,8 @@ class Asked:
     Attributes:
         arms: see evaluators.plan. `evaluators`: names of steps.EVALUATORS.
         dataset, input_len, num_chunks: of the perplexity, see evaluators.chunks; prompts are cut from it as well.
-        iterations, warm_ups, blocks: of the latency, see interleave.schedule; one block is one load of every arm.
+        iterations, warm_ups, blocks: of the latency, see interleave.schedule; a block is one load of every arm
+            where they do not take turns.
     """
 
     arms: plan.Asked

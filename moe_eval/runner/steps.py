@@ -1,4 +1,4 @@
-"""The steps of a plan in the order they run; each leaves one file, and what has a file is not done again."""
+"""The steps of a plan in the order they run; each leaves one file, and what has finished is not done again."""
 
 from __future__ import annotations
 
