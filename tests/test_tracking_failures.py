@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_credentials_in_the_store_s_address_are_never_shown(
         sentence = refusal(written())
     assert "127.0.0.1:9" in sentence
     assert "secret" not in sentence + caplog.text + "".join(capfd.readouterr())
+
+
+def test_the_command_that_logs_later_can_be_pasted(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written().rename("a run's; folder")
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", fail)
+    with pytest.raises(TrackingError) as caught:
+        tracking.log_run(folder)
+    command = str(caught.value).split("`")[1]
+    assert shlex.split(command) == ["moe-eval", "log", str(folder)]
 
 
 def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(store: Path) -> None:

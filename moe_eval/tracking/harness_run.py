@@ -20,7 +20,7 @@ def log(folder: Path) -> Logged:
         UsageError: the folder holds no record.
     """
     record = records.read(folder)
-    with store.reached(f"moe-eval log {folder}"):
+    with store.reached(folder):
         return _log(record, folder)
 
 

@@ -29,7 +29,7 @@ def open_run(folder: Path) -> Logged:
         TrackingError: with the command that logs the run later.
     """
     run = RunFolder(folder).run()
-    with store.reached(f"moe-eval log {folder}"):
+    with store.reached(folder):
         books = _Books.open(folder, run)
         finished = run["status"] == "finished"
         going = [each for each in books.found(run["run_id"]) if finished or each.info.status == "RUNNING"]
@@ -48,7 +48,7 @@ def log(folder: Path) -> Logged:
     run = RunFolder(folder).run()
     arms = {name: Arm.read(folder, name, kinds) for name, kinds in run["evaluators"].items()}
     content = _digest(folder, run)
-    with store.reached(f"moe-eval log {folder}"):
+    with store.reached(folder):
         books = _Books.open(folder, run)
         known = books.found(run["run_id"])
         going = [each.info.run_id for each in known if each.info.status == "RUNNING"]

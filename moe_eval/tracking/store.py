@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,14 +52,14 @@ class Logged:
 
 
 @contextmanager
-def reached(later: str) -> Iterator[None]:
+def reached(folder: Path) -> Iterator[None]:
     """Talk to the store inside.
 
     Args:
-        later: what logs the same records at another time.
+        folder: of the records.
 
     Raises:
-        TrackingError: the store is not one, or did not take what was sent; with that command.
+        TrackingError: the store is not one, or did not take what was sent; with the command that logs them later.
     """
     with patient(), _quiet(), _uninterrupted():
         refusal = _old_file_store()
@@ -70,6 +71,7 @@ def reached(later: str) -> Iterator[None]:
             except Exception as error:
                 reason = _CREDENTIALS.sub("", " ".join(str(error).split()))[:200]
                 refusal = f"{_called()} did not take the run ({type(error).__name__}: {reason})"
+    later = f"moe-eval log {shlex.quote(str(folder))}"
     raise TrackingError(f"{refusal}; nothing is lost: log it later with `{later}`.")
 
 
