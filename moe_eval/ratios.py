@@ -26,35 +26,34 @@ def loose(ratio: _Dict, schedule: _Dict | None) -> str:
     return "there is one block, so there is no interval" if ratio["low"] is None else ""
 
 
-def allowance(schedule: _Dict | None) -> float:
-    """The factor by which a ratio may be off beside its interval; 1 where every block is a load of its own."""
+def allowance(ratio: _Dict, schedule: _Dict | None) -> float:
+    """The factor by which a ratio may be off beside its interval; 1 where each of several blocks is its own load."""
     if schedule is None or not schedule["one_run"]:
         return BETWEEN_RUNS
-    return {"sequential": BETWEEN_LOADS, "interleaved": SIDE_BY_SIDE}.get(schedule["mode"], 1.0)
+    if schedule["mode"] == "sequential" or ratio["low"] is None:
+        return BETWEEN_LOADS
+    return SIDE_BY_SIDE if schedule["mode"] == "interleaved" else 1.0
 
 
 def bounds(ratio: _Dict, schedule: _Dict | None) -> tuple[float, float]:
     """A ratio's interval, at least as wide as the allowance either way."""
     value, low, high = ratio["value"], ratio["low"], ratio["high"]
-    factor = max(allowance(schedule), BETWEEN_LOADS if low is None else 1.0)
+    factor = allowance(ratio, schedule)
     return min(value / factor, value if low is None else low), max(value * factor, value if high is None else high)
 
 
 def basis(ratio: _Dict, schedule: _Dict | None) -> str:
     """What bounds are, in words that a sentence can begin with."""
-    bound = bounds(ratio, schedule)
-    if bound == (ratio["low"], ratio["high"]):
+    if bounds(ratio, schedule) == (ratio["low"], ratio["high"]):
         return "the interval"
     what = "drift" if loose(ratio, schedule) else "difference between two processes"
-    # the wider end is the allowance's
-    percent = 100 * (max(ratio["value"] / bound[0], bound[1] / ratio["value"]) - 1)
-    return f"the ratio, {percent:.2g} % of {what} allowed for,"
+    return f"the ratio, {100 * (allowance(ratio, schedule) - 1):.1g} % of {what} allowed for,"
 
 
 def holds_one(ratio: _Dict, schedule: _Dict | None) -> str:
     """The bounds and the 1 in them, in words; only where it is in them."""
-    what = basis(ratio, schedule)
-    return f"{what} {'holds' if what == 'the interval' else 'may be'} 1"
+    low, high = ratio["low"], ratio["high"]
+    return "the interval holds 1" if low is not None and low <= 1 <= high else f"{basis(ratio, schedule)} may be 1"
 
 
 def slower(row: _Dict, schedule: _Dict | None) -> bool:

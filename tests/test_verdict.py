@@ -118,6 +118,16 @@ def test_two_processes_side_by_side_may_differ_by_half_a_percent() -> None:
     assert verdict.shape(shape(1, (0.9936, 0.992, 0.9949)), TURNS)[0] == "does not pay"
 
 
+@pytest.mark.parametrize("schedule", [TURNS, {**TURNS, "one_run": False}])
+def test_an_interval_with_one_wide_end_does_not_become_an_allowance(schedule: dict[str, Any]) -> None:
+    """How wide the interval is by itself is nothing that was allowed for."""
+    percent = "0.5" if schedule["one_run"] else "3"
+    for known, says in (((1.2, 1.05, 1.203), "lies above 1"), ((0.8, 0.798, 0.95), "lies below 1")):
+        assert f"the ratio, {percent} % of " in verdict.shape(shape(1, known), schedule)[1]
+        assert says in verdict.shape(shape(1, known), schedule)[1]
+    assert "the interval holds 1" in verdict.shape(shape(1, (1.003, 0.9, 1.004)), schedule)[1]
+
+
 def test_an_interval_that_drift_is_not_in_still_counts() -> None:
     """A ratio beyond drift whose own interval holds 1 decides nothing."""
     schedule = {**TURNS, "one_run": False}
