@@ -5,7 +5,8 @@
         --batch_size 1,8,32,64 --num_iterations 12 --dataset wikitext_local --output_dir OUT
         --model_args weights=random,moe_backend=triton
     moe-eval run ...                                    the same without --aa, into OUT/run
-    moe-eval perf --aa ...                              of a FOLDER with --layers 12 and bf16 alone, into OUT/aa
+    moe-eval perf --precisions bf16 --aa ...            of a FOLDER with --layers 12, into OUT/aa12: arms take turns
+    moe-eval perf --precisions bf16 --aa --blocks 3 ... of the whole FOLDER, into OUT/aa48: loaded again in each block
     python benchmarks/h100.py inside FOLDER OUT         evaluator against bare loop; scoring against prefill and lm-eval
     python benchmarks/h100.py traces FOLDER OUT fp8     a trace of one prefill and eight decode steps a batch size
     python benchmarks/h100_page.py OUT docs/results/h100.md

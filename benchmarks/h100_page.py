@@ -1,7 +1,8 @@
 """The page about benchmarks/h100.py's records: python benchmarks/h100_page.py OUT docs/results/h100.md
 
-OUT holds the records of `moe-eval perf`, OUT/run those of `moe-eval run`, OUT/aa those of `perf --aa`, OUT/traces what
-`h100.py traces` left, and inside.json is beside them. What the speeds mean is kept as it stands in the page.
+OUT holds the records of `moe-eval perf`, OUT/run those of `moe-eval run`, every OUT/aa* those of one `perf --aa`,
+OUT/traces what `h100.py traces` left, and inside.json is beside them. What the speeds mean is kept as it stands in the
+page.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ faster. Made by `benchmarks/h100.py`, which says how."""
 
 
 def write_page(out: Path, file: Path) -> None:
-    finished, run, same = (_speeds(each) for each in (out, out / "run", out / "aa"))
+    finished, run = (_speeds(each) for each in (out, out / "run"))
+    same = [same_page(found) for each in sorted(out.glob("aa*")) if (found := _speeds(each))]
     parts = ["# One H100: BF16 against FP8 through vLLM", _HOW]
     parts += ["## Speed", speed_page(finished) if finished else "Not run yet."]
     parts += ["### Experts and floors", floors_page(run) if run else "Not run yet."]
     if MEANING in (before := file.read_text() if file.is_file() else ""):
         parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
-    parts += ["## BF16 against itself", same_page(same) if same else "Not run yet."]
+    parts += ["## BF16 against itself", *(same or ["Not run yet."])]
     traces = out / "traces"
     parts += ["## Where the time goes", kernels_page(traces, finished) if traces.is_dir() else "Not run yet."]
     inside_file = out / "inside.json"
@@ -119,8 +121,7 @@ def same_page(found: Sequence[dict[str, Any]]) -> str:
     experts = found[0]["labels"]["engine"]["weight_bytes"]["experts"]
     shape = QWEN3_30B_A3B
     layer = shape["num_experts"] * 3 * shape["hidden_size"] * shape["moe_intermediate_size"] * 2  # bytes in BF16
-    size = f"{experts // layer} of {shape['num_hidden_layers']} layers: two processes fit on the GPU and take turns."
-    return f"{size}\n\n{speed_table.render(found)}"
+    return f"### {experts // layer} of {shape['num_hidden_layers']} layers\n\n{speed_table.render(found)}"
 
 
 def kernels_page(folder: Path, records: Sequence[dict[str, Any]]) -> str:
