@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,11 +202,21 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(str(each) for each in value) if isinstance(value, (list, tuple)) else ()
 
 
-def stored_dtype(config: dict[str, Any]) -> str:
+def stored_dtype(config: Mapping[str, Any]) -> str:
     """Torch's name of the type that config.json states for unquantised weights; Transformers' default without one."""
+    return _stated_dtype(config) or "float32"
+
+
+def states_dtype(config: Mapping[str, Any]) -> bool:
+    """Whether config.json states a type."""
+    return _stated_dtype(config) is not None
+
+
+def _stated_dtype(config: Mapping[str, Any]) -> str | None:
     text = config.get("text_config")
-    stated = {**text, **config} if isinstance(text, dict) else config
-    return str(stated.get("dtype") or stated.get("torch_dtype") or "float32").removeprefix("torch.")
+    stated = {**text, **config} if isinstance(text, Mapping) else config
+    found = stated.get("dtype") or stated.get("torch_dtype")
+    return str(found).removeprefix("torch.") if found else None
 
 
 def weight_bytes(folder: Path) -> int | None:

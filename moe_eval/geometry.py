@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,15 @@ class Geometry:
     def kv_bytes_per_token(self, dtype_bytes: float) -> float:
         """Bytes that one token takes in the key-value cache, all layers together."""
         return self.layers * self.kv_values * dtype_bytes
+
+    def kv_bytes_per_gpu(self, dtype_bytes: float, tensor: int = 1, pipeline: int = 1) -> float:
+        """Bytes that one token takes on each GPU: heads are split by `tensor` and layers by `pipeline`.
+
+        Every GPU holds one head at least, and the whole latent of latent attention, which has no heads to split.
+        """
+        latent = self.kv_values != 2 * self.kv_heads * self.head_dim
+        values = self.kv_values if latent else 2 * max(1, self.kv_heads // tensor) * self.head_dim
+        return math.ceil(self.layers / pipeline) * values * dtype_bytes
 
 
 def read(config: Mapping[str, Any]) -> Geometry | None:

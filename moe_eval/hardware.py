@@ -64,6 +64,12 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(found)
 
 
+def gpus_from(device: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that torch sees, from the one on that torch's name of a device means; none where that is no GPU."""
+    kind, _, index = str(device or "cuda").partition(":")
+    return gpus()[int(index) if index.isdecimal() else 0 :] if kind == "cuda" else ()
+
+
 def machine() -> Machine:
     """Read the facts of this machine."""
     import torch

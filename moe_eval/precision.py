@@ -26,6 +26,16 @@ _WEIGHT_ONLY_BACKENDS = ("MARLIN",)
 # dtype names as torch and checkpoints spell them
 OF_DTYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 DTYPE_OF = {precision: dtype for dtype, precision in OF_DTYPE.items()}
+# bytes of a number in the key-value cache, as TensorRT-LLM and vLLM spell its type; NVFP4 has a byte of scale for 16
+_CACHE_BYTES = {
+    **{"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0},
+    **{"fp8_inc": 1.0, "int8": 1.0, "nvfp4": 0.5 + 1 / 16},
+}
+
+
+def cache_bytes(dtype: str) -> float | None:
+    """Bytes that a number of this type takes in a key-value cache; None for a type that is not known."""
+    return _CACHE_BYTES.get(dtype.lower())
 
 
 def check(asked: str, engine: str, runs: Collection[str]) -> None:

@@ -184,6 +184,15 @@ def test_deepseeks_latent_cache_is_the_published_one() -> None:
     found = geometry.read(PUBLISHED["DeepSeek-V3"])
     assert found is not None
     assert found.kv_bytes_per_token(2) == 70_272
+    assert found.kv_bytes_per_gpu(2, tensor=8) == 70_272, "a latent has no heads to split"
+    assert found.kv_bytes_per_gpu(2, tensor=8, pipeline=2) == 31 * 576 * 2, "61 layers on two GPUs"
+
+
+@pytest.mark.parametrize(("tensor", "heads"), [(1, 4), (2, 2), (4, 1), (8, 1)])
+def test_heads_are_split_until_every_gpu_has_one(tensor: int, heads: int) -> None:
+    found = geometry.read(PUBLISHED["Qwen3-30B-A3B"])
+    assert found is not None
+    assert found.kv_bytes_per_gpu(1, tensor) == 48 * 2 * heads * 128
 
 
 def test_the_language_model_of_a_larger_one() -> None:

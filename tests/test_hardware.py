@@ -65,3 +65,14 @@ def test_a_package_outside_of_any_repository_has_no_revision(
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     shutil.rmtree(tmp_path / "somebodys" / ".git")
     assert hardware.git_state() is None
+
+
+@pytest.mark.parametrize(
+    ("device", "first"), [(None, 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:2", 2), ("cpu", 2)]
+)
+def test_a_device_names_the_gpu_from_which_an_arm_takes_its_own(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, first: int
+) -> None:
+    two = tuple(hardware.Gpu(name, "9.0", 1 << 30, name) for name in ("one", "two"))
+    monkeypatch.setattr(hardware, "gpus", lambda: two)
+    assert hardware.gpus_from(device) == two[first:]

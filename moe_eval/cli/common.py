@@ -114,8 +114,7 @@ def numbers(text: str) -> list[int]:
 
 def gpus(request: Request) -> tuple[Gpu, ...]:
     """The GPUs that the arms may use: those that torch sees, from the one on that `device` names."""
-    device, _, index = str(request.asked.settings.get("device") or "cuda").partition(":")
-    return hardware.gpus()[int(index) if index.isdecimal() else 0 :] if device == "cuda" else ()
+    return hardware.gpus_from(request.asked.settings.get("device"))
 
 
 def make_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from moe_eval.cli import common
 from moe_eval.cli.common import Request
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import latency, speed_run
+from moe_eval.evaluators import fit, latency
 from moe_eval.evaluators.plan import Arm, Skip
 from moe_eval.workload import Shape, Workload
 
@@ -62,7 +62,7 @@ def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload)
     kind = engines.named(request.asked.engine)
     options = dict(each.settings.options)
     if not kind.cpu:  # a capture range opened in another process than the engine's would record nothing of it
-        if speed_run.gpu_count(options) > 1:
+        if fit.gpu_count(options) > 1:
             raise UsageError(
                 "This mode records an engine in its own process, and on several GPUs it is in others; give one, or put "
                 "nsys around the whole command as the README says."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import psutil
 
 from moe_eval import checkpoint, geometry, precision
+from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
 from moe_eval.hardware import Gpu
 from moe_eval.nvml import Nvml
@@ -22,11 +24,17 @@ _BESIDE_GPU, _BESIDE_CPU = 8 << 30, 1 << 30
 _USABLE = 0.97  # drivers and other processes hold the rest
 # engines hand the cache out in blocks, so that every sequence may leave most of one empty
 _SLACK_TOKENS = 64
+# what an engine splits a model by; context parallelism splits its key-value cache no further here, which errs on the
+# safe side
+_PARALLEL = (
+    *("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"),
+    *("prefill_context_parallel_size", "data_parallel_size"),
+)
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of memory that one arm needs; None where the files and the configuration do not say."""
+    """Bytes of memory that one arm needs on each of its GPUs; None where files and configuration do not say."""
 
     weights: int | None
     cache: int | None
@@ -67,19 +75,29 @@ def check_window(name: str, config: Mapping[str, Any], shapes: Sequence[Shape]) 
         )
 
 
-def need(folder: Path, runs: str, shapes: Sequence[Shape], *, gpu: bool) -> Need:
+def gpu_count(options: Mapping[str, Any]) -> int:
+    """Over how many GPUs an engine's options spread an arm.
+
+    Raises:
+        UsageError: a size that is no whole number above 0.
+    """
+    return math.prod(number(options, name) or 1 for name in _PARALLEL)
+
+
+def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str, Any], *, gpu: bool) -> Need:
     """What an arm needs.
 
     Args:
         folder: the checkpoint's settings, and its weights where it has any.
         runs: the precision that the experts are held in.
+        options: of the engine: the parallel sizes and kv_cache_dtype count.
     """
     config = checkpoint.read_config(folder)
     sizes = geometry.read(config)
     carried = checkpoint.carried(folder)
     stored = checkpoint.weight_bytes(folder)
     base = runs.partition("-")[0]  # weight-only kernels hold the same weights
-    held = _size(checkpoint.stored_dtype(config))
+    held = _stored_size(config, stored, sizes)
     plain = _size(precision.DTYPE_OF[base]) if base in precision.DTYPE_OF else held
     # weights in one plain type are converted to the other while they are loaded
     weights = stored * plain // held if stored and carried.method == "none" else stored
@@ -87,12 +105,24 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], *, gpu: bool) -> Need
         # random weights, or weights that the engine quantises while it loads them
         quantised = sizes.params.experts + sizes.params.attention
         weights = int(quantised * _WEIGHT_BYTES.get(base, plain) + (sizes.params.total - quantised) * plain)
-    cache = None if sizes is None else int(cache_tokens(shapes) * sizes.kv_bytes_per_token(plain))
-    return Need(weights or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU)
+    cache = None
+    if sizes is not None:
+        asked = str(options.get("kv_cache_dtype", "auto"))
+        width = precision.cache_bytes(asked if asked != "auto" else carried.kv_cache or "") or plain
+        tensor, pipeline = (number(options, name) or 1 for name in _PARALLEL[:2])
+        cache = int(cache_tokens(shapes) * sizes.kv_bytes_per_gpu(width, tensor, pipeline))
+    return Need((weights or 0) // gpu_count(options) or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU)
 
 
 def _size(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
+
+
+def _stored_size(config: Mapping[str, Any], stored: int | None, sizes: geometry.Geometry | None) -> int:
+    """Bytes of a stored weight; of a configuration that does not state the type, what the files' size comes nearest."""
+    if checkpoint.states_dtype(config) or not stored or sizes is None:
+        return _size(checkpoint.stored_dtype(config))
+    return 4 if stored > 3 * sizes.params.total else 2
 
 
 def memory(gpus: Sequence[Gpu]) -> int:

@@ -51,6 +51,7 @@ def fitted(planned: Sequence[Arm | Skip], shapes: Sequence[Shape], gpus: Sequenc
     """
     found: list[Arm | Skip] = []
     available = fit.memory(gpus)
+    stored = [checkpoint.weight_bytes(_folder(each)) or 0 for each in planned if isinstance(each, Arm)]
     for each in planned:
         if isinstance(each, Skip):
             found.append(each)
@@ -66,6 +67,7 @@ def fitted(planned: Sequence[Arm | Skip], shapes: Sequence[Shape], gpus: Sequenc
             max_length=_window(config, shapes),
             batch_size=max(shape.batch_size for shape in shapes),
             kv_tokens=fit.cache_tokens(shapes),
+            heaviest_bytes=max(stored) or None,
         )
         found.append(replace(each, settings=limits))
     if any(isinstance(each, Arm) for each in planned) and not any(isinstance(each, Arm) for each in found):
@@ -110,7 +112,7 @@ def measure(
     runs: Sequence[ArmRun], asked: Asked, context: Context, gpus: Sequence[Gpu], progress: Any
 ) -> list[dict[str, Any]]:
     """Measure all arms and return their records, each of which is on disk whenever there is more of it."""
-    context = replace(context, geometry=_geometry(runs[0].load), rates=_rates(gpus))
+    context = replace(context, geometry=_geometry(runs[0].load), rates=_rates(runs[0].load, gpus))
 
     assert context.workload is not None
     frozen = asked.folder / f"workload_{context.workload.digest}.json"
@@ -120,7 +122,7 @@ def measure(
         workload=context.workload,
         frozen=frozen,
         schedule=context.schedule,
-        uuids=[gpu.uuid for gpu in gpus[: gpu_count(runs[0].load.settings.options)] if gpu.uuid],
+        uuids=[gpu.uuid for gpu in gpus[: fit.gpu_count(runs[0].load.settings.options)] if gpu.uuid],
         kept=lambda run: write(asked, run.name, speed_record.record(run, context)),
         done=progress,
     )
@@ -145,22 +147,7 @@ def write(asked: Asked, name: str, content: Mapping[str, Any]) -> None:
 
 
 def _need(each: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> fit.Need:
-    count = gpu_count(each.settings.options)
-    found = fit.need(_folder(each), each.precision, shapes, gpu=bool(gpus))
-    if count == 1 or found.weights is None:
-        return found
-    return fit.Need(found.weights // count, (found.cache or 0) // count, found.beside)
-
-
-def gpu_count(options: Mapping[str, Any]) -> int:
-    """Over how many GPUs an arm is spread."""
-    count = 1
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        given = str(options.get(name, 1))
-        if not given.isdecimal() or int(given) < 1:
-            raise UsageError(f"{name}={given} is not a whole number above 0.")
-        count *= int(given)
-    return count
+    return fit.need(_folder(each), each.precision, shapes, each.settings.options, gpu=bool(gpus))
 
 
 def _folder(each: Arm) -> Path:
@@ -172,10 +159,10 @@ def _geometry(load: Load) -> geometry.Geometry | None:
     return geometry.read(checkpoint.read_config(folder))
 
 
-def _rates(gpus: Sequence[Gpu]) -> Rates | str:
+def _rates(load: Load, gpus: Sequence[Gpu]) -> Rates | str:
     with ArmProcess(None) as process:
         try:
-            return Rates(**process.ask("rates", device="cuda" if gpus else "cpu"))
+            return Rates(**process.ask("rates", device=load.settings.device or ("cuda" if gpus else "cpu")))
         except ArmFailed as error:
             return f"the machine's rates were not measured ({error})"
 

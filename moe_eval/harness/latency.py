@@ -58,7 +58,7 @@ def answers(
         latency.check(engine, each)
     latency.refuse_profiler()
     work = prompts.workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
-    uuids = [gpu.uuid for gpu in hardware.gpus()[: engine.facts.gpus]]
+    uuids = [gpu.uuid for gpu in hardware.gpus_from(engine.facts.device)[: engine.facts.gpus]]
     with Nvml.open(uuids) as nvml, Sampler(nvml) as sampler:
         for each, one in zip(asked, wanted, strict=True):
             rows = work.prompts(one)

@@ -96,7 +96,8 @@ def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool) -> Plan:
                 skipped.append((each.precision, name, "it is emulated, so its speed says nothing"))
             chosen = tuple(one for one in chosen if one == "perplexity")
             # the limits of shapes that it does not run would only make it slower
-            arm = replace(each, settings=replace(each.settings, max_length=None, batch_size=None, kv_tokens=None))
+            limits = {"max_length": None, "batch_size": None, "kv_tokens": None, "heaviest_bytes": None}
+            arm = replace(each, settings=replace(each.settings, **limits))  # type: ignore[arg-type]
         if chosen:
             arms.append(arm)
             evaluators[arm.precision] = chosen
@@ -116,9 +117,10 @@ def tell(planned: Plan, asked: Asked, gpus: Sequence[Gpu]) -> str:
     """The plan as text: what runs, what does not and why, and what it takes."""
     lines = ["Plan:"]
     for each in planned.arms:
-        need = fit.need(_folder(each), each.precision, planned.shapes, gpu=bool(gpus))
+        need = fit.need(_folder(each), each.precision, planned.shapes, each.settings.options, gpu=bool(gpus))
+        spread = f" on each of {count} GPUs" if (count := fit.gpu_count(each.settings.options)) > 1 else ""
         emulated = " (emulated)" if each.settings.options.get("emulate") else ""
-        takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB"
+        takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB{spread}"
         lines.append(
             f"  {each.precision}{emulated}: {', '.join(planned.evaluators[each.precision])}; {takes}; "
             f"{each.settings.checkpoint}"
@@ -143,7 +145,7 @@ def _seconds(planned: Plan, asked: Asked, gpu: bool) -> float:
     total = _LOAD_SECONDS[gpu] * len(loads)
     for each in planned.arms:
         sizes = geometry.read(checkpoint.read_config(_folder(each)))
-        held = fit.need(_folder(each), each.precision, planned.shapes, gpu=gpu).weights or 0
+        held = fit.need(_folder(each), each.precision, planned.shapes, each.settings.options, gpu=gpu).weights or 0
         mine = [step for step in planned.steps if step.arm == each.precision and step.shape is not None]
         for step in mine:
             assert step.shape is not None

@@ -14,7 +14,7 @@ from typing import Any
 from moe_eval import checkpoint, engines, geometry, records, results
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import prompts
+from moe_eval.evaluators import fit, prompts
 from moe_eval.evaluators.rates import Rates
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.hardware import Gpu
@@ -198,7 +198,7 @@ class Run:
             warm_ups=asked.warm_ups,
             together=self.plan.schedule.mode == "interleaved",
             patience=self.request.patience,
-            uuids=[gpu.uuid for gpu in self.gpus if gpu.uuid],
+            uuids=[gpu.uuid for gpu in self.gpus[: fit.gpu_count(self.plan.arms[0].settings.options)] if gpu.uuid],
         )
 
     def _views(self, work: Workload | None, rates: Rates | str) -> Views:
@@ -243,7 +243,8 @@ class Run:
             return known
         with ArmProcess(None, patience=self.request.patience) as process:
             try:
-                found = process.ask("rates", device="cuda" if self.gpus else "cpu")
+                device = self.plan.arms[0].settings.device or ("cuda" if self.gpus else "cpu")
+                found = process.ask("rates", device=device)
             except ArmFailed as error:
                 return f"the machine's rates were not measured ({error})"
         records.write_json(self.folder.path / _RATES, found)

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.cli.test_ppl import Ended, records_of
 from tests.conftest import ROOT, SHIPPED
 from tests.evaluators.test_interleave import Process, Stage
 from tests.evaluators.test_speed_record import cells
-from tests.test_nvml import ONE, Card, Fake
+from tests.test_nvml import ONE, TWO, Card, Fake
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, ONE)
 CONTRACT = (
@@ -70,7 +71,7 @@ def test_every_precision_has_a_record_with_every_field(real: Ended) -> None:
         assert record["moe_backend"] == record["labels"]["engine"]["moe_backend_observed"]
         assert record["labels"]["engine"]["precision"] == name
         assert "no NVIDIA GPU" in record["nvml"] or "NVML does not start" in record["nvml"]
-        assert record["memory"] == [{"before": None, "after": None}]
+        assert record["memory"] == [{"before": None, "after": None, "together": 2}]
         for row in record["shapes"]:
             assert row["warmup_iterations"] == [len(each["seconds"]) for each in row["warm_ups"]]
             assert min(row["warmup_iterations"]) >= 5
@@ -250,6 +251,17 @@ def test_a_lost_gpu_is_in_the_record(command: Command, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "pynvml", Fake([card]))
     ended = command("--precisions", "bf16", stage=Stage(pause=0.05), gpus=(H100,))
     assert ended.records["perf_bf16_sm90.json"]["nvml"].startswith(f"NVML lost {ONE}")
+
+
+def test_another_gpu_than_the_first_is_measured_metered_and_named(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([Card(ONE), Card(TWO)]))
+    two, stage = (H100, replace(H100, name="another", uuid=TWO)), Stage()
+    (record,) = command("--precisions", "bf16", "--model_args", "device=cuda:1", stage=stage, gpus=two).records.values()
+    assert record["gpu_name"] == "another"
+    assert {tuple(each["uuids"]) for each in stage.asked if each["task"] == "measure"} == {(TWO,)}
+    assert [each["device"] for each in stage.asked if each["task"] == "rates"] == ["cuda:1"]
 
 
 def test_labels_name_no_gpu_where_the_cpu_was_asked_for_and_no_secret(command: Command) -> None:

@@ -49,7 +49,7 @@ def shipped_parameters() -> int:
 
 @pytest.mark.parametrize(("runs", "size"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_the_shipped_model_takes_its_parameters_in_the_type_it_runs_in(runs: str, size: int) -> None:
-    found = fit.need(SHIPPED, runs, ONE, gpu=False)
+    found = fit.need(SHIPPED, runs, ONE, {}, gpu=False)
     assert found.weights == pytest.approx(size * shipped_parameters(), rel=0.005)  # a file has a header
     # 8 sequences of 768 tokens and a block of 64; 5 layers, keys and values of 2 heads of 32 each
     assert found.cache == 8 * (768 + 64) * 5 * 2 * 2 * 32 * size
@@ -59,11 +59,11 @@ def test_the_shipped_model_takes_its_parameters_in_the_type_it_runs_in(runs: str
 @pytest.mark.parametrize("indexed", [True, False])
 def test_qwen3_30b_takes_61_gb_whether_or_not_its_weights_are_there(tmp_path: Path, indexed: bool) -> None:
     here = folder(tmp_path, QWEN3, QWEN3_BYTES if indexed else None)
-    found = fit.need(here, "bf16", ONE, gpu=True)
+    found = fit.need(here, "bf16", ONE, {}, gpu=True)
     assert found.weights == pytest.approx(QWEN3_BYTES, rel=1e-3)
     assert found.cache == 8 * (768 + 64) * 48 * 2 * 4 * 128 * 2 == 654_311_424
     assert fit.too_large(found, fit.memory((H100,))) is None
-    assert fit.too_large(fit.need(here, "fp32", ONE, gpu=True), fit.memory((H100,))) is not None
+    assert fit.too_large(fit.need(here, "fp32", ONE, {}, gpu=True), fit.memory((H100,))) is not None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_qwen3_30b_takes_61_gb_whether_or_not_its_weights_are_there(tmp_path: Pa
 def test_quantised_while_loading_it_keeps_embedding_head_and_routers(
     tmp_path: Path, runs: str, bytes_each: float
 ) -> None:
-    found = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), runs, ONE, gpu=True).weights
+    found = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), runs, ONE, {}, gpu=True).weights
     experts = 48 * 128 * 3 * 2048 * 768
     attention = 48 * 2048 * 128 * (32 + 4 + 4 + 32)
     plain = 2 * 151936 * 2048 + 48 * 128 * 2048
@@ -83,19 +83,62 @@ def test_quantised_while_loading_it_keeps_embedding_head_and_routers(
 
 def test_a_quantised_checkpoint_takes_what_is_stored(tmp_path: Path) -> None:
     config = {**QWEN3, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    assert fit.need(folder(tmp_path, config, 31_000_000_123), "fp8_block", ONE, gpu=True).weights == 31_000_000_123
+    assert fit.need(folder(tmp_path, config, 31_000_000_123), "fp8_block", ONE, {}, gpu=True).weights == 31_000_000_123
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "gpus", "heads"),
+    [
+        ({}, 2, 1, 4),
+        ({"kv_cache_dtype": "auto"}, 2, 1, 4),
+        ({"kv_cache_dtype": "fp8"}, 1, 1, 4),
+        ({"kv_cache_dtype": "of the future"}, 2, 1, 4),
+        ({"tensor_parallel_size": "2"}, 2, 2, 2),
+        ({"tensor_parallel_size": 8}, 2, 8, 1),
+        ({"tensor_parallel_size": 2, "context_parallel_size": 2}, 2, 4, 2),
+        ({"tensor_parallel_size": 2, "prefill_context_parallel_size": 2}, 2, 4, 2),
+    ],
+)
+def test_each_gpu_holds_its_share_of_weights_and_heads(
+    tmp_path: Path, options: dict[str, Any], width: int, gpus: int, heads: int
+) -> None:
+    assert fit.gpu_count(options) == gpus
+    found = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), "bf16", ONE, options, gpu=True)
+    assert found.weights == QWEN3_BYTES // gpus
+    assert found.cache == 8 * (768 + 64) * 48 * 2 * heads * 128 * width
+
+
+def test_a_cache_that_the_checkpoint_holds_in_fp8_is_half_as_large(tmp_path: Path) -> None:
+    plain = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), "bf16", ONE, {}, gpu=True)
+    quantised = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    found = fit.need(folder(tmp_path, {**QWEN3, "quantization_config": quantised}, 31 << 30), "fp8", ONE, {}, gpu=True)
+    assert plain.cache == 2 * (found.cache or 0)
+
+
+@pytest.mark.parametrize(("stored", "runs", "held"), [(2, "bf16", 2), (4, "bf16", 2), (2, "fp32", 4)])
+def test_a_type_that_is_not_stated_is_read_from_the_size_of_the_files(
+    tmp_path: Path, stored: int, runs: str, held: int
+) -> None:
+    silent = {key: value for key, value in QWEN3.items() if key != "torch_dtype"}
+    here = folder(tmp_path, silent, QWEN3_BYTES // 2 * stored)
+    assert fit.need(here, runs, ONE, {}, gpu=True).weights == QWEN3_BYTES // 2 * held
+
+
+def test_a_parallel_size_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="tensor_parallel_size=two is not a whole number above 0"):
+        fit.gpu_count({"tensor_parallel_size": "two"})
 
 
 def test_of_an_architecture_that_is_not_known_only_the_weights_count(tmp_path: Path) -> None:
     found = fit.need(
-        folder(tmp_path, {"model_type": "unheard_of", "dtype": "bfloat16"}, 7 << 30), "bf16", ONE, gpu=True
+        folder(tmp_path, {"model_type": "unheard_of", "dtype": "bfloat16"}, 7 << 30), "bf16", ONE, {}, gpu=True
     )
     assert (found.weights, found.cache) == (7 << 30, None)
     assert found.total == (7 << 30) + found.beside
 
 
 def test_where_nothing_is_known_nothing_is_refused_and_nothing_shares_the_machine(tmp_path: Path) -> None:
-    found = fit.need(folder(tmp_path, {"model_type": "unheard_of"}), "bf16", ONE, gpu=True)
+    found = fit.need(folder(tmp_path, {"model_type": "unheard_of"}), "bf16", ONE, {}, gpu=True)
     assert found.total is None
     assert fit.too_large(found, 0) is None
     assert not fit.together([found], 1 << 50)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from moe_eval.evaluators import plan as arms
+from moe_eval.hardware import Gpu
 from moe_eval.runner import execute
 from moe_eval.runner import plan as planning
 from moe_eval.runner import run as runs
@@ -21,6 +23,9 @@ from tests.runner.stage import SHAPES, Stage, nothing
 
 ARMS = ("bf16", "fp32")
 RATES = {"copy_bytes_per_s": 1e9, "matrix_flops_per_s": {"bfloat16": 1e9, "float32": 1e9}, "device": "made up"}
+
+
+DEVICE = "cpu"
 
 
 class Rates:
@@ -35,9 +40,9 @@ class Rates:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def ask(self, task: str, **_: object) -> Mapping[str, Any]:
+    def ask(self, task: str, device: str) -> Mapping[str, Any]:
         """Rates of nothing that exists."""
-        assert task == "rates"
+        assert (task, device) == ("rates", DEVICE)
         return RATES
 
 
@@ -49,11 +54,18 @@ def set_up(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
-def run(folder: Path, *, resume: bool = True, **shown: str) -> Run:
+def run(
+    folder: Path,
+    *,
+    resume: bool = True,
+    gpus: tuple[Gpu, ...] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
+    **shown: str,
+) -> Run:
     """A run of two arms on the shipped model's shapes."""
     paths = {"model": str(SHIPPED), "fp8": None, "nvfp4": None}
     asked = Asked(
-        arms=arms.Asked("transformers", ARMS, paths, False, "experts", {}, {"device": "cpu"}),
+        arms=arms.Asked("transformers", ARMS, paths, False, "experts", options, {"device": DEVICE}),
         evaluators=("perplexity", "latency"),
         shapes=SHAPES,
         dataset="moe_sample",
@@ -64,7 +76,7 @@ def run(folder: Path, *, resume: bool = True, **shown: str) -> Run:
         blocks=1,
     )
     request = Request(asked, None, {"blocks": "1", **shown}, folder, "cpu", False, 60, resume)
-    made = Run(request, planning.make(asked, (), routed=True), ())
+    made = Run(request, planning.make(asked, gpus, routed=True), gpus)
     made.kind = replace(made.kind, routing={"tell": True})
     return made
 

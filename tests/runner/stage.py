@@ -32,6 +32,7 @@ class Stage:
     Attributes:
         asked: (arm, task, process) of everything that was asked. `alive`: processes that have not ended.
         fails: reasons by (arm, task), or by (arm, task, shape).
+        uuids: of the GPUs that were to be metered, of every measurement.
         before: called before every answer, and with `end` before a process ends.
     """
 
@@ -40,6 +41,7 @@ class Stage:
         self.alive: set[int] = set()
         self.most_alive = 0
         self.fails: dict[tuple[str, ...], str] = {}
+        self.uuids: list[list[str]] = []
         self.before: Callable[[str, str], None] = lambda arm, task: None
         self.started = 0
 
@@ -92,6 +94,7 @@ class _Process:
         return {"seconds": [1.0] * 5, "ended": "noise below 0.5 %"}
 
     def _measure(self, asked: Any) -> dict[str, Any]:
+        self._stage.uuids.append(asked["uuids"])
         took = {"host": 1 + number(self._name, asked["shape"]["batch_size"])}
         sample = {"started": 1.0, "ended": 2.0, "first": {"host": 0.5}, "last": took}
         return {"samples": [{**sample, "request_first": None, "energy_j": None}] * asked["iterations"]}

@@ -16,6 +16,7 @@ import pytest
 
 from moe_eval import hardware, results
 from moe_eval.errors import UsageError
+from moe_eval.hardware import Gpu
 from moe_eval.runner import folder as folders
 from moe_eval.runner.folder import RunFolder
 from tests.runner import plays
@@ -156,6 +157,17 @@ def test_a_run_that_is_killed_outright_has_records_of_what_it_measured(tmp_path:
             assert record is not None
             assert step.shape is not None
             assert step.shape.name in {row["name"] for row in record["shapes"]}
+
+
+@pytest.mark.parametrize(("options", "metered"), [({}, 1), ({"tensor_parallel_size": 2}, 2)])
+def test_the_gpus_of_an_arm_are_metered_and_no_others(
+    tmp_path: Path, stage: Stage, options: dict[str, int], metered: int
+) -> None:
+    """Of a machine of eight GPUs, seven idle ones would count as throttled, and their energy as the arm's."""
+    gpus = tuple(Gpu("made up", "9.0", 80 << 30, f"GPU-{at}") for at in range(8))
+    assert plays.execute_in(tmp_path / "run", gpus=gpus, options=options) == []
+    assert stage.uuids
+    assert {tuple(each) for each in stage.uuids} == {tuple(gpu.uuid for gpu in gpus[:metered])}
 
 
 def test_a_run_of_which_everything_failed_has_a_report_that_says_so(tmp_path: Path, stage: Stage) -> None:
