@@ -78,7 +78,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class RequestTimes:
-    """When an engine says it did what for one request: seconds since the request arrived, on the engine's own clock.
+    """When an engine did what for one request: seconds on its own clock since the first request of the batch arrived.
 
     Attributes:
         scheduled: the first iteration that held the request.
@@ -119,6 +119,7 @@ class EngineFacts:
         attention_backend, moe_backend_requested, moe_backend_observed: which implementations ran.
         kv_cache_dtype: of the key-value cache during generation.
         cuda_graph_batch_sizes: batch sizes that run as CUDA graphs; empty for none.
+        cuda_graph_padding: whether a batch between two of them runs as the larger one, rather than without a graph.
         scores_from: what log-probabilities are read from, and what that was checked against.
         quant_algo: how weights and activations are quantised, as the engine or the checkpoint names it; `none`.
         weights: `checkpoint`, or `random` where the engine made them up: then speed counts and no score does.
@@ -127,7 +128,8 @@ class EngineFacts:
             there is no limit.
         gpus: over how many GPUs the model is spread; 0 on a CPU.
         weight_bytes: of the loaded weights by `experts` (those a router chooses from), `embedding` (only rows of it are
-            read) and `other` (all of it is read in every step; a head that is the embedding counts here).
+            read), `encoders` (of images or sound, which token ids do not go through) and `other` (all of it is read in
+            every step; a head that is the embedding counts here).
         arguments: what the engine's library was given beyond the labels above, by the library's own names.
     """
 
@@ -156,6 +158,7 @@ class EngineFacts:
     max_step_tokens: int | None = None
     gpus: int = 0
     weight_bytes: Mapping[str, int] | None = None
+    cuda_graph_padding: bool | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -171,6 +174,8 @@ class EngineSettings:
         max_length: the window in tokens.
         batch_size: most sequences in a batch; None lets the engine fill its memory.
         kv_tokens: tokens that the key-value cache has to hold, all sequences together; None lets it take what is free.
+        heaviest_bytes: of weights, of whichever arm of a comparison has most: limits that follow from the memory which
+            weights leave are then the same for all arms.
         revision, trust_remote_code: as Transformers takes them.
         options: what else was given, by name; an engine refuses the names it does not know.
     """
@@ -182,6 +187,7 @@ class EngineSettings:
     max_length: int | None = None
     batch_size: int | None = None
     kv_tokens: int | None = None
+    heaviest_bytes: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)

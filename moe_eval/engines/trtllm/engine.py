@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import threading
 import weakref
 from collections import deque
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from moe_eval.engines.base import (
     Completion,
@@ -125,6 +127,10 @@ class Session:
             self._abandon()
             return
         self.workers.end()
+        self.llm = None  # with it goes the model of an engine in this process
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _close(session: weakref.ref[Session]) -> None:
@@ -189,11 +195,20 @@ class TrtllmEngine:
                 raise ValueError(
                     f"{len(prompt)} tokens and {request.max_new_tokens} new ones are more than {self.facts.max_length}"
                 )
-        completions = []
-        sampling = self._sampling(request)
-        for index, output in self.session.stream(prompts, sampling, "generating with"):
-            completions.append(self._completion(output.outputs[0], request))
-            done(index, completions[-1])
+        completions: list[Completion] = []
+        metrics: list[Any] = []
+        for index, output in self.session.stream(prompts, self._sampling(request), "generating with"):
+            completions.append(completed("TensorRT-LLM", output.outputs[0], request, self.ends))
+            metrics.append(_timing(output.outputs[0]))
+            if not request.timed:
+                done(index, completions[-1])
+        if request.timed:
+            several = sum(map(len, prompts)) > (self.facts.max_step_tokens or 0)
+            trusted = not several or self.session.installed.times_own_tokens
+            for index, times in enumerate(_times(metrics) if trusted else []):
+                completions[index] = replace(completions[index], times=times)
+            for index, completion in enumerate(completions):
+                done(index, completion)
         return completions
 
     def _sampling(self, request: GenerationRequest) -> dict[str, Any]:
@@ -216,10 +231,6 @@ class TrtllmEngine:
             found["return_perf_metrics"] = True
         return found
 
-    def _completion(self, output: Any, request: GenerationRequest) -> Completion:
-        found = completed("TensorRT-LLM", output, request, self.ends)
-        return replace(found, times=_times(output)) if request.timed else found
-
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
         raise UsageError("TensorRT-LLM does not tell which experts tokens go through; ask vLLM or Transformers.")
 
@@ -236,15 +247,22 @@ class TrtllmEngine:
         self.session.close()
 
 
-def _times(output: Any) -> RequestTimes | None:
+def _timing(output: Any) -> Any:
     """TensorRT-LLM's timing_metrics: timedeltas on a steady clock, of which only differences mean anything."""
-    metrics = getattr(getattr(output, "request_perf_metrics", None), "timing_metrics", None)
-    if metrics is None:
-        return None
-    arrival = metrics.arrival_time
-    return RequestTimes(
-        *(
-            (moment - arrival).total_seconds()
-            for moment in (metrics.first_scheduled_time, metrics.first_token_time, metrics.last_token_time)
+    return getattr(getattr(output, "request_perf_metrics", None), "timing_metrics", None)
+
+
+def _times(metrics: Sequence[Any]) -> list[RequestTimes | None]:
+    """When the engine did what for every request of a batch, from the arrival of the first of them."""
+    since = min((each.arrival_time for each in metrics if each is not None), default=None)
+    return [
+        None
+        if each is None
+        else RequestTimes(
+            *(
+                (moment - since).total_seconds()
+                for moment in (each.first_scheduled_time, each.first_token_time, each.last_token_time)
+            )
         )
-    )
+        for each in metrics
+    ]

@@ -41,6 +41,18 @@ class Library:
     sampling: frozenset[str]
     moe_backends: tuple[str, ...]
 
+    @property
+    def times_own_tokens(self) -> bool:
+        """Whether the time of a request's first token is its own where requests wait for one another.
+
+        Before 1.2 an iteration stamps every request that it knows, also those which it leaves waiting (NVIDIA's pull
+        request 8005).
+        """
+        try:
+            return Version(self.version).release >= (1, 2)
+        except InvalidVersion:
+            return False
+
     def sampling_params(self, **wanted: Any) -> Any:
         """A SamplingParams of these values.
 

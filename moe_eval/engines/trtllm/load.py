@@ -59,6 +59,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         "max_batch_size": settings.batch_size or _REQUESTS,
         "max_num_tokens": limits.max_num_tokens,
         "kv_cache_free_gpu_memory_fraction": sizing.KV_FRACTION,
+        # without it a request's arrival is the moment at which the engine's loop takes it up
+        "return_perf_metrics": True,
     }
     if not placement.in_process:
         defaults["env_overrides"] = _forwarded(os.environ)
@@ -110,6 +112,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         moe_backend_observed=observe.moe_backend(session.llm),
         kv_cache_dtype=(model.carried.kv_cache or model.dtype) if cache == "auto" else cache,
         cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(session.llm),
+        cuda_graph_padding=observe.cuda_graph_padding(session.llm),
         scores_from=verdict.label,
         quant_algo=model.carried.method,
         weights="random" if dummy else "checkpoint",
@@ -130,7 +133,8 @@ def _limits(
 ) -> sizing.Limits:
     """The window and token limits that the memory of the smallest GPU allows."""
     smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[:world]), default=None)
-    free = sizing.free_bytes(smallest, checkpoint.weight_bytes(model.folder), world)
+    known = [each for each in (checkpoint.weight_bytes(model.folder), settings.heaviest_bytes) if each is not None]
+    free = sizing.free_bytes(smallest, max(known, default=None), world)
     positions = int(model.config.get("max_position_embeddings") or 2048)
     return sizing.limits(options, settings.max_length, positions, sizing.tokens_at_once(vocabulary, free))
 
@@ -167,7 +171,7 @@ def _session(
     return Session(
         installed=found,
         llm=llm,
-        workers=Workers(descendants() - before if watched else ()),
+        workers=Workers(descendants() - before if watched else (), observe.loop(llm)),
         checkpoint=settings.checkpoint,
         # one set running and the next one waiting
         most_requests=2 * int(given["max_batch_size"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -53,14 +54,29 @@ def _model(llm: Any) -> Any:
 
 
 def cuda_graph_batch_sizes(llm: Any) -> tuple[int, ...] | None:
-    """The sizes that run as CUDA graphs once the constructor has filled them in; None where it does not say."""
+    """The sizes that run as CUDA graphs once the constructor has filled them in; None where it does not say.
+
+    Its list goes beyond the largest batch, and what does is never recorded.
+    """
     args = getattr(llm, "args", None)
     if args is None or not hasattr(args, "cuda_graph_config"):
         return None
     if args.cuda_graph_config is None:
         return ()
     sizes = getattr(args.cuda_graph_config, "batch_sizes", None)
-    return None if sizes is None else tuple(int(size) for size in sizes)
+    most = getattr(args, "max_batch_size", None)
+    return None if sizes is None else tuple(int(size) for size in sizes if most is None or size <= most)
+
+
+def cuda_graph_padding(llm: Any) -> bool | None:
+    """Whether batches between two sizes run as the larger one; None where the constructor does not say."""
+    return getattr(getattr(getattr(llm, "args", None), "cuda_graph_config", None), "enable_padding", None)
+
+
+def loop(llm: Any) -> threading.Thread | None:
+    """The thread of an engine's loop in this process, by TensorRT-LLM's own path to it; None where it is elsewhere."""
+    found = getattr(getattr(getattr(llm, "_executor", None), "engine", None), "worker_thread", None)
+    return found if isinstance(found, threading.Thread) else None
 
 
 def attention_backend(llm: Any) -> str | None:

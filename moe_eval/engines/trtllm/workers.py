@@ -31,12 +31,14 @@ def descendants() -> frozenset[int]:
 
 
 class Workers:
-    """The processes that came into being while an engine was built.
+    """What does an engine's work: processes that came into being while it was built, or a thread of this one.
 
     Workers of a launcher (mpirun, Slurm, Ray) are not below this process: they are the launcher's to watch.
     """
 
-    def __init__(self, pids: Collection[int]) -> None:
+    def __init__(self, pids: Collection[int], loop: threading.Thread | None = None) -> None:
+        """Watch processes, and the thread of an engine's loop where that is in this process."""
+        self._loop = loop
         self._processes = []
         for pid in sorted(pids):
             try:
@@ -53,6 +55,11 @@ class Workers:
         Raises:
             WorkerDied: one does not.
         """
+        if self._loop is not None and not self._loop.is_alive():
+            raise WorkerDied(
+                "The loop of TensorRT-LLM's engine in this process has ended; its last words are above. What was "
+                "scored before is kept where --use_cache names a file: repeat the command to go on from there."
+            )
         for process in self._processes:
             if not _lives(process):
                 raise WorkerDied(

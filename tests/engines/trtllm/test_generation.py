@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import torch
 import transformers
 
 from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes, Window
+from moe_eval.engines.options import completed
 from moe_eval.engines.trtllm.engine import TrtllmEngine
-from moe_eval.errors import EngineError
+from moe_eval.errors import EngineError, WorkerDied
 from tests.engines.trtllm.conftest import EVERY, NEWEST, OLDEST, Load, started
 
 TEXTS = ("The history of", "He was born in the town of", "In", "== Early life ==\n The", "The history of")
@@ -88,20 +90,20 @@ def test_the_end_token_ends_a_completion_and_is_left_out(
     engine.close()
 
 
-def made(**output: Any) -> Any:
-    return SimpleNamespace(**{"request_perf_metrics": None, **output})
+def read(engine: TrtllmEngine, request: GenerationRequest, **output: Any) -> Completion:
+    return completed("TensorRT-LLM", SimpleNamespace(**output), request, engine.ends)
 
 
 def test_an_end_token_that_the_library_returned_is_cut_off(engine: TrtllmEngine) -> None:
-    output = made(token_ids=[5, 6, 0], finish_reason="stop")
-    assert engine._completion(output, GenerationRequest(NEW)).token_ids == (5, 6)
-    assert engine._completion(output, GenerationRequest(3, ignore_eos=True)).token_ids == (5, 6, 0)
+    output = {"token_ids": [5, 6, 0], "finish_reason": "stop"}
+    assert read(engine, GenerationRequest(NEW), **output).token_ids == (5, 6)
+    assert read(engine, GenerationRequest(3, ignore_eos=True), **output).token_ids == (5, 6, 0)
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "timeout", None])
 def test_a_request_that_was_broken_off_is_no_completion(engine: TrtllmEngine, reason: str | None) -> None:
     with pytest.raises(EngineError, match=f"broke a request off \\({reason}\\)"):
-        engine._completion(made(token_ids=[5], finish_reason=reason), GenerationRequest(NEW))
+        read(engine, GenerationRequest(NEW), token_ids=[5], finish_reason=reason)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,43 @@ def test_times_are_in_order_and_only_there_when_asked_for(engine: TrtllmEngine, 
     assert all(each.times is None for each in engine.generate(prompts, GenerationRequest(2)))
 
 
+def test_times_of_a_batch_count_from_its_first_request(
+    engine: TrtllmEngine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, gap = engine.session.llm.generate_async, 0.3
+
+    def slowly(*arguments: Any, **more: Any) -> Any:
+        time.sleep(gap)
+        return send(*arguments, **more)
+
+    monkeypatch.setattr(engine.session.llm, "generate_async", slowly)
+    found = engine.generate(prompts[:3], GenerationRequest(2, ignore_eos=True, timed=True))
+    times = [each.times for each in found if each.times is not None]
+    assert [gap * at <= each.scheduled < gap * (at + 1) for at, each in enumerate(times)] == [True] * 3
+
+
+@NEWEST
+@pytest.mark.parametrize(
+    ("version_", "prompts_", "timed"), [("1.1.2", 1, True), ("1.1.2", 4, False), ("1.2.0", 4, True), ("own", 4, False)]
+)
+def test_a_first_token_that_an_old_version_stamps_on_waiting_requests_is_no_time(
+    load: Load, monkeypatch: pytest.MonkeyPatch, version_: str, prompts_: int, timed: bool
+) -> None:
+    monkeypatch.setenv("TRTLLM_DOUBLE", f"version={version_}")
+    engine = load(max_length=16, options={"max_num_tokens": 18})
+    found = engine.generate([[5] * 10] * prompts_, GenerationRequest(2, ignore_eos=True, timed=True))
+    assert [each.times is not None for each in found] == [timed] * prompts_
+
+
+@NEWEST
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_ends_in_this_process_is_noticed(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load()
+    monkeypatch.setenv("TRTLLM_DOUBLE", f"end_loop_at={engine.session.llm._executor.engine.started + 2}")
+    with pytest.raises(WorkerDied, match="The loop of TensorRT-LLM's engine in this process has ended"):
+        engine.generate([[5, 6], [7, 8], [9, 10]], GenerationRequest(2))
+
+
 def test_a_trace_in_process_holds_the_matrix_products(engine: TrtllmEngine, tmp_path: Path) -> None:
     with engine.trace(tmp_path / "trace.json") as handle:
         engine.score([Window((5, 6, 7), (8, 9))])
@@ -163,4 +202,5 @@ def test_closing_twice_is_closing_once(load: Load, events: Any) -> None:
     engine = load()
     engine.close()
     engine.close()
+    assert engine.session.llm is None, "its model can go"
     assert len(events("shutdown")) == 1

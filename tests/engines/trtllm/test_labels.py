@@ -35,7 +35,12 @@ def test_an_unquantised_checkpoint_without_a_gpu(engine: TrtllmEngine) -> None:
     assert facts.fingerprint == checkpoint.fingerprint(SHIPPED)
     assert facts.max_batch == engine.session.llm.args.max_batch_size
     experts = sum(count for name, count in numbers.items() if ".experts." in name)
-    expected = {"experts": experts, "embedding": 0, "other": sum(numbers.values()) - experts}  # the head is tied
+    expected = {
+        "experts": experts,
+        "embedding": 0,
+        "encoders": 0,
+        "other": sum(numbers.values()) - experts,
+    }  # the head is tied
     assert facts.weight_bytes == {part: 4 * count for part, count in expected.items()}, "loaded in float32"
 
 
@@ -51,6 +56,31 @@ def test_an_unquantised_checkpoint_without_a_gpu(engine: TrtllmEngine) -> None:
 def test_the_most_sequences_in_a_step(load: Load, given: dict[str, Any], most: int) -> None:
     engine = load(**given)
     assert engine.facts.max_batch == most == engine.session.llm.args.max_batch_size
+
+
+@NEWEST
+@pytest.mark.parametrize(
+    ("options", "sizes", "padding"),
+    [
+        ({"cuda_graph_batch_sizes": "1:2:8"}, (1, 2), False),
+        ({"cuda_graph_batch_sizes": "1:2:8", "cuda_graph_enable_padding": True}, (1, 2), True),
+        ({"cuda_graph_batch_sizes": "none"}, (), None),
+    ],
+)
+def test_graphs_beyond_the_largest_batch_are_never_recorded(
+    load: Load, options: dict[str, Any], sizes: tuple[int, ...], padding: bool | None
+) -> None:
+    facts = load(batch_size=3, options=options).facts
+    assert (facts.cuda_graph_batch_sizes, facts.cuda_graph_padding) == (sizes, padding)
+
+
+@NEWEST
+def test_arms_of_one_comparison_read_as_many_tokens_a_step(load: Load, gpus: Callable[..., None]) -> None:
+    """What the heaviest arm leaves of the memory decides, whichever arm is loaded."""
+    gpus(H100)
+    alone = load().facts.max_step_tokens
+    assert load(heaviest_bytes=1 << 30).facts.max_step_tokens == alone
+    assert load(heaviest_bytes=79 << 30).facts.max_step_tokens != alone
 
 
 @EVERY

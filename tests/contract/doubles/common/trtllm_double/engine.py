@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,7 @@ class Engine:
         self.setup = setup
         self.send = send
         self.model_engine = SimpleNamespace(model=load(setup))
+        self.worker_thread: threading.Thread | None = None
         self.orders: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.waiting: list[Request] = []
         self.active: list[Sequence] = []
@@ -184,6 +186,8 @@ class Engine:
             self.started += 1
             if self.started == number("die_after"):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.started == number("end_loop_at"):
+                raise SystemExit
             for knob, words in (("oom_at", OUT_OF_MEMORY), ("fail_at", ILLEGAL_ACCESS)):
                 if self.started == number(knob):
                     self.send("failed", (request.id, words))

@@ -22,6 +22,7 @@ NO_DRIVER = (
 _KNOWN = frozenset(
     (
         "die_after",
+        "end_loop_at",
         "oom_load",
         "oom_at",
         "fail_at",

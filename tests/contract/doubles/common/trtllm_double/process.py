@@ -88,7 +88,8 @@ class GenerationExecutorWorker(Executor):
         logging.getLogger("tensorrt_llm").info("Using single process worker for TP1")
         log("worker", rank=0, env={**own_variables(), **setup["env_overrides"]})
         self.engine = Engine(setup, self.receive)
-        threading.Thread(target=self.engine.loop, name="engine", daemon=True).start()
+        self.engine.worker_thread = threading.Thread(target=self.engine.loop, name="engine", daemon=True)
+        self.engine.worker_thread.start()
 
     def order(self, kind: str, what: Any = None) -> None:
         self.engine.orders.put((kind, what))
