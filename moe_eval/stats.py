@@ -217,12 +217,14 @@ def block_ratio(above: Sequence[Sequence[float]], below: Sequence[Sequence[float
     return Estimate(math.exp(found.value), found.error, math.exp(found.low), math.exp(found.high))
 
 
-# nvbench's stdrel criterion: stop where the relative standard deviation is below 0.5 %, or does not change by more than
-# 5 % of itself any more (nvbench/stdrel_criterion.cuh), after half a second at least
+# after nvbench's stdrel criterion: stop where the relative standard deviation is below 0.5 %, or does not change any
+# more (nvbench/stdrel_criterion.cuh), after half a second at least. nvbench takes it over all samples, and from the
+# 65th on for unchanged what varies by less than 5 % of itself. Here a sample is a whole call of seconds, and the first
+# ones are not to count for ever: noise is that of the last five, and tests on the last ten tell whether it changes
 MAX_NOISE = 0.005
-_STEADY_NOISE = 0.05
 LEAST_SECONDS = 0.5
-_TRAIL = 5  # iterations that the noise is taken over: the first ones of a warm-up are not part of it for ever
+_TRAIL = 5
+_LEVEL = 0.05  # of the tests: each stops one steady series of twenty for a while
 
 
 def noise(seconds: Sequence[float]) -> float:
@@ -232,13 +234,18 @@ def noise(seconds: Sequence[float]) -> float:
 
 
 def settled(seconds: Sequence[float]) -> str | None:
-    """Why a warm-up of these iterations is over; None where it is to go on."""
+    """Why a warm-up of these iterations is over; None where it is to go on.
+
+    Noise is steady where the last iterations have no trend (Kendall's tau; a steady drift has a steady deviation, too)
+    and vary no less than those before them (Fisher's F on the variances).
+    """
     if len(seconds) < _TRAIL or sum(seconds) < LEAST_SECONDS:
         return None
     if noise(seconds) < MAX_NOISE:
-        return f"noise below {100 * MAX_NOISE:g} %"
+        return f"noise of the last {_TRAIL} below {100 * MAX_NOISE:g} %"
     if len(seconds) < 2 * _TRAIL:
         return None
-    noises = np.array([noise(seconds[: len(seconds) - back]) for back in range(_TRAIL)])
-    spread = math.sqrt(float(((noises - noises[0]) ** 2).mean())) / noises[0]
-    return "noise is steady" if spread < _STEADY_NOISE else None
+    last = seconds[-2 * _TRAIL :]
+    calming = (noise(last[:_TRAIL]) / noise(last)) ** 2 > distributions.f.ppf(1 - _LEVEL, _TRAIL - 1, _TRAIL - 1)
+    trend = distributions.kendalltau(range(len(last)), last).pvalue < _LEVEL
+    return None if calming or trend else "noise is steady"
