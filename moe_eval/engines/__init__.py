@@ -62,7 +62,8 @@ ENGINES = {
         "moe_eval.engines.vllm.load",
         quantises=("fp8", "fp8_block"),
         routing={"enable_return_routed_experts": True, "enforce_eager": True},
-        layer_ranges={"enable_layerwise_nvtx_tracing": True},
+        # ranges are those of modules that Python calls: neither compiled code nor a CUDA graph has any
+        layer_ranges={"enable_layerwise_nvtx_tracing": True, "enforce_eager": True},
     ),
     "transformers": EngineKind(
         "Transformers",

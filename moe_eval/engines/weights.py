@@ -10,6 +10,10 @@ from torch import Tensor, nn
 # shared experts, which every token goes through, may lie in the same module
 _EXPERT = re.compile(r"\.experts\.(?!.*shared)|\.block_sparse_moe\.(input|output)_linear\.")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
+# of models that also see or hear: token ids do not go through these
+_ENCODER = re.compile(
+    r"(^|\.)(visual|vision_\w+|image_\w+|audio_\w+|sound_\w+|speech_\w+|multi_modal_projector|mm_projector)\."
+)
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 
 
@@ -21,9 +25,9 @@ def by_part(model: nn.Module, beside: Iterable[tuple[str, Tensor]] = ()) -> Mapp
     """
     tensors = {**dict(model.named_parameters()), **dict(beside)}
     headless = not any(_HEAD.search(name) for name in tensors)  # the embedding is the head as well
-    sums = dict.fromkeys(("experts", "embedding", "other"), 0)
+    sums = dict.fromkeys(("experts", "embedding", "encoders", "other"), 0)
     for name, tensor in tensors.items():
-        part = "experts" if _EXPERT.search(name) else "other"
+        part = "experts" if _EXPERT.search(name) else "encoders" if _ENCODER.search(name) else "other"
         if _EMBEDDING.search(name) and not headless:
             part = "embedding"
         sums[part] += tensor.numel() * tensor.element_size()

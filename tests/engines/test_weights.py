@@ -77,6 +77,7 @@ def test_parts_of_a_model(name: str, tied: bool, size: int, tmp_path: Path) -> N
     assert weights.by_part(model.to(torch.float32 if size == 4 else torch.bfloat16)) == {
         "experts": experts * size,
         "embedding": embedding * size,
+        "encoders": 0,
         "other": (sum(stored.values()) - experts - embedding) * size,
     }
 
@@ -115,8 +116,23 @@ def test_the_shipped_model(shipped: Path, start: Start) -> None:
         assert start(shipped, dtype=dtype).facts.weight_bytes == {
             "experts": experts * size,
             "embedding": 0,  # tied: all of it is read as the head
+            "encoders": 0,
             "other": (sum(stored.values()) - experts) * size,
         }
+
+
+def test_what_sees_images_is_no_part_of_a_step_that_reads_text() -> None:
+    text = {**_SIZES, **MOE, "num_experts": 4, "head_dim": 8}
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": HIDDEN}
+    vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=vision)
+    model = transformers.Qwen3VLMoeForConditionalGeneration(config)
+    found = weights.by_part(model)
+    assert found["encoders"] == 4 * sum(tensor.numel() for tensor in model.model.visual.parameters()) > 0
+    language = sum(tensor.numel() for tensor in model.model.language_model.parameters())
+    head = model.lm_head.weight.numel()
+    assert sum(found.values()) - found["encoders"] == 4 * (language + head)
 
 
 class Fused(nn.Module):
@@ -135,8 +151,10 @@ class Fused(nn.Module):
 
 def test_experts_that_an_engine_fuses_and_quantises() -> None:
     model = Fused()
-    assert weights.by_part(model) == {"experts": 48, "embedding": 160, "other": 4 * (8 + 12 + 40)}
+    assert weights.by_part(model) == {"experts": 48, "embedding": 160, "encoders": 0, "other": 4 * (8 + 12 + 40)}
     beside = [("mlp.experts.w2_weight", torch.zeros(2, 4, 3, dtype=torch.int8)), ("norm.scale", torch.zeros(5))]
     parameter = ("mlp.experts.w13_weight", model.mlp.experts.w13_weight)
     again = weights.by_part(model, [*beside, parameter])
-    assert again == {"experts": 48 + 24, "embedding": 160, "other": 4 * (8 + 12 + 40) + 20}, "none is counted twice"
+    assert again == {"experts": 48 + 24, "embedding": 160, "encoders": 0, "other": 4 * (8 + 12 + 40) + 20}, (
+        "none is counted twice"
+    )

@@ -189,6 +189,7 @@ def _facts(
         moe_backend_observed=ran,
         kv_cache_dtype=observe.kv_cache_dtype(config),
         cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(config),
+        cuda_graph_padding=True,  # to the next size, always
         scores_from="vLLM's own prompt log-probabilities, the tokens they are about checked in every request",
         quant_algo=observe.quant_algo(seen, config, model.carried.method),
         weights=model.weights,

@@ -52,11 +52,15 @@ def _experts(found: Any) -> Iterator[Any]:
 def moe_backend(found: Any) -> str | None:
     """The classes of the experts' methods and the kernels that they chose, such as `Fp8MoEMethod/TRITON`.
 
-    Methods keep the choice as an enumeration in an attribute named `..._backend`.
+    Methods keep the choice as an enumeration in an attribute named `..._backend`. Some choose anew for every call, by
+    its shape: then the class of the experts, such as `TritonOrDeepGemmExperts`, says between what.
     """
     names: dict[str, None] = {}
     for method in _experts(found):
         chosen = [each.name for name, each in vars(method).items() if name.endswith("_backend") and _is_enum(each)]
+        experts: Any = getattr(method, "experts_cls", None)
+        if any(base.__name__ == "FallbackExperts" for base in getattr(experts, "__mro__", ())):
+            chosen.append(experts.__name__)
         names["/".join([type(method).__name__, *chosen])] = None
     return "+".join(names) or None
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from moe_eval.engines.vllm import installed, sizing
+from moe_eval.engines.vllm import installed, observe, sizing
 from moe_eval.errors import UsageError
 from moe_eval.hardware import Gpu
 from tests.conftest import SHIPPED
@@ -68,13 +70,45 @@ def test_with_nothing_set_the_labels_are_what_vllm_chose(load: Load) -> None:
         *("bf16", "bfloat16", "bfloat16", "none"),
     )
     assert (facts.moe_backend_requested, facts.moe_backend_observed) == ("auto", "UnquantizedFusedMoEMethod/TRITON")
-    assert facts.cuda_graph_batch_sizes == (1, 2, 4, 8, 16)
+    assert (facts.cuda_graph_batch_sizes, facts.cuda_graph_padding) == ((1, 2, 4, 8, 16), True)
     assert (facts.weights, facts.max_batch, facts.gpus, facts.device) == ("checkpoint", 256, 0, "cpu")
     experts = 5 * 16 * 3 * 96 * 192 * 2
     assert facts.weight_bytes is not None
-    assert dict(facts.weight_bytes) == {"experts": experts, "embedding": 0, "other": facts.weight_bytes["other"]}
+    assert dict(facts.weight_bytes) == {
+        "experts": experts,
+        "embedding": 0,
+        "encoders": 0,
+        "other": facts.weight_bytes["other"],
+    }
     assert 2 * 4096 * 192 < facts.weight_bytes["other"] < 3 * 4096 * 192 * 2
     assert facts.arguments["max_logprobs"] == -1
+
+
+class FallbackExperts:
+    """As vLLM calls experts that choose their kernels anew for every call."""
+
+
+class TritonOrDeepGemmExperts(FallbackExperts):
+    """One of them."""
+
+
+class DeepGemmExperts:
+    """Experts that always run the same."""
+
+
+@pytest.mark.parametrize(
+    ("experts", "named"),
+    [
+        (TritonOrDeepGemmExperts, "SimpleNamespace/DEEPGEMM/TritonOrDeepGemmExperts"),
+        (DeepGemmExperts, "SimpleNamespace/DEEPGEMM"),
+        (None, "SimpleNamespace/DEEPGEMM"),
+    ],
+)
+def test_experts_that_choose_by_the_shape_of_a_call_are_named(experts: type | None, named: str) -> None:
+    layer = SimpleNamespace(moe_config=1, local_num_experts=8, base_quant_method=None)
+    layer.quant_method = SimpleNamespace(fp8_backend=enum.Enum("Fp8MoeBackend", "DEEPGEMM").DEEPGEMM)
+    layer.quant_method.experts_cls = experts
+    assert observe.moe_backend(SimpleNamespace(modules=lambda: [layer])) == named
 
 
 @pytest.mark.parametrize("given", ["none", "off", "NONE"])
