@@ -163,7 +163,7 @@ def _shape(
         }
     if a is not None and b is not None:
         found["speed"] = speed.compare(_blocks(a), _blocks(b), Shape(**sizes))
-        found["fair"], found["fair_reason"] = _fair(reference, other, sizes["batch_size"])
+        found["fair"], found["fair_reason"] = _fair(reference, other, Shape(**sizes))
         found["clocks"] = {"sm_mhz": [_clock(a), _clock(b)], "slow_samples": [_slow(a), _slow(b)]}
     found |= {"kernels": None, "breakdown": None, "ceiling": None, "predicted": None, "measured": None}
     told = {phase: (found["speed"][time] or {}).get("value") for phase, time in _OF_PHASE.items()}
@@ -184,12 +184,20 @@ def _blocks(row: Mapping[str, Any]) -> list[list[Sample]]:
     return [[Sample(**{name: each[name] for name in _SAMPLE}) for each in block] for block in row["blocks"]]
 
 
-def _fair(reference: ArmResults, other: ArmResults, batch_size: int) -> tuple[bool | None, str | None]:
-    """Whether the tokens of both spread over alike numbers of experts, and why not, or why that is not known."""
+def _fair(reference: ArmResults, other: ArmResults, shape: Shape) -> tuple[bool | None, str | None]:
+    """Whether both read prompts over as many steps and tokens spread over alike numbers of experts.
+
+    Returns:
+        Whether it is so, and why not, or why that is not known.
+    """
+    facts = [engine(arm.perf) for arm in (reference, other)]
+    apart = speed.steps_apart(facts, shape, (reference.name, other.name))
+    if apart:
+        return False, apart
     counted = []
     for arm in (reference, other):
         told = (arm.perf or {})["routing"]
-        found = told if isinstance(told, str) else told.get(str(batch_size))
+        found = told if isinstance(told, str) else told.get(str(shape.batch_size))
         if not isinstance(found, Mapping):
             return None, f"{arm.name}: {found or 'not measured at this batch size'}"
         counted.append(found)

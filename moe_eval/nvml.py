@@ -59,7 +59,9 @@ class Summary:
     Attributes:
         uuid: of the GPU.
         samples: how many lie in the stretch.
-        sm_mhz_median, sm_mhz_min, sm_mhz_max, power_w_mean, temperature_c_max: by their units.
+        sm_mhz_median, sm_mhz_min, sm_mhz_max, power_w_mean, temperature_c_max: by their units. Since Ampere (but for
+            the GA100) NVML's power is itself an average over the last second (nvml.h, nvmlDeviceGetPowerUsage), so that
+            of a shorter stretch it also holds what ran before.
         default_mhz, default_source: the clock to compare with, and the NVML call that gave it.
         throttled_share: of the samples, those with the SM clock under THROTTLED of the default.
         reasons: every reason for a lower clock that was given at least once, but for an idle GPU.

@@ -203,6 +203,15 @@ def test_other_windows_and_kernels_that_contradict_their_label_are_named(tmp_pat
     assert found["differs"] == [f"fp8: {wrong['contradiction']}"]
 
 
+def test_prompts_that_are_read_over_other_numbers_of_steps_void_speed_at_that_shape() -> None:
+    times = {1: MS[1], 8: MS[1]}
+    limits = {"bf16": 4 * made.INPUT, "fp8": 8 * made.INPUT}
+    arms = [made.arm(name, times, max_step_tokens=limit) for name, limit in limits.items()]
+    found = {row["batch_size"]: row for row in pair(*arms)["shapes"]}
+    assert {size: row["fair"] for size, row in found.items()} == {1: True, 8: False}
+    assert f"bf16 reads {8 * made.INPUT} prompt tokens over 2 steps and fp8 over 1" in found[8]["fair_reason"]
+
+
 def test_unfair_routing_voids_speed_and_not_quality(tmp_path: Path) -> None:
     one, two = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02})
     arms = [ArmResults("bf16", "bf16", made.perf("bf16", MS), one.ppl, folder=tmp_path),

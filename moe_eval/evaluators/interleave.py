@@ -150,9 +150,10 @@ class Conductor:
                         if arm.status == "running":  # it may have failed in the first half
                             with self._left_behind(arm):
                                 self._turn(arm, processes[arm.name], shape, block, 1)
-        after = memory.freed(self._nvml, before)
+        # whose it is that does not come back nobody can tell
+        seen = {"before": before, "after": memory.freed(self._nvml, before)}
         for arm in self.arms:
-            arm.memory.append({"before": before, "after": after})
+            arm.memory.append({**seen, "together": len(self.arms)})
 
     def _round(self, block: int) -> list[ArmRun]:
         """The arms there and back. Another one begins every round, so that each follows itself equally often."""

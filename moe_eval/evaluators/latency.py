@@ -18,8 +18,9 @@ from moe_eval.workload import Shape
 
 # sources that differ by more than this are told of
 DISAGREEMENT = 0.02
-# NVML's energy counter moves in steps of about 0.1 s; over a shorter call it says nothing
-_ENERGY_SECONDS = 0.5
+# NVML's energy counter moves in steps of about 0.1 s, so that of a call this long a tenth is uncertain at worst, in
+# either direction; of a shorter one it says nothing
+_ENERGY_SECONDS = 1.0
 LEAST_WARM_UPS = 5
 # a warm-up that does not settle ends after as many iterations (short ones: after stats.LEAST_SECONDS), or this long
 # after the least it has to do (nvbench's --timeout)
@@ -35,7 +36,8 @@ class Sample:
     Attributes:
         started, ended: of the second call, on `time.perf_counter`.
         first: seconds until every sequence has its first token, by source. `host` (perf_counter) and `cuda_events`
-            time the first call, `engine` is what the engine says of the second.
+            (events recorded before and after the call, which returns when its tokens are on the host: whatever stream
+            the engine works in lies between them) time the first call, `engine` is what the engine says of the second.
         last: seconds until every sequence is complete, by source, of the second call.
         request_first: the median over the requests of the engine's own time to the first token, None where it keeps
             none.

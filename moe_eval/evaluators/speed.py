@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -138,6 +139,24 @@ def _pairs(sources: Collection[str]) -> list[tuple[str, str]]:
     clock = next(name for name in _OF_CALLS if name in sources)
     found = [("host", clock)] if clock != "host" else []
     return [*found, (clock, "engine")] if "engine" in sources else found
+
+
+def steps_apart(engines: Sequence[Mapping[str, Any]], shape: Shape, names: tuple[str, str]) -> str | None:
+    """Why two engines that read a shape's prompts over different numbers of steps cannot be compared at it.
+
+    Args:
+        engines: facts of both as records have them.
+        names: of the arms.
+    """
+    tokens = shape.batch_size * shape.input_len
+    budgets = [each.get("max_step_tokens") for each in engines]
+    one, two = (math.ceil(tokens / each) if each else 1 for each in budgets)
+    if one == two:
+        return None
+    return (
+        f"{names[0]} reads {tokens} prompt tokens over {one} steps and {names[1]} over {two}: their engines read "
+        f"{budgets[0] or 'any number of'} and {budgets[1] or 'any number of'} tokens a step; give both the same limit"
+    )
 
 
 _READERS: dict[str, Callable[[Sample, str, Shape], float]] = {

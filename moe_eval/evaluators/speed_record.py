@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe_eval import records
+from moe_eval import precision, records
 from moe_eval.evaluators import floors, routing, speed
 from moe_eval.evaluators.interleave import ArmRun, Schedule
 from moe_eval.evaluators.rates import Rates
@@ -15,7 +15,6 @@ from moe_eval.geometry import Geometry
 from moe_eval.workload import Shape, Workload
 
 SCHEMA = 1
-_CACHE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 # what matrices are multiplied in, by precision: rates are measured by torch's name of the type
 _MULTIPLIED_IN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
 
@@ -162,8 +161,17 @@ def _steps(engine: Mapping[str, Any], shape: Shape) -> list[str]:
             f"{math.ceil(tokens / budget)} steps or more, in which other sequences decode already: TTFT is that of the "
             "last sequence and TPOT is no step of the whole batch's"
         )
-    if graphs and shape.batch_size > max(graphs):
+    if graphs is None or not str(engine.get("device")).startswith("cuda"):
+        return notes
+    if not graphs:
+        notes.append("decode ran without CUDA graphs")
+    elif shape.batch_size > max(graphs):
         notes.append(f"decode ran without CUDA graphs, of which the largest is for {max(graphs)} sequences")
+    elif shape.batch_size not in graphs and engine.get("cuda_graph_padding") is False:
+        notes.append(
+            f"decode ran without CUDA graphs, of which none is for {shape.batch_size} sequences and none is padded to "
+            "(give cuda_graph_batch_sizes, or turn padding on)"
+        )
     return notes
 
 
@@ -176,6 +184,10 @@ def _routing(run: ArmRun, shape: Shape) -> routing.Routing | None:
 def _versus(run: ArmRun, reference: ArmRun, shape: Shape) -> dict[str, Any]:
     """The comparison of one shape, and whether it is fair; `fair` is None where nobody could look."""
     found = speed.compare(reference.blocks.get(shape.name, []), run.blocks.get(shape.name, []), shape)
+    names = reference.name, run.name
+    apart = speed.steps_apart([each.labels.get("engine", {}) for each in (reference, run)], shape, names)
+    if apart:
+        return {**found, "fair": False, "unfair_because": apart, "unchecked_because": None}
     own, other = _routing(run, shape), _routing(reference, shape)
     if own is None or other is None:
         missing = reference if other is None else run
@@ -185,7 +197,7 @@ def _versus(run: ArmRun, reference: ArmRun, shape: Shape) -> dict[str, Any]:
             "unfair_because": None,
             "unchecked_because": f"{missing.name}: {missing.routing}",
         }
-    reason = routing.fair(other, own, names=(reference.name, run.name))
+    reason = routing.fair(other, own, names=names)
     return {**found, "fair": reason is None, "unfair_because": reason, "unchecked_because": None}
 
 
@@ -201,7 +213,9 @@ def _floors(
         return f"not computed: {context.rates}"
     if weights is None:
         return "not computed: the engine does not tell the bytes of the loaded weights"
-    cached = _CACHE_BYTES.get(str(engine.get("kv_cache_dtype")), 2)
+    cached = precision.cache_bytes(str(engine.get("kv_cache_dtype")))
+    if cached is None:
+        return f"not computed: the width of a key-value cache of {engine.get('kv_cache_dtype')} is not known"
     shared: dict[str, Any] = {
         "kv_bytes_per_token": context.geometry.kv_bytes_per_token(cached),
         "dtype": _MULTIPLIED_IN.get(str(engine.get("precision") or run.precision).removesuffix("_block")),

@@ -95,9 +95,9 @@ def _notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
             (each["after"] - each["before"] for each in record["memory"] if each["before"] and each["after"]), default=0
         )
         if kept > _KEPT_BYTES:
-            found[f"{record['arm']} left {kept / 2**30:.1f} GiB of GPU memory in use when its process had ended."] = (
-                None
-            )
+            together = any(each.get("together", 1) > 1 for each in record["memory"])
+            who, whose = ("The arms together", "their processes") if together else (record["arm"], "its process")
+            found[f"{who} left {kept / 2**30:.1f} GiB of GPU memory in use when {whose} had ended."] = None
         for row in record["shapes"]:
             where = f"{record['arm']} at batch {row['batch_size']}"
             for note in row["notes"]:

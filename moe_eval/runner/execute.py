@@ -83,7 +83,7 @@ class Executor:
             begun: told every step before it begins; `done` after it ended, with the reason where it failed.
         """
         hopeless: dict[tuple[str, int], str] = {}
-        for step in steps:
+        for at, step in enumerate(steps):
             begun(step)
             reason = hopeless.get((step.arm, step.load)) or self._broke.pop(step.arm, None)
             started = time.monotonic()
@@ -95,6 +95,8 @@ class Executor:
                 except ArmFailed as error:
                     hopeless[step.arm, step.load] = str(error)
                     raise
+                if self._how.together and step.kind == "latency":
+                    self._gather([each for each in steps[at:] if each.kind == "latency"], hopeless)
                 result = self._do(step, arm)
             except ArmFailed as error:
                 self._close(step.arm)
@@ -104,6 +106,18 @@ class Executor:
                 seconds = round(time.monotonic() - started, 3)
                 self._folder.write(step, {"status": "finished", "seconds": seconds, "result": result})
             done(step, reason)
+
+    def _gather(self, steps: Sequence[Step], hopeless: dict[tuple[str, int], str]) -> None:
+        """Load all arms of the first step's block, so that no turn of it runs on an emptier GPU than another."""
+        for step in steps:
+            of_block = (step.shape, step.block) == (steps[0].shape, steps[0].block)
+            if not of_block or step.arm in self._broke or (step.arm, step.load) in hopeless:
+                continue
+            try:
+                self._arm(step)
+            except ArmFailed as error:
+                self._close(step.arm)
+                hopeless[step.arm, step.load] = str(error)
 
     def _arm(self, step: Step) -> _Loaded:
         """The arm's process, loaded; others are ended first where arms do not stay together."""

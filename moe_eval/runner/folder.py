@@ -168,10 +168,11 @@ class RunFolder:
     def missing(self, steps: Sequence[Step]) -> list[Step]:
         """The steps that are left, in order.
 
-        Of a round of arms that take turns nothing is kept unless all of it is there: its halves belong together.
+        Of a block nothing is kept unless it is there of all arms, where there are several: its ratio is free of drift
+        only if they were measured one after the other.
         """
         torn = {(step.shape, step.block) for step in steps if step.kind == "latency" and not self.done(step)}
-        whole = {step.turn for step in steps} > {0}
+        whole = {(step.block, step.turn) for step in steps} > {(0, 0)}
         return [
             step
             for step in steps

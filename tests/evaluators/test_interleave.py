@@ -238,7 +238,8 @@ def test_memory_before_and_after_is_written_down(monkeypatch: pytest.MonkeyPatch
     schedule = interleave.schedule(4, 5, 2, together=together)
     ran = conduct(monkeypatch, Stage(card=card, memory=20 << 30), "ab", schedule, (ONE,))
     for run in ran.arms.values():
-        assert run.memory == [{"before": 2 << 30, "after": 2 << 30}] * (1 if together else 2)
+        each = {"before": 2 << 30, "after": 2 << 30, **({"together": 2} if together else {})}
+        assert run.memory == [each] * (1 if together else 2)
         assert run.blind is None
 
 
@@ -255,7 +256,7 @@ def test_memory_that_never_comes_back_shows(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_nvml_the_reason_is_kept_and_nothing_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     run = conduct(monkeypatch, Stage(), "a", interleave.schedule(2, 5, 1, together=True), (ONE,)).arms["a"]
-    assert run.memory == [{"before": None, "after": None}]
+    assert run.memory == [{"before": None, "after": None, "together": 1}]
     assert "nvidia-ml-py is not installed" in str(run.blind)
     assert run.gpu[SHAPES[0]][0] == {"block": 0, "gpus": [], "slow_samples": [None]}
 

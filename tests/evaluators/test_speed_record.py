@@ -173,6 +173,7 @@ def test_gpus_that_share_a_model_are_that_much_faster_together() -> None:
     [
         (replace(CONTEXT, geometry=None), ENGINE, "sizes of this architecture are not known"),
         (replace(CONTEXT, rates="no rates (why)"), ENGINE, "no rates (why)"),
+        (CONTEXT, {**ENGINE, "kv_cache_dtype": "fp8_ds_mla"}, "the width of a key-value cache of fp8_ds_mla is not"),
         (CONTEXT, {**ENGINE, "weight_bytes": None}, "does not tell the bytes of the loaded weights"),
     ],
 )
@@ -237,13 +238,27 @@ def test_clocks_that_nobody_saw_are_told_of_once(blind: str | None) -> None:
     assert notes == ([] if blind else ["whether the clock was low is not known of 3 of 6 iterations"])
 
 
+CUDA = {"device": "cuda:0"}
+
+
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
+        ({**CUDA, "cuda_graph_batch_sizes": []}, "decode ran without CUDA graphs"),
+        (
+            {**CUDA, "cuda_graph_batch_sizes": [1, 2, 8], "cuda_graph_padding": False},
+            "decode ran without CUDA graphs, of which none is for 4 sequences and none is padded to",
+        ),
+        ({**CUDA, "cuda_graph_batch_sizes": [1, 2, 8], "cuda_graph_padding": True}, None),
+        ({**CUDA, "cuda_graph_batch_sizes": None}, None),
+        ({"device": "cpu", "cuda_graph_batch_sizes": []}, None),
         ({"max_step_tokens": 39}, "reads 39 tokens a step and the prompts have 40, so they are read over 2 steps"),
-        ({"cuda_graph_batch_sizes": [1, 2]}, "decode ran without CUDA graphs, of which the largest is for 2 sequences"),
+        (
+            {**CUDA, "cuda_graph_batch_sizes": [1, 2]},
+            "decode ran without CUDA graphs, of which the largest is for 2 sequences",
+        ),
         ({"precision": "nvfp4-w4a16"}, "the engine chose kernels of nvfp4-w4a16 where nvfp4 was planned"),
-        ({"max_step_tokens": 40, "cuda_graph_batch_sizes": [1, 4], "precision": "nvfp4"}, None),
+        ({**CUDA, "max_step_tokens": 40, "cuda_graph_batch_sizes": [1, 4], "precision": "nvfp4"}, None),
     ],
 )
 def test_steps_and_kernels_that_are_not_what_they_seem_are_told_of(labels: dict[str, Any], said: str | None) -> None:
@@ -256,6 +271,26 @@ def test_steps_and_kernels_that_are_not_what_they_seem_are_told_of(labels: dict[
 def test_memory_that_an_arm_left_behind_is_told_of() -> None:
     kept = [{"before": 1 << 30, "after": 4 << 30}, {"before": None, "after": None}]
     assert "bf16 left 3.0 GiB of GPU memory in use" in speed_table.render(recorded(arm(memory=kept)))
+
+
+def test_memory_that_arms_left_behind_together_is_told_of_once_and_blamed_on_none() -> None:
+    kept = [{"before": 1 << 30, "after": 4 << 30, "together": 2}]
+    told = speed_table.render(recorded(arm(memory=kept), arm("fp8", memory=kept)))
+    assert told.count("GiB of GPU memory") == 1
+    assert "The arms together left 3.0 GiB of GPU memory in use when their processes had ended." in told
+
+
+@pytest.mark.parametrize("budgets", [(20, 40), (40, 13), (20, 39), (13, 13), (None, 40), (None, 39)])
+def test_arms_that_read_prompts_over_other_numbers_of_steps_get_no_verdict(budgets: tuple[int | None, ...]) -> None:
+    """40 prompt tokens at batch 4, and 10 at batch 1."""
+    engines = [{"engine": {**ENGINE, "max_step_tokens": each}} for each in budgets]
+    runs = [arm(labels=engines[0]), arm("fp8", 0.5, labels=engines[1], routing=counted(51.8))]
+    for row in recorded(*runs)[1]["shapes"]:
+        steps = [len(range(0, row["batch_size"] * 10, each or 1000)) for each in budgets]
+        assert row["versus_reference"]["fair"] is (steps[0] == steps[1])
+        if steps[0] != steps[1]:
+            said = f"bf16 reads 40 prompt tokens over {steps[0]} steps and fp8 over {steps[1]}"
+            assert str(row["versus_reference"]["unfair_because"]).startswith(said)
 
 
 def test_the_table_promises_no_more_warm_up_than_every_arm_had() -> None:

@@ -29,9 +29,11 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return made
 
 
-def ordered(mode: str = "sequential", blocks: int = 1, arms: str = "ab") -> list[Step]:
+def ordered(
+    mode: str = "sequential", blocks: int = 1, arms: str = "ab", evaluators: tuple[str, ...] = EVALUATORS
+) -> list[Step]:
     schedule = Schedule(mode, blocks, 2, 5)  # type: ignore[arg-type]
-    return steps.order(dict.fromkeys(arms, EVALUATORS), SHAPES, SHAPES[:1], schedule, routed=list(arms))
+    return steps.order(dict.fromkeys(arms, evaluators), SHAPES, SHAPES[:1], schedule, routed=list(arms))
 
 
 def run(folder: RunFolder, plan: list[Step], tmp_path: Path, arms: str = "ab", **more: Any) -> dict[str, str]:
@@ -78,6 +80,44 @@ def test_arms_that_take_turns_stay_loaded_and_are_warm_before_the_first_turn(sta
     first_shape = timed[: len(timed) // 2]
     assert first_shape[:2] == [("a", "warm_up"), ("b", "warm_up")]
     assert "".join(arm for arm, task in first_shape if task == "measure") == "abbabaab"
+
+
+def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, tmp_path: Path) -> None:
+    plan = ordered("interleaved", 1, "abc", ("latency",))
+    assert run(RunFolder(tmp_path / "run"), plan, tmp_path, "abc", together=True, iterations=1) == {}
+    first = [(arm, task) for arm, task, _ in stage.asked][:9]
+    assert first[:6] == [(arm, task) for task in ("load", "warm_up") for arm in "abc"]
+    assert first[6:] == [(arm, "measure") for arm in "abc"]
+
+
+def test_an_arm_that_cannot_be_there_keeps_no_other_from_its_turns(stage: Stage, tmp_path: Path) -> None:
+    folder, plan = RunFolder(tmp_path / "run"), ordered("interleaved", 2, "abc", ("latency",))
+    stage.fails["b", "load"] = "out of memory"
+    failed = run(folder, plan, tmp_path, "abc", together=True, iterations=1)
+    assert set(failed) == {f"b {step.name}" for step in plan if step.arm == "b"}
+    assert set(failed.values()) == {"out of memory"}
+    assert stage.order("load").count("b") == 2, "once for its turns, and once to tell routed experts"
+
+
+def test_a_block_of_loads_is_repeated_whole(stage: Stage, tmp_path: Path) -> None:
+    """Arms of one block that were measured on two days would bring a day's drift into its ratio."""
+    folder, plan = RunFolder(tmp_path / "run"), ordered("reloaded", 2)
+    stage.fails["b", "measure", SHAPES[0].name] = "out of memory"
+    failed = run(folder, plan, tmp_path)
+    assert set(failed) == {f"b latency_{SHAPES[0].name}_{block}_0" for block in (0, 1)}
+    stage.fails.clear()
+    stage.asked.clear()
+    left = [(step.arm, step.shape, step.block) for step in folder.missing(plan)]
+    assert left == [("a", SHAPES[0], 0), ("b", SHAPES[0], 0), ("b", SHAPES[0], 1), ("a", SHAPES[0], 1)]
+    assert run(folder, plan, tmp_path) == {}
+    assert stage.order("measure") == ["a", "b", "b", "a"]
+
+
+def test_arms_that_are_loaded_once_are_not_timed_again_for_another_s_sake(stage: Stage, tmp_path: Path) -> None:
+    folder, plan = RunFolder(tmp_path / "run"), ordered("sequential")
+    stage.fails["b", "measure", SHAPES[0].name] = "out of memory"
+    run(folder, plan, tmp_path)
+    assert [(step.arm, step.shape) for step in folder.missing(plan)] == [("b", SHAPES[0])]
 
 
 def test_blocks_are_loads_of_their_own(stage: Stage, tmp_path: Path) -> None:
