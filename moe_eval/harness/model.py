@@ -134,8 +134,8 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         def keep(at: int, scores: WindowScores) -> None:
             index = owners[at]
             answers[index] += float(scores.logprobs.sum(dtype="float64"))
-            self._count(requests[index], len(scores.logprobs))
             left[index] -= 1
+            self._count(requests[index], len(scores.logprobs), complete=not left[index])
             if not left[index]:
                 self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), answers[index])
             bar.update()
@@ -196,9 +196,9 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             )
         return Window(tuple(context[len(continuation) - self.max_length - 1 :]), tuple(continuation))
 
-    def _count(self, request: Instance, scored_tokens: int) -> None:
+    def _count(self, request: Instance, scored_tokens: int, *, complete: bool = True) -> None:
         task = self.scored.setdefault(str(request.task_name), {"requests": 0, "tokens": 0})
-        task["requests"] += 1
+        task["requests"] += complete
         task["tokens"] += scored_tokens
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

@@ -115,6 +115,16 @@ def test_local_files_are_not_labelled_as_a_data_set_of_the_hub(both: tuple[Any, 
     assert not any(source.startswith("hub:") for source in sources)
 
 
+def test_documents_of_several_windows_are_counted_once_each(evaluate: Evaluate, hf: HFLM, tmp_path: Path) -> None:
+    results = evaluate("trtllm_moe", "dtype=float32,track=off,max_length=64", tasks=["moe_sample"], limit=2)
+    tokens = sum(len(hf.tok_encode(wikitext_detokenizer({"page": page}))) for page in moe_sample()["test"]["page"][:2])
+    assert tokens > 4 * 64
+    assert results["config"]["moe_eval"]["scored"] == {"moe_sample": {"requests": 2, "tokens": tokens}}
+    metrics = record_in(only_run(tmp_path))["metrics"]
+    assert metrics["quality/tokens"] == tokens
+    assert metrics["quality/token_ppl"] == pytest.approx(math.exp(metrics["quality/nats"] / tokens))
+
+
 def test_quality_keys_of_the_shipped_sample_follow_from_hf_s_log_likelihoods(
     evaluate: Evaluate, hf: HFLM, requests_of: Any, tmp_path: Path
 ) -> None:
