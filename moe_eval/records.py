@@ -14,9 +14,11 @@ from typing import Any, Literal
 from moe_eval.errors import UsageError
 
 SCHEMA = 1
+_REDACTED = "[redacted]"
 RECORD = "record.json"
 RESULTS = "results.json"
 _SECRET = re.compile(r"token|secret|password|passwd|(api|access|private)_?key|credential|env_overrides", re.IGNORECASE)
+_IN_URL = re.compile(r"(?<=://)[^/\s\"'@]+(?=@)")  # user and password of an address
 _NOT_SECRET = re.compile(r"toks?$|tokens|_token_id$|add_bos_token|tokenizer", re.IGNORECASE)
 
 
@@ -100,12 +102,15 @@ def read(folder: Path) -> HarnessRecord:
 
 
 def write_json(file: Path, content: Any, default: Any = None) -> None:
-    """Write JSON beside `file` and move it into place, so that a reader never sees half of it."""
+    """Write JSON beside `file` and move it into place, so that a reader never sees half of it.
+
+    User and password of an address do not get there.
+    """
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump(content, out, indent=1, ensure_ascii=False, default=default)
-            out.write("\n")
+            text = json.dumps(content, indent=1, ensure_ascii=False, default=default)
+            out.write(_IN_URL.sub(_REDACTED, text) + "\n")
             out.flush()
             os.fsync(out.fileno())
         os.chmod(name, 0o644)
@@ -119,7 +124,7 @@ def redact(value: Any) -> Any:
     """A copy without what is named like a secret, at any depth."""
     if isinstance(value, Mapping):
         return {
-            key: "[redacted]"
+            key: _REDACTED
             if each is not None
             and not isinstance(each, bool)
             and _SECRET.search(str(key))

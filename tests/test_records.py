@@ -203,3 +203,16 @@ def test_redaction_changes_nothing_but_a_copy() -> None:
     given = {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
     assert records.redact(given) == {"hf_token": "[redacted]", "list": [1, [{"password": "[redacted]"}]], 3: None}
     assert given == {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
+
+
+def test_user_and_password_of_an_address_never_reach_the_disk(tmp_path: Path) -> None:
+    content = {
+        "a": "https://user:hunter2@example.org/x?y=1", "b": ["mlflow at postgresql://hunter2@db/x failed"],
+        "https://u:hunter2@key.org": 1, "mail": "someone@example.org", "plain": "https://example.org/@x",
+    }  # fmt: skip
+    records.write_json(tmp_path / "x.json", content)
+    text = (tmp_path / "x.json").read_text()
+    assert "hunter2" not in text
+    found = json.loads(text)
+    assert found["a"] == "https://[redacted]@example.org/x?y=1"
+    assert (found["mail"], found["plain"]) == (content["mail"], content["plain"])
