@@ -113,6 +113,18 @@ def labels(reference: ArmResults, other: ArmResults) -> list[dict[str, str]]:
     ]
 
 
+def same_arm(reference: ArmResults, other: ArmResults) -> bool:
+    """Whether both are one precision of one checkpoint whose labels differ in nothing but how often it was measured."""
+    both = [
+        (a, b) for a, b in ((reference.perf, other.perf), (reference.ppl, other.ppl)) if measured(a) and measured(b)
+    ]
+    if reference.precision != other.precision or not both:
+        return False
+    if any(not engine(record) or engine(record) != engine(also) for record, also in both):
+        return False
+    return all(each["label"].startswith(("schedule.", "git")) for each in labels(reference, other))
+
+
 def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Every label as text, under its path."""
     facts = engine(record)

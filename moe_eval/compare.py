@@ -109,7 +109,8 @@ def _pair(reference: ArmResults, other: ArmResults, across: Collection[str]) -> 
     return {
         "reference": reference.name,
         "other": other.name,
-        "again": other.name.removesuffix(AGAIN) == reference.name.removesuffix(AGAIN),
+        "again": other.name.removesuffix(AGAIN) == reference.name.removesuffix(AGAIN)
+        or comparable.same_arm(reference, other),
         "differs": differs,
         "schedule": schedule,
         "shapes": list(_shapes(reference, other)),

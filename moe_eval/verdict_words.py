@@ -121,7 +121,10 @@ def again(found: _Dict, rows: Sequence[_Dict]) -> str:
         low, high = ratios.bounds(row["speed"]["e2e_ms"], schedule)
         if not low <= 1 <= high:
             off.append(place(row, rows))
-    end = f"not 1 {' and '.join(off)}, so something disturbs the measurement" if off else "1 within the intervals"
+    why = "something disturbs the measurement"
+    if schedule is not None and not schedule["one_run"]:
+        why = f"something changed between the two runs, or {why.replace('disturbs', 'disturbed')}"
+    end = f"not 1 {' and '.join(off)}, so {why}" if off else "1 within the intervals"
     return f"{found['other']} is {found['reference']} measured a second time: {listed}; {end}"
 
 

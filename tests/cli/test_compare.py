@@ -120,3 +120,27 @@ def test_the_verdict_of_an_arm_without_speed_has_its_word(tmp_path: Path, capsys
         (path / f"ppl_{each['precision']}_cpu.json").write_text(json.dumps(each))
     assert compared(tmp_path, path) == 0
     assert "Verdict: inconclusive, quality only: " in capsys.readouterr().out
+
+
+def test_one_arm_in_two_folders_pays_nothing_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = folder(tmp_path / "one", made.arm("bf16", MS))
+    two = folder(tmp_path / "two", made.arm("bf16", FASTER, run_id="f" * 32))
+    assert compared(tmp_path, one, two) == 0
+    said = capsys.readouterr().out
+    assert "pays" not in said.replace("does not pay", "")
+    assert "bf16@two is bf16 measured a second time" in said
+    assert "so something changed between the two runs, or something disturbed the measurement" in said
+
+
+@pytest.mark.parametrize(("bound", "code"), [("speed>=0.9", 0), ("speed>=1.5", 1)])
+def test_a_gate_holds_a_change_against_the_run_before_it(tmp_path: Path, bound: str, code: int) -> None:
+    one = folder(tmp_path / "one", made.arm("bf16", MS))
+    two = folder(tmp_path / "two", made.arm("bf16", FASTER, run_id="f" * 32))
+    assert compared(tmp_path, one, two, "--gate", bound) == code
+
+
+def test_one_precision_on_two_backends_may_pay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = folder(tmp_path / "one", made.arm("bf16", MS))
+    two = folder(tmp_path / "two", made.arm("bf16", FASTER, run_id="f" * 32, moe_backend_observed="CUTLASS"))
+    assert compared(tmp_path, one, two) == 0
+    assert "bf16@two pays" in capsys.readouterr().out
