@@ -55,7 +55,8 @@ def pages(dataset: str) -> list[str]:
             if hub.unreachable(error):
                 raise UsageError(
                     "The data set wikitext is not on this machine and the hub cannot be reached; set "
-                    f"{documents.VARIABLE} to a raw file and give --dataset wikitext_local, or --dataset moe_sample."
+                    f"{documents.VARIABLE} to a raw file and name wikitext_local, or name moe_sample, which ships with "
+                    "moe_eval (as --dataset of moe-eval, as prompts in the metadata of moe_latency and moe_kernels)."
                 ) from error
             raise
         return [str(page) for page in found["page"]]

@@ -40,6 +40,7 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
     plain = [clock.time(prompts, shape.output_len)[0]["host"] for _ in range(UNPROFILED)]
     with tempfile.TemporaryDirectory(dir=folder, prefix=".trace-") as scratch:
         raw = Path(scratch) / "trace.json"
+        latency.mark_traced(engine)
         with engine.trace(raw):
             profiled = clock.time(prompts, shape.output_len)[0]["host"]
         if not raw.is_file():

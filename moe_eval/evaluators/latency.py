@@ -22,11 +22,16 @@ DISAGREEMENT = 0.02
 # either direction; of a shorter one it says nothing
 _ENERGY_SECONDS = 1.0
 LEAST_WARM_UPS = 5
+UNSETTLED = "it did not settle"
 # a warm-up that does not settle ends after as many iterations (short ones: after stats.LEAST_SECONDS), or this long
 # after the least it has to do (nvbench's --timeout)
 _WARM_UPS = 20
 _WARM_UP_SECONDS = 15.0
 _PROFILERS = {"NSYS_PROFILING_SESSION_ID": "Nsight Systems", "NV_COMPUTE_PROFILER_PERFWORKS_DIR": "Nsight Compute"}
+
+
+# devices whose profiler has run in this process: CUPTI stays attached to it
+_traced: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,25 @@ def refuse_profiler(environment: Mapping[str, str] = os.environ) -> None:
         raise UsageError(f"Nothing is timed under {found}; run without it (for a trace give --mode nsys).")
 
 
+def mark_traced(engine: Engine) -> None:
+    """Remember that the GPU's profiler has run where this engine works."""
+    if engine.facts.device.startswith("cuda"):
+        _traced.append(engine.facts.device)
+
+
+def refuse_traced() -> None:
+    """Refuse to time what comes after a trace of this process.
+
+    Raises:
+        UsageError: with the order that works.
+    """
+    if _traced:
+        raise UsageError(
+            "A profiler has run in this process, so nothing is timed in it any more; name moe_latency before "
+            "moe_kernels, or time in a fresh process."
+        )
+
+
 def check(engine: Engine, shape: Shape) -> None:
     """Refuse a shape that the loaded engine cannot run as one batch.
 
@@ -176,7 +200,7 @@ def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, least: int)
         extra += seconds[-1]
         enough = len(seconds) >= _WARM_UPS and sum(seconds) >= stats.LEAST_SECONDS
         if enough or extra > _WARM_UP_SECONDS:
-            return WarmUp(tuple(seconds), "it did not settle")
+            return WarmUp(tuple(seconds), UNSETTLED)
 
 
 def measure(
@@ -188,6 +212,7 @@ def measure(
 ) -> list[Sample]:
     """Time iterations of one shape."""
     refuse_profiler()
+    refuse_traced()
     check(engine, shape)
     clock = Clock(engine, nvml)
     return [clock.sample(prompts, shape.output_len) for _ in range(iterations)]

@@ -10,6 +10,7 @@ from typing import Any
 from moe_eval import precision, records
 from moe_eval.evaluators import floors, routing, speed
 from moe_eval.evaluators.interleave import ArmRun, Schedule
+from moe_eval.evaluators.latency import UNSETTLED
 from moe_eval.evaluators.rates import Rates
 from moe_eval.geometry import Geometry
 from moe_eval.workload import Shape, Workload
@@ -128,7 +129,7 @@ def _row(run: ArmRun, shape: Shape, context: Context, reference: ArmRun | None) 
     ran = run.labels.get("engine", {}).get("precision") or run.precision
     if ran != run.precision:
         notes.append(f"the engine chose kernels of {ran} where {run.precision} was planned")
-    unsettled = sum(each["ended"] == "it did not settle" for each in warm_ups)
+    unsettled = sum(each["ended"] == UNSETTLED for each in warm_ups)
     if unsettled:
         notes.append(f"{unsettled} of {len(warm_ups)} warm-ups ended without having settled")
     return {

@@ -65,8 +65,8 @@ def wikitext_local(**_: Any) -> dict[str, Dataset]:
     named = os.environ.get(VARIABLE, "")
     if not named:
         raise UsageError(
-            f"The task wikitext_local reads a raw WikiText file: set {VARIABLE} to its path "
-            "(for example wiki.test.raw of WikiText-2), or run --tasks moe_sample, which ships with moe_eval."
+            f"wikitext_local reads a raw WikiText file: set {VARIABLE} to its path (for example wiki.test.raw of "
+            "WikiText-2), or name moe_sample in its place, which ships with moe_eval."
         )
     return _read(Path(named).expanduser())
 

@@ -57,6 +57,7 @@ def answers(
     for each in wanted:
         latency.check(engine, each)
     latency.refuse_profiler()
+    latency.refuse_traced()
     work = prompts.workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
     uuids = [gpu.uuid for gpu in hardware.gpus_from(engine.facts.device)[: engine.facts.gpus]]
     with Nvml.open(uuids) as nvml, Sampler(nvml) as sampler:
@@ -74,6 +75,21 @@ def answers(
                 "nvml": sampler.lost or nvml.why_not,
                 "slow_samples": sampler.flagged([(sample.started, sample.ended) for sample in samples]),
             }
+
+
+def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the task's figures has to know: a sentence for each shape and reason."""
+    found = []
+    for row in rows:
+        answer = row["filtered_resps"][0]
+        said = list(answer["notes"])
+        if answer["warm_up"]["ended"] == latency.UNSETTLED:
+            said.append("the warm-up ended without having settled")
+        slow = sum(flag is True for flag in answer["slow_samples"])
+        if slow:
+            said.append(f"{slow} of {len(answer['slow_samples'])} iterations ran at under 75 % of the default clock")
+        found += [f"{LATENCY} {answer['shape']}: {each}" for each in said]
+    return found
 
 
 def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -60,7 +60,7 @@ def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
     metrics |= kernels.metrics(samples.get(KERNELS, ()))
     notes = [EMULATED] if labels["engine"]["emulated"] else []
     contradictions = kernels.contradictions(samples.get(KERNELS, ()))
-    notes += contradictions
+    notes += contradictions + latency.notes(samples.get(LATENCY, ()))
     perplexity = [task for task, rows in samples.items() if rows and "word_perplexity" in rows[0]]
     if len(perplexity) == 1:
         quality, note = _quality(samples[perplexity[0]], labels["scored"].get(perplexity[0], {}))

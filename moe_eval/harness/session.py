@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import json
@@ -18,7 +19,7 @@ from typing import Any
 from moe_eval import precision, records
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.exits import terminable
-from moe_eval.harness import KERNELS, MODEL, artifacts, elsewhere, offline, settings
+from moe_eval.harness import KERNELS, LATENCY, MODEL, artifacts, elsewhere, offline, settings
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
 
@@ -76,8 +77,13 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         limit = call.arguments["limit"]
         if limit is not None and limit <= 0:
             raise UsageError(f"--limit {limit} leaves no document; give a count, or a share between 0 and 1.")
-        if isinstance(call.arguments["tasks"], list):  # nothing is timed after a profiler has run in this process
-            call.arguments["tasks"] = sorted(call.arguments["tasks"], key=lambda each: bool(each == KERNELS))
+        if isinstance(call.arguments["tasks"], list):
+            # a shape that cannot be timed shows before hours of scoring, and nothing is timed after a profiler has run
+            places = {LATENCY: 0, KERNELS: 2}
+            call.arguments["tasks"] = sorted(
+                call.arguments["tasks"], key=lambda each: places.get(each, 1) if isinstance(each, str) else 1
+            )
+            _check_metadata(call.arguments)
         wants_samples = call.arguments["log_samples"]
         call.arguments["log_samples"] = True
         books = _Books.open(asked, call.arguments)
@@ -96,6 +102,22 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         return results
 
     return run
+
+
+def _check_metadata(arguments: Mapping[str, Any]) -> None:
+    """Refuse a key that is nearly one of our evaluators', which would leave the default in force without a word."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from moe_eval.harness.kernels import MoeKernels
+    from moe_eval.harness.latency import MoeLatency
+
+    ours = {name for each in (MoeLatency, MoeKernels) if each.kind in arguments["tasks"] for name in each.defaults}
+    given = arguments["model_args"] or {}  # the harness adds them to the metadata
+    given = simple_parse_args_string(given) if isinstance(given, str) else given
+    for name in arguments["metadata"] or {}:
+        close = difflib.get_close_matches(name, ours, 1, 0.8)
+        if close and name not in ours and name not in given:
+            raise UsageError(f"The metadata names {name}, which no task of ours knows; did you mean {close[0]}?")
 
 
 def _keeps_books() -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 
 from moe_eval import checkpoint, engines, precision
 from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "tiny-qwen3-moe"
 SHIPPED_NOTE = "no model was named: this is moe_eval's own tiny Qwen3-MoE on Transformers, not a model to judge"
-_SWITCH = {"on": True, "off": False, "true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         of_engine=EngineSettings(name),
         tokenizer=str(left.pop("tokenizer", name)),
         max_gen_toks=_max_gen_toks(left),
-        add_bos_token=_flag(left, "add_bos_token"),
+        add_bos_token=flag(left, "add_bos_token"),
         prefix_token_id=_integer(left, "prefix_token_id"),
-        enable_thinking=_flag(left, "enable_thinking"),
-        track=_flag(left, "track") is not False,
+        enable_thinking=flag(left, "enable_thinking"),
+        track=flag(left, "track") is not False,
         shipped=shipped,
         given=given,
     )
@@ -91,20 +91,11 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         max_length=_integer(left, "max_length"),
         batch_size=_batch_size(left.pop("batch_size", None), left.pop("max_batch_size", None)),
         revision=left.pop("revision", None),
-        trust_remote_code=_flag(left, "trust_remote_code") is True,
+        trust_remote_code=flag(left, "trust_remote_code") is True,
         options=left | claimed,
     )
     engines.check_options(engine, left)
     return replace(harness, of_engine=of_engine)
-
-
-def _flag(left: dict[str, Any], name: str) -> bool | None:
-    value = left.pop(name, None)
-    if value is None or isinstance(value, bool):
-        return value
-    if str(value).lower() not in _SWITCH:
-        raise UsageError(f"{name}={value} is neither on nor off; give {name}=on or {name}=off.")
-    return _SWITCH[str(value).lower()]
 
 
 def _integer(left: dict[str, Any], name: str) -> int | None:

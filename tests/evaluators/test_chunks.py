@@ -182,7 +182,7 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, error:
         raise error()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UsageError, match=r"the hub cannot be reached; set MOE_EVAL_WIKITEXT .* --dataset moe_sample"):
+    with pytest.raises(UsageError, match=r"the hub cannot be reached; set MOE_EVAL_WIKITEXT .* name moe_sample"):
         chunks.pages("wikitext")
 
 

@@ -147,6 +147,21 @@ def test_energy_is_what_nvml_counts_over_a_call_that_is_long_enough(
     assert found.energy_j == joules
 
 
+@pytest.mark.parametrize(("device", "refused"), [("cuda:0", True), ("cpu", False)])
+def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, device: str, refused: bool
+) -> None:
+    monkeypatch.setattr(latency, "_traced", [])
+    traced = MadeUp()
+    traced.facts = replace(engine.facts, device=device)
+    latency.mark_traced(traced)
+    if refused:
+        with pytest.raises(UsageError, match="name moe_latency before moe_kernels, or time in a fresh process"):
+            latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+    else:
+        assert latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+
+
 def warmed(engine: MadeUp, seconds: Sequence[float], least: int) -> latency.WarmUp:
     engine.seconds = lambda call, _: seconds[min(call, len(seconds) - 1)]
     found = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, least)

@@ -197,7 +197,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(tmp_path
     [
         (["bf16", "bf16"], "each of them once"),
         ([], "each of them once"),
-        (["bf16", "int4"], "no precision 'int4'; choose of bf16"),
+        (["bf16", "int4"], "no precision 'int4'; choose from bf16"),
     ],
 )
 def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: list[str], said: str) -> None:

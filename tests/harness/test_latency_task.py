@@ -15,6 +15,8 @@ from lm_eval.tasks import TaskManager
 from mlflow import MlflowClient
 
 from moe_eval.errors import UsageError
+from moe_eval.evaluators import latency
+from moe_eval.harness import latency as task
 from moe_eval.harness.latency import MoeLatency
 from moe_eval.harness.plugin import tasks_folder
 from tests.conftest import SHIPPED
@@ -72,7 +74,7 @@ def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended,
     rows = [row["word_perplexity"] for row in samples(run, "moe_sample")]
     word_ppl = math.exp(-sum(nats for nats, _ in rows) / sum(words for _, words in rows))
     assert logged["quality/word_ppl"] == pytest.approx(word_ppl)
-    assert [each["task"] for each in found["datasets"]] == ["moe_sample", "moe_latency"]
+    assert [each["task"] for each in found["datasets"]] == ["moe_latency", "moe_sample"], "timed first"
     assert found["settings"]["metadata"]["batch_sizes"] == [1, 2, 3]
 
 
@@ -136,6 +138,47 @@ def test_what_cannot_be_timed_ends_with_a_sentence_and_a_failed_record(
     (run,) = run_folders(tmp_path)
     assert record(run)["status"] == "failed"
     assert record(run)["error"] == told.replace("moe_eval: ", "UsageError: ")
+
+
+@pytest.mark.parametrize("changes", [{"input_len": 1021}, {"prompts": "no_such_text"}])
+def test_a_shape_that_cannot_be_timed_shows_before_anything_is_scored(
+    command: Command, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    ended = command(*asking(OURS, "moe_sample,moe_latency", **changes))
+    sentence(ended)
+    assert "Scoring windows" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [("batch_size", "batch_sizes"), ("num_iteration", "num_iterations"), ("input_length", "input_len")],
+)
+def test_a_slip_in_the_metadata_is_told(command: Command, tmp_path: Path, named: str, meant: str) -> None:
+    told = sentence(command(*asking(OURS, **{named: 3})))
+    assert told == f"moe_eval: The metadata names {named}, which no task of ours knows; did you mean {meant}?"
+    assert run_folders(tmp_path) == []
+    asked = command(
+        "--model", "trtllm_moe", "--model_args", OURS, "--tasks", "no_such", "--metadata", '{"batch_size": 2}'
+    )
+    assert "did you mean" not in asked.err, "no task of ours is asked for"
+
+
+def test_what_a_reader_of_the_figures_has_to_know_is_in_the_record() -> None:
+    answer = {
+        **{"shape": "b8_i16_o4", "notes": ["ttft_ms is far apart"], "slow_samples": [True, None, False]},
+        "warm_up": {"seconds": [1.0] * 7, "ended": latency.UNSETTLED},
+    }
+    assert task.notes([{"filtered_resps": [answer]}]) == [
+        "moe_latency b8_i16_o4: ttft_ms is far apart",
+        "moe_latency b8_i16_o4: the warm-up ended without having settled",
+        "moe_latency b8_i16_o4: 1 of 3 iterations ran at under 75 % of the default clock",
+    ]
+    quiet = answer | {
+        "notes": [],
+        "slow_samples": [False],
+        "warm_up": {"seconds": [1.0] * 7, "ended": "noise is steady"},
+    }
+    assert task.notes([{"filtered_resps": [quiet]}]) == []
 
 
 def test_more_sequences_than_the_engine_runs_at_once_are_refused(command: Command, tmp_path: Path) -> None:
