@@ -9,6 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_eval.errors import UsageError
+
 _RESULT_DEPENDS_ON = ("moe-eval", "lm-eval", "datasets", "torch", "transformers", "safetensors", "tensorrt-llm", "vllm")
 
 
@@ -68,6 +70,23 @@ def gpus_from(device: str | None) -> tuple[Gpu, ...]:
     """The GPUs that torch sees, from the one on that torch's name of a device means; none where that is no GPU."""
     kind, _, index = str(device or "cuda").partition(":")
     return gpus()[int(index) if index.isdecimal() else 0 :] if kind == "cuda" else ()
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        UsageError: with those that may be.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    known = device is not None and device.type in ("cpu", "cuda")
+    if device is None or not known or (device.type == "cuda" and (device.index or 0) >= len(gpus())):
+        raise UsageError(f"There is no device {name!r} here; give cpu, or cuda:N for a GPU that torch sees.")
 
 
 def machine() -> Machine:

@@ -35,7 +35,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"moe-eval: {said}", file=sys.stderr)
         return settle(error)
     except OSError as error:  # a disk that is full, or a folder that went away, in the middle
-        print(f"moe-eval: {error}.", file=sys.stderr)
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"moe-eval: {error.strerror or error}{where}; mend that and repeat the command. Records that were written "
+            "before are whole.",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

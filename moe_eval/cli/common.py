@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from moe_eval import engines, hardware, records
+from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import plan
 from moe_eval.hardware import Gpu
+from moe_eval.runner.folder import RunFolder
 
-# model arguments that are not the engine's own but fields of EngineSettings
-_OF_SETTINGS = ("dtype", "device", "revision", "trust_remote_code")
+EARLIER = "earlier"  # the folder for records in whose place others were written
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def read(args: argparse.Namespace, *, emulate: bool | None = None, scope: str = 
         print(f"{settings.SHIPPED_NOTE}.", file=sys.stderr)
     options: dict[str, Any] = dict(simple_parse_args_string(args.model_args))
     tokenizer = options.pop("tokenizer", None)
-    common = {name: options.pop(name) for name in _OF_SETTINGS if name in options}
+    common = _of_settings(options)
     if args.moe_backend != "auto":
         options["moe_backend"] = args.moe_backend
     if args.disable_fusion:
@@ -91,6 +94,27 @@ def read(args: argparse.Namespace, *, emulate: bool | None = None, scope: str = 
         settings=common,
     )
     return Request(asked, tokenizer)
+
+
+def _of_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what is no engine's own but a field of EngineSettings out of the model arguments.
+
+    Raises:
+        UsageError: a value that no engine can take.
+    """
+    import torch
+
+    trusted = flag(options, "trust_remote_code")
+    found: dict[str, Any] = {}
+    for name in ("dtype", "device", "revision"):
+        if name in options:
+            found[name] = str(options.pop(name))
+    dtype = getattr(torch, found.get("dtype", "float32"), None) if found.get("dtype") != "auto" else torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UsageError(f"dtype={found['dtype']} is no floating-point type of torch; give bfloat16, for example.")
+    if "device" in found:
+        hardware.check_device(found["device"])
+    return found if trusted is None else {**found, "trust_remote_code": trusted}
 
 
 def shown(args: argparse.Namespace) -> dict[str, str]:
@@ -129,6 +153,29 @@ def make_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"--output_dir {folder} cannot be written to ({error.strerror}); give another one.") from None
+
+
+@contextmanager
+def own_folder(folder: Path, names: Collection[str]) -> Iterator[None]:
+    """Hold a folder of records for one command, and move what is there under names that it will write.
+
+    Args:
+        names: of files without their suffixes.
+
+    Raises:
+        UsageError: the folder cannot be written to, or another command is at work in it.
+    """
+    make_folder(folder)
+    with RunFolder(folder).locked(0):
+        found = [each for each in folder.glob("*.*") if each.name.partition(".")[0] in names]
+        if found:
+            when = max(each.stat().st_mtime for each in found)
+            aside = folder / EARLIER / f"{datetime.fromtimestamp(when, timezone.utc):%Y%m%dT%H%M%S%f}"
+            aside.mkdir(parents=True, exist_ok=True)
+            for each in found:
+                each.rename(aside / each.name)
+            print(f"moe-eval: {len(found)} files of an earlier command were moved to {aside}.", file=sys.stderr)
+        yield
 
 
 def place(gpus: Sequence[Gpu]) -> str:

@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--batch_size", default="1", help="one or several, such as 1,8,32")
     parser.add_argument("--input_len", type=int, default=512, help="tokens of every prompt")
     parser.add_argument("--output_len", type=int, default=256, help="tokens that every sequence makes")
-    parser.add_argument("--num_iterations", type=int, default=20, help="timed iterations of each arm and shape")
+    parser.add_argument("--num_iterations", type=int, default=20, help="timed ones of each arm and shape, at least")
     parser.add_argument("--warmup_iterations", type=int, default=5, help="at least so many before, until they settle")
     parser.add_argument("--blocks", type=int, default=4, help="how often to load arms that do not fit together")
     parser.add_argument("--aa", action="store_true", help="measure the first arm against itself as well, as a check")
@@ -60,11 +60,13 @@ def _run(args: argparse.Namespace) -> None:
     arms = [each for each in planned if isinstance(each, Arm)]
     tokenizer = request.tokenizer_of(arms[0]) if arms else ""
     work = prompts.of_arms(args.dataset, args.seed, asked, arms, tokenizer) if arms else None
-    common.make_folder(args.output_dir)
     if args.mode == "nsys":
+        common.make_folder(args.output_dir)
         perf_nsys.run(args, request, planned, work)
         return
-    _measure(args, request, planned, work, shapes=asked, gpus=gpus)
+    names = [each.precision for each in planned] + [f"{each.precision}{speed_run.AGAIN}" for each in arms if args.aa]
+    with common.own_folder(args.output_dir, [f"perf_{name}_{common.place(gpus)}" for name in names]):
+        _measure(args, request, planned, work, shapes=asked, gpus=gpus)
 
 
 def _measure(

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip
     arms = []
     for each in planned:
         if isinstance(each, Skip):
-            print(each)
+            print(each, file=sys.stderr)  # standard output is for commands
         else:
             arms.append(each)
     kind = engines.named(request.asked.engine)

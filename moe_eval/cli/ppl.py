@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from moe_eval import arm, records
 from moe_eval.arm import Found, Job
 from moe_eval.cli import common
+from moe_eval.cli.common import Request
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError
 from moe_eval.evaluators import chunks, plan, quality_record, table
@@ -43,7 +45,11 @@ def _run(args: argparse.Namespace) -> None:
     # what can be wrong with the data shows before any model is loaded
     chunks.check(args.input_len, args.num_chunks)
     chunks.pages(args.dataset)
-    common.make_folder(args.output_dir)
+    with common.own_folder(args.output_dir, [f"ppl_{each.precision}_{where}" for each in planned]):
+        _measure(args, request, planned, where)
+
+
+def _measure(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip], where: str) -> None:
     run_id = uuid.uuid4().hex
     ran: list[tuple[Arm, Job, Found]] = []
     for each in planned:

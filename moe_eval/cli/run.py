@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--num_chunks", type=int, default=100, help="windows to score, 0 for all")
     parser.add_argument("--batch_size", default="1", help="one or several, such as 1,8,32")
     parser.add_argument("--output_len", type=int, default=256, help="tokens that every sequence makes")
-    parser.add_argument("--num_iterations", type=int, default=20, help="timed iterations of each arm and shape")
+    parser.add_argument("--num_iterations", type=int, default=20, help="timed ones of each arm and shape, at least")
     parser.add_argument("--warmup_iterations", type=int, default=5, help="at least so many before, until they settle")
     parser.add_argument("--blocks", type=int, default=1, help="loads of every arm, where arms do not fit together")
     parser.add_argument("--gate", metavar="CONDITIONS", help='such as "speed>=1.2,ln_ppl<=0.01": exit code 0, 1 or 2')

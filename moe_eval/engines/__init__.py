@@ -88,7 +88,7 @@ def named(name: str) -> EngineKind:
     """
     kind = ENGINES.get(name)
     if kind is None:
-        raise UsageError(f"There is no engine {name!r}; choose engine={', engine='.join(ENGINES)}.")
+        raise UsageError(f"There is no engine {name!r}; choose {', '.join(ENGINES)}.")
     return kind
 
 
@@ -102,7 +102,8 @@ def check(name: str) -> EngineKind:
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
             f"The engine {name} needs {kind.title}, which is not installed: {kind.install}, "
-            "or run this checkpoint with engine=transformers."
+            "or run this checkpoint on Transformers (engine=transformers among lm_eval's --model_args, --engine "
+            "transformers of moe-eval)."
         )
     return kind
 

@@ -11,6 +11,7 @@ from moe_eval.engines.base import Completion, GenerationRequest
 from moe_eval.errors import EngineError, UsageError
 
 _WORKERS = ("in_process", "spawned")
+_SWITCH = {"on": True, "off": False, "true": True, "false": False}
 
 
 def number(options: Mapping[str, Any], name: str) -> int | None:
@@ -29,6 +30,20 @@ def number(options: Mapping[str, Any], name: str) -> int | None:
     if found < 1:
         raise UsageError(f"{name}={value} is not a whole number above 0.")
     return found
+
+
+def flag(options: dict[str, Any], name: str) -> bool | None:
+    """Take a switch out of the options; None where it is not there.
+
+    Raises:
+        UsageError: it is neither on nor off.
+    """
+    value = options.pop(name, None)
+    if value is None or isinstance(value, bool):
+        return value
+    if str(value).lower() not in _SWITCH:
+        raise UsageError(f"{name}={value} is neither on nor off; give {name}=on or {name}=off.")
+    return _SWITCH[str(value).lower()]
 
 
 def sizes(name: str, given: Any) -> list[int]:

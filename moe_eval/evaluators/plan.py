@@ -67,7 +67,7 @@ def plan(asked: Asked, gpus: Sequence[Gpu]) -> list[Arm | Skip]:
         raise UsageError("--precisions needs names, each of them once.")
     for name in asked.precisions:
         if name not in precision.PRECISIONS:
-            raise UsageError(f"There is no precision {name!r}; choose of {', '.join(precision.PRECISIONS)}.")
+            raise UsageError(f"There is no precision {name!r}; choose from {', '.join(precision.PRECISIONS)}.")
     if asked.emulate and (asked.paths.get("fp8") or asked.paths.get("nvfp4")):
         raise UsageError(
             "--emulate computes FP8 and NVFP4 from --model_path; leave out --fp8_model_path and --nvfp4_model_path, or "

@@ -21,6 +21,7 @@ from moe_eval import cli, comparable, engines, hardware
 from moe_eval.evaluators import fit, interleave, speed_run
 from moe_eval.evaluators.routing import Routing
 from moe_eval.hardware import Gpu
+from moe_eval.runner.folder import RunFolder
 from tests.cli.test_ppl import Ended, records_of
 from tests.conftest import ROOT, SHIPPED
 from tests.evaluators.test_interleave import Process, Stage
@@ -262,6 +263,52 @@ def test_another_gpu_than_the_first_is_measured_metered_and_named(
     assert record["gpu_name"] == "another"
     assert {tuple(each["uuids"]) for each in stage.asked if each["task"] == "measure"} == {(TWO,)}
     assert [each["device"] for each in stage.asked if each["task"] == "rates"] == ["cuda:1"]
+
+
+@pytest.mark.parametrize(("given", "trusted"), [("off", False), ("False", False), ("on", True), ("true", True)])
+def test_code_of_a_repository_runs_only_where_that_is_on(command: Command, given: str, trusted: bool) -> None:
+    stage = Stage()
+    command("--precisions", "bf16", "--model_args", f"trust_remote_code={given}", stage=stage)
+    loads = [each["load"] for each in stage.asked if each["task"] == "measure"]
+    assert loads
+    assert all(each.settings.trust_remote_code is trusted for each in loads)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("trust_remote_code=maybe", "trust_remote_code=maybe is neither on nor off"),
+        ("dtype=float99", "dtype=float99 is no floating-point type of torch"),
+        ("dtype=int8", "dtype=int8 is no floating-point type of torch"),
+        ("device=cuda", "There is no device 'cuda' here"),
+        ("device=tpu", "There is no device 'tpu' here"),
+    ],
+)
+def test_arguments_that_no_engine_takes_are_refused_before_anything_is_written(
+    command: Command, given: str, said: str
+) -> None:
+    ended = command("--precisions", "bf16", "--model_args", given)
+    assert (ended.code, ended.records) == (2, {})
+    assert ended.err.splitlines()[-1].startswith(f"moe-eval: {said}")
+
+
+def test_records_of_an_earlier_command_are_kept_beside_those_of_the_next(command: Command, tmp_path: Path) -> None:
+    command("--precisions", "bf16,fp32")
+    before = (tmp_path / "out" / "perf_bf16_cpu.json").read_bytes()
+    ended = command("--precisions", "bf16", stage=Stage(fails={("bf16", "load", 0): "out of memory"}))
+    assert ended.records["perf_bf16_cpu.json"]["status"] == "failed"
+    (kept,) = (tmp_path / "out" / "earlier").iterdir()
+    assert f"1 files of an earlier command were moved to {kept}" in ended.err
+    assert (kept / "perf_bf16_cpu.json").read_bytes() == before
+    assert ended.records["perf_fp32_cpu.json"]["status"] == "finished", "what this command does not write stays"
+
+
+def test_two_commands_do_not_write_into_one_folder_at_once(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with RunFolder(tmp_path / "out").locked(0):
+        ended = command("--precisions", "bf16")
+    assert (ended.code, ended.records) == (2, {})
+    assert "Another run is at work in" in ended.err.splitlines()[-1]
 
 
 def test_labels_name_no_gpu_where_the_cpu_was_asked_for_and_no_secret(command: Command) -> None:
