@@ -110,7 +110,7 @@ def write_json(file: Path, content: Any, default: Any = None) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             text = json.dumps(content, indent=1, ensure_ascii=False, default=default)
-            out.write(_IN_URL.sub(_REDACTED, text) + "\n")
+            out.write(without_credentials(text) + "\n")
             out.flush()
             os.fsync(out.fileno())
         os.chmod(name, 0o644)
@@ -118,6 +118,11 @@ def write_json(file: Path, content: Any, default: Any = None) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def without_credentials(text: str) -> str:
+    """A text whose addresses have lost their user and password."""
+    return _IN_URL.sub(_REDACTED, text)
 
 
 def redact(value: Any) -> Any:

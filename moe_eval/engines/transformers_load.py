@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_eval import checkpoint, hub, precision
+from moe_eval import checkpoint, hardware, hub, precision
 from moe_eval.engines import transformers_emulation, weights
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.head import Head
@@ -147,17 +147,9 @@ def _dtype(settings: EngineSettings, config: Any) -> str:
 
 
 def _device(asked: str | None) -> torch.device:
-    try:
-        device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        device = None
-    if (
-        device is None
-        or device.type not in ("cpu", "cuda")
-        or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count())
-    ):
-        raise UsageError(f"There is no device {asked!r}; give cpu, cuda or cuda:0.")
-    return device
+    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    hardware.check_device(name)
+    return torch.device(name)
 
 
 def _window(asked: int | None, config: Any) -> int:

@@ -186,7 +186,7 @@ class _Books:
             with (self.folder / f"samples_{task}.jsonl").open("w", encoding="utf-8") as file:
                 for row in rows:
                     line = json.dumps(row, default=handle_non_serializable, ensure_ascii=False)
-                    file.write(line + "\n")
+                    file.write((records.without_credentials(line) if task in (LATENCY, KERNELS) else line) + "\n")
         found = outcome.read(results, samples)
         self._finish(
             status="finished",

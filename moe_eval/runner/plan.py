@@ -96,8 +96,8 @@ def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool) -> Plan:
                 skipped.append((each.precision, name, "it is emulated, so its speed says nothing"))
             chosen = tuple(one for one in chosen if one == "perplexity")
             # the limits of shapes that it does not run would only make it slower
-            limits = {"max_length": None, "batch_size": None, "kv_tokens": None, "heaviest_bytes": None}
-            arm = replace(each, settings=replace(each.settings, **limits))  # type: ignore[arg-type]
+            free = replace(each.settings, max_length=None, batch_size=None, kv_tokens=None, heaviest_bytes=None)
+            arm = replace(each, settings=free)
         if chosen:
             arms.append(arm)
             evaluators[arm.precision] = chosen

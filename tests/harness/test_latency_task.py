@@ -6,22 +6,29 @@ import json
 import math
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lm_eval
 import pytest
+from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from mlflow import MlflowClient
 
+from moe_eval import hardware
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency
+from moe_eval.hardware import Gpu
 from moe_eval.harness import latency as task
 from moe_eval.harness.latency import MoeLatency
 from moe_eval.harness.plugin import tasks_folder
+from moe_eval.nvml import Nvml
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.engines.trtllm.conftest import installed
+from tests.evaluators.test_latency import MadeUp
 from tests.harness.running import Command, Ended, record, run_folders, samples, sentence
 
 pytestmark = pytest.mark.usefixtures("few_tasks")
@@ -161,6 +168,19 @@ def test_a_slip_in_the_metadata_is_told(command: Command, tmp_path: Path, named:
         "--model", "trtllm_moe", "--model_args", OURS, "--tasks", "no_such", "--metadata", '{"batch_size": 2}'
     )
     assert "did you mean" not in asked.err, "no task of ours is asked for"
+
+
+def test_the_gpu_that_the_engine_is_on_is_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[list[str]] = []
+    two = tuple(Gpu("made up", "9.0", 1 << 30, uuid) for uuid in ("GPU-0", "GPU-1"))
+    monkeypatch.setattr(hardware, "gpus", lambda: two)
+    monkeypatch.setattr(task.Nvml, "open", lambda uuids: asked_for.append(uuids) or Nvml(None, {}, "made up"))
+    engine = MadeUp()
+    engine.facts = replace(engine.facts, device="cuda:1", gpus=1, worker="spawned")
+    doc = {"batch_size": 1, "input_len": 2, "output_len": 5, "prompts": "random", "num_iterations": 1}
+    request = Instance("moe_latency", {}, ("b1", {**doc, "warmup_iterations": 5}), 0)
+    list(task.answers(engine, SimpleNamespace(all_special_ids=[0]), [request], lambda: None))
+    assert asked_for[0] == ["GPU-1"]
 
 
 def test_what_a_reader_of_the_figures_has_to_know_is_in_the_record() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import threading
 import weakref
 from collections import deque
@@ -36,6 +37,8 @@ from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
 from moe_eval.engines.trtllm.workers import Waiter, Workers
 from moe_eval.errors import UsageError, WorkerDied
+
+log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 60
 
@@ -205,6 +208,12 @@ class TrtllmEngine:
         if request.timed:
             several = sum(map(len, prompts)) > (self.facts.max_step_tokens or 0)
             trusted = not several or self.session.installed.times_own_tokens
+            if not trusted:
+                log.warning(
+                    "TensorRT-LLM %s dates the first token of requests that wait for others too early: "
+                    "its own times are left out where prompts take several steps.",
+                    self.session.installed.version,
+                )
             for index, times in enumerate(_times(metrics) if trusted else []):
                 completions[index] = replace(completions[index], times=times)
             for index, completion in enumerate(completions):

@@ -154,16 +154,18 @@ def test_times_of_a_batch_count_from_its_first_request(
 
 
 @NEWEST
-@pytest.mark.parametrize(
-    ("version_", "prompts_", "timed"), [("1.1.2", 1, True), ("1.1.2", 4, False), ("1.2.0", 4, True), ("own", 4, False)]
-)
+@pytest.mark.parametrize("case", [("1.1.2", 1, True), ("1.1.2", 4, False), ("1.2.0", 4, True), ("own", 4, False)])
 def test_a_first_token_that_an_old_version_stamps_on_waiting_requests_is_no_time(
-    load: Load, monkeypatch: pytest.MonkeyPatch, version_: str, prompts_: int, timed: bool
+    load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, case: tuple[str, int, bool]
 ) -> None:
+    """Of a version and a number of prompts, one of which fits into a step: whether there are times."""
+    version_, prompts_, timed = case
     monkeypatch.setenv("TRTLLM_DOUBLE", f"version={version_}")
     engine = load(max_length=16, options={"max_num_tokens": 18})
     found = engine.generate([[5] * 10] * prompts_, GenerationRequest(2, ignore_eos=True, timed=True))
     assert [each.times is not None for each in found] == [timed] * prompts_
+    assert ("its own times are left out" in caplog.text) is not timed
+    assert engine.session.llm.args.return_perf_metrics is True, "else arrival is when the loop takes a request up"
 
 
 @NEWEST
