@@ -147,10 +147,10 @@ def test_unfair_shapes_are_not_decided_and_traced_ones_are_left_out() -> None:
     assert code("speed>=1", found) == HOLDS
 
 
-def test_a_ratio_without_an_interval_is_known_to_two_percent() -> None:
+def test_a_ratio_without_an_interval_is_known_to_three_percent() -> None:
     for schedule in (TURNS, {**TURNS, "mode": "sequential"}):
         found = comparison((1.2, None, None), schedule=schedule)
-        assert [code(f"speed>={bound}", found) for bound in (1.17, 1.18, 1.22, 1.23)] == [0, 2, 2, 1]
+        assert [code(f"speed>={bound}", found) for bound in (1.16, 1.17, 1.23, 1.24)] == [0, 2, 2, 1]
         assert "no interval" in gate.check(found, gate.parse("speed>=1"))[1][0]
 
 
