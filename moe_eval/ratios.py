@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# How far a ratio is taken to be moved where no interval holds it, by what a Qwen3-MoE in BF16 did on H100s: it moved by up
-# to 4.3 % from a load on one machine to a load on another and by 2.4 % from one load to the next (both at batch 1), and
-# two processes that took turns stayed 0.24 % apart (batch 32), which no number of turns averages out
+# How far a ratio is taken to be moved where no interval holds it, by what a Qwen3-MoE in BF16 did on H100s: it moved by
+# up to 4.3 % from a load on one machine to a load on another and by 2.4 % from one load to the next (both at batch 1),
+# and two processes that took turns stayed 0.24 % apart (batch 32), which no number of turns averages out
 BETWEEN_RUNS, BETWEEN_LOADS, SIDE_BY_SIDE = 1.05, 1.03, 1.005
 _Dict = Mapping[str, Any]
 
