@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # before anything imports the hub's client, which reads it once: no test may wait for a network
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a shell's background job ignores it, and so would all commands that tests stop with it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
