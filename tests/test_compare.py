@@ -77,7 +77,7 @@ def test_ratios_and_intervals_of_a_real_pair_are_those_of_a_calculation_by_hand(
 times = st.lists(st.lists(st.floats(10, 1000), min_size=2, max_size=2), min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), st.sampled_from(["interleaved", "reloaded", "sequential"]), st.booleans())
 def test_swapped_arms_have_the_inverse_ratio_and_never_pay_both_ways(data: Any, mode: str, one_run: bool) -> None:
     blocks = data.draw(times)

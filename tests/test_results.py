@@ -152,7 +152,7 @@ _WHOLE = [{"perf": each.perf, "ppl": each.ppl, "kernels": dict(each.kernels)} fo
 _SPOTS = [spot for spot in _spots(_WHOLE) if len(spot) > 2]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(_SPOTS), st.sampled_from([None, 1, 0.5, -1, "x", [], {}, True, "gone"]))
 def test_a_record_with_anything_wrong_in_it_is_refused_or_compared(
     tmp_path: Path, spot: tuple[Any, ...], wrong: Any

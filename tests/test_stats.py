@@ -197,7 +197,7 @@ def test_the_tail_is_one_bucket(k: int) -> None:
     assert found.covered == pytest.approx(np.mean(covered))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 10**6), st.integers(2, 30), st.floats(0, 5), st.floats(0, 6))
 def test_the_divergence_is_a_lower_bound_that_rises_with_k(
     seed: int, vocabulary: int, distance: float, scale: float

@@ -67,7 +67,7 @@ def test_the_ratio_is_the_geometric_mean_of_the_blocks_ratios() -> None:
     assert found.low < found.value < found.high
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=2, max_size=8))
 def test_swapping_the_arms_inverts_the_ratio(pairs: list[tuple[float, float]]) -> None:
     above, below = [[a] for a, _ in pairs], [[b] for _, b in pairs]

@@ -55,7 +55,7 @@ def test_shapes_that_cannot_be_run_are_refused(sizes: list[int], input_len: int,
 
 
 @given(st.lists(st.text("abcdefgh", max_size=30), max_size=8), st.integers(1, 7), st.integers(1, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_prompts_of_text_are_its_slices_in_order_each_once(pages: list[str], length: int, batch: int) -> None:
     text = "".join(pages)
     expected: list[tuple[int, ...]] = []

@@ -153,7 +153,7 @@ def test_a_worker_that_dies_ends_the_run_and_the_next_one_scores_the_rest_and_te
     assert "--use_cache" in sentence
     assert not ended.left
     # the last request was sent just before the death; the record and MLflow came after it
-    assert ended.at - ended.log.stat().st_mtime < 10
+    assert ended.at - ended.log.stat().st_mtime < 60
     found = record(tmp_path)
     assert found["status"] == "failed"
     assert "worker process" in found["error"]

@@ -139,7 +139,7 @@ def test_any_float32_number_goes_to_the_nearest_value(form: Format) -> None:
         st.floats(width=32, min_value=-float(form.largest), max_value=float(form.largest)),
     )
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(st.lists(numbers, min_size=1, max_size=50))
     def holds(values: list[float]) -> None:
         same_bits(form.round(torch.tensor(values)), np.array([nearest(form, value) for value in values]))

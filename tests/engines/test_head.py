@@ -140,7 +140,7 @@ def test_more_top_tokens_than_the_vocabulary_has_are_all_of_it() -> None:
     check(make_head(weight).score(hidden, targets, 40), hidden.double() @ weight.double().T, targets, 19)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(2, 40), st.integers(1, 6)),
     tiling=st.tuples(st.integers(1, 12), st.integers(1, 64)),

@@ -42,7 +42,7 @@ def collapsed(seed: int, prompts: int, length: int, layers: int, kept: int) -> l
     experts=st.integers(2, 7),
     top_k=st.integers(1, 2),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_count_is_that_of_sets(seed: int, made: list[int], layers: int, experts: int, top_k: int) -> None:
     read = 3
     arrays = drawn(seed, [read + each for each in made], layers, experts, top_k)

@@ -332,7 +332,7 @@ def made_of(rows: list[tuple[str, int, int, int, int]]) -> Trace:
     return Trace(kernels, table.ranges([]), {})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=rows_of, seed=st.integers(0, 1000))
 def test_shares_add_up_and_the_order_of_rows_does_not_matter(
     rows: list[tuple[str, int, int, int, int]], seed: int
@@ -348,7 +348,7 @@ def test_shares_add_up_and_the_order_of_rows_does_not_matter(
         assert 0 <= phase.busy_ceiling.share <= 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=rows_of)
 def test_busy_time_is_the_number_of_nanoseconds_with_a_kernel_running(
     rows: list[tuple[str, int, int, int, int]],

@@ -53,7 +53,7 @@ def test_the_difference_of_a_trace_with_itself_is_nothing(both: tuple[Breakdown,
         assert (phase.new, phase.vanished, phase.busy_ratio, phase.step_ratio) == ((), (), 1, 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5000)), min_size=2, max_size=6))
 def test_swapping_negates_and_the_parts_add_up_to_the_step(steps: list[tuple[bool, int]]) -> None:
     made = []

@@ -179,7 +179,7 @@ def test_no_more_of_a_name_is_searched_than_said() -> None:
 
 
 @given(st.text(max_size=200), st.sampled_from([row[0] for row in NAMES]), st.integers(0, 400))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_string_is_classified_as_the_rules_say(text: str, name: str, at: int) -> None:
     assert classify(text) == naive(text)
     mixed = name[:at] + text + name[at:]

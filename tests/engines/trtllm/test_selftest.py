@@ -202,7 +202,7 @@ def sequence(seed: int, vocabulary: int) -> list[int]:
     return torch.randint(0, vocabulary, (20,), generator=torch.Generator().manual_seed(seed + 1)).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**TABLES)
 def test_a_sound_installation_is_read_by_its_own_form(seed: int, vocabulary: int, scale: float) -> None:
     verdict = selftest.run(table_model(seed, vocabulary, scale), sequence(seed, vocabulary), CONTEXT)
@@ -210,7 +210,7 @@ def test_a_sound_installation_is_read_by_its_own_form(seed: int, vocabulary: int
     assert verdict.fallback is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**TABLES, shift=SHIFT)
 def test_a_shifted_form_is_never_chosen(seed: int, vocabulary: int, scale: float, shift: int) -> None:
     verdict = selftest.run(table_model(seed, vocabulary, scale, shift), sequence(seed, vocabulary), CONTEXT)
@@ -218,7 +218,7 @@ def test_a_shifted_form_is_never_chosen(seed: int, vocabulary: int, scale: float
     assert verdict.fallback
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**TABLES, shift=SHIFT, both=st.booleans())
 def test_shifted_context_logits_are_never_called_checked(
     seed: int, vocabulary: int, scale: float, shift: int, both: bool
@@ -228,7 +228,7 @@ def test_shifted_context_logits_are_never_called_checked(
         selftest.run(ask, sequence(seed, vocabulary), CONTEXT)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(**TABLES, noise=st.floats(0.02, 1.0))
 def test_a_form_that_is_off_by_a_little_is_not_chosen(seed: int, vocabulary: int, scale: float, noise: float) -> None:
     verdict = selftest.run(table_model(seed, vocabulary, scale, noise=noise), sequence(seed, vocabulary), CONTEXT)
