@@ -38,3 +38,5 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may depend on a user's MLflow or a user's data."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MOE_EVAL_WIKITEXT"):
         monkeypatch.delenv(name, raising=False)
+    for name in [each for each in os.environ if each.startswith("GIT_") or each.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)

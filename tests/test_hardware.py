@@ -51,7 +51,7 @@ def test_a_package_inside_a_repository_that_does_not_track_it_has_no_revision(in
 
 
 def test_a_checkout_has_its_commit_and_says_where_files_differ(repository: Path, installed: Path) -> None:
-    git(repository, "add", str(installed))
+    git(repository, "add", "--force", str(installed))
     git(repository, "commit", "--quiet", "--message", "y")
     commit = git(repository, "rev-parse", "HEAD")
     assert hardware.git_state() == commit

@@ -206,8 +206,10 @@ def test_the_divergence_is_a_lower_bound_that_rises_with_k(
     full = float((np.exp(one) * (one - two)).sum(axis=1).mean())
     found = [compared(one, two, k).mean for k in range(1, vocabulary + 1)]
     assert all(0 <= value <= full + 1e-6 for value in found)
-    # where an arm's tail is under the floor of 1e-7, a thousandth may come off again
-    assert all(later >= 0.999 * earlier - 5e-6 for earlier, later in pairwise(found))
+    # a tail under the floor of 1e-7 counts as more than there is, and so shows nothing
+    held = [np.cumsum(np.exp(np.sort(each, axis=1)[:, ::-1]), axis=1).max(axis=0) for each in (one, two)]
+    above = int((np.maximum(*held) < 1 - 1e-4).sum())
+    assert all(later >= earlier - 1e-6 for earlier, later in pairwise(found[:above]))
     covered = [compared(one, two, k).covered for k in range(1, vocabulary + 1)]
     assert covered == sorted(covered) or np.allclose(covered, sorted(covered))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -38,8 +39,8 @@ def postgres() -> Iterator[str]:
 @contextlib.contextmanager
 def cluster(data: Path, as_user: Any) -> Iterator[str]:
     binaries, port = POSTGRES[-1].parent, free_port()
-    subprocess.run([binaries / "initdb", "-D", data, "-U", "mlflow", "-A", "trust"], check=True, capture_output=True,
-                   **as_user)  # fmt: skip
+    made = ["-D", data, "-U", "mlflow", "-A", "trust", "--no-locale", "-E", "UTF8"]
+    subprocess.run([binaries / "initdb", *made], check=True, capture_output=True, **as_user)
     options = ["-D", data, "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
     running = subprocess.Popen([binaries / "postgres", *options], stderr=subprocess.DEVNULL, **as_user)
     try:
@@ -50,7 +51,7 @@ def cluster(data: Path, as_user: Any) -> Iterator[str]:
             time.sleep(0.2)
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
-        running.terminate()
+        running.send_signal(signal.SIGINT)  # which waits for no client
         running.wait(30)
 
 

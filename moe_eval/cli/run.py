@@ -15,7 +15,9 @@ from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.evaluators import chunks, latency
 from moe_eval.exits import Ended, code, terminable
 from moe_eval.report import write
+from moe_eval.runner import opened
 from moe_eval.runner import plan as planning
+from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Asked
 from moe_eval.runner.run import Request, Run
 from moe_eval.runner.steps import EVALUATORS, Step
@@ -62,7 +64,7 @@ def _run(args: argparse.Namespace) -> None:
     asked, request = _asked(args)
     gpus = common.gpus(request)
     kind = engines.named(asked.arms.engine)
-    planned = planning.make(asked, gpus, routed=kind.routing is not None)
+    planned = planning.make(asked, gpus, routed=kind.routing is not None, before=_before(args))
     print(planning.tell(planned, asked, gpus), flush=True)
     if args.dry_run:
         return
@@ -108,6 +110,17 @@ def _run(args: argparse.Namespace) -> None:
         compare.settle(found or nothing, conditions, len(failed))
     elif errors:
         raise Ended(code(errors[0]))
+
+
+def _before(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The run that goes on, once its processes have ended: until then they hold memory, which a plan counts."""
+    folder = RunFolder(args.output_dir)
+    if not args.resume or not folder.exists():
+        return None
+    with folder.locked():
+        found = folder.run()
+    opened.check_asked(found, common.shown(args), args.output_dir)
+    return found
 
 
 def _told(folder: Path) -> dict[str, Any] | None:

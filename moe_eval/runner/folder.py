@@ -88,6 +88,8 @@ class RunFolder:
             missing = [key for key in _NEEDED if key not in found]
             if missing:
                 raise KeyError(*missing[:1])
+            if not isinstance(found["evaluators"], dict) or "mode" not in found["schedule"]:
+                raise ValueError("evaluators or schedule")
         except OSError:
             raise UsageError(f"{self.path} holds no {RUN}; give the folder of a run, or leave out --resume.") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -45,8 +45,26 @@ def new(shown: Mapping[str, str], plan: Plan, gpus: Sequence[Gpu]) -> dict[str, 
     return as_read
 
 
+def check_asked(before: Mapping[str, Any], shown: Mapping[str, str], folder: Path) -> None:
+    """Refuse to go on with a run that was asked for something else.
+
+    Args:
+        before: of run.json. `shown`: see `new`.
+
+    Raises:
+        UsageError: with the options that differ.
+    """
+    was, is_now = _asked(before["asked"]), _asked(shown)
+    changed = sorted(name for name in {**was, **is_now} if was.get(name) != is_now.get(name))
+    if changed:
+        raise UsageError(
+            f"The run in {folder} was asked for with other options ({', '.join(changed)}); give the same ones to "
+            "resume it."
+        )
+
+
 def check(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run that was asked for something else, or that began elsewhere.
+    """Refuse to go on with a run that was asked for something else, began elsewhere, or was planned otherwise.
 
     Args:
         before, now: of run.json and of `new`.
@@ -54,18 +72,25 @@ def check(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> No
     Raises:
         UsageError: with what differs.
     """
-    asked = [_asked(each["asked"]) for each in (before, now)]
-    changed = sorted(name for name in {**asked[0], **asked[1]} if asked[0].get(name) != asked[1].get(name))
-    if changed:
-        raise UsageError(
-            f"The run in {folder} was asked for with other options ({', '.join(changed)}); give the same ones to "
-            "resume it."
-        )
+    check_asked(before, now["asked"], folder)
     other = "; ".join(f"{name} {was} and now {is_now}" for name, was, is_now in _moved(before, now))
     if other:
         raise UsageError(
             f"The run in {folder} began elsewhere ({other}); resume it there, or begin another in another --output_dir."
         )
+    was, is_now = _planned(before), _planned(now)
+    if was != is_now:
+        raise UsageError(
+            f"The run in {folder} was planned as {was}, and the memory that is free now allows {is_now}; free as much "
+            "as it had and resume it, or begin another in another --output_dir."
+        )
+
+
+def _planned(run: Mapping[str, Any]) -> str:
+    """The arms, what is measured of each, and how they take turns."""
+    arms = (f"{arm} ({', '.join(evaluators)})" for arm, evaluators in run["evaluators"].items())
+    schedule = ", ".join(f"{name} {value}" for name, value in run["schedule"].items())
+    return f"{', '.join(arms)} with {schedule}"
 
 
 def _asked(shown: Mapping[str, str]) -> dict[str, str]:

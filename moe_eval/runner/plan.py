@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from moe_eval import checkpoint, geometry
 from moe_eval.evaluators import chunks, fit, floors, interleave, plan, speed_run
@@ -68,11 +69,13 @@ class Plan:
         return tuple(name for name, each in self.evaluators.items() if "latency" in each)
 
 
-def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool) -> Plan:
+def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool, before: Mapping[str, Any] | None = None) -> Plan:
     """Plan a run.
 
     Args:
         routed: whether the engine tells which experts tokens go through.
+        before: what run.json holds of a run that goes on: it keeps its arms and its schedule, though more memory is
+            free now. With less, the plan differs, see opened.check.
 
     Raises:
         UsageError: the model, the data or the shapes cannot be what was asked for.
@@ -90,6 +93,9 @@ def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool) -> Plan:
         if isinstance(each, Skip):
             skipped.append((each.precision, None, each.reason))
             continue
+        if before is not None and each.precision not in before["evaluators"]:
+            skipped.append((each.precision, None, "the run that goes on here began without it"))
+            continue
         arm, chosen = each, asked.evaluators
         if each.settings.options.get("emulate"):
             for name in (one for one in chosen if one != "perplexity"):
@@ -102,14 +108,15 @@ def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool) -> Plan:
             arms.append(arm)
             evaluators[arm.precision] = chosen
     timed = [each for each in arms if "latency" in evaluators[each.precision]]
-    schedule = _schedule(asked, timed, gpus)
+    apart = before is not None and before["schedule"]["mode"] != "interleaved"
+    schedule = _schedule(asked, timed, gpus, apart)
     traced = tuple(replace(each, output_len=min(each.output_len, TRACED_TOKENS)) for each in asked.shapes)
     order = ordered.order(evaluators, asked.shapes, traced, schedule, routed=list(evaluators) if routed else ())
     return Plan(tuple(arms), evaluators, tuple(skipped), schedule, asked.shapes, traced, tuple(order))
 
 
-def _schedule(asked: Asked, timed: Sequence[Arm], gpus: Sequence[Gpu]) -> Schedule:
-    together = len(timed) > 1 and speed_run.together(timed, asked.shapes, gpus)
+def _schedule(asked: Asked, timed: Sequence[Arm], gpus: Sequence[Gpu], apart: bool) -> Schedule:
+    together = not apart and len(timed) > 1 and speed_run.together(timed, asked.shapes, gpus)
     return interleave.schedule(asked.iterations, asked.warm_ups, asked.blocks, together=together)
 
 

@@ -76,7 +76,7 @@ class Running:
 
     def await_requests(self, number: int) -> None:
         """Until the double has had this many requests."""
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 180
         while sum(event["event"] == "request" for event in self.events) < number:
             assert time.monotonic() < limit, (self.folder / "stderr").read_text()[-3000:]
             time.sleep(0.02)

@@ -182,7 +182,7 @@ def test_a_run_that_is_stopped_while_a_worker_scores_is_recorded_as_killed(comma
     running = commands.start(*evaluate(f"{MODEL},worker=spawned"), folder=tmp_path, double=OLDEST)
     running.await_requests(SELF_TEST + 3)
     running.send(signal.SIGINT)
-    ended = running.wait(30)
+    ended = running.wait()
     assert ended.code == 130, ended.err[-3000:]
     assert "Traceback" not in ended.err
     assert not ended.left

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from moe_eval.evaluators import fit
 from moe_eval.evaluators import plan as arms
 from moe_eval.hardware import Gpu
 from moe_eval.runner import execute
@@ -51,7 +52,13 @@ def set_up(monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage()
     monkeypatch.setattr(execute, "ArmProcess", stage)
     monkeypatch.setattr(runs, "ArmProcess", Rates)
+    memory(monkeypatch, 1 << 40)
     return stage
+
+
+def memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Plan as on a machine with so many bytes free."""
+    monkeypatch.setattr(fit, "memory", lambda _: free)
 
 
 def run(
@@ -76,7 +83,9 @@ def run(
         blocks=1,
     )
     request = Request(asked, None, {"blocks": "1", **shown}, folder, "cpu", False, 60, resume)
-    made = Run(request, planning.make(asked, gpus, routed=True), gpus)
+    there = RunFolder(folder)
+    before = there.run() if resume and there.exists() else None
+    made = Run(request, planning.make(asked, gpus, routed=True, before=before), gpus)
     made.kind = replace(made.kind, routing={"tell": True})
     return made
 

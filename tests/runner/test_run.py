@@ -99,7 +99,7 @@ def test_a_damaged_plan_is_one_sentence(copy: Path, stage: Stage, damage: str) -
         ("machine", {"driver": "1.2"}, "driver 1.2 and now "),
         ("machine", {"gpus": [{"name": "NVIDIA H100", "uuid": "GPU-1"}]}, "GPUs NVIDIA H100 GPU-1 and now none"),
         ("versions", {"torch": "1.0"}, f"torch 1.0 and now {hardware.versions()['torch']}"),
-        ("versions", {"vllm": "1.0"}, "vllm 1.0 and now none"),
+        ("versions", {"vllm": "1.0"}, f"vllm 1.0 and now {hardware.versions().get('vllm', 'none')}"),
         ("git", "abc", "revision abc and now "),
     ],
 )
