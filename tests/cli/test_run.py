@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import html
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from mlflow.entities import Run
 
 from moe_eval import results
 from moe_eval.cli import main
+from moe_eval.evaluators import fit
+from moe_eval.runner.folder import RunFolder
 from tests.conftest import ROOT
 
 SECRET = "hunter2-very-secret-token"
@@ -246,6 +251,27 @@ def test_a_folder_with_another_run_is_left_alone(
     assert main(["run", *OPTIONS, *options, "--output_dir", str(ran[0])]) == 2
     assert words in capsys.readouterr().err
     assert (ran[0] / "run.json").read_bytes() == before
+
+
+def test_a_run_that_goes_on_is_planned_as_it_began_and_when_its_processes_have_ended(
+    ran: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    folder = Path(shutil.copytree(ran[0], tmp_path / "out"))
+    run = read(folder / "run.json")
+    del run["evaluators"]["fp8"]
+    (folder / "run.json").write_text(json.dumps(run))
+    ended, looked, memory = threading.Event(), list[bool](), fit.memory
+    monkeypatch.setattr(fit, "memory", lambda gpus: looked.append(ended.is_set()) or memory(gpus))
+    with contextlib.ExitStack() as process:
+        process.enter_context(RunFolder(folder).locked())
+        release = threading.Timer(1, lambda: (ended.set(), process.close()))
+        release.start()
+        assert main(["run", *OPTIONS, "--resume", "--dry_run", "--output_dir", str(folder)]) == 0
+        release.join()
+    assert looked
+    assert all(looked)
+    assert "skipped: fp8: the run that goes on here began without it" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_the_plan_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
