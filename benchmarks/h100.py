@@ -32,7 +32,7 @@ from moe_eval.engines.base import EngineSettings, GenerationRequest, Window
 from moe_eval.evaluators import latency, prompts
 from moe_eval.harness import tokens
 from moe_eval.harness.settings import SHIPPED
-from moe_eval.nvml import Nvml
+from moe_eval.machine.nvml import Nvml
 from moe_eval.workload import Shape
 
 # https://huggingface.co/Qwen/Qwen3-30B-A3B, config.json

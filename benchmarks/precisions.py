@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from moe_eval import engines, hardware, stats
+from moe_eval import engines, stats
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators import chunks, perplexity
 from moe_eval.harness.settings import SHIPPED
+from moe_eval.machine import hardware
 
 WIDTH = {
     "hidden_size": 2048,

@@ -12,11 +12,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines, hardware, records
+from moe_eval import engines, records
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import plan
-from moe_eval.hardware import Gpu
+from moe_eval.machine import hardware
+from moe_eval.machine.hardware import Gpu
 from moe_eval.runner.folder import RunFolder
 
 EARLIER = "earlier"  # the folder for records in whose place others were written

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 
-from moe_eval import engines, hardware, precision
+from moe_eval import engines, precision
 from moe_eval.emulation.model import PRECISIONS as EMULATED
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.machine import hardware
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from moe_eval import hardware
 from moe_eval.cli import common, perf_nsys
 from moe_eval.cli.common import Request
 from moe_eval.errors import EngineError, UsageError
@@ -17,7 +16,8 @@ from moe_eval.evaluators import latency, plan, prompts, speed_record, speed_run,
 from moe_eval.evaluators.plan import Arm, Skip
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.exits import terminable
-from moe_eval.hardware import Gpu
+from moe_eval.machine import hardware
+from moe_eval.machine.hardware import Gpu
 from moe_eval.workload import Shape, Workload, shapes
 
 

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from moe_eval import engines, nsys
+from moe_eval import engines
 from moe_eval.cli import common
 from moe_eval.cli.common import Request
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit, latency
 from moe_eval.evaluators.plan import Arm, Skip
+from moe_eval.machine import nsys
 from moe_eval.workload import Shape, Workload
 
 

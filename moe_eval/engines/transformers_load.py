@@ -9,12 +9,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_eval import checkpoint, hardware, hub, precision
+from moe_eval import checkpoint, hub, precision
 from moe_eval.engines import transformers_emulation, weights
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import TransformersEngine
 from moe_eval.errors import UsageError
+from moe_eval.machine import hardware
 
 RUNS = tuple(precision.DTYPE_OF)
 # Padded tokens in a batch where the user bounds neither rows nor tokens: enough to fill the cores or the GPU;

@@ -13,8 +13,8 @@ import psutil
 from moe_eval import checkpoint, geometry, precision
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
-from moe_eval.hardware import Gpu
-from moe_eval.nvml import Nvml
+from moe_eval.machine.hardware import Gpu
+from moe_eval.machine.nvml import Nvml
 from moe_eval.workload import Shape
 
 # bytes of one weight of a quantised layer, block scales included (NVFP4: one byte of scale for 16 weights)

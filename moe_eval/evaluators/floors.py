@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_eval.errors import UsageError
-from moe_eval.evaluators.rates import Rates
 from moe_eval.geometry import Geometry
+from moe_eval.machine.rates import Rates
 
 DistinctSource = Literal["counted", "independent draws"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_eval.arm import ArmFailed, ArmProcess, Load
-from moe_eval.evaluators import memory
 from moe_eval.evaluators.latency import Sample
-from moe_eval.nvml import Nvml, Sampler
+from moe_eval.machine import gpu_memory
+from moe_eval.machine.nvml import Nvml, Sampler
 from moe_eval.workload import Shape, Workload
 
 Mode = Literal["interleaved", "reloaded", "sequential"]
@@ -77,7 +77,7 @@ class ArmRun:
     blocks: dict[str, list[list[Sample]]] = field(default_factory=dict)
     gpu: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     blind: str | None = None
-    memory: list[dict[str, int | None]] = field(default_factory=list)
+    gpu_memory: list[dict[str, int | None]] = field(default_factory=list)
     routing: dict[str, Any] | str = "not measured"
 
     def samples(self, shape: Shape) -> list[Sample]:
@@ -135,7 +135,7 @@ class Conductor:
         return living[::-1] if turned else living
 
     def _interleaved(self) -> None:
-        before = memory.used(self._nvml)
+        before = gpu_memory.used(self._nvml)
         with ExitStack() as stack:
             processes = {arm.name: stack.enter_context(ArmProcess(arm.load)) for arm in self.arms}
             for arm in self._living():
@@ -151,7 +151,7 @@ class Conductor:
                             with self._left_behind(arm):
                                 self._turn(arm, processes[arm.name], shape, block, 1)
         # whose it is that does not come back nobody can tell
-        seen = {"before": before, "after": memory.freed(self._nvml, before)}
+        seen = {"before": before, "after": gpu_memory.freed(self._nvml, before)}
         for arm in self.arms:
             arm.memory.append({**seen, "together": len(self.arms)})
 
@@ -163,13 +163,13 @@ class Conductor:
         return there + there[::-1]
 
     def _block(self, arm: ArmRun, block: int) -> None:
-        before = memory.used(self._nvml)
+        before = gpu_memory.used(self._nvml)
         with ArmProcess(arm.load) as process, self._left_behind(arm):
             self._load(arm, process)
             for shape in self.workload.shapes:
                 self._warm_up(arm, process, shape)
                 self._turn(arm, process, shape, block, self.schedule.per_block)
-        arm.memory.append({"before": before, "after": memory.freed(self._nvml, before)})
+        arm.memory.append({"before": before, "after": gpu_memory.freed(self._nvml, before)})
 
     @contextmanager
     def _left_behind(self, arm: ArmRun) -> Iterator[None]:

@@ -13,7 +13,7 @@ import torch
 from moe_eval import stats
 from moe_eval.engines.base import Completion, Engine, GenerationRequest, TokenIds
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.nvml import Nvml
+from moe_eval.machine.nvml import Nvml
 from moe_eval.workload import Shape
 
 # sources that differ by more than this are told of

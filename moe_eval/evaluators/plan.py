@@ -10,7 +10,7 @@ from moe_eval import checkpoint, engines, precision
 from moe_eval.emulation.model import PRECISIONS as EMULATED
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moe_eval import hardware, records
+from moe_eval import records
 from moe_eval.evaluators import perplexity
 from moe_eval.evaluators.perplexity import Scores
+from moe_eval.machine import hardware
 
 SCHEMA = 1
 CALIBRATED = "its static scales were calibrated on articles of the data set that is scored, so other text may cost more"

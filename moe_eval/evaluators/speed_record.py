@@ -11,8 +11,8 @@ from moe_eval import precision, records
 from moe_eval.evaluators import floors, routing, speed
 from moe_eval.evaluators.interleave import ArmRun, Schedule
 from moe_eval.evaluators.latency import UNSETTLED
-from moe_eval.evaluators.rates import Rates
 from moe_eval.geometry import Geometry
+from moe_eval.machine.rates import Rates
 from moe_eval.workload import Shape, Workload
 
 SCHEMA = 1

@@ -13,9 +13,9 @@ from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit, interleave, speed_record
 from moe_eval.evaluators.interleave import ArmRun, Conductor, Schedule
 from moe_eval.evaluators.plan import Arm, Skip
-from moe_eval.evaluators.rates import Rates
 from moe_eval.evaluators.speed_record import Context
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
+from moe_eval.machine.rates import Rates
 from moe_eval.workload import Shape
 
 AGAIN = "-again"

@@ -12,9 +12,9 @@ from moe_eval.checkpoint import read_object
 from moe_eval.engines.base import Engine
 from moe_eval.evaluators import chunks, latency
 from moe_eval.evaluators import perplexity as quality
-from moe_eval.evaluators import rates as machine
 from moe_eval.evaluators import routing as routed
-from moe_eval.nvml import Nvml
+from moe_eval.machine import rates as machine
+from moe_eval.machine.nvml import Nvml
 from moe_eval.workload import Shape, Workload, from_json
 
 

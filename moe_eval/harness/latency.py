@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 from lm_eval.api.instance import Instance
 
-from moe_eval import hardware
 from moe_eval.engines.base import Engine
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency, prompts, speed
 from moe_eval.harness import LATENCY
 from moe_eval.harness.shapes import ShapesTask, shape
-from moe_eval.nvml import Nvml, Sampler
+from moe_eval.machine import hardware
+from moe_eval.machine.nvml import Nvml, Sampler
 from moe_eval.tracking import keys
 
 

@@ -208,7 +208,7 @@ class _Books:
         self._log()
 
     def _finish(self, **changes: Any) -> None:
-        from moe_eval import hardware
+        from moe_eval.machine import hardware
 
         self.record = replace(
             self.record,

@@ -11,8 +11,8 @@ from typing import Any
 
 from moe_eval import records
 from moe_eval.arm import ArmFailed, ArmProcess, Load
-from moe_eval.evaluators import memory
-from moe_eval.nvml import Nvml, Sampler
+from moe_eval.machine import gpu_memory
+from moe_eval.machine.nvml import Nvml, Sampler
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.steps import ROUTING_LOAD, Step
 from moe_eval.workload import Shape
@@ -127,7 +127,7 @@ class Executor:
         alone = not self._how.together or step.load == ROUTING_LOAD
         for name in [*self._loaded] if alone else [step.arm] if found else []:
             self._close(name)
-        before = memory.used(self._nvml)
+        before = gpu_memory.used(self._nvml)
         load = self._how.loads[step.arm]
         if step.load == ROUTING_LOAD:
             settings = load.settings
@@ -150,7 +150,7 @@ class Executor:
         del self._loaded[name]
         if arm.content is not None:
             # what other arms hold is not this one's to give back
-            after = memory.freed(self._nvml, arm.before) if not self._loaded else None
+            after = gpu_memory.freed(self._nvml, arm.before) if not self._loaded else None
             records.write_json(self._folder.load_file(name, arm.load), {**arm.content, "after": after})
 
     def _close_all(self) -> None:

@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval import hardware
 from moe_eval.errors import UsageError
-from moe_eval.hardware import Gpu
+from moe_eval.machine import hardware
+from moe_eval.machine.hardware import Gpu
 from moe_eval.runner.plan import Plan
 
 # options that change nothing of what is measured

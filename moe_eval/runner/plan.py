@@ -11,7 +11,7 @@ from moe_eval import checkpoint, geometry
 from moe_eval.evaluators import chunks, fit, floors, interleave, plan, speed_run
 from moe_eval.evaluators.interleave import Schedule
 from moe_eval.evaluators.plan import Arm, Skip
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import steps as ordered
 from moe_eval.runner.steps import Step
 from moe_eval.workload import Shape

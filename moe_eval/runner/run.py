@@ -15,9 +15,9 @@ from moe_eval import checkpoint, engines, geometry, records, results
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit, prompts
-from moe_eval.evaluators.rates import Rates
 from moe_eval.evaluators.speed_record import Context
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
+from moe_eval.machine.rates import Rates
 from moe_eval.report import write
 from moe_eval.runner import opened
 from moe_eval.runner.execute import Executor, How

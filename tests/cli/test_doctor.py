@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from moe_eval import cli, hardware
+from moe_eval import cli
 from moe_eval.cli import doctor
-from moe_eval.hardware import Gpu, Machine
+from moe_eval.machine import hardware
+from moe_eval.machine.hardware import Gpu, Machine
 
 H100 = Gpu("NVIDIA H100", "9.0", 80 << 30, None)
 B200 = Gpu("NVIDIA B200", "10.0", 180 << 30, None)

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import arm, cli, comparable, engines, hardware
+from moe_eval import arm, cli, comparable, engines
 from moe_eval.arm import Found, Job
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators.perplexity import Scores
-from moe_eval.hardware import Gpu
+from moe_eval.machine import hardware
+from moe_eval.machine.hardware import Gpu
 from tests.conftest import ROOT, SHIPPED
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)

@@ -27,7 +27,7 @@ _SHARED = (
     *("torch", "transformers", "transformers.models.qwen3_moe.modeling_qwen3_moe", "datasets", "pandas", "sklearn"),
     *("sqlitedict", "sacrebleu", "lm_eval.evaluator", "lm_eval._cli.harness", "lm_eval.models", "lm_eval.tasks"),
     *("lm_eval.loggers", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "moe_eval.harness.model"),
-    *("moe_eval.harness.outcome", "moe_eval.tracking", "moe_eval.hardware", "torch._dynamo"),
+    *("moe_eval.harness.outcome", "moe_eval.tracking", "moe_eval.machine.hardware", "torch._dynamo"),
 )
 _FOREIGN = ("TRTLLM", "TLLM", "OMPI_", "PMI_", "LOCAL_RANK", "MLFLOW_", "MOE_EVAL_", "CUDA_VISIBLE")
 

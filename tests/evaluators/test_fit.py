@@ -15,11 +15,11 @@ from safetensors import safe_open
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit
 from moe_eval.evaluators.fit import Need
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
 from moe_eval.workload import Shape, shapes
 from tests.conftest import SHIPPED
-from tests.test_nvml import ONE as ONE_GPU
-from tests.test_nvml import Card, Fake
+from tests.machine.test_nvml import ONE as ONE_GPU
+from tests.machine.test_nvml import Card, Fake
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
 # Qwen/Qwen3-30B-A3B as published

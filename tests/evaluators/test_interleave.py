@@ -19,7 +19,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators import interleave
 from moe_eval.evaluators.interleave import ArmRun, Conductor, Schedule
 from moe_eval.workload import Shape
-from tests.test_nvml import ONE, Card, Fake
+from tests.machine.test_nvml import ONE, Card, Fake
 
 WORK = workload.from_seed(0, workload.shapes([2, 1], 4, 3), 50)
 FROZEN = Path("workload.json")  # the made-up arms do not read it

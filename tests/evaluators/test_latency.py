@@ -15,9 +15,9 @@ from moe_eval.engines.base import Completion, EngineFacts, GenerationRequest, Re
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import latency, tasks
 from moe_eval.evaluators.latency import Clock
-from moe_eval.nvml import Nvml
+from moe_eval.machine.nvml import Nvml
 from moe_eval.workload import Shape
-from tests.test_nvml import ONE, Card, Fake
+from tests.machine.test_nvml import ONE, Card, Fake
 
 FACTS = EngineFacts(
     name="made up", version="1", checkpoint="x", fingerprint="0", architecture="X", vocabulary=9, precision="bf16",

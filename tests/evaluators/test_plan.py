@@ -12,7 +12,7 @@ import pytest
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import plan
 from moe_eval.evaluators.plan import Arm, Asked, Skip
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
 
 A100 = Gpu("NVIDIA A100", "8.0", 80 << 30, None)
 H100 = Gpu("NVIDIA H100", "9.0", 80 << 30, None)

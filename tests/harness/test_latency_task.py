@@ -17,14 +17,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from mlflow import MlflowClient
 
-from moe_eval import hardware
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency
-from moe_eval.hardware import Gpu
 from moe_eval.harness import latency as task
 from moe_eval.harness.latency import MoeLatency
 from moe_eval.harness.plugin import tasks_folder
-from moe_eval.nvml import Nvml
+from moe_eval.machine import hardware
+from moe_eval.machine.hardware import Gpu
+from moe_eval.machine.nvml import Nvml
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.engines.trtllm.conftest import installed

@@ -73,7 +73,7 @@ def test_tasks_are_found_beside_a_users_own(installed: Environment, tmp_path: Pa
 def test_the_wheel_holds_the_package_and_no_double_of_an_engine(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if "tensorrt_llm" in name or name.startswith("tests/")]
-    for needed in ("support.toml", "tasks/moe_sample.yaml", "assets/tiny-qwen3-moe/model.safetensors"):
+    for needed in ("checkpoint/support.toml", "tasks/moe_sample.yaml", "assets/tiny-qwen3-moe/model.safetensors"):
         assert f"moe_eval/{needed}" in names
 
 

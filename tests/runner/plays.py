@@ -12,7 +12,7 @@ import pytest
 
 from moe_eval.evaluators import fit
 from moe_eval.evaluators import plan as arms
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import execute
 from moe_eval.runner import plan as planning
 from moe_eval.runner import run as runs

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from moe_eval import hardware, results
+from moe_eval import results
 from moe_eval.errors import UsageError
-from moe_eval.hardware import Gpu
+from moe_eval.machine import hardware
+from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import folder as folders
 from moe_eval.runner.folder import RunFolder
 from tests.runner import plays

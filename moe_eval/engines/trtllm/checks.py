@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, hardware, precision
+from moe_eval import checkpoint, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import take_worker
 from moe_eval.engines.trtllm import observe
 from moe_eval.errors import UsageError
+from moe_eval.machine import hardware
 
 # quantisations that TensorRT-LLM's readers know, by the first word of checkpoint.Carried.method
 _READS = ("none", "fp8", "modelopt", "compressed-tensors")

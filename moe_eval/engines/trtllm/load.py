@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moe_eval import checkpoint, hardware, precision
+from moe_eval import checkpoint, precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.options import end_tokens
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
@@ -19,6 +19,7 @@ from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
 from moe_eval.engines.trtllm.failures import explained
 from moe_eval.engines.trtllm.readers import ContextLogits
 from moe_eval.engines.trtllm.workers import Workers, descendants
+from moe_eval.machine import hardware
 
 log = logging.getLogger(__name__)
 

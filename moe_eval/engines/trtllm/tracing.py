@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moe_eval import nsys
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.nsys import NsysCommand
+from moe_eval.machine import nsys
+from moe_eval.machine.nsys import NsysCommand
 
 Export = Callable[[Path], None]
 

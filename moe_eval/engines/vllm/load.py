@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import hardware, precision
+from moe_eval import precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.options import end_tokens
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
@@ -16,6 +16,7 @@ from moe_eval.engines.vllm.checks import ONLINE, Model, check_machine, read_mode
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
 from moe_eval.engines.vllm.failures import explained
 from moe_eval.errors import UsageError
+from moe_eval.machine import hardware
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_eval import engines, hardware
+from moe_eval import engines
 from moe_eval.engines.base import EngineSettings, Window, WindowScores
 from moe_eval.engines.trtllm.engine import TrtllmEngine
+from moe_eval.machine import hardware
 from tests.conftest import SHIPPED
 from tests.contract.conftest import DOUBLES, VERSIONS, _forget, double, double_path, version
 

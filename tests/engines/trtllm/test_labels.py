@@ -14,7 +14,7 @@ import pytest
 from moe_eval import checkpoint
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import UsageError
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
 from tests.conftest import SHIPPED
 from tests.engines.trtllm.conftest import EVERY, NEWEST, Load
 

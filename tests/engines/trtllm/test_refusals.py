@@ -14,7 +14,7 @@ from moe_eval.engines.trtllm.checks import check_machine, read_model
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.workers import descendants
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
 from tests.conftest import SHIPPED
 from tests.engines.trtllm.conftest import EVERY, NEWEST, OLDEST, Load, settings
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 import transformers
 
-from moe_eval import engines, hardware
+from moe_eval import engines
 from moe_eval.engines.base import EngineSettings, Window
 from moe_eval.engines.transformers import TransformersEngine
 from moe_eval.engines.vllm.engine import VllmEngine
+from moe_eval.machine import hardware
 from tests.conftest import SHIPPED
 
 DOUBLE = Path(__file__).resolve().parents[2] / "contract" / "doubles" / "vllm_0_22"

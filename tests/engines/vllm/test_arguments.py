@@ -14,7 +14,7 @@ import pytest
 
 from moe_eval.engines.vllm import installed, observe, sizing
 from moe_eval.errors import UsageError
-from moe_eval.hardware import Gpu
+from moe_eval.machine.hardware import Gpu
 from tests.conftest import SHIPPED
 from tests.engines.vllm.conftest import Load
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import nvml
-from moe_eval.nvml import Nvml, Sampler
+from moe_eval.machine import nvml
+from moe_eval.machine.nvml import Nvml, Sampler
 
 ONE, TWO = "GPU-11111111-aaaa", "GPU-22222222-bbbb"
 CONSTANTS = {"NVML_CLOCK_GRAPHICS": 0, "NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0}

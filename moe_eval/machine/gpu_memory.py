@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from moe_eval.nvml import Nvml
+from moe_eval.machine.nvml import Nvml
 
 # how long the driver may take to give memory back, and what may be missing from it
 _FREED_SECONDS, _FREED_BYTES = 10.0, 256 << 20

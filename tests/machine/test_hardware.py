@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_eval import hardware
+from moe_eval.machine import hardware
 
 
 def git(folder: Path, *arguments: str) -> str:

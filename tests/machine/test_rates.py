@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe_eval.evaluators import rates
+from moe_eval.machine import rates
 
 
 def test_the_rates_of_this_cpu() -> None:
