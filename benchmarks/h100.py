@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval import engines, stats
+from moe_eval.checkpoint import tokenizer as tokens
 from moe_eval.engines.base import EngineSettings, GenerationRequest, Window
 from moe_eval.evaluators import latency, prompts
-from moe_eval.harness import tokens
 from moe_eval.harness.settings import SHIPPED
 from moe_eval.machine.nvml import Nvml
 from moe_eval.workload import Shape

@@ -31,7 +31,7 @@ class _Arm:
 
     def load(self, engine: str, settings: dict[str, Any], tokenizer: str) -> dict[str, Any]:
         from moe_eval import engines
-        from moe_eval.harness import tokens
+        from moe_eval.checkpoint import tokenizer as tokens
 
         asked = EngineSettings(**settings)
         self.tokenizer = tokens.load(tokenizer, asked)

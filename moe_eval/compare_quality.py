@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval import comparable
+from moe_eval.checkpoint.precision import DTYPE_OF
 from moe_eval.comparable import measured
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import quality_record
-from moe_eval.precision import DTYPE_OF
 from moe_eval.results import ArmResults
 
 _MOST = 700.0  # of ln(perplexity): float64 ends at exp(709)

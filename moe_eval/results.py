@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.errors import UsageError
-from moe_eval.precision import PRECISIONS
 
 AGAIN = "-again"  # the end of the name of an arm that is another one, measured a second time
 _FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu)(?:_(b\d+_i\d+_o\d+))?\.json")

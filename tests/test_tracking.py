@@ -122,7 +122,7 @@ def test_a_run_holds_the_whole_record(store: Path) -> None:
         "moe_eval.run_id": RECORD.run_id,
         "moe_eval.status": "finished",
         "moe_eval.engine": "transformers",
-        "moe_eval.precision": "bf16",
+        "moe_eval.checkpoint.precision": "bf16",
         "moe_eval.gpu": "NVIDIA H100",
     }
     assert run.data.tags["mlflow.note.content"] == "first note\n\nsecond note"

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 
-from moe_eval import engines, precision
+from moe_eval import engines
+from moe_eval.checkpoint import precision
 from moe_eval.emulation.model import PRECISIONS as EMULATED
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine import hardware
@@ -105,8 +106,9 @@ def _version(package: str) -> str | None:
 def _selftest(model_args: str) -> None:
     from lm_eval.utils import simple_parse_args_string
 
+    from moe_eval.checkpoint import tokenizer as tokens
     from moe_eval.engines.trtllm import page
-    from moe_eval.harness import settings, tokens
+    from moe_eval.harness import settings
 
     asked = settings.read(
         {"pretrained": str(settings.SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"}

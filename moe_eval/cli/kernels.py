@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval import records
+from moe_eval.checkpoint.precision import PRECISIONS, WEIGHT_ONLY
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.precision import PRECISIONS, WEIGHT_ONLY
 
 _LABELS = (*PRECISIONS, *WEIGHT_ONLY.values())
 

@@ -58,7 +58,7 @@ def _again(each: Arm, shape: Shape) -> list[str]:
 
 
 def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload) -> None:
-    from moe_eval.harness import tokens
+    from moe_eval.checkpoint import tokenizer
 
     kind = engines.named(request.asked.engine)
     options = dict(each.settings.options)
@@ -75,7 +75,7 @@ def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload)
     shape = work.shapes[0]
     prompts = work.prompts(shape)
     ask = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
-    engine = engines.load(request.asked.engine, settings, tokens.load(request.tokenizer_of(each), settings))
+    engine = engines.load(request.asked.engine, settings, tokenizer.load(request.tokenizer_of(each), settings))
     try:
         latency.check(engine, shape)
         for _ in range(args.warmup_iterations):

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, engines, gate
+from moe_eval import engines, gate
+from moe_eval.checkpoint import contents
 from moe_eval.cli import common, compare
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError, TrackingError, UsageError
@@ -127,7 +128,7 @@ def _told(folder: Path) -> dict[str, Any] | None:
     """Print the verdict and where the report is; None where nothing could be measured."""
     if not (folder / write.COMPARISON).is_file():
         return None
-    found = checkpoint.read_object(folder / write.COMPARISON)
+    found = contents.read_object(folder / write.COMPARISON)
     print(f"{write.told(found)}\nReport: {folder / write.PAGE}")
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint
+from moe_eval.checkpoint import contents
 from moe_eval.engines.base import Completion, GenerationRequest
 from moe_eval.errors import EngineError, UsageError
 
@@ -90,7 +90,7 @@ def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
     ends = {tokenizer.eos_token_id}
     file = folder / "generation_config.json"
     if file.is_file():
-        stated = checkpoint.read_object(file).get("eos_token_id")
+        stated = contents.read_object(file).get("eos_token_id")
         ends |= set(stated) if isinstance(stated, list) else {stated}
     return frozenset(end for end in ends if end is not None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moe_eval import precision
+from moe_eval.checkpoint import precision
 from moe_eval.emulation import model as emulation
 from moe_eval.emulation.model import Emulation
 from moe_eval.engines.base import EngineSettings

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_eval import checkpoint, hub, precision
+from moe_eval.checkpoint import contents, hub, precision
 from moe_eval.engines import transformers_emulation, weights
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.head import Head
@@ -95,11 +95,11 @@ def _budget(asked: Any) -> int | None:
 
 
 def _config(settings: EngineSettings) -> Any:
-    folder = checkpoint.local_folder(settings.checkpoint)
+    folder = contents.local_folder(settings.checkpoint)
     method = "none"
     if folder is not None:
-        method = checkpoint.carried(folder).method
-        checkpoint.check_weights(folder)
+        method = contents.carried(folder).method
+        contents.check_weights(folder)
     config = _from_hub(transformers.AutoConfig, settings)
     if folder is None and getattr(config, "quantization_config", None):
         method = "quantization_config"
@@ -118,7 +118,7 @@ def _from_hub(kind: Any, settings: EngineSettings, **more: Any) -> Any:
     """`from_pretrained` with the reason for a failure in one sentence."""
     try:
         return kind.from_pretrained(
-            str(checkpoint.local_folder(settings.checkpoint) or settings.checkpoint),
+            str(contents.local_folder(settings.checkpoint) or settings.checkpoint),
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
             **more,
@@ -208,5 +208,5 @@ def _probe(model: Any, head: Head) -> None:
 
 
 def _fingerprint(name: str, config: Any) -> str:
-    folder = checkpoint.local_folder(name)
-    return checkpoint.fingerprint(folder) if folder else f"{name}@{getattr(config, '_commit_hash', None)}"
+    folder = contents.local_folder(name)
+    return contents.fingerprint(folder) if folder else f"{name}@{getattr(config, '_commit_hash', None)}"

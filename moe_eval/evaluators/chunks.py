@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from moe_eval import hub
+from moe_eval.checkpoint import hub
 from moe_eval.engines.base import Window
 from moe_eval.errors import UsageError
 

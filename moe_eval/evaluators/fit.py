@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from moe_eval import checkpoint, geometry, precision
+from moe_eval.checkpoint import contents, geometry, precision
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
@@ -92,10 +92,10 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str,
         runs: the precision that the experts are held in.
         options: of the engine: the parallel sizes and kv_cache_dtype count.
     """
-    config = checkpoint.read_config(folder)
+    config = contents.read_config(folder)
     sizes = geometry.read(config)
-    carried = checkpoint.carried(folder)
-    stored = checkpoint.weight_bytes(folder)
+    carried = contents.carried(folder)
+    stored = contents.weight_bytes(folder)
     base = runs.partition("-")[0]  # weight-only kernels hold the same weights
     held = _stored_size(config, stored, sizes)
     plain = _size(precision.DTYPE_OF[base]) if base in precision.DTYPE_OF else held
@@ -120,8 +120,8 @@ def _size(dtype: str) -> int:
 
 def _stored_size(config: Mapping[str, Any], stored: int | None, sizes: geometry.Geometry | None) -> int:
     """Bytes of a stored weight; of a configuration that does not state the type, what the files' size comes nearest."""
-    if checkpoint.states_dtype(config) or not stored or sizes is None:
-        return _size(checkpoint.stored_dtype(config))
+    if contents.states_dtype(config) or not stored or sizes is None:
+        return _size(contents.stored_dtype(config))
     return 4 if stored > 3 * sizes.params.total else 2
 
 

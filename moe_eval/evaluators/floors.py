@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.errors import UsageError
-from moe_eval.geometry import Geometry
 from moe_eval.machine.rates import Rates
 
 DistinctSource = Literal["counted", "independent draws"]

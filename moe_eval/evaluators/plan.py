@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe_eval import checkpoint, engines, precision
+from moe_eval import engines
+from moe_eval.checkpoint import contents, precision
 from moe_eval.emulation.model import PRECISIONS as EMULATED
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
@@ -95,7 +96,7 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
     if emulated:
         options |= {"emulate": True, "scope": asked.scope}
     if key == "model":
-        checkpoint.local_folder(path)
+        contents.local_folder(path)
     else:
         held = _held(path, name, engines.named(asked.engine))
         if asked.engine == "transformers":
@@ -115,7 +116,7 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
 def _held(path: str, name: str, engine: engines.EngineKind) -> str:
     """The quantised precision that a checkpoint holds, or gets while this engine loads it; FP8 of either kind answers
     to `fp8`."""
-    carried = checkpoint.carried(checkpoint.settings_folder(path))
+    carried = contents.carried(contents.settings_folder(path))
     if carried.precision == name or (name == "fp8" and carried.precision == "fp8_block"):
         return str(carried.precision)
     if carried.method == "none" and name in engine.quantises:

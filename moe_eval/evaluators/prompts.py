@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moe_eval import checkpoint
 from moe_eval import workload as made
+from moe_eval.checkpoint import contents
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import chunks
 from moe_eval.evaluators.plan import Arm
@@ -52,12 +52,12 @@ def of_arms(dataset: str, seed: int, shapes: tuple[Shape, ...], arms: Sequence[A
     Raises:
         UsageError: as `workload`, or a checkpoint that does not say its vocabulary.
     """
-    from moe_eval.harness import tokens
+    from moe_eval.checkpoint import tokenizer as tokens
 
     sizes = []
     for each in arms:
         name = each.settings.checkpoint
-        config = checkpoint.read_config(checkpoint.settings_folder(name, each.settings.revision))
+        config = contents.read_config(contents.settings_folder(name, each.settings.revision))
         size = {**config, **(config.get("text_config") or {})}.get("vocab_size")
         if size is None:
             raise UsageError(f"The config.json of {name} states no vocab_size; copy the checkpoint again.")

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe_eval import precision, records
+from moe_eval import records
+from moe_eval.checkpoint import precision
+from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.evaluators import floors, routing, speed
 from moe_eval.evaluators.interleave import ArmRun, Schedule
 from moe_eval.evaluators.latency import UNSETTLED
-from moe_eval.geometry import Geometry
 from moe_eval.machine.rates import Rates
 from moe_eval.workload import Shape, Workload
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, engines, geometry, records
+from moe_eval import engines, records
 from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.checkpoint import contents, geometry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit, interleave, speed_record
 from moe_eval.evaluators.interleave import ArmRun, Conductor, Schedule
@@ -51,12 +52,12 @@ def fitted(planned: Sequence[Arm | Skip], shapes: Sequence[Shape], gpus: Sequenc
     """
     found: list[Arm | Skip] = []
     available = fit.memory(gpus)
-    stored = [checkpoint.weight_bytes(_folder(each)) or 0 for each in planned if isinstance(each, Arm)]
+    stored = [contents.weight_bytes(_folder(each)) or 0 for each in planned if isinstance(each, Arm)]
     for each in planned:
         if isinstance(each, Skip):
             found.append(each)
             continue
-        config = checkpoint.read_config(_folder(each))
+        config = contents.read_config(_folder(each))
         fit.check_window(each.settings.checkpoint, config, shapes)
         reason = fit.too_large(_need(each, shapes, gpus), available)
         if reason:
@@ -151,12 +152,12 @@ def _need(each: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> fit.Need:
 
 
 def _folder(each: Arm) -> Path:
-    return checkpoint.settings_folder(each.settings.checkpoint, each.settings.revision)
+    return contents.settings_folder(each.settings.checkpoint, each.settings.revision)
 
 
 def _geometry(load: Load) -> geometry.Geometry | None:
-    folder = checkpoint.settings_folder(load.settings.checkpoint, load.settings.revision)
-    return geometry.read(checkpoint.read_config(folder))
+    folder = contents.settings_folder(load.settings.checkpoint, load.settings.revision)
+    return geometry.read(contents.read_config(folder))
 
 
 def _rates(load: Load, gpus: Sequence[Gpu]) -> Rates | str:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moe_eval.checkpoint import read_object
+from moe_eval.checkpoint.contents import read_object
 from moe_eval.engines.base import Engine
 from moe_eval.evaluators import chunks, latency
 from moe_eval.evaluators import perplexity as quality

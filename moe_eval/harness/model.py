@@ -14,9 +14,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from tqdm import tqdm
 
 from moe_eval import engines
+from moe_eval.checkpoint import tokenizer
 from moe_eval.engines.base import Completion, GenerationRequest, Window, WindowScores
 from moe_eval.errors import UsageError
-from moe_eval.harness import cache, kernels, latency, plugin, settings, tokens
+from moe_eval.harness import cache, kernels, latency, plugin, settings
 from moe_eval.harness.generation import Generation
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
@@ -37,9 +38,9 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         asked = self.settings.of_engine
         if engines.named(self.settings.engine).cpu:
             asked = replace(asked, device=_present(asked.device))
-        self.tokenizer = tokens.load(self.settings.tokenizer, asked, self.settings.add_bos_token)
+        self.tokenizer = tokenizer.load(self.settings.tokenizer, asked, self.settings.add_bos_token)
         self.engine = engines.load(self.settings.engine, asked, self.tokenizer)
-        tokens.check(self.tokenizer, self.engine)
+        tokenizer.check(self.tokenizer, self.engine)
         self.facts = self.engine.facts
         if not 0 <= self.prefix_token_id < self.facts.vocabulary:
             self.engine.close()
@@ -102,7 +103,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return tokens.render_chat(self.tokenizer, chat_history, add_generation_prompt, self.settings.enable_thinking)
+        return tokenizer.render_chat(self.tokenizer, chat_history, add_generation_prompt, self.settings.enable_thinking)
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         super().set_cache_hook(cache.of_this_arm(cache_hook, cache.identity(self.settings, self.facts)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from moe_eval.checkpoint.hub import unreachable
 from moe_eval.errors import UsageError
-from moe_eval.hub import unreachable
 
 T = TypeVar("T")
 

@@ -16,7 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval import precision, records
+from moe_eval import records
+from moe_eval.checkpoint import precision
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.exits import terminable
 from moe_eval.harness import KERNELS, LATENCY, MODEL, artifacts, elsewhere, offline, settings

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, engines, precision
+from moe_eval import engines
+from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
@@ -66,10 +67,10 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         raise UsageError(f"There is no precision {asked!r}; choose one of {', '.join(precision.PRECISIONS)}.")
     engines.check(engine)
     name = str(SHIPPED if shipped else named)
-    folder = checkpoint.local_folder(name)
+    folder = contents.local_folder(name)
     if folder is not None:
         name = str(folder)
-        checkpoint.read_config(folder)
+        contents.read_config(folder)
     harness = ModelSettings(
         engine=engine,
         of_engine=EngineSettings(name),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, geometry
+from moe_eval.checkpoint import contents, geometry
 from moe_eval.evaluators import chunks, fit, floors, interleave, plan, speed_run
 from moe_eval.evaluators.interleave import Schedule
 from moe_eval.evaluators.plan import Arm, Skip
@@ -151,7 +151,7 @@ def _seconds(planned: Plan, asked: Asked, gpu: bool) -> float:
     loads = {(step.arm, step.load) for step in planned.steps}
     total = _LOAD_SECONDS[gpu] * len(loads)
     for each in planned.arms:
-        sizes = geometry.read(checkpoint.read_config(_folder(each)))
+        sizes = geometry.read(contents.read_config(_folder(each)))
         held = fit.need(_folder(each), each.precision, planned.shapes, each.settings.options, gpu=gpu).weights or 0
         mine = [step for step in planned.steps if step.arm == each.precision and step.shape is not None]
         for step in mine:
@@ -168,4 +168,4 @@ def _seconds(planned: Plan, asked: Asked, gpu: bool) -> float:
 
 
 def _folder(each: Arm) -> Path:
-    return checkpoint.settings_folder(each.settings.checkpoint, each.settings.revision)
+    return contents.settings_folder(each.settings.checkpoint, each.settings.revision)

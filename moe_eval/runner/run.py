@@ -11,8 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, engines, geometry, records, results
+from moe_eval import engines, records, results
 from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.checkpoint import contents, geometry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit, prompts
 from moe_eval.evaluators.speed_record import Context
@@ -181,7 +182,7 @@ class Run:
 
     def _geometry(self) -> geometry.Geometry | None:
         settings = self.plan.arms[0].settings
-        return geometry.read(checkpoint.read_config(checkpoint.settings_folder(settings.checkpoint, settings.revision)))
+        return geometry.read(contents.read_config(contents.settings_folder(settings.checkpoint, settings.revision)))
 
     def _how(self, work: Workload | None) -> How:
         asked, sizes = self.request.asked, self._geometry()

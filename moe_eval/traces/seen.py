@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.precision import WEIGHT_ONLY
+from moe_eval.checkpoint.precision import WEIGHT_ONLY
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.table import NONE, Trace
 from moe_eval.traces.taxonomy import SEARCHED

@@ -80,7 +80,7 @@ class Arm:
         seen = [record["precision_seen"] for record in self.records if record.get("precision_seen")]
         errors = "; ".join(str(record["error"]) for record in self.records if record.get("error"))
         tags = {
-            "moe_eval.precision": self.name,
+            "moe_eval.checkpoint.precision": self.name,
             "moe_eval.precision_seen": seen[0] if seen else None,
             "moe_eval.engine": engines[0].get("name") if engines else None,
             "moe_eval.error": errors[:5000] or None,

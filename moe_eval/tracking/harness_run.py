@@ -69,7 +69,7 @@ def _tags(record: HarnessRecord) -> dict[str, str]:
         ID_TAG: record.run_id,
         STATUS_TAG: _status(record),
         "moe_eval.engine": engine.get("name"),
-        "moe_eval.precision": engine.get("precision"),
+        "moe_eval.checkpoint.precision": engine.get("precision"),
         "moe_eval.gpu": gpus[0]["name"] if gpus else "none",
         "moe_eval.error": record.error,
         "mlflow.note.content": "\n\n".join(record.notes) or None,

@@ -113,7 +113,7 @@ def test_mlflow_has_one_parent_and_a_child_for_each_arm_with_the_same_keys(ran: 
     assert out.count(parent) == 2, "it is the run that was opened before the work, and before the kill"
     for arm in ("bf16", "fp8"):
         assert found[arm].data.tags["mlflow.parentRunId"] == parent
-        assert found[arm].data.tags["moe_eval.precision"] == arm
+        assert found[arm].data.tags["moe_eval.checkpoint.precision"] == arm
     one, two = (found[arm].data.metrics for arm in ("bf16", "fp8"))
     assert one.keys() == two.keys()
     perf, ppl = read(folder / "perf_bf16_cpu.json"), read(folder / "ppl_fp8_cpu.json")

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from moe_eval import checkpoint
+from moe_eval.checkpoint import contents
 from moe_eval.engines.transformers import TransformersEngine
 
 Start = Callable[..., TransformersEngine]
@@ -30,7 +30,7 @@ def test_facts_of_the_shipped_model(shipped: Path, start: Start, tmp_path: Path)
     )
     assert (facts.max_length, facts.moe_backend_requested, facts.cuda_graph_batch_sizes) == (1024, "auto", ())
     copied = shutil.copytree(shipped, tmp_path / "copy")
-    assert facts.fingerprint == checkpoint.fingerprint(shipped) == start(copied).facts.fingerprint
+    assert facts.fingerprint == contents.fingerprint(shipped) == start(copied).facts.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_settings_reach_the_model(mixtral: Path, start: Start) -> None:
 
 def test_a_path_in_the_home_folder_is_loaded(llama: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(llama.parent))
-    assert start(f"~/{llama.name}").facts.fingerprint == checkpoint.fingerprint(llama)
+    assert start(f"~/{llama.name}").facts.fingerprint == contents.fingerprint(llama)
 
 
 def test_a_closed_engine_holds_no_model(llama: Path, start: Start) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moe_eval import geometry
+from moe_eval.checkpoint import geometry
+from moe_eval.checkpoint.geometry import Geometry, Params
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import floors
-from moe_eval.geometry import Geometry, Params
 from moe_eval.machine.rates import Rates
 
 H100 = Rates(3.0e12, {"bfloat16": 770e12, "float8_e4m3fn": 1270e12}, "H100")

@@ -13,13 +13,13 @@ import pytest
 
 from moe_eval import workload
 from moe_eval.arm import Load
+from moe_eval.checkpoint.geometry import Geometry, Params
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators import speed_record, speed_table
 from moe_eval.evaluators.interleave import ArmRun, Schedule
 from moe_eval.evaluators.latency import Sample
 from moe_eval.evaluators.routing import Routing
 from moe_eval.evaluators.speed_record import Context
-from moe_eval.geometry import Geometry, Params
 from moe_eval.machine.rates import Rates
 
 WORK = workload.from_seed(0, workload.shapes([4, 1], 10, 5), 100)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_eval import checkpoint, precision
+from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import take_worker
 from moe_eval.engines.trtllm import observe
@@ -33,7 +33,7 @@ class Model:
     name: str
     folder: Path
     config: Mapping[str, Any]
-    carried: checkpoint.Carried
+    carried: contents.Carried
     precision: str
     dtype: str
     fingerprint: str
@@ -60,19 +60,19 @@ def read_model(settings: EngineSettings) -> Model:
     Raises:
         UsageError: it is not here, is damaged, or holds another precision than asked for or one that cannot be read.
     """
-    local = checkpoint.local_folder(settings.checkpoint)
-    folder = checkpoint.settings_folder(settings.checkpoint, settings.revision)
+    local = contents.local_folder(settings.checkpoint)
+    folder = contents.settings_folder(settings.checkpoint, settings.revision)
     if local:
-        checkpoint.check_weights(folder)
-    carried = checkpoint.carried(folder)
+        contents.check_weights(folder)
+    carried = contents.carried(folder)
     if carried.method.split()[0] not in _READS or carried.precision is None:
         raise UsageError(
             f"{settings.checkpoint} is quantised as {carried.method}, which moe_eval cannot run on TensorRT-LLM; give "
             "a checkpoint in BF16, FP8 (ModelOpt or blocks of 128x128) or NVFP4."
         )
-    config = checkpoint.read_config(folder)
+    config = contents.read_config(folder)
     nested = config.get("text_config")
-    held, dtype = _precision(settings, carried, checkpoint.stored_dtype(config))
+    held, dtype = _precision(settings, carried, contents.stored_dtype(config))
     return Model(
         name=str(local or settings.checkpoint),
         folder=folder,
@@ -81,11 +81,11 @@ def read_model(settings: EngineSettings) -> Model:
         precision=held,
         dtype=dtype,
         # the hub's cache keeps a folder for each commit
-        fingerprint=checkpoint.fingerprint(folder) if local else f"{settings.checkpoint}@{folder.name}",
+        fingerprint=contents.fingerprint(folder) if local else f"{settings.checkpoint}@{folder.name}",
     )
 
 
-def _precision(settings: EngineSettings, carried: checkpoint.Carried, stored: str) -> tuple[str, str]:
+def _precision(settings: EngineSettings, carried: contents.Carried, stored: str) -> tuple[str, str]:
     """The precision of the experts and the dtype of the rest."""
     names = precision.OF_DTYPE
     if settings.dtype != "auto" and settings.dtype not in names:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moe_eval import checkpoint, precision
+from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.options import end_tokens
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
@@ -134,7 +134,7 @@ def _limits(
 ) -> sizing.Limits:
     """The window and token limits that the memory of the smallest GPU allows."""
     smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[:world]), default=None)
-    known = [each for each in (checkpoint.weight_bytes(model.folder), settings.heaviest_bytes) if each is not None]
+    known = [each for each in (contents.weight_bytes(model.folder), settings.heaviest_bytes) if each is not None]
     free = sizing.free_bytes(smallest, max(known, default=None), world)
     positions = int(model.config.get("max_position_embeddings") or 2048)
     return sizing.limits(options, settings.max_length, positions, sizing.tokens_at_once(vocabulary, free))

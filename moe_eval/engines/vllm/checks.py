@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_eval import checkpoint, precision
+from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import take_worker
 from moe_eval.errors import UsageError
@@ -41,7 +41,7 @@ class Model:
     name: str
     folder: Path
     config: Mapping[str, Any]
-    carried: checkpoint.Carried
+    carried: contents.Carried
     precision: str
     dtype: str
     online: bool
@@ -63,11 +63,11 @@ def read_model(settings: EngineSettings, weights: Literal["checkpoint", "random"
     Raises:
         UsageError: it is not here, is damaged, or neither holds the precision asked for nor can become it.
     """
-    local = checkpoint.local_folder(settings.checkpoint)
-    folder = checkpoint.settings_folder(settings.checkpoint, settings.revision)
+    local = contents.local_folder(settings.checkpoint)
+    folder = contents.settings_folder(settings.checkpoint, settings.revision)
     if local and weights == "checkpoint":
-        checkpoint.check_weights(folder)
-    carried = checkpoint.carried(folder)
+        contents.check_weights(folder)
+    carried = contents.carried(folder)
     if carried.method.split()[0] not in _READS or carried.precision is None:
         raise UsageError(
             f"{settings.checkpoint} is quantised as {carried.method}, which moe_eval cannot run on vLLM; give a "
@@ -78,10 +78,10 @@ def read_model(settings: EngineSettings, weights: Literal["checkpoint", "random"
             f"weights=random has to be quantised from 16 bits and {settings.checkpoint} is quantised already "
             f"({carried.method}); give the configuration of the BF16 model with precision={carried.precision}."
         )
-    config = checkpoint.read_config(folder)
+    config = contents.read_config(folder)
     nested = config.get("text_config")
-    held, dtype = _precision(settings, carried, checkpoint.stored_dtype(config))
-    origin = checkpoint.fingerprint(folder) if local else f"{settings.checkpoint}@{folder.name}"
+    held, dtype = _precision(settings, carried, contents.stored_dtype(config))
+    origin = contents.fingerprint(folder) if local else f"{settings.checkpoint}@{folder.name}"
     return Model(
         name=str(local or settings.checkpoint),
         folder=folder,
@@ -95,7 +95,7 @@ def read_model(settings: EngineSettings, weights: Literal["checkpoint", "random"
     )
 
 
-def _precision(settings: EngineSettings, carried: checkpoint.Carried, stored: str) -> tuple[str, str]:
+def _precision(settings: EngineSettings, carried: contents.Carried, stored: str) -> tuple[str, str]:
     """The precision of the experts and the dtype of the rest."""
     names = precision.OF_DTYPE
     asked = settings.precision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydantic
 
-from moe_eval import hub
+from moe_eval.checkpoint import hub
 from moe_eval.errors import EngineError, UsageError
 
 _MEMORY = ("out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")

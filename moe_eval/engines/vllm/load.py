@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import precision
+from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.options import end_tokens
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing

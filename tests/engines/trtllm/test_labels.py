@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moe_eval import checkpoint
+from moe_eval.checkpoint import contents
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
@@ -32,7 +32,7 @@ def stored() -> dict[str, int]:
 def test_an_unquantised_checkpoint_without_a_gpu(engine: TrtllmEngine) -> None:
     facts, numbers = engine.facts, stored()
     assert (facts.quant_algo, facts.weights, facts.gpus, facts.worker) == ("none", "checkpoint", 0, "in_process")
-    assert facts.fingerprint == checkpoint.fingerprint(SHIPPED)
+    assert facts.fingerprint == contents.fingerprint(SHIPPED)
     assert facts.max_batch == engine.session.llm.args.max_batch_size
     experts = sum(count for name, count in numbers.items() if ".experts." in name)
     expected = {
@@ -101,7 +101,7 @@ def test_a_cache_that_nobody_bounds_and_one_that_the_user_does(load: Load) -> No
 def test_dummy_weights_are_labelled_as_random(load: Load) -> None:
     facts = load(options={"load_format": "dummy"}).facts
     assert facts.weights == "random"
-    assert facts.fingerprint != checkpoint.fingerprint(SHIPPED)
+    assert facts.fingerprint != contents.fingerprint(SHIPPED)
     assert "random" in facts.fingerprint
     assert facts.weight_bytes is not None
     assert sum(facts.weight_bytes.values()) == 4 * sum(stored().values()), "as many as the checkpoint has"

@@ -7,7 +7,7 @@ import re
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from moe_eval import precision
+from moe_eval.checkpoint import precision
 from moe_eval.engines import ENGINES
 from moe_eval.errors import UsageError
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from moe_eval import checkpoint
+from moe_eval.checkpoint import contents
 from moe_eval.errors import UsageError
 
 TOKENIZER_FILES = (
@@ -54,103 +54,103 @@ def refused(act: Callable[[], object]) -> str:
 
 
 def test_a_copy_elsewhere_has_the_same_fingerprint(folder: Path, tmp_path: Path) -> None:
-    before = checkpoint.fingerprint(folder)
+    before = contents.fingerprint(folder)
     copied = Path(shutil.copytree(folder, tmp_path / "elsewhere", copy_function=shutil.copyfile))
     os.utime(copied / "model.safetensors", (1, 1))
-    assert checkpoint.fingerprint(copied) == before == checkpoint.fingerprint(folder)
+    assert contents.fingerprint(copied) == before == contents.fingerprint(folder)
     assert len(before) == 16
     assert int(before, 16) >= 0
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", *TOKENIZER_FILES])
 def test_one_byte_of_the_model_or_its_tokenizer_changes_the_fingerprint(folder: Path, name: str) -> None:
-    before = checkpoint.fingerprint(folder)
+    before = contents.fingerprint(folder)
     flip(folder / name, -2)
-    assert checkpoint.fingerprint(folder) != before
+    assert contents.fingerprint(folder) != before
 
 
 def test_every_file_and_its_name_count(folder: Path) -> None:
-    seen = {checkpoint.fingerprint(folder)}
+    seen = {contents.fingerprint(folder)}
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
-    seen.add(checkpoint.fingerprint(folder))
+    seen.add(contents.fingerprint(folder))
     (folder / "pytorch_model.bin").write_bytes(b"")
-    seen.add(checkpoint.fingerprint(folder))
+    seen.add(contents.fingerprint(folder))
     (folder / "tokenizer.json").unlink()
-    seen.add(checkpoint.fingerprint(folder))
+    seen.add(contents.fingerprint(folder))
     assert len(seen) == 4
 
 
 def test_notes_beside_a_checkpoint_do_not_count(folder: Path) -> None:
-    before = checkpoint.fingerprint(folder)
+    before = contents.fingerprint(folder)
     (folder / "README.md").write_text("a card")
     (folder / "runs").mkdir()
-    assert checkpoint.fingerprint(folder) == before
+    assert contents.fingerprint(folder) == before
 
 
 @pytest.mark.parametrize("at", [0, 9, -10, -1])
 def test_a_large_file_counts_with_its_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    monkeypatch.setattr(checkpoint, "_WHOLE", 64)
-    monkeypatch.setattr(checkpoint, "_ENDS", 10)
-    before = checkpoint.fingerprint(folder)
+    monkeypatch.setattr(contents, "_WHOLE", 64)
+    monkeypatch.setattr(contents, "_ENDS", 10)
+    before = contents.fingerprint(folder)
     flip(folder / "model.safetensors", at)
-    assert checkpoint.fingerprint(folder) != before
+    assert contents.fingerprint(folder) != before
 
 
 def test_a_large_file_counts_with_its_size_and_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_WHOLE", 64)
-    monkeypatch.setattr(checkpoint, "_ENDS", 10)
+    monkeypatch.setattr(contents, "_WHOLE", 64)
+    monkeypatch.setattr(contents, "_ENDS", 10)
     file = folder / "model.safetensors"
-    seen = {checkpoint.fingerprint(folder)}
+    seen = {contents.fingerprint(folder)}
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
-    seen.add(checkpoint.fingerprint(folder))
+    seen.add(contents.fingerprint(folder))
     times, content = file.stat(), file.read_bytes()
     file.write_bytes(content[:100] + b"more" + content[100:])
     os.utime(file, ns=(0, times.st_mtime_ns))
-    seen.add(checkpoint.fingerprint(folder))
+    seen.add(contents.fingerprint(folder))
     assert len(seen) == 3
 
 
 def test_a_folder_with_a_config_is_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert checkpoint.local_folder(str(folder)) == folder
+    assert contents.local_folder(str(folder)) == folder
     monkeypatch.chdir(folder.parent)
-    assert checkpoint.local_folder("checkpoint") == Path("checkpoint")
-    assert checkpoint.local_folder("./checkpoint/") == Path("checkpoint")
+    assert contents.local_folder("checkpoint") == Path("checkpoint")
+    assert contents.local_folder("./checkpoint/") == Path("checkpoint")
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert checkpoint.local_folder("~/checkpoint") == folder
+    assert contents.local_folder("~/checkpoint") == folder
 
 
 @pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-30B-A3B", "an-owner/a.name_1"])
 def test_other_names_are_left_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    assert checkpoint.local_folder(name) is None
+    assert contents.local_folder(name) is None
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "../nothing", "~/nothing", "a/b/c", "~nobody-here/x"])
 def test_a_path_with_nothing_at_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"There is no folder {name}" in refused(lambda: checkpoint.local_folder(name))
+    assert f"There is no folder {name}" in refused(lambda: contents.local_folder(name))
 
 
 def test_what_is_no_checkpoint_is_refused(folder: Path) -> None:
-    assert "is a file" in refused(lambda: checkpoint.local_folder(str(folder / "config.json")))
+    assert "is a file" in refused(lambda: contents.local_folder(str(folder / "config.json")))
     (folder / "config.json").unlink()
-    assert "holds no config.json" in refused(lambda: checkpoint.local_folder(str(folder)))
+    assert "holds no config.json" in refused(lambda: contents.local_folder(str(folder)))
 
 
 def test_the_config_is_read_as_it_stands(folder: Path) -> None:
-    assert checkpoint.read_config(folder) == {"model_type": "llama", "hidden_size": 8}
+    assert contents.read_config(folder) == {"model_type": "llama", "hidden_size": 8}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe"])
 def test_a_config_that_is_no_object_is_refused(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)
-    assert str(folder / "config.json") in refused(lambda: checkpoint.read_config(folder))
+    assert str(folder / "config.json") in refused(lambda: contents.read_config(folder))
 
 
 def test_a_config_that_is_not_there_is_refused(folder: Path) -> None:
     (folder / "config.json").unlink()
-    assert "config.json" in refused(lambda: checkpoint.read_config(folder))
+    assert "config.json" in refused(lambda: contents.read_config(folder))
 
 
 def _groups(**weights: object) -> dict[str, object]:
@@ -180,7 +180,7 @@ def test_what_a_checkpoint_carries_is_what_its_config_declares(
     folder: Path, declared: dict[str, object] | None, precision: str | None, method: str
 ) -> None:
     (folder / "config.json").write_text(json.dumps({"dtype": "bfloat16", "quantization_config": declared}))
-    assert checkpoint.carried(folder) == checkpoint.Carried(precision, method)
+    assert contents.carried(folder) == contents.Carried(precision, method)
 
 
 _LAYERS = {
@@ -208,41 +208,41 @@ _LAYERS = {
 def test_the_file_of_modelopt_is_read(folder: Path, quantization: dict[str, object], carried: tuple[str, ...]) -> None:
     (folder / "config.json").write_text(json.dumps({"torch_dtype": "float16"}))
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
-    assert checkpoint.carried(folder) == checkpoint.Carried(*carried)
+    assert contents.carried(folder) == contents.Carried(*carried)
 
 
 def test_the_file_of_modelopt_and_the_config_may_agree_and_not_contradict(folder: Path) -> None:
     file = folder / "hf_quant_config.json"
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
     file.write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
-    assert checkpoint.carried(folder).precision == "fp8"
+    assert contents.carried(folder).precision == "fp8"
     file.write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
-    said = refused(lambda: checkpoint.carried(folder))
+    said = refused(lambda: contents.carried(folder))
     assert said == f"{file} says modelopt NVFP4 and config.json beside it says fp8; remove the one that is wrong."
 
 
 def test_a_file_of_modelopt_that_is_no_json(folder: Path) -> None:
     (folder / "hf_quant_config.json").write_text("{quantization")
-    assert "hf_quant_config.json is not JSON" in refused(lambda: checkpoint.carried(folder))
+    assert "hf_quant_config.json is not JSON" in refused(lambda: contents.carried(folder))
 
 
 def test_nvfp4_of_compressed_tensors(folder: Path) -> None:
     declared = _groups(type="float", num_bits=4, strategy="tensor_group")
     (folder / "config.json").write_text(json.dumps({"quantization_config": declared}))
-    assert checkpoint.carried(folder).precision == "nvfp4"
+    assert contents.carried(folder).precision == "nvfp4"
 
 
 def test_weight_bytes_are_those_of_the_files_or_of_the_index(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"x" * 100)
-    assert checkpoint.weight_bytes(folder) == 100
+    assert contents.weight_bytes(folder) == 100
     (folder / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 6e10}}')
-    assert checkpoint.weight_bytes(folder) == 60_000_000_000
+    assert contents.weight_bytes(folder) == 60_000_000_000
 
 
 def test_intact_or_absent_weights_pass(folder: Path) -> None:
-    checkpoint.check_weights(folder)
+    contents.check_weights(folder)
     (folder / "model.safetensors").unlink()
-    checkpoint.check_weights(folder)
+    contents.check_weights(folder)
 
 
 @pytest.mark.parametrize(
@@ -262,4 +262,4 @@ def test_the_damaged_file_of_several_is_named(folder: Path, damage: Callable[[by
     broken = folder / "model-2.safetensors"
     shutil.copyfile(folder / "model.safetensors", folder / "model-1.safetensors")
     broken.write_bytes(damage((folder / "model.safetensors").read_bytes()))
-    assert refused(lambda: checkpoint.check_weights(folder)).startswith(f"{broken} is corrupt or cut short")
+    assert refused(lambda: contents.check_weights(folder)).startswith(f"{broken} is corrupt or cut short")

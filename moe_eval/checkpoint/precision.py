@@ -86,7 +86,7 @@ class Support:
 @cache
 def support() -> tuple[Support, ...]:
     """The rows of support.toml."""
-    text = resources.files("moe_eval").joinpath("support.toml").read_text(encoding="utf-8")
+    text = resources.files("moe_eval.checkpoint").joinpath("support.toml").read_text(encoding="utf-8")
     return tuple(
         Support(
             row["engine"],

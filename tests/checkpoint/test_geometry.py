@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moe_eval import geometry
+from moe_eval.checkpoint import geometry
 
 SMALL = {
     "vocab_size": 96,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_eval import hub
+from moe_eval.checkpoint import hub
+from moe_eval.checkpoint.precision import OF_DTYPE
 from moe_eval.errors import UsageError
-from moe_eval.precision import OF_DTYPE
 
 _WHOLE = 64 << 20  # bytes up to which a file's whole content goes into the fingerprint
 _ENDS = 1 << 20  # bytes from either end of a larger one

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from moe_eval import hub
+from moe_eval.checkpoint import hub
 from moe_eval.engines.base import Engine, EngineSettings
 from moe_eval.errors import UsageError
 

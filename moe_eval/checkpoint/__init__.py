@@ -1,0 +1,1 @@
+"""What a checkpoint is, before it is loaded."""
