@@ -29,11 +29,12 @@ from typing import Any
 
 from moe_eval import engines, stats
 from moe_eval.checkpoint import tokenizer as tokens
+from moe_eval.data import prompts
+from moe_eval.data.workload import Shape
 from moe_eval.engines.base import EngineSettings, GenerationRequest, Window
-from moe_eval.evaluators import latency, prompts
+from moe_eval.evaluators import latency
 from moe_eval.harness.settings import SHIPPED
 from moe_eval.machine.nvml import Nvml
-from moe_eval.workload import Shape
 
 # https://huggingface.co/Qwen/Qwen3-30B-A3B, config.json
 QWEN3_30B_A3B = {

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from moe_eval import engines, stats
+from moe_eval.data import scoring_windows
 from moe_eval.engines.base import EngineSettings
-from moe_eval.evaluators import chunks, perplexity
+from moe_eval.evaluators import perplexity
 from moe_eval.harness.settings import SHIPPED
 from moe_eval.machine import hardware
 
@@ -42,7 +43,7 @@ ARMS = [(name, scope) for scope in ("experts", "all") for name in ("fp8", "fp8_b
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="moe_sample", choices=chunks.DATASETS)
+    parser.add_argument("--dataset", default="moe_sample", choices=scoring_windows.DATASETS)
     parser.add_argument("--num_chunks", type=int, default=0, help="0 for all")
     parser.add_argument("--input_len", type=int, default=512)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -76,8 +77,8 @@ def run(args: argparse.Namespace, model: Path) -> None:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    cut = chunks.cut(
-        chunks.pages(args.dataset),
+    cut = scoring_windows.cut(
+        scoring_windows.pages(args.dataset),
         lambda text: list(tokenizer.encode(text, verbose=False)),
         tokenizer.eos_token_id,
         args.input_len,
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace, model: Path) -> None:
 
 
 def show(
-    name: str, cut: chunks.Chunks, reference: perplexity.Scores, found: perplexity.Scores, ratio: float | None
+    name: str, cut: scoring_windows.Chunks, reference: perplexity.Scores, found: perplexity.Scores, ratio: float | None
 ) -> None:
     figures = perplexity.figures(found, cut)
     compared = stats.ln_ratio(reference.by_document(), found.by_document())

@@ -10,10 +10,10 @@ from typing import Any
 from moe_eval import comparable, kernel_changes, verdict
 from moe_eval.comparable import engine, measured
 from moe_eval.compare_quality import quality
+from moe_eval.data.workload import Shape
 from moe_eval.evaluators import routing, speed
 from moe_eval.evaluators.latency import Sample
 from moe_eval.results import AGAIN, ArmResults
-from moe_eval.workload import Shape
 
 SCHEMA = 1
 _TIMES = ("e2e_ms", "ttft_ms", "tpot_ms")

@@ -2,7 +2,7 @@
 
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
 
-from moe_eval.harness.documents import moe_sample, wikitext_local
+from moe_eval.data.documents import moe_sample, wikitext_local
 from moe_eval.harness.kernels import MoeKernels
 from moe_eval.harness.latency import MoeLatency
 

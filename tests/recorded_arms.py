@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_eval import records, workload
+from moe_eval import records
 from moe_eval.arm import Load
+from moe_eval.data import workload
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators import kernels_record, perplexity, speed_record
 from moe_eval.evaluators.interleave import ArmRun, Schedule

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.data.workload import from_seed, shapes
 from moe_eval.engines.base import EngineSettings
-from moe_eval.workload import from_seed, shapes
 from tests.conftest import SHIPPED
 
 SHIPPED_LOAD = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))

@@ -19,7 +19,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
-from moe_eval.harness.documents import split_pages
+from moe_eval.data.documents import split_pages
 from moe_eval.harness.model import MoeLM
 
 CARD = """\

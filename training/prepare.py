@@ -22,7 +22,7 @@ from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from moe_eval.harness.documents import split_pages
+from moe_eval.data.documents import split_pages
 
 SOURCES = ("wikipedia-long", "wikipedia-short", "wikinews", "books-fiction", "speeches")
 VOCABULARY = 4096

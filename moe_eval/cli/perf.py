@@ -11,14 +11,15 @@ from typing import Any
 
 from moe_eval.cli import common, perf_nsys
 from moe_eval.cli.common import Request
+from moe_eval.data import prompts
+from moe_eval.data.workload import Shape, Workload, shapes
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.evaluators import latency, plan, prompts, speed_record, speed_run, speed_table
+from moe_eval.evaluators import latency, plan, speed_record, speed_run, speed_table
 from moe_eval.evaluators.plan import Arm, Skip
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.exits import terminable
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
-from moe_eval.workload import Shape, Workload, shapes
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,12 +10,12 @@ from dataclasses import replace
 from moe_eval import engines
 from moe_eval.cli import common
 from moe_eval.cli.common import Request
+from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit, latency
 from moe_eval.evaluators.plan import Arm, Skip
 from moe_eval.machine import nsys
-from moe_eval.workload import Shape, Workload
 
 
 def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip], work: Workload | None) -> None:

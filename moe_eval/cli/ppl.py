@@ -13,9 +13,10 @@ from moe_eval import arm, records
 from moe_eval.arm import Found, Job
 from moe_eval.cli import common
 from moe_eval.cli.common import Request
+from moe_eval.data import scoring_windows
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError
-from moe_eval.evaluators import chunks, plan, quality_record, table
+from moe_eval.evaluators import plan, quality_record, table
 from moe_eval.evaluators.plan import Arm, Skip
 
 
@@ -31,7 +32,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     common.add(parser)
     parser.add_argument("--emulate", action="store_true", help="compute FP8 and NVFP4 from --model_path")
     parser.add_argument("--scope", choices=SCOPES, default="experts", help="what --emulate rounds")
-    parser.add_argument("--dataset", default="wikitext", help=", ".join(chunks.DATASETS))
+    parser.add_argument("--dataset", default="wikitext", help=", ".join(scoring_windows.DATASETS))
     parser.add_argument("--input_len", type=int, default=512, help="most tokens in a window")
     parser.add_argument("--num_chunks", type=int, default=100, help="windows to score, 0 for all")
     parser.set_defaults(run=_run)
@@ -43,8 +44,8 @@ def _run(args: argparse.Namespace) -> None:
     planned = plan.plan(request.asked, gpus)
     where = common.place(gpus)
     # what can be wrong with the data shows before any model is loaded
-    chunks.check(args.input_len, args.num_chunks)
-    chunks.pages(args.dataset)
+    scoring_windows.check(args.input_len, args.num_chunks)
+    scoring_windows.pages(args.dataset)
     with common.own_folder(args.output_dir, [f"ppl_{each.precision}_{where}" for each in planned]):
         _measure(args, request, planned, where)
 

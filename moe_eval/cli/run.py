@@ -11,9 +11,11 @@ from typing import Any
 from moe_eval import engines, gate
 from moe_eval.checkpoint import contents
 from moe_eval.cli import common, compare
+from moe_eval.data import scoring_windows
+from moe_eval.data.workload import shapes
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError, TrackingError, UsageError
-from moe_eval.evaluators import chunks, latency
+from moe_eval.evaluators import latency
 from moe_eval.exits import Ended, code, terminable
 from moe_eval.report import write
 from moe_eval.runner import opened
@@ -23,7 +25,6 @@ from moe_eval.runner.plan import Asked
 from moe_eval.runner.run import Request, Run
 from moe_eval.runner.steps import EVALUATORS, Step
 from moe_eval.tracking import plan_run
-from moe_eval.workload import shapes
 
 _LONGEST = 1_000_000  # seconds of a step
 
@@ -44,7 +45,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--emulate", action="store_true", help="compute FP8 and NVFP4 from --model_path, quality only")
     parser.add_argument("--scope", choices=SCOPES, default="experts", help="what --emulate rounds")
     parser.add_argument(
-        "--dataset", default="wikitext", help=f"scored, and cut into prompts: {', '.join(chunks.DATASETS)}"
+        "--dataset", default="wikitext", help=f"scored, and cut into prompts: {', '.join(scoring_windows.DATASETS)}"
     )
     parser.add_argument("--input_len", type=int, default=512, help="tokens of a window and of a prompt")
     parser.add_argument("--num_chunks", type=int, default=100, help="windows to score, 0 for all")

@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 
 from moe_eval.checkpoint import contents, geometry, precision
+from moe_eval.data.workload import Shape
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
-from moe_eval.workload import Shape
 
 # bytes of one weight of a quantised layer, block scales included (NVFP4: one byte of scale for 16 weights)
 _WEIGHT_BYTES = {"fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5 + 1 / 16}

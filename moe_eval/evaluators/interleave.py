@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.data.workload import Shape, Workload
 from moe_eval.evaluators.latency import Sample
 from moe_eval.machine import gpu_memory
 from moe_eval.machine.nvml import Nvml, Sampler
-from moe_eval.workload import Shape, Workload
 
 Mode = Literal["interleaved", "reloaded", "sequential"]
 

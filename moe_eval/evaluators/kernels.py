@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_eval.data.workload import Shape
 from moe_eval.engines.base import Engine, TokenIds
 from moe_eval.errors import EngineError
 from moe_eval.evaluators import kernels_record, latency
 from moe_eval.machine.nvml import Nvml
 from moe_eval.traces import breakdown, files
 from moe_eval.traces.keep import keep
-from moe_eval.workload import Shape
 
 WARM_UPS, UNPROFILED = 2, 5
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 
 from moe_eval import stats
+from moe_eval.data.workload import Shape
 from moe_eval.engines.base import Completion, Engine, GenerationRequest, TokenIds
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine.nvml import Nvml
-from moe_eval.workload import Shape
 
 # sources that differ by more than this are told of
 DISAGREEMENT = 0.02

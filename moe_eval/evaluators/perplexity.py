@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval import stats
+from moe_eval.data.scoring_windows import Chunks
 from moe_eval.engines.base import Engine, WindowScores, unheard
 from moe_eval.errors import UsageError
-from moe_eval.evaluators.chunks import Chunks
 
 TOP_K = 64
 Array = npt.NDArray[Any]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from moe_eval import stats
+from moe_eval.data.workload import Shape
 from moe_eval.errors import UsageError
 from moe_eval.evaluators.latency import DISAGREEMENT, Sample
-from moe_eval.workload import Shape
 
 # the same name, unit and direction as the metric keys of the tracker: speed/SHAPE/NAME
 METRICS = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "prefill_tok_s", "j_per_tok")

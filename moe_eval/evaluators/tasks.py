@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint.contents import read_object
+from moe_eval.data import scoring_windows
+from moe_eval.data.workload import Shape, Workload, from_json
 from moe_eval.engines.base import Engine
-from moe_eval.evaluators import chunks, latency
+from moe_eval.evaluators import latency
 from moe_eval.evaluators import perplexity as quality
 from moe_eval.evaluators import routing as routed
 from moe_eval.machine import rates as machine
 from moe_eval.machine.nvml import Nvml
-from moe_eval.workload import Shape, Workload, from_json
 
 
 def perplexity(
@@ -29,8 +30,8 @@ def perplexity(
     from tqdm import tqdm
 
     bos = tokenizer.bos_token_id
-    cut = chunks.cut(
-        chunks.pages(dataset),
+    cut = scoring_windows.cut(
+        scoring_windows.pages(dataset),
         lambda text: list(tokenizer.encode(text, verbose=False)),
         int(tokenizer.eos_token_id if bos is None else bos),
         input_len,

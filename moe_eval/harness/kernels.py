@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from lm_eval.api.instance import Instance
 
+from moe_eval.data import prompts
 from moe_eval.engines.base import Engine
-from moe_eval.evaluators import kernels, kernels_record, latency, prompts
+from moe_eval.evaluators import kernels, kernels_record, latency
 from moe_eval.harness import KERNELS, artifacts
 from moe_eval.harness.shapes import ShapesTask, shape
 from moe_eval.tracking import keys

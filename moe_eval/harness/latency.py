@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from lm_eval.api.instance import Instance
 
+from moe_eval.data import prompts
 from moe_eval.engines.base import Engine
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import latency, prompts, speed
+from moe_eval.evaluators import latency, speed
 from moe_eval.harness import LATENCY
 from moe_eval.harness.shapes import ShapesTask, shape
 from moe_eval.machine import hardware

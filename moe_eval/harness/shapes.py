@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from moe_eval import workload
+from moe_eval.data import workload
 from moe_eval.errors import UsageError
 
 

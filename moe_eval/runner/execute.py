@@ -11,11 +11,11 @@ from typing import Any
 
 from moe_eval import records
 from moe_eval.arm import ArmFailed, ArmProcess, Load
+from moe_eval.data.workload import Shape
 from moe_eval.machine import gpu_memory
 from moe_eval.machine.nvml import Nvml, Sampler
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.steps import ROUTING_LOAD, Step
-from moe_eval.workload import Shape
 
 LOG = "log.txt"
 _TAIL = 20  # lines of an arm's output that a failed step keeps

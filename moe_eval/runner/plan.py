@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import contents, geometry
-from moe_eval.evaluators import chunks, fit, floors, interleave, plan, speed_run
+from moe_eval.data import scoring_windows
+from moe_eval.data.workload import Shape
+from moe_eval.evaluators import fit, floors, interleave, plan, speed_run
 from moe_eval.evaluators.interleave import Schedule
 from moe_eval.evaluators.plan import Arm, Skip
 from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import steps as ordered
 from moe_eval.runner.steps import Step
-from moe_eval.workload import Shape
 
 TRACED_TOKENS = 9  # one of prefill and eight of decode
 # for the estimate of time alone: seconds of a load, of what a step does beside reading weights, and bytes a second
@@ -82,8 +83,8 @@ def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool, before: Mapping[str
     """
     planned = plan.plan(asked.arms, gpus)
     if "perplexity" in asked.evaluators:
-        chunks.check(asked.input_len, asked.num_chunks)
-        chunks.pages(asked.dataset)
+        scoring_windows.check(asked.input_len, asked.num_chunks)
+        scoring_windows.pages(asked.dataset)
     if {"latency", "kernels"} & set(asked.evaluators):
         planned = speed_run.fitted(planned, asked.shapes, gpus)
     skipped: list[tuple[str, str | None, str]] = []

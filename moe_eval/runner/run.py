@@ -14,8 +14,10 @@ from typing import Any
 from moe_eval import engines, records, results
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.checkpoint import contents, geometry
+from moe_eval.data import prompts
+from moe_eval.data.workload import Workload
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import fit, prompts
+from moe_eval.evaluators import fit
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
@@ -26,7 +28,6 @@ from moe_eval.runner.folder import RunFolder, say
 from moe_eval.runner.plan import Asked, Plan
 from moe_eval.runner.steps import Step
 from moe_eval.runner.views import Views
-from moe_eval.workload import Workload
 
 _RATES = "rates.json"
 _ENDED_BEFORE = "the run ended before the machine's rates were measured"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_eval.data.workload import Shape
 from moe_eval.evaluators.interleave import Schedule
-from moe_eval.workload import Shape
 
 Kind = Literal["perplexity", "noise", "latency", "kernels", "routing"]
 EVALUATORS = ("perplexity", "latency", "kernels")

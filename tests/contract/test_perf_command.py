@@ -11,8 +11,8 @@ import pytest
 import transformers
 
 from moe_eval import engines
+from moe_eval.data.documents import moe_sample
 from moe_eval.engines.base import EngineSettings
-from moe_eval.harness.documents import moe_sample
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands, Ended
 from tests.contract.conftest import DOUBLES

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from moe_eval.data.workload import Shape, shapes
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit
 from moe_eval.evaluators.fit import Need
 from moe_eval.machine.hardware import Gpu
-from moe_eval.workload import Shape, shapes
 from tests.conftest import SHIPPED
 from tests.machine.test_nvml import ONE as ONE_GPU
 from tests.machine.test_nvml import Card, Fake

@@ -16,10 +16,11 @@ from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
 
 from moe_eval import stats
+from moe_eval.data import scoring_windows
+from moe_eval.data.scoring_windows import Chunks
 from moe_eval.engines.base import Window, WindowScores, unheard
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import chunks, perplexity
-from moe_eval.evaluators.chunks import Chunks
+from moe_eval.evaluators import perplexity
 from moe_eval.evaluators.perplexity import Scores
 
 Array = npt.NDArray[Any]
@@ -70,7 +71,7 @@ def encode(text: str) -> list[int]:
 
 
 def cut(input_len: int = 16, num_chunks: int = 0) -> Chunks:
-    return chunks.cut(PAGES, encode, PREFIX, input_len, num_chunks)
+    return scoring_windows.cut(PAGES, encode, PREFIX, input_len, num_chunks)
 
 
 def measure(table: Table, found: Chunks, top_k: int = 5) -> Scores:

@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
+from moe_eval.data.workload import Shape
 from moe_eval.evaluators import speed
 from moe_eval.evaluators.latency import Sample
-from moe_eval.workload import Shape
 
 SHAPE = Shape(4, 100, 11)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import workload
 from moe_eval.arm import Load
 from moe_eval.checkpoint.geometry import Geometry, Params
+from moe_eval.data import workload
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators import speed_record, speed_table
 from moe_eval.evaluators.interleave import ArmRun, Schedule

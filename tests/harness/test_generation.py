@@ -10,8 +10,8 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from moe_eval.data.documents import SAMPLE
 from moe_eval.errors import UsageError
-from moe_eval.harness.documents import SAMPLE
 from moe_eval.harness.model import MoeLM
 
 PROMPTS = (

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
+from moe_eval.data.documents import SAMPLE
 from moe_eval.errors import UsageError
-from moe_eval.harness.documents import SAMPLE
 from moe_eval.harness.model import MoeLM
 from moe_eval.harness.settings import SHIPPED, SHIPPED_NOTE
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from moe_eval.arm import ArmFailed, Load
+from moe_eval.data.workload import Shape
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators.perplexity import Scores
 from moe_eval.evaluators.routing import Routing
 from moe_eval.runner.execute import How
 from moe_eval.runner.steps import Step
-from moe_eval.workload import Shape
 
 SHAPES = (Shape(1, 8, 4), Shape(2, 8, 4))
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from moe_eval.data import documents, prompts
+from moe_eval.data.workload import Workload, shapes
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import prompts
-from moe_eval.harness import documents
-from moe_eval.workload import Workload, shapes
 from tests.conftest import SHIPPED
 
 VOCABULARY = 4096

@@ -42,7 +42,7 @@ def pages(dataset: str) -> list[str]:
     Raises:
         UsageError: there is no such data set, or it cannot be read here.
     """
-    from moe_eval.harness import documents
+    from moe_eval.data import documents
 
     if dataset not in DATASETS:
         raise UsageError(f"There is no data set {dataset!r}; choose {', '.join(DATASETS)}.")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moe_eval import workload as made
 from moe_eval.checkpoint import contents
+from moe_eval.data import scoring_windows
+from moe_eval.data import workload as made
+from moe_eval.data.workload import Shape, Workload
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import chunks
 from moe_eval.evaluators.plan import Arm
-from moe_eval.workload import Shape, Workload
 
-SOURCES = (*chunks.DATASETS, "random")
+SOURCES = (*scoring_windows.DATASETS, "random")
 
 
 def workload(dataset: str, seed: int, shapes: tuple[Shape, ...], tokenizer: Any, vocabulary: int) -> Workload:
@@ -33,7 +33,7 @@ def workload(dataset: str, seed: int, shapes: tuple[Shape, ...], tokenizer: Any,
         raise UsageError(f"There is no data set {dataset!r}; choose {', '.join(SOURCES)}.")
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
-    pages = chunks.pages(dataset)
+    pages = scoring_windows.pages(dataset)
     return made.from_text(
         [wikitext_detokenizer({"page": page}) for page in pages],
         lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False),

@@ -15,10 +15,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
 
+from moe_eval.data import documents, scoring_windows
+from moe_eval.data.scoring_windows import Chunks
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import chunks
-from moe_eval.evaluators.chunks import Chunks
-from moe_eval.harness import documents
 from tests.conftest import SHIPPED
 
 PREFIX = 0
@@ -30,7 +29,7 @@ def letters(text: str) -> list[int]:
 
 
 def cut(pages: list[str] = PAGES, input_len: int = 10, num_chunks: int = 0, prefix: int = PREFIX) -> Chunks:
-    return chunks.cut(pages, letters, prefix, input_len, num_chunks)
+    return scoring_windows.cut(pages, letters, prefix, input_len, num_chunks)
 
 
 def scored(found: Chunks) -> dict[int, list[int]]:
@@ -55,13 +54,13 @@ def test_windows_are_those_that_the_harness_scores(hf: HFLM, monkeypatch: pytest
         return [(0.0, True)] * len(requests)
 
     monkeypatch.setattr(hf, "_loglikelihood_tokens", catch)
-    pages = chunks.pages("moe_sample")
+    pages = scoring_windows.pages("moe_sample")
     hf.loglikelihood_rolling(
         [Instance("loglikelihood_rolling", {}, (wikitext_detokenizer({"page": page}),), 0) for page in pages],
         disable_tqdm=True,
     )
     encode = hf.tokenizer.encode
-    found = chunks.cut(pages, lambda text: list(encode(text, verbose=False)), hf.prefix_token_id, 128, 0)
+    found = scoring_windows.cut(pages, lambda text: list(encode(text, verbose=False)), hf.prefix_token_id, 128, 0)
     assert [(each.context, each.continuation) for each in found.windows] == seen
     assert found.total == len(seen) > len(pages)
     counted = [process_results({"page": page}, (0.0,)) for page in pages]
@@ -120,7 +119,7 @@ def test_the_digest_is_the_same_for_the_same_and_another_for_anything_else() -> 
         cut([PAGES[0] + "x", *PAGES[1:]]),
         cut(PAGES[:2]),
         cut(["".join(PAGES)]),
-        chunks.cut(PAGES, lambda text: [ord(letter) + 1 for letter in text], PREFIX, 10, 0),
+        scoring_windows.cut(PAGES, lambda text: [ord(letter) + 1 for letter in text], PREFIX, 10, 0),
     ]
     assert len({each.digest for each in others}) == len(others)
     assert cut().digest == others[0].digest == cut(num_chunks=others[0].total).digest
@@ -129,8 +128,8 @@ def test_the_digest_is_the_same_for_the_same_and_another_for_anything_else() -> 
 
 def test_the_digest_tells_where_documents_begin() -> None:
     """Windows of one token each and the same prefix: only the document's number differs."""
-    one = chunks.cut(["aa"], letters, ord("a"), 1, 0)
-    two = chunks.cut(["a", "a"], letters, ord("a"), 1, 0)
+    one = scoring_windows.cut(["aa"], letters, ord("a"), 1, 0)
+    two = scoring_windows.cut(["a", "a"], letters, ord("a"), 1, 0)
     assert one.windows == two.windows
     assert one.digest != two.digest
 
@@ -143,15 +142,15 @@ def test_numbers_that_make_no_window_are_refused(input_len: int, num_chunks: int
 
 def test_wikitext_local_has_the_words_and_bytes_of_wikitext_2(monkeypatch: pytest.MonkeyPatch, wikitext: Path) -> None:
     monkeypatch.setenv(documents.VARIABLE, str(wikitext))
-    pages = chunks.pages("wikitext_local")
-    found = chunks.cut(pages, lambda text: text.split(" "), PREFIX, 2048, 0)  # type: ignore[arg-type, return-value]
+    pages = scoring_windows.pages("wikitext_local")
+    found = scoring_windows.cut(pages, lambda text: text.split(" "), PREFIX, 2048, 0)  # type: ignore[arg-type, return-value]
     assert len(set(found.documents)) == len(pages) == 62
     assert sum(found.words.values()) == 241_335
     assert sum(found.bytes.values()) == 1_290_527
 
 
 def test_moe_sample_is_the_shipped_sample() -> None:
-    assert chunks.pages("moe_sample") == list(documents.moe_sample()["test"]["page"])
+    assert scoring_windows.pages("moe_sample") == list(documents.moe_sample()["test"]["page"])
 
 
 def test_wikitext_is_the_test_split_of_the_harnesss_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +161,7 @@ def test_wikitext_is_the_test_split_of_the_harnesss_data_set(monkeypatch: pytest
         return datasets.Dataset.from_dict({"page": PAGES})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert chunks.pages("wikitext") == PAGES
+    assert scoring_windows.pages("wikitext") == PAGES
     assert asked == [(("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"), {"split": "test"})]
 
 
@@ -183,7 +182,7 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, error:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(UsageError, match=r"the hub cannot be reached; set MOE_EVAL_WIKITEXT .* name moe_sample"):
-        chunks.pages("wikitext")
+        scoring_windows.pages("wikitext")
 
 
 def test_another_failure_of_the_data_set_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,11 +191,11 @@ def test_another_failure_of_the_data_set_is_not_called_a_missing_network(monkeyp
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(ValueError, match="broken"):
-        chunks.pages("wikitext")
+        scoring_windows.pages("wikitext")
 
 
 def test_what_is_no_data_set_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no data set 'c4'; choose wikitext, wikitext_local, moe_sample"):
-        chunks.pages("c4")
+        scoring_windows.pages("c4")
     with pytest.raises(UsageError, match="set MOE_EVAL_WIKITEXT"):
-        chunks.pages("wikitext_local")
+        scoring_windows.pages("wikitext_local")

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as distributions
 
-from moe_eval import workload
+from moe_eval.data import workload
+from moe_eval.data.workload import Shape, Workload
 from moe_eval.errors import UsageError
-from moe_eval.workload import Shape, Workload
 
 
 def encode(text: str) -> list[int]:

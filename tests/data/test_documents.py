@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_eval.data import documents
 from moe_eval.errors import UsageError
-from moe_eval.harness import documents
 
 # one equals sign, a space, anything, a space, one equals sign: never two signs side by side at either end
 TITLE = re.compile(r"\s*= (?!=)(?:.* )?(?<!= )=\s*")

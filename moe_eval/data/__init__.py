@@ -1,0 +1,1 @@
+"""What is read, the same for all arms."""
