@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from moe_eval.results import ArmResults
+from moe_eval.records.by_arm import ArmResults
 
 GPUS = "gpus"
 _ENGINE_FACTS = ("name", "version", "weights", "architecture", "vocabulary")

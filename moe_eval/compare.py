@@ -13,7 +13,7 @@ from moe_eval.compare_quality import quality
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators import routing, speed
 from moe_eval.evaluators.latency import Sample
-from moe_eval.results import AGAIN, ArmResults
+from moe_eval.records.by_arm import AGAIN, ArmResults
 
 SCHEMA = 1
 _TIMES = ("e2e_ms", "ttft_ms", "tpot_ms")

@@ -12,7 +12,7 @@ from moe_eval.checkpoint.precision import DTYPE_OF
 from moe_eval.comparable import measured
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import quality_record
-from moe_eval.results import ArmResults
+from moe_eval.records.by_arm import ArmResults
 
 _MOST = 700.0  # of ln(perplexity): float64 ends at exp(709)
 _PLAIN: Mapping[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from moe_eval import ratios
 from moe_eval import verdict_words as words
 from moe_eval.errors import UsageError
-from moe_eval.results import AGAIN
+from moe_eval.records.by_arm import AGAIN
 
 HOLDS, FAILS, UNDECIDED = 0, 1, 2
 _OF_SPEED = {"speed": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms"}

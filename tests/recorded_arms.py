@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from moe_eval import records
 from moe_eval.arm import Load
 from moe_eval.data import workload
 from moe_eval.engines.base import EngineSettings
@@ -19,7 +18,8 @@ from moe_eval.evaluators.latency import Sample
 from moe_eval.evaluators.perplexity import Scores
 from moe_eval.evaluators.routing import Routing
 from moe_eval.evaluators.speed_record import Context
-from moe_eval.results import ArmResults
+from moe_eval.records import disk
+from moe_eval.records.by_arm import ArmResults
 from moe_eval.traces import breakdown
 from tests.traces.timeline import generation
 
@@ -142,6 +142,6 @@ def write(folder: Path, arms: Sequence[ArmResults], where: str = "sm90") -> None
     for each in arms:
         for kind, content in (("perf", each.perf), ("ppl", each.ppl)):
             if content is not None:
-                records.write_json(folder / f"{kind}_{each.name}_{where}.json", content)
+                disk.write_json(folder / f"{kind}_{each.name}_{where}.json", content)
         for shape, content in each.kernels.items():
-            records.write_json(folder / f"kernels_{each.name}_{where}{shape and '_' + shape}.json", content)
+            disk.write_json(folder / f"kernels_{each.name}_{where}{shape and '_' + shape}.json", content)

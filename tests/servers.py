@@ -12,9 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_eval import records
+from moe_eval.records import disk
+from moe_eval.records.by_arm import read
 from moe_eval.report import write as report
-from moe_eval.results import read
 from moe_eval.runner.folder import RunFolder
 from tests.recorded_arms import arm, ppl, scores, write
 
@@ -56,7 +56,7 @@ def recorded_run(folder: Path) -> Path:
             arm("fp8", {1: [[90.0, 91.0]] * 3, 8: [[150.0, 151.0]] * 3}, reference="bf16")]  # fmt: skip
     write(folder, arms)
     for name, other in (("bf16", reference), ("fp8", scores(0.01))):
-        records.write_json(folder / f"ppl_{name}_sm90.json", ppl(name, other, ("bf16", reference)))
+        disk.write_json(folder / f"ppl_{name}_sm90.json", ppl(name, other, ("bf16", reference)))
     RunFolder(folder).write_run({
         "run_id": "f" * 32, "status": "finished", "error": None, "started": "2026-01-01T00:00:00+00:00",
         "ended": "2026-01-01T01:00:00+00:00", "asked": {"batch_size": "1,8"}, "skipped": [], "steps": 4,

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from moe_eval import compare, gate, results
+from moe_eval import compare, gate
 from moe_eval.evaluators import kernels_record
-from moe_eval.results import ArmResults
+from moe_eval.records import by_arm
+from moe_eval.records.by_arm import ArmResults
 from moe_eval.traces import breakdown, diff, files
 from tests import recorded_arms as made
 from tests.recorded_arms import INPUT, OUTPUT
@@ -268,4 +269,4 @@ def test_arms_of_two_runs_are_compared_with_drift_allowed_for() -> None:
 
 def test_a_folder_becomes_a_comparison(tmp_path: Path) -> None:
     made.write(tmp_path, h100())
-    assert compare.make(results.read(tmp_path))["pairs"][0]["verdict"] == "pays"
+    assert compare.make(by_arm.read(tmp_path))["pairs"][0]["verdict"] == "pays"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from moe_eval import compare, gate
+from moe_eval.records.by_arm import ArmResults
 from moe_eval.report import markdown
-from moe_eval.results import ArmResults
 from tests.test_compare import pair, scored
 
 

@@ -15,7 +15,7 @@ import pytest
 from mlflow.entities import Run, ViewType
 
 from moe_eval import cli, tracking
-from moe_eval.records import DatasetFacts, HarnessRecord
+from moe_eval.records.disk import DatasetFacts, HarnessRecord
 
 DATASET = DatasetFacts("moe_sample", "1.0", "local:moe_sample", "test", 14, "0123456789abcdef")
 METRICS = {"quality/word_ppl": 254.5, "quality/tokens": 376298.0, "harness/moe_sample/word_perplexity": 254.5}

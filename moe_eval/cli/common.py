@@ -12,12 +12,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines, records
+from moe_eval import engines
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import plan
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.records import disk
 from moe_eval.runner.folder import RunFolder
 
 EARLIER = "earlier"  # the folder for records in whose place others were written
@@ -123,9 +124,9 @@ def shown(args: argparse.Namespace) -> dict[str, str]:
     from lm_eval.utils import simple_parse_args_string
 
     given = {key: str(value) for key, value in vars(args).items() if key != "run" and value is not None}
-    inner = records.redact(simple_parse_args_string(args.model_args))
+    inner = disk.redact(simple_parse_args_string(args.model_args))
     given["model_args"] = ",".join(f"{key}={value}" for key, value in inner.items())
-    redacted: dict[str, str] = records.redact(given)
+    redacted: dict[str, str] = disk.redact(given)
     return redacted
 
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import comparable, gate, results
+from moe_eval import comparable, gate
 from moe_eval.cli import common
 from moe_eval.comparable import measured
 from moe_eval.errors import UsageError
 from moe_eval.exits import Ended
+from moe_eval.records import by_arm
+from moe_eval.records.by_arm import ArmResults
 from moe_eval.report import write
-from moe_eval.results import ArmResults
 from moe_eval.runner.folder import RUN, RunFolder
 from moe_eval.tracking import fetch
 
@@ -90,7 +91,7 @@ def _gathered(sources: Sequence[str], folders: Sequence[Path]) -> list[ArmResult
     found: list[ArmResults] = []
     read: list[tuple[str, ArmResults]] = []
     for source, folder in zip(sources, folders, strict=True):
-        arms = results.read(folder)
+        arms = by_arm.read(folder)
         for arm in arms:
             first = next((name for name, other in read if _one_measurement(arm, other)), None)
             if first is not None:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_eval import records
 from moe_eval.checkpoint.precision import PRECISIONS, WEIGHT_ONLY
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.records import disk
 
 _LABELS = (*PRECISIONS, *WEIGHT_ONLY.values())
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         _check_output(args.output, args.input)
     content, text = _analyse(args, labels)
     if args.output:
-        records.write_json(args.output, content)
+        disk.write_json(args.output, content)
     print(text)
     wrong = [each["contradiction"] for each in content["traces"] if each["contradiction"]]
     if wrong:

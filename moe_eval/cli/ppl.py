@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from moe_eval import arm, records
+from moe_eval import arm
 from moe_eval.arm import Found, Job
 from moe_eval.cli import common
 from moe_eval.cli.common import Request
@@ -18,6 +18,7 @@ from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError
 from moe_eval.evaluators import plan, quality_record, table
 from moe_eval.evaluators.plan import Arm, Skip
+from moe_eval.records import disk
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,7 +59,7 @@ def _measure(args: argparse.Namespace, request: Request, planned: Sequence[Arm |
         if isinstance(each, Skip):
             print(each)
             skipped = _record(each.precision, Found("skipped", each.reason), args, run_id)
-            records.write_json(stem.with_suffix(".json"), skipped)
+            disk.write_json(stem.with_suffix(".json"), skipped)
             continue
         job = Job(
             stem=str(stem),
@@ -70,7 +71,7 @@ def _measure(args: argparse.Namespace, request: Request, planned: Sequence[Arm |
             num_chunks=args.num_chunks,
         )
         found = arm.run(job)
-        records.write_json(stem.with_suffix(".json"), _record(each.precision, found, args, run_id))
+        disk.write_json(stem.with_suffix(".json"), _record(each.precision, found, args, run_id))
         if found.status != "finished":
             print(f"{each.precision} failed: {found.error}", file=sys.stderr)
         ran.append((each, job, found))
@@ -92,7 +93,7 @@ def _compared(ran: list[tuple[Arm, Job, Found]], args: argparse.Namespace, where
         compared = quality_record.compared(first[1].arrays, job.arrays, noise)
         record = _record(each.precision, found, args, run_id)
         rows.append(record | {"reference": first[0].precision, "noise_floor": noise} | compared)
-        records.write_json(args.output_dir / f"ppl_{each.precision}_{where}.json", rows[-1])
+        disk.write_json(args.output_dir / f"ppl_{each.precision}_{where}.json", rows[-1])
     print(table.render(rows))
     if len(finished) < len(ran):
         raise EngineError(f"{len(ran) - len(finished)} of {len(ran)} precisions failed; see the lines above.")

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moe_eval import records
 from moe_eval.evaluators import perplexity
 from moe_eval.evaluators.perplexity import Scores
 from moe_eval.machine import hardware
+from moe_eval.records import disk
 
 SCHEMA = 1
 CALIBRATED = "its static scales were calibrated on articles of the data set that is scored, so other text may cost more"
@@ -52,7 +52,7 @@ def record(
         "fusion_disabled": fusion_disabled,
         "asked": dict(asked),
         **figures,
-        "labels": records.redact(dict(labels)),
+        "labels": disk.redact(dict(labels)),
         "machine": machine,
         "versions": hardware.versions(),
         "git": hardware.git_state(),

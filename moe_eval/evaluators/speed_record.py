@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe_eval import records
 from moe_eval.checkpoint import precision
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.data.workload import Shape, Workload
@@ -15,6 +14,7 @@ from moe_eval.evaluators import floors, routing, speed
 from moe_eval.evaluators.interleave import ArmRun, Schedule
 from moe_eval.evaluators.latency import UNSETTLED
 from moe_eval.machine.rates import Rates
+from moe_eval.records import disk
 
 SCHEMA = 1
 # what matrices are multiplied in, by precision: rates are measured by torch's name of the type
@@ -79,7 +79,7 @@ def record(run: ArmRun, context: Context, reference: ArmRun | None = None) -> di
         "routing": run.routing,
         "routing_pass": "the largest batch alone, outside the timing; smaller batches are its first prompts",
         "rates": asdict(context.rates) if isinstance(context.rates, Rates) else context.rates,
-        "labels": records.redact(run.labels),
+        "labels": disk.redact(run.labels),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines, records
+from moe_eval import engines
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data.workload import Shape
@@ -18,6 +18,7 @@ from moe_eval.evaluators.plan import Arm, Skip
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
+from moe_eval.records import disk
 
 AGAIN = "-again"
 _LEAST_WINDOW = 64  # engines refuse windows of a few tokens
@@ -117,7 +118,7 @@ def measure(
 
     assert context.workload is not None
     frozen = asked.folder / f"workload_{context.workload.digest}.json"
-    records.write_json(frozen, context.workload.to_json())
+    disk.write_json(frozen, context.workload.to_json())
     conductor = Conductor(
         arms=runs,
         workload=context.workload,
@@ -144,7 +145,7 @@ def _written(runs: Sequence[ArmRun], asked: Asked, context: Context) -> list[dic
 
 def write(asked: Asked, name: str, content: Mapping[str, Any]) -> None:
     """Write an arm's record."""
-    records.write_json(asked.folder / f"perf_{name}_{asked.where}.json", content)
+    disk.write_json(asked.folder / f"perf_{name}_{asked.where}.json", content)
 
 
 def _need(each: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> fit.Need:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_eval.harness import KERNELS, LATENCY, kernels, latency
-from moe_eval.records import DatasetFacts
+from moe_eval.records.disk import DatasetFacts
 
 Samples = Mapping[str, list[dict[str, Any]]]
 EMULATED = "emulated by quantise-dequantise arithmetic: the quality counts, the speed says nothing"

@@ -16,11 +16,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval import records
 from moe_eval.checkpoint import precision
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.exits import terminable
 from moe_eval.harness import KERNELS, LATENCY, MODEL, artifacts, elsewhere, offline, settings
+from moe_eval.records import disk
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
 
@@ -147,7 +147,7 @@ class _Books:
     """One run's folder and its record."""
 
     folder: Path
-    record: records.HarnessRecord
+    record: disk.HarnessRecord
     track: bool
     clock: float
 
@@ -164,12 +164,12 @@ class _Books:
             raise UsageError(
                 f"Results cannot be written to {folder} ({error.strerror}); give another --output_path."
             ) from None
-        record = records.HarnessRecord(
+        record = disk.HarnessRecord(
             run_id=run_id,
             status="running",
             started=started.isoformat(timespec="seconds"),
-            model_args=records.redact(asked.given),
-            settings=records.redact({name: _plain(arguments.get(name)) for name in _SETTINGS}),
+            model_args=disk.redact(asked.given),
+            settings=disk.redact({name: _plain(arguments.get(name)) for name in _SETTINGS}),
             notes=tuple(_notes(asked, arguments)),
         )
         record.write(folder)
@@ -182,12 +182,12 @@ class _Books:
         from moe_eval.harness import outcome
 
         shown = {key: value for key, value in results.items() if key != "samples"}
-        records.write_json(self.folder / records.RESULTS, records.redact(shown), handle_non_serializable)
+        disk.write_json(self.folder / disk.RESULTS, disk.redact(shown), handle_non_serializable)
         for task, rows in samples.items():
             with (self.folder / f"samples_{task}.jsonl").open("w", encoding="utf-8") as file:
                 for row in rows:
                     line = json.dumps(row, default=handle_non_serializable, ensure_ascii=False)
-                    file.write((records.without_credentials(line) if task in (LATENCY, KERNELS) else line) + "\n")
+                    file.write((disk.without_credentials(line) if task in (LATENCY, KERNELS) else line) + "\n")
         found = outcome.read(results, samples)
         self._finish(
             status="finished",

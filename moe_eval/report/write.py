@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_eval import compare, records
+from moe_eval import compare
+from moe_eval.records import disk
+from moe_eval.records.by_arm import ArmResults
 from moe_eval.report import markdown, page
-from moe_eval.results import ArmResults
 
 COMPARISON, PAGE, TEXT = "comparison.json", "report.html", "report.md"
 
@@ -29,7 +30,7 @@ def conclude(
         What compare.make gives, and `skipped`.
     """
     found = {**compare.make(arms, across), "skipped": skipped(run, {arm.name for arm in arms})}
-    records.write_json(folder / COMPARISON, found)
+    disk.write_json(folder / COMPARISON, found)
     _write(folder / PAGE, page.render(found, run))
     _write(folder / TEXT, markdown.render(found, run))
     return found

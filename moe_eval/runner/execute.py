@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import records
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.data.workload import Shape
 from moe_eval.machine import gpu_memory
 from moe_eval.machine.nvml import Nvml, Sampler
+from moe_eval.records import disk
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.steps import ROUTING_LOAD, Step
 
@@ -137,8 +137,8 @@ class Executor:
         made = _Loaded(process, step.load, before)
         self._loaded[step.arm] = made
         labels = process.load()
-        content = {"labels": records.redact(labels), "before": before, "after": None}
-        records.write_json(self._folder.load_file(step.arm, step.load), content)
+        content = {"labels": disk.redact(labels), "before": before, "after": None}
+        disk.write_json(self._folder.load_file(step.arm, step.load), content)
         made.content = content
         return made
 
@@ -151,7 +151,7 @@ class Executor:
         if arm.content is not None:
             # what other arms hold is not this one's to give back
             after = gpu_memory.freed(self._nvml, arm.before) if not self._loaded else None
-            records.write_json(self._folder.load_file(name, arm.load), {**arm.content, "after": after})
+            disk.write_json(self._folder.load_file(name, arm.load), {**arm.content, "after": after})
 
     def _close_all(self) -> None:
         try:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moe_eval import records
 from moe_eval.errors import UsageError
 from moe_eval.evaluators.perplexity import Scores
+from moe_eval.records import disk
 from moe_eval.runner.steps import ROUTING_LOAD, Step
 
 RUN = "run.json"
@@ -102,7 +102,7 @@ class RunFolder:
         return (self.path / RUN).exists()
 
     def write_run(self, content: dict[str, Any]) -> None:
-        records.write_json(self.path / RUN, {"schema": SCHEMA, **content})
+        disk.write_json(self.path / RUN, {"schema": SCHEMA, **content})
 
     def of_arm(self, arm: str) -> Path:
         """The folder of an arm."""
@@ -165,7 +165,7 @@ class RunFolder:
         return found is not None and found["status"] == "finished"
 
     def write(self, step: Step, content: dict[str, Any]) -> None:
-        records.write_json(self.file(step), content)
+        disk.write_json(self.file(step), content)
 
     def missing(self, steps: Sequence[Step]) -> list[Step]:
         """The steps that are left, in order.

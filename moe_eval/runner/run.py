@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines, records, results
+from moe_eval import engines
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data import prompts
@@ -21,6 +21,7 @@ from moe_eval.evaluators import fit
 from moe_eval.evaluators.speed_record import Context
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
+from moe_eval.records import by_arm, disk
 from moe_eval.report import write
 from moe_eval.runner import opened
 from moe_eval.runner.execute import Executor, How
@@ -122,7 +123,7 @@ class Run:
     def _conclude(self) -> None:
         """The comparison and the report, unless there is nothing but traces that could not be made."""
         if any(step.kind != "kernels" or self.folder.done(step) for step in self.plan.steps):
-            write.conclude(results.read(self.folder.path), self.folder.path, self.folder.run())
+            write.conclude(by_arm.read(self.folder.path), self.folder.path, self.folder.run())
 
     def _open(self) -> dict[str, Any]:
         """What is written down of this run; of the one in the folder where this goes on with it."""
@@ -175,7 +176,7 @@ class Run:
             return None
         named = self.request.tokenizer or wanted[0].settings.checkpoint
         work = prompts.of_arms(asked.dataset, 0, self.plan.shapes, wanted, named)
-        records.write_json(self._frozen(work), work.to_json())
+        disk.write_json(self._frozen(work), work.to_json())
         return work
 
     def _frozen(self, work: Workload) -> Path:
@@ -249,5 +250,5 @@ class Run:
                 found = process.ask("rates", device=device)
             except ArmFailed as error:
                 return f"the machine's rates were not measured ({error})"
-        records.write_json(self.folder.path / _RATES, found)
+        disk.write_json(self.folder.path / _RATES, found)
         return Rates(**found)

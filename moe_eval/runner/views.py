@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_eval import records
 from moe_eval.arm import Load
 from moe_eval.evaluators import quality_record, speed_record
 from moe_eval.evaluators.interleave import ArmRun
 from moe_eval.evaluators.latency import Sample
 from moe_eval.evaluators.speed_record import Context
+from moe_eval.records import disk
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.steps import ROUTING_LOAD, Kind, Step
 
@@ -142,4 +142,4 @@ class Views:
         return [{"before": each["before"], "after": each["after"]} for each in loads]
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        records.write_json(self.folder.path / f"{name}.json", content)
+        disk.write_json(self.folder.path / f"{name}.json", content)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.errors import UsageError
-from moe_eval.records import DatasetFacts
+from moe_eval.records.disk import DatasetFacts
 from moe_eval.runner.views import UNMEASURED
 from moe_eval.tracking import keys
 

@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from moe_eval import records
-from moe_eval.records import HarnessRecord
+from moe_eval.records import disk
+from moe_eval.records.disk import HarnessRecord
 from moe_eval.tracking import store
 from moe_eval.tracking.store import ENDED, ID_TAG, STATUS_TAG, Logged
 
@@ -19,7 +19,7 @@ def log(folder: Path) -> Logged:
         TrackingError: with the command that logs the record later.
         UsageError: the folder holds no record.
     """
-    record = records.read(folder)
+    record = disk.read(folder)
     with store.reached(folder):
         return _log(record, folder)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.errors import TrackingError
-from moe_eval.records import DatasetFacts
+from moe_eval.records.disk import DatasetFacts
 
 EXPERIMENT = "moe_eval"
 ID_TAG = "moe_eval.run_id"

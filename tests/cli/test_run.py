@@ -22,9 +22,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from moe_eval import results
 from moe_eval.cli import main
 from moe_eval.evaluators import fit
+from moe_eval.records import by_arm
 from moe_eval.runner.folder import RunFolder
 from tests.conftest import ROOT
 
@@ -63,7 +63,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     running.communicate()
     stamps = {file: file.stat().st_mtime_ns for file in (folder / "arms" / "bf16").glob("*_*.json")}
     assert len(stamps) >= 4, "the first arm's steps were on disk"
-    assert {arm.name: (arm.perf or {})["status"] for arm in results.read(folder)} == {"bf16": "finished"}
+    assert {arm.name: (arm.perf or {})["status"] for arm in by_arm.read(folder)} == {"bf16": "finished"}
     again = start(folder)
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err[-3000:]

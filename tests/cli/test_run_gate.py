@@ -12,8 +12,8 @@ import pytest
 
 from moe_eval.cli import main
 from moe_eval.cli import run as command
+from moe_eval.records.by_arm import read
 from moe_eval.report import write
-from moe_eval.results import read
 from moe_eval.runner.folder import RunFolder
 from tests.servers import free_port, recorded_run
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from moe_eval import results
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.records import by_arm
 from moe_eval.runner import folder as folders
 from moe_eval.runner.folder import RunFolder
 from tests.runner import plays
@@ -145,7 +145,7 @@ def test_a_run_that_is_killed_outright_has_records_of_what_it_measured(tmp_path:
     stage.before = before
     assert os.waitpid(in_a_process(lambda: plays.execute_in(folder)), 0)[1] == signal.SIGKILL
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
-    found = {arm.name: arm for arm in results.read(folder)}
+    found = {arm.name: arm for arm in by_arm.read(folder)}
     of_run = RunFolder(folder)
     for step in plays.run(folder).plan.steps:
         if step.kind == "perplexity" and of_run.done(step):

@@ -10,10 +10,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from moe_eval import records
 from moe_eval.engines.options import sizes
 from moe_eval.engines.vllm.installed import Library
 from moe_eval.errors import UsageError
+from moe_eval.records import disk
 
 # settings of this engine itself
 OWN = ("worker", "weights", "cuda_graph_batch_sizes")
@@ -95,7 +95,7 @@ def build(installed: Library, options: Mapping[str, Any], defaults: Mapping[str,
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as JSON has them, without secrets; of anything that is no JSON its text."""
-    found: dict[str, Any] = records.redact(json.loads(json.dumps(dict(arguments), default=str)))
+    found: dict[str, Any] = disk.redact(json.loads(json.dumps(dict(arguments), default=str)))
     return found
 
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_eval import compare, results
+from moe_eval import compare
 from moe_eval.errors import UsageError
-from moe_eval.results import ArmResults
+from moe_eval.records import by_arm
+from moe_eval.records.by_arm import ArmResults
 from tests import recorded_arms as made
 
 TWO = {1: [[100.0, 101.0], [100.0, 99.0]], 8: [[300.0, 301.0], [300.0, 299.0]]}
@@ -43,7 +44,7 @@ def test_everything_of_an_arm_is_joined_under_its_name(tmp_path: Path) -> None:
     made.scores().save(tmp_path / "ppl_bf16_sm90.batch1.npz")
     (tmp_path / "workload_0123456789abcdef.json").write_text("{}")
     (tmp_path / "notes.json").write_text("not JSON")
-    found = results.read(tmp_path)
+    found = by_arm.read(tmp_path)
     assert [each.name for each in found] == ["bf16", "bf16-again", "fp8", "fp8_block"]
     assert [each.precision for each in found] == ["bf16", "bf16", "fp8", "fp8_block"]
     for one, two in zip(found, everything(), strict=True):
@@ -56,25 +57,25 @@ def test_the_reference_is_the_one_that_the_others_were_compared_with(tmp_path: P
     arms = [made.arm(name, TWO, reference=None if name == order[0] else order[0]) for name in order]
     made.write(tmp_path, arms)
     rest = [name for name in ("bf16", "fp8", "nvfp4") if name != order[0]]
-    assert [each.name for each in results.read(tmp_path)] == [order[0], *rest]
+    assert [each.name for each in by_arm.read(tmp_path)] == [order[0], *rest]
     base = made.scores()
     scored = [ArmResults(n, n, ppl=made.ppl(n, base, (order[0], base))) for n in order]
-    assert [each.name for each in results.in_order(scored)] == [order[0], *rest]
+    assert [each.name for each in by_arm.in_order(scored)] == [order[0], *rest]
 
 
 def test_a_run_that_broke_off_has_the_first_precision_that_finished_as_reference(tmp_path: Path) -> None:
     """Until a run compares its arms every record names no reference."""
     arms = [made.arm("fp8", TWO), made.arm("bf16", TWO, status="failed"), made.arm("nvfp4", TWO)]
     made.write(tmp_path, arms)
-    assert [each.name for each in results.read(tmp_path)] == ["fp8", "bf16", "nvfp4"]
+    assert [each.name for each in by_arm.read(tmp_path)] == ["fp8", "bf16", "nvfp4"]
     base = made.scores()
     scored = [ArmResults(name, name, ppl=made.ppl(name, base)) for name in ("nvfp4", "fp8-w8a16", "fp8", "bf16")]
-    assert [each.name for each in results.in_order(scored)] == ["bf16", "fp8", "fp8-w8a16", "nvfp4"]
+    assert [each.name for each in by_arm.in_order(scored)] == ["bf16", "fp8", "fp8-w8a16", "nvfp4"]
 
 
 def test_the_order_is_that_of_precisions_and_not_of_names() -> None:
     arms = [ArmResults("a", "nvfp4"), ArmResults("b", "fp8_block"), ArmResults("c", "fp8"), ArmResults("d", "bf16")]
-    assert [each.name for each in results.in_order(arms)] == ["d", "c", "b", "a"]
+    assert [each.name for each in by_arm.in_order(arms)] == ["d", "c", "b", "a"]
 
 
 def test_a_run_s_arrays_are_found_and_a_trace_that_failed_is_none(tmp_path: Path) -> None:
@@ -84,15 +85,15 @@ def test_a_run_s_arrays_are_found_and_a_trace_that_failed_is_none(tmp_path: Path
     made.scores().save(arrays)
     failed = {"shape": SHAPE, "status": "failed", "error": "no memory"}
     (tmp_path / f"kernels_bf16_sm90_{SHAPE}.json").write_text(json.dumps(failed))
-    (found,) = results.read(tmp_path)
+    (found,) = by_arm.read(tmp_path)
     assert (found.arrays, found.kernels) == (arrays, {})
 
 
 def test_folders_without_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no record .*give the --output_dir"):
-        results.read(tmp_path)
+        by_arm.read(tmp_path)
     with pytest.raises(UsageError, match="There is no folder"):
-        results.read(tmp_path / "absent")
+        by_arm.read(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_folders_without_records_are_refused(tmp_path: Path) -> None:
 def test_files_that_are_no_records_are_refused(tmp_path: Path, name: str, content: str, says: str) -> None:
     (tmp_path / name).write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(UsageError, match=says) as refused:
-        results.read(tmp_path)
+        by_arm.read(tmp_path)
     assert str(tmp_path / name) in str(refused.value)
 
 
@@ -123,10 +124,10 @@ def test_one_arm_from_two_machines_and_files_under_other_names_are_refused(tmp_p
     made.write(tmp_path, arms)
     made.write(tmp_path, arms, "sm100")
     with pytest.raises(UsageError, match=r"perf_bf16_sm100.json and perf_bf16_sm90.json are of the same arm"):
-        results.read(tmp_path)
+        by_arm.read(tmp_path)
     (tmp_path / "perf_bf16_sm100.json").rename(tmp_path / "perf_fp8_sm100.json")
     with pytest.raises(UsageError, match="is the record of bf16; give the file its name back"):
-        results.read(tmp_path)
+        by_arm.read(tmp_path)
 
 
 def _spots(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -176,7 +177,7 @@ def test_a_record_with_anything_wrong_in_it_is_refused_or_compared(
         )
     said = None
     try:
-        json.dumps(compare.make(results.read(tmp_path)), allow_nan=False)
+        json.dumps(compare.make(by_arm.read(tmp_path)), allow_nan=False)
     except UsageError as error:
         said = str(error)
     assert said is None or said.endswith(".")
@@ -187,6 +188,6 @@ def test_a_perplexity_that_is_no_number_is_missing(tmp_path: Path) -> None:
     arms = [ArmResults(name, name, ppl=made.ppl(name, base, ("bf16", base))) for name in ("bf16", "fp8")]
     assert arms[1].ppl is not None
     made.write(tmp_path, [arms[0], ArmResults("fp8", "fp8", ppl={**arms[1].ppl, "perplexity": float("nan")})])
-    found = compare.make(results.read(tmp_path))
+    found = compare.make(by_arm.read(tmp_path))
     assert found["arms"][1]["perplexity"] is None
     assert found["pairs"][0]["quality"] is None

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from moe_eval import records
 from moe_eval.errors import UsageError
-from moe_eval.records import DatasetFacts, HarnessRecord
+from moe_eval.records import disk
+from moe_eval.records.disk import DatasetFacts, HarnessRecord
 
 RECORD = HarnessRecord(
     run_id="0123456789abcdef0123456789abcdef",
@@ -37,34 +37,34 @@ RECORD = HarnessRecord(
 
 def refused(folder: Path) -> str:
     with pytest.raises(UsageError) as caught:
-        records.read(folder)
+        disk.read(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_record_is_the_same_after_writing_and_reading(tmp_path: Path) -> None:
     RECORD.write(tmp_path)
-    assert records.read(tmp_path) == RECORD
+    assert disk.read(tmp_path) == RECORD
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
 def test_a_record_of_a_run_that_has_just_begun_keeps_its_defaults(tmp_path: Path) -> None:
     begun = HarnessRecord("f" * 32, "running", "2026-01-02T03:04:05+00:00", {}, {})
     begun.write(tmp_path)
-    assert records.read(tmp_path) == begun
+    assert disk.read(tmp_path) == begun
     replace(begun, status="failed", error="why").write(tmp_path)
-    assert records.read(tmp_path) == replace(begun, status="failed", error="why")
+    assert disk.read(tmp_path) == replace(begun, status="failed", error="why")
 
 
 def test_json_is_written_as_utf8_text_that_others_may_read(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    records.write_json(file, {"a": "é"})
+    disk.write_json(file, {"a": "é"})
     assert file.read_text(encoding="utf-8") == '{\n "a": "é"\n}\n'
     assert file.stat().st_mode & 0o777 == 0o644
 
 
 def test_values_json_does_not_know_go_through_default(tmp_path: Path) -> None:
-    records.write_json(tmp_path / "x.json", {"a": Path("b")}, default=str)
+    disk.write_json(tmp_path / "x.json", {"a": Path("b")}, default=str)
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": "b"}
 
 
@@ -79,10 +79,10 @@ def test_a_failure_while_serialising_leaves_the_old_file_alone(
     tmp_path: Path, default: Callable[[object], object] | None, error: type[BaseException]
 ) -> None:
     file = tmp_path / "x.json"
-    records.write_json(file, {"old": 1})
+    disk.write_json(file, {"old": 1})
     before = file.read_bytes()
     with pytest.raises(error):
-        records.write_json(file, {"long": list(range(10_000)), "broken": object()}, default)
+        disk.write_json(file, {"long": list(range(10_000)), "broken": object()}, default)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 
@@ -90,29 +90,29 @@ def test_a_failure_while_serialising_leaves_the_old_file_alone(
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     file = tmp_path / "x.json"
-    records.write_json(file, {"old": 1})
+    disk.write_json(file, {"old": 1})
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(records.os, step, full)
+        patch.setattr(disk.os, step, full)
         with pytest.raises(OSError, match="No space left"):
-            records.write_json(file, {"new": 2})
+            disk.write_json(file, {"new": 2})
     assert json.loads(file.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_the_file_is_whole_at_the_moment_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    move = records.os.replace
+    move = disk.os.replace
 
     def watching(source: str, target: Path) -> None:
         seen.append((Path(source).parent, json.loads(Path(source).read_text()), target.exists()))
         move(source, target)
 
-    monkeypatch.setattr(records.os, "replace", watching)
-    records.write_json(tmp_path / "x.json", {"a": 1})
+    monkeypatch.setattr(disk.os, "replace", watching)
+    disk.write_json(tmp_path / "x.json", {"a": 1})
     assert seen == [(tmp_path, {"a": 1}, False)]
 
 
@@ -150,7 +150,7 @@ def test_a_record_with_the_wrong_fields_is_refused(tmp_path: Path, change: Calla
 
 
 def test_a_record_of_another_schema_is_refused(tmp_path: Path) -> None:
-    records.write_json(tmp_path / "record.json", asdict(RECORD) | {"schema": 2, "unknown": 1})
+    disk.write_json(tmp_path / "record.json", asdict(RECORD) | {"schema": 2, "unknown": 1})
     assert "has schema 2; this moe_eval reads schema 1" in refused(tmp_path)
 
 
@@ -171,13 +171,13 @@ def test_a_record_of_another_schema_is_refused(tmp_path: Path) -> None:
 )
 def test_secrets_are_removed_at_any_depth(name: str) -> None:
     given = {name: "hunter2", "deep": [{"deeper": ({name: "hunter2"},)}]}
-    assert records.redact(given) == {name: "[redacted]", "deep": [{"deeper": [{name: "[redacted]"}]}]}
+    assert disk.redact(given) == {name: "[redacted]", "deep": [{"deeper": [{name: "[redacted]"}]}]}
 
 
 @pytest.mark.parametrize("value", [271828, ["271828"], {"value": "271828"}], ids=["number", "list", "mapping"])
 def test_secrets_are_removed_whatever_their_type(value: Any) -> None:
     """The harness turns password=271828 of --model_args into a number."""
-    assert "271828" not in repr(records.redact({"password": value}))
+    assert "271828" not in repr(disk.redact({"password": value}))
 
 
 KEPT = {
@@ -195,13 +195,13 @@ KEPT = {
 
 
 def test_what_only_sounds_like_a_secret_is_kept() -> None:
-    assert records.redact(KEPT) == KEPT
-    assert records.redact({"deep": [KEPT]}) == {"deep": [KEPT]}
+    assert disk.redact(KEPT) == KEPT
+    assert disk.redact({"deep": [KEPT]}) == {"deep": [KEPT]}
 
 
 def test_redaction_changes_nothing_but_a_copy() -> None:
     given = {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
-    assert records.redact(given) == {"hf_token": "[redacted]", "list": [1, [{"password": "[redacted]"}]], 3: None}
+    assert disk.redact(given) == {"hf_token": "[redacted]", "list": [1, [{"password": "[redacted]"}]], 3: None}
     assert given == {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
 
 
@@ -210,7 +210,7 @@ def test_user_and_password_of_an_address_never_reach_the_disk(tmp_path: Path) ->
         "a": "https://user:hunter2@example.org/x?y=1", "b": ["mlflow at postgresql://hunter2@db/x failed"],
         "https://u:hunter2@key.org": 1, "mail": "someone@example.org", "plain": "https://example.org/@x",
     }  # fmt: skip
-    records.write_json(tmp_path / "x.json", content)
+    disk.write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text()
     assert "hunter2" not in text
     found = json.loads(text)

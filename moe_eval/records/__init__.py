@@ -1,0 +1,1 @@
+"""The records: what was measured, written to disk and read back."""
