@@ -27,10 +27,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines, stats
+from moe_eval import stats
 from moe_eval.checkpoint import tokenizer as tokens
 from moe_eval.data import prompts
 from moe_eval.data.workload import Shape
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, GenerationRequest, Window
 from moe_eval.evaluators import latency
 from moe_eval.harness.settings import SHIPPED
@@ -129,7 +130,7 @@ def inside(folder: Path, out: Path) -> None:
         options={"weights": "random", "moe_backend": "triton"},
     )
     tokenizer = tokens.load(str(folder), settings)
-    engine: Any = engines.load("vllm", settings, tokenizer)
+    engine: Any = registry.load("vllm", settings, tokenizer)
     found = {"facts": vars(engine.facts), "cost": cost(engine, tokenizer), **scoring(engine, tokenizer)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "inside.json").write_text(json.dumps(found, indent=1, default=str))
@@ -201,7 +202,7 @@ def traces(folder: Path, out: Path, precision: str) -> None:
         options={"weights": "random", "moe_backend": "triton", "cuda_graph_batch_sizes": "1:8:32"},
     )
     tokenizer = tokens.load(str(folder), settings)
-    engine: Any = engines.load("vllm", settings, tokenizer)
+    engine: Any = registry.load("vllm", settings, tokenizer)
     out.mkdir(parents=True, exist_ok=True)
     work = prompts.workload("wikitext_local", 0, TRACED_SHAPES, tokenizer, engine.facts.vocabulary)
     for shape in TRACED_SHAPES:

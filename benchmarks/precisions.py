@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_eval import engines, stats
+from moe_eval import stats
 from moe_eval.data import scoring_windows
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators import perplexity
 from moe_eval.harness.settings import SHIPPED
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace, model: Path) -> None:
 
     def scored(dtype: str, **settings: Any) -> tuple[perplexity.Scores, float, Any]:
         asked = EngineSettings(str(model), dtype=dtype, device=args.device, **settings)
-        engine = engines.load("transformers", asked, tokenizer)
+        engine = registry.load("transformers", asked, tokenizer)
         times = []
         for _ in range(args.repeats):
             start = time.perf_counter()

@@ -30,12 +30,12 @@ class _Arm:
         self.tokenizer: Any = None
 
     def load(self, engine: str, settings: dict[str, Any], tokenizer: str) -> dict[str, Any]:
-        from moe_eval import engines
         from moe_eval.checkpoint import tokenizer as tokens
+        from moe_eval.engines import registry
 
         asked = EngineSettings(**settings)
         self.tokenizer = tokens.load(tokenizer, asked)
-        self.engine = engines.load(engine, asked, self.tokenizer)
+        self.engine = registry.load(engine, asked, self.tokenizer)
         tokens.check(self.tokenizer, self.engine)
         bos = self.tokenizer.bos_token_id
         return {

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines
+from moe_eval.engines import registry
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import plan
@@ -80,8 +80,8 @@ def read(args: argparse.Namespace, *, emulate: bool | None = None, scope: str = 
         if engine != "trtllm":
             raise UsageError("--disable_fusion is a setting of TensorRT-LLM; leave it out.")
         options["disable_fusion"] = True
-    engines.check(engine)
-    engines.check_options(engine, options)
+    registry.check(engine)
+    registry.check_options(engine, options)
     asked = plan.Asked(
         engine=engine,
         precisions=[name.strip() for name in args.precisions.split(",") if name.strip()],

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 
-from moe_eval import engines
 from moe_eval.checkpoint import precision
 from moe_eval.emulation.model import PRECISIONS as EMULATED
+from moe_eval.engines import registry
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine import hardware
 
@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.json and args.selftest:
         raise UsageError("--selftest prints a page of Markdown; leave out --json.")
     machine = hardware.machine()
-    found = {name: _version(kind.package) for name, kind in engines.ENGINES.items()}
+    found = {name: _version(kind.package) for name, kind in registry.ENGINES.items()}
     rows = _matrix(machine, found)
     if args.json:
         print(json.dumps({"machine": asdict(machine), "engines": found, "precisions": rows}, indent=1))
@@ -54,7 +54,7 @@ def _matrix(machine: hardware.Machine, found: Mapping[str, str | None]) -> list[
     """Every precision on every engine: whether it runs on the first GPU, and why not."""
     rows: list[dict[str, str | bool | None]] = []
     for engine, version in found.items():
-        kind = engines.ENGINES[engine]
+        kind = registry.ENGINES[engine]
         for name in (*precision.PRECISIONS, *precision.WEIGHT_ONLY.values()):
             reason = _reason(engine, kind, name, version, machine)
             rows.append({"engine": engine, "precision": name, "runs": reason is None, "why_not": reason})
@@ -62,7 +62,7 @@ def _matrix(machine: hardware.Machine, found: Mapping[str, str | None]) -> list[
 
 
 def _reason(
-    engine: str, kind: engines.EngineKind, name: str, version: str | None, machine: hardware.Machine
+    engine: str, kind: registry.EngineKind, name: str, version: str | None, machine: hardware.Machine
 ) -> str | None:
     if version is None:
         return f"{kind.title} is not installed"
@@ -84,7 +84,7 @@ def _page(
         for index, gpu in enumerate(machine.gpus)
     ] or ["- no GPU that torch can use"]
     lines += [f"- driver {machine.driver or 'none'}, CUDA of torch {machine.cuda or 'none'}", "", "## Engines", ""]
-    for name, kind in engines.ENGINES.items():
+    for name, kind in registry.ENGINES.items():
         absent = f"is not installed ({kind.install})"
         lines.append(f"- {name}: {kind.title} {found[name] or absent}")
     lines += ["", "## Precisions of the experts", ""]
@@ -114,7 +114,7 @@ def _selftest(model_args: str) -> None:
         {"pretrained": str(settings.SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"}
     )
     tokenizer = tokens.load(asked.tokenizer, asked.of_engine)
-    engine = engines.load("trtllm", asked.of_engine, tokenizer)
+    engine = registry.load("trtllm", asked.of_engine, tokenizer)
     try:
         found = page.write(engine, tokenizer)  # type: ignore[arg-type]  # the engine of this name is a TrtllmEngine
     finally:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from moe_eval import engines
 from moe_eval.cli import common
 from moe_eval.cli.common import Request
 from moe_eval.data.workload import Shape, Workload
+from moe_eval.engines import registry
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit, latency
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip
             print(each, file=sys.stderr)  # standard output is for commands
         else:
             arms.append(each)
-    kind = engines.named(request.asked.engine)
+    kind = registry.named(request.asked.engine)
     if args.layerwise_nvtx and kind.layer_ranges is None:
         raise UsageError(f"{kind.title} puts no ranges around its layers; leave out --layerwise_nvtx.")
     if work is None:
@@ -60,7 +60,7 @@ def _again(each: Arm, shape: Shape) -> list[str]:
 def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload) -> None:
     from moe_eval.checkpoint import tokenizer
 
-    kind = engines.named(request.asked.engine)
+    kind = registry.named(request.asked.engine)
     options = dict(each.settings.options)
     if not kind.cpu:  # a capture range opened in another process than the engine's would record nothing of it
         if fit.gpu_count(options) > 1:
@@ -75,7 +75,7 @@ def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload)
     shape = work.shapes[0]
     prompts = work.prompts(shape)
     ask = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
-    engine = engines.load(request.asked.engine, settings, tokenizer.load(request.tokenizer_of(each), settings))
+    engine = registry.load(request.asked.engine, settings, tokenizer.load(request.tokenizer_of(each), settings))
     try:
         latency.check(engine, shape)
         for _ in range(args.warmup_iterations):

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines, gate
+from moe_eval import gate
 from moe_eval.checkpoint import contents
 from moe_eval.cli import common, compare
 from moe_eval.data import scoring_windows
 from moe_eval.data.workload import shapes
 from moe_eval.emulation.model import SCOPES
+from moe_eval.engines import registry
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.evaluators import latency
 from moe_eval.exits import Ended, code, terminable
@@ -65,7 +66,7 @@ def _run(args: argparse.Namespace) -> None:
     conditions = gate.parse(args.gate) if args.gate is not None else ()
     asked, request = _asked(args)
     gpus = common.gpus(request)
-    kind = engines.named(asked.arms.engine)
+    kind = registry.named(asked.arms.engine)
     planned = planning.make(asked, gpus, routed=kind.routing is not None, before=_before(args))
     print(planning.tell(planned, asked, gpus), flush=True)
     if args.dry_run:

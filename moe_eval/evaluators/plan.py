@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe_eval import engines
 from moe_eval.checkpoint import contents, precision
 from moe_eval.emulation.model import PRECISIONS as EMULATED
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
@@ -98,7 +98,7 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
     if key == "model":
         contents.local_folder(path)
     else:
-        held = _held(path, name, engines.named(asked.engine))
+        held = _held(path, name, registry.named(asked.engine))
         if asked.engine == "transformers":
             other = "" if asked.emulate is None else "--emulate, or "
             return Skip(held, f"the transformers engine does not run it natively (give {other}another --engine)")
@@ -113,7 +113,7 @@ def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
     return Arm(runs, EngineSettings(checkpoint=path, precision=held, options=options, **asked.settings))
 
 
-def _held(path: str, name: str, engine: engines.EngineKind) -> str:
+def _held(path: str, name: str, engine: registry.EngineKind) -> str:
     """The quantised precision that a checkpoint holds, or gets while this engine loads it; FP8 of either kind answers
     to `fp8`."""
     carried = contents.carried(contents.settings_folder(path))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data.workload import Shape
+from moe_eval.engines import registry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit, interleave, speed_record
 from moe_eval.evaluators.interleave import ArmRun, Conductor, Schedule
@@ -173,7 +173,7 @@ def _route(runs: Sequence[ArmRun], context: Context, frozen: Path) -> None:
     """Count experts where the engine tells."""
     if not runs:
         return
-    kind = engines.named(runs[0].load.engine)
+    kind = registry.named(runs[0].load.engine)
     if kind.routing is None:
         reason = f"not measured: {kind.title} does not tell which experts tokens go through"
     elif context.geometry is None:

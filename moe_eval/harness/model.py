@@ -13,8 +13,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
-from moe_eval import engines
 from moe_eval.checkpoint import tokenizer
+from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, GenerationRequest, Window, WindowScores
 from moe_eval.errors import UsageError
 from moe_eval.harness import cache, kernels, latency, plugin, settings
@@ -36,10 +36,10 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if self.settings.shipped:
             log.warning(settings.SHIPPED_NOTE)
         asked = self.settings.of_engine
-        if engines.named(self.settings.engine).cpu:
+        if registry.named(self.settings.engine).cpu:
             asked = replace(asked, device=_present(asked.device))
         self.tokenizer = tokenizer.load(self.settings.tokenizer, asked, self.settings.add_bos_token)
-        self.engine = engines.load(self.settings.engine, asked, self.tokenizer)
+        self.engine = registry.load(self.settings.engine, asked, self.tokenizer)
         tokenizer.check(self.tokenizer, self.engine)
         self.facts = self.engine.facts
         if not 0 <= self.prefix_token_id < self.facts.vocabulary:

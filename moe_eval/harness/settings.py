@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines
 from moe_eval.checkpoint import contents, precision
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
@@ -57,7 +57,7 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
     named = left.pop("pretrained", None)
     engine = left.pop("engine", None)
     if engine is not None:
-        engines.named(str(engine))
+        registry.named(str(engine))
     shipped = named is None and engine in (None, "transformers")
     if named is None and not shipped:
         raise UsageError(f"engine={engine} needs a checkpoint: add pretrained=FOLDER_OR_HUB_NAME to --model_args.")
@@ -65,7 +65,7 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
     asked = left.pop("precision", None)
     if asked is not None and asked not in precision.PRECISIONS:
         raise UsageError(f"There is no precision {asked!r}; choose one of {', '.join(precision.PRECISIONS)}.")
-    engines.check(engine)
+    registry.check(engine)
     name = str(SHIPPED if shipped else named)
     folder = contents.local_folder(name)
     if folder is not None:
@@ -83,7 +83,7 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         shipped=shipped,
         given=given,
     )
-    claimed = {own: left.pop(own) for own in engines.named(engine).claims if own in left}
+    claimed = {own: left.pop(own) for own in registry.named(engine).claims if own in left}
     of_engine = EngineSettings(
         checkpoint=name,
         precision=asked,
@@ -95,7 +95,7 @@ def read(arguments: Mapping[str, Any]) -> ModelSettings:
         trust_remote_code=flag(left, "trust_remote_code") is True,
         options=left | claimed,
     )
-    engines.check_options(engine, left)
+    registry.check_options(engine, left)
     return replace(harness, of_engine=of_engine)
 
 

@@ -11,11 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from moe_eval import engines
 from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data import prompts
 from moe_eval.data.workload import Workload
+from moe_eval.engines import registry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import fit
 from moe_eval.evaluators.speed_record import Context
@@ -61,7 +61,7 @@ class Run:
     def __init__(self, request: Request, plan: Plan, gpus: Sequence[Gpu]) -> None:
         self.request, self.plan, self.gpus = request, plan, tuple(gpus)
         self.folder = RunFolder(request.folder)
-        self.kind = engines.named(request.asked.arms.engine)
+        self.kind = registry.named(request.asked.arms.engine)
 
     def execute(
         self,

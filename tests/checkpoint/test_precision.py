@@ -8,7 +8,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from moe_eval.checkpoint import precision
-from moe_eval.engines import ENGINES
+from moe_eval.engines.registry import ENGINES
 from moe_eval.errors import UsageError
 
 GPUS = (75, 80, 86, 89, 90, 100, 103, 120, 121)

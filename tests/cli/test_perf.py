@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import cli, comparable, engines
+from moe_eval import cli, comparable
+from moe_eval.engines import registry
 from moe_eval.evaluators import fit, interleave, speed_run
 from moe_eval.evaluators.routing import Routing
 from moe_eval.machine import hardware
@@ -195,7 +196,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             self.name = load.settings.precision
 
     monkeypatch.setattr(Process, "__init__", by_precision)
-    monkeypatch.setattr(engines, "check", engines.named)
+    monkeypatch.setattr(registry, "check", registry.named)
 
     def run(*arguments: str, stage: Stage | None = None, gpus: tuple[Gpu, ...] = ()) -> Ended:
         stage = stage or Stage()

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from moe_eval import cli, engines
+from moe_eval import cli
 from moe_eval.arm import ArmProcess
 from moe_eval.cli import perf_nsys
+from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, EngineFacts, EngineSettings, GenerationRequest
 from moe_eval.errors import EngineError
 from moe_eval.machine import hardware
@@ -48,7 +49,7 @@ Command = Callable[..., Ended]
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run the command in this process as if these were its arguments; no engine needs to be installed."""
-    monkeypatch.setattr(engines, "check", engines.named)
+    monkeypatch.setattr(registry, "check", registry.named)
     monkeypatch.delenv("NSYS_PROFILING_SESSION_ID", raising=False)
 
     def run(*arguments: str, gpus: tuple[Gpu, ...] = ()) -> Ended:
@@ -146,7 +147,7 @@ class Inside:
 def inside(command: Command, monkeypatch: pytest.MonkeyPatch) -> Inside:
     made = Inside()
     monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "7")
-    monkeypatch.setattr(engines, "load", made.load)
+    monkeypatch.setattr(registry, "load", made.load)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: made.gpu)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: made.events.append("synchronize"))
     monkeypatch.setattr(torch.cuda.profiler, "start", lambda: made.events.append("start"))
@@ -190,11 +191,11 @@ def test_transformers_is_in_this_process_anyway(command: Command, inside: Inside
     assert inside.loaded[0].options == {}
 
 
-@pytest.mark.parametrize("engine", [name for name, kind in engines.ENGINES.items() if kind.layer_ranges])
+@pytest.mark.parametrize("engine", [name for name, kind in registry.ENGINES.items() if kind.layer_ranges])
 def test_layers_get_their_ranges_on_request(command: Command, inside: Inside, engine: str) -> None:
     assert command("--engine", engine, "--precisions", "bf16", "--layerwise_nvtx", gpus=(H100,)).code == 0
     options = inside.loaded[0].options
-    assert options == {"worker": "in_process", **(engines.named(engine).layer_ranges or {})}
+    assert options == {"worker": "in_process", **(registry.named(engine).layer_ranges or {})}
     # where a step is replayed as a graph no Python runs that could open a range
     assert options.get("enforce_eager") is True or options.get("cuda_graph_batch_sizes") == "none"
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import arm, cli, comparable, engines
+from moe_eval import arm, cli, comparable
 from moe_eval.arm import Found, Job
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators.perplexity import Scores
 from moe_eval.machine import hardware
@@ -175,7 +176,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
         monkeypatch.setattr(arm, "run", one)
         monkeypatch.setattr(hardware, "gpus", lambda: gpus)
-        monkeypatch.setattr(engines, "check", engines.named)
+        monkeypatch.setattr(registry, "check", registry.named)
         folder = tmp_path / "out"
         code = cli.main(["ppl", "--dataset", "moe_sample", "--output_dir", str(folder), *arguments])
         out, err = capsys.readouterr()
@@ -282,7 +283,7 @@ def test_what_cannot_be_is_refused_in_one_sentence_before_any_arm(
 def test_an_engine_that_is_not_installed_is_refused_before_any_arm(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    if engines.importlib.util.find_spec("tensorrt_llm"):
+    if registry.importlib.util.find_spec("tensorrt_llm"):
         pytest.skip("TensorRT-LLM is installed here")
     arguments = ["--model_path", str(SHIPPED), "--dataset", "moe_sample", "--output_dir", str(tmp_path)]
     assert cli.main(["ppl", "--precisions", "bf16", *arguments]) == 2

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import transformers
 
-from moe_eval import engines
 from moe_eval.data.documents import moe_sample
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands, Ended
@@ -132,7 +132,7 @@ def of_transformers() -> tuple[list[list[int]], list[Any]]:
     page = moe_sample()["test"]["page"][0]
     tokens = tokenizer.encode(wikitext_detokenizer({"page": page}), add_special_tokens=False)
     prompts = [tokens[:READ], tokens[READ : 2 * READ]]
-    engine = engines.load("transformers", EngineSettings(str(SHIPPED), precision="bf16"), tokenizer)
+    engine = registry.load("transformers", EngineSettings(str(SHIPPED), precision="bf16"), tokenizer)
     return prompts, engine.routing(prompts, MADE)
 
 

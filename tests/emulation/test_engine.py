@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_eval import engines
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, GenerationRequest, Window, WindowScores
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 from moe_eval.stats import Divergence, divergence
 from tests.conftest import SHIPPED
@@ -36,7 +36,7 @@ def start(tokenizer: Any) -> Start:
         settings = EngineSettings(
             str(SHIPPED), dtype="float32", precision=precision, batch_size=batch_size, options=asked
         )
-        return engines.load("transformers", settings, tokenizer)
+        return registry.load("transformers", settings, tokenizer)
 
     return lambda precision=None, batch_size=None, **options: loaded(precision, batch_size, tuple(options.items()))
 
@@ -105,7 +105,7 @@ def test_options_that_mean_nothing_are_refused_in_a_sentence(
     tokenizer: Any, precision: str | None, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError) as refused:
-        engines.load("transformers", EngineSettings(str(SHIPPED), precision=precision, options=options), tokenizer)
+        registry.load("transformers", EngineSettings(str(SHIPPED), precision=precision, options=options), tokenizer)
     text = str(refused.value)
     assert re.search(words, text), text
     assert text.endswith(".")
@@ -143,7 +143,7 @@ def test_divergence_rises_from_bf16_over_fp8_to_nvfp4(
     start: Start, windows: Sequence[Window], tokenizer: Any, scope: str
 ) -> None:
     exact = start().score(windows, top_k=32)
-    half = engines.load("transformers", EngineSettings(str(SHIPPED), dtype="bfloat16"), tokenizer)
+    half = registry.load("transformers", EngineSettings(str(SHIPPED), dtype="bfloat16"), tokenizer)
     found = [diverging(exact, half.score(windows, top_k=32))]
     found += [diverging(exact, start(name, scope=scope).score(windows, top_k=32)) for name in ("fp8", "nvfp4")]
     assert found[0].mean > 0

@@ -13,9 +13,9 @@ import transformers
 from torch import Tensor
 
 import moe_eval
-from moe_eval import engines
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, Window
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 
 VOCABULARY = 101
 MAX_LENGTH = 64
@@ -103,7 +103,7 @@ def start(tokenizer: Any) -> Callable[..., TransformersEngine]:
     """Load a checkpoint as the harness does."""
 
     def started(folder: Path | str, **settings: Any) -> TransformersEngine:
-        engine = engines.load("transformers", EngineSettings(checkpoint=str(folder), **settings), tokenizer)
+        engine = registry.load("transformers", EngineSettings(checkpoint=str(folder), **settings), tokenizer)
         assert isinstance(engine, TransformersEngine)
         return engine
 

@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from moe_eval.engines import weights
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from tests.engines.conftest import _SIZES, FAMILIES
 
 Start = Callable[..., TransformersEngine]

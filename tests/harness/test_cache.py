@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 from moe_eval.harness import cache, settings
 from moe_eval.harness.model import MoeLM

@@ -17,7 +17,7 @@ import pytest
 from lm_eval.__main__ import cli_evaluate
 from mlflow import MlflowClient
 
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.harness import session
 from tests.conftest import SAMPLE, SHIPPED
 

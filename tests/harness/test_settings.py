@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_eval import engines
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 from moe_eval.harness import settings
@@ -86,7 +86,7 @@ def test_model_without_an_engine_goes_to_trtllm_and_says_how_to_install_it(more:
 
 
 def test_model_without_an_engine_goes_to_trtllm_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "check", lambda name: engines.ENGINES[name])
+    monkeypatch.setattr(registry, "check", lambda name: registry.ENGINES[name])
     found = settings.read({"pretrained": str(SHIPPED)})
     assert (found.engine, found.shipped) == ("trtllm", False)
 

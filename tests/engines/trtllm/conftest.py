@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_eval import engines
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, Window, WindowScores
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.machine import hardware
@@ -65,7 +65,7 @@ def settings(folder: Path | str = SHIPPED, **given: Any) -> EngineSettings:
 
 
 def started(tokenizer: Any, folder: Path | str = SHIPPED, **given: Any) -> TrtllmEngine:
-    engine = engines.load("trtllm", settings(folder, **given), tokenizer)
+    engine = registry.load("trtllm", settings(folder, **given), tokenizer)
     assert isinstance(engine, TrtllmEngine)
     return engine
 

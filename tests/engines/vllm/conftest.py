@@ -16,9 +16,9 @@ import pytest
 import torch
 import transformers
 
-from moe_eval import engines
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, Window
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.machine import hardware
 from tests.conftest import SHIPPED
@@ -64,7 +64,7 @@ def tokenizer() -> Any:
 
 
 def started(tokenizer: Any, folder: Path | str = SHIPPED, **given: Any) -> VllmEngine:
-    engine = engines.load("vllm", EngineSettings(str(folder), **{"dtype": "float32", **given}), tokenizer)
+    engine = registry.load("vllm", EngineSettings(str(folder), **{"dtype": "float32", **given}), tokenizer)
     assert isinstance(engine, VllmEngine)
     return engine
 
@@ -95,7 +95,7 @@ def load(tokenizer: Any) -> Iterator[Load]:
 
 @pytest.fixture(scope="session")
 def reference(tokenizer: Any) -> TransformersEngine:
-    found = engines.load("transformers", EngineSettings(str(SHIPPED), dtype="float32"), tokenizer)
+    found = registry.load("transformers", EngineSettings(str(SHIPPED), dtype="float32"), tokenizer)
     assert isinstance(found, TransformersEngine)
     return found
 

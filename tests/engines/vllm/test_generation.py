@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.vllm import readers
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.errors import EngineError, UsageError

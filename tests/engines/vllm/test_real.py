@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import moe_eval.engines.vllm.load as vllm_load
-from moe_eval import engines
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, GenerationRequest, Window
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.errors import UsageError
@@ -168,7 +168,7 @@ def test_scores_are_those_of_transformers(
         raise
     found = engine.score(windows, top_k=16)
     engine.close()
-    reference = engines.load("transformers", EngineSettings(str(SHIPPED), dtype="float32", device="cuda"), tokenizer)
+    reference = registry.load("transformers", EngineSettings(str(SHIPPED), dtype="float32", device="cuda"), tokenizer)
     expected = reference.score(windows, top_k=16)
     reference.close()
     far = np.concatenate([np.abs(a.logprobs - b.logprobs) for a, b in zip(found, expected, strict=True)])

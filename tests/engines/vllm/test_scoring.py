@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moe_eval.engines.base import GenerationRequest, Window, WindowScores
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.vllm import readers
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.errors import EngineError

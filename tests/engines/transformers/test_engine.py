@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_eval.engines.base import Window, WindowScores
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 
 Start = Callable[..., TransformersEngine]

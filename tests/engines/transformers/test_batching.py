@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_eval.engines.batching import batches_in_slabs, plan_batches
+from moe_eval.engines.transformers.batching import batches_in_slabs, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
 TOKENS = st.none() | st.integers(1, 200)

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from moe_eval.checkpoint import contents
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 
 Start = Callable[..., TransformersEngine]
 

@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from moe_eval import engines
+from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 
@@ -30,7 +30,7 @@ def spoil(tmp_path: Path) -> Spoil:
 
 def refusal(folder: Path | str, **settings: Any) -> str:
     with pytest.raises(UsageError) as refused:
-        engines.load("transformers", EngineSettings(checkpoint=str(folder), **settings), None)
+        registry.load("transformers", EngineSettings(checkpoint=str(folder), **settings), None)
     sentence = str(refused.value)
     assert sentence
     assert "\n" not in sentence

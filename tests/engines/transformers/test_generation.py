@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moe_eval.engines.base import Completion, GenerationRequest, Window
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 
 TEXTS = ("The history of", "He was born in the town of", "In", "== Early life ==\n The", "The history of")
 NEW = 12

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 from tests.engines.conftest import _SIZES, VOCABULARY
 

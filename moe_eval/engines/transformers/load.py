@@ -10,10 +10,11 @@ import transformers
 from torch import Tensor
 
 from moe_eval.checkpoint import contents, hub, precision
-from moe_eval.engines import transformers_emulation, weights
+from moe_eval.engines import weights
 from moe_eval.engines.base import EngineFacts, EngineSettings
 from moe_eval.engines.head import Head
-from moe_eval.engines.transformers import TransformersEngine
+from moe_eval.engines.transformers import emulation as transformers_emulation
+from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moe_eval.engines import transformers_trace
 from moe_eval.engines.base import (
     Completion,
     EngineFacts,
@@ -25,8 +24,9 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
-from moe_eval.engines.batching import batches_in_slabs
 from moe_eval.engines.head import Head
+from moe_eval.engines.transformers import tracing
+from moe_eval.engines.transformers.batching import batches_in_slabs
 from moe_eval.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class TransformersEngine:
     def trace(self, target: Path) -> Iterator[TraceHandle]:
         self._refuse_speed()
         device = self.model.device
-        with transformers_trace.profiler(device) as profiler, transformers_trace.annotated(self.model):
+        with tracing.profiler(device) as profiler, tracing.annotated(self.model):
             yield TraceHandle(target)
             if device.type == "cuda":
                 torch.cuda.synchronize()
