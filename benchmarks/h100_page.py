@@ -18,7 +18,8 @@ from h100 import QWEN3_30B_A3B
 
 from moe_eval.evaluators import kernels_record, kernels_table, speed_table
 from moe_eval.evaluators.table import columns
-from moe_eval.traces import breakdown, diff, files
+from moe_eval.traces import breakdown, diff
+from moe_eval.traces.readers import files
 
 MEANING = "## What it means"
 TRACED = (1, 8, 32)

@@ -9,7 +9,7 @@ from typing import Any
 from moe_eval.evaluators import kernels_record
 from moe_eval.traces import diff
 from moe_eval.traces.figures import Breakdown, Ceiling, Function, Phase, Share
-from moe_eval.traces.seen import Seen
+from moe_eval.traces.precision_seen import Seen
 
 _TIMES = ("busy_ms", "overlap_ms", "span_ms", "idle_ms", "wall_ms", "gap_ms")
 _SHAPE = re.compile(r"b(?P<batch_size>\d+)_i(?P<input_len>\d+)_o(?P<output_len>\d+)")

@@ -18,7 +18,8 @@ from moe_eval import compare, gate
 from moe_eval.evaluators import kernels_record
 from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmResults
-from moe_eval.traces import breakdown, diff, files
+from moe_eval.traces import breakdown, diff
+from moe_eval.traces.readers import files
 from tests import recorded_arms as made
 from tests.recorded_arms import INPUT, OUTPUT
 

@@ -94,7 +94,8 @@ def _labels(args: argparse.Namespace) -> list[str | None]:
 
 def _analyse(args: argparse.Namespace, labels: list[str | None]) -> tuple[dict[str, Any], str]:
     from moe_eval.evaluators import kernels_record, kernels_table
-    from moe_eval.traces import breakdown, diff, files
+    from moe_eval.traces import breakdown, diff
+    from moe_eval.traces.readers import files
 
     found, traces = [], []
     for path, label in zip(args.input, labels, strict=True):

@@ -13,8 +13,9 @@ from moe_eval.engines.base import Engine, TokenIds
 from moe_eval.errors import EngineError
 from moe_eval.evaluators import kernels_record, latency
 from moe_eval.machine.nvml import Nvml
-from moe_eval.traces import breakdown, files
-from moe_eval.traces.keep import keep
+from moe_eval.traces import breakdown
+from moe_eval.traces.readers import files
+from moe_eval.traces.readers.keep import keep
 
 WARM_UPS, UNPROFILED = 2, 5
 

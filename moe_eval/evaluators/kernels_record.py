@@ -7,8 +7,8 @@ from typing import Any
 
 from moe_eval.traces.diff import PhaseDifference
 from moe_eval.traces.figures import Breakdown, Ceiling, Function, Phase
-from moe_eval.traces.seen import contradiction
-from moe_eval.traces.table import COPY, KERNEL, SET, Trace
+from moe_eval.traces.kernel_table import COPY, KERNEL, SET, Trace
+from moe_eval.traces.precision_seen import contradiction
 
 _LONGEST = 1000  # characters of a kernel's name
 _FUNCTIONS = 50

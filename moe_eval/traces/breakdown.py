@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from moe_eval.traces import phases, roles
 from moe_eval.traces.figures import TOP, Breakdown, Function, Phase, Share, ceiling
+from moe_eval.traces.kernel_table import NONE, Ints, Kernels, Trace
 from moe_eval.traces.phases import Step
+from moe_eval.traces.precision_seen import observe
 from moe_eval.traces.roles import NUMBER, Roles
-from moe_eval.traces.seen import observe
-from moe_eval.traces.table import NONE, Ints, Kernels, Trace
 from moe_eval.traces.taxonomy import CATEGORIES
 
 _EXPERT, _OTHER = NUMBER["expert_gemm"], NUMBER["other"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from moe_eval.traces import ranges as named
+from moe_eval.traces.kernel_table import COPY, NONE, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
-from moe_eval.traces.table import COPY, NONE, Ints, Trace
 from moe_eval.traces.taxonomy import CATEGORIES
 
 WHOLE = "whole trace"

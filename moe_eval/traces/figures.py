@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe_eval.traces.seen import Seen
+from moe_eval.traces.precision_seen import Seen
 
 TOP = 15
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from moe_eval.traces import cuts as begins
 from moe_eval.traces.cuts import IN_LAYER, OUTSIDE, WHOLE
+from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
-from moe_eval.traces.table import KERNEL, NONE, Ints, Trace
 
 __all__ = ["OUTSIDE", "UNKNOWN", "WHOLE", "Step", "Steps", "find"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from moe_eval.traces.table import NONE, Ints, Ranges
+from moe_eval.traces.kernel_table import NONE, Ints, Ranges
 
 Phase = Literal["prefill", "decode", "mixed"]
 

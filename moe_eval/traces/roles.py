@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.traces import ranges as named
-from moe_eval.traces.table import KERNEL, NONE, Ints, Trace
+from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace
 from moe_eval.traces.taxonomy import CATEGORIES, Label, classify
 
 Mask = npt.NDArray[np.bool_]

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 
 from moe_eval.cli import main
 from moe_eval.evaluators import kernels, kernels_record
-from moe_eval.traces import breakdown, files
+from moe_eval.traces import breakdown
+from moe_eval.traces.readers import files
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.harness.running import Command, Ended, record, run_folders, samples, sentence

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_eval.traces.table import Trace
+from moe_eval.traces.kernel_table import Trace
 
 Event = dict[str, Any]
 

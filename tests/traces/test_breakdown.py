@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_eval.traces import breakdown, phases, roles, table
-from moe_eval.traces.table import Trace
+from moe_eval.traces import breakdown, kernel_table, phases, roles
+from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.taxonomy import CATEGORIES
 from tests.traces import timeline
 from tests.traces.timeline import Timeline, generation
@@ -172,11 +172,11 @@ def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
 
 def test_a_graph_s_nodes_are_attributed_by_when_they_were_captured() -> None:
     text = "model.layers.5.mlp.gate"
-    rows = table.kernels(
+    rows = kernel_table.kernels(
         [timeline.QKV], name=[0, 0], start_ns=[5000, 9000], duration_ns=[100, 100], launch_ns=[4000, 4000],
         launch_thread=[1, 1], captured_ns=[150, 950], captured_thread=[1, 1], replayed=[True, True],
     )  # fmt: skip
-    trace = Trace(rows, table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
+    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
     assert roles.assign(trace).layer.tolist() == [5, -1]
 
 
@@ -246,7 +246,7 @@ def test_a_step_that_was_launched_before_the_recording_is_not_called_prefill() -
     made.rows = [row for row in made.rows if int(row["start_ns"]) > begin + 20_000]
     for row in made.rows:
         if int(row["start_ns"]) < end:
-            row.update(replayed=False, launch_ns=table.NONE, launch_thread=table.NONE)
+            row.update(replayed=False, launch_ns=kernel_table.NONE, launch_thread=kernel_table.NONE)
     found = breakdown.make(made.trace())
     assert [(phase.name, phase.steps) for phase in found.phases] == [("decode", 4), (phases.UNKNOWN, 1)]
 
@@ -278,8 +278,8 @@ def test_two_devices_are_steps_of_their_own() -> None:
     names = sorted({str(row["text"]) for row in both.rows})
     columns = {key: [row.get(key, 0) for row in both.rows] for key in ("start_ns", "duration_ns", "kind", "device",
                                                                      "blocks")}  # fmt: skip
-    trace = Trace(table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
-                  table.ranges([]), {})  # fmt: skip
+    trace = Trace(kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
+                  kernel_table.ranges([]), {})  # fmt: skip
     found = breakdown.make(trace)
     assert found.devices == 2
     assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 2), ("decode", 8)]
@@ -289,8 +289,8 @@ def test_two_devices_are_steps_of_their_own() -> None:
 
 
 def test_a_trace_without_steps_is_one_whole() -> None:
-    rows = table.kernels(["unheard_of", timeline.NORM], name=[0, 1], start_ns=[0, 50], duration_ns=[100, 100])
-    found = breakdown.make(Trace(rows, table.ranges([]), {}))
+    rows = kernel_table.kernels(["unheard_of", timeline.NORM], name=[0, 1], start_ns=[0, 50], duration_ns=[100, 100])
+    found = breakdown.make(Trace(rows, kernel_table.ranges([]), {}))
     (phase,) = found.phases
     assert (phase.name, phase.steps, found.found_by) == (phases.WHOLE, 1, "no steps were found")
     assert (phase.busy_ms, phase.overlap_ms, phase.wall_ms) == pytest.approx((150e-6, 50e-6, None))
@@ -300,8 +300,8 @@ def test_a_trace_without_steps_is_one_whole() -> None:
 
 
 def test_a_summary_has_shares_and_a_ceiling_but_no_times_of_steps() -> None:
-    rows = table.kernels([LONE, timeline.NORM], name=[0, 0, 1], start_ns=[0, 0, 0], duration_ns=[300, 300, 400])
-    found = breakdown.make(Trace(rows, table.ranges([]), {}, timed=False))
+    rows = kernel_table.kernels([LONE, timeline.NORM], name=[0, 0, 1], start_ns=[0, 0, 0], duration_ns=[300, 300, 400])
+    found = breakdown.make(Trace(rows, kernel_table.ranges([]), {}, timed=False))
     (phase,) = found.phases
     assert phase.share("expert_gemm").share == pytest.approx(0.6)
     assert (phase.busy_ms, phase.span_ms, phase.wall_ceiling) == (None, None, None)
@@ -325,11 +325,11 @@ rows_of = st.lists(
 
 def made_of(rows: list[tuple[str, int, int, int, int]]) -> Trace:
     names = sorted({row[0] for row in rows})
-    kernels = table.kernels(
+    kernels = kernel_table.kernels(
         names, name=[names.index(row[0]) for row in rows], start_ns=[row[1] for row in rows],
         duration_ns=[row[2] for row in rows], device=[row[3] for row in rows], stream=[row[4] for row in rows],
     )  # fmt: skip
-    return Trace(kernels, table.ranges([]), {})
+    return Trace(kernels, kernel_table.ranges([]), {})
 
 
 @settings(max_examples=150)
@@ -373,9 +373,9 @@ def test_launches_join_on_process_and_correlation_together() -> None:
         processes, ids = rng.integers(0, 3, 40) << 24, rng.integers(-1, 9, 40)
         launched = zip(rng.integers(0, 4, 20) << 24, rng.integers(0, 9, 20), strict=True)
         pairs = sorted({(int(process), int(number)) for process, number in launched})
-        found = table.launches(processes, ids, *np.array(pairs, np.int64).T)
+        found = kernel_table.launches(processes, ids, *np.array(pairs, np.int64).T)
         for row, process, number in zip(found.tolist(), processes.tolist(), ids.tolist(), strict=True):
-            assert row == (pairs.index((process, number)) if (process, number) in pairs else table.NONE)
+            assert row == (pairs.index((process, number)) if (process, number) in pairs else kernel_table.NONE)
 
 
 def test_steps_of_a_device_follow_each_other() -> None:
@@ -390,7 +390,7 @@ def test_steps_of_a_device_follow_each_other() -> None:
 def test_what_was_launched_before_the_recording_and_runs_first_is_outside_steps() -> None:
     made = Timeline()
     for _ in range(5):
-        made.run("memory", timeline.DOWNLOAD, 40_000, launch_ns=table.NONE, launch_thread=table.NONE)
+        made.run("memory", timeline.DOWNLOAD, 40_000, launch_ns=kernel_table.NONE, launch_thread=kernel_table.NONE)
     begun = len(made.rows)
     rest = generation(decode=3)
     shift = made.now
@@ -421,7 +421,9 @@ def test_without_sampling_and_graphs_steps_are_found_by_the_pattern_of_layers() 
 
 def test_shared_experts_are_not_the_experts_that_tokens_are_routed_to() -> None:
     text = "model.layers.0.mlp.experts.shared_experts"
-    rows = table.kernels([timeline.QKV], name=[0], start_ns=[500], duration_ns=[9], launch_ns=[150], launch_thread=[1])
-    trace = Trace(rows, table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
+    rows = kernel_table.kernels(
+        [timeline.QKV], name=[0], start_ns=[500], duration_ns=[9], launch_ns=[150], launch_thread=[1]
+    )
+    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
     found = roles.assign(trace)
     assert (CATEGORIES[found.category[0]], found.layer[0]) == ("dense_gemm", 0)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from moe_eval.traces import breakdown, diff, files
+from moe_eval.traces import breakdown, diff
 from moe_eval.traces.figures import Breakdown
+from moe_eval.traces.readers import files
 
 OWN = Path(__file__).parent / "data"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"

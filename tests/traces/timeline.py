@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from moe_eval.traces import table
-from moe_eval.traces.table import Trace
+from moe_eval.traces import kernel_table
+from moe_eval.traces.kernel_table import Trace
 
 GAP_NS = 500
 QKV, GATE = "nvjet_tst_64x8_64x16_4x1_v_bz_TNT", "nvjet_tst_64x8_64x16_2x1_v_bz_TNT"
@@ -36,7 +36,7 @@ class Timeline:
 
     def run(self, meant: str, name: str, ns: int, **more: int | bool) -> None:
         self.launches += 1
-        kind = table.COPY if name.startswith("Memcpy") else table.KERNEL
+        kind = kernel_table.COPY if name.startswith("Memcpy") else kernel_table.KERNEL
         row = {"start_ns": self.now, "duration_ns": ns, "correlation": self.launches, "launch_ns": self.now - 9000}
         self.rows.append({"text": name, "kind": kind, "launch_thread": 7, **row, **more})
         self.meant.append(meant)
@@ -90,8 +90,8 @@ class Timeline:
                     ("launch_thread", -1), ("blocks", 0), ("stream", 0), ("replayed", False))}  # fmt: skip
         texts = sorted({text for text, *_ in ranges})
         return Trace(
-            table.kernels(names, name=[names.index(str(row["text"])) for row in rows], **columns),
-            table.ranges(
+            kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in rows], **columns),
+            kernel_table.ranges(
                 texts,
                 name=[texts.index(text) for text, *_ in ranges],
                 start_ns=[each[1] for each in ranges],

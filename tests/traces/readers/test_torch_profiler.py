@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from moe_eval.traces import torch_profiler
-from moe_eval.traces.table import COPY, KERNEL, NONE, SET, Trace
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
+from moe_eval.traces.readers import torch_profiler
 from tests.conftest import ROOT
 from tests.traces import chrome_trace
 from tests.traces.chrome_trace import Event, call, found, kernel, mark, merged, named, save

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import nsys_columns
-from moe_eval.traces.table import COPY, KERNEL, NONE, SET, Ints, Trace, kernels, ranges
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Trace, kernels, ranges
+from moe_eval.traces.readers import nsys_columns
 
 MOST = 20_000_000  # rows that a summary may stand for
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import nsys, scrub
-from moe_eval.traces.table import Trace
+from moe_eval.traces.kernel_table import Trace
+from moe_eval.traces.readers import nsys, scrub
 from tests.conftest import ROOT
 from tests.traces import nsys_database
 

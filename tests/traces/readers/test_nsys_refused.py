@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import nsys
+from moe_eval.traces.readers import nsys
 from tests.traces import nsys_database
 from tests.traces.sql import ask, change
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import nsys_export
+from moe_eval.traces.readers import nsys_export
 
 FAKE = """#!{python}
 import pathlib, sys

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import files
-from moe_eval.traces.table import NONE, Ints
+from moe_eval.traces.kernel_table import NONE, Ints
+from moe_eval.traces.readers import files
 
 Id = int | str | None  # of a process, a thread, a device or a stream
 Thread = tuple[Id, Id]

@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import nsys_tables as tables
-from moe_eval.traces.nsys_tables import Export
+from moe_eval.traces.readers import nsys_tables as tables
+from moe_eval.traces.readers.nsys_tables import Export
 
 
 def copy(source: Path, target: Path, keep: Callable[[str], bool]) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Literal, TypeVar
 import msgspec
 
 from moe_eval.errors import UsageError
-from moe_eval.traces.table import Trace
+from moe_eval.traces.kernel_table import Trace
 
 Kind = Literal["nsys sqlite", "nsys report", "nsys csv", "torch profiler"]
 Document = TypeVar("Document")
@@ -72,20 +72,20 @@ def read(path: Path, *, cpu: bool = False) -> Trace:
     """
     found = kind(path)
     if found == "torch profiler":
-        from moe_eval.traces import torch_profiler
+        from moe_eval.traces.readers import torch_profiler
 
         return torch_profiler.read(path, cpu=cpu)
     if cpu:
         raise UsageError(f"{path} is of Nsight Systems and has no operators of the CPU; read its kernels instead.")
     if found == "nsys csv":
-        from moe_eval.traces import nsys_stats
+        from moe_eval.traces.readers import nsys_stats
 
         return nsys_stats.read(path)
-    from moe_eval.traces import nsys
+    from moe_eval.traces.readers import nsys
 
     if found == "nsys sqlite":
         return nsys.read(path)
-    from moe_eval.traces import nsys_export
+    from moe_eval.traces.readers import nsys_export
 
     with tempfile.TemporaryDirectory(prefix="moe-eval-") as folder:
         return nsys.read(nsys_export.to_sqlite(path, Path(folder)))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import files
+from moe_eval.traces.readers import files
 from tests.traces import chrome_trace
 from tests.traces.chrome_trace import found, kernel, save
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_eval.traces import nsys_tables as tables
-from moe_eval.traces.nsys_tables import Export, connect, said
-from moe_eval.traces.table import COPY, KERNEL, NONE, SET, Ints
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints
+from moe_eval.traces.readers import nsys_tables as tables
+from moe_eval.traces.readers.nsys_tables import Export, connect, said
 
 ACTIVITIES = {KERNEL: tables.KERNEL, COPY: tables.MEMCPY, SET: tables.MEMSET}
 PID = 24  # bits of a thread in globalTid; what is above them is the process, in globalPid likewise

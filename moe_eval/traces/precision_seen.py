@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.checkpoint.precision import WEIGHT_ONLY
+from moe_eval.traces.kernel_table import NONE, Trace
 from moe_eval.traces.roles import NUMBER, Roles
-from moe_eval.traces.table import NONE, Trace
 from moe_eval.traces.taxonomy import SEARCHED
 
 # of the expert GEMMs' time, what names have to agree on

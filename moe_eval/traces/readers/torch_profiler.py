@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import chrome, torch_parts
-from moe_eval.traces.chrome import NO_NAME, Args, Event, File, Id, Rows, Thread
-from moe_eval.traces.table import NONE, Kernels, Trace, kernels, ranges
-from moe_eval.traces.torch_parts import Parts
+from moe_eval.traces.kernel_table import NONE, Kernels, Trace, kernels, ranges
+from moe_eval.traces.readers import chrome, torch_parts
+from moe_eval.traces.readers.chrome import NO_NAME, Args, Event, File, Id, Rows, Thread
+from moe_eval.traces.readers.torch_parts import Parts
 
 _FACTS = ("schemaVersion", "cuda_runtime_version", "hip_runtime_version")
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval.traces import nsys
-from moe_eval.traces.table import COPY, KERNEL, NONE, SET, Trace
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
+from moe_eval.traces.readers import nsys
 from tests.conftest import ROOT
 from tests.traces import nsys_database
 from tests.traces.sql import ask, change

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import breakdown, files
-from moe_eval.traces.keep import keep
+from moe_eval.traces import breakdown
+from moe_eval.traces.readers import files
+from moe_eval.traces.readers.keep import keep
 from tests.traces import chrome_trace, nsys_database
 
 SECRET = "hunter2-very-secret"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import nsys_columns as columns
-from moe_eval.traces import nsys_tables as tables
-from moe_eval.traces.nsys_tables import Export
-from moe_eval.traces.table import COPY, KERNEL, NONE, Ints, Kernels, Ranges, Trace, kernels, launches, ranges
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Kernels, Ranges, Trace, kernels, launches, ranges
+from moe_eval.traces.readers import nsys_columns as columns
+from moe_eval.traces.readers import nsys_tables as tables
+from moe_eval.traces.readers.nsys_tables import Export
 
 # CUpti_ActivityMemcpyKind, with the words of `nsys stats`
 COPIES = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import torch_profiler
-from moe_eval.traces.table import Trace
+from moe_eval.traces.kernel_table import Trace
+from moe_eval.traces.readers import torch_profiler
 from tests.traces import chrome_trace
 from tests.traces.chrome_trace import Event, call, found, kernel, labelled, mark, merged, named
 

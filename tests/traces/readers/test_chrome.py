@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import torch_profiler
-from moe_eval.traces.table import NONE, Trace
+from moe_eval.traces.kernel_table import NONE, Trace
+from moe_eval.traces.readers import torch_profiler
 from tests.traces.chrome_trace import call, kernel, mark, save
 
 Reader = Callable[..., Trace]

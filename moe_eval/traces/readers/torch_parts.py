@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces import chrome
-from moe_eval.traces.chrome import Event, File, Rows, Thread, timed
-from moe_eval.traces.table import COPY, KERNEL, NONE, SET, Ints, launches
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, launches
+from moe_eval.traces.readers import chrome
+from moe_eval.traces.readers.chrome import Event, File, Rows, Thread, timed
 
 # categories of Kineto's ActivityType, and those in capitals of torch 1.8
 _KINDS = {"kernel": KERNEL, "gpu_memcpy": COPY, "gpu_memset": SET, "Kernel": KERNEL, "Memcpy": COPY, "Memset": SET}

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import files, nsys_export, ranges, scrub, torch_profiler
+from moe_eval.traces import ranges
+from moe_eval.traces.readers import files, nsys_export, scrub, torch_profiler
 
 
 def keep(source: Path, folder: Path, name: str, *, cpu: bool = False) -> Path:

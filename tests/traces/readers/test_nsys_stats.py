@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces import nsys, nsys_stats
-from moe_eval.traces.table import COPY, KERNEL, NONE, SET, Trace
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
+from moe_eval.traces.readers import nsys, nsys_stats
 from tests.traces import nsys_database
 
 NEW = (

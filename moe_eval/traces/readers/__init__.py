@@ -1,0 +1,1 @@
+"""Reads the files of profilers into one kernel table."""
