@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from moe_eval.arm import Load
 from moe_eval.data import workload
 from moe_eval.engines.base import EngineSettings
-from moe_eval.evaluators import kernels_record, perplexity, speed_record
-from moe_eval.evaluators.interleave import ArmRun, Schedule
+from moe_eval.evaluators import kernels_record, perplexity
 from moe_eval.evaluators.latency import Sample
 from moe_eval.evaluators.perplexity import Scores
 from moe_eval.evaluators.routing import Routing
-from moe_eval.evaluators.speed_record import Context
 from moe_eval.records import disk
 from moe_eval.records.by_arm import ArmResults
+from moe_eval.runner import speed_record
+from moe_eval.runner.arm_process import Load
+from moe_eval.runner.interleave import ArmRun, Schedule
+from moe_eval.runner.speed_record import Context
 from moe_eval.traces import breakdown
 from tests.traces.timeline import generation
 

@@ -15,10 +15,10 @@ from typing import Any
 from moe_eval.engines import registry
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import plan
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
+from moe_eval.runner import arm_plan
 from moe_eval.runner.folder import RunFolder
 
 EARLIER = "earlier"  # the folder for records in whose place others were written
@@ -28,10 +28,10 @@ EARLIER = "earlier"  # the folder for records in whose place others were written
 class Request:
     """The arms that a command asks for; `tokenizer` is None where each checkpoint has its own."""
 
-    asked: plan.Asked
+    asked: arm_plan.Asked
     tokenizer: str | None
 
-    def tokenizer_of(self, arm: plan.Arm) -> str:
+    def tokenizer_of(self, arm: arm_plan.Arm) -> str:
         """The folder or hub name of an arm's tokenizer."""
         return self.tokenizer or arm.settings.checkpoint
 
@@ -82,7 +82,7 @@ def read(args: argparse.Namespace, *, emulate: bool | None = None, scope: str = 
         options["disable_fusion"] = True
     registry.check(engine)
     registry.check_options(engine, options)
-    asked = plan.Asked(
+    asked = arm_plan.Asked(
         engine=engine,
         precisions=[name.strip() for name in args.precisions.split(",") if name.strip()],
         paths={

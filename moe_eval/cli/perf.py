@@ -14,12 +14,13 @@ from moe_eval.cli.common import Request
 from moe_eval.data import prompts
 from moe_eval.data.workload import Shape, Workload, shapes
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.evaluators import latency, plan, speed_record, speed_run, speed_table
-from moe_eval.evaluators.plan import Arm, Skip
-from moe_eval.evaluators.speed_record import Context
+from moe_eval.evaluators import latency, speed_table
 from moe_eval.exits import terminable
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.runner import arm_plan, speed_record, speed_run
+from moe_eval.runner.arm_plan import Arm, Skip
+from moe_eval.runner.speed_record import Context
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,7 +58,7 @@ def _run(args: argparse.Namespace) -> None:
         latency.refuse_profiler()
     request = common.read(args)
     gpus = common.gpus(request)
-    planned = speed_run.fitted(plan.plan(request.asked, gpus), asked, gpus)
+    planned = speed_run.fitted(arm_plan.plan(request.asked, gpus), asked, gpus)
     arms = [each for each in planned if isinstance(each, Arm)]
     tokenizer = request.tokenizer_of(arms[0]) if arms else ""
     work = prompts.of_arms(args.dataset, args.seed, asked, arms, tokenizer) if arms else None

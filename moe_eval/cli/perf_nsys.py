@@ -13,9 +13,10 @@ from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import fit, latency
-from moe_eval.evaluators.plan import Arm, Skip
+from moe_eval.evaluators import latency
 from moe_eval.machine import nsys
+from moe_eval.runner import fit
+from moe_eval.runner.arm_plan import Arm, Skip
 
 
 def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip], work: Workload | None) -> None:

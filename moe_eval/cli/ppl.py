@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from moe_eval import arm
-from moe_eval.arm import Found, Job
 from moe_eval.cli import common
 from moe_eval.cli.common import Request
 from moe_eval.data import scoring_windows
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError
-from moe_eval.evaluators import plan, quality_record, table
-from moe_eval.evaluators.plan import Arm, Skip
+from moe_eval.evaluators import quality_record, table
 from moe_eval.records import disk
+from moe_eval.runner import arm_plan, arm_process
+from moe_eval.runner.arm_plan import Arm, Skip
+from moe_eval.runner.arm_process import Found, Job
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,7 +42,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _run(args: argparse.Namespace) -> None:
     request = common.read(args, emulate=args.emulate, scope=args.scope)
     gpus = common.gpus(request)
-    planned = plan.plan(request.asked, gpus)
+    planned = arm_plan.plan(request.asked, gpus)
     where = common.place(gpus)
     # what can be wrong with the data shows before any model is loaded
     scoring_windows.check(args.input_len, args.num_chunks)
@@ -70,7 +70,7 @@ def _measure(args: argparse.Namespace, request: Request, planned: Sequence[Arm |
             input_len=args.input_len,
             num_chunks=args.num_chunks,
         )
-        found = arm.run(job)
+        found = arm_process.run(job)
         disk.write_json(stem.with_suffix(".json"), _record(each.precision, found, args, run_id))
         if found.status != "finished":
             print(f"{each.precision} failed: {found.error}", file=sys.stderr)
@@ -107,7 +107,7 @@ def _noise(reference: tuple[Arm, Job, Found], args: argparse.Namespace, where: s
         stem=str(args.output_dir / f"ppl_{each.precision}_{where}.batch1"),
         settings=replace(each.settings, batch_size=1),
     )
-    found = arm.run(again)
+    found = arm_process.run(again)
     if found.status != "finished":
         print(f"The noise floor was not measured: {found.error}", file=sys.stderr)
         return None

@@ -10,7 +10,7 @@ from moe_eval.data import scoring_windows
 from moe_eval.data import workload as made
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.errors import UsageError
-from moe_eval.evaluators.plan import Arm
+from moe_eval.runner.arm_plan import Arm
 
 SOURCES = (*scoring_windows.DATASETS, "random")
 

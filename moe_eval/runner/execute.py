@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.data.workload import Shape
 from moe_eval.machine import gpu_memory
 from moe_eval.machine.nvml import Nvml, Sampler
 from moe_eval.records import disk
+from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.steps import ROUTING_LOAD, Step
 

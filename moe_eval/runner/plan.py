@@ -10,11 +10,12 @@ from typing import Any
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data import scoring_windows
 from moe_eval.data.workload import Shape
-from moe_eval.evaluators import fit, floors, interleave, plan, speed_run
-from moe_eval.evaluators.interleave import Schedule
-from moe_eval.evaluators.plan import Arm, Skip
+from moe_eval.evaluators import floors
 from moe_eval.machine.hardware import Gpu
+from moe_eval.runner import arm_plan, fit, interleave, speed_run
 from moe_eval.runner import steps as ordered
+from moe_eval.runner.arm_plan import Arm, Skip
+from moe_eval.runner.interleave import Schedule
 from moe_eval.runner.steps import Step
 
 TRACED_TOKENS = 9  # one of prefill and eight of decode
@@ -35,7 +36,7 @@ class Asked:
             where they do not take turns.
     """
 
-    arms: plan.Asked
+    arms: arm_plan.Asked
     evaluators: tuple[str, ...]
     shapes: tuple[Shape, ...]
     dataset: str
@@ -81,7 +82,7 @@ def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool, before: Mapping[str
     Raises:
         UsageError: the model, the data or the shapes cannot be what was asked for.
     """
-    planned = plan.plan(asked.arms, gpus)
+    planned = arm_plan.plan(asked.arms, gpus)
     if "perplexity" in asked.evaluators:
         scoring_windows.check(asked.input_len, asked.num_chunks)
         scoring_windows.pages(asked.dataset)

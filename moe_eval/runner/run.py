@@ -11,22 +11,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data import prompts
 from moe_eval.data.workload import Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import fit
-from moe_eval.evaluators.speed_record import Context
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records import by_arm, disk
 from moe_eval.report import write
-from moe_eval.runner import opened
+from moe_eval.runner import fit, opened
+from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from moe_eval.runner.execute import Executor, How
 from moe_eval.runner.folder import RunFolder, say
 from moe_eval.runner.plan import Asked, Plan
+from moe_eval.runner.speed_record import Context
 from moe_eval.runner.steps import Step
 from moe_eval.runner.views import Views
 

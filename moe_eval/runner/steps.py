@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_eval.data.workload import Shape
-from moe_eval.evaluators.interleave import Schedule
+from moe_eval.runner.interleave import Schedule
 
 Kind = Literal["perplexity", "noise", "latency", "kernels", "routing"]
 EVALUATORS = ("perplexity", "latency", "kernels")

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_eval.arm import Load
-from moe_eval.evaluators import quality_record, speed_record
-from moe_eval.evaluators.interleave import ArmRun
+from moe_eval.evaluators import quality_record
 from moe_eval.evaluators.latency import Sample
-from moe_eval.evaluators.speed_record import Context
 from moe_eval.records import disk
+from moe_eval.runner import speed_record
+from moe_eval.runner.arm_process import Load
 from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.interleave import ArmRun
+from moe_eval.runner.speed_record import Context
 from moe_eval.runner.steps import ROUTING_LOAD, Kind, Step
 
 _SPEED: tuple[Kind, ...] = ("latency", "routing")

@@ -19,16 +19,16 @@ import pytest
 
 from moe_eval import cli, comparable
 from moe_eval.engines import registry
-from moe_eval.evaluators import fit, interleave, speed_run
 from moe_eval.evaluators.routing import Routing
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.runner import fit, interleave, speed_run
 from moe_eval.runner.folder import RunFolder
 from tests.cli.test_ppl import Ended, records_of
 from tests.conftest import ROOT, SHIPPED
-from tests.evaluators.test_interleave import Process, Stage
-from tests.evaluators.test_speed_record import cells
 from tests.machine.test_nvml import ONE, TWO, Card, Fake
+from tests.runner.test_interleave import Process, Stage
+from tests.runner.test_speed_record import cells
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, ONE)
 CONTRACT = (

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from moe_eval import cli
-from moe_eval.arm import ArmProcess
 from moe_eval.cli import perf_nsys
 from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, EngineFacts, EngineSettings, GenerationRequest
 from moe_eval.errors import EngineError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.runner.arm_process import ArmProcess
 from tests.conftest import SHIPPED
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)

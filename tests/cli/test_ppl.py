@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import arm, cli, comparable
-from moe_eval.arm import Found, Job
+from moe_eval import cli, comparable
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators.perplexity import Scores
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.runner import arm_process
+from moe_eval.runner.arm_process import Found, Job
 from tests.conftest import ROOT, SHIPPED
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
@@ -135,7 +136,7 @@ def test_a_broken_checkpoint_makes_a_failed_arm_and_no_exception(tmp_path: Path)
     folder = shutil.copytree(SHIPPED, tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
     job = Job(str(tmp_path / "x"), "transformers", EngineSettings(str(folder)), str(folder), "moe_sample", 64, 1)
-    found = arm.run(job)
+    found = arm_process.run(job)
     assert found.status == "failed"
     assert "model.safetensors is corrupt or cut short" in str(found.error)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
@@ -174,7 +175,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
                 return Found("failed", "out of memory")
             return made_up(job)
 
-        monkeypatch.setattr(arm, "run", one)
+        monkeypatch.setattr(arm_process, "run", one)
         monkeypatch.setattr(hardware, "gpus", lambda: gpus)
         monkeypatch.setattr(registry, "check", registry.named)
         folder = tmp_path / "out"

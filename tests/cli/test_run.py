@@ -23,8 +23,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from moe_eval.cli import main
-from moe_eval.evaluators import fit
 from moe_eval.records import by_arm
+from moe_eval.runner import fit
 from moe_eval.runner.folder import RunFolder
 from tests.conftest import ROOT
 

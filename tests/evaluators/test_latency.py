@@ -14,9 +14,10 @@ import torch
 from moe_eval.data.workload import Shape
 from moe_eval.engines.base import Completion, EngineFacts, GenerationRequest, RequestTimes
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.evaluators import latency, tasks
+from moe_eval.evaluators import latency
 from moe_eval.evaluators.latency import Clock
 from moe_eval.machine.nvml import Nvml
+from moe_eval.runner import arm_tasks
 from tests.machine.test_nvml import ONE, Card, Fake
 
 FACTS = EngineFacts(
@@ -215,7 +216,7 @@ def test_nothing_is_timed_under_a_profiler(
     monkeypatch.setenv(variable, "1")
     for timed in (
         lambda: latency.measure(engine, PROMPTS, SHAPE, 1, BLIND),
-        lambda: tasks.warm_up(engine, None, shape=vars(SHAPE), workload="", least=5),
+        lambda: arm_tasks.warm_up(engine, None, shape=vars(SHAPE), workload="", least=5),
     ):
         with pytest.raises(UsageError, match=f"timed under {title}"):
             timed()

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from moe_eval.evaluators import fit
-from moe_eval.evaluators import plan as arms
 from moe_eval.machine.hardware import Gpu
-from moe_eval.runner import execute
+from moe_eval.runner import arm_plan as arms
+from moe_eval.runner import execute, fit
 from moe_eval.runner import plan as planning
 from moe_eval.runner import run as runs
 from moe_eval.runner.folder import RunFolder

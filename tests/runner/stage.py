@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from moe_eval.arm import ArmFailed, Load
 from moe_eval.data.workload import Shape
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators.perplexity import Scores
 from moe_eval.evaluators.routing import Routing
+from moe_eval.runner.arm_process import ArmFailed, Load
 from moe_eval.runner.execute import How
 from moe_eval.runner.steps import Step
 

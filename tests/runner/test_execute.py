@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.evaluators.interleave import Schedule
 from moe_eval.runner import execute, steps
 from moe_eval.runner.execute import Executor
 from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.interleave import Schedule
 from moe_eval.runner.steps import EVALUATORS, Step
 from tests.runner.stage import SHAPES, Stage, how, nothing
 

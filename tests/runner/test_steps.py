@@ -6,8 +6,8 @@ from itertools import groupby
 
 import pytest
 
-from moe_eval.evaluators.interleave import Schedule
 from moe_eval.runner import steps
+from moe_eval.runner.interleave import Schedule
 from moe_eval.runner.steps import EVALUATORS, ROUTING_LOAD, Step
 from tests.runner.stage import SHAPES
 

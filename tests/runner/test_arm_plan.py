@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import plan
-from moe_eval.evaluators.plan import Arm, Asked, Skip
 from moe_eval.machine.hardware import Gpu
+from moe_eval.runner import arm_plan
+from moe_eval.runner.arm_plan import Arm, Asked, Skip
 
 A100 = Gpu("NVIDIA A100", "8.0", 80 << 30, None)
 H100 = Gpu("NVIDIA H100", "9.0", 80 << 30, None)
@@ -48,7 +48,7 @@ def paths(folder: Folders) -> dict[str, str | None]:
 def planned(
     paths: dict[str, str | None], names: str = "bf16,fp8,nvfp4", gpus: Sequence[Gpu] = (H100,), **more: Any
 ) -> list[Arm | Skip]:
-    return plan.plan(Asked(**{"engine": "trtllm", "precisions": names.split(","), "paths": paths} | more), gpus)
+    return arm_plan.plan(Asked(**{"engine": "trtllm", "precisions": names.split(","), "paths": paths} | more), gpus)
 
 
 def ran(found: list[Arm | Skip]) -> list[str]:
@@ -202,4 +202,4 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(tmp_path
 )
 def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        plan.plan(Asked("trtllm", names, paths), (B200,))
+        arm_plan.plan(Asked("trtllm", names, paths), (B200,))

@@ -60,7 +60,7 @@ class ArmProcess:
         asks, self._asks = os.pipe()
         self._answers, answers = os.pipe()
         self._unread = b""
-        command = [sys.executable, "-m", "moe_eval.arm_worker", str(asks), str(answers)]
+        command = [sys.executable, "-m", "moe_eval.runner.arm_worker", str(asks), str(answers)]
         # its own output goes beside the progress bar; in a session of its own it can be ended with all that it started,
         # and a terminal's Ctrl-C reaches it by this process alone
         with contextlib.ExitStack() as stack:

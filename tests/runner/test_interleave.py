@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from moe_eval.arm import ArmFailed, Load
 from moe_eval.data import workload
 from moe_eval.data.workload import Shape
 from moe_eval.engines.base import EngineSettings
-from moe_eval.evaluators import interleave
-from moe_eval.evaluators.interleave import ArmRun, Conductor, Schedule
+from moe_eval.runner import interleave
+from moe_eval.runner.arm_process import ArmFailed, Load
+from moe_eval.runner.interleave import ArmRun, Conductor, Schedule
 from tests.machine.test_nvml import ONE, Card, Fake
 
 WORK = workload.from_seed(0, workload.shapes([2, 1], 4, 3), 50)

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval.arm import Load
 from moe_eval.checkpoint.geometry import Geometry, Params
 from moe_eval.data import workload
 from moe_eval.engines.base import EngineSettings
-from moe_eval.evaluators import speed_record, speed_table
-from moe_eval.evaluators.interleave import ArmRun, Schedule
+from moe_eval.evaluators import speed_table
 from moe_eval.evaluators.latency import Sample
 from moe_eval.evaluators.routing import Routing
-from moe_eval.evaluators.speed_record import Context
 from moe_eval.machine.rates import Rates
+from moe_eval.runner import speed_record
+from moe_eval.runner.arm_process import Load
+from moe_eval.runner.interleave import ArmRun, Schedule
+from moe_eval.runner.speed_record import Context
 
 WORK = workload.from_seed(0, workload.shapes([4, 1], 10, 5), 100)
 GEOMETRY = Geometry(

@@ -14,9 +14,9 @@ from safetensors import safe_open
 
 from moe_eval.data.workload import Shape, shapes
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import fit
-from moe_eval.evaluators.fit import Need
 from moe_eval.machine.hardware import Gpu
+from moe_eval.runner import fit
+from moe_eval.runner.fit import Need
 from tests.conftest import SHIPPED
 from tests.machine.test_nvml import ONE as ONE_GPU
 from tests.machine.test_nvml import Card, Fake

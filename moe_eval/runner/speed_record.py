@@ -11,10 +11,10 @@ from moe_eval.checkpoint import precision
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.evaluators import floors, routing, speed
-from moe_eval.evaluators.interleave import ArmRun, Schedule
 from moe_eval.evaluators.latency import UNSETTLED
 from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
+from moe_eval.runner.interleave import ArmRun, Schedule
 
 SCHEMA = 1
 # what matrices are multiplied in, by precision: rates are measured by torch's name of the type

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.evaluators.latency import Sample
 from moe_eval.machine import gpu_memory
 from moe_eval.machine.nvml import Nvml, Sampler
+from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 
 Mode = Literal["interleaved", "reloaded", "sequential"]
 
@@ -77,7 +77,7 @@ class ArmRun:
     blocks: dict[str, list[list[Sample]]] = field(default_factory=dict)
     gpu: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     blind: str | None = None
-    gpu_memory: list[dict[str, int | None]] = field(default_factory=list)
+    memory: list[dict[str, int | None]] = field(default_factory=list)
     routing: dict[str, Any] | str = "not measured"
 
     def samples(self, shape: Shape) -> list[Sample]:

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.data.workload import from_seed, shapes
 from moe_eval.engines.base import EngineSettings
+from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from tests.conftest import SHIPPED
 
 SHIPPED_LOAD = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval.arm import ArmFailed, ArmProcess, Load
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data.workload import Shape
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import fit, interleave, speed_record
-from moe_eval.evaluators.interleave import ArmRun, Conductor, Schedule
-from moe_eval.evaluators.plan import Arm, Skip
-from moe_eval.evaluators.speed_record import Context
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
+from moe_eval.runner import fit, interleave, speed_record
+from moe_eval.runner.arm_plan import Arm, Skip
+from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
+from moe_eval.runner.interleave import ArmRun, Conductor, Schedule
+from moe_eval.runner.speed_record import Context
 
 AGAIN = "-again"
 _LEAST_WINDOW = 64  # engines refuse windows of a few tokens

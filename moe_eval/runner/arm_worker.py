@@ -1,4 +1,4 @@
-"""What an arm's process does: `python -m moe_eval.arm_worker ASKS ANSWERS`, two file descriptors.
+"""What an arm's process does: `python -m moe_eval.runner.arm_worker ASKS ANSWERS`, two file descriptors.
 
 It ends with the process that asks, also where that one is killed: a GPU is never left to an orphan.
 """
@@ -47,9 +47,9 @@ class _Arm:
     def do(self, task: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if task == "load":
             return self.load(**arguments)
-        from moe_eval.evaluators import tasks
+        from moe_eval.runner import arm_tasks
 
-        result: dict[str, Any] = getattr(tasks, task)(self.engine, self.tokenizer, **arguments)
+        result: dict[str, Any] = getattr(arm_tasks, task)(self.engine, self.tokenizer, **arguments)
         return result
 
     def close(self) -> None:
