@@ -16,9 +16,10 @@ from typing import Any
 
 from h100 import QWEN3_30B_A3B
 
+from moe_eval.comparison import kernel_difference
 from moe_eval.evaluators import kernels_record, kernels_table, speed_table
 from moe_eval.evaluators.table import columns
-from moe_eval.traces import breakdown, diff
+from moe_eval.traces import breakdown
 from moe_eval.traces.readers import files
 
 MEANING = "## What it means"
@@ -136,8 +137,8 @@ def kernels_page(folder: Path, records: Sequence[dict[str, Any]]) -> str:
         stems = [f"{arm}_b{batch}_i512_o9" for arm in ARMS]
         found = [breakdown.make(files.read(folder / f"{stem}.json.gz")) for stem in stems]
         ratio = measured(records, batch)
-        (decode,) = [each for each in diff.make(*found) if each.name == "decode"]
-        text = diff.explain(decode, ARMS, ratio)
+        (decode,) = [each for each in kernel_difference.make(*found) if each.name == "decode"]
+        text = kernel_difference.explain(decode, ARMS, ratio)
         content = {"decode": kernels_record.difference(decode, ratio)}
         parts += [f"### Batch {batch}", kernels_table.difference(content, ARMS, [text])]
         for arm, stem, each in zip(ARMS, stems, found, strict=True):

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_eval import comparable, gate
 from moe_eval.cli import common
-from moe_eval.comparable import measured
+from moe_eval.comparison import comparable, gate
+from moe_eval.comparison.comparable import measured
 from moe_eval.errors import UsageError
 from moe_eval.exits import Ended
 from moe_eval.records import by_arm

@@ -93,8 +93,9 @@ def _labels(args: argparse.Namespace) -> list[str | None]:
 
 
 def _analyse(args: argparse.Namespace, labels: list[str | None]) -> tuple[dict[str, Any], str]:
+    from moe_eval.comparison import kernel_difference
     from moe_eval.evaluators import kernels_record, kernels_table
-    from moe_eval.traces import breakdown, diff
+    from moe_eval.traces import breakdown
     from moe_eval.traces.readers import files
 
     found, traces = [], []
@@ -105,14 +106,15 @@ def _analyse(args: argparse.Namespace, labels: list[str | None]) -> tuple[dict[s
     parts = [kernels_table.render(each) for each in traces]
     content: dict[str, Any] = {"traces": traces}
     if len(found) == 2:
-        differences = diff.make(found[0], found[1])
+        differences = kernel_difference.make(found[0], found[1])
         measured = args.tpot_ms[0] / args.tpot_ms[1] if args.tpot_ms else None
         ratios = [measured if each.name == "decode" else None for each in differences]
         names = [label or path.name for label, path in zip(labels, args.input, strict=True)]
         if names[0] == names[1]:
             names = [f"{name} ({at})" for at, name in enumerate(names, 1)]
         texts = [
-            diff.explain(each, (names[0], names[1]), ratio) for each, ratio in zip(differences, ratios, strict=True)
+            kernel_difference.explain(each, (names[0], names[1]), ratio)
+            for each, ratio in zip(differences, ratios, strict=True)
         ]
         content["difference"] = {
             each.name: {**kernels_record.difference(each, ratio), "text": text}

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moe_eval import gate
 from moe_eval.checkpoint import contents
 from moe_eval.cli import common, compare
+from moe_eval.comparison import gate
 from moe_eval.data import scoring_windows
 from moe_eval.data.workload import shapes
 from moe_eval.emulation.model import SCOPES

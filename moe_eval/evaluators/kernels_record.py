@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_eval.traces.diff import PhaseDifference
+from moe_eval.comparison.kernel_difference import PhaseDifference
 from moe_eval.traces.figures import Breakdown, Ceiling, Function, Phase
 from moe_eval.traces.kernel_table import COPY, KERNEL, SET, Trace
 from moe_eval.traces.precision_seen import contradiction

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_eval import compare
+from moe_eval.comparison import pairs
 from moe_eval.records import disk
 from moe_eval.records.by_arm import ArmResults
 from moe_eval.report import markdown, page
@@ -29,7 +29,7 @@ def conclude(
     Returns:
         What compare.make gives, and `skipped`.
     """
-    found = {**compare.make(arms, across), "skipped": skipped(run, {arm.name for arm in arms})}
+    found = {**pairs.make(arms, across), "skipped": skipped(run, {arm.name for arm in arms})}
     disk.write_json(folder / COMPARISON, found)
     _write(folder / PAGE, page.render(found, run))
     _write(folder / TEXT, markdown.render(found, run))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_eval import cli, comparable
+from moe_eval import cli
+from moe_eval.comparison import comparable
 from moe_eval.engines import registry
 from moe_eval.evaluators.routing import Routing
 from moe_eval.machine import hardware

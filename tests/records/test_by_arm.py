@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_eval import compare
+from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmResults
@@ -177,7 +177,7 @@ def test_a_record_with_anything_wrong_in_it_is_refused_or_compared(
         )
     said = None
     try:
-        json.dumps(compare.make(by_arm.read(tmp_path)), allow_nan=False)
+        json.dumps(pairs.make(by_arm.read(tmp_path)), allow_nan=False)
     except UsageError as error:
         said = str(error)
     assert said is None or said.endswith(".")
@@ -188,6 +188,6 @@ def test_a_perplexity_that_is_no_number_is_missing(tmp_path: Path) -> None:
     arms = [ArmResults(name, name, ppl=made.ppl(name, base, ("bf16", base))) for name in ("bf16", "fp8")]
     assert arms[1].ppl is not None
     made.write(tmp_path, [arms[0], ArmResults("fp8", "fp8", ppl={**arms[1].ppl, "perplexity": float("nan")})])
-    found = compare.make(by_arm.read(tmp_path))
+    found = pairs.make(by_arm.read(tmp_path))
     assert found["arms"][1]["perplexity"] is None
     assert found["pairs"][0]["quality"] is None

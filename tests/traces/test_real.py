@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from moe_eval.traces import breakdown, diff
+from moe_eval.comparison import kernel_difference
+from moe_eval.traces import breakdown
 from moe_eval.traces.figures import Breakdown
 from moe_eval.traces.readers import files
 
@@ -78,18 +79,18 @@ def test_the_expert_gemm_s_share_is_that_of_the_triton_kernels() -> None:
 
 def test_the_difference_names_what_quantisation_costs(pair: tuple[str, Breakdown, Breakdown]) -> None:
     _, one, two = pair
-    for phase in diff.make(one, two):
+    for phase in kernel_difference.make(one, two):
         change = {each.category: each.change_ms for each in phase.changes}
         assert change["expert_gemm"] < 0 < change["quant_dequant"]
         assert any("quant" in each.name or "amax" in each.name or "max_reduction" in each.name for each in phase.new)
-        assert "quant_dequant" in diff.explain(phase, ("bf16", "fp8"))
+        assert "quant_dequant" in kernel_difference.explain(phase, ("bf16", "fp8"))
 
 
 @needs_shared
 def test_batch_1_is_explained_in_one_paragraph() -> None:
     """TPOT without the profiler: 4.86 and 4.83 ms. Kernels get faster by half a millisecond, gaps slower by more."""
     one, two = (breakdown.make(files.read(shared(each))) for each in PAIRS["b1"][:2])
-    (decode,) = [each for each in diff.make(one, two) if each.name == "decode"]
+    (decode,) = [each for each in kernel_difference.make(one, two) if each.name == "decode"]
     assert decode.busy_ms == pytest.approx((4.63, 4.27), abs=0.01)
     assert decode.step_ms == pytest.approx((5.07, 5.30), abs=0.02)
     assert sum(each.before_launches for each in decode.changes) == 895
@@ -99,7 +100,7 @@ def test_batch_1_is_explained_in_one_paragraph() -> None:
     decode_one = one.phase("decode")
     assert decode_one is not None
     assert decode_one.busy_ceiling.free == pytest.approx(1.5, abs=0.02)
-    text = diff.explain(decode, ("bf16", "fp8"), 4.86 / 4.83)
+    text = kernel_difference.explain(decode, ("bf16", "fp8"), 4.86 / 4.83)
     assert "\n" not in text
     for part in ("0.636 ms less", "quant_dequant +0.515 ms", "gaps between kernels grow by 0.60", "1.086x", "1.006x"):
         assert part in text
@@ -119,6 +120,6 @@ def test_the_project_s_own_traces(batch: int) -> None:
         experts = sum(one.ms * phase.steps for phase in each.phases for one in phase.functions
                       if one.category == "expert_gemm")  # fmt: skip
         assert experts == pytest.approx(sums["fused_moe_kernel"] / 1000)
-    for phase in diff.make(*found):
+    for phase in kernel_difference.make(*found):
         change = {each.category: each.change_ms for each in phase.changes}
         assert change["expert_gemm"] < 0 < change["quant_dequant"]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_eval import ratios
-from moe_eval import verdict_words as words
+from moe_eval.comparison import ratios
+from moe_eval.comparison import wording as words
 from moe_eval.stats import CONFIDENCE
 
 PAYS, DOES_NOT, OPEN, APART = VERDICTS = ("pays", "does not pay", "inconclusive", "not comparable")

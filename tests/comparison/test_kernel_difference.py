@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_eval.traces import breakdown, diff
+from moe_eval.comparison import kernel_difference
+from moe_eval.traces import breakdown
 from moe_eval.traces.figures import Breakdown
 from tests.traces import timeline
 from tests.traces.timeline import Timeline, generation
@@ -20,7 +21,7 @@ def both() -> tuple[Breakdown, Breakdown]:
 def test_the_difference_names_what_quantisation_costs_and_what_the_experts_gain(
     both: tuple[Breakdown, Breakdown],
 ) -> None:
-    prefill, decode = diff.make(*both)
+    prefill, decode = kernel_difference.make(*both)
     assert (prefill.name, decode.name) == ("prefill", "decode")
     change = {each.category: each.change_ms for each in decode.changes}
     # three layers, two GEMMs each: 4 us less, and a quantisation of 0.6 us before each
@@ -40,14 +41,14 @@ def test_the_difference_names_what_quantisation_costs_and_what_the_experts_gain(
     assert decode.gemm_ratio == pytest.approx(1.8)
     assert decode.ceiling is not None
     assert decode.ceiling[0] == pytest.approx(1 / (1 - share + share / 1.8))
-    text = diff.explain(decode, ("bf16", "fp8"), 1.01)
+    text = kernel_difference.explain(decode, ("bf16", "fp8"), 1.01)
     for part in ("0.024 ms less", "quant_dequant +0.004 ms", "(+6 launches)", "measured without it: 1.010x"):
         assert part in text
     assert f"{decode.busy_ratio:.3f}x" in text
 
 
 def test_the_difference_of_a_trace_with_itself_is_nothing(both: tuple[Breakdown, Breakdown]) -> None:
-    for phase in diff.make(both[0], both[0]):
+    for phase in kernel_difference.make(both[0], both[0]):
         assert all(each.change_ms == 0 for each in phase.changes)
         assert (phase.kernel_ms, phase.waiting_ms, phase.residual_ms, phase.overlap_ms) == (0, 0, 0, 0)
         assert (phase.new, phase.vanished, phase.busy_ratio, phase.step_ratio) == ((), (), 1, 1)
@@ -64,7 +65,7 @@ def test_swapping_negates_and_the_parts_add_up_to_the_step(steps: list[tuple[boo
             one.step("decode", 1, fp8=fp8, split_k=wide)
             one.now += wait * (2 if fp8 else 1)
         made.append(breakdown.make(one.trace()))
-    there, back = diff.make(made[0], made[1]), diff.make(made[1], made[0])
+    there, back = kernel_difference.make(made[0], made[1]), kernel_difference.make(made[1], made[0])
     for one_way, other in zip(there, back, strict=True):
         for a, b in zip(one_way.changes, other.changes, strict=True):
             assert (a.category, a.change_ms) == (b.category, -b.change_ms)
@@ -86,7 +87,7 @@ def test_a_residual_is_shown_and_not_hidden() -> None:
             made.run("expert_gemm", timeline.MOE, 1_000_000)
             made.run("sampling", timeline.ARGMAX, 1000)
             made.now += 1000
-    (found,) = diff.make(breakdown.make(two.trace()), breakdown.make(one.trace()))
+    (found,) = kernel_difference.make(breakdown.make(two.trace()), breakdown.make(one.trace()))
     assert found.kernel_ms == pytest.approx(0)  # no category's median has moved, and yet most steps are longer
     assert found.residual_ms == pytest.approx(3, rel=0.01)
-    assert "left unexplained" in diff.explain(found, ("a", "b"))
+    assert "left unexplained" in kernel_difference.explain(found, ("a", "b"))

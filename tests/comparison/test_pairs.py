@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from moe_eval import compare, gate
+from moe_eval.comparison import gate, kernel_difference, pairs
 from moe_eval.evaluators import kernels_record
 from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmResults
-from moe_eval.traces import breakdown, diff
+from moe_eval.traces import breakdown
 from moe_eval.traces.readers import files
 from tests import recorded_arms as made
 from tests.recorded_arms import INPUT, OUTPUT
 
-TRACES = Path(__file__).parent / "traces" / "data"
+TRACES = Path(__file__).parents[1] / "traces" / "data"
 # e2e in ms of a Qwen3-30B-A3B with random weights on one H100 (vLLM 0.22.1): two loads of three iterations
 H100 = {
     "bf16": {1: [[1321.0, 1320.8, 1321.4], [1300.7, 1299.6, 1297.0]],
@@ -35,7 +35,7 @@ H100 = {
 
 def pair(*arms: ArmResults, across: tuple[str, ...] = ()) -> dict[str, Any]:
     """The one pair of two arms, as JSON gives it back."""
-    found: dict[str, Any] = json.loads(json.dumps(compare.make(arms, across), allow_nan=False))
+    found: dict[str, Any] = json.loads(json.dumps(pairs.make(arms, across), allow_nan=False))
     return dict(found["pairs"][0])
 
 
@@ -125,12 +125,12 @@ def test_the_difference_of_kernels_is_that_of_the_traces(batch: int) -> None:
         timed = made.perf(name, {batch: [[100.0, 101.0], [100.0, 99.0]]})
         arms.append(ArmResults(name, name, timed, kernels={record["shape"]: json.loads(json.dumps(record))}))
     (row,) = pair(*arms)["shapes"]
-    expected = diff.make(*whole)
+    expected = kernel_difference.make(*whole)
     assert list(row["kernels"]) == [each.name for each in expected]
     for each in expected:
         found = row["kernels"][each.name]
         names = ("bf16", "fp8")
-        assert found.pop("text") == diff.explain(each, names, 1.0)
+        assert found.pop("text") == kernel_difference.explain(each, names, 1.0)
         assert found == json.loads(json.dumps(kernels_record.difference(each, 1.0)))
     decode = whole[0].phase("decode")
     assert decode is not None
@@ -229,7 +229,7 @@ def test_arms_are_described_and_broken_ones_are_named() -> None:
     traced = {f"b1_i{INPUT}_o9": made.kernels("fp8", fp8=True, label="fp8")}
     arms = [made.arm("bf16", MS), made.arm("bf16-again", MS, reference="bf16"),
             ArmResults("fp8", "fp8", made.perf("fp8", MS, status="failed", slow=1), kernels=traced)]  # fmt: skip
-    found = compare.make(arms)
+    found = pairs.make(arms)
     assert (found["schema"], found["reference"]) == (1, "bf16")
     fp8 = found["arms"][2]
     expected = {"name": "fp8", "engine": "vllm", "engine_version": "0.22.1", "gpu": made.GPU, "precision_seen": "fp8",
@@ -270,4 +270,4 @@ def test_arms_of_two_runs_are_compared_with_drift_allowed_for() -> None:
 
 def test_a_folder_becomes_a_comparison(tmp_path: Path) -> None:
     made.write(tmp_path, h100())
-    assert compare.make(by_arm.read(tmp_path))["pairs"][0]["verdict"] == "pays"
+    assert pairs.make(by_arm.read(tmp_path))["pairs"][0]["verdict"] == "pays"

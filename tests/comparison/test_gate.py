@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_eval import gate
+from moe_eval.comparison import gate
+from moe_eval.comparison.gate import FAILS, HOLDS, UNDECIDED, Condition
 from moe_eval.errors import UsageError
-from moe_eval.gate import FAILS, HOLDS, UNDECIDED, Condition
-from tests.test_verdict import QUALITY, RELOADED, TURNS, shape
+from tests.comparison.test_verdict import QUALITY, RELOADED, TURNS, shape
 
 FIGURES = ("speed", "ttft", "tpot", "ln_ppl", "kld", "top1")
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_eval import comparable
 from moe_eval.checkpoint.precision import DTYPE_OF
-from moe_eval.comparable import measured
+from moe_eval.comparison import comparable
+from moe_eval.comparison.comparable import measured
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import quality_record
 from moe_eval.records.by_arm import ArmResults

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moe_eval import comparable
+from moe_eval.comparison import comparable
 from tests import recorded_arms as made
 
 MS = {1: [[100.0, 101.0], [99.0, 100.0]]}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scipy import stats as scipy_stats
 
-from moe_eval import ratios, verdict
+from moe_eval.comparison import ratios, verdict
 
 TURNS = {"mode": "interleaved", "blocks": 4, "per_block": 2, "one_run": True}
 RELOADED = {**TURNS, "mode": "reloaded"}

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moe_eval.comparison import kernel_difference
 from moe_eval.evaluators import kernels_record
-from moe_eval.traces import diff
 from moe_eval.traces.figures import Breakdown, Ceiling, Function, Phase, Share
 from moe_eval.traces.precision_seen import Seen
 
@@ -53,11 +53,11 @@ def changes(
         measured: by phase, how many times faster the second is without a profiler.
     """
     found = {}
-    for each in diff.make(_breakdown(before), _breakdown(after)):
+    for each in kernel_difference.make(_breakdown(before), _breakdown(after)):
         ratio = measured.get(each.name)
         # a phase in which nothing ran has no ratio to tell
         told = each.step_ms is None or (each.busy_ratio is not None and each.step_ratio is not None)
-        text = diff.explain(each, names, ratio) if told else ""
+        text = kernel_difference.explain(each, names, ratio) if told else ""
         found[each.name] = {**kernels_record.difference(each, ratio), "text": text}
     return found
 

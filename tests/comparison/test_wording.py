@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_verdict import ABOVE, BELOW, NONE_TO_GAIN, QUALITY, WIDE, decide, shape
+from tests.comparison.test_verdict import ABOVE, BELOW, NONE_TO_GAIN, QUALITY, WIDE, decide, shape
 
 
 @pytest.mark.parametrize(

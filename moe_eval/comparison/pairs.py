@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from moe_eval import comparable, kernel_changes, verdict
-from moe_eval.comparable import engine, measured
-from moe_eval.compare_quality import quality
+from moe_eval.comparison import comparable, kernels, verdict
+from moe_eval.comparison.comparable import engine, measured
+from moe_eval.comparison.quality import quality
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators import routing, speed
 from moe_eval.evaluators.latency import Sample
@@ -129,11 +129,11 @@ def _shapes(reference: ArmResults, other: ArmResults) -> Iterator[dict[str, Any]
     timed = {name: _sizes(row) for name, row in {**ours, **theirs}.items()}
     used: set[str] = set()
     for name, sizes in sorted(timed.items(), key=lambda each: tuple(each[1].values())):
-        traced = [kernel_changes.matching(name, arm.kernels) for arm in (reference, other)]
+        traced = [kernels.matching(name, arm.kernels) for arm in (reference, other)]
         used |= {each for each in traced if each is not None}
         yield _shape(reference, other, name, sizes, traced)
     for name in sorted({*reference.kernels, *other.kernels} - used):
-        sizes = kernel_changes.sizes(name) or dict.fromkeys(("batch_size", "input_len", "output_len"))
+        sizes = kernels.sizes(name) or dict.fromkeys(("batch_size", "input_len", "output_len"))
         yield _shape(
             reference, other, name, sizes, [name if name in arm.kernels else None for arm in (reference, other)]
         )
@@ -173,7 +173,7 @@ def _shape(
         found["ceiling"] = _ceilings(reference.kernels[traced[0]])
     if traced[0] is not None and traced[1] is not None:
         records = reference.kernels[traced[0]], other.kernels[traced[1]]
-        found["kernels"] = kernel_changes.changes(*records, (reference.name, other.name), told)
+        found["kernels"] = kernels.changes(*records, (reference.name, other.name), told)
         found["breakdown"] = _breakdown(*map(_categories, records))
         decode = found["kernels"].get("decode")
         if decode and decode["predicted_ratio_busy"] is not None:

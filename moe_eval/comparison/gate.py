@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moe_eval import ratios
-from moe_eval import verdict_words as words
+from moe_eval.comparison import ratios
+from moe_eval.comparison import wording as words
 from moe_eval.errors import UsageError
 from moe_eval.records.by_arm import AGAIN
 

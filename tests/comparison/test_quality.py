@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_eval import compare, gate
+from moe_eval.comparison import gate, pairs
 from moe_eval.records.by_arm import ArmResults
 from moe_eval.report import markdown
-from tests.test_compare import pair, scored
+from tests.comparison.test_pairs import pair, scored
 
 
 def test_quality_of_the_recorded_pair_and_of_any_other(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_scales_that_were_calibrated_on_what_was_scored_are_told_of(tmp_path: Pa
     assert arms[1].ppl is not None
     for source, told in (("16 windows of moe_sample", True), ("16 windows of wikitext", False)):
         arms[1].ppl["labels"]["engine"]["arguments"] = {"calibration": source}
-        found = compare.make(arms)
+        found = pairs.make(arms)
         assert bool(found["pairs"][0]["quality"]["calibration"]) == told
         assert ("calibrated" in markdown.render(found, {})) == told
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_eval import ratios
+from moe_eval.comparison import ratios
 
 _Dict = Mapping[str, Any]
 # what a lower precision adds to a step, in a reader's words

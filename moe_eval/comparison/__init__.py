@@ -1,0 +1,1 @@
+"""Recorded arms side by side: records in, verdict out."""
