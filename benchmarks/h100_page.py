@@ -17,8 +17,9 @@ from typing import Any
 from h100 import QWEN3_30B_A3B
 
 from moe_eval.comparison import kernel_difference
-from moe_eval.evaluators import kernels_record, kernels_table, speed_table
-from moe_eval.evaluators.table import columns
+from moe_eval.evaluators import kernels_record
+from moe_eval.report import kernels_table, speed_table
+from moe_eval.report.quality_table import columns
 from moe_eval.traces import breakdown
 from moe_eval.traces.readers import files
 

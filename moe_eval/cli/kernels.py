@@ -94,7 +94,8 @@ def _labels(args: argparse.Namespace) -> list[str | None]:
 
 def _analyse(args: argparse.Namespace, labels: list[str | None]) -> tuple[dict[str, Any], str]:
     from moe_eval.comparison import kernel_difference
-    from moe_eval.evaluators import kernels_record, kernels_table
+    from moe_eval.evaluators import kernels_record
+    from moe_eval.report import kernels_table
     from moe_eval.traces import breakdown
     from moe_eval.traces.readers import files
 

@@ -14,10 +14,11 @@ from moe_eval.cli.common import Request
 from moe_eval.data import prompts
 from moe_eval.data.workload import Shape, Workload, shapes
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.evaluators import latency, speed_table
+from moe_eval.evaluators import latency
 from moe_eval.exits import terminable
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.report import speed_table
 from moe_eval.runner import arm_plan, speed_record, speed_run
 from moe_eval.runner.arm_plan import Arm, Skip
 from moe_eval.runner.speed_record import Context

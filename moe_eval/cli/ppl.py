@@ -14,8 +14,9 @@ from moe_eval.cli.common import Request
 from moe_eval.data import scoring_windows
 from moe_eval.emulation.model import SCOPES
 from moe_eval.errors import EngineError
-from moe_eval.evaluators import quality_record, table
+from moe_eval.evaluators import quality_record
 from moe_eval.records import disk
+from moe_eval.report import quality_table
 from moe_eval.runner import arm_plan, arm_process
 from moe_eval.runner.arm_plan import Arm, Skip
 from moe_eval.runner.arm_process import Found, Job
@@ -94,7 +95,7 @@ def _compared(ran: list[tuple[Arm, Job, Found]], args: argparse.Namespace, where
         record = _record(each.precision, found, args, run_id)
         rows.append(record | {"reference": first[0].precision, "noise_floor": noise} | compared)
         disk.write_json(args.output_dir / f"ppl_{each.precision}_{where}.json", rows[-1])
-    print(table.render(rows))
+    print(quality_table.render(rows))
     if len(finished) < len(ran):
         raise EngineError(f"{len(ran) - len(finished)} of {len(ran)} precisions failed; see the lines above.")
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moe_eval.evaluators.table import columns
 from moe_eval.report import tables, tables_arms
+from moe_eval.report.quality_table import columns
 from moe_eval.report.text import LONGEST_SENTENCE, comparable, named, plain
 
 # what Markdown or the HTML in it would read as more than text; a word of a name keeps its underscores

@@ -14,10 +14,10 @@ import pytest
 from moe_eval.checkpoint.geometry import Geometry, Params
 from moe_eval.data import workload
 from moe_eval.engines.base import EngineSettings
-from moe_eval.evaluators import speed_table
 from moe_eval.evaluators.latency import Sample
 from moe_eval.evaluators.routing import Routing
 from moe_eval.machine.rates import Rates
+from moe_eval.report import speed_table
 from moe_eval.runner import speed_record
 from moe_eval.runner.arm_process import Load
 from moe_eval.runner.interleave import ArmRun, Schedule

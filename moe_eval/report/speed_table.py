@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_eval.evaluators.table import columns
+from moe_eval.report.quality_table import columns
 
 _HEADS = (
     *("arm", "batch", "TTFT ms", "TPOT ms", "e2e ms", "95 % interval", "output tok/s", "prefill tok/s", "J/tok"),
