@@ -15,8 +15,8 @@ import pytest
 
 from moe_eval import tracking
 from moe_eval.errors import TrackingError, UsageError
-from tests import test_tracking
-from tests.test_tracking import METRICS, PARAMS, runs, written
+from tests.tracking import test_tracking
+from tests.tracking.test_tracking import METRICS, PARAMS, runs, written
 
 _own_mlflow = test_tracking._own_mlflow
 empty_store = test_tracking.empty_store
