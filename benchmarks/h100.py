@@ -29,12 +29,13 @@ from typing import Any
 
 from moe_eval import stats
 from moe_eval.checkpoint import tokenizer as tokens
+from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.data import prompts
+from moe_eval.data.window import Window
 from moe_eval.data.workload import Shape
 from moe_eval.engines import registry
-from moe_eval.engines.base import EngineSettings, GenerationRequest, Window
+from moe_eval.engines.base import EngineSettings, GenerationRequest
 from moe_eval.evaluators import latency
-from moe_eval.harness.settings import SHIPPED
 from moe_eval.machine.nvml import Nvml
 
 # https://huggingface.co/Qwen/Qwen3-30B-A3B, config.json

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from moe_eval import stats
+from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.data import scoring_windows
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.evaluators import perplexity
-from moe_eval.harness.settings import SHIPPED
 from moe_eval.machine import hardware
 
 WIDTH = {

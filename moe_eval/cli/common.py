@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from moe_eval.checkpoint import shipped as shipped_model
 from moe_eval.engines import registry
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
@@ -65,12 +66,10 @@ def read(args: argparse.Namespace, *, emulate: bool | None = None, scope: str = 
     """
     from lm_eval.utils import simple_parse_args_string
 
-    from moe_eval.harness import settings
-
     shipped = args.model_path is None
     engine = args.engine or ("transformers" if emulate or shipped else "trtllm")
     if shipped:
-        print(f"{settings.SHIPPED_NOTE}.", file=sys.stderr)
+        print(f"{shipped_model.SHIPPED_NOTE}.", file=sys.stderr)
     options: dict[str, Any] = dict(simple_parse_args_string(args.model_args))
     tokenizer = options.pop("tokenizer", None)
     common = _of_settings(options)
@@ -86,7 +85,7 @@ def read(args: argparse.Namespace, *, emulate: bool | None = None, scope: str = 
         engine=engine,
         precisions=[name.strip() for name in args.precisions.split(",") if name.strip()],
         paths={
-            "model": str(settings.SHIPPED) if shipped else args.model_path,
+            "model": str(shipped_model.SHIPPED) if shipped else args.model_path,
             "fp8": args.fp8_model_path,
             "nvfp4": args.nvfp4_model_path,
         },

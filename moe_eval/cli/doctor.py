@@ -107,12 +107,11 @@ def _selftest(model_args: str) -> None:
     from lm_eval.utils import simple_parse_args_string
 
     from moe_eval.checkpoint import tokenizer as tokens
+    from moe_eval.checkpoint.shipped import SHIPPED
     from moe_eval.engines.trtllm import page
     from moe_eval.harness import settings
 
-    asked = settings.read(
-        {"pretrained": str(settings.SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"}
-    )
+    asked = settings.read({"pretrained": str(SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"})
     tokenizer = tokens.load(asked.tokenizer, asked.of_engine)
     engine = registry.load("trtllm", asked.of_engine, tokenizer)
     try:

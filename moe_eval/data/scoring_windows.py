@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moe_eval.checkpoint import hub
-from moe_eval.engines.base import Window
+from moe_eval.data.window import Window
 from moe_eval.errors import UsageError
 
 DATASETS = ("wikitext", "wikitext_local", "moe_sample")

@@ -11,29 +11,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.data.window import Window
+from moe_eval.records.labels import EngineFacts
+
 TokenIds = Sequence[int]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Tokens to score, in the harness's disjoint form: `continuation` is scored, `context` conditions it.
-
-    Attributes:
-        context: token ids, at least one.
-        continuation: token ids, at least one. The model reads (context + continuation)[:-1].
-    """
-
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.context or not self.continuation:
-            raise ValueError("a window needs at least one context token and one token to score")
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """What the model reads: every token but the last."""
-        return (self.context + self.continuation)[:-1]
 
 
 @dataclass(frozen=True)
@@ -100,66 +81,6 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
     times: RequestTimes | None = None
-
-
-@dataclass(frozen=True)
-class EngineFacts:
-    """The labels of whatever this engine measures. None means that the engine cannot know it.
-
-    Attributes:
-        name, version: the engine and the version of its library.
-        checkpoint: what was loaded, as the user named it.
-        fingerprint: identifies the checkpoint's files (see checkpoint.fingerprint).
-        architecture: the model class; `vocabulary` is the number of its output logits.
-        precision: what the expert GEMMs compute in; `emulated` when only its rounding is computed.
-        dtype: of weights and activations outside quantised layers.
-        device: torch's name of the device, and `device_name` the hardware's.
-        max_length: the window in tokens: what the model reads at once.
-        worker: `in_process` or `spawned`, as observed.
-        attention_backend, moe_backend_requested, moe_backend_observed: which implementations ran.
-        kv_cache_dtype: of the key-value cache during generation.
-        cuda_graph_batch_sizes: batch sizes that run as CUDA graphs; empty for none.
-        cuda_graph_padding: whether a batch between two of them runs as the larger one, rather than without a graph.
-        scores_from: what log-probabilities are read from, and what that was checked against.
-        quant_algo: how weights and activations are quantised, as the engine or the checkpoint names it; `none`.
-        weights: `checkpoint`, or `random` where the engine made them up: then speed counts and no score does.
-        max_batch: the most sequences in one step; None where there is no limit.
-        max_step_tokens: the most tokens that one step reads, so that longer prompts are read over several; None where
-            there is no limit.
-        gpus: over how many GPUs the model is spread; 0 on a CPU.
-        weight_bytes: of the loaded weights by `experts` (those a router chooses from), `embedding` (only rows of it are
-            read), `encoders` (of images or sound, which token ids do not go through) and `other` (all of it is read in
-            every step; a head that is the embedding counts here).
-        arguments: what the engine's library was given beyond the labels above, by the library's own names.
-    """
-
-    name: str
-    version: str
-    checkpoint: str
-    fingerprint: str
-    architecture: str
-    vocabulary: int
-    precision: str
-    emulated: bool
-    dtype: str
-    device: str
-    device_name: str
-    max_length: int
-    worker: Literal["in_process", "spawned"] | None
-    attention_backend: str | None
-    moe_backend_requested: str | None
-    moe_backend_observed: str | None
-    kv_cache_dtype: str | None
-    cuda_graph_batch_sizes: tuple[int, ...] | None
-    scores_from: str
-    quant_algo: str | None = None
-    weights: Literal["checkpoint", "random"] = "checkpoint"
-    max_batch: int | None = None
-    max_step_tokens: int | None = None
-    gpus: int = 0
-    weight_bytes: Mapping[str, int] | None = None
-    cuda_graph_padding: bool | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

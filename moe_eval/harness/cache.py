@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from sqlitedict import SqliteDict
 
-from moe_eval.engines.base import EngineFacts
 from moe_eval.errors import UsageError
 from moe_eval.harness.settings import ModelSettings
+from moe_eval.records.labels import EngineFacts
 
 # Arguments that change how fast an answer comes and not what it is
 _WITHOUT_EFFECT = ("batch_size", "max_batch_size", "track")

@@ -14,8 +14,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from tqdm import tqdm
 
 from moe_eval.checkpoint import tokenizer
+from moe_eval.checkpoint.shipped import SHIPPED_NOTE
+from moe_eval.data.window import Window
 from moe_eval.engines import registry
-from moe_eval.engines.base import Completion, GenerationRequest, Window, WindowScores
+from moe_eval.engines.base import Completion, GenerationRequest, WindowScores
 from moe_eval.errors import UsageError
 from moe_eval.harness import cache, kernels, latency, plugin, settings
 from moe_eval.harness.generation import Generation
@@ -34,7 +36,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.settings = settings.read(arguments)
         plugin.warn_if_detached(log)
         if self.settings.shipped:
-            log.warning(settings.SHIPPED_NOTE)
+            log.warning(SHIPPED_NOTE)
         asked = self.settings.of_engine
         if registry.named(self.settings.engine).cpu:
             asked = replace(asked, device=_present(asked.device))
@@ -119,7 +121,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 "add_bos_token": self.settings.add_bos_token,
                 "tokenizer": self.settings.tokenizer,
                 "batch_size": self.batch_size,
-                "notes": [settings.SHIPPED_NOTE] if self.settings.shipped else [],
+                "notes": [SHIPPED_NOTE] if self.settings.shipped else [],
                 "scored": {task: dict(counts) for task, counts in self.scored.items()},
             },
         }

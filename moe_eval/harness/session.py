@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import precision
+from moe_eval.checkpoint.shipped import SHIPPED_NOTE
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.exits import terminable
 from moe_eval.harness import KERNELS, LATENCY, MODEL, artifacts, elsewhere, offline, settings
@@ -246,7 +247,7 @@ def _parent(arguments: Mapping[str, Any]) -> Path:
 
 
 def _notes(asked: settings.ModelSettings, arguments: Mapping[str, Any]) -> list[str]:
-    notes = [settings.SHIPPED_NOTE] if asked.shipped else []
+    notes = [SHIPPED_NOTE] if asked.shipped else []
     if arguments.get("limit") is not None or arguments.get("samples"):
         notes.append("part of the documents only: not a result for the whole task")
     return notes

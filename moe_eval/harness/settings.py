@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import contents, precision
+from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
-
-SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "tiny-qwen3-moe"
-SHIPPED_NOTE = "no model was named: this is moe_eval's own tiny Qwen3-MoE on Transformers, not a model to judge"
 
 
 @dataclass(frozen=True)

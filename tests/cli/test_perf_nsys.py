@@ -18,10 +18,11 @@ import torch
 from moe_eval import cli
 from moe_eval.cli import perf_nsys
 from moe_eval.engines import registry
-from moe_eval.engines.base import Completion, EngineFacts, EngineSettings, GenerationRequest
+from moe_eval.engines.base import Completion, EngineSettings, GenerationRequest
 from moe_eval.errors import EngineError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.records.labels import EngineFacts
 from moe_eval.runner.arm_process import ArmProcess
 from tests.conftest import SHIPPED
 

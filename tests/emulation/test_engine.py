@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from moe_eval.data.window import Window
 from moe_eval.engines import registry
-from moe_eval.engines.base import EngineSettings, GenerationRequest, Window, WindowScores
+from moe_eval.engines.base import EngineSettings, GenerationRequest, WindowScores
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 from moe_eval.stats import Divergence, divergence

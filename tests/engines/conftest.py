@@ -13,8 +13,9 @@ import transformers
 from torch import Tensor
 
 import moe_eval
+from moe_eval.data.window import Window
 from moe_eval.engines import registry
-from moe_eval.engines.base import EngineSettings, Window
+from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.transformers.engine import TransformersEngine
 
 VOCABULARY = 101

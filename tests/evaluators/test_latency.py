@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from moe_eval.data.workload import Shape
-from moe_eval.engines.base import Completion, EngineFacts, GenerationRequest, RequestTimes
+from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import latency
 from moe_eval.evaluators.latency import Clock
 from moe_eval.machine.nvml import Nvml
+from moe_eval.records.labels import EngineFacts
 from moe_eval.runner import arm_tasks
 from tests.machine.test_nvml import ONE, Card, Fake
 

@@ -18,7 +18,8 @@ from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext
 from moe_eval import stats
 from moe_eval.data import scoring_windows
 from moe_eval.data.scoring_windows import Chunks
-from moe_eval.engines.base import Window, WindowScores, unheard
+from moe_eval.data.window import Window
+from moe_eval.engines.base import WindowScores, unheard
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import perplexity
 from moe_eval.evaluators.perplexity import Scores

@@ -19,9 +19,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import TaskIndex
 
+from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.harness import session
 from moe_eval.harness.model import MoeLM
-from moe_eval.harness.settings import SHIPPED
 from tests.harness.running import Command, Ended
 
 Requests = Callable[..., list[Instance]]

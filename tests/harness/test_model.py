@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
+from moe_eval.checkpoint.shipped import SHIPPED, SHIPPED_NOTE
 from moe_eval.data.documents import SAMPLE
 from moe_eval.errors import UsageError
 from moe_eval.harness.model import MoeLM
-from moe_eval.harness.settings import SHIPPED, SHIPPED_NOTE
 
 Answers = list[tuple[float, bool]]
 SENTENCE = "A sundial tells the time of day from the place where a shadow falls"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
+from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.errors import UsageError
 from moe_eval.harness.model import MoeLM
-from moe_eval.harness.settings import SHIPPED
 
 TEXTS = ("The sun rises", " rises", "", "<s>The sun", "<|endoftext|>The sun", "東京 <s> naïve", "<s>")
 CHAT = [{"role": "system", "content": "Be brief ."}, {"role": "user", "content": "What is a sundial ?"}]

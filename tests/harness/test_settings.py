@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 from moe_eval.harness import settings
 from moe_eval.harness.model import MoeLM
-from moe_eval.harness.settings import SHIPPED
 
 TRANSFORMERS = {"pretrained": str(SHIPPED), "engine": "transformers"}
 without_trtllm = pytest.mark.skipif(

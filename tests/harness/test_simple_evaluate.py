@@ -13,11 +13,11 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
+from moe_eval.checkpoint.shipped import SHIPPED, SHIPPED_NOTE
 from moe_eval.data.documents import moe_sample
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 from moe_eval.harness.model import MoeLM
-from moe_eval.harness.settings import SHIPPED, SHIPPED_NOTE
 
 TASKS = ["choice_local", "generate_local", "cloze_local", "pages_local"]
 OURS = "engine=transformers,dtype=float32,track=off"

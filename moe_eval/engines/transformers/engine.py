@@ -14,20 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moe_eval.engines.base import (
-    Completion,
-    EngineFacts,
-    GenerationRequest,
-    TokenIds,
-    TraceHandle,
-    Window,
-    WindowScores,
-    unheard,
-)
+from moe_eval.data.window import Window
+from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import tracing
 from moe_eval.engines.transformers.batching import batches_in_slabs
 from moe_eval.errors import UsageError
+from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
 

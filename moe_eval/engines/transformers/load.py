@@ -11,12 +11,13 @@ from torch import Tensor
 
 from moe_eval.checkpoint import contents, hub, precision
 from moe_eval.engines import weights
-from moe_eval.engines.base import EngineFacts, EngineSettings
+from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import emulation as transformers_emulation
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
+from moe_eval.records.labels import EngineFacts
 
 RUNS = tuple(precision.DTYPE_OF)
 # Padded tokens in a batch where the user bounds neither rows nor tokens: enough to fill the cores or the GPU;

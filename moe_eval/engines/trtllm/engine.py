@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moe_eval.data.window import Window
 from moe_eval.engines.base import (
     Completion,
-    EngineFacts,
     GenerationRequest,
     RequestTimes,
     TokenIds,
     TraceHandle,
-    Window,
     WindowScores,
     unheard,
 )
@@ -37,6 +36,7 @@ from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
 from moe_eval.engines.trtllm.workers import Waiter, Workers
 from moe_eval.errors import UsageError, WorkerDied
+from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
 

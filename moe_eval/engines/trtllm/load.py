@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from moe_eval.checkpoint import contents, precision
-from moe_eval.engines.base import EngineFacts, EngineSettings
+from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import end_tokens
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.checks import Model, check_machine, read_model, take_placement
@@ -20,6 +20,7 @@ from moe_eval.engines.trtllm.failures import explained
 from moe_eval.engines.trtllm.readers import ContextLogits
 from moe_eval.engines.trtllm.workers import Workers, descendants
 from moe_eval.machine import hardware
+from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
 

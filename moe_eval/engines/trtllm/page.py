@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_eval.engines.base import GenerationRequest, Window
+from moe_eval.data.window import Window
+from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.readers import PromptLogprobs, Reader, differences
 from moe_eval.engines.trtllm.selftest import SAME_LOGITS_TOLERANCE

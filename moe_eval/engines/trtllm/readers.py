@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from moe_eval.engines.base import Window, WindowScores
+from moe_eval.data.window import Window
+from moe_eval.engines.base import WindowScores
 from moe_eval.errors import EngineError
 
 _CHUNK_BYTES = 256 << 20  # of float32 logits and of their softmax at once

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moe_eval.engines.base import Window
+from moe_eval.data.window import Window
 from moe_eval.engines.trtllm.readers import ContextLogits, PromptLogprobs, Reader, rows
 from moe_eval.errors import EngineError, UsageError, WorkerDied
 

@@ -17,21 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moe_eval.engines.base import (
-    Completion,
-    EngineFacts,
-    GenerationRequest,
-    TokenIds,
-    TraceHandle,
-    Window,
-    WindowScores,
-    unheard,
-)
+from moe_eval.data.window import Window
+from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
 from moe_eval.engines.options import completed
 from moe_eval.engines.vllm import readers, tracing
 from moe_eval.engines.vllm.failures import explained
 from moe_eval.engines.vllm.installed import Library
 from moe_eval.errors import UsageError
+from moe_eval.records.labels import EngineFacts
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import precision
-from moe_eval.engines.base import EngineFacts, EngineSettings
+from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import end_tokens
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
 from moe_eval.engines.vllm.checks import ONLINE, Model, check_machine, read_model, take_placement, take_weights
@@ -17,6 +17,7 @@ from moe_eval.engines.vllm.engine import Session, VllmEngine, release
 from moe_eval.engines.vllm.failures import explained
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
+from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
 

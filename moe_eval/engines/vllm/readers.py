@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.engines.base import RequestTimes, Window, WindowScores
+from moe_eval.data.window import Window
+from moe_eval.engines.base import RequestTimes, WindowScores
 from moe_eval.errors import EngineError
 
 Array = npt.NDArray[Any]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_eval.engines.base import Window, WindowScores
+from moe_eval.data.window import Window
+from moe_eval.engines.base import WindowScores
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from moe_eval.engines.base import Completion, GenerationRequest, Window
+from moe_eval.data.window import Window
+from moe_eval.engines.base import Completion, GenerationRequest
 from moe_eval.engines.transformers.engine import TransformersEngine
 
 TEXTS = ("The history of", "He was born in the town of", "In", "== Early life ==\n The", "The history of")

@@ -18,8 +18,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from moe_eval.data.window import Window
 from moe_eval.engines import registry
-from moe_eval.engines.base import EngineSettings, Window, WindowScores
+from moe_eval.engines.base import EngineSettings, WindowScores
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.machine import hardware
 from tests.conftest import SHIPPED

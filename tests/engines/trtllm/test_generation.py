@@ -13,7 +13,8 @@ import pytest
 import torch
 import transformers
 
-from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes, Window
+from moe_eval.data.window import Window
+from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
 from moe_eval.engines.options import completed
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import EngineError, WorkerDied

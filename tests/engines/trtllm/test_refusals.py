@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from moe_eval.checkpoint import precision
-from moe_eval.engines.base import GenerationRequest, Window
+from moe_eval.data.window import Window
+from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.trtllm.checks import check_machine, read_model
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.workers import descendants

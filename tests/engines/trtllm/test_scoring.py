@@ -13,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_eval.engines.base import Window, WindowScores
+from moe_eval.data.window import Window
+from moe_eval.engines.base import WindowScores
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
 from moe_eval.engines.trtllm.readers import PromptLogprobs
 from moe_eval.engines.trtllm.workers import Workers

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from moe_eval.engines.base import Window
+from moe_eval.data.window import Window
 from moe_eval.engines.trtllm import selftest
 from moe_eval.engines.trtllm.readers import ContextLogits, PromptLogprobs
 from moe_eval.errors import EngineError

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from moe_eval.engines.base import GenerationRequest, Window
+from moe_eval.data.window import Window
+from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import UsageError, WorkerDied
 from tests.engines.trtllm.conftest import NEWEST, Distribution, Load, check, installed, started, window

@@ -16,8 +16,9 @@ import pytest
 import torch
 import transformers
 
+from moe_eval.data.window import Window
 from moe_eval.engines import registry
-from moe_eval.engines.base import EngineSettings, Window
+from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.machine import hardware

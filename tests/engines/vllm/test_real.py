@@ -16,8 +16,9 @@ import torch
 import transformers
 
 import moe_eval.engines.vllm.load as vllm_load
+from moe_eval.data.window import Window
 from moe_eval.engines import registry
-from moe_eval.engines.base import EngineSettings, GenerationRequest, Window
+from moe_eval.engines.base import EngineSettings, GenerationRequest
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.errors import UsageError
 from tests.conftest import SAMPLE, SHIPPED

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from moe_eval.engines.base import GenerationRequest, Window, WindowScores
+from moe_eval.data.window import Window
+from moe_eval.engines.base import GenerationRequest, WindowScores
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.vllm import readers
 from moe_eval.engines.vllm.engine import VllmEngine
