@@ -1,4 +1,4 @@
-"""The record of a harness run: a frozen dataclass and its JSON on disk, from which every view is made."""
+"""Writes records to disk, whole or not at all and without secrets, and reads them back by the same classes."""
 
 from __future__ import annotations
 
@@ -6,110 +6,101 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypeVar
+
+import msgspec
 
 from moe_eval.errors import UsageError
 
-SCHEMA = 1
 _REDACTED = "[redacted]"
-RECORD = "record.json"
-RESULTS = "results.json"
 _SECRET = re.compile(r"token|secret|password|passwd|(api|access|private)_?key|credential|env_overrides", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/\s\"'@]+(?=@)")  # user and password of an address
 _NOT_SECRET = re.compile(r"toks?$|tokens|_token_id$|add_bos_token|tokenizer", re.IGNORECASE)
+_LARGEST = 1e15  # no time, count or perplexity is larger
+
+Record = TypeVar("Record")
 
 
-@dataclass(frozen=True)
-class DatasetFacts:
-    """What a task evaluated.
-
-    Attributes:
-        task, version: of the harness.
-        source: `hub:PATH:CONFIGURATION`, or `local:TASK` for a task that reads files itself.
-        split: of the data set.
-        documents: how many were evaluated.
-        digest: 16 hexadecimal digits of SHA-256 over the hashes of these documents, in order.
-    """
-
-    task: str
-    version: str
-    source: str
-    split: str
-    documents: int
-    digest: str
+def write_record(file: Path, record: object) -> None:
+    """Write a frozen dataclass as JSON. A number that is none (NaN, infinity) is written as null."""
+    write_text(file, msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
 
 
-@dataclass(frozen=True)
-class HarnessRecord:
-    """One `simple_evaluate` of our model, with all its labels.
+def read_record(file: Path, kind: type[Record], *, schemas: Collection[int], maker: str) -> Record:
+    """Read a record by its class.
 
-    Attributes:
-        run_id: 32 hexadecimal digits; also a tag in MLflow.
-        status: `running` until the run has ended one way or another.
-        error: why it failed.
-        started: UTC, ISO 8601. `seconds` is wall-clock time including loading.
-        model_args: as given, secrets removed.
-        settings: the harness's options that differ from nothing.
-        labels: what the model said of itself (engine facts, window, BOS policy, tokens scored).
-        machine, versions, git: where and with what it ran.
-        metrics: by MLflow key; units are in the names.
-        datasets: one for each task.
-        notes: sentences a reader of the numbers has to know.
-    """
-
-    run_id: str
-    status: Literal["running", "finished", "failed", "killed"]
-    started: str
-    model_args: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    seconds: float | None = None
-    error: str | None = None
-    labels: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    git: str | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    datasets: tuple[DatasetFacts, ...] = ()
-    notes: tuple[str, ...] = ()
-    schema: int = SCHEMA
-
-    def write(self, folder: Path) -> None:
-        """Write record.json into `folder`, whole or not at all."""
-        write_json(folder / RECORD, asdict(self))
-
-
-def read(folder: Path) -> HarnessRecord:
-    """Read the record of a run folder.
+    Args:
+        schemas: of `kind`, that this reads.
+        maker: the command that makes such a record, for messages.
 
     Raises:
-        UsageError: there is none, or it is of another schema.
+        UsageError: the file cannot be read, is damaged (with the path of what does not fit), or has another schema.
     """
-    file = folder / RECORD
+    content = read_object(file, maker)
+    schema = content.get("schema")
+    if schema not in schemas:
+        raise UsageError(f"{file} has schema {schema}. This moe_eval reads schema {' and '.join(map(str, schemas))}.")
+    return convert(content, kind, file, maker)
+
+
+def read_object(file: Path, maker: str) -> dict[str, object]:
+    """A JSON object; NaN and infinity, which are no JSON, are read as null.
+
+    Raises:
+        UsageError: the file cannot be read, or holds none.
+    """
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if raw["schema"] != SCHEMA:
-            raise UsageError(f"{file} has schema {raw['schema']}; this moe_eval reads schema {SCHEMA}.")
-        return HarnessRecord(
-            **{**raw, "datasets": tuple(DatasetFacts(**row) for row in raw["datasets"]), "notes": tuple(raw["notes"])}
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror}). Make it readable.") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file} is damaged ({error}). Run {maker} again.") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} is not a record of {maker}. Take it out of the folder.")
+    return content
+
+
+def convert(content: Mapping[str, object], kind: type[Record], file: Path, maker: str) -> Record:
+    """A JSON object as a record.
+
+    Raises:
+        UsageError: it does not fit, with the path of the first value that does not.
+    """
+    try:
+        record = msgspec.convert(content, kind, str_keys=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise UsageError(f"{file} is not a record of {maker} ({error}). Take it out of the folder.") from None
+    path = _too_large(content)
+    if path is not None:
+        raise UsageError(
+            f"{file} is not a record of {maker} (no figure is as large as {path}). Take it out of the folder."
         )
-    except OSError:
-        raise UsageError(f"{folder} holds no {RECORD}; give the folder of a run.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is not a record of a run ({error}).") from None
+    return record
 
 
-def write_json(file: Path, content: Any, default: Any = None) -> None:
+def _too_large(value: object, path: str = "$") -> str | None:
+    """The path of a number that no measurement can have."""
+    if isinstance(value, (int, float)) and abs(value) > _LARGEST:
+        return path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((wrong for key, item in inner if (wrong := _too_large(item, f"{path}.{key}"))), None)
+
+
+def write_json(file: Path, content: object, default: Callable[[object], object] | None = None) -> None:
     """Write JSON beside `file` and move it into place, so that a reader never sees half of it.
 
     User and password of an address do not get there.
     """
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False, default=default))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text beside `file` and move it into place. Addresses lose their user and password."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:
-            text = json.dumps(content, indent=1, ensure_ascii=False, default=default)
             out.write(without_credentials(text) + "\n")
             out.flush()
             os.fsync(out.fileno())
@@ -125,16 +116,13 @@ def without_credentials(text: str) -> str:
     return _IN_URL.sub(_REDACTED, text)
 
 
-def redact(value: Any) -> Any:
+def redact(value: object) -> object:
     """A copy without what is named like a secret, at any depth."""
     if isinstance(value, Mapping):
-        return {
-            key: _REDACTED
-            if each is not None
-            and not isinstance(each, bool)
-            and _SECRET.search(str(key))
-            and not _NOT_SECRET.search(str(key))
-            else redact(each)
-            for key, each in value.items()
-        }
-    return [redact(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {key: _REDACTED if _is_secret(str(key), item) else redact(item) for key, item in value.items()}
+    return [redact(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_secret(key: str, value: object) -> bool:
+    plain = value is None or isinstance(value, bool)
+    return not plain and bool(_SECRET.search(key)) and not _NOT_SECRET.search(key)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from enum import Enum
+from typing import Literal
+
+from moe_eval.machine.hardware import Machine
+
+# what an option of a command may be in a record
+OptionValue = bool | int | float | str | tuple[int | float | str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -64,4 +70,46 @@ class EngineFacts:
     gpus: int = 0
     weight_bytes: Mapping[str, int] | None = None
     cuda_graph_padding: bool | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArmLabels:
+    """What an arm's process said of itself once it was loaded.
+
+    Attributes:
+        engine: None where nothing was loaded.
+        prefix_token_id: conditions the first token of a document.
+        tokenizer: the folder or hub name.
+    """
+
+    engine: EngineFacts | None = None
+    prefix_token_id: int | None = None
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where and by which command a record was made.
+
+    Attributes:
+        run_id: 32 hexadecimal digits, the same for all arms of a run. None where no run is known.
+        options: of the command, secrets removed.
+        machine, versions, git: None or empty where the record is of a trace alone.
+    """
+
+    run_id: str | None = None
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    machine: Machine | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git: str | None = None
+
+
+class Status(str, Enum):
+    """How a measurement ended."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    KILLED = "killed"
+    SKIPPED = "skipped"

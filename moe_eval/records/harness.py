@@ -1,0 +1,85 @@
+"""The record of a run of the harness: a frozen dataclass and its JSON on disk, from which every view is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_eval.errors import UsageError
+from moe_eval.records import disk
+from moe_eval.records.labels import Status
+
+HARNESS_SCHEMA = 2
+RECORD_FILE, RESULTS_FILE = "record.json", "results.json"
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a task evaluated.
+
+    Attributes:
+        task, version: of the harness.
+        source: `hub:PATH:CONFIGURATION`, or `local:TASK` for a task that reads files itself.
+        split: of the data set.
+        documents: how many were evaluated.
+        digest: 16 hexadecimal digits of SHA-256 over the hashes of these documents, in order.
+    """
+
+    task: str
+    version: str
+    source: str
+    split: str
+    documents: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class HarnessRecord:
+    """One `simple_evaluate` of our model, with all its labels.
+
+    Attributes:
+        run_id: 32 hexadecimal digits; also a tag in MLflow.
+        status: `running` until the run has ended one way or another.
+        error: why it failed.
+        started: UTC, ISO 8601. `seconds` is wall-clock time including loading.
+        model_args: as given, secrets removed.
+        settings: the harness's options that differ from nothing.
+        labels: what the model said of itself (engine facts, window, BOS policy, tokens scored).
+        machine, versions, git: where and with what it ran.
+        metrics: by MLflow key; units are in the names.
+        datasets: one for each task.
+        notes: sentences a reader of the numbers has to know.
+    """
+
+    run_id: str
+    status: Status
+    started: str
+    model_args: Mapping[str, object]
+    settings: Mapping[str, object]
+    seconds: float | None = None
+    error: str | None = None
+    labels: Mapping[str, object] = field(default_factory=dict)
+    machine: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    datasets: tuple[DatasetFacts, ...] = ()
+    notes: tuple[str, ...] = ()
+    schema: int = HARNESS_SCHEMA
+
+    def write(self, folder: Path) -> None:
+        """Write record.json into `folder`, whole or not at all."""
+        disk.write_record(folder / RECORD_FILE, self)
+
+
+def read(folder: Path) -> HarnessRecord:
+    """Read the record of a run folder, of schema 1 or 2: the fields are the same.
+
+    Raises:
+        UsageError: there is none, it is damaged, or it is of another schema.
+    """
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        raise UsageError(f"{folder} holds no {RECORD_FILE}. Give the folder of a run.")
+    return disk.read_record(file, HarnessRecord, schemas=(1, HARNESS_SCHEMA), maker="lm_eval --model trtllm_moe")
