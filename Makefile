@@ -18,6 +18,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/house/counts.py
 
 # The constraints pin what the tests ran with; torch is the CPU build of that version where an index has one.
 $(VENV)/.installed: pyproject.toml constraints.txt packaging/startup_hook.py packaging/moe_eval.pth
