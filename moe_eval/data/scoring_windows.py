@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from moe_eval.checkpoint import hub
-from moe_eval.data.window import Window
+from moe_eval.data.window import Window, rolling_windows
 from moe_eval.errors import UsageError
 
 DATASETS = ("wikitext", "wikitext_local", "moe_sample")
@@ -89,11 +89,13 @@ def cut(
     Raises:
         UsageError: numbers or documents that make no window.
     """
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
     check(input_len, num_chunks)
     numbered = [
         (index, window)
         for index, document in enumerate(documents)
-        for window in _windows_of(document, encode, prefix, input_len)
+        for window in rolling_windows(encode(wikitext_detokenizer({"page": document})), prefix, input_len)
     ]
     if not numbered:
         raise UsageError("The data set holds no text to score. Give another with --dataset.")
@@ -110,18 +112,6 @@ def cut(
         input_len=input_len,
         total=len(numbered),
     )
-
-
-def _windows_of(document: str, encode: Callable[[str], list[int]], prefix: int, input_len: int) -> Iterator[Window]:
-    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    tokens = encode(wikitext_detokenizer({"page": document}))
-    for rolling in get_rolling_token_windows(
-        token_list=tokens, prefix_token=prefix, max_seq_len=input_len, context_len=1
-    ):
-        context, continuation = make_disjoint_window(rolling)
-        yield Window(tuple(context), tuple(continuation))
 
 
 def _digest(numbered: Iterable[tuple[int, Window]]) -> str:

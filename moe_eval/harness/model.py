@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from moe_eval.checkpoint import tokenizer
 from moe_eval.checkpoint.shipped import SHIPPED_NOTE
-from moe_eval.data.window import Window
+from moe_eval.data.window import Window, rolling_windows
 from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, GenerationRequest, WindowScores
 from moe_eval.errors import UsageError
@@ -141,7 +141,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts = [request.args[0] for request in requests]
-        windows = [self._windows(text) for text in texts]
+        windows = [rolling_windows(self.tok_encode(text), self.prefix_token_id, self.max_length) for text in texts]
         answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
         owners = [index for index, text_windows in enumerate(windows) for _ in text_windows]
         unscored = list(map(len, windows))
@@ -163,15 +163,6 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 self._count(requests[index], 0)
                 self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), 0.0)
         return answers
-
-    def _windows(self, text: str) -> list[Window]:
-        rolling = get_rolling_token_windows(
-            token_list=self.tok_encode(text),
-            prefix_token=self.prefix_token_id,
-            max_seq_len=self.max_length,
-            context_len=1,
-        )
-        return [Window(tuple(context), tuple(scored)) for context, scored in map(make_disjoint_window, rolling)]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._scoring = requests

@@ -43,7 +43,7 @@ class Outcome:
         )
         precision = f"{engine['precision']} emulated" if engine["emulated"] else engine["precision"]
         return [
-            f"Quality: {tokens}, {metrics['quality/words']:,.0f} words, {metrics['quality/bytes']:,.0f} bytes; "
+            f"Quality: {tokens}, {metrics['quality/words']:,.0f} words, {metrics['quality/bytes']:,.0f} bytes, "
             f"{precision} on {engine['name']} {engine['version']}, "
             f"window {engine['max_length']}, prefix token {self.labels['prefix_token_id']}"
         ]

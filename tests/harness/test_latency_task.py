@@ -27,8 +27,8 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
+from tests.doubles.timed_engine import TimedEngine
 from tests.engines.trtllm.conftest import installed
-from tests.evaluators.test_latency import MadeUp
 from tests.harness.running import Command, Ended, record, run_folders, samples, sentence
 
 pytestmark = pytest.mark.usefixtures("few_tasks")
@@ -175,7 +175,7 @@ def test_the_gpu_that_the_engine_is_on_is_metered(monkeypatch: pytest.MonkeyPatc
     gpus = tuple(Gpu("made up", "9.0", 1 << 30, uuid) for uuid in ("GPU-0", "GPU-1"))
     monkeypatch.setattr(hardware, "gpus", lambda: gpus)
     monkeypatch.setattr(task.Nvml, "open", lambda uuids: asked_for.append(uuids) or Nvml(None, {}, "made up"))
-    engine = MadeUp()
+    engine = TimedEngine()
     engine.facts = replace(engine.facts, device="cuda:1", gpus=1, worker="spawned")
     doc = {"batch_size": 1, "input_len": 2, "output_len": 5, "prompts": "random", "num_iterations": 1}
     request = Instance("moe_latency", {}, ("b1", {**doc, "warmup_iterations": 5}), 0)
