@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from moe_eval.checkpoint import hub
+from moe_eval.data import documents as raw_files
 from moe_eval.data.window import Window, rolling_windows
 from moe_eval.errors import UsageError
 
@@ -42,8 +43,6 @@ def read_documents(dataset: str) -> list[str]:
     Raises:
         UsageError: there is no such data set, or it cannot be read here.
     """
-    from moe_eval.data import documents
-
     if dataset not in DATASETS:
         raise UsageError(f"There is no data set {dataset!r}. Give one of {', '.join(DATASETS)}.")
     if dataset == "wikitext":
@@ -55,12 +54,12 @@ def read_documents(dataset: str) -> list[str]:
             if hub.unreachable(error):
                 raise UsageError(
                     "The data set wikitext is not on this machine and the hub cannot be reached. Set "
-                    f"{documents.VARIABLE} to a raw file and give wikitext_local, or give moe_sample, which ships with "
+                    f"{raw_files.VARIABLE} to a raw file and give wikitext_local, or give moe_sample, which ships with "
                     "moe_eval (as --dataset of moe-eval, as prompts in the metadata of moe_latency and moe_kernels)."
                 ) from error
             raise
     else:
-        load = documents.wikitext_local if dataset == "wikitext_local" else documents.moe_sample
+        load = raw_files.wikitext_local if dataset == "wikitext_local" else raw_files.moe_sample
         split = load()["test"]
     return [str(page) for page in split["page"]]
 

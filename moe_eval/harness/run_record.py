@@ -12,12 +12,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from moe_eval import tracking
 from moe_eval.checkpoint import precision
 from moe_eval.checkpoint.shipped import SHIPPED_NOTE
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.harness import KERNELS, LATENCY, ending
 from moe_eval.harness.settings import ModelSettings
 from moe_eval.harness.untyped import Results, Sample
+from moe_eval.machine import hardware
 from moe_eval.records import disk
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own messages
@@ -115,8 +117,6 @@ class RunRecorder:
         self._log(ending.current())
 
     def _finish(self, **changes: Any) -> None:
-        from moe_eval.machine import hardware
-
         self.record = replace(
             self.record,
             seconds=round(time.perf_counter() - self.clock, 3),
@@ -131,8 +131,6 @@ class RunRecorder:
         end.lines.append(f"Record: {self.folder}")
         if not self.track:
             return
-        from moe_eval import tracking
-
         try:
             logged = tracking.log_run(self.folder)
         except TrackingError as error:

@@ -57,23 +57,17 @@ def read(arguments: Mapping[str, object]) -> ModelSettings:
         raise UsageError(f"There is no precision {required!r}. Give one of {', '.join(precision.PRECISIONS)}.")
     registry.check(engine)
     checkpoint = _checkpoint(options, shipped)
-    tokenizer = str(options.pop("tokenizer", checkpoint))
-    max_gen_toks = _max_gen_toks(options)
-    add_bos_token = flag(options, "add_bos_token")
-    prefix_token_id = _integer(options, "prefix_token_id")
-    enable_thinking = flag(options, "enable_thinking")
-    track = flag(options, "track") is not False
     return ModelSettings(
         engine=engine,
-        of_engine=_engine_settings(engine, checkpoint, required, options),
-        tokenizer=tokenizer,
-        max_gen_toks=max_gen_toks,
-        add_bos_token=add_bos_token,
-        prefix_token_id=prefix_token_id,
-        enable_thinking=enable_thinking,
-        track=track,
+        tokenizer=str(options.pop("tokenizer", checkpoint)),
+        max_gen_toks=_max_gen_toks(options),
+        add_bos_token=flag(options, "add_bos_token"),
+        prefix_token_id=_integer(options, "prefix_token_id"),
+        enable_thinking=flag(options, "enable_thinking"),
+        track=flag(options, "track") is not False,
         shipped=shipped,
         arguments=arguments,
+        of_engine=_engine_settings(engine, checkpoint, required, options),  # last, since it takes the rest
     )
 
 
