@@ -1,7 +1,7 @@
 """Watches for the modules of lm-evaluation-harness that moe_eval attaches to.
 
-Imported by moe_eval.pth when lm_eval is about to be imported, in any program: it may never fail, and it imports
-nothing of moe_eval's before one of the watched modules is there.
+moe_eval.pth imports it in any program that is about to import lm_eval. So it may never fail, and it imports nothing of
+moe_eval before one of the watched modules is there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# What plugin.HOOKS attaches to; a test keeps the two alike.
+# the modules of plugin.HOOKS, which a test keeps alike
 WATCHED = frozenset(("lm_eval.models", "lm_eval.tasks", "lm_eval.evaluator", "lm_eval._cli.harness"))
 
 
 class Finder:
-    """Lets the other finders find a watched module, and attaches to it after it has been executed."""
+    """Lets the other finders find a watched module, and attaches to it after its execution."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -43,7 +43,7 @@ def _attach_after(loader: object) -> None:
             from moe_eval.harness import plugin
 
             plugin.attach(module)
-        # A start-up hook must not break a program that only happens to import lm-eval; the model says what failed.
+        # a start-up hook must not break a program that happens to import lm-eval, and the model warns of the failure
         except Exception:
             return
 

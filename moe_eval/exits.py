@@ -1,4 +1,4 @@
-"""How a command ends: 0, 2 where the user has something to mend, 1 where an engine broke down, 130 for Ctrl-C."""
+"""The exit codes of a command: 0, 1 if an engine broke down, 2 if the user has to mend something, 130 for Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moe_eval.errors import EngineError, WorkerDied
 
 
 class Ended(Exception):
-    """A command has said all that it has to say and ends with this code."""
+    """A command has printed everything and ends with this code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -22,17 +22,17 @@ class Ended(Exception):
 
 
 def code(error: BaseException) -> int:
-    """The exit code for an error that has a sentence."""
+    """The exit code for an error with a message."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 1 if isinstance(error, EngineError) else 2
 
 
 def settle(error: BaseException) -> int:
-    """The exit code, for an error whose sentence is told.
+    """The exit code for an error whose message is printed.
 
-    Where a worker of an engine is gone, the engine's library would wait for it in its own exit handlers for ever: then
-    this does not return and the process ends without them.
+    If a worker of an engine is gone, this does not return: the process ends without exit handlers, since in its own the
+    engine's library would wait for the worker for ever.
     """
     if isinstance(error, WorkerDied):
         logging.shutdown()
@@ -44,7 +44,7 @@ def settle(error: BaseException) -> int:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM (a batch system's, a container's) end what runs inside like Ctrl-C: nothing is left behind."""
+    """Let SIGTERM (of a batch system or a container) end a command like Ctrl-C, so that nothing is left behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

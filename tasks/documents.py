@@ -1,4 +1,4 @@
-"""What the task files beside this one name: a harness before 0.4.12 looks for functions in its tasks' folder alone."""
+"""The functions in the task files beside this one, since a harness before 0.4.12 looks only in its tasks' folder."""
 
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
 

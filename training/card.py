@@ -22,6 +22,8 @@ from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 from moe_eval.data.documents import split_pages
 from moe_eval.harness.model import MoeLM
 
+Report = dict[str, Any]  # training.json
+
 CARD = """\
 # tiny-qwen3-moe: the model that ships with moe_eval
 
@@ -76,8 +78,8 @@ The weights are offered under CC BY-SA 3.0, the licence of most of the text they
 """
 
 
-def row(nats: float, words: int, size: int, tokens: int) -> str:
-    figures = (math.exp(nats / words), math.exp(nats / size), nats / size / math.log(2), math.exp(nats / tokens))
+def row(nats: float, word_count: int, size: int, tokens: int) -> str:
+    figures = (math.exp(nats / word_count), math.exp(nats / size), nats / size / math.log(2), math.exp(nats / tokens))
     return " | ".join(f"{figure:,.4f}" for figure in figures)
 
 
@@ -87,67 +89,94 @@ def unigram_nats(data: Path, streams: list[list[int]], vocabulary: int) -> float
     return -float(sum(log_share[stream].sum() for stream in streams))
 
 
+def score(model: MoeLM, pages: list[str], data: Path, vocabulary: int) -> dict[str, object]:
+    """The card's fields on the test text: its size, and the perplexities of the model and of the baseline."""
+    texts = [wikitext_detokenizer({"page": page}) for page in pages]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(texts)]
+    nats = -sum(model.loglikelihood_rolling(requests))
+    streams = [model.tok_encode(text) for text in texts]
+    word_count = sum(len(re.split(r"\s+", page)) for page in pages)
+    byte_count = sum(len(page.encode()) for page in pages)
+    tokens = sum(map(len, streams))
+    return {
+        "window": model.max_length,
+        "documents": len(pages),
+        "words": word_count,
+        "bytes": byte_count,
+        "tokens": tokens,
+        "model": row(nats, word_count, byte_count, tokens),
+        "unigram": row(unigram_nats(data, streams, vocabulary), word_count, byte_count, tokens),
+    }
+
+
+def architecture(folder: Path, config: dict[str, int]) -> dict[str, object]:
+    """The card's fields on the checkpoint."""
+    return {
+        "layers": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "inner": config["moe_intermediate_size"],
+        "top_k": config["num_experts_per_tok"],
+        "megabytes": (folder / "model.safetensors").stat().st_size / 1e6,
+        "vocabulary": config["vocab_size"],
+    }
+
+
+def training(report: Report) -> dict[str, object]:
+    """The card's fields on the training run."""
+    recipe, data = report["recipe"], report["data"]
+    return {
+        "parameters": report["parameters"],
+        "train_articles": data["train"]["articles"],
+        "train_bytes": data["train"]["bytes"],
+        "train_tokens": data["train"]["tokens"],
+        "valid_tokens": data["valid"]["tokens"],
+        "steps": recipe["steps"],
+        "batch": recipe["batch"],
+        "train_window": recipe["window"],
+        "epochs": recipe["steps"] * recipe["batch"] * recipe["window"] / data["train"]["tokens"],
+        "rate": recipe["learning_rate"],
+        "decay": recipe["weight_decay"],
+        "balance": recipe["balance"],
+        "seed": recipe["seed"],
+        "seconds": report["seconds"],
+        "device": report["device"],
+        "curve": "\n".join(f"| {point['step']:,} | {point['train']} | {point['valid']} |" for point in report["curve"]),
+    }
+
+
+def expert_load(shares_by_layer: list[list[float]]) -> dict[str, object]:
+    """The card's fields on the load of the experts."""
+    rows = []
+    for layer, shares in enumerate(shares_by_layer):
+        cells = " | ".join(f"{100 * share:.1f}" for share in shares)
+        rows.append(f"| {layer} | {cells} | {100 * min(shares):.1f} | {100 * max(shares):.1f} |")
+    experts = len(shares_by_layer[0])
+    return {
+        "experts": experts,
+        "even": 100 / experts,
+        "header": " | ".join(map(str, range(experts))),
+        "rule": "---|" * experts,
+        "load": "\n".join(rows),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--data", "--test", "--model"):
         parser.add_argument(name, type=Path, required=True)
     args = parser.parse_args()
-    report: dict[str, Any] = json.loads((args.model / "training.json").read_text())
+    report: Report = json.loads((args.model / "training.json").read_text())
     config = json.loads((args.model / "config.json").read_text())
-    recipe, data = report["recipe"], report["data"]
-
     with args.test.open(encoding="utf-8", newline="") as file:
         pages = list(split_pages(file.read()))
-    texts = [wikitext_detokenizer({"page": page}) for page in pages]
     model = MoeLM(engine="transformers", pretrained=str(args.model), dtype="float32", batch_size="auto", track="off")
-    requests = [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(texts)]
-    nats = -sum(model.loglikelihood_rolling(requests))
-    streams = [model.tok_encode(text) for text in texts]
-    words = sum(len(re.split(r"\s+", page)) for page in pages)
-    size = sum(len(page.encode()) for page in pages)
-    tokens = sum(map(len, streams))
-
-    load = []
-    for layer, shares in enumerate(report["load"]):
-        cells = " | ".join(f"{100 * share:.1f}" for share in shares)
-        load.append(f"| {layer} | {cells} | {100 * min(shares):.1f} | {100 * max(shares):.1f} |")
-    card = CARD.format(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        experts=len(report["load"][0]),
-        inner=config["moe_intermediate_size"],
-        top_k=config["num_experts_per_tok"],
-        parameters=report["parameters"],
-        megabytes=(args.model / "model.safetensors").stat().st_size / 1e6,
-        vocabulary=config["vocab_size"],
-        window=model.max_length,
-        documents=len(pages),
-        words=words,
-        bytes=size,
-        tokens=tokens,
-        model=row(nats, words, size, tokens),
-        unigram=row(unigram_nats(args.data, streams, config["vocab_size"]), words, size, tokens),
-        train_articles=data["train"]["articles"],
-        train_bytes=data["train"]["bytes"],
-        train_tokens=data["train"]["tokens"],
-        valid_tokens=data["valid"]["tokens"],
-        steps=recipe["steps"],
-        batch=recipe["batch"],
-        train_window=recipe["window"],
-        epochs=recipe["steps"] * recipe["batch"] * recipe["window"] / data["train"]["tokens"],
-        rate=recipe["learning_rate"],
-        decay=recipe["weight_decay"],
-        balance=recipe["balance"],
-        seed=recipe["seed"],
-        seconds=report["seconds"],
-        device=report["device"],
-        curve="\n".join(f"| {each['step']:,} | {each['train']} | {each['valid']} |" for each in report["curve"]),
-        even=100 / len(report["load"][0]),
-        header=" | ".join(str(expert) for expert in range(len(report["load"][0]))),
-        rule="---|" * len(report["load"][0]),
-        load="\n".join(load),
-    )
-    (args.model / "README.md").write_text(card)
+    fields = {
+        **architecture(args.model, config),
+        **training(report),
+        **expert_load(report["load"]),
+        **score(model, pages, args.data, config["vocab_size"]),
+    }
+    (args.model / "README.md").write_text(CARD.format(**fields))
 
 
 if __name__ == "__main__":

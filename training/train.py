@@ -124,25 +124,44 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     args = parser.parse_args()
-    recipe = Recipe(steps=args.steps, batch=args.batch)
     args.out.mkdir(parents=True, exist_ok=True)
+    train_model(Recipe(steps=args.steps, batch=args.batch), args.data, args.out)
 
-    torch.manual_seed(recipe.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(args.data / "tokenizer")
-    model = build(len(tokenizer), tokenizer.eos_token_id, recipe).to(device=device, dtype=torch.bfloat16)
-    train, valid = (
-        torch.from_numpy(np.load(args.data / f"{name}.npy").astype(np.int64)).to(device) for name in ("train", "valid")
-    )
 
-    parameters = list(model.parameters())
-    masters = [nn.Parameter(parameter.detach().float()) for parameter in parameters]
-    decayed = [master for master in masters if master.dim() > 1]
-    plain = [master for master in masters if master.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+def master_optimizer(masters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW over the master copy. Vectors, which are norms, do not decay."""
+    return torch.optim.AdamW(
+        [
+            {"params": [master for master in masters if master.dim() > 1], "weight_decay": recipe.weight_decay},
+            {"params": [master for master in masters if master.dim() <= 1], "weight_decay": 0.0},
+        ],
         betas=(0.9, recipe.beta2),
     )
+
+
+def update(
+    parameters: list[nn.Parameter], masters: list[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
+) -> None:
+    """One step of the optimiser on the masters, and a copy of them back into the model."""
+    for master, parameter in zip(masters, parameters, strict=True):
+        master.grad, parameter.grad = parameter.grad.float(), None
+    nn.utils.clip_grad_norm_(masters, clip)
+    optimizer.step()
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, masters)
+
+
+def train_model(recipe: Recipe, data: Path, out: Path) -> None:
+    torch.manual_seed(recipe.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    model = build(len(tokenizer), tokenizer.eos_token_id, recipe).to(device=device, dtype=torch.bfloat16)
+    train, valid = (
+        torch.from_numpy(np.load(data / f"{name}.npy").astype(np.int64)).to(device) for name in ("train", "valid")
+    )
+    parameters = list(model.parameters())
+    masters = [nn.Parameter(parameter.detach().float()) for parameter in parameters]
+    optimizer = master_optimizer(masters, recipe)
 
     generator = torch.Generator().manual_seed(recipe.seed)
     span = torch.arange(recipe.window + 1, device=device)
@@ -151,14 +170,9 @@ def main() -> None:
         starts = torch.randint(len(train) - recipe.window - 1, (recipe.batch,), generator=generator).to(device)
         loss, extra, _ = loss_parts(model, train[starts[:, None] + span], balance=True)
         (loss + recipe.balance * extra).backward()
-        for master, parameter in zip(masters, parameters, strict=True):
-            master.grad, parameter.grad = parameter.grad.float(), None
-        nn.utils.clip_grad_norm_(masters, recipe.clip)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, recipe)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, masters)
+        update(parameters, masters, optimizer, recipe.clip)
 
         if (step + 1) % recipe.every == 0 or step + 1 == recipe.steps:
             valid_loss, load = validate(model, valid, recipe)
@@ -167,18 +181,17 @@ def main() -> None:
             print(row, f"{time.perf_counter() - started:.0f} s", flush=True)
             if valid_loss < best:
                 best = valid_loss
-                save(model, args.out)
+                save(model, out)
                 report = {"recipe": asdict(recipe), "curve": log, "kept": step + 1, "load": load}
-                (args.out / "training.json").write_text(json.dumps(report) + "\n")
-    parameters_count = sum(parameter.numel() for parameter in parameters)
+                (out / "training.json").write_text(json.dumps(report) + "\n")
     report |= {
         "curve": log,
-        "parameters": parameters_count,
+        "parameters": sum(parameter.numel() for parameter in parameters),
         "seconds": round(time.perf_counter() - started),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "data": json.loads((args.data / "data.json").read_text()),
+        "data": json.loads((data / "data.json").read_text()),
     }
-    (args.out / "training.json").write_text(json.dumps(report) + "\n")
+    (out / "training.json").write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

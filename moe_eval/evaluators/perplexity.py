@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval import stats
-from moe_eval.data.scoring_windows import Chunks
+from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.engines.base import Engine, WindowScores, unheard
 from moe_eval.errors import UsageError
 
@@ -28,7 +28,7 @@ class Scores:
         logprobs: natural logs, float32, shape (tokens,).
         lengths: scored tokens of every window, int64; `documents` is every window's document.
         top_ids, top_logprobs: the most probable tokens, int32 and float32, shape (tokens, k).
-        digest: of the windows (see Chunks).
+        digest: of the windows (see WindowSet).
     """
 
     logprobs: Array
@@ -65,7 +65,7 @@ class Scores:
 
 def measure(
     engine: Engine,
-    chunks: Chunks,
+    windows: WindowSet,
     top_k: int = TOP_K,
     done: Callable[[int, WindowScores], None] = unheard,
     *,
@@ -79,25 +79,25 @@ def measure(
     Raises:
         UsageError: the windows are longer than the engine's.
     """
-    if chunks.input_len > engine.facts.max_length:
+    if windows.input_len > engine.facts.max_length:
         raise UsageError(
-            f"--input_len {chunks.input_len} is longer than the window of {engine.facts.max_length} tokens; give at "
+            f"--input_len {windows.input_len} is longer than the window of {engine.facts.max_length} tokens; give at "
             f"most {engine.facts.max_length}."
         )
     scores = []
-    for group in [[each] for each in chunks.windows] if alone else [chunks.windows]:
+    for group in [[each] for each in windows.windows] if alone else [windows.windows]:
         scores += engine.score(group, top_k, done)
     return Scores(
         logprobs=np.concatenate([each.logprobs for each in scores]),
         lengths=np.array([len(each.logprobs) for each in scores], dtype=np.int64),
-        documents=np.array(chunks.documents, dtype=np.int64),
+        documents=np.array(windows.documents, dtype=np.int64),
         top_ids=np.concatenate([each.top_ids for each in scores]).astype(np.int32),
         top_logprobs=np.concatenate([each.top_logprobs for each in scores]),
-        digest=chunks.digest,
+        digest=windows.digest,
     )
 
 
-def figures(scores: Scores, chunks: Chunks) -> dict[str, Any]:
+def figures(scores: Scores, windows: WindowSet) -> dict[str, Any]:
     """One arm's own figures.
 
     Returns:
@@ -105,15 +105,15 @@ def figures(scores: Scores, chunks: Chunks) -> dict[str, Any]:
         word_ppl, byte_ppl and bits_per_byte are lm-evaluation-harness's, over the documents that are covered whole and
         None where there is none.
     """
-    whole = [each for index, each in zip(dict.fromkeys(chunks.documents), scores.by_document(), strict=True)
-             if index in chunks.words]  # fmt: skip
-    words, size = sum(chunks.words.values()), sum(chunks.bytes.values())
+    whole = [each for index, each in zip(dict.fromkeys(windows.documents), scores.by_document(), strict=True)
+             if index in windows.word_counts]  # fmt: skip
+    words, size = sum(windows.word_counts.values()), sum(windows.byte_counts.values())
     byte_ppl = stats.perplexity(whole, size) if whole else None
     return {
         "perplexity": stats.perplexity([scores.logprobs]),
         "per_chunk_ppls": [stats.perplexity([each]) for each in scores.by_window()],
         "tokens": len(scores.logprobs),
-        "documents": len(set(chunks.documents)),
+        "documents": len(set(windows.documents)),
         "whole_documents": len(whole),
         "words": words,
         "bytes": size,

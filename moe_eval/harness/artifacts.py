@@ -1,4 +1,4 @@
-"""Where tasks of ours keep files: the folder of the run that is going on."""
+"""The folder of the current run, in which our tasks keep files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 @contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
-    """Keep the files of what runs inside in a folder."""
+    """Keep the files of the tasks inside in a folder."""
     token = _folder.set(folder)
     try:
         yield
@@ -21,5 +21,5 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 
 def folder() -> Path | None:
-    """The folder, None where this process keeps no books."""
+    """The folder, or None if this process records no run."""
     return _folder.get()

@@ -13,7 +13,8 @@ from moe_eval.data import prompts
 from moe_eval.engines.base import Engine
 from moe_eval.evaluators import kernels, kernels_record, latency
 from moe_eval.harness import KERNELS, artifacts
-from moe_eval.harness.shapes import ShapesTask, shape
+from moe_eval.harness.shapes import ShapesTask, shape_of
+from moe_eval.harness.untyped import Answer, Sample
 from moe_eval.tracking import keys
 
 _PHASES = ("prefill", "decode")
@@ -21,10 +22,10 @@ _FIGURES = ("busy_ms", "expert_gemm_ms", "expert_gemm_share", "ceiling")
 
 
 class MoeKernels(ShapesTask):
-    """Where the time of one prefill and a few decode steps goes, for every shape."""
+    """The kernels of one prefill and a few decode steps, for every shape."""
 
     kind = KERNELS
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[Mapping[str, object]] = {
         "batch_sizes": [1],
         "input_len": 512,
         "output_len": 9,
@@ -35,7 +36,7 @@ class MoeKernels(ShapesTask):
     }
 
     @staticmethod
-    def figures(answer: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    def figures(answer: Answer) -> Iterator[tuple[str, float]]:
         for key, value in kernels_record.metrics(answer).items():
             _, phase, name = key.split("/")
             if f"{phase}_{name}" in MoeKernels.metrics:
@@ -44,34 +45,36 @@ class MoeKernels(ShapesTask):
 
 def answers(
     engine: Engine, tokenizer: Any, requests: Sequence[Instance], done: Callable[[], object]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Answer]:
     """Trace every request's shape on the loaded engine.
 
     Yields:
         kernels.measure with the prompts' source and digest.
     """
-    asked = [request.args[1] for request in requests]
-    wanted = tuple(map(shape, asked))
-    for each in wanted:
-        latency.check(engine, each)
-    work = prompts.workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
+    documents = [request.args[1] for request in requests]
+    shapes = tuple(map(shape_of, documents))
+    for shape in shapes:
+        latency.check(engine, shape)
+    work = prompts.make_workload(documents[0]["prompts"], 0, shapes, tokenizer, engine.facts.vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
         folder = artifacts.folder() or Path(scratch)
-        for each in wanted:
-            found = kernels.measure(engine, work.prompts(each), each, folder, f"trace_{each.name}")
+        for shape in shapes:
+            record = kernels.measure(engine, work.prompts(shape), shape, folder, f"trace_{shape.name}")
             done()
-            yield {**found, "workload": {"source": work.source, "digest": work.digest}}
+            yield {**record, "workload": {"source": work.source, "digest": work.digest}}
 
 
-def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def metrics(rows: Sequence[Sample]) -> dict[str, float]:
     """Samples of the task as metrics of the common schema: kernels/SHAPE/PHASE/NAME."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for row in rows:
-        found |= keys.of_kernels(row["filtered_resps"][0])
-    return found
+        values |= keys.of_kernels(row["filtered_resps"][0])
+    return values
 
 
-def contradictions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences on shapes whose kernels are not those of the arm's label."""
-    found = (row["filtered_resps"][0] for row in rows)
-    return [f"NOT VERIFIED at {each['shape']}: {each['contradiction']}" for each in found if each["contradiction"]]
+def contradictions(rows: Sequence[Sample]) -> list[str]:
+    """A sentence for each shape whose kernels are not those of the arm's label."""
+    records = (row["filtered_resps"][0] for row in rows)
+    return [
+        f"NOT VERIFIED at {record['shape']}: {record['contradiction']}" for record in records if record["contradiction"]
+    ]

@@ -13,9 +13,11 @@ from moe_eval.engines.base import Engine
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency, speed
 from moe_eval.harness import LATENCY
-from moe_eval.harness.shapes import ShapesTask, shape
+from moe_eval.harness.shapes import ShapesTask, shape_of
+from moe_eval.harness.untyped import Answer, Sample
 from moe_eval.machine import hardware
-from moe_eval.machine.nvml import Nvml, Sampler
+from moe_eval.machine.nvml import Nvml
+from moe_eval.machine.sampler import Sampler
 from moe_eval.tracking import keys
 
 
@@ -23,7 +25,7 @@ class MoeLatency(ShapesTask):
     """The times of every shape."""
 
     kind = LATENCY
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[Mapping[str, object]] = {
         "batch_sizes": [1],
         "input_len": 512,
         "output_len": 256,
@@ -36,40 +38,40 @@ class MoeLatency(ShapesTask):
     def check(self, counts: Mapping[str, int]) -> None:
         if counts["num_iterations"] < 1 or counts["warmup_iterations"] < latency.LEAST_WARM_UPS:
             raise UsageError(
-                f"The metadata of {LATENCY} asks for {counts['num_iterations']} iterations after "
-                f"{counts['warmup_iterations']} of warm-up; give at least 1 after {latency.LEAST_WARM_UPS}."
+                f"The metadata of {LATENCY} gives {counts['num_iterations']} iterations after "
+                f"{counts['warmup_iterations']} of warm-up. Give at least 1 after {latency.LEAST_WARM_UPS}."
             )
 
     @staticmethod
-    def figures(answer: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-        yield from ((name, found["median"]) for name, found in answer["metrics"].items() if found is not None)
+    def figures(answer: Answer) -> Iterator[tuple[str, float]]:
+        yield from ((name, metric["median"]) for name, metric in answer["metrics"].items() if metric is not None)
 
 
 def answers(
     engine: Engine, tokenizer: Any, requests: Sequence[Instance], done: Callable[[], object]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Answer]:
     """Measure every request's shape on the loaded engine.
 
     Yields:
-        speed.figures with the name of the shape, the prompts' source and digest, the warm-up and what NVML saw.
+        speed.figures with the name of the shape, the prompts' source and digest, the warm-up and NVML's readings.
     """
-    asked = [request.args[1] for request in requests]
-    wanted = tuple(map(shape, asked))
-    for each in wanted:
-        latency.check(engine, each)
+    documents = [request.args[1] for request in requests]
+    shapes = tuple(map(shape_of, documents))
+    for shape in shapes:
+        latency.check(engine, shape)
     latency.refuse_profiler()
     latency.refuse_traced()
-    work = prompts.workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
+    work = prompts.make_workload(documents[0]["prompts"], 0, shapes, tokenizer, engine.facts.vocabulary)
     uuids = [gpu.uuid for gpu in hardware.gpus_from(engine.facts.device)[: engine.facts.gpus]]
     with Nvml.open(uuids) as nvml, Sampler(nvml) as sampler:
-        for each, one in zip(asked, wanted, strict=True):
-            rows = work.prompts(one)
-            warm = latency.warm_up(latency.Clock(engine, nvml), rows, one, each["warmup_iterations"])
-            samples = latency.measure(engine, rows, one, each["num_iterations"], nvml)
+        for document, shape in zip(documents, shapes, strict=True):
+            rows = work.prompts(shape)
+            warm = latency.warm_up(latency.Clock(engine, nvml), rows, shape, document["warmup_iterations"])
+            samples = latency.measure(engine, rows, shape, document["num_iterations"], nvml)
             done()
             yield {
-                "shape": one.name,
-                **speed.figures(samples, one),
+                "shape": shape.name,
+                **speed.figures(samples, shape),
                 "workload": {"source": work.source, "digest": work.digest},
                 "warm_up": asdict(warm),
                 "gpu": [asdict(gpu) for gpu in sampler.summary(samples[0].started, samples[-1].ended)],
@@ -78,25 +80,25 @@ def answers(
             }
 
 
-def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader of the task's figures has to know: a sentence for each shape and reason."""
-    found = []
+def notes(rows: Sequence[Sample]) -> list[str]:
+    """The reader's notes on the task's figures: one for each shape and reason."""
+    lines = []
     for row in rows:
         answer = row["filtered_resps"][0]
-        said = list(answer["notes"])
+        reasons = list(answer["notes"])
         if answer["warm_up"]["ended"] == latency.UNSETTLED:
-            said.append("the warm-up ended without having settled")
+            reasons.append("the warm-up ended without having settled")
         slow = sum(flag is True for flag in answer["slow_samples"])
         if slow:
-            said.append(f"{slow} of {len(answer['slow_samples'])} iterations ran at under 75 % of the default clock")
-        found += [f"{LATENCY} {answer['shape']}: {each}" for each in said]
-    return found
+            reasons.append(f"{slow} of {len(answer['slow_samples'])} iterations ran at under 75 % of the default clock")
+        lines += [f"{LATENCY} {answer['shape']}: {reason}" for reason in reasons]
+    return lines
 
 
-def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def metrics(rows: Sequence[Sample]) -> dict[str, float]:
     """Samples of the task as metrics of the common schema: speed/SHAPE/NAME, with the bounds of its interval."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for row in rows:
         answer = row["filtered_resps"][0]
-        found |= keys.speed(answer["shape"], answer["metrics"])
-    return found
+        values |= keys.speed(answer["shape"], answer["metrics"])
+    return values

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from moe_eval.checkpoint import tokenizer
 from moe_eval.checkpoint.shipped import SHIPPED_NOTE
-from moe_eval.data.window import Window
+from moe_eval.data.window import Window, rolling_windows
 from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, GenerationRequest, WindowScores
 from moe_eval.errors import UsageError
 from moe_eval.harness import cache, kernels, latency, plugin, settings
 from moe_eval.harness.generation import Generation
+from moe_eval.harness.untyped import Answer
 
-log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
+Config = Mapping[str, object]
+
+log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own messages
 
 
 class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A checkpoint on an engine, for any task of the harness.
 
-    Arguments are those of `settings.ModelSettings` and of the engine, by name.
+    Its arguments are those of `settings.ModelSettings` and of the engine, by name.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -37,39 +41,48 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         plugin.warn_if_detached(log)
         if self.settings.shipped:
             log.warning(SHIPPED_NOTE)
-        asked = self.settings.of_engine
+        engine_settings = self.settings.of_engine
         if registry.named(self.settings.engine).cpu:
-            asked = replace(asked, device=_present(asked.device))
-        self.tokenizer = tokenizer.load(self.settings.tokenizer, asked, self.settings.add_bos_token)
-        self.engine = registry.load(self.settings.engine, asked, self.tokenizer)
-        tokenizer.check(self.tokenizer, self.engine)
+            engine_settings = replace(engine_settings, device=_present(engine_settings.device))
+        self.tokenizer = tokenizer.load(
+            self.settings.tokenizer,
+            engine_settings.revision,
+            engine_settings.trust_remote_code,
+            self.settings.add_bos_token,
+        )
+        self.engine = registry.load(self.settings.engine, engine_settings, self.tokenizer)
         self.facts = self.engine.facts
-        if not 0 <= self.prefix_token_id < self.facts.vocabulary:
+        try:
+            self._check_tokens()
+        except UsageError:
             self.engine.close()
-            raise UsageError(
-                f"prefix_token_id={self.prefix_token_id} is not a token of this model; give 0 to "
-                f"{self.facts.vocabulary - 1}."
-            )
+            raise
         self._device = torch.device(self.facts.device)
         self.batch_size = self.settings.of_engine.batch_size or "auto"
-        # tokens scored and requests answered, by task: a cached request is in neither
+        # tokens scored and requests answered, by task, without answers from the cache
         self.scored: dict[str, dict[str, int]] = {}
 
+    def _check_tokens(self) -> None:
+        tokenizer.check(self.tokenizer, self.facts.vocabulary, self.facts.checkpoint)
+        if not 0 <= self.prefix_token_id < self.facts.vocabulary:
+            raise UsageError(
+                f"prefix_token_id={self.prefix_token_id} is not a token of this model. Give 0 to "
+                f"{self.facts.vocabulary - 1}."
+            )
+
     @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> MoeLM:
+    def create_from_arg_string(cls, arg_string: str, additional_config: Config | None = None) -> MoeLM:
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
-    def create_from_arg_obj(
-        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
-    ) -> MoeLM:
-        """As the harness has it, but a model argument wins over the command's own default of the same name."""
+    def create_from_arg_obj(cls, arg_dict: Config, additional_config: Config | None = None) -> MoeLM:
+        """As in the harness, but a model argument wins over the command's default of the same name."""
         defaults = {key: value for key, value in (additional_config or {}).items() if value is not None}
         return cls(**{**defaults, **arg_dict})
 
     @property
     def max_length(self) -> int:
-        """The window in tokens: what the model reads at once."""
+        """The window in tokens."""
         return self.facts.max_length
 
     @property
@@ -82,7 +95,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def prefix_token_id(self) -> int:
-        """What conditions the first token of a text: as asked, else BOS, else EOS."""
+        """The token that conditions the first token of a text: the argument, else BOS, else EOS."""
         if self.settings.prefix_token_id is not None:
             return self.settings.prefix_token_id
         bos = self.tokenizer.bos_token_id
@@ -97,9 +110,9 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         special = add_special_tokens if add_special_tokens is not None else self.settings.add_bos_token
         if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
             special = False
-        how: dict[str, Any] = {} if special is None else {"add_special_tokens": special}
-        # a document is longer than a window on purpose, which the tokenizer would warn of
-        return list(self.tokenizer.encode(string, verbose=False, **how))
+        options = {} if special is None else {"add_special_tokens": special}
+        # documents are longer than a window on purpose, and the tokenizer would warn of it
+        return list(self.tokenizer.encode(string, verbose=False, **options))
 
     def tok_decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
@@ -110,8 +123,8 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def set_cache_hook(self, cache_hook: Any) -> None:
         super().set_cache_hook(cache.of_this_arm(cache_hook, cache.identity(self.settings, self.facts)))
 
-    def get_model_info(self) -> dict[str, Any]:
-        """The labels that go into the harness's results beside its own."""
+    def get_model_info(self) -> dict[str, object]:
+        """Our labels beside those of the harness in its results."""
         return {
             "model_dtype": self.facts.dtype,
             "model_revision": self.settings.of_engine.revision,
@@ -128,40 +141,31 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts = [request.args[0] for request in requests]
-        windows = [self._windows(text) for text in texts]
+        windows = [rolling_windows(self.tok_encode(text), self.prefix_token_id, self.max_length) for text in texts]
         answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
-        owners = [index for index, each in enumerate(windows) for _ in each]
-        left = [len(each) for each in windows]
+        owners = [index for index, text_windows in enumerate(windows) for _ in text_windows]
+        unscored = list(map(len, windows))
         bar = tqdm(total=len(owners), desc="Scoring windows", unit="window", disable=disable_tqdm)
 
-        def keep(at: int, scores: WindowScores) -> None:
-            index = owners[at]
+        def keep(position: int, scores: WindowScores) -> None:
+            index = owners[position]
             answers[index] += float(scores.logprobs.sum(dtype="float64"))
-            left[index] -= 1
-            self._count(requests[index], len(scores.logprobs), complete=not left[index])
-            if not left[index]:
+            unscored[index] -= 1
+            self._count(requests[index], len(scores.logprobs), complete=not unscored[index])
+            if not unscored[index]:
                 self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), answers[index])
             bar.update()
 
         with bar:
-            self.engine.score([window for each in windows for window in each], done=keep)
-        for index, each in enumerate(windows):
-            if not each:
+            self.engine.score(list(chain.from_iterable(windows)), done=keep)
+        for index, text_windows in enumerate(windows):
+            if not text_windows:
                 self._count(requests[index], 0)
                 self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), 0.0)
         return answers
 
-    def _windows(self, text: str) -> list[Window]:
-        rolling = get_rolling_token_windows(
-            token_list=self.tok_encode(text),
-            prefix_token=self.prefix_token_id,
-            max_seq_len=self.max_length,
-            context_len=1,
-        )
-        return [Window(tuple(context), tuple(scored)) for context, scored in map(make_disjoint_window, rolling)]
-
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        self._asked = requests
+        self._scoring = requests
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
@@ -172,7 +176,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         cut = sum(len(window.context) < len(row[1]) for window, row in zip(windows, requests, strict=True))
         if cut:
             log.warning(
-                "%d of %d contexts are longer than the window of %d tokens: they were cut on the left.",
+                "%d of %d contexts do not fit into the window of %d tokens. They were cut on the left.",
                 *(cut, len(requests), self.max_length),
             )
         answers = [(0.0, False)] * len(requests)
@@ -180,7 +184,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
         def keep(index: int, scores: WindowScores) -> None:
             answers[index] = (float(scores.logprobs.sum(dtype="float64")), bool(scores.greedy.all()))
-            self._count(self._asked[index], len(scores.logprobs))
+            self._count(self._scoring[index], len(scores.logprobs))
             self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[index])
             bar.update()
 
@@ -189,13 +193,13 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return answers
 
     def _fitted(self, context: list[int], continuation: list[int]) -> Window:
-        """The window of a request, its context cut on the left where both do not fit, as the harness asks."""
+        """The window of a request. A context that does not fit is cut on the left, as in the harness."""
         if not continuation:
-            raise UsageError("A continuation makes no token of its own beside its context, so there is none to score.")
+            raise UsageError("A continuation adds no token to its context. Give one with a token to score.")
         if len(continuation) > self.max_length:
             raise UsageError(
-                f"A continuation of {len(continuation)} tokens does not fit into the window of {self.max_length}; "
-                "give a larger max_length, or a model with a longer window."
+                f"A continuation of {len(continuation)} tokens does not fit into the window of {self.max_length}. "
+                "Give a larger max_length, or a model with a longer window."
             )
         return Window(tuple(context[len(continuation) - self.max_length - 1 :]), tuple(continuation))
 
@@ -205,29 +209,37 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         task["tokens"] += scored_tokens
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        how = [Generation.read(request.args[1], self.max_gen_toks) for request in requests]
+        groups: dict[Generation, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(Generation.read(request.args[1], self.max_gen_toks), []).append(index)
         answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
-            for each in dict.fromkeys(how):
-                group = [index for index, other in enumerate(how) if other == each]
-                prompts = [self._prompt(requests[index].args[0], each.request) for index in group]
-
-                def keep(at: int, completion: Completion, group: list[int] = group, one: Generation = each) -> None:
-                    index = group[at]
-                    answers[index] = one.cut(self.tok_decode(completion.token_ids))
-                    self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
-                    bar.update()
-
-                self.engine.generate(prompts, each.request, keep)
+            for generation, indices in groups.items():
+                texts = self._generate([requests[index] for index in indices], generation, bar.update)
+                for index, text in zip(indices, texts, strict=True):
+                    answers[index] = text
         return answers
 
-    def moe_latency(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
-        """Figures of the shapes that the task moe_latency asks for."""
+    def _generate(self, requests: list[Instance], generation: Generation, done: Callable[[], object]) -> list[str]:
+        """The texts of requests that share one kind of generation."""
+        texts = [""] * len(requests)
+
+        def keep(index: int, completion: Completion) -> None:
+            texts[index] = generation.cut(self.tok_decode(completion.token_ids))
+            self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+            done()
+
+        prompts = [self._prompt(request.args[0], generation.request) for request in requests]
+        self.engine.generate(prompts, generation.request, keep)
+        return texts
+
+    def moe_latency(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        """Records of the shapes of the task moe_latency."""
         with tqdm(total=len(requests), desc="Timing", unit="shape", disable=disable_tqdm) as bar:
             return list(latency.answers(self.engine, self.tokenizer, requests, bar.update))
 
-    def moe_kernels(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
-        """Breakdowns of the shapes that the task moe_kernels asks for."""
+    def moe_kernels(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        """Records of the shapes of the task moe_kernels."""
         with tqdm(total=len(requests), desc="Tracing", unit="shape", disable=disable_tqdm) as bar:
             return list(kernels.answers(self.engine, self.tokenizer, requests, bar.update))
 
@@ -236,17 +248,17 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if room < 1:
             raise UsageError(
                 f"max_gen_toks={request.max_new_tokens} leaves no room for a prompt in the window of "
-                f"{self.max_length} tokens; give a smaller one."
+                f"{self.max_length} tokens. Give a smaller number."
             )
         ids = self.tok_encode(text)
         if len(ids) > room:
-            log.warning("A prompt of %d tokens was cut on the left to %d, to fit the window.", len(ids), room)
+            log.warning("A prompt of %d tokens was cut on the left to %d, so that it fits the window.", len(ids), room)
         return ids[-room:]
 
 
 def _present(device: str | None) -> str | None:
-    """The device asked for; the CPU where it is CUDA and there is none, since cuda:0 is the command's own default."""
+    """The device, or the CPU in place of a missing CUDA device, since cuda:0 is the command's default."""
     if device and str(device).startswith("cuda") and not torch.cuda.is_available():
-        log.warning("Device %s was asked for and no CUDA device is here: running on the CPU.", device)
+        log.warning("There is no CUDA device for device=%s. The model runs on the CPU.", device)
         return "cpu"
     return device

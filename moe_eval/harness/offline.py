@@ -1,4 +1,4 @@
-"""One sentence for a data set that cannot be had."""
+"""The message for a data set that cannot be fetched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def explained(run: Callable[[], T]) -> T:
-    """Run, and turn the failure to reach a data set's hub into a UsageError that names what works offline."""
+    """Run, and turn a failure to reach a data set's hub into a UsageError that names the tasks that work offline."""
     try:
         return run()
     except UsageError:
@@ -22,7 +22,7 @@ def explained(run: Callable[[], T]) -> T:
             raise
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"The task's data set cannot be fetched ({type(error).__name__}: {reason}); go online once, or use a task "
-            "that needs no hub: wikitext_local (the standard wikitext documents from the raw file that "
-            "MOE_EVAL_WIKITEXT names) or moe_sample (ships with moe_eval)."
+            f"The task's data set cannot be fetched ({type(error).__name__}: {reason}). Go online once, or use a task "
+            "that needs no hub: wikitext_local (the standard wikitext documents from the raw file of the variable "
+            "MOE_EVAL_WIKITEXT) or moe_sample (ships with moe_eval)."
         ) from error

@@ -7,32 +7,32 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from moe_eval.harness import KERNELS, LATENCY, kernels, latency
+from moe_eval.harness.untyped import Dictionary, Results, Sample
 from moe_eval.records.disk import DatasetFacts
 
-Samples = Mapping[str, list[dict[str, Any]]]
-EMULATED = "emulated by quantise-dequantise arithmetic: the quality counts, the speed says nothing"
+Samples = Mapping[str, list[Sample]]
+EMULATED = "emulated by quantise-dequantise arithmetic: the quality counts, the speed does not"
 _FILES = ("json", "csv", "parquet", "arrow", "text", "pandas", "xml", "webdataset")  # loaders of `datasets` for files
 _KEY = re.compile(r"[^\w.:/ -]")  # what MLflow refuses in a metric's name
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run amounts to; the fields are those of HarnessRecord.
+    """The result of a finished run. The fields are those of HarnessRecord.
 
-    `verified` is False where the kernels that ran are not those of the arm's precision.
+    `verified` is False if the kernels that ran are not those of the arm's precision.
     """
 
-    labels: Mapping[str, Any]
+    labels: Dictionary
     metrics: Mapping[str, float]
     datasets: tuple[DatasetFacts, ...]
     notes: tuple[str, ...]
     verified: bool
 
     def summary(self) -> list[str]:
-        """The perplexity task's figures that the harness's own table does not show."""
+        """The figures of the perplexity task that the harness's table does not show."""
         if "quality/word_ppl" not in self.metrics:
             return []
         metrics, engine = self.metrics, self.labels["engine"]
@@ -43,17 +43,17 @@ class Outcome:
         )
         precision = f"{engine['precision']} emulated" if engine["emulated"] else engine["precision"]
         return [
-            f"Quality: {tokens}, {metrics['quality/words']:,.0f} words, {metrics['quality/bytes']:,.0f} bytes; "
+            f"Quality: {tokens}, {metrics['quality/words']:,.0f} words, {metrics['quality/bytes']:,.0f} bytes, "
             f"{precision} on {engine['name']} {engine['version']}, "
             f"window {engine['max_length']}, prefix token {self.labels['prefix_token_id']}"
         ]
 
 
-def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
+def read(results: Results, samples: Samples) -> Outcome:
     """Turn the dictionary that simple_evaluate returns into an Outcome.
 
-    Every number of the harness is kept as `harness/TASK/METRIC[/FILTER]`. Where exactly one task measures
-    perplexity, its figures are also under the schema's `quality/` keys.
+    Every number of the harness has the key `harness/TASK/METRIC[/FILTER]`. If exactly one task measures perplexity, its
+    figures also have the schema's `quality/` keys.
     """
     labels = results["config"]["moe_eval"]
     metrics = dict(_harness_metrics(results["results"])) | latency.metrics(samples.get(LATENCY, ()))
@@ -71,30 +71,30 @@ def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
     return Outcome(labels, metrics, tuple(_datasets(results, samples)), tuple(notes), not contradictions)
 
 
-def _harness_metrics(by_task: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float]]:
-    found = []
+def _harness_metrics(by_task: Mapping[str, Dictionary]) -> list[tuple[str, float]]:
+    metrics = []
     for task, values in by_task.items():
         for name, value in values.items():
-            # the harness writes N/A for an error it cannot know, and names and counts beside the metrics
+            # the harness writes N/A for an unknown error, and names and counts beside the metrics
             if "," not in name or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             metric, _, filtered = name.partition(",")
             key = f"harness/{task}/{metric}" + ("" if filtered == "none" else f"/{filtered}")
-            found.append((_KEY.sub("_", key), float(value)))
-    return found
+            metrics.append((_KEY.sub("_", key), float(value)))
+    return metrics
 
 
-def _quality(rows: list[dict[str, Any]], scored: Mapping[str, int]) -> tuple[dict[str, float], list[str]]:
-    """Corpus figures of a rolling task: its samples hold (log-likelihood in nats, words or bytes) pairs."""
+def _quality(rows: list[Sample], scored: Mapping[str, int]) -> tuple[dict[str, float], list[str]]:
+    """Corpus figures of a rolling task. Its samples hold pairs of log-likelihood in nats and words or bytes."""
     nats = -math.fsum(row["word_perplexity"][0] for row in rows)
-    words = sum(row["word_perplexity"][1] for row in rows)
-    size = sum(row["byte_perplexity"][1] for row in rows)
+    word_count = sum(row["word_perplexity"][1] for row in rows)
+    byte_count = sum(row["byte_perplexity"][1] for row in rows)
     quality = {
-        "quality/word_ppl": _exp(nats / words),
-        "quality/bits_per_byte": nats / size / math.log(2),
+        "quality/word_ppl": _exp(nats / word_count),
+        "quality/bits_per_byte": nats / byte_count / math.log(2),
         "quality/nats": nats,
-        "quality/words": float(words),
-        "quality/bytes": float(size),
+        "quality/words": float(word_count),
+        "quality/bytes": float(byte_count),
         "quality/documents": float(len(rows)),
     }
     if scored.get("requests") != len(rows) or not scored["tokens"]:
@@ -108,8 +108,8 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
 
 
-def _datasets(results: Mapping[str, Any], samples: Samples) -> list[DatasetFacts]:
-    found = []
+def _datasets(results: Results, samples: Samples) -> list[DatasetFacts]:
+    facts = []
     for task, rows in samples.items():
         config = results["configs"].get(task, {})
         path, configuration = config.get("dataset_path"), config.get("dataset_name")
@@ -119,5 +119,5 @@ def _datasets(results: Mapping[str, Any], samples: Samples) -> list[DatasetFacts
         documents = {row["doc_id"]: row["doc_hash"] for row in rows}
         digest = hashlib.sha256("".join(documents[key] for key in sorted(documents)).encode()).hexdigest()[:16]
         split = config.get("test_split") or config.get("validation_split") or ""
-        found.append(DatasetFacts(task, str(results["versions"].get(task)), source, str(split), len(documents), digest))
-    return found
+        facts.append(DatasetFacts(task, str(results["versions"].get(task)), source, str(split), len(documents), digest))
+    return facts

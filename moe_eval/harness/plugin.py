@@ -1,8 +1,8 @@
-"""Attaches moe_eval to lm-evaluation-harness, which has no plug-in path of its own.
+"""Attaches moe_eval to lm-evaluation-harness, which has no plug-in interface.
 
-Four public names of the harness are extended when their modules are imported: the model registry learns
-`trtllm_moe`, TaskManager finds our tasks, simple_evaluate records runs of our model, and the command ends with one
-sentence where it is ours to explain. Every other model goes through untouched.
+It extends four public names of the harness when their modules are imported. The model registry learns `trtllm_moe`,
+TaskManager finds our tasks, simple_evaluate records runs of our model, and the command explains our errors. Every other
+model goes through untouched.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from moe_eval.harness import MODEL
+from moe_eval.harness.untyped import Arguments
 
 _TARGET = "moe_eval.harness.model:MoeLM"
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -27,13 +28,13 @@ _failed: dict[str, str] = {}
 
 
 def tasks_folder() -> Path:
-    """Where our task files are: in the installed package, or beside it in a source tree."""
+    """The folder of our task files: in the installed package, or beside it in a source tree."""
     shipped = _PACKAGE / "tasks"
     return shipped if shipped.is_dir() else _PACKAGE.parent / "tasks"
 
 
 def _register_model(models: ModuleType) -> None:
-    # Never before lm_eval.models has run: the harness registers its own models only into an empty registry.
+    # after lm_eval.models has run, since the harness registers its own models only into an empty registry
     registry = importlib.import_module("lm_eval.api.registry").model_registry
     registry.register(MODEL, target=_TARGET)
 
@@ -48,10 +49,10 @@ def _find_tasks(tasks: ModuleType) -> None:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         if call.arguments["include_defaults"]:
-            theirs = call.arguments["include_path"] or []
-            theirs = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs]
-            # first, so that a user's task of the same name wins
-            call.arguments["include_path"] = [str(tasks_folder()), *theirs]
+            paths = call.arguments["include_path"] or []
+            paths = list(paths) if isinstance(paths, (list, tuple)) else [paths]
+            # ours first, so that a user's task of the same name wins
+            call.arguments["include_path"] = [str(tasks_folder()), *paths]
         original(*call.args, **call.kwargs)
         if call.arguments["metadata"] and hasattr(manager, "_config_is_python_task"):
             _pass_metadata(call.arguments["self"], call.arguments["metadata"])
@@ -59,12 +60,12 @@ def _find_tasks(tasks: ModuleType) -> None:
     manager.__init__ = with_our_tasks
 
 
-def _pass_metadata(manager: Any, metadata: dict[str, Any]) -> None:
-    """Give tasks that are classes the command's metadata, which a harness before 0.4.12 keeps from them."""
-    read = manager._get_config
+def _pass_metadata(manager: Any, metadata: Mapping[str, object]) -> None:
+    """Give tasks that are classes the command's metadata, which a harness before 0.4.12 does not do."""
+    get_config: Callable[[str], Arguments] = manager._get_config
 
-    def with_metadata(name: str) -> dict[str, Any]:
-        config: dict[str, Any] = read(name)
+    def with_metadata(name: str) -> dict[str, object]:
+        config = get_config(name)
         return {**config, "metadata": {**(config.get("metadata") or {}), **metadata}} if "class" in config else config
 
     manager._get_config = with_metadata
@@ -91,7 +92,7 @@ HOOKS: dict[str, Callable[[ModuleType], None]] = {
 
 
 def attach(module: ModuleType) -> None:
-    """Attach to one module of the harness that has just been executed. Remembers a failure instead of raising it."""
+    """Attach to a module of the harness after its execution. A failure is remembered and not raised."""
     name = module.__name__
     if name in _attached:
         return
@@ -104,7 +105,7 @@ def attach(module: ModuleType) -> None:
 
 
 def attach_all() -> dict[str, str]:
-    """Import every module of HOOKS and attach to it; returns what failed, by module."""
+    """Import every module of HOOKS and attach to it. Returns the failures, by module."""
     for name in HOOKS:
         try:
             attach(importlib.import_module(name))
@@ -114,8 +115,13 @@ def attach_all() -> dict[str, str]:
 
 
 def warn_if_detached(log: logging.Logger) -> None:
-    """Say what of moe_eval is missing from this process, since a missing part is otherwise not seen."""
+    """Warn of every part of moe_eval that is missing from this process, since nothing else shows it."""
     for name in HOOKS:
         if name in sys.modules and name not in _attached:
-            reason = _failed.get(name, "the start-up hook did not run; start with python -m moe_eval.harness")
-            log.warning("moe_eval is not attached to %s (%s): runs may not be recorded.", name, reason)
+            reason = _failed.get(name, "the start-up hook did not run")
+            log.warning(
+                "moe_eval is not attached to %s (%s), so runs may not be recorded. Start with "
+                "python -m moe_eval.harness.",
+                name,
+                reason,
+            )

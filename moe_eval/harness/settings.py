@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from moe_eval.checkpoint import contents, precision
 from moe_eval.checkpoint.shipped import SHIPPED
@@ -17,18 +16,19 @@ from moe_eval.errors import UsageError
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What `--model_args` and the harness's own options say.
+    """The settings in `--model_args` and in the harness's own options.
 
     Attributes:
         engine: a name of engines.ENGINES.
-        of_engine: what the engine is told.
-        tokenizer: a folder or hub name; the checkpoint's own unless given.
-        max_gen_toks: tokens to generate where a task does not say.
-        add_bos_token: begin every text with the BOS token; None leaves it to the tokenizer.
-        prefix_token_id: conditions the first token of a text; None for BOS, or EOS where there is no BOS.
-        enable_thinking: passed to the chat template; None leaves the template's own default.
+        of_engine: the engine's settings.
+        tokenizer: a folder or hub name, by default the checkpoint's own.
+        max_gen_toks: tokens to generate if a task sets no number.
+        add_bos_token: begin every text with the BOS token. None leaves it to the tokenizer.
+        prefix_token_id: conditions the first token of a text. None for BOS, or EOS without BOS.
+        enable_thinking: passed to the chat template. None leaves the template's default.
         track: log the run to MLflow.
-        shipped: no model was named and the shipped one stands in.
+        shipped: no model was named, so the shipped one is used.
+        arguments: the model arguments as the harness passes them.
     """
 
     engine: str
@@ -40,87 +40,106 @@ class ModelSettings:
     enable_thinking: bool | None = None
     track: bool = True
     shipped: bool = False
-    given: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
 
-def read(arguments: Mapping[str, Any]) -> ModelSettings:
+def read(arguments: Mapping[str, object]) -> ModelSettings:
     """Check model arguments as the harness passes them.
 
     Raises:
-        UsageError: the first argument that cannot be met, and what can.
+        UsageError: the first argument that cannot be met, and its alternatives.
     """
-    left = {str(key).strip(): value for key, value in arguments.items() if value is not None}
-    given = dict(left)
-    named = left.pop("pretrained", None)
-    engine = left.pop("engine", None)
+    arguments = {str(key).strip(): value for key, value in arguments.items() if value is not None}
+    options = dict(arguments)  # every reader takes its arguments out, and the engine gets the rest
+    engine, shipped = _engine(options)
+    required = options.pop("precision", None)
+    if required is not None and required not in precision.PRECISIONS:
+        raise UsageError(f"There is no precision {required!r}. Give one of {', '.join(precision.PRECISIONS)}.")
+    registry.check(engine)
+    checkpoint = _checkpoint(options, shipped)
+    return ModelSettings(
+        engine=engine,
+        tokenizer=str(options.pop("tokenizer", checkpoint)),
+        max_gen_toks=_max_gen_toks(options),
+        add_bos_token=flag(options, "add_bos_token"),
+        prefix_token_id=_integer(options, "prefix_token_id"),
+        enable_thinking=flag(options, "enable_thinking"),
+        track=flag(options, "track") is not False,
+        shipped=shipped,
+        arguments=arguments,
+        of_engine=_engine_settings(engine, checkpoint, required, options),  # last, since it takes the rest
+    )
+
+
+def _engine(options: dict[str, object]) -> tuple[str, bool]:
+    """The engine's name, and whether the shipped model stands in for a checkpoint."""
+    engine = options.pop("engine", None)
     if engine is not None:
         registry.named(str(engine))
-    shipped = named is None and engine in (None, "transformers")
-    if named is None and not shipped:
-        raise UsageError(f"engine={engine} needs a checkpoint: add pretrained=FOLDER_OR_HUB_NAME to --model_args.")
-    engine = str(engine or ("transformers" if shipped else "trtllm"))
-    asked = left.pop("precision", None)
-    if asked is not None and asked not in precision.PRECISIONS:
-        raise UsageError(f"There is no precision {asked!r}; choose one of {', '.join(precision.PRECISIONS)}.")
-    registry.check(engine)
-    name = str(SHIPPED if shipped else named)
+    if "pretrained" in options:
+        return str(engine or "trtllm"), False
+    if engine not in (None, "transformers"):
+        raise UsageError(f"engine={engine} needs a checkpoint. Add pretrained=FOLDER_OR_HUB_NAME to --model_args.")
+    return "transformers", True
+
+
+def _checkpoint(options: dict[str, object], shipped: bool) -> str:
+    name = str(SHIPPED if shipped else options.pop("pretrained"))
     folder = contents.local_folder(name)
-    if folder is not None:
-        name = str(folder)
-        contents.read_config(folder)
-    harness = ModelSettings(
-        engine=engine,
-        of_engine=EngineSettings(name),
-        tokenizer=str(left.pop("tokenizer", name)),
-        max_gen_toks=_max_gen_toks(left),
-        add_bos_token=flag(left, "add_bos_token"),
-        prefix_token_id=_integer(left, "prefix_token_id"),
-        enable_thinking=flag(left, "enable_thinking"),
-        track=flag(left, "track") is not False,
-        shipped=shipped,
-        given=given,
-    )
-    claimed = {own: left.pop(own) for own in registry.named(engine).claims if own in left}
-    of_engine = EngineSettings(
-        checkpoint=name,
-        precision=asked,
-        dtype=str(left.pop("dtype", "auto")),
-        device=left.pop("device", None),
-        max_length=_integer(left, "max_length"),
-        batch_size=_batch_size(left.pop("batch_size", None), left.pop("max_batch_size", None)),
-        revision=left.pop("revision", None),
-        trust_remote_code=flag(left, "trust_remote_code") is True,
-        options=left | claimed,
-    )
-    registry.check_options(engine, left)
-    return replace(harness, of_engine=of_engine)
+    if folder is None:
+        return name
+    contents.read_config(folder)
+    return str(folder)
 
 
-def _integer(left: dict[str, Any], name: str) -> int | None:
-    value = left.pop(name, None)
+def _engine_settings(engine: str, checkpoint: str, required: object, options: dict[str, object]) -> EngineSettings:
+    # an engine may claim an argument that is otherwise ours
+    claimed = {name: options.pop(name) for name in registry.named(engine).claims if name in options}
+    settings = EngineSettings(
+        checkpoint=checkpoint,
+        precision=None if required is None else str(required),
+        dtype=str(options.pop("dtype", "auto")),
+        device=_text(options, "device"),
+        max_length=_integer(options, "max_length"),
+        batch_size=_batch_size(options.pop("batch_size", None), options.pop("max_batch_size", None)),
+        revision=_text(options, "revision"),
+        trust_remote_code=flag(options, "trust_remote_code") is True,
+        options=options | claimed,
+    )
+    registry.check_options(engine, options)
+    return settings
+
+
+def _text(options: dict[str, object], name: str) -> str | None:
+    value = options.pop(name, None)
+    return None if value is None else str(value)
+
+
+def _integer(options: dict[str, object], name: str) -> int | None:
+    value = options.pop(name, None)
     if value is None:
         return None
     try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
+        number = int(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
         number = None
-    if number is None or isinstance(value, bool) or (isinstance(value, float) and value != number):
-        raise UsageError(f"{name}={value} is not a whole number.")
+    if number is None or (isinstance(value, float) and value != number):
+        raise UsageError(f"{name}={value} is not a whole number. Give one.")
     return number
 
 
-def _max_gen_toks(left: dict[str, Any]) -> int:
-    value = _integer(left, "max_gen_toks")
+def _max_gen_toks(options: dict[str, object]) -> int:
+    value = _integer(options, "max_gen_toks")
     if value is not None and value < 1:
-        raise UsageError(f"max_gen_toks={value} is not above 0.")
+        raise UsageError(f"max_gen_toks={value} is not above 0. Give at least 1.")
     return value or 256
 
 
-def _batch_size(value: Any, most: Any) -> int | None:
-    """None where the engine is to choose (`auto` and the harness's `auto:N`), else the most sequences in a batch."""
-    name = "batch_size"
+def _batch_size(batch_size: object, max_batch_size: object) -> int | None:
+    """The maximum of sequences in a batch. None for `auto` and the harness's `auto:N`: the engine chooses."""
+    name, value = "batch_size", batch_size
     if value is None or re.fullmatch(r"auto(:\d+)?", str(value)):
-        name, value = "max_batch_size", most
+        name, value = "max_batch_size", max_batch_size
     if value is None:
         return None
     try:
@@ -128,5 +147,5 @@ def _batch_size(value: Any, most: Any) -> int | None:
     except ValueError:
         size = 0
     if size < 1:
-        raise UsageError(f"{name}={value} is neither auto nor a number above 0.")
+        raise UsageError(f"{name}={value} is neither auto nor a number above 0. Give one of them.")
     return size

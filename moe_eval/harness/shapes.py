@@ -1,4 +1,4 @@
-"""Evaluators as tasks of the harness: a document is a shape, and its answer the figures."""
+"""Evaluators as tasks of the harness: a document is a shape, and its answer is a record of the figures."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from lm_eval.api.task import ConfigurableTask
 
 from moe_eval.data import workload
 from moe_eval.errors import UsageError
+from moe_eval.harness.untyped import Answer, Arguments, Dictionary, Document
 
 
 class ShapesTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
-    """One document for every batch size of the task's metadata; its metrics are named METRIC_SHAPE.
+    """One document for every batch size of the task's metadata. Its metrics are named METRIC_SHAPE.
 
     Attributes:
         kind: the task's name, and the kind of its requests, which other models do not know.
-        defaults: of the metadata: batch_sizes, input_len, output_len, prompts, and whole numbers of its own.
+        defaults: of the metadata: batch_sizes, input_len, output_len, prompts, and the task's own whole numbers.
         metrics: names of its metrics, and whether a higher one is better.
     """
 
     kind: ClassVar[str]
-    defaults: ClassVar[Mapping[str, Any]]
+    defaults: ClassVar[Mapping[str, object]]
     metrics: ClassVar[Mapping[str, bool]]
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        given = {key: value for key, value in (config.get("metadata") or {}).items() if key in self.defaults}
-        self._asked = {**self.defaults, **given}
+    def __init__(self, config: Dictionary) -> None:
+        metadata = config.get("metadata") or {}
+        self._metadata: Arguments = {key: metadata.get(key, value) for key, value in self.defaults.items()}
         self._shapes, self._counts = self._read()
         self.check(self._counts)
-        ours = {key: value for key, value in config.items() if key != "class"}
         super().__init__(
             config={
-                **ours,
+                **{key: value for key, value in config.items() if key != "class"},
                 "output_type": "generate_until",
-                "num_fewshot": 0,  # the harness leaves this number alone, and there are no examples
+                "num_fewshot": 0,  # the harness does not override 0, and there are no examples
                 "custom_dataset": self._documents,
                 "test_split": "test",
                 "doc_to_text": "",
@@ -55,43 +55,44 @@ class ShapesTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no type
         """Refuse numbers of the metadata that make no sense.
 
         Raises:
-            UsageError: with numbers that do.
+            UsageError: with the numbers to give.
         """
 
     @staticmethod
     @abstractmethod
-    def figures(answer: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-        """The metrics of an answer."""
+    def figures(answer: Answer) -> Iterator[tuple[str, float]]:
+        """The metrics of an answer, by name."""
 
     def _read(self) -> tuple[tuple[workload.Shape, ...], dict[str, int]]:
-        sizes = self._asked["batch_sizes"]
+        sizes = self._metadata["batch_sizes"]
+        sizes = sizes if isinstance(sizes, (list, tuple)) else str(sizes).split(":")
         try:
-            numbers = [_whole(each) for each in (sizes if isinstance(sizes, (list, tuple)) else str(sizes).split(":"))]
+            batch_sizes = list(map(_whole, sizes))
             counts = {
-                name: _whole(value) for name, value in self._asked.items() if name not in ("batch_sizes", "prompts")
+                name: _whole(value) for name, value in self._metadata.items() if name not in ("batch_sizes", "prompts")
             }
         except (TypeError, ValueError, OverflowError):
             raise UsageError(
-                f"The metadata of {self.kind} needs whole numbers; {self._asked} has something else."
+                f"The metadata of {self.kind}, {self._metadata}, is not of whole numbers. Give whole numbers."
             ) from None
-        return workload.shapes(numbers, counts.pop("input_len"), counts.pop("output_len")), counts
+        return workload.shapes(batch_sizes, counts.pop("input_len"), counts.pop("output_len")), counts
 
-    def _documents(self, **_: Any) -> Any:
+    def _documents(self, **_: object) -> Any:
         from datasets import Dataset
 
-        how = {**self._counts, "prompts": str(self._asked["prompts"])}
-        return {"test": Dataset.from_list([{**asdict(shape), **how} for shape in self._shapes])}
+        settings = {**self._counts, "prompts": str(self._metadata["prompts"])}
+        return {"test": Dataset.from_list([{**asdict(shape), **settings} for shape in self._shapes])}
 
-    def build_all_requests(self, **how: Any) -> None:
-        # the harness's cache of requests knows a task by its name alone, not by its shapes
-        super().build_all_requests(**{**how, "cache_requests": False})
+    def build_all_requests(self, **options: Any) -> None:
+        # the harness's cache of requests knows a task by its name and not by its shapes
+        super().build_all_requests(**{**options, "cache_requests": False})
 
-    def construct_requests(self, doc: Mapping[str, Any], ctx: str, **kwargs: Any) -> Any:
+    def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> Any:
         """One request of our own kind."""
-        more = {name: value for name, value in kwargs.items() if name in ("metadata",)}
-        return Instance(request_type=self.kind, doc=doc, arguments=(shape(doc).name, dict(doc)), idx=0, **more)
+        metadata = {name: value for name, value in kwargs.items() if name == "metadata"}
+        return Instance(request_type=self.kind, doc=doc, arguments=(shape_of(doc).name, dict(doc)), idx=0, **metadata)
 
-    def _figures(self, doc: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def _figures(self, doc: Document, results: Sequence[Answer]) -> dict[str, float]:
         return {f"{name}_{results[0]['shape']}": value for name, value in self.figures(results[0])}
 
 
@@ -102,6 +103,6 @@ def _whole(value: Any) -> int:
     return number
 
 
-def shape(doc: Mapping[str, Any]) -> workload.Shape:
+def shape_of(doc: Document) -> workload.Shape:
     """The shape of a document."""
     return workload.Shape(doc["batch_size"], doc["input_len"], doc["output_len"])

@@ -31,7 +31,7 @@ def perplexity(
 
     bos = tokenizer.bos_token_id
     cut = scoring_windows.cut(
-        scoring_windows.pages(dataset),
+        scoring_windows.read_documents(dataset),
         lambda text: list(tokenizer.encode(text, verbose=False)),
         int(tokenizer.eos_token_id if bos is None else bos),
         input_len,

@@ -34,9 +34,9 @@ class _Arm:
         from moe_eval.engines import registry
 
         asked = EngineSettings(**settings)
-        self.tokenizer = tokens.load(tokenizer, asked)
+        self.tokenizer = tokens.load(tokenizer, asked.revision, asked.trust_remote_code)
         self.engine = registry.load(engine, asked, self.tokenizer)
-        tokens.check(self.tokenizer, self.engine)
+        tokens.check(self.tokenizer, self.engine.facts.vocabulary, self.engine.facts.checkpoint)
         bos = self.tokenizer.bos_token_id
         return {
             "engine": asdict(self.engine.facts),

@@ -85,7 +85,7 @@ def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool, before: Mapping[str
     planned = arm_plan.plan(asked.arms, gpus)
     if "perplexity" in asked.evaluators:
         scoring_windows.check(asked.input_len, asked.num_chunks)
-        scoring_windows.pages(asked.dataset)
+        scoring_windows.read_documents(asked.dataset)
     if {"latency", "kernels"} & set(asked.evaluators):
         planned = speed_run.fitted(planned, asked.shapes, gpus)
     skipped: list[tuple[str, str | None, str]] = []

@@ -174,7 +174,7 @@ class Run:
         if not wanted:
             return None
         named = self.request.tokenizer or wanted[0].settings.checkpoint
-        work = prompts.of_arms(asked.dataset, 0, self.plan.shapes, wanted, named)
+        work = prompts.of_arms(asked.dataset, 0, self.plan.shapes, [each.settings for each in wanted], named)
         disk.write_json(self._frozen(work), work.to_json())
         return work
 

@@ -262,7 +262,7 @@ def test_where_every_precision_is_skipped_there_is_no_table_and_no_failure(comma
         (["--precisions", "bf16,bf16"], "each of them once"),
         (["--precisions", " , "], "each of them once"),
         (["--dataset", "c4"], "no data set 'c4'"),
-        (["--dataset", "wikitext_local"], "set MOE_EVAL_WIKITEXT"),
+        (["--dataset", "wikitext_local"], "Set MOE_EVAL_WIKITEXT"),
         (["--disable_fusion"], "--disable_fusion is a setting of TensorRT-LLM"),
         (["--engine", "foo"], "no engine 'foo'"),
         (["--input_len", "0"], "--input_len 0 --num_chunks 100 make no windows"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,58 +12,28 @@ import pytest
 import torch
 
 from moe_eval.data.workload import Shape
-from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import latency
 from moe_eval.evaluators.latency import Clock
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.labels import EngineFacts
 from moe_eval.runner import arm_tasks
-from tests.machine.test_nvml import ONE, Card, Fake
+from tests.doubles.nvml import ONE, Card, Fake
+from tests.doubles.timed_engine import FACTS, TimedEngine
 
-FACTS = EngineFacts(
-    name="made up", version="1", checkpoint="x", fingerprint="0", architecture="X", vocabulary=9, precision="bf16",
-    emulated=False, dtype="bfloat16", device="cpu", device_name="cpu", max_length=64, worker="in_process",
-    attention_backend=None, moe_backend_requested=None, moe_backend_observed=None, kv_cache_dtype=None,
-    cuda_graph_batch_sizes=None, scores_from="nothing", max_batch=4,
-)  # fmt: skip
 SHAPE = Shape(3, 2, 5)
 PROMPTS = [[1, 2], [3, 4], [5, 6]]
 BLIND = Nvml(None, {}, "none here")
-Times = tuple[float, float] | None
-
-
-@dataclass
-class MadeUp:
-    """An engine whose calls last what `seconds` says of their number and length, on its own `now`."""
-
-    seconds: Callable[[int, int], float] = lambda call, tokens: 0.1 * tokens
-    facts: EngineFacts = FACTS
-    now: float = 100.0
-    calls: list[GenerationRequest] = field(default_factory=list)
-    wrong: int = 0
-    times: Sequence[Times] = (None, None, None)
-    during: Callable[[], object] = lambda: None
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def generate(self, prompts: Sequence[Sequence[int]], request: GenerationRequest) -> list[Completion]:
-        self.now += self.seconds(len(self.calls), request.max_new_tokens)
-        self.calls.append(request)
-        self.during()
-        made = (7,) * (request.max_new_tokens + self.wrong)
-        return [Completion(made, "length", each and RequestTimes(0.0, *each)) for each in self.times[: len(prompts)]]
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
-    made = MadeUp()
+def engine(monkeypatch: pytest.MonkeyPatch) -> TimedEngine:
+    made = TimedEngine()
     monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=made.perf_counter))
     return made
 
 
-def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: MadeUp) -> None:
+def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: TimedEngine) -> None:
     (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     assert [call.max_new_tokens for call in engine.calls] == [1, 5]
     assert all(call.ignore_eos and call.timed and call.temperature == 0 for call in engine.calls)
@@ -73,19 +43,19 @@ def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: MadeUp) -> 
     assert (found.request_first, found.energy_j) == (None, None)
 
 
-def test_as_many_samples_as_asked_for(engine: MadeUp) -> None:
+def test_as_many_samples_as_asked_for(engine: TimedEngine) -> None:
     assert len(latency.measure(engine, PROMPTS, SHAPE, 4, BLIND)) == 4
     assert len(engine.calls) == 8
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
-def test_another_number_of_tokens_than_asked_for_is_no_timing(engine: MadeUp, wrong: int) -> None:
+def test_another_number_of_tokens_than_asked_for_is_no_timing(engine: TimedEngine, wrong: int) -> None:
     engine.wrong = wrong
     with pytest.raises(EngineError, match=f"made {5 + wrong} tokens where 5 were asked for"):
         latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, 5)
 
 
-def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(engine: MadeUp) -> None:
+def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(engine: TimedEngine) -> None:
     engine.times = [(0.11, 0.41), (0.15, 0.45), (0.12, 0.49)]
     (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     assert found.first == pytest.approx({"host": 0.1, "engine": 0.15})
@@ -93,7 +63,7 @@ def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(eng
     assert found.request_first == 0.12
 
 
-def test_times_of_some_requests_are_no_times_of_the_batch(engine: MadeUp) -> None:
+def test_times_of_some_requests_are_no_times_of_the_batch(engine: TimedEngine) -> None:
     engine.times = [(0.11, 0.41), None, (0.12, 0.49)]
     (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     assert set(found.first) == set(found.last) == {"host"}
@@ -102,7 +72,7 @@ def test_times_of_some_requests_are_no_times_of_the_batch(engine: MadeUp) -> Non
 
 @pytest.mark.parametrize(("worker", "expected"), [("in_process", {"host", "cuda_events"}), ("spawned", {"host"})])
 def test_cuda_events_time_what_runs_in_this_process(
-    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, worker: Any, expected: set[str]
+    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, worker: Any, expected: set[str]
 ) -> None:
     seen: list[str] = []
     engine.facts = replace(FACTS, device="cuda:0", worker=worker)
@@ -132,7 +102,7 @@ def test_cuda_events_time_what_runs_in_this_process(
 
 @pytest.mark.parametrize(("per_token", "fails", "joules"), [(0.25, {}, 300.0), (0.15, {}, None), (0.25, {"x"}, None)])
 def test_energy_is_what_nvml_counts_over_a_call_that_is_long_enough(
-    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, per_token: float, fails: set[str], joules: float | None
+    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, per_token: float, fails: set[str], joules: float | None
 ) -> None:
     card = Card(ONE)
     if fails:
@@ -151,10 +121,10 @@ def test_energy_is_what_nvml_counts_over_a_call_that_is_long_enough(
 
 @pytest.mark.parametrize(("device", "refused"), [("cuda:0", True), ("cpu", False)])
 def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
-    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, device: str, refused: bool
+    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, device: str, refused: bool
 ) -> None:
     monkeypatch.setattr(latency, "_traced", [])
-    traced = MadeUp()
+    traced = TimedEngine()
     traced.facts = replace(engine.facts, device=device)
     latency.mark_traced(traced)
     if refused:
@@ -164,7 +134,7 @@ def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
         assert latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
 
 
-def warmed(engine: MadeUp, seconds: Sequence[float], least: int) -> latency.WarmUp:
+def warmed(engine: TimedEngine, seconds: Sequence[float], least: int) -> latency.WarmUp:
     engine.seconds = lambda call, _: seconds[min(call, len(seconds) - 1)]
     found = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, least)
     assert found.seconds == pytest.approx([*seconds, *[seconds[-1]] * 999][: len(engine.calls)])
@@ -184,7 +154,7 @@ def warmed(engine: MadeUp, seconds: Sequence[float], least: int) -> latency.Warm
     ],
 )
 def test_a_warm_up_ends_when_times_have_settled(
-    engine: MadeUp, seconds: Sequence[float], least: int, count: int
+    engine: TimedEngine, seconds: Sequence[float], least: int, count: int
 ) -> None:
     found = warmed(engine, seconds, least)
     assert len(found.seconds) == pytest.approx(count, abs=1 if count >= 10 else 0)  # sums of floats
@@ -196,7 +166,7 @@ def test_a_warm_up_ends_when_times_have_settled(
     [(1.0, 5, 20), (1.0, 25, 25), (12.0, 5, 6), (40.0, 5, 5)],  # 20 iterations, or 15 s beyond the least
 )
 def test_a_warm_up_that_never_settles_ends(
-    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, each: float, least: int, count: int
+    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, each: float, least: int, count: int
 ) -> None:
     monkeypatch.setattr(latency.stats, "settled", lambda _: None)
     found = warmed(engine, [each], least)
@@ -211,7 +181,7 @@ def test_a_warm_up_that_never_settles_ends(
     ],
 )
 def test_nothing_is_timed_under_a_profiler(
-    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, variable: str, title: str
+    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, variable: str, title: str
 ) -> None:
     latency.refuse_profiler()
     monkeypatch.setenv(variable, "1")
@@ -224,7 +194,7 @@ def test_nothing_is_timed_under_a_profiler(
     assert not engine.calls
 
 
-def test_nothing_is_timed_under_torchs_profiler(engine: MadeUp) -> None:
+def test_nothing_is_timed_under_torchs_profiler(engine: TimedEngine) -> None:
     with (
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
         pytest.raises(UsageError, match="timed under torch's profiler"),
@@ -244,7 +214,7 @@ def test_nothing_is_timed_under_torchs_profiler(engine: MadeUp) -> None:
     ],
 )
 def test_a_shape_that_the_engine_cannot_run_at_once_is_refused(
-    engine: MadeUp, shape: Shape, facts: EngineFacts, said: str | None
+    engine: TimedEngine, shape: Shape, facts: EngineFacts, said: str | None
 ) -> None:
     engine.facts = facts
     if said is None:

@@ -20,7 +20,6 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import TaskIndex
 
 from moe_eval.checkpoint.shipped import SHIPPED
-from moe_eval.harness import session
 from moe_eval.harness.model import MoeLM
 from tests.harness.running import Command, Ended
 
@@ -39,8 +38,8 @@ def requests_of() -> Requests:
 
     def make(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
         return [
-            Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("test_task", index, 1))
-            for index, each in enumerate(arguments)
+            Instance(request_type=kind, doc={}, arguments=values, idx=0, metadata=("test_task", index, 1))
+            for index, values in enumerate(arguments)
         ]
 
     return make
@@ -167,9 +166,9 @@ def task_manager(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
 def evaluate(task_manager: TaskManager) -> Iterator[Callable[..., Any]]:
     """simple_evaluate with the tasks above, without what takes its time: bootstrap errors and a list from pip."""
 
-    def run(model: Any, model_args: str | None = None, **more: Any) -> Any:
-        given = {"task_manager": task_manager, "bootstrap_iters": 0, **more}
-        return lm_eval.simple_evaluate(model=model, model_args=model_args, **given)
+    def run(model: Any, model_args: str | None = None, **options: Any) -> Any:
+        arguments = {"task_manager": task_manager, "bootstrap_iters": 0, **options}
+        return lm_eval.simple_evaluate(model=model, model_args=model_args, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
@@ -179,9 +178,11 @@ def evaluate(task_manager: TaskManager) -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness reads ten thousand task files for every command; here those of its own are left out."""
-    build, theirs = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
+    build, harness_tasks = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
     monkeypatch.setattr(
-        TaskIndex, "build", staticmethod(lambda paths, **how: build([p for p in paths if Path(p) != theirs], **how))
+        TaskIndex,
+        "build",
+        staticmethod(lambda paths, **options: build([p for p in paths if Path(p) != harness_tasks], **options)),
     )
 
 
@@ -194,7 +195,6 @@ def command(
     monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # it would hold on to the captured stream
 
     def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(session, "_ended", session._Ended([]))
         monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
         code: int | str | None = 0
         handler = logging.StreamHandler()

@@ -22,8 +22,8 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def record(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "record.json").read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    return content
 
 
 def samples(run: Path, task: str) -> list[dict[str, Any]]:
@@ -34,5 +34,5 @@ def sentence(ended: Ended) -> str:
     """The one sentence that a command of a user's mistake ends with."""
     assert ended.code == 2, ended.err[-3000:]
     assert "Traceback" not in ended.err
-    (told,) = [line for line in ended.err.splitlines() if line.startswith("moe_eval: ")]
-    return told
+    (message,) = [line for line in ended.err.splitlines() if line.startswith("moe_eval: ")]
+    return message

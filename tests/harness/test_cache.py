@@ -50,12 +50,12 @@ def perturb(folder: Path) -> None:
 
 
 def test_two_checkpoints_and_two_dtypes_share_a_cache_file_and_no_answer(arm: Any, checkpoint_copy: Copy) -> None:
-    one, other = checkpoint_copy(), checkpoint_copy()
-    perturb(other)
-    arms = [(one, "float32"), (other, "float32"), (one, "bfloat16")]
-    alone = [arm(*each, cached=False) for each in arms]
-    assert [arm(*each) for each in arms] == alone
-    assert [arm(*each) for each in arms] == alone
+    first, second = checkpoint_copy(), checkpoint_copy()
+    perturb(second)
+    arms = [(first, "float32"), (second, "float32"), (first, "bfloat16")]
+    alone = [arm(*settings, cached=False) for settings in arms]
+    assert [arm(*settings) for settings in arms] == alone
+    assert [arm(*settings) for settings in arms] == alone
     scores = [json.dumps(answers["pages_local"]) for answers in alone]
     assert len(set(scores)) == len(arms)
 
@@ -95,16 +95,16 @@ def test_what_was_scored_before_a_run_broke_off_is_not_scored_again(
         with pytest.raises(ZeroDivisionError):
             arm(folder, tasks=TASKS)
     whole = arm(folder, tasks=TASKS, cached=False)
-    asked: list[int] = []
+    window_counts: list[int] = []
     score = TransformersEngine.score
 
-    def counted(engine: Any, windows: Any, **more: Any) -> Any:
-        asked.append(len(windows))
-        return score(engine, windows, **more)
+    def counted(engine: Any, windows: Any, **options: Any) -> Any:
+        window_counts.append(len(windows))
+        return score(engine, windows, **options)
 
     monkeypatch.setattr(TransformersEngine, "score", counted)
     assert arm(folder, tasks=TASKS) == whole
-    assert asked == [3], "three pages; the three clozes were scored before"
+    assert window_counts == [3], "three pages; the three clozes were scored before"
 
 
 def test_identity_is_of_what_may_change_an_answer(moe: MoeLM) -> None:

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import shutil
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import lm_eval.tasks._index as task_index
 import pytest
-from lm_eval.__main__ import cli_evaluate
 from mlflow import MlflowClient
 
 from moe_eval.engines.transformers.engine import TransformersEngine
-from moe_eval.harness import session
 from tests.conftest import SAMPLE, SHIPPED
+from tests.harness.running import Command, Ended, record, run_folders, sentence
 
 OURS = f"engine=transformers,pretrained={SHIPPED},dtype=float32"
-
-
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,33 +29,13 @@ def _index_tasks_once() -> None:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run lm_eval in an empty folder, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "_ended", session._Ended([]))
-    # the command's own set-up would hold on to this test's captured stream
-    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
-        code: int | str | None = 0
-        handler = logging.StreamHandler()
-        logging.getLogger("lm_eval").addHandler(handler)
-        try:
-            cli_evaluate()
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            logging.getLogger("lm_eval").removeHandler(handler)
-        return Ended(code, *capfd.readouterr())
-
-    return run
+def few_tasks() -> None:
+    """Here the harness's own tasks stay."""
 
 
-def record(folder: Path) -> dict[str, object]:
-    (file,) = folder.glob("benchmark_results/*/record.json")
-    found: dict[str, object] = json.loads(file.read_text())
-    return found
+def only_record(folder: Path) -> dict[str, Any]:
+    (run,) = run_folders(folder)
+    return record(run)
 
 
 def results(folder: Path) -> dict[str, float]:
@@ -79,15 +46,13 @@ def results(folder: Path) -> dict[str, float]:
 
 def compare_with_hf(command: Command, folder: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE_EVAL_WIKITEXT", str(raw))
-    found = {}
+    by_model = {}
     for model, arguments in (("trtllm_moe", f"{OURS},track=off"), ("hf", f"pretrained={SHIPPED},dtype=float32")):
-        ended = command(
-            *("--model", model, "--model_args", arguments, "--tasks", "wikitext_local"),
-            *("--batch_size", "4", "--output_path", str(folder / model)),
-        )
+        options = ("--model", model, "--model_args", arguments, "--tasks", "wikitext_local", "--batch_size", "4")
+        ended = command(*options, "--output_path", str(folder / model))
         assert ended.code == 0, ended.err
-        found[model] = results(folder / model)
-    assert found["trtllm_moe"] == pytest.approx(found["hf"], rel=1e-4)
+        by_model[model] = results(folder / model)
+    assert by_model["trtllm_moe"] == pytest.approx(by_model["hf"], rel=1e-4)
 
 
 def test_same_figures_as_hf_on_the_sample(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +68,12 @@ def test_same_figures_as_hf_on_wikitext(
 def test_without_a_model_the_shipped_one_runs_and_says_so(command: Command, tmp_path: Path) -> None:
     ended = command("--model", "trtllm_moe", "--tasks", "moe_sample", "--limit", "2", "--batch_size", "auto")
     assert ended.code == 0, ended.err
-    assert "no model was named" in ended.err
+    assert "No model was named" in ended.err
     assert "token_ppl" in ended.out
     assert "mlflow ui" in ended.out
-    found = record(tmp_path)
-    assert found["status"] == "finished"
-    assert any("no model was named" in note for note in found["notes"])  # type: ignore[attr-defined]
+    content = only_record(tmp_path)
+    assert content["status"] == "finished"
+    assert any("No model was named" in note for note in content["notes"])
     assert (tmp_path / "mlflow.db").is_file()
     assert (tmp_path / "mlruns").is_dir()
 
@@ -122,16 +87,13 @@ def test_a_tracking_server_that_does_not_answer_costs_no_result(
     assert "word_perplexity" in ended.out
     assert "moe-eval log" in ended.err
     assert "Traceback" not in ended.err
-    assert record(tmp_path)["status"] == "finished"
+    assert only_record(tmp_path)["status"] == "finished"
 
 
 def test_the_standard_task_offline_names_the_ones_that_work(command: Command, tmp_path: Path) -> None:
     ended = command("--model", "trtllm_moe", "--model_args", f"{OURS},track=off", "--tasks", "wikitext")
-    assert ended.code == 2
-    (sentence,) = [line for line in ended.err.splitlines() if line.startswith("moe_eval: ")]
-    assert "wikitext_local" in sentence
-    assert "moe_sample" in sentence
-    assert record(tmp_path)["status"] == "failed"
+    check_sentence(ended, ["wikitext_local", "moe_sample"])
+    assert only_record(tmp_path)["status"] == "failed"
 
 
 @pytest.mark.parametrize("limit", ["0", "-1"])
@@ -159,7 +121,7 @@ def test_a_run_that_is_stopped_is_recorded_as_killed(
     assert "Traceback" not in ended.err
     assert "Record: " in ended.err
     assert "MLflow: " in ended.err
-    assert record(tmp_path)["status"] == "killed"
+    assert only_record(tmp_path)["status"] == "killed"
     (run,) = MlflowClient().search_runs(["1"])
     assert run.info.status == "KILLED"
 
@@ -171,18 +133,18 @@ def test_spaces_between_model_arguments_do_not_matter(command: Command) -> None:
     assert "window 128" in ended.out
 
 
-def broken(folder: Path, what: str) -> Path:
+def broken(folder: Path, fault: str) -> Path:
     """A copy of the shipped model with one thing wrong."""
-    copy = folder / what.replace(" ", "-")
+    copy = folder / fault.replace(" ", "-")
     shutil.copytree(SHIPPED, copy)
-    if what == "no config":
+    if fault == "no config":
         (copy / "config.json").unlink()
-    elif what == "cut weights":
+    elif fault == "cut weights":
         weights = copy / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1000])
-    elif what == "no tokenizer":
+    elif fault == "no tokenizer":
         (copy / "tokenizer.json").unlink()
-    elif what == "other tokenizer":
+    elif fault == "other tokenizer":
         file = copy / "tokenizer.json"
         tokenizer = json.loads(file.read_text())
         tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 5000, "content": "<|more|>"})
@@ -192,7 +154,7 @@ def broken(folder: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "task", "words"),
+    ("arguments", "task", "parts"),
     [
         ("engine=onnx", "moe_sample", ["onnx", "transformers"]),
         (f"pretrained={SHIPPED}", "moe_sample", ["moe-eval[trtllm]", "engine=transformers"]),
@@ -210,12 +172,12 @@ def broken(folder: Path, what: str) -> Path:
         (OURS, "wikitext_local", ["MOE_EVAL_WIKITEXT"]),
     ],
 )
-def test_bad_arguments_get_one_sentence(command: Command, arguments: str, task: str, words: list[str]) -> None:
-    check_sentence(command("--model", "trtllm_moe", "--model_args", f"{arguments},device=cpu", "--tasks", task), words)
+def test_bad_arguments_get_one_sentence(command: Command, arguments: str, task: str, parts: list[str]) -> None:
+    check_sentence(command("--model", "trtllm_moe", "--model_args", f"{arguments},device=cpu", "--tasks", task), parts)
 
 
 @pytest.mark.parametrize(
-    ("what", "words"),
+    ("fault", "parts"),
     [
         ("no config", ["config.json"]),
         ("cut weights", ["model.safetensors", "corrupt"]),
@@ -223,17 +185,15 @@ def test_bad_arguments_get_one_sentence(command: Command, arguments: str, task: 
         ("other tokenizer", ["5000", "4096"]),
     ],
 )
-def test_a_broken_checkpoint_gets_one_sentence(command: Command, tmp_path: Path, what: str, words: list[str]) -> None:
-    arguments = f"engine=transformers,pretrained={broken(tmp_path, what)},track=off"
-    check_sentence(command("--model", "trtllm_moe", "--model_args", arguments, "--tasks", "moe_sample"), words)
+def test_a_broken_checkpoint_gets_one_sentence(command: Command, tmp_path: Path, fault: str, parts: list[str]) -> None:
+    arguments = f"engine=transformers,pretrained={broken(tmp_path, fault)},track=off"
+    check_sentence(command("--model", "trtllm_moe", "--model_args", arguments, "--tasks", "moe_sample"), parts)
 
 
-def check_sentence(ended: Ended, words: list[str]) -> None:
-    assert ended.code == 2, ended.err
-    assert "Traceback" not in ended.err
-    (sentence,) = [line for line in ended.err.splitlines() if line.startswith("moe_eval: ")]
-    for word in words:
-        assert word in sentence
+def check_sentence(ended: Ended, parts: list[str]) -> None:
+    message = sentence(ended)
+    for part in parts:
+        assert part in message
 
 
 def test_an_old_file_store_gets_one_sentence(command: Command, tmp_path: Path) -> None:
@@ -243,7 +203,7 @@ def test_an_old_file_store_gets_one_sentence(command: Command, tmp_path: Path) -
     assert ended.code == 2
     assert "word_perplexity" in ended.out
     assert "migrate-filestore" in ended.err
-    assert record(tmp_path)["status"] == "finished"
+    assert only_record(tmp_path)["status"] == "finished"
 
 
 def test_other_models_go_through_untouched(command: Command, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ PAGE = SAMPLE.read_text(encoding="utf-8")[:600]
 
 
 @pytest.mark.parametrize(
-    "how",
+    "arguments",
     [
         pytest.param({"until": ["."], "max_gen_toks": 16}, id="one_stop_text"),
         pytest.param({"until": "the", "max_gen_toks": 16}, id="stop_text_not_in_a_list"),
@@ -41,53 +41,53 @@ PAGE = SAMPLE.read_text(encoding="utf-8")[:600]
         pytest.param({"until": [], "max_gen_toks": 6, "num_beams": 1}, id="without_effect"),
     ],
 )
-def test_greedy_text_equals_hf(hf: HFLM, moe: MoeLM, requests_of: Any, how: dict[str, Any]) -> None:
-    theirs = hf.generate_until(requests_of("generate_until", *((prompt, dict(how)) for prompt in PROMPTS)))
-    ours = moe.generate_until(requests_of("generate_until", *((prompt, dict(how)) for prompt in PROMPTS)))
-    assert ours == theirs
-    assert any(theirs)
+def test_greedy_text_equals_hf(hf: HFLM, moe: MoeLM, requests_of: Any, arguments: dict[str, Any]) -> None:
+    of_hf = hf.generate_until(requests_of("generate_until", *((prompt, dict(arguments)) for prompt in PROMPTS)))
+    texts = moe.generate_until(requests_of("generate_until", *((prompt, dict(arguments)) for prompt in PROMPTS)))
+    assert texts == of_hf
+    assert any(of_hf)
 
 
 def test_stop_text_and_what_follows_are_not_in_the_answer(moe: MoeLM, requests_of: Any) -> None:
-    asked = [(PROMPTS[0], {"until": until, "max_gen_toks": 16}) for until in ([], [" the"])]
-    whole, cut = moe.generate_until(requests_of("generate_until", *asked))
+    prompts = [(PROMPTS[0], {"until": until, "max_gen_toks": 16}) for until in ([], [" the"])]
+    whole, cut = moe.generate_until(requests_of("generate_until", *prompts))
     assert " the" in whole
     assert cut == whole.partition(" the")[0]
 
 
 def test_requests_of_two_kinds_in_one_call_keep_their_order(hf: HFLM, moe: MoeLM, requests_of: Any) -> None:
     short, long = {"until": ["."], "max_gen_toks": 3}, {"until": ["\n"], "max_gen_toks": 9}
-    asked = [(prompt, how) for prompt in PROMPTS for how in (short, long)]
-    ours = moe.generate_until(requests_of("generate_until", *asked))
-    alone = [moe.generate_until(requests_of("generate_until", each))[0] for each in asked]
-    assert ours == alone == hf.generate_until(requests_of("generate_until", *asked))
-    assert len(set(ours)) == len(asked)
+    prompts = [(prompt, arguments) for prompt in PROMPTS for arguments in (short, long)]
+    texts = moe.generate_until(requests_of("generate_until", *prompts))
+    alone = [moe.generate_until(requests_of("generate_until", pair))[0] for pair in prompts]
+    assert texts == alone == hf.generate_until(requests_of("generate_until", *prompts))
+    assert len(set(texts)) == len(prompts)
 
 
 def test_model_argument_max_gen_toks_counts_where_the_task_says_nothing(
     hf: HFLM, moe_like: Callable[..., MoeLM], requests_of: Any
 ) -> None:
-    ours = moe_like(max_gen_toks=4).generate_until(requests_of("generate_until", (PROMPTS[0], {"until": []})))
-    assert ours == hf.generate_until(requests_of("generate_until", (PROMPTS[0], {"until": [], "max_gen_toks": 4})))
+    texts = moe_like(max_gen_toks=4).generate_until(requests_of("generate_until", (PROMPTS[0], {"until": []})))
+    assert texts == hf.generate_until(requests_of("generate_until", (PROMPTS[0], {"until": [], "max_gen_toks": 4})))
 
 
 def test_prompt_longer_than_the_window_is_cut_on_the_left_as_hf_does(
     hf_like: Callable[..., HFLM], moe_like: Callable[..., MoeLM], requests_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = requests_of("generate_until", (PAGE, {"until": [], "max_gen_toks": 8}))
+    requests = requests_of("generate_until", (PAGE, {"until": [], "max_gen_toks": 8}))
     with caplog.at_level(logging.WARNING):
-        ours = moe_like(max_length=64).generate_until(asked)
+        texts = moe_like(max_length=64).generate_until(requests)
     [warning] = [row.getMessage() for row in caplog.records if row.name == "lm_eval.moe_eval"]
     assert "to 56" in warning
-    assert ours == hf_like(max_length=64).generate_until(asked)
+    assert texts == hf_like(max_length=64).generate_until(requests)
 
 
 def test_sampling_follows_the_seed(moe: MoeLM, requests_of: Any) -> None:
-    asked = requests_of("generate_until", (PROMPTS[1], {"until": [], "max_gen_toks": 12, "do_sample": True}))
+    requests = requests_of("generate_until", (PROMPTS[1], {"until": [], "max_gen_toks": 12, "do_sample": True}))
 
     def sample(seed: int) -> list[str]:
         torch.manual_seed(seed)
-        return moe.generate_until(asked)
+        return moe.generate_until(requests)
 
     assert sample(1) == sample(1)
     assert len({sample(seed)[0] for seed in range(4)}) > 1
@@ -98,17 +98,17 @@ def test_sampling_arguments_reach_the_engine(moe: MoeLM, requests_of: Any, narro
     """Each of them, this small, leaves the most probable token alone."""
     sampled = {"until": [], "max_gen_toks": 8, "do_sample": True, **narrow}
     greedy = {"until": [], "max_gen_toks": 8}
-    ours = moe.generate_until(requests_of("generate_until", (PROMPTS[0], sampled), (PROMPTS[0], greedy)))
-    assert ours[0] == ours[1]
+    texts = moe.generate_until(requests_of("generate_until", (PROMPTS[0], sampled), (PROMPTS[0], greedy)))
+    assert texts[0] == texts[1]
 
 
 def test_temperature_alone_asks_for_sampling(moe: MoeLM, requests_of: Any) -> None:
-    asked = requests_of("generate_until", (PROMPTS[1], {"until": [], "max_gen_toks": 12, "temperature": 1.5}))
-    assert len({moe.generate_until(asked)[0] for _ in range(4)}) > 1
+    requests = requests_of("generate_until", (PROMPTS[1], {"until": [], "max_gen_toks": 12, "temperature": 1.5}))
+    assert len({moe.generate_until(requests)[0] for _ in range(4)}) > 1
 
 
 @pytest.mark.parametrize(
-    ("how", "named"),
+    ("arguments", "message"),
     [
         ({"min_tokenz": 3}, "min_tokenz"),
         ({"num_beams": 4}, "num_beams"),
@@ -120,7 +120,7 @@ def test_temperature_alone_asks_for_sampling(moe: MoeLM, requests_of: Any) -> No
     ],
 )
 def test_generation_argument_that_makes_no_sense_is_refused(
-    moe: MoeLM, requests_of: Any, how: dict[str, Any], named: str
+    moe: MoeLM, requests_of: Any, arguments: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=named):
-        moe.generate_until(requests_of("generate_until", ("The sun", how)))
+    with pytest.raises(UsageError, match=message):
+        moe.generate_until(requests_of("generate_until", ("The sun", arguments)))

@@ -22,7 +22,7 @@ from tests.harness.running import Command, Ended, record, run_folders, samples, 
 
 pytestmark = pytest.mark.usefixtures("few_tasks")
 
-ASKED = {"batch_sizes": [1, 2], "input_len": 24, "output_len": 5, "prompts": "moe_sample"}
+METADATA = {"batch_sizes": [1, 2], "input_len": 24, "output_len": 5, "prompts": "moe_sample"}
 OURS = f"pretrained={SHIPPED},engine=transformers,track=off"
 SECRET = "hunter2-very-secret-token"
 
@@ -33,8 +33,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
     folder, commands = tmp_path_factory.mktemp("ran"), Commands()
     try:
         running = commands.start(
-            *("--model", "trtllm_moe", "--tasks", "moe_sample,moe_kernels", "--limit", "2"),
-            *("--metadata", json.dumps(ASKED)),
+            *["--model", "trtllm_moe", "--tasks", "moe_sample,moe_kernels", "--limit", "2", "--metadata"],
+            json.dumps(METADATA),
             folder=folder,
             double=None,
             variables={
@@ -65,13 +65,13 @@ def test_steps_categories_and_layers_of_the_shipped_model(ran: tuple[Ended, Path
             phases["decode"]["steps"] + sum(phases["decode"]["set_aside"].values()),
         ) == (
             1,
-            ASKED["output_len"] - 1,  # type: ignore[operator]
+            METADATA["output_len"] - 1,  # type: ignore[operator]
         )
         config = json.loads((SHIPPED / "config.json").read_text())
         for phase in (phases["prefill"], phases["decode"]):
             assert sorted(map(int, phase["layers_ms"])) == list(range(config["num_hidden_layers"]))
             assert {"expert_gemm", "gate_gemm", "dense_gemm", "attention"} <= set(phase["categories"])
-            assert sum(each["share"] for each in phase["categories"].values()) == pytest.approx(1)
+            assert sum(category["share"] for category in phase["categories"].values()) == pytest.approx(1)
             assert phase["classified"] > 0.98
         assert answer["profiled_ms"] > 0
         median = sorted(answer["unprofiled_samples_ms"])[kernels.UNPROFILED // 2]
@@ -83,18 +83,18 @@ def test_one_run_holds_metrics_and_traces_on_disk_and_in_mlflow(ran: tuple[Ended
     ended, folder = ran
     (run,) = run_folders(folder)
     client = MlflowClient(f"sqlite:///{folder / 'own.db'}")
-    (logged,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    (logged,) = client.search_runs([item.experiment_id for item in client.search_experiments()])
     assert logged.data.metrics == pytest.approx(record(run)["metrics"])
     for answer in answers(folder):
-        for phase, found in answer["phases"].items():
+        for phase, values_of_phase in answer["phases"].items():
             key = f"kernels/{answer['shape']}/{phase}"
-            for category, values in found["categories"].items():
+            for category, values in values_of_phase["categories"].items():
                 assert logged.data.metrics[f"{key}/{category}_ms"] == values["ms"]
                 assert logged.data.metrics[f"{key}/{category}_share"] == values["share"]
         free = answer["phases"]["decode"]["ceiling"]["if_free"]
         assert logged.data.metrics[f"kernels/{answer['shape']}/decode/ceiling"] == free
         assert f"decode_ceiling_{answer['shape']}" in ended.out
-    stored = {each.path for each in client.list_artifacts(logged.info.run_id)}
+    stored = {item.path for item in client.list_artifacts(logged.info.run_id)}
     assert {"trace_b1_i24_o5.json.gz", "trace_b2_i24_o5.json.gz"} <= stored
     assert "quality/token_ppl" in logged.data.metrics
 
@@ -105,8 +105,8 @@ def test_the_kept_trace_says_the_same_and_holds_no_secret(
     (run,) = run_folders(ran[1])
     for file in run.glob("trace_*"):
         text = gzip.decompress(file.read_bytes()).decode()
-        for told in (SECRET, os.uname().nodename, str(ran[1]), "site-packages", "lm_eval", "--metadata"):
-            assert told not in text
+        for text_outside in (SECRET, os.uname().nodename, str(ran[1]), "site-packages", "lm_eval", "--metadata"):
+            assert text_outside not in text
     everything = b"".join(file.read_bytes() for file in run.iterdir())
     assert SECRET.encode() not in everything
     for answer in answers(ran[1]):
@@ -119,21 +119,13 @@ def test_the_kept_trace_says_the_same_and_holds_no_secret(
 
 
 def asking(model_args: str = OURS, **changes: Any) -> tuple[str, ...]:
-    asked = {**ASKED, "batch_sizes": [1], **changes}
-    return (
-        "--model",
-        "trtllm_moe",
-        "--model_args",
-        model_args,
-        "--tasks",
-        "moe_kernels",
-        "--metadata",
-        json.dumps(asked),
-    )
+    metadata = json.dumps({**METADATA, "batch_sizes": [1], **changes})
+    model = ("--model", "trtllm_moe", "--model_args", model_args)
+    return *model, "--tasks", "moe_kernels", "--metadata", metadata
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "parts"),
     [
         ({"input_len": "many"}, ("whole numbers", "many")),
         ({"output_len": math.inf}, ("whole numbers", "inf")),
@@ -145,10 +137,10 @@ def asking(model_args: str = OURS, **changes: Any) -> tuple[str, ...]:
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_traced_ends_with_a_sentence_and_a_failed_record(
-    command: Command, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+    command: Command, tmp_path: Path, changes: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
-    told = sentence(command(*asking(**changes)))
-    assert all(word in told for word in words), told
+    message = sentence(command(*asking(**changes)))
+    assert all(word in message for word in parts), message
     (run,) = run_folders(tmp_path)
     assert record(run)["status"] == "failed"
 
@@ -158,15 +150,15 @@ def test_another_model_is_refused_before_it_is_loaded(
 ) -> None:
     monkeypatch.setattr("lm_eval.api.registry.get_model", lambda _: pytest.fail("loaded"))
     model = ("--model", "hf", "--model_args", f"pretrained={SHIPPED}")
-    told = sentence(command(*model, "--tasks", "moe_sample,moe_kernels", "--limit", "1"))
-    assert told.startswith("moe_eval: moe_kernels measures")
+    message = sentence(command(*model, "--tasks", "moe_sample,moe_kernels", "--limit", "1"))
+    assert message.startswith("moe_eval: moe_kernels measures")
     assert run_folders(tmp_path) == []
 
 
 def test_nothing_is_timed_after_a_trace_in_whatever_order_tasks_are_named(command: Command, tmp_path: Path) -> None:
-    asked = json.dumps({**ASKED, "batch_sizes": [1], "num_iterations": 1})
+    metadata = json.dumps({**METADATA, "batch_sizes": [1], "num_iterations": 1})
     model = ("--model", "trtllm_moe", "--model_args", OURS)
-    ended = command(*model, "--tasks", "moe_kernels,moe_latency", "--metadata", asked)
+    ended = command(*model, "--tasks", "moe_kernels,moe_latency", "--metadata", metadata)
     assert ended.code == 0, ended.err[-2000:]
     assert 0 < ended.err.index("Timing:") < ended.err.index("Tracing:")
     (run,) = run_folders(tmp_path)
@@ -176,7 +168,9 @@ def test_nothing_is_timed_after_a_trace_in_whatever_order_tasks_are_named(comman
 def test_an_arm_that_is_not_what_its_label_says_is_kept_and_fails_the_command(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels.kernels_record, "contradiction", lambda label, seen: f"the label says {label}, but no")
+    monkeypatch.setattr(
+        kernels.kernels_record, "contradiction", lambda label, precision_seen: f"the label says {label}, but no"
+    )
     ended = command(*asking())
     assert ended.code == 1
     assert "moe_eval: NOT VERIFIED at b1_i24_o5: the label says bf16, but no." in ended.err

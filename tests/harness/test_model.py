@@ -32,9 +32,9 @@ def moe_64(moe_like: Callable[..., MoeLM]) -> MoeLM:
     return moe_like(max_length=64)
 
 
-def assert_same(ours: Answers, theirs: Answers) -> None:
-    assert [score for score, _ in ours] == pytest.approx([score for score, _ in theirs], rel=1e-4)
-    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+def assert_same(answers: Answers, of_hf: Answers) -> None:
+    assert [score for score, _ in answers] == pytest.approx([score for score, _ in of_hf], rel=1e-4)
+    assert [greedy for _, greedy in answers] == [greedy for _, greedy in of_hf]
 
 
 @pytest.mark.parametrize(
@@ -51,42 +51,42 @@ def assert_same(ours: Answers, theirs: Answers) -> None:
     ],
 )
 def test_loglikelihood_equals_hf(hf: HFLM, moe: MoeLM, requests_of: Any, pairs: list[tuple[str, str]]) -> None:
-    asked = requests_of("loglikelihood", *pairs)
-    assert_same(moe.loglikelihood(asked), hf.loglikelihood(asked))
+    requests = requests_of("loglikelihood", *pairs)
+    assert_same(moe.loglikelihood(requests), hf.loglikelihood(requests))
 
 
 def test_greedy_flag_is_true_for_the_text_hf_generates(hf: HFLM, moe: MoeLM, requests_of: Any) -> None:
     [text] = hf.generate_until(requests_of("generate_until", (SENTENCE, {"until": [], "max_gen_toks": 5})))
-    asked = requests_of("loglikelihood", (SENTENCE, text), (SENTENCE, f"{text} zebra"))
-    ours = moe.loglikelihood(asked)
-    assert [greedy for _, greedy in ours] == [True, False]
-    assert_same(ours, hf.loglikelihood(asked))
+    requests = requests_of("loglikelihood", (SENTENCE, text), (SENTENCE, f"{text} zebra"))
+    answers = moe.loglikelihood(requests)
+    assert [greedy for _, greedy in answers] == [True, False]
+    assert_same(answers, hf.loglikelihood(requests))
 
 
 def test_context_longer_than_the_window_is_cut_on_the_left_as_hf_does(
     hf_64: HFLM, moe_64: MoeLM, requests_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = requests_of("loglikelihood", *((PAGE, choice) for choice in CHOICES), ("The sun", " rises"))
+    requests = requests_of("loglikelihood", *((PAGE, choice) for choice in CHOICES), ("The sun", " rises"))
     with caplog.at_level(logging.WARNING):
-        ours = moe_64.loglikelihood(asked)
+        answers = moe_64.loglikelihood(requests)
     [warning] = [row.getMessage() for row in caplog.records if row.name == "lm_eval.moe_eval"]
     assert "6 of 7 contexts" in warning
     assert "window of 64 tokens" in warning
-    assert_same(ours, hf_64.loglikelihood(asked))
+    assert_same(answers, hf_64.loglikelihood(requests))
 
 
 def test_contexts_around_the_window_s_length_equal_hf(hf_64: HFLM, moe_64: MoeLM, requests_of: Any) -> None:
     ids = moe_64.tok_encode(PAGE)
     pairs = [(moe_64.tok_decode(ids[:length]), " the Earth") for length in (61, 62, 63, 64, 65)]
-    asked = requests_of("loglikelihood", *pairs)
-    assert_same(moe_64.loglikelihood(asked), hf_64.loglikelihood(asked))
+    requests = requests_of("loglikelihood", *pairs)
+    assert_same(moe_64.loglikelihood(requests), hf_64.loglikelihood(requests))
 
 
 def test_continuation_as_long_as_the_window_equals_hf(hf_64: HFLM, moe_64: MoeLM, requests_of: Any) -> None:
     text = moe_64.tok_decode(moe_64.tok_encode(PAGE)[:64])
     assert len(moe_64.tok_encode(text)) == 64
-    asked = requests_of("loglikelihood", ("", text))
-    assert_same(moe_64.loglikelihood(asked), hf_64.loglikelihood(asked))
+    requests = requests_of("loglikelihood", ("", text))
+    assert_same(moe_64.loglikelihood(requests), hf_64.loglikelihood(requests))
 
 
 def test_continuation_longer_than_the_window_is_refused(moe_64: MoeLM, requests_of: Any) -> None:
@@ -98,39 +98,39 @@ def test_rolling_equals_hf_on_pages_around_the_window_s_length(hf_64: HFLM, moe_
     ids = moe_64.tok_encode(PAGE)
     assert len(ids) > 4 * 64
     texts = [moe_64.tok_decode(ids[:length]) for length in (1, 2, 63, 64, 65, 127, 128, 129, len(ids))]
-    asked = requests_of("loglikelihood_rolling", *((text,) for text in [*texts, "東京 🙂 naïve\r\n" * 20]))
-    assert moe_64.loglikelihood_rolling(asked) == pytest.approx(hf_64.loglikelihood_rolling(asked), rel=1e-4)
+    requests = requests_of("loglikelihood_rolling", *((text,) for text in [*texts, "東京 🙂 naïve\r\n" * 20]))
+    assert moe_64.loglikelihood_rolling(requests) == pytest.approx(hf_64.loglikelihood_rolling(requests), rel=1e-4)
 
 
 def test_rolling_gives_an_empty_document_zero_as_hf_does(hf_64: HFLM, moe_64: MoeLM, requests_of: Any) -> None:
-    asked = requests_of("loglikelihood_rolling", ("",), (SENTENCE,), ("",))
-    ours, theirs = moe_64.loglikelihood_rolling(asked), hf_64.loglikelihood_rolling(asked)
-    assert (ours[0], ours[2]) == (theirs[0], theirs[2]) == (0, 0)
-    assert ours[1] == pytest.approx(theirs[1], rel=1e-4)
+    requests = requests_of("loglikelihood_rolling", ("",), (SENTENCE,), ("",))
+    answers, of_hf = moe_64.loglikelihood_rolling(requests), hf_64.loglikelihood_rolling(requests)
+    assert (answers[0], answers[2]) == (of_hf[0], of_hf[2]) == (0, 0)
+    assert answers[1] == pytest.approx(of_hf[1], rel=1e-4)
 
 
 @pytest.fixture(scope="module")
 def small_workload(hf_64: HFLM, requests_of: Any) -> tuple[Any, Any]:
     """Requests of every type, and what `hf` answers to them."""
-    how = {"until": ["."], "max_gen_toks": 6}
-    asked = {
+    arguments = {"until": ["."], "max_gen_toks": 6}
+    by_kind = {
         "loglikelihood": requests_of("loglikelihood", *((SENTENCE, choice) for choice in CHOICES[3:]), ("", " a")),
         "loglikelihood_rolling": requests_of("loglikelihood_rolling", (PAGE[:400],), ("The sun rises .",)),
-        "generate_until": requests_of("generate_until", (SENTENCE, how), ("The sun", how)),
+        "generate_until": requests_of("generate_until", (SENTENCE, arguments), ("The sun", arguments)),
     }
-    return asked, {kind: getattr(hf_64, kind)(requests) for kind, requests in asked.items()}
+    return by_kind, {kind: getattr(hf_64, kind)(requests) for kind, requests in by_kind.items()}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, "4", "auto", "auto:4"])
 def test_batch_size_changes_no_answer(
     moe_like: Callable[..., MoeLM], small_workload: tuple[Any, Any], batch_size: int | str
 ) -> None:
-    asked, theirs = small_workload
+    by_kind, of_hf = small_workload
     model = moe_like(batch_size=batch_size, max_length=64)
-    ours = {kind: getattr(model, kind)(requests) for kind, requests in asked.items()}
-    assert_same(ours["loglikelihood"], theirs["loglikelihood"])
-    assert ours["loglikelihood_rolling"] == pytest.approx(theirs["loglikelihood_rolling"], rel=1e-4)
-    assert ours["generate_until"] == theirs["generate_until"]
+    answers = {kind: getattr(model, kind)(requests) for kind, requests in by_kind.items()}
+    assert_same(answers["loglikelihood"], of_hf["loglikelihood"])
+    assert answers["loglikelihood_rolling"] == pytest.approx(of_hf["loglikelihood_rolling"], rel=1e-4)
+    assert answers["generate_until"] == of_hf["generate_until"]
 
 
 @pytest.mark.parametrize("batch_size", ["0", "x", 0, -1, "1.5"])
@@ -156,15 +156,15 @@ def test_model_info_labels_the_arm_in_json(moe_64: MoeLM) -> None:
     info = json.loads(json.dumps(moe_64.get_model_info()))
     import transformers
 
-    ours = info["moe_eval"]
+    labels = info["moe_eval"]
     assert info["model_dtype"] == "float32"
-    assert ours["engine"]["name"] == "transformers"
-    assert ours["engine"]["version"] == transformers.__version__
-    assert ours["engine"]["precision"] == "fp32"
-    assert ours["engine"]["max_length"] == 64
-    assert ours["prefix_token_id"] == 0
-    assert ours["add_bos_token"] is None
-    assert ours["notes"] == []
+    assert labels["engine"]["name"] == "transformers"
+    assert labels["engine"]["version"] == transformers.__version__
+    assert labels["engine"]["precision"] == "fp32"
+    assert labels["engine"]["max_length"] == 64
+    assert labels["prefix_token_id"] == 0
+    assert labels["add_bos_token"] is None
+    assert labels["notes"] == []
 
 
 def test_model_info_says_that_the_shipped_model_stood_in(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,9 +25,9 @@ Make = Callable[..., Any]
 def test_tok_encode_equals_hf(
     hf_like: Make, moe_like: Make, bos_tokenizer: Path, policy: bool | None, special: bool | None
 ) -> None:
-    theirs: HFLM = hf_like(bos_tokenizer, add_bos_token=policy)
-    ours: MoeLM = moe_like(tokenizer=str(bos_tokenizer), add_bos_token=policy)
-    assert [ours.tok_encode(text, special) for text in TEXTS] == [theirs.tok_encode(text, special) for text in TEXTS]
+    oracle: HFLM = hf_like(bos_tokenizer, add_bos_token=policy)
+    adapter: MoeLM = moe_like(tokenizer=str(bos_tokenizer), add_bos_token=policy)
+    assert [adapter.tok_encode(text, special) for text in TEXTS] == [oracle.tok_encode(text, special) for text in TEXTS]
 
 
 def test_tok_encode_without_a_bos_token_equals_hf(hf: HFLM, moe: MoeLM) -> None:
@@ -39,16 +39,16 @@ def test_tok_encode_without_a_bos_token_equals_hf(hf: HFLM, moe: MoeLM) -> None:
 def test_scores_with_a_bos_token_equal_hf(
     hf_like: Make, moe_like: Make, requests_of: Any, bos_tokenizer: Path, policy: bool | None
 ) -> None:
-    theirs: HFLM = hf_like(bos_tokenizer, add_bos_token=policy)
-    ours: MoeLM = moe_like(tokenizer=str(bos_tokenizer), add_bos_token=policy)
+    oracle: HFLM = hf_like(bos_tokenizer, add_bos_token=policy)
+    adapter: MoeLM = moe_like(tokenizer=str(bos_tokenizer), add_bos_token=policy)
     pairs = requests_of("loglikelihood", ("The sun", " rises"), ("", "The sun"), ("<s>The", " sun"))
     pages = requests_of("loglikelihood_rolling", ("A sundial tells the time .",), ("",))
     prompts = requests_of("generate_until", ("The sun", {"until": [], "max_gen_toks": 4}))
-    assert [score for score, _ in ours.loglikelihood(pairs)] == pytest.approx(
-        [score for score, _ in theirs.loglikelihood(pairs)], rel=1e-4
+    assert [score for score, _ in adapter.loglikelihood(pairs)] == pytest.approx(
+        [score for score, _ in oracle.loglikelihood(pairs)], rel=1e-4
     )
-    assert ours.loglikelihood_rolling(pages) == pytest.approx(theirs.loglikelihood_rolling(pages), rel=1e-4)
-    assert ours.generate_until(prompts) == theirs.generate_until(prompts)
+    assert adapter.loglikelihood_rolling(pages) == pytest.approx(oracle.loglikelihood_rolling(pages), rel=1e-4)
+    assert adapter.generate_until(prompts) == oracle.generate_until(prompts)
 
 
 def test_prefix_token_is_eos_without_bos_and_bos_with_it(
@@ -63,12 +63,12 @@ def test_prefix_token_asked_for_wins_and_changes_the_scores_as_hf_s(
     moe: MoeLM, hf_like: Make, moe_like: Make, requests_of: Any, bos_tokenizer: Path
 ) -> None:
     for number in (0, 300):
-        ours = moe_like(prefix_token_id=number, tokenizer=str(bos_tokenizer))
-        theirs = hf_like(bos_tokenizer, prefix_token_id=number)
-        asked = requests_of("loglikelihood", ("", "The sun"))
-        assert ours.prefix_token_id == number
-        assert ours.get_model_info()["moe_eval"]["prefix_token_id"] == number
-        assert ours.loglikelihood(asked)[0][0] == pytest.approx(theirs.loglikelihood(asked)[0][0], rel=1e-4)
+        adapter = moe_like(prefix_token_id=number, tokenizer=str(bos_tokenizer))
+        oracle = hf_like(bos_tokenizer, prefix_token_id=number)
+        requests = requests_of("loglikelihood", ("", "The sun"))
+        assert adapter.prefix_token_id == number
+        assert adapter.get_model_info()["moe_eval"]["prefix_token_id"] == number
+        assert adapter.loglikelihood(requests)[0][0] == pytest.approx(oracle.loglikelihood(requests)[0][0], rel=1e-4)
 
 
 def test_prefix_token_that_the_model_does_not_have_is_refused(moe_like: Make) -> None:
@@ -78,9 +78,9 @@ def test_prefix_token_that_the_model_does_not_have_is_refused(moe_like: Make) ->
 
 @pytest.mark.parametrize("generation_prompt", [True, False])
 def test_chat_template_equals_hf(hf: HFLM, moe: MoeLM, generation_prompt: bool) -> None:
-    ours = moe.apply_chat_template(CHAT, add_generation_prompt=generation_prompt)
-    assert ours == hf.apply_chat_template(CHAT, add_generation_prompt=generation_prompt)
-    assert "What is a sundial ?" in ours
+    text = moe.apply_chat_template(CHAT, add_generation_prompt=generation_prompt)
+    assert text == hf.apply_chat_template(CHAT, add_generation_prompt=generation_prompt)
+    assert "What is a sundial ?" in text
     assert moe.tokenizer_name == hf.tokenizer_name
     assert moe.chat_template(True) == hf.chat_template(True)
 
@@ -102,16 +102,18 @@ def test_template_that_refuses_the_system_role_is_used_without_it_as_hf_does(
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "[{{ m['content'] }}]{% endfor %}",
     )
-    theirs = hf_like(tokenizer).apply_chat_template(CHAT)
-    assert theirs == "[What is a sundial ?]"
-    assert moe_like(tokenizer=tokenizer).apply_chat_template(CHAT) == theirs
+    text = hf_like(tokenizer).apply_chat_template(CHAT)
+    assert text == "[What is a sundial ?]"
+    assert moe_like(tokenizer=tokenizer).apply_chat_template(CHAT) == text
 
 
-@pytest.mark.parametrize(("asked", "shown"), [(None, "unset"), (False, "no"), (True, "yes")])
-def test_enable_thinking_reaches_the_template(moe_like: Make, tmp_path: Path, asked: bool | None, shown: str) -> None:
+@pytest.mark.parametrize(("enable_thinking", "text"), [(None, "unset"), (False, "no"), (True, "yes")])
+def test_enable_thinking_reaches_the_template(
+    moe_like: Make, tmp_path: Path, enable_thinking: bool | None, text: str
+) -> None:
     template = "{% if enable_thinking is not defined %}unset{% elif enable_thinking %}yes{% else %}no{% endif %}"
-    model = moe_like(tokenizer=_tokenizer(tmp_path, template), enable_thinking=asked)
-    assert model.apply_chat_template(CHAT) == shown
+    model = moe_like(tokenizer=_tokenizer(tmp_path, template), enable_thinking=enable_thinking)
+    assert model.apply_chat_template(CHAT) == text
 
 
 def test_tokenizer_without_a_chat_template_is_refused_in_one_sentence(moe_like: Make, tmp_path: Path) -> None:

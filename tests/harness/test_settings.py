@@ -21,31 +21,31 @@ without_trtllm = pytest.mark.skipif(
 
 
 def test_nothing_named_is_the_shipped_model_on_transformers() -> None:
-    found = settings.read({})
-    assert found.shipped
-    assert found.engine == "transformers"
-    assert found.tokenizer == found.of_engine.checkpoint == str(SHIPPED)
+    model = settings.read({})
+    assert model.shipped
+    assert model.engine == "transformers"
+    assert model.tokenizer == model.of_engine.checkpoint == str(SHIPPED)
 
 
 def test_defaults() -> None:
-    found = settings.read(TRANSFORMERS)
-    assert not found.shipped
-    assert found.of_engine == EngineSettings(str(SHIPPED))
-    assert (found.max_gen_toks, found.add_bos_token, found.prefix_token_id) == (256, None, None)
-    assert (found.enable_thinking, found.track) == (None, True)
-    assert found.given == TRANSFORMERS
+    model = settings.read(TRANSFORMERS)
+    assert not model.shipped
+    assert model.of_engine == EngineSettings(str(SHIPPED))
+    assert (model.max_gen_toks, model.add_bos_token, model.prefix_token_id) == (256, None, None)
+    assert (model.enable_thinking, model.track) == (None, True)
+    assert model.arguments == TRANSFORMERS
 
 
 def test_every_argument_arrives_where_it_belongs() -> None:
-    given = {
+    arguments = {
         **TRANSFORMERS,
         **{"precision": "bf16", "dtype": "bfloat16", "device": "cpu", "max_length": "128", "batch_size": "8"},
         **{"revision": "main", "trust_remote_code": True, "tokenizer": "other", "max_gen_toks": "32"},
         **{"add_bos_token": "true", "prefix_token_id": "7", "enable_thinking": "off", "track": "off"},
         **{"moe_backend": "eager", "max_tokens_per_batch": 512},
     }
-    found = settings.read(given)
-    assert found.of_engine == EngineSettings(
+    model = settings.read(arguments)
+    assert model.of_engine == EngineSettings(
         checkpoint=str(SHIPPED),
         precision="bf16",
         dtype="bfloat16",
@@ -56,10 +56,10 @@ def test_every_argument_arrives_where_it_belongs() -> None:
         trust_remote_code=True,
         options={"moe_backend": "eager", "max_tokens_per_batch": 512},
     )
-    assert (found.tokenizer, found.max_gen_toks) == ("other", 32)
-    assert (found.add_bos_token, found.prefix_token_id) == (True, 7)
-    assert (found.enable_thinking, found.track) == (False, False)
-    assert found.given == given
+    assert (model.tokenizer, model.max_gen_toks) == ("other", 32)
+    assert (model.add_bos_token, model.prefix_token_id) == (True, 7)
+    assert (model.enable_thinking, model.track) == (False, False)
+    assert model.arguments == arguments
 
 
 def test_arguments_of_none_count_as_not_given() -> None:
@@ -72,27 +72,27 @@ def test_transformers_without_a_model_is_the_shipped_one() -> None:
 
 @pytest.mark.parametrize("engine", ["trtllm", "vllm"])
 def test_another_engine_without_a_model_is_refused(engine: str) -> None:
-    with pytest.raises(UsageError, match=f"engine={engine} needs a checkpoint: add pretrained="):
+    with pytest.raises(UsageError, match=rf"engine={engine} needs a checkpoint\. Add pretrained="):
         settings.read({"engine": engine})
 
 
 @without_trtllm
-@pytest.mark.parametrize("more", [{}, {"engine": "trtllm"}])
-def test_model_without_an_engine_goes_to_trtllm_and_says_how_to_install_it(more: dict[str, str]) -> None:
+@pytest.mark.parametrize("arguments", [{}, {"engine": "trtllm"}])
+def test_model_without_an_engine_goes_to_trtllm_and_says_how_to_install_it(arguments: dict[str, str]) -> None:
     with pytest.raises(UsageError) as caught:
-        settings.read({"pretrained": str(SHIPPED), **more})
+        settings.read({"pretrained": str(SHIPPED), **arguments})
     assert "moe-eval[trtllm]" in str(caught.value)
     assert "engine=transformers" in str(caught.value)
 
 
 def test_model_without_an_engine_goes_to_trtllm_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "check", lambda name: registry.ENGINES[name])
-    found = settings.read({"pretrained": str(SHIPPED)})
-    assert (found.engine, found.shipped) == ("trtllm", False)
+    model = settings.read({"pretrained": str(SHIPPED)})
+    assert (model.engine, model.shipped) == ("trtllm", False)
 
 
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("arguments", "message"),
     [
         ({"engine": "onnx"}, "engine 'onnx'"),
         ({"precision": "int4"}, "precision 'int4'"),
@@ -111,10 +111,10 @@ def test_model_without_an_engine_goes_to_trtllm_where_it_is_there(monkeypatch: p
         ({"pretrained": str(SHIPPED.parent)}, "no config.json"),
     ],
 )
-def test_value_that_makes_no_sense_is_refused_by_name(given: dict[str, Any], named: str) -> None:
+def test_value_that_makes_no_sense_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        settings.read({**TRANSFORMERS, **given})
-    assert named in str(caught.value)
+        settings.read({**TRANSFORMERS, **arguments})
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -124,7 +124,7 @@ def test_every_precision_has_a_name_here(precision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "rows"),
+    ("arguments", "rows"),
     [
         ({"batch_size": 4}, 4),
         ({"batch_size": "4"}, 4),
@@ -135,8 +135,8 @@ def test_every_precision_has_a_name_here(precision: str) -> None:
         ({"batch_size": 4, "max_batch_size": 16}, 4),
     ],
 )
-def test_batch_size_bounds_the_sequences_of_a_batch(given: dict[str, Any], rows: int | None) -> None:
-    assert settings.read(given).of_engine.batch_size == rows
+def test_batch_size_bounds_the_sequences_of_a_batch(arguments: dict[str, Any], rows: int | None) -> None:
+    assert settings.read(arguments).of_engine.batch_size == rows
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_switches(text: str | bool, value: bool) -> None:
 @pytest.fixture
 def constructed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What MoeLM is constructed with."""
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr(MoeLM, "__init__", lambda _, **arguments: seen.update(arguments))
-    return seen
+    arguments: dict[str, Any] = {}
+    monkeypatch.setattr(MoeLM, "__init__", lambda _, **options: arguments.update(options))
+    return arguments
 
 
 def test_model_args_win_over_the_command_s_defaults(constructed: dict[str, Any]) -> None:

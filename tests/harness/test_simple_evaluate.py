@@ -18,6 +18,7 @@ from moe_eval.data.documents import moe_sample
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
 from moe_eval.harness.model import MoeLM
+from tests.harness.running import record as read_record
 
 TASKS = ["choice_local", "generate_local", "cloze_local", "pages_local"]
 OURS = "engine=transformers,dtype=float32,track=off"
@@ -35,21 +36,16 @@ def both(evaluate: Evaluate, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("both")
         patch.chdir(folder)
-        ours = evaluate("trtllm_moe", f"{OURS},pretrained={SHIPPED}", tasks=TASKS, device="cuda:0", batch_size=1)
-        theirs = evaluate(
+        results = evaluate("trtllm_moe", f"{OURS},pretrained={SHIPPED}", tasks=TASKS, device="cuda:0", batch_size=1)
+        of_hf = evaluate(
             "hf", f"pretrained={SHIPPED},dtype=float32,logits_cache=false", tasks=TASKS, device="cpu", batch_size=2
         )
-        yield ours, theirs, folder
+        yield results, of_hf, folder
 
 
 def only_run(folder: Path) -> Path:
     [run] = (folder / "benchmark_results").iterdir()
     return run
-
-
-def record_in(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "record.json").read_text(encoding="utf-8"))
-    return found
 
 
 def numbers(results: Any, task: str) -> dict[str, float]:
@@ -58,18 +54,18 @@ def numbers(results: Any, task: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_metrics_of_every_request_type_equal_hf_s(both: tuple[Any, Any, Path], task: str) -> None:
-    ours, theirs, _ = both
-    assert len(numbers(theirs, task)) >= 1
-    assert numbers(ours, task) == pytest.approx(numbers(theirs, task), rel=1e-4)
-    assert ours["n-samples"][task] == theirs["n-samples"][task]
+    results, of_hf, _ = both
+    assert len(numbers(of_hf, task)) >= 1
+    assert numbers(results, task) == pytest.approx(numbers(of_hf, task), rel=1e-4)
+    assert results["n-samples"][task] == of_hf["n-samples"][task]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_answers_to_every_document_equal_hf_s(both: tuple[Any, Any, Path], task: str) -> None:
-    ours, theirs, _ = both
-    for mine, other in zip(ours["samples"][task], theirs["samples"][task], strict=True):
-        assert (mine["doc_hash"], mine["prompt_hash"]) == (other["doc_hash"], other["prompt_hash"])
-        for [answer], [expected] in zip(mine["resps"], other["resps"], strict=True):
+    results, of_hf, _ = both
+    for sample, hf_sample in zip(results["samples"][task], of_hf["samples"][task], strict=True):
+        assert (sample["doc_hash"], sample["prompt_hash"]) == (hf_sample["doc_hash"], hf_sample["prompt_hash"])
+        for [answer], [expected] in zip(sample["resps"], hf_sample["resps"], strict=True):
             if isinstance(expected, tuple):
                 assert answer[1] == expected[1]
                 assert answer[0] == pytest.approx(expected[0], rel=1e-4)
@@ -78,21 +74,21 @@ def test_answers_to_every_document_equal_hf_s(both: tuple[Any, Any, Path], task:
 
 
 def test_a_run_leaves_record_results_and_samples_and_hf_s_leaves_nothing(both: tuple[Any, Any, Path]) -> None:
-    ours, _, folder = both
+    results, _, folder = both
     run = only_run(folder)
     names = {"record.json", "results.json", *(f"samples_{task}.jsonl" for task in TASKS)}
     assert {file.name for file in run.iterdir()} == names
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    assert "samples" not in results
-    assert set(results["results"]) == set(TASKS)
+    stored = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    assert "samples" not in stored
+    assert set(stored["results"]) == set(TASKS)
     for task in TASKS:
         rows = (run / f"samples_{task}.jsonl").read_text(encoding="utf-8").splitlines()
-        assert [json.loads(row)["doc_id"] for row in rows] == [row["doc_id"] for row in ours["samples"][task]]
+        assert [json.loads(row)["doc_id"] for row in rows] == [row["doc_id"] for row in results["samples"][task]]
 
 
 def test_record_labels_the_arm_and_keeps_every_number(both: tuple[Any, Any, Path]) -> None:
-    ours, _, folder = both
-    record = record_in(only_run(folder))
+    results, _, folder = both
+    record = read_record(only_run(folder))
     assert record["status"] == "finished"
     assert record["error"] is None
     assert record["settings"]["tasks"] == TASKS
@@ -102,7 +98,7 @@ def test_record_labels_the_arm_and_keeps_every_number(both: tuple[Any, Any, Path
     assert record["seconds"] > 0
     assert {"moe-eval", "lm-eval", "torch", "transformers"} <= set(record["versions"])
     for task in TASKS:
-        for name, value in numbers(ours, task).items():
+        for name, value in numbers(results, task).items():
             assert record["metrics"][f"harness/{task}/{name.removesuffix(',none')}"] == value
     assert [(row["task"], row["split"], row["documents"]) for row in record["datasets"]] == [
         (task, "test", 3) for task in TASKS
@@ -111,7 +107,7 @@ def test_record_labels_the_arm_and_keeps_every_number(both: tuple[Any, Any, Path
 
 
 def test_local_files_are_not_labelled_as_a_data_set_of_the_hub(both: tuple[Any, Any, Path]) -> None:
-    sources = {row["source"] for row in record_in(only_run(both[2]))["datasets"]}
+    sources = {row["source"] for row in read_record(only_run(both[2]))["datasets"]}
     assert not any(source.startswith("hub:") for source in sources)
 
 
@@ -120,7 +116,7 @@ def test_documents_of_several_windows_are_counted_once_each(evaluate: Evaluate, 
     tokens = sum(len(hf.tok_encode(wikitext_detokenizer({"page": page}))) for page in moe_sample()["test"]["page"][:2])
     assert tokens > 4 * 64
     assert results["config"]["moe_eval"]["scored"] == {"moe_sample": {"requests": 2, "tokens": tokens}}
-    metrics = record_in(only_run(tmp_path))["metrics"]
+    metrics = read_record(only_run(tmp_path))["metrics"]
     assert metrics["quality/tokens"] == tokens
     assert metrics["quality/token_ppl"] == pytest.approx(math.exp(metrics["quality/nats"] / tokens))
 
@@ -133,7 +129,7 @@ def test_quality_keys_of_the_shipped_sample_follow_from_hf_s_log_likelihoods(
     texts = [wikitext_detokenizer({"page": page}) for page in pages]
     nats = -math.fsum(hf.loglikelihood_rolling(requests_of("loglikelihood_rolling", *((text,) for text in texts))))
     tokens = sum(len(hf.tok_encode(text)) for text in texts)
-    record = record_in(only_run(tmp_path))
+    record = read_record(only_run(tmp_path))
     metrics = record["metrics"]
     assert metrics["quality/word_ppl"] == results["results"]["moe_sample"]["word_perplexity,none"]
     assert metrics["quality/token_ppl"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
@@ -150,7 +146,7 @@ def test_quality_keys_of_the_shipped_sample_follow_from_hf_s_log_likelihoods(
 
 def test_two_perplexity_tasks_have_no_quality_keys(evaluate: Evaluate, moe: MoeLM, tmp_path: Path) -> None:
     evaluate(moe, None, tasks=["moe_sample", "pages_local"], limit=1)
-    record = record_in(only_run(tmp_path))
+    record = read_record(only_run(tmp_path))
     assert not [key for key in record["metrics"] if key.startswith("quality/")]
     assert [note for note in record["notes"] if "no quality/ keys" in note and "moe_sample" in note]
     assert record["metrics"]["harness/pages_local/word_perplexity"] > 1
@@ -166,9 +162,9 @@ def test_a_model_used_again_counts_every_run_by_itself(evaluate: Evaluate, moe_l
     model = moe_like()
     for _ in range(2):
         evaluate(model, None, tasks=["pages_local"])
-    one, other = (record_in(run)["metrics"] for run in (tmp_path / "benchmark_results").iterdir())
-    assert one == other
-    assert "quality/token_ppl" in one
+    first, second = (read_record(run)["metrics"] for run in (tmp_path / "benchmark_results").iterdir())
+    assert first == second
+    assert "quality/token_ppl" in first
 
 
 @pytest.mark.parametrize(
@@ -185,7 +181,7 @@ def test_a_run_that_breaks_off_leaves_its_record(
     with pytest.raises(type(raised)):
         evaluate(moe, None, tasks=["pages_local"])
     run = only_run(Path.cwd())
-    record = record_in(run)
+    record = read_record(run)
     assert record["status"] == status
     assert record["error"].startswith(type(raised).__name__)
     assert " ".join(str(raised).split()) in record["error"]

@@ -69,9 +69,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("moe_eval-*.whl"))
 
 
-def _with(folder: Path, *what: str) -> Environment:
+def _with(folder: Path, *packages: str) -> Environment:
     environment = make(folder)
-    environment.pip("install", "--no-deps", *what)
+    environment.pip("install", "--no-deps", *packages)
     return environment
 
 

@@ -31,18 +31,18 @@ print(json.dumps(found))
 
 
 def last_json(output: str) -> dict[str, str]:
-    found: dict[str, str] = json.loads(output.strip().splitlines()[-1])
-    return found
+    content: dict[str, str] = json.loads(output.strip().splitlines()[-1])
+    return content
 
 
 def check_models(environment: Environment, first: str) -> None:
     done = environment.run("-c", FIRST_IMPORTS[first] + RESOLVE)
     assert done.returncode == 0, done.stderr
-    found = last_json(done.stdout)
-    assert found["trtllm_moe"] == "moe_eval.harness.model:MoeLM"
-    assert found["hf"] == "lm_eval.models.huggingface:HFLM"
-    assert found["dummy"] == "lm_eval.models.dummy:DummyLM"
-    assert "lm_eval.models.vllm_causallms" in found["vllm"]
+    models = last_json(done.stdout)
+    assert models["trtllm_moe"] == "moe_eval.harness.model:MoeLM"
+    assert models["hf"] == "lm_eval.models.huggingface:HFLM"
+    assert models["dummy"] == "lm_eval.models.dummy:DummyLM"
+    assert "lm_eval.models.vllm_causallms" in models["vllm"]
 
 
 @pytest.mark.parametrize("first", FIRST_IMPORTS)
@@ -118,10 +118,10 @@ def test_silent_without_lm_eval(wheel: Path, tmp_path: Path) -> None:
 def test_silent_when_something_has_changed(wheel: Path, tmp_path: Path, broken: str) -> None:
     environment = make(tmp_path / "env", dependencies=False)
     environment.pip("install", "--no-deps", str(wheel))
-    other = environment.site / "lm_eval"
-    (other / "models").mkdir(parents=True)
-    (other / "__init__.py").write_text("")
-    (other / "models" / "__init__.py").write_text("loaded = True\n")
+    package = environment.site / "lm_eval"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "models" / "__init__.py").write_text("loaded = True\n")
     if broken == "package gone":
         (environment.site / "moe_eval" / "_startup.py").unlink()
     done = environment.run("-c", "import lm_eval.models; print(lm_eval.models.loaded)")

@@ -1,0 +1,42 @@
+"""What a command of the harness has to report when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Ending:
+    """The runs of one command.
+
+    Attributes:
+        lines: where their records and MLflow runs are.
+        tracking_failed: whether a run could not be logged to MLflow.
+        contradictions: a sentence for each arm whose kernels are not those of its precision.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    tracking_failed: bool = False
+    contradictions: list[str] = field(default_factory=list)
+
+
+_ending: ContextVar[Ending | None] = ContextVar("ending", default=None)
+
+
+@contextmanager
+def collected() -> Iterator[Ending]:
+    """Collect the ending of the runs inside."""
+    ending = Ending()
+    token = _ending.set(ending)
+    try:
+        yield ending
+    finally:
+        _ending.reset(token)
+
+
+def current() -> Ending:
+    """The ending to add to. Outside of a command nobody reads it."""
+    return _ending.get() or Ending()
