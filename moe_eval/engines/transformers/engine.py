@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from moe_eval.data.window import Window
+from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import tracing
@@ -44,9 +45,8 @@ class TransformersEngine:
     ) -> list[WindowScores]:
         # Windows that read the same tokens (the choices of a question, when they are one token) share one pass.
         readers: dict[tuple[int, ...], list[int]] = {}
+        requests.check_windows(windows, self.facts.max_length)
         for index, window in enumerate(windows):
-            if len(window.inputs) > self.facts.max_length:
-                raise ValueError(f"a window of {len(window.inputs)} tokens is longer than {self.facts.max_length}")
             readers.setdefault(window.inputs, []).append(index)
         inputs = list(readers)
         scores: dict[int, WindowScores] = {}
@@ -169,12 +169,9 @@ class TransformersEngine:
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:
         self._refuse_speed()
-        device = self.model.device
-        with tracing.profiler(device) as profiler, tracing.annotated(self.model):
+        recording = torch_profiler.record(target, cuda=self.model.device.type == "cuda", all_threads=False)
+        with recording, tracing.annotated(self.model):
             yield TraceHandle(target)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-        profiler.export_chrome_trace(str(target))
 
     def _refuse_speed(self) -> None:
         if self.facts.emulated:
