@@ -37,8 +37,8 @@ class Head:
         layer = model.get_output_embeddings()  # type: ignore[operator]
         if type(layer) is not nn.Linear:
             raise UsageError(
-                f"The output head of {type(model).__name__} is a {type(layer).__name__}, not a plain linear layer; "
-                "use lm_eval --model hf for this checkpoint."
+                f"The output head of {type(model).__name__} is a {type(layer).__name__}, not a plain linear layer. Use "
+                "lm_eval --model hf for this checkpoint."
             )
         self.weight: Tensor = layer.weight
         self.bias: Tensor | None = layer.bias
@@ -111,8 +111,8 @@ class _Running:
         self.best[rows] = torch.where(values > before, ids + first, self.best[rows])
         maximum = torch.maximum(before, values)
         # the log of the slice's sum of exponentials above its own maximum, in torch's one pass for it
-        own = nn.functional.cross_entropy(logits, ids, reduction="none").exp()
-        self.total[rows] = self.total[rows] * (before - maximum).exp() + own * (values - maximum).exp()
+        addend = nn.functional.cross_entropy(logits, ids, reduction="none").exp()
+        self.total[rows] = self.total[rows] * (before - maximum).exp() + addend * (values - maximum).exp()
         self.maximum[rows] = maximum
 
     def result(self, targets: Tensor) -> RowScores:
@@ -127,7 +127,7 @@ class _Running:
 
 
 def _after_head(config: Any) -> Callable[[Tensor], Tensor] | None:
-    """What the families of Transformers do to logits behind the head, by the configuration field that asks for it."""
+    """The step of a family of Transformers behind the head, by the configuration field that requests it."""
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
         return lambda logits: torch.tanh(logits / cap) * cap
     if divisor := getattr(config, "logits_scaling", None):  # Granite

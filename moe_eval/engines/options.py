@@ -29,7 +29,7 @@ def number(options: Mapping[str, object], name: str) -> int | None:
 
 
 def flag(options: dict[str, object], name: str) -> bool | None:
-    """Take a switch out of the options; None if it is not set.
+    """Take a switch out of the options, or None if it is not set.
 
     Raises:
         UsageError: it is neither on nor off.

@@ -90,7 +90,7 @@ def build(installed: Library, options: Mapping[str, object], defaults: Mapping[s
 
 
 def _nested(installed: Library, settings: Mapping[str, object]) -> Mapping[str, dict[str, object] | None]:
-    """The fields of every nested config; None turns what it configures off."""
+    """The fields of every nested config. None turns what it configures off."""
     nested: dict[str, dict[str, object] | None] = {
         "kv_cache_config": {"enable_block_reuse": False},
         "cuda_graph_config": {},

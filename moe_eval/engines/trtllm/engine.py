@@ -72,7 +72,7 @@ class Session:
 
         Args:
             task: what the requests are for, for messages.
-            max_tokens: of prompts in flight at once; None for no limit.
+            max_tokens: of prompts in flight at once, or None for no limit.
 
         Raises:
             UsageError, EngineError: the library failed.

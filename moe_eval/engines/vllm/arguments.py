@@ -133,7 +133,7 @@ def _validated(installed: Library, name: str, setting: Any) -> Any:
 
 
 def _unsuited(kind: Any, value: Any) -> str | None:
-    """Why a value is not of this kind; None if it is, or if only vLLM can judge."""
+    """Why a value is not of this kind, or None if it is, or if only vLLM can judge."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

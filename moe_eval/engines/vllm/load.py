@@ -132,7 +132,7 @@ def _defaults(
     if cache is not None:
         defaults["kv_cache_memory_bytes"] = cache
     if cache is not None or "kv_cache_memory_bytes" in options:
-        return defaults | {"gpu_memory_utilization": sizing.LITTLE}
+        return defaults | {"gpu_memory_utilization": sizing.MIN_UTILIZATION}
     smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[:world]), default=None)
     return defaults | sizing.memory(smallest, vocabulary, limits.window)
 
