@@ -51,6 +51,11 @@ class Site:
     visited: bool = False
     amax: Tensor | None = None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether text has passed it, and left a scale if it needs one."""
+        return self.visited and not (self.needs_amax and self.amax is None)
+
     def __call__(self, values: Tensor) -> Tensor:
         self.visited = True
         if not self.observing:
@@ -93,9 +98,7 @@ def apply(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> 
         site = _site(applied, _NUMBER.sub(r"\1", name))
         module.register_forward_pre_hook(lambda _module, args, site=site: (site(args[0]), *args[1:]))
     calibrate()
-    unvisited = [
-        name for name, site in applied.sites.items() if not site.visited or (site.needs_amax and site.amax is None)
-    ]
+    unvisited = [name for name, site in applied.sites.items() if not site.calibrated]
     if unvisited:
         raise UsageError(
             f"Calibration never passed {unvisited[0]} ({len(unvisited)} of {len(applied.sites)} places). Give more "

@@ -124,8 +124,8 @@ def check_options(name: str, options: Iterable[str]) -> None:
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise UsageError(
-            f"The {name} engine knows no argument {', '.join(map(repr, unknown))}. Besides the common arguments it takes "
-            f"{', '.join(accepted)}."
+            f"The {name} engine knows no argument {', '.join(map(repr, unknown))}. Besides the common arguments it "
+            f"takes {', '.join(accepted)}."
         )
 
 

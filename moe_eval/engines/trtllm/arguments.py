@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from moe_eval.engines.options import parse_json, sizes
+from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, first_reason, mismatch, unknown_setting
 from moe_eval.engines.trtllm.installed import Library
 from moe_eval.errors import UsageError
 
@@ -27,10 +27,7 @@ NESTED = {
 OWN = ("worker", "disable_fusion")
 # the constructor's arguments that the user cannot set, and what to do instead
 _ELSEWHERE = {
-    "model": "Give pretrained.",
-    "tokenizer_mode": "Give tokenizer.",
-    "tokenizer_revision": "Give revision.",
-    "skip_tokenizer_init": "Give tokenizer.",
+    **ELSEWHERE,
     "backend": "Give engine.",
     "kv_cache_config": (
         "Give kv_cache_free_gpu_memory_fraction, kv_cache_max_tokens, kv_cache_dtype or kv_cache_tokens_per_block."
@@ -40,7 +37,6 @@ _ELSEWHERE = {
     "num_postprocess_workers": "With such workers TensorRT-LLM drops the logits that scores are read from. Omit it.",
     "gather_generation_logits": "Give worker=in_process or worker=spawned.",
     "speculative_config": "TensorRT-LLM returns no context logits with speculative decoding. Omit it.",
-    "generation_config": "Give sampling arguments with --gen_kwargs, because greedy has to stay greedy.",
     "force_dynamic_quantization": (
         "Give a checkpoint in the precision, because this setting would make the precision's label wrong."
     ),
@@ -48,10 +44,7 @@ _ELSEWHERE = {
 }
 # the spellings of other tools and other versions
 _SPELLINGS = {
-    "tp": "tensor_parallel_size",
-    "tp_size": "tensor_parallel_size",
-    "pp": "pipeline_parallel_size",
-    "pp_size": "pipeline_parallel_size",
+    **SPELLINGS,
     "ep": "moe_expert_parallel_size",
     "ep_size": "moe_expert_parallel_size",
     "expert_parallel_size": "moe_expert_parallel_size",
@@ -61,9 +54,6 @@ _SPELLINGS = {
     "attn_implementation": "attn_backend",
     "use_cuda_graph": "cuda_graph_batch_sizes",
 }
-
-
-Arguments = Mapping[str, Any]  # nested configs are objects of the library
 
 
 def build(installed: Library, options: Mapping[str, object], defaults: Mapping[str, object]) -> Arguments:
@@ -141,24 +131,15 @@ def _check_names(installed: Library, options: Mapping[str, object]) -> None:
             config, field = NESTED[name]
             raise UsageError(f"{here} has no {config}.{field}, which {name} sets. Omit it.")
         names = [option for option in (*installed.fields, *NESTED, *OWN) if option not in _ELSEWHERE]
-        close = [_SPELLINGS[name]] if name in _SPELLINGS else difflib.get_close_matches(name, names, 1, 0.75)
-        advice = f"Did you mean {close[0]}?" if close else "Omit it, or use a version that has it."
-        raise UsageError(f"{here} has no setting {name}. {advice}")
+        raise unknown_setting(here, name, names, _SPELLINGS)
 
 
-def _validated(installed: Library, name: str, setting: Any) -> Any:
+def _validated(installed: Library, name: str, setting: object) -> object:
     """A top-level value as the version's own field takes it."""
-    from pydantic import TypeAdapter, ValidationError
-
-    value = setting
-    if isinstance(setting, str) and setting[:1] in "[{":
-        value = parse_json(name, setting)
-    try:
-        TypeAdapter(installed.fields[name].annotation).validate_python(value)
-    except ValidationError as error:
-        raise UsageError(f"{name}={setting} does not suit TensorRT-LLM {installed.version}: {_first(error)}.") from None
-    except Exception:  # an annotation that only its own module resolves: the constructor will judge
-        return value
+    value = parse_json(name, setting) if isinstance(setting, str) and setting[:1] in "[{" else setting
+    reason = mismatch(installed.fields[name].annotation, value)
+    if reason is not None:
+        raise UsageError(f"{name}={setting} does not suit TensorRT-LLM {installed.version}: {reason}.")
     return value
 
 
@@ -172,12 +153,8 @@ def _config(installed: Library, config: str, fields: Mapping[str, object]) -> An
         wrong = next((str(part) for part in error.errors()[0]["loc"]), config)
         name = options.get(wrong, f"{config}.{wrong}")
         raise UsageError(
-            f"{name}={fields.get(wrong)} does not suit TensorRT-LLM {installed.version}: {_first(error)}."
+            f"{name}={fields.get(wrong)} does not suit TensorRT-LLM {installed.version}: {first_reason(error)}."
         ) from None
-
-
-def _first(error: Any) -> str:
-    return str(error.errors()[0]["msg"]).rstrip(".")
 
 
 def _moe_backend(installed: Library, requested: object) -> str:

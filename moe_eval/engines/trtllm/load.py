@@ -16,6 +16,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
 from moe_eval.engines.requests import end_tokens
 from moe_eval.engines.served import checkpoint, failures, placement
+from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
@@ -52,7 +53,7 @@ class _Plan:
     library: installed.Library
     vocabulary: int
     limits: sizing.Limits
-    arguments: arguments.Arguments
+    arguments: Arguments
 
     @property
     def dummy(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import json
 import re
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_eval.engines.options import parse_json, sizes
+from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, mismatch, unknown_setting
 from moe_eval.engines.vllm.installed import Library
 from moe_eval.errors import UsageError
 from moe_eval.records import disk
@@ -18,32 +18,24 @@ from moe_eval.records import disk
 # settings of this engine itself
 OWN = ("worker", "weights", "cuda_graph_batch_sizes")
 _QUANTISATION = "Give precision=fp8 or precision=fp8_block, or a checkpoint in the precision."
-_GREEDY = "Give sampling arguments with --gen_kwargs, because greedy has to stay greedy."
 _ONE_TOKEN = "With drafted tokens neither a step nor its experts are those of one token. Omit it."
 _POOLS = "moe_eval needs an engine that generates. Omit it."
 # vLLM's arguments that the user cannot set, and what to do instead
 _ELSEWHERE = {
-    "model": "Give pretrained.",
-    "tokenizer_mode": "Give tokenizer.",
-    "tokenizer_revision": "Give revision.",
-    "skip_tokenizer_init": "Give tokenizer.",
+    **ELSEWHERE,
     "quantization": _QUANTISATION,
     "quantization_config": _QUANTISATION,
     "cudagraph_capture_sizes": "Give cuda_graph_batch_sizes.",
     "data_parallel_size": "Give tensor_parallel_size.",
     "logprobs_mode": "Scores are read from raw log-probabilities. Omit it.",
-    "generation_config": _GREEDY,
-    "override_generation_config": _GREEDY,
+    "override_generation_config": ELSEWHERE["generation_config"],
     "speculative_config": _ONE_TOKEN,
     **dict.fromkeys(("spec_method", "spec_model", "spec_tokens"), _ONE_TOKEN),
     **dict.fromkeys(("runner", "convert", "pooler_config"), _POOLS),
 }
 # the spellings of other tools and other engines
 _SPELLINGS = {
-    "tp": "tensor_parallel_size",
-    "tp_size": "tensor_parallel_size",
-    "pp": "pipeline_parallel_size",
-    "pp_size": "pipeline_parallel_size",
+    **SPELLINGS,
     "ep": "enable_expert_parallel",
     "moe_expert_parallel_size": "enable_expert_parallel",
     "max_batch_size": "max_num_seqs",
@@ -55,9 +47,6 @@ _SPELLINGS = {
     "cuda_graph_sizes": "cuda_graph_batch_sizes",
 }
 _TRUE, _FALSE = ("true", "on", "yes"), ("false", "off", "no")
-
-
-Arguments = Mapping[str, Any]  # of any type that a setting of vLLM has
 
 
 def build(installed: Library, options: Mapping[str, object], defaults: Mapping[str, object]) -> Arguments:
@@ -110,10 +99,7 @@ def _check_names(installed: Library, options: Mapping[str, object]) -> None:
         if name in installed.fields or name in OWN:
             continue
         names = [option for option in (*installed.fields, *OWN) if option not in _ELSEWHERE]
-        spelling = _SPELLINGS.get(name)
-        close = [spelling] if spelling in names else difflib.get_close_matches(name, names, 1, 0.75)
-        advice = f"Did you mean {close[0]}?" if close else "Omit it, or use a version that has it."
-        raise UsageError(f"vLLM {installed.version} has no setting {name}. {advice}")
+        raise unknown_setting(f"vLLM {installed.version}", name, names, _SPELLINGS)
 
 
 def _validated(installed: Library, name: str, setting: Any) -> Any:
@@ -126,23 +112,10 @@ def _validated(installed: Library, name: str, setting: Any) -> Any:
     members = _members(kind)
     if members and isinstance(setting, str) and setting.upper() in members:
         return setting.upper()
-    reasons = [_unsuited(kind, candidate) for candidate in (value, setting)]
+    reasons = [mismatch(kind, candidate) for candidate in (value, setting)]
     if None in reasons:
         return (value, setting)[reasons.index(None)]
     raise UsageError(f"{name}={setting} does not suit vLLM {installed.version}: {reasons[0]}.")
-
-
-def _unsuited(kind: Any, value: Any) -> str | None:
-    """Why a value is not of this kind, or None if it is, or if only vLLM can judge."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        return str(error.errors()[0]["msg"]).rstrip(".")
-    except Exception:  # an annotation that only vLLM resolves
-        return None
-    return None
 
 
 def _members(kind: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.requests import end_tokens
 from moe_eval.engines.served import checkpoint, failures, placement
+from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
@@ -43,7 +44,7 @@ class _Plan:
     library: installed.Library
     vocabulary: int
     window: int
-    arguments: arguments.Arguments
+    arguments: Arguments
 
     @property
     def dummy(self) -> bool:

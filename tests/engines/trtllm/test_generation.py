@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from moe_eval.data.window import Window
+from moe_eval.engines import requests
 from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
-from moe_eval.engines.options import completed
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import EngineError, WorkerDied
 from tests.engines.trtllm.conftest import EVERY, NEWEST, OLDEST, Load, started
@@ -92,7 +92,7 @@ def test_the_end_token_ends_a_completion_and_is_left_out(
 
 
 def read(engine: TrtllmEngine, request: GenerationRequest, **output: Any) -> Completion:
-    return completed("TensorRT-LLM", SimpleNamespace(**output), request, engine.ends)
+    return requests.completion("TensorRT-LLM", SimpleNamespace(**output), request, engine.ends)
 
 
 def test_an_end_token_that_the_library_returned_is_cut_off(engine: TrtllmEngine) -> None:
