@@ -13,22 +13,14 @@ from moe_eval.errors import EngineError
 
 
 def check_windows(windows: Sequence[Window], max_length: int) -> None:
-    """Refuse windows that read more than `max_length` tokens.
-
-    Raises:
-        ValueError: the caller made one that is too long.
-    """
+    """Raise a ValueError if a window reads more than `max_length` tokens."""
     for window in windows:
         if len(window.inputs) > max_length:
             raise ValueError(f"a window of {len(window.inputs)} tokens is longer than {max_length}")
 
 
 def check_prompts(prompts: Sequence[TokenIds], new_tokens: int, max_length: int) -> None:
-    """Refuse prompts that leave no room for the new tokens.
-
-    Raises:
-        ValueError: the caller gave one that is too long.
-    """
+    """Raise a ValueError if a prompt leaves no room for the new tokens."""
     for prompt in prompts:
         if len(prompt) + new_tokens > max_length:
             raise ValueError(f"{len(prompt)} tokens and {new_tokens} new ones are more than {max_length}")

@@ -14,8 +14,6 @@ from moe_eval.errors import UsageError
 
 # quantisations that the libraries' readers know, by the first word of contents.Carried.method
 _READABLE_METHODS = ("none", "fp8", "modelopt", "compressed-tensors")
-# the fingerprint of load_format=dummy, which reads no weights
-DUMMY_FINGERPRINT = "random weights (load_format=dummy)"
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,6 @@ class Model:
     def positions(self) -> int:
         """The longest sequence that the model supports."""
         return int(str(self.config.get("max_position_embeddings") or 2048))
-
-    def vocabulary(self, tokenizer: Any) -> int:
-        """The number of output logits."""
-        return int(str(self.config.get("vocab_size") or len(tokenizer)))
 
 
 def read_model(
@@ -133,21 +127,3 @@ def _online_limits(traits: Traits, carried: contents.Carried) -> str:
     if carried.method != "none":
         return f"{traits.title} does not quantise it again, as it is {carried.method}. "
     return f"While it loads, {traits.title} quantises it to {' and '.join(traits.online)} only. "
-
-
-def constructor_arguments(settings: EngineSettings, model: Model, tokenizer: Any) -> dict[str, object]:
-    """The arguments of the library's LLM that say what to load."""
-    arguments: dict[str, object] = {
-        "model": model.name,
-        "dtype": model.dtype if model.carried.method == "none" else settings.dtype,
-        "revision": settings.revision,
-        "trust_remote_code": settings.trust_remote_code,
-    }
-    if str(tokenizer.name_or_path) != model.name:
-        arguments["tokenizer"] = str(tokenizer.name_or_path)
-    return arguments
-
-
-def loads_dummy(options: Mapping[str, object]) -> bool:
-    """Whether the library itself is to make up the weights."""
-    return str(options.get("load_format", "")).lower() == "dummy"

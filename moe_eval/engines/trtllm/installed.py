@@ -71,13 +71,17 @@ class Library:
         return self.module.SamplingParams(**values)
 
 
-def load(environment: Mapping[str, str | None]) -> Library:
-    """Import tensorrt_llm under these environment variables (None for unset) and inspect it.
+def load(*, in_process: bool, disable_fusion: bool) -> Library:
+    """Import tensorrt_llm with the right environment variables and inspect it.
+
+    Args:
+        in_process: run the engine in this process.
+        disable_fusion: turn Qwen3's fusion of all-reduce and norm off.
 
     Raises:
         UsageError: it cannot be imported, is older than FLOOR, or was imported before under other variables.
     """
-    _set_environment(environment)
+    _set_environment({IN_PROCESS: "1" if in_process else None} | ({NO_FUSION: "1"} if disable_fusion else {}))
     module = import_library(TRTLLM)
     version = str(module.__version__)
     _check_version(version)

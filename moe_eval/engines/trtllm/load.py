@@ -6,7 +6,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +14,10 @@ from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
 from moe_eval.engines.requests import end_tokens
-from moe_eval.engines.served import checkpoint, failures, placement
+from moe_eval.engines.served import failures, placement
 from moe_eval.engines.served.arguments import Arguments
-from moe_eval.engines.served.checkpoint import Model
+from moe_eval.engines.served.plan import Plan
+from moe_eval.engines.served.plan import make as make_plan
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
 from moe_eval.engines.trtllm.readers import ContextLogits
@@ -36,38 +36,6 @@ _FORWARDED = re.compile(r"(HF|NCCL|TORCH|CUDA|UCX)_(?!VISIBLE_DEVICES)")
 _SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSWORD", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is settled before the library builds the engine.
-
-    Attributes:
-        options: the user's, without those that are settings of this engine itself.
-        arguments: of the constructor, without those that say what to load.
-    """
-
-    settings: EngineSettings
-    options: Mapping[str, object]
-    model: Model
-    world: int
-    in_process: bool
-    library: installed.Library
-    vocabulary: int
-    limits: sizing.Limits
-    arguments: Arguments
-
-    @property
-    def dummy(self) -> bool:
-        return checkpoint.loads_dummy(self.options)
-
-    @property
-    def watched(self) -> bool:
-        """Whether the end of a child process is the death of a worker.
-
-        In this process compilers come and go, and Ray ends idle workers by itself.
-        """
-        return not self.in_process and self.options.get("orchestrator_type") in (None, "rpc")
-
-
 def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     """Load a checkpoint from a folder or a hub.
 
@@ -80,136 +48,116 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         UsageError: the checkpoint, the machine or the installed version lacks something.
         EngineError: the self-test failed.
     """
-    plan = _plan(settings, tokenizer)
-    session = _session(plan, tokenizer)
+    options, launched = dict(settings.options), observe.launched()
+    place = placement.take_placement(TRTLLM, options, launched=launched)
+    disable_fusion = flag(options, "disable_fusion")
+    plan = make_plan(TRTLLM, settings, options, place, tokenizer, launched=launched)
+    library = installed.load(in_process=place.in_process, disable_fusion=bool(disable_fusion))
+    limits = _limits(plan)
+    constructor = _constructor(plan, library, limits)
+    session = _session(plan, library, constructor, tokenizer)
     context = ContextLogits(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    sequence = selftest.known_sequence(tokenizer, plan.vocabulary)[: plan.limits.window]
+    sequence = selftest.known_sequence(tokenizer, plan.vocabulary)[: limits.window]
     try:
         verdict = selftest.run(session.ask, sequence, context)
     except BaseException:
         session.close()
         raise
-    _warn(plan, verdict)
+    _warn(plan, library, verdict)
+    facts = _facts(plan, session, constructor, window=limits.window, scores_from=verdict.label)
     ends = end_tokens(plan.model.folder, tokenizer)
-    facts = _facts(plan, session, scores_from=verdict.label)
     return TrtllmEngine(facts, session, verdict.reader, context, ends, verdict.checks)
 
 
-def _plan(settings: EngineSettings, tokenizer: Any) -> _Plan:
-    options = dict(settings.options)
-    launched = observe.launched()
-    place = placement.take_placement(TRTLLM, options, launched=launched)
-    disable_fusion = flag(options, "disable_fusion")
-    model = checkpoint.read_model(TRTLLM, settings)
-    placement.check_machine(TRTLLM, settings, options, model, place.world, launched=launched)
-    environment = {installed.IN_PROCESS: "1" if place.in_process else None}
-    if disable_fusion:
-        environment[installed.NO_FUSION] = "1"
-    library = installed.load(environment)
-    vocabulary = model.vocabulary(tokenizer)
-    limits = _limits(settings, options, model, vocabulary, place.world)
-    defaults = _defaults(settings, limits)
-    if not place.in_process:
-        defaults["env_overrides"] = forwarded = _forwarded(os.environ)
-        overrides = options.get("env_overrides")
-        if isinstance(overrides, Mapping):
-            options["env_overrides"] = {**forwarded, **overrides}
-    return _Plan(
-        settings=settings,
-        options=options,
-        model=model,
-        world=place.world,
-        in_process=place.in_process,
-        library=library,
-        vocabulary=vocabulary,
-        limits=limits,
-        arguments=arguments.build(library, options | {"max_seq_len": limits.max_seq_len}, defaults),
-    )
-
-
-def _limits(
-    settings: EngineSettings, options: Mapping[str, object], model: Model, vocabulary: int, world: int
-) -> sizing.Limits:
+def _limits(plan: Plan) -> sizing.Limits:
     """The window and token limits that the memory of the smallest GPU allows."""
+    world, heaviest = plan.placement.world, plan.settings.heaviest_bytes
     smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[:world]), default=None)
-    sizes = [size for size in (contents.weight_bytes(model.folder), settings.heaviest_bytes) if size is not None]
+    sizes = [size for size in (contents.weight_bytes(plan.model.folder), heaviest) if size is not None]
     free = sizing.free_bytes(smallest, max(sizes, default=None), world)
-    return sizing.limits(options, settings.max_length, model.positions, sizing.tokens_at_once(vocabulary, free))
+    at_once = sizing.tokens_at_once(plan.vocabulary, free)
+    return sizing.limits(plan.options, plan.settings.max_length, plan.model.positions, at_once)
 
 
-def _defaults(settings: EngineSettings, limits: sizing.Limits) -> dict[str, object]:
-    """The constructor's arguments that this engine sets if the user does not."""
+def _constructor(plan: Plan, library: installed.Library, limits: sizing.Limits) -> Arguments:
+    """The constructor's arguments but those that say what to load."""
+    options = plan.options | {"max_seq_len": limits.max_seq_len}
     defaults: dict[str, object] = {
-        "max_batch_size": settings.batch_size or _REQUESTS,
+        "max_batch_size": plan.settings.batch_size or _REQUESTS,
         "max_num_tokens": limits.max_num_tokens,
         "kv_cache_free_gpu_memory_fraction": sizing.KV_FRACTION,
         # without it a request arrives when the engine's loop takes it up
         "return_perf_metrics": True,
     }
-    if settings.kv_tokens is not None:
-        defaults["kv_cache_max_tokens"] = settings.kv_tokens
-    return defaults
+    if plan.settings.kv_tokens is not None:
+        defaults["kv_cache_max_tokens"] = plan.settings.kv_tokens
+    if not plan.placement.in_process:
+        defaults["env_overrides"] = forwarded = _forwarded(os.environ)
+        overrides = options.get("env_overrides")
+        if isinstance(overrides, Mapping):
+            options["env_overrides"] = {**forwarded, **overrides}
+    return arguments.build(library, options, defaults)
 
 
 def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if _FORWARDED.match(name) and not _SECRET.search(name)}
 
 
-def _session(plan: _Plan, tokenizer: Any) -> Session:
+def _session(plan: Plan, library: installed.Library, constructor: Arguments, tokenizer: Any) -> Session:
+    name = plan.settings.checkpoint
     before = descendants()
     try:
-        llm = plan.library.module.LLM(
-            **checkpoint.constructor_arguments(plan.settings, plan.model, tokenizer), **plan.arguments
-        )
+        llm = library.module.LLM(**plan.constructor_arguments(tokenizer), **constructor)
     except BaseException as error:
         Workers(descendants() - before).kill()
         if isinstance(error, Exception):
-            name = plan.settings.checkpoint
-            raise failures.describe(TRTLLM, error, plan.library.version, name, "loading") from error
+            raise failures.describe(TRTLLM, error, library.version, name, "loading") from error
         raise
+    # in this process compilers come and go, and Ray ends idle workers by itself: their end is no failure
+    watched = not plan.placement.in_process and plan.options.get("orchestrator_type") in (None, "rpc")
     return Session(
-        installed=plan.library,
+        installed=library,
         llm=llm,
-        workers=Workers(descendants() - before if plan.watched else (), observe.loop(llm)),
-        checkpoint=plan.settings.checkpoint,
+        workers=Workers(descendants() - before if watched else (), observe.loop(llm)),
+        checkpoint=name,
         # one set running and the next one waiting
-        max_requests=2 * int(plan.arguments["max_batch_size"]),
-        max_tokens=2 * int(plan.arguments["max_num_tokens"]),
+        max_requests=2 * int(constructor["max_batch_size"]),
+        max_tokens=2 * int(constructor["max_num_tokens"]),
     )
 
 
-def _warn(plan: _Plan, verdict: selftest.Verdict) -> None:
+def _warn(plan: Plan, library: installed.Library, verdict: selftest.Verdict) -> None:
     if plan.dummy:
         log.warning("load_format=dummy: the weights are random. No score of this run describes the checkpoint.")
     if verdict.fallback:
         log.warning(
             "TensorRT-LLM %s: its prompt log-probabilities do not agree with its context logits (%s). Scores are read "
             "from context logits.",
-            plan.library.version,
+            library.version,
             verdict.fallback,
         )
 
 
-def _facts(plan: _Plan, session: Session, scores_from: str) -> EngineFacts:
+def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int, scores_from: str) -> EngineFacts:
     """The labels, observed on the built engine where it can be reached."""
-    llm, model, constructor = session.llm, plan.model, plan.arguments
-    gpus = hardware.gpus()[: plan.world]
+    llm, model, world = session.llm, plan.model, plan.placement.world
+    gpus = hardware.gpus()[:world]
     backend = str(plan.options.get("moe_backend", "auto"))
     cache = str(getattr(constructor["kv_cache_config"], "dtype", "auto"))
     labels = {name: value for name, value in arguments.plain(constructor).items() if name != "env_overrides"}
     return EngineFacts(
         name=TRTLLM.name,
-        version=plan.library.version,
+        version=session.installed.version,
         checkpoint=plan.settings.checkpoint,
-        fingerprint=checkpoint.DUMMY_FINGERPRINT if plan.dummy else model.fingerprint,
+        fingerprint=plan.fingerprint,
         architecture=model.architecture,
         vocabulary=plan.vocabulary,
         precision=precision.executed(model.precision, backend),
         emulated=False,
         dtype=model.dtype,
         device="cuda" if gpus else "cpu",
-        device_name=placement.device_name(gpus, plan.world),
-        max_length=plan.limits.window,
+        device_name=placement.device_name(gpus, world),
+        max_length=window,
         worker=observe.worker(llm, len(session.workers)),
         attention_backend=observe.attention_backend(llm),
         moe_backend_requested=backend,
@@ -219,10 +167,10 @@ def _facts(plan: _Plan, session: Session, scores_from: str) -> EngineFacts:
         cuda_graph_padding=observe.cuda_graph_padding(llm),
         scores_from=scores_from,
         quant_algo=model.carried.method,
-        weights="random" if plan.dummy else "checkpoint",
+        weights=plan.weights,
         max_batch=int(constructor["max_batch_size"]),
         max_step_tokens=int(constructor["max_num_tokens"]),
-        gpus=plan.world if gpus else 0,
+        gpus=world if gpus else 0,
         weight_bytes=observe.weight_bytes(llm),
         arguments=labels | {"disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1"},
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.requests import end_tokens
-from moe_eval.engines.served import checkpoint, failures, placement
+from moe_eval.engines.served import failures, placement
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
+from moe_eval.engines.served.plan import Plan
+from moe_eval.engines.served.plan import make as make_plan
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
 from moe_eval.engines.vllm.traits import VLLM
@@ -29,35 +30,6 @@ _SEQUENCES = 256
 _ROUTER = {"ignore": ["re:.*\\.gate$"]}
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is settled before the library builds the engine.
-
-    Attributes:
-        options: the user's, without those that are settings of this engine itself.
-        arguments: of the constructor, without those that say what to load.
-    """
-
-    settings: EngineSettings
-    options: Mapping[str, object]
-    model: Model
-    library: installed.Library
-    vocabulary: int
-    window: int
-    arguments: Arguments
-
-    @property
-    def dummy(self) -> bool:
-        return checkpoint.loads_dummy(self.options)
-
-    @property
-    def trace_folder(self) -> Path | None:
-        """Where vLLM's own profiler writes, if it is configured."""
-        profiler = self.arguments.get("profiler_config")
-        folder = profiler.get("torch_profiler_dir") if isinstance(profiler, Mapping) else None
-        return Path(folder) if folder else None
-
-
 def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     """Load a checkpoint from a folder or a hub.
 
@@ -70,11 +42,21 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     Raises:
         UsageError: the checkpoint, the machine or the installed version lacks something.
     """
-    plan = _plan(settings, tokenizer)
+    options = dict(settings.options)
+    weights = random_weights.take_weights(options)
+    place = placement.take_placement(VLLM, options)
+    if weights == "random":
+        random_weights.check_placement(place)
+    plan = make_plan(VLLM, settings, options, place, tokenizer, weights=weights)
+    library = installed.load(in_process=place.in_process)
+    limits = sizing.limits(options, settings.max_length, plan.model.positions)
+    library_options = options | {"max_model_len": limits.max_model_len}
+    constructor = arguments.build(library, library_options, _defaults(plan, limits))
+    constructor = {**constructor, **_weight_arguments(library, plan.model)}
     _warn(plan)
-    session = _session(plan, tokenizer)
+    session = _session(plan, library, constructor, tokenizer)
     try:
-        facts = _facts(plan, session)
+        facts = _facts(plan, session, constructor, limits.window)
     except BaseException:
         session.close()
         raise
@@ -82,45 +64,21 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
         facts,
         session,
         end_tokens(plan.model.folder, tokenizer),
-        reports_experts=bool(plan.arguments.get("enable_return_routed_experts")),
-        trace_folder=plan.trace_folder,
+        reports_experts=bool(constructor.get("enable_return_routed_experts")),
+        trace_folder=_trace_folder(constructor),
     )
 
 
-def _plan(settings: EngineSettings, tokenizer: Any) -> _Plan:
-    options = dict(settings.options)
-    weights = random_weights.take_weights(options)
-    place = placement.take_placement(VLLM, options)
-    if weights == "random":
-        random_weights.check_placement(place)
-    model = checkpoint.read_model(VLLM, settings, weights)
-    placement.check_machine(VLLM, settings, options, model, place.world)
-    library = installed.load(in_process=place.in_process)
-    vocabulary = model.vocabulary(tokenizer)
-    limits = sizing.limits(options, settings.max_length, model.positions)
-    defaults = _defaults(settings, options, model, limits, vocabulary=vocabulary, world=place.world)
-    constructor = arguments.build(library, options | {"max_model_len": limits.max_model_len}, defaults)
-    return _Plan(
-        settings=settings,
-        options=options,
-        model=model,
-        library=library,
-        vocabulary=vocabulary,
-        window=limits.window,
-        arguments={**constructor, **_weight_arguments(library, model)},
-    )
+def _trace_folder(constructor: Arguments) -> Path | None:
+    """Where vLLM's own profiler writes, if it is configured."""
+    profiler = constructor.get("profiler_config")
+    folder = profiler.get("torch_profiler_dir") if isinstance(profiler, Mapping) else None
+    return Path(folder) if folder else None
 
 
-def _defaults(
-    settings: EngineSettings,
-    options: Mapping[str, object],
-    model: Model,
-    limits: sizing.Limits,
-    *,
-    vocabulary: int,
-    world: int,
-) -> dict[str, object]:
+def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
     """The constructor's arguments that this engine sets if the user does not."""
+    settings, options, model = plan.settings, plan.options, plan.model
     # vLLM keeps no times of requests without statistics, and returns at most 20 log-probabilities by default
     defaults: dict[str, object] = {"disable_log_stats": False, "max_logprobs": -1}
     if settings.batch_size is not None:
@@ -134,8 +92,8 @@ def _defaults(
         defaults["kv_cache_memory_bytes"] = cache
     if cache is not None or "kv_cache_memory_bytes" in options:
         return defaults | {"gpu_memory_utilization": sizing.MIN_UTILIZATION}
-    smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[:world]), default=None)
-    return defaults | sizing.memory(smallest, vocabulary, limits.window)
+    smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[: plan.placement.world]), default=None)
+    return defaults | sizing.memory(smallest, plan.vocabulary, limits.window)
 
 
 def _weight_arguments(library: installed.Library, model: Model) -> dict[str, object]:
@@ -154,7 +112,7 @@ def _weight_arguments(library: installed.Library, model: Model) -> dict[str, obj
     return constructor
 
 
-def _warn(plan: _Plan) -> None:
+def _warn(plan: Plan) -> None:
     if plan.dummy:
         log.warning(
             "load_format=dummy: all tokens go through the same experts. Neither scores nor times of this run describe "
@@ -164,13 +122,11 @@ def _warn(plan: _Plan) -> None:
         log.warning("weights=random: the weights are random. No score of this run describes the checkpoint.")
 
 
-def _session(plan: _Plan, tokenizer: Any) -> Session:
+def _session(plan: Plan, library: installed.Library, constructor: Arguments, tokenizer: Any) -> Session:
     try:
-        llm = plan.library.module.LLM(
-            **checkpoint.constructor_arguments(plan.settings, plan.model, tokenizer), **plan.arguments
-        )
+        llm = library.module.LLM(**plan.constructor_arguments(tokenizer), **constructor)
     except Exception as error:
-        failure = failures.describe(VLLM, error, plan.library.version, plan.settings.checkpoint, "loading")
+        failure = failures.describe(VLLM, error, library.version, plan.settings.checkpoint, "loading")
         error.__traceback__ = None  # its frames hold what was allocated
         release()
         raise failure from error
@@ -180,21 +136,21 @@ def _session(plan: _Plan, tokenizer: Any) -> Session:
         engine.logger_manager = None
     sequences = getattr(getattr(engine.vllm_config, "scheduler_config", None), "max_num_seqs", None) or _SEQUENCES
     # one set running and the next one waiting
-    return Session(plan.library, llm, plan.settings.checkpoint, max_requests=2 * int(sequences))
+    return Session(library, llm, plan.settings.checkpoint, max_requests=2 * int(sequences))
 
 
-def _facts(plan: _Plan, session: Session) -> EngineFacts:
+def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) -> EngineFacts:
     """The labels, observed on the built engine where it can be reached."""
     config, module, model = session.llm.llm_engine.vllm_config, observe.model(session.llm), plan.model
     world = int(getattr(getattr(config, "parallel_config", None), "world_size", 1))
     gpus = hardware.gpus()[:world]
-    requested, observed = str(plan.arguments.get("moe_backend", "auto")), observe.moe_backend(module)
+    requested, observed = str(constructor.get("moe_backend", "auto")), observe.moe_backend(module)
     kernels = (observed or requested).upper().replace("+", "/").split("/")
     return EngineFacts(
         name=VLLM.name,
-        version=plan.library.version,
+        version=session.installed.version,
         checkpoint=plan.settings.checkpoint,
-        fingerprint=checkpoint.DUMMY_FINGERPRINT if plan.dummy else model.fingerprint,
+        fingerprint=plan.fingerprint,
         architecture=model.architecture,
         vocabulary=plan.vocabulary,
         precision=precision.executed(model.precision, "MARLIN" if "MARLIN" in kernels else None),
@@ -202,7 +158,7 @@ def _facts(plan: _Plan, session: Session) -> EngineFacts:
         dtype=observe.dtype(config) or model.dtype,
         device="cuda" if gpus else "cpu",
         device_name=placement.device_name(gpus, world),
-        max_length=plan.window,
+        max_length=window,
         worker=observe.worker(module),
         attention_backend=observe.attention_backend(module),
         moe_backend_requested=requested,
@@ -212,10 +168,10 @@ def _facts(plan: _Plan, session: Session) -> EngineFacts:
         cuda_graph_padding=True,  # to the next size, always
         scores_from="vLLM's own prompt log-probabilities, the tokens they are about checked in every request",
         quant_algo=observe.quant_algo(module, config, model.carried.method),
-        weights="random" if plan.dummy else model.weights,
+        weights=plan.weights,
         max_batch=session.max_requests // 2,
         max_step_tokens=getattr(getattr(config, "scheduler_config", None), "max_num_batched_tokens", None),
         gpus=world if gpus else 0,
         weight_bytes=observe.weight_bytes(module),
-        arguments=arguments.plain(plan.arguments),
+        arguments=arguments.plain(constructor),
     )
