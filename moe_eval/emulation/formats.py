@@ -3,7 +3,7 @@
 Every function takes a floating-point tensor and returns one of the same shape and dtype that holds only values of the
 format times their scales. The arithmetic in between is float32. Not-a-number stays not-a-number.
 
-Sources: E4M3 is the `fn` variant of Micikevicius et al., arXiv 2209.05433 (no infinities, largest value 448); E2M1 is
+Sources: E4M3 is the `fn` variant of Micikevicius et al., arXiv 2209.05433 (no infinities, largest value 448). E2M1 is
 that of the OCP Microscaling specification 1.0. Scales follow NVIDIA Model-Optimizer for per-tensor FP8 and NVFP4, whose
 checkpoints TensorRT-LLM reads, and DeepSeek-V3 (arXiv 2412.19437, section 3.3) for FP8 in blocks.
 """
@@ -38,7 +38,7 @@ def fp8(values: Tensor, amax: Tensor | None = None) -> Tensor:
     """E4M3 with one float32 scale: amax / 448.
 
     Args:
-        amax: the largest magnitude that the scale has to hold; larger values saturate. A scalar, or a tensor that
+        amax: the largest magnitude that the scale has to hold. Larger values saturate. A scalar, or a tensor that
             broadcasts against `values` for a scale each. None for the tensor's own.
     """
     wide = values.float()
@@ -76,8 +76,8 @@ def fp8_blocks(weight: Tensor, size: int = FP8_BLOCK) -> Tensor:
 def nvfp4(values: Tensor, amax: Tensor | None = None) -> Tensor:
     """E2M1 with an E4M3 scale for every 16 consecutive values of a row and one float32 scale over those.
 
-    The float32 scale is amax / (6 x 448); a block's is its own largest magnitude / (6 x the float32 scale), rounded to
-    E4M3 between 2^-9 and 448, and 1 for a block of zeros. A last block that is not full is filled up with zeros.
+    The float32 scale is amax / (6 x 448). A block's scale is its own largest magnitude / (6 x the float32 scale),
+    rounded to E4M3 between 2^-9 and 448. It is 1 for a block of zeros. A last block that is not full is filled up with zeros.
 
     Args:
         amax: as for fp8, or None for the whole tensor's own.

@@ -32,7 +32,7 @@ class Emulation:
         scope: `experts`, or `all` linear layers but routers and the output head.
         activations: `static` for scales calibrated beforehand (of nvfp4 the float32 scale), `dynamic` for a scale of
             every token. fp8_block has only dynamic scales.
-        windows: the number of windows of text that calibrate the static scales; 0 with dynamic scales.
+        windows: the number of windows of text that calibrate the static scales, 0 with dynamic scales.
     """
 
     precision: str

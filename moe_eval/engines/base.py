@@ -25,7 +25,7 @@ class WindowScores:
         logprobs: natural-log probability of every token, float32, shape (n,).
         greedy: whether the token is the most probable one, bool, shape (n,). Of equally probable ones an engine may
             choose any. vLLM reports no tie, unless all other tokens of the window are the most probable ones.
-        top_ids: the k most probable tokens, most probable first, int64, shape (n, k); k is 0 by default.
+        top_ids: the k most probable tokens, most probable first, int64, shape (n, k). k is 0 by default.
         top_logprobs: their natural-log probabilities, float32, shape (n, k).
     """
 
@@ -43,7 +43,7 @@ class GenerationRequest:
         max_new_tokens: at most this many tokens are generated.
         stop: texts that end a completion. The completion still holds the text that matched.
         temperature: 0 is greedy.
-        top_p, top_k: nucleus and top-k sampling; 1 and 0 turn them off.
+        top_p, top_k: nucleus and top-k sampling. 1 and 0 turn them off.
         ignore_eos: go on to max_new_tokens even after an end-of-sequence token.
         timed: return RequestTimes, which costs an engine some work.
     """
@@ -127,7 +127,7 @@ def unheard(_index: int, _result: object) -> None:
 
 
 class Engine(Protocol):
-    """A loaded arm. Windows and prompts are token ids; nothing here knows a tokenizer or the harness."""
+    """A loaded arm. Windows and prompts are token ids. Nothing here knows a tokenizer or the harness."""
 
     @property
     def facts(self) -> EngineFacts: ...

@@ -1,7 +1,7 @@
 """Log-probabilities from hidden states without a [tokens, vocabulary] tensor in float32.
 
-The output head is applied to one slice of the vocabulary at a time, and each slice is folded into a running
-maximum and a running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv 1805.02867).
+The output head is applied to one slice of the vocabulary at a time. Each slice is folded into a running maximum and a
+running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv 1805.02867).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_eval.errors import UsageError
 
 # Float32 elements of one tile of logits: 8 MiB on a CPU, where larger tiles leave the cache and smaller ones make
-# the matrix products short; 256 MiB on a GPU, where launches stop showing.
+# the matrix products short. 256 MiB on a GPU, where launches stop showing.
 _CPU_TILE = 1 << 21
 _GPU_TILE = 1 << 26
 _VOCABULARY_SLICE = 8192

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.profiler import record_function
 
-# a layer and its parts; modules inside `experts` are part of it
+# a layer and its parts, where modules inside `experts` do not count
 _MODULE = re.compile(r"(?:^|\.)layers\.\d+(?:\.\w+){0,2}$")
 
 

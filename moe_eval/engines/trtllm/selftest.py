@@ -94,7 +94,7 @@ def run(ask: Ask, sequence: Sequence[int], context: ContextLogits) -> Verdict:
             label = f"{reader.name}, checked against context_logits, themselves {verified}"
             return Verdict(reader, label, None, tuple(checks))
         reasons.append(f"{reader.name}: {check.detail}")
-    return Verdict(context, f"{context.name}, {verified}", "; ".join(reasons), tuple(checks))
+    return Verdict(context, f"{context.name}, {verified}", ", ".join(reasons), tuple(checks))
 
 
 def _generation(ask: Ask, sequence: list[int], context: ContextLogits) -> Check:

@@ -73,7 +73,7 @@ def quant_algo(model: Any, config: Any, stated: str) -> str:
 
     Args:
         config: vLLM's VllmConfig.
-        stated: what the checkpoint says; `none` if it says nothing.
+        stated: what the checkpoint says, `none` if it says nothing.
     """
     quantisation = getattr(config, "quant_config", None)
     if quantisation is None:
@@ -109,7 +109,7 @@ def cuda_graph_batch_sizes(config: Any) -> tuple[int, ...] | None:
 
 
 def kv_cache_dtype(config: Any) -> str | None:
-    """The type of the key-value cache; `auto` is the model's own."""
+    """The type of the key-value cache, where `auto` is the model's own."""
     name = getattr(getattr(config, "cache_config", None), "cache_dtype", None)
     return dtype(config) if name == "auto" else None if name is None else str(name)
 

@@ -165,7 +165,7 @@ def test_a_first_token_that_an_old_version_stamps_on_waiting_requests_is_no_time
     engine = load(max_length=16, options={"max_num_tokens": 18})
     found = engine.generate([[5] * 10] * prompts_, GenerationRequest(2, ignore_eos=True, timed=True))
     assert [each.times is not None for each in found] == [timed] * prompts_
-    assert ("its own times are left out" in caplog.text) is not timed
+    assert ("Its own times are omitted" in caplog.text) is not timed
     assert engine.session.llm.args.return_perf_metrics is True, "else arrival is when the loop takes a request up"
 
 

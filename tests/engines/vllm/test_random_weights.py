@@ -137,7 +137,7 @@ def test_precisions_start_from_the_same_values_and_the_router_is_left(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         plain = load(dtype="auto", options=RANDOM)
-    assert "the weights are made up" in caplog.text
+    assert "the weights are random" in caplog.text
     assert (plain.facts.weights, plain.facts.fingerprint) == ("random", "random weights (weights=random)")
     weights = _weights(plain)
     experts = "model.layers.3.mlp.experts.w2_weight"
