@@ -77,7 +77,8 @@ def nvfp4(values: Tensor, amax: Tensor | None = None) -> Tensor:
     """E2M1 with an E4M3 scale for every 16 consecutive values of a row and one float32 scale over those.
 
     The float32 scale is amax / (6 x 448). A block's scale is its own largest magnitude / (6 x the float32 scale),
-    rounded to E4M3 between 2^-9 and 448. It is 1 for a block of zeros. A last block that is not full is filled up with zeros.
+    rounded to E4M3 between 2^-9 and 448. It is 1 for a block of zeros. A last block that is not full is filled up with
+    zeros.
 
     Args:
         amax: as for fp8, or None for the whole tensor's own.
