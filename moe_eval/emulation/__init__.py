@@ -1,5 +1,5 @@
-"""Quantise-dequantise arithmetic: what a precision costs in quality, on hardware that cannot run it.
+"""Quantise-dequantise arithmetic: the quality loss of a precision, on hardware that cannot run it.
 
-A value is rounded to the format and multiplied back by its scales; products and sums are those of the model's own
-dtype. That is the quality of the format, never its speed.
+A value is rounded to the format and multiplied back by its scales. Products and sums are those of the model's own
+dtype. This gives the quality of the format, never its speed.
 """

@@ -1,9 +1,9 @@
 """Rounding to FP8 and NVFP4 and back, in plain PyTorch, on any device.
 
 Every function takes a floating-point tensor and returns one of the same shape and dtype that holds only values of the
-format times their scales; the arithmetic in between is float32. Not-a-number stays what it is.
+format times their scales. The arithmetic in between is float32. Not-a-number stays not-a-number.
 
-Sources: E4M3 is the `fn` variant of Micikevicius et al., arXiv 2209.05433 (no infinities, largest value 448); E2M1 is
+Sources: E4M3 is the `fn` variant of Micikevicius et al., arXiv 2209.05433 (no infinities, largest value 448). E2M1 is
 that of the OCP Microscaling specification 1.0. Scales follow NVIDIA Model-Optimizer for per-tensor FP8 and NVFP4, whose
 checkpoints TensorRT-LLM reads, and DeepSeek-V3 (arXiv 2412.19437, section 3.3) for FP8 in blocks.
 """
@@ -22,7 +22,7 @@ FP8_BLOCK = 128
 
 
 def round_e4m3(values: Tensor) -> Tensor:
-    """To the nearest E4M3 value, ties to even, float32. What is larger than 448 becomes 448."""
+    """To the nearest E4M3 value, ties to even, float32. Magnitudes above 448 become 448."""
     return values.float().clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float()
 
 
@@ -38,8 +38,8 @@ def fp8(values: Tensor, amax: Tensor | None = None) -> Tensor:
     """E4M3 with one float32 scale: amax / 448.
 
     Args:
-        amax: the largest magnitude that the scale has to hold, a scalar, or a tensor that broadcasts against `values`
-            for a scale each; what is larger saturates. The tensor's own where it is None.
+        amax: the largest magnitude that the scale has to hold. Larger values saturate. A scalar, or a tensor that
+            broadcasts against `values` for a scale each. None for the tensor's own.
     """
     wide = values.float()
     scale = _scale(wide.abs().amax() if amax is None else amax.float(), E4M3_MAX)
@@ -54,7 +54,7 @@ def fp8_rows(values: Tensor) -> Tensor:
 def fp8_groups(values: Tensor, size: int = FP8_BLOCK) -> Tensor:
     """E4M3 with a scale for every `size` consecutive values of a row: activations of block-scaled FP8 (1 x 128).
 
-    A last group that is not full has a scale of its own.
+    A last group that is not full has its own scale.
     """
     grouped = _groups(values.float(), size)
     return _ungrouped(fp8(grouped, grouped.abs().amax(-1, keepdim=True)), values)
@@ -63,24 +63,25 @@ def fp8_groups(values: Tensor, size: int = FP8_BLOCK) -> Tensor:
 def fp8_blocks(weight: Tensor, size: int = FP8_BLOCK) -> Tensor:
     """E4M3 with a scale for every `size` x `size` block of the last two dimensions: weights of block-scaled FP8.
 
-    Blocks at the edges that are not full have scales of their own.
+    Blocks at the edges that are not full have their own scales.
     """
     rows, columns = weight.shape[-2:]
     padded = pad(weight.float(), (0, -columns % size, 0, -rows % size))
     high, wide = padded.shape[-2] // size, padded.shape[-1] // size
     blocks = padded.reshape(*padded.shape[:-2], high, size, wide, size)
-    done = fp8(blocks, blocks.abs().amax((-3, -1), keepdim=True))
-    return done.reshape(padded.shape)[..., :rows, :columns].to(weight.dtype)
+    rounded = fp8(blocks, blocks.abs().amax((-3, -1), keepdim=True))
+    return rounded.reshape(padded.shape)[..., :rows, :columns].to(weight.dtype)
 
 
 def nvfp4(values: Tensor, amax: Tensor | None = None) -> Tensor:
     """E2M1 with an E4M3 scale for every 16 consecutive values of a row and one float32 scale over those.
 
-    The float32 scale is amax / (6 x 448); a block's is its own largest magnitude / (6 x the float32 scale), rounded to
-    E4M3 between 2^-9 and 448, and 1 for a block of zeros. A last block that is not full is filled up with zeros.
+    The float32 scale is amax / (6 x 448). A block's scale is its own largest magnitude / (6 x the float32 scale),
+    rounded to E4M3 between 2^-9 and 448. It is 1 for a block of zeros. A last block that is not full is filled up with
+    zeros.
 
     Args:
-        amax: as for fp8; the whole tensor's where it is None.
+        amax: as for fp8, or None for the whole tensor's own.
     """
     blocks = _groups(values.float(), NVFP4_BLOCK)
     whole = _scale(values.float().abs().amax() if amax is None else amax.float(), E2M1_MAX * E4M3_MAX)
@@ -93,21 +94,21 @@ def nvfp4(values: Tensor, amax: Tensor | None = None) -> Tensor:
 
 
 def nvfp4_rows(values: Tensor) -> Tensor:
-    """NVFP4 whose float32 scale is every row's own: activations without a calibrated scale."""
+    """NVFP4 with a float32 scale for every row: activations without a calibrated scale."""
     return nvfp4(values, values.float().abs().amax(-1, keepdim=True)) if values.numel() else values
 
 
-def _scale(amax: Tensor, most: float) -> Tensor:
-    """amax / most, and 1 where there is nothing but zeros."""
-    # by a tensor: CUDA multiplies by the rounded reciprocal of a plain number, which moves the last bit
-    scale = amax / torch.full_like(amax, most)
+def _scale(amax: Tensor, maximum: float) -> Tensor:
+    """amax / maximum, and 1 for zeros only."""
+    # divided by a tensor: for a plain number CUDA multiplies by its rounded reciprocal, which moves the last bit
+    scale = amax / torch.full_like(amax, maximum)
     return torch.where(scale == 0, 1.0, scale)
 
 
 def _groups(wide: Tensor, size: int) -> Tensor:
     """[..., n] as [..., groups, size], the last group filled up with zeros."""
     padded = pad(wide, (0, -wide.shape[-1] % size))
-    # the number of groups in figures: no size can be inferred where there are no rows (an expert without tokens)
+    # the number of groups is explicit: without rows (an expert without tokens) no size can be inferred
     return padded.reshape(*padded.shape[:-1], padded.shape[-1] // size, size)
 
 

@@ -1,4 +1,4 @@
-"""Puts the arithmetic of a precision into a model of Transformers: weights once, activations as they pass."""
+"""Puts the arithmetic of a precision into a model of Transformers: weights once, activations in every pass."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PRECISIONS = ("fp8", "fp8_block", "nvfp4")
 SCOPES = ("experts", "all")
 ACTIVATIONS = ("static", "dynamic")
 
-# an expert's number inside a list of experts: the experts of a layer share a site's scale, as fused kernels need it
+# an expert's number inside a list of experts, whose experts share a site's scale, as fused kernels require
 _NUMBER = re.compile(r"(\bexperts)\.\d+")
-# linear layers that stay as they are in every quantised checkpoint: routers (router.proj and gate.wg too), and the head
-_NEVER = re.compile(r"(^|\.)(lm_head|gate|router|shared_expert_gate)(\.|$)")
+# linear layers that no quantised checkpoint changes: routers (router.proj and gate.wg too), and the head
+_EXCLUDED = re.compile(r"(^|\.)(lm_head|gate|router|shared_expert_gate)(\.|$)")
 
 
 @dataclass(frozen=True)
 class Emulation:
-    """What is emulated.
+    """The settings of an emulation.
 
     Attributes:
         precision: fp8 (one scale a matrix), fp8_block (128 x 128 for weights, 1 x 128 for activations) or nvfp4.
         scope: `experts`, or `all` linear layers but routers and the output head.
-        activations: `static` for scales calibrated beforehand (of nvfp4 the float32 scale), `dynamic` for every
-            token's own. fp8_block has dynamic ones alone.
-        windows: how many windows of text calibrated the static scales; 0 with dynamic ones.
+        activations: `static` for scales calibrated beforehand (of nvfp4 the float32 scale), `dynamic` for a scale of
+            every token. fp8_block has only dynamic scales.
+        windows: the number of windows of text that calibrate the static scales, 0 with dynamic scales.
     """
 
     precision: str
@@ -48,11 +48,16 @@ class Site:
     quantise: Callable[[Tensor, Tensor | None], Tensor]
     needs_amax: bool
     observing: bool = True
-    seen: bool = False
+    visited: bool = False
     amax: Tensor | None = None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether text has passed it, and left a scale if it needs one."""
+        return self.visited and not (self.needs_amax and self.amax is None)
+
     def __call__(self, values: Tensor) -> Tensor:
-        self.seen = True
+        self.visited = True
         if not self.observing:
             return self.quantise(values, self.amax)
         if values.numel():
@@ -75,12 +80,12 @@ def apply(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> 
     """Round a model's weights in place, and its activations from now on.
 
     Args:
-        model: of Transformers; its experts may be lists of linear layers or fused three-dimensional parameters.
-        calibrate: runs text through the model; every site has to be passed at least once.
+        model: of Transformers. Its experts may be lists of linear layers or fused three-dimensional parameters.
+        calibrate: runs text through the model. It has to pass every site at least once.
 
     Raises:
-        UsageError: the model has no experts, experts of a form unknown here, a weight that is not a number, or a site
-            that calibration did not pass.
+        UsageError: the model has no experts, experts of an unknown form, a weight that is not a number, or a site that
+            calibration did not pass.
     """
     applied = Applied(emulation)
     fused = list(_fused(model))
@@ -93,10 +98,10 @@ def apply(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> 
         site = _site(applied, _NUMBER.sub(r"\1", name))
         module.register_forward_pre_hook(lambda _module, args, site=site: (site(args[0]), *args[1:]))
     calibrate()
-    unseen = [name for name, site in applied.sites.items() if not site.seen or (site.needs_amax and site.amax is None)]
-    if unseen:
+    unvisited = [name for name, site in applied.sites.items() if not site.calibrated]
+    if unvisited:
         raise UsageError(
-            f"Calibration never passed {unseen[0]} ({len(unseen)} of {len(applied.sites)} places); give more "
+            f"Calibration never passed {unvisited[0]} ({len(unvisited)} of {len(applied.sites)} places). Give more "
             "calibration_windows, or moe_backend=grouped_mm."
         )
     for name, module in fused:
@@ -121,8 +126,8 @@ def _fused(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 def _linear(model: Any, scope: str, fused: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{each}.") for each in fused)
-        if not isinstance(module, nn.Linear) or _NEVER.search(name) or inside:
+        inside = any(name.startswith(f"{experts}.") for experts in fused)
+        if not isinstance(module, nn.Linear) or _EXCLUDED.search(name) or inside:
             continue
         if scope == "all" or _in_experts(name):
             yield name, module
@@ -133,7 +138,7 @@ def _in_experts(name: str) -> bool:
 
 
 def _instrument_fused(applied: Applied, name: str, module: nn.Module) -> None:
-    """The first product reads the layer's input; the second what the gate makes of the first."""
+    """Quantise the input of the first product, and of the second, which is the gate's output."""
     entry, middle = _site(applied, f"{name}.gate_up_proj"), _site(applied, f"{name}.down_proj")
     module.register_forward_pre_hook(lambda _module, args: (entry(args[0]), *args[1:]))
     gate: Any = module._apply_gate
@@ -154,7 +159,7 @@ def _site(applied: Applied, name: str) -> Site:
 
 
 def _sharing(linear: Sequence[tuple[str, nn.Linear]]) -> Iterator[dict[str, Tensor]]:
-    """An expert's gate and up projections together: engines run them as one product, with one scale."""
+    """An expert's gate and up projections together, which engines run as one product with one scale."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, module in linear:
         key = re.sub(r"\.(gate_proj|up_proj|w1|w3)$", ".gate_up_proj", name) if _in_experts(name) else name
@@ -171,9 +176,9 @@ def _round_fused(applied: Applied, name: str, module: nn.Module) -> None:
 def _round(applied: Applied, weights: Mapping[str, Tensor]) -> None:
     """Round matrices that share their largest magnitude, in place."""
     largest = {name: weight.abs().amax().float() for name, weight in weights.items()}
-    for name, each in largest.items():
-        if not torch.isfinite(each):
-            raise UsageError(f"The weight {name} holds values that are no numbers; copy the checkpoint again.")
+    for name, magnitude in largest.items():
+        if not torch.isfinite(magnitude):
+            raise UsageError(f"The weight {name} holds values that are no numbers. Copy the checkpoint again.")
     amax = torch.stack(list(largest.values())).amax()
     precision = applied.emulation.precision
     for weight in weights.values():

@@ -1,4 +1,4 @@
-"""What every engine offers: scoring, generation, a trace, and the facts that label what it measured."""
+"""The protocol of every engine: scoring, generation, a trace, and the facts that label its measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,8 @@ class WindowScores:
     Attributes:
         logprobs: natural-log probability of every token, float32, shape (n,).
         greedy: whether the token is the most probable one, bool, shape (n,). Of equally probable ones an engine may
-            name any; vLLM names none, but where all other tokens of the window are the most probable ones.
-        top_ids: the k most probable tokens, most probable first, int64, shape (n, k); k is 0 unless asked for.
+            choose any. vLLM reports no tie, unless all other tokens of the window are the most probable ones.
+        top_ids: the k most probable tokens, most probable first, int64, shape (n, k). k is 0 by default.
         top_logprobs: their natural-log probabilities, float32, shape (n, k).
     """
 
@@ -37,15 +37,15 @@ class WindowScores:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """How to continue prompts.
+    """The settings to continue prompts with.
 
     Attributes:
-        max_new_tokens: at most this many tokens are made.
-        stop: texts that end a completion; the completion still holds the text that matched.
+        max_new_tokens: at most this many tokens are generated.
+        stop: texts that end a completion. The completion still holds the text that matched.
         temperature: 0 is greedy.
-        top_p, top_k: nucleus and top-k sampling; 1 and 0 turn them off.
-        ignore_eos: go on to max_new_tokens whatever the model says.
-        timed: ask for RequestTimes, which costs an engine some work.
+        top_p, top_k: nucleus and top-k sampling. 1 and 0 turn them off.
+        ignore_eos: go on to max_new_tokens even after an end-of-sequence token.
+        timed: return RequestTimes, which costs an engine some work.
     """
 
     max_new_tokens: int
@@ -59,11 +59,11 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class RequestTimes:
-    """When an engine did what for one request: seconds on its own clock since the first request of the batch arrived.
+    """An engine's times of one request: seconds on its own clock since the first request of the batch arrived.
 
     Attributes:
-        scheduled: the first iteration that held the request.
-        first_token, last_token: were produced.
+        scheduled: the start of the first iteration that held the request.
+        first_token, last_token: when these were produced.
     """
 
     scheduled: float
@@ -73,9 +73,9 @@ class RequestTimes:
 
 @dataclass(frozen=True)
 class Completion:
-    """The new tokens of one prompt, without the end-of-sequence token, and why there are no more.
+    """The new tokens of one prompt, without the end-of-sequence token, and why they end.
 
-    `times` is None where they were not asked for or the engine keeps none.
+    `times` is None if they were not requested or the engine measures none.
     """
 
     token_ids: tuple[int, ...]
@@ -85,7 +85,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What the user asked of an engine; None leaves it to the checkpoint or the engine.
+    """The user's settings of an engine. None leaves a setting to the checkpoint or the engine.
 
     Attributes:
         checkpoint: a folder or a hub name.
@@ -93,12 +93,13 @@ class EngineSettings:
         dtype: `auto`, or torch's name of a floating-point type.
         device: torch's name of a device.
         max_length: the window in tokens.
-        batch_size: most sequences in a batch; None lets the engine fill its memory.
-        kv_tokens: tokens that the key-value cache has to hold, all sequences together; None lets it take what is free.
-        heaviest_bytes: of weights, of whichever arm of a comparison has most: limits that follow from the memory which
-            weights leave are then the same for all arms.
+        batch_size: the largest number of sequences in a batch. None lets the engine fill its memory.
+        kv_tokens: tokens that the key-value cache has to hold for all sequences together. None lets it take the free
+            memory.
+        heaviest_bytes: the weights of the heaviest arm of a comparison. Limits that follow from the free memory are
+            then the same for all arms.
         revision, trust_remote_code: as Transformers takes them.
-        options: what else was given, by name; an engine refuses the names it does not know.
+        options: further settings by name. An engine refuses names that it does not know.
     """
 
     checkpoint: str
@@ -111,22 +112,22 @@ class EngineSettings:
     heaviest_bytes: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TraceHandle:
-    """Where a trace will be once its context is left."""
+    """Where a trace will be after its context."""
 
     path: Path
 
 
 def unheard(_index: int, _result: object) -> None:
-    """Take no notice of what is finished."""
+    """Ignore a finished result."""
 
 
 class Engine(Protocol):
-    """A loaded arm. Windows and prompts are token ids; nothing here knows a tokenizer or the harness."""
+    """A loaded arm. Windows and prompts are token ids. Nothing here knows a tokenizer or the harness."""
 
     @property
     def facts(self) -> EngineFacts: ...
@@ -134,13 +135,13 @@ class Engine(Protocol):
     def score(
         self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
     ) -> list[WindowScores]:
-        """Score every window, in the order given.
+        """Score every window, in order.
 
         Args:
             windows: each of at most max_length + 1 tokens in all.
-            top_k: how many of the most probable tokens to return for every position.
-            done: told every window's index and scores as soon as they are there, in any order, so that what is
-                scored before a failure can be kept.
+            top_k: the number of most probable tokens to return for every position.
+            done: called with every window's index and scores as soon as they are there, in any order. Scores before a
+                failure can so be stored.
         """
         ...
 
@@ -150,23 +151,23 @@ class Engine(Protocol):
         request: GenerationRequest,
         done: Callable[[int, Completion], None] = unheard,
     ) -> list[Completion]:
-        """Continue every prompt, in the order given; prompt and max_new_tokens fit into the model's window."""
+        """Continue every prompt, in order. Prompt and max_new_tokens have to fit into the model's window."""
         ...
 
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
-        """Which experts every token goes through while the prompts are continued greedily.
+        """The experts that every token goes through while the prompts are continued greedily.
 
         Returns:
-            For every prompt the chosen experts' indices, shape (tokens, layers with a router, top k). A row belongs to
-            every token that was read: the prompt's, then the new ones but the last.
+            For every prompt the chosen experts' indices, shape (tokens, layers with a router, top k). Rows are the
+            prompt's tokens, then the new tokens except the last.
 
         Raises:
-            UsageError: this engine does not tell, or was not loaded to tell (EngineKind.routing).
+            UsageError: this engine does not report experts, or was not loaded to report them (EngineKind.routing).
         """
         ...
 
     def trace(self, target: Path) -> AbstractContextManager[TraceHandle]:
-        """Record the kernels of what runs inside the context into the file `target`."""
+        """Record the kernels that run inside the context into the file `target`."""
         ...
 
     def close(self) -> None:

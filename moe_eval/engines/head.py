@@ -1,7 +1,7 @@
 """Log-probabilities from hidden states without a [tokens, vocabulary] tensor in float32.
 
-The output head is applied to one slice of the vocabulary at a time, and each slice is folded into a running
-maximum and a running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv 1805.02867).
+The output head is applied to one slice of the vocabulary at a time. Each slice is folded into a running maximum and a
+running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv 1805.02867).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_eval.errors import UsageError
 
 # Float32 elements of one tile of logits: 8 MiB on a CPU, where larger tiles leave the cache and smaller ones make
-# the matrix products short; 256 MiB on a GPU, where launches stop showing.
+# the matrix products short. 256 MiB on a GPU, where launches stop showing.
 _CPU_TILE = 1 << 21
 _GPU_TILE = 1 << 26
 _VOCABULARY_SLICE = 8192
@@ -37,8 +37,8 @@ class Head:
         layer = model.get_output_embeddings()  # type: ignore[operator]
         if type(layer) is not nn.Linear:
             raise UsageError(
-                f"The output head of {type(model).__name__} is a {type(layer).__name__}, not a plain linear layer; "
-                "use lm_eval --model hf for this checkpoint."
+                f"The output head of {type(model).__name__} is a {type(layer).__name__}, not a plain linear layer. Use "
+                "lm_eval --model hf for this checkpoint."
             )
         self.weight: Tensor = layer.weight
         self.bias: Tensor | None = layer.bias
@@ -111,8 +111,8 @@ class _Running:
         self.best[rows] = torch.where(values > before, ids + first, self.best[rows])
         maximum = torch.maximum(before, values)
         # the log of the slice's sum of exponentials above its own maximum, in torch's one pass for it
-        own = nn.functional.cross_entropy(logits, ids, reduction="none").exp()
-        self.total[rows] = self.total[rows] * (before - maximum).exp() + own * (values - maximum).exp()
+        addend = nn.functional.cross_entropy(logits, ids, reduction="none").exp()
+        self.total[rows] = self.total[rows] * (before - maximum).exp() + addend * (values - maximum).exp()
         self.maximum[rows] = maximum
 
     def result(self, targets: Tensor) -> RowScores:
@@ -127,7 +127,7 @@ class _Running:
 
 
 def _after_head(config: Any) -> Callable[[Tensor], Tensor] | None:
-    """What the families of Transformers do to logits behind the head, by the configuration field that asks for it."""
+    """The step of a family of Transformers behind the head, by the configuration field that requests it."""
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
         return lambda logits: torch.tanh(logits / cap) * cap
     if divisor := getattr(config, "logits_scaling", None):  # Granite

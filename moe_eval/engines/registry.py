@@ -1,4 +1,4 @@
-"""The engines that can run a checkpoint. An engine's library is imported only when it is chosen."""
+"""The engines that can run a checkpoint. An engine's library is imported only if the engine is chosen."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineKind:
-    """How to name, find and install an engine.
+    """The name, installation and abilities of an engine.
 
     Attributes:
         title: as its makers write it.
-        package: what is imported.
-        install: how a user gets that package.
-        options: the names of EngineSettings.options that it takes; None where its installed version decides.
+        package: the package that is imported.
+        install: the command that installs the package.
+        options: the names of EngineSettings.options that it takes, or None if its installed version decides.
         module: the module here whose `load(settings, tokenizer)` returns an Engine.
         cpu: whether it also runs without a GPU.
         claims: arguments of the harness that are options of this engine under the same name.
-        quantises: precisions to which it can quantise a checkpoint in 16 bits while it loads it.
-        routing: the options with which it is loaded to tell routed experts (Engine.routing), in a process of its own
-            where there are any; None where it never tells.
-        layer_ranges: the options that put an NVTX range around every layer; None where it cannot.
+        quantises: precisions to which it can quantise a 16-bit checkpoint while it loads.
+        routing: the options that make it report routed experts (Engine.routing). If there are any, it is loaded with
+            them in a separate process. None if it never reports them.
+        layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
     """
 
     title: str
@@ -40,8 +40,8 @@ class EngineKind:
     cpu: bool = False
     claims: tuple[str, ...] = ()
     quantises: tuple[str, ...] = ()
-    routing: Mapping[str, Any] | None = None
-    layer_ranges: Mapping[str, Any] | None = None
+    routing: Mapping[str, object] | None = None
+    layer_ranges: Mapping[str, object] | None = None
 
 
 ENGINES = {
@@ -62,7 +62,7 @@ ENGINES = {
         "moe_eval.engines.vllm.load",
         quantises=("fp8", "fp8_block"),
         routing={"enable_return_routed_experts": True, "enforce_eager": True},
-        # ranges are those of modules that Python calls: neither compiled code nor a CUDA graph has any
+        # neither compiled code nor a CUDA graph has ranges, which belong to modules that Python calls
         layer_ranges={"enable_layerwise_nvtx_tracing": True, "enforce_eager": True},
     ),
     "transformers": EngineKind(
@@ -70,8 +70,13 @@ ENGINES = {
         "transformers",
         "pip install transformers",
         (
-            *("attn_implementation", "moe_backend", "max_tokens_per_batch"),
-            *("emulate", "scope", "activations", "calibration_windows"),
+            "attn_implementation",
+            "moe_backend",
+            "max_tokens_per_batch",
+            "emulate",
+            "scope",
+            "activations",
+            "calibration_windows",
         ),
         "moe_eval.engines.transformers.load",
         cpu=True,
@@ -88,7 +93,7 @@ def named(name: str) -> EngineKind:
     """
     kind = ENGINES.get(name)
     if kind is None:
-        raise UsageError(f"There is no engine {name!r}; choose {', '.join(ENGINES)}.")
+        raise UsageError(f"There is no engine {name!r}. Choose {', '.join(ENGINES)}.")
     return kind
 
 
@@ -101,9 +106,8 @@ def check(name: str) -> EngineKind:
     kind = named(name)
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
-            f"The engine {name} needs {kind.title}, which is not installed: {kind.install}, "
-            "or run this checkpoint on Transformers (engine=transformers among lm_eval's --model_args, --engine "
-            "transformers of moe-eval)."
+            f"The engine {name} needs {kind.title}, which is not installed. Install it ({kind.install}), or choose "
+            "Transformers (moe-eval: --engine transformers, lm_eval: --model_args engine=transformers)."
         )
     return kind
 
@@ -112,16 +116,16 @@ def check_options(name: str, options: Iterable[str]) -> None:
     """Refuse options that the engine of this name does not take.
 
     Raises:
-        UsageError: with those it takes.
+        UsageError: with the options that it takes.
     """
-    taken = named(name).options
-    if taken is None:
+    accepted = named(name).options
+    if accepted is None:
         return
-    unknown = sorted(set(options) - set(taken))
+    unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise UsageError(
-            f"The {name} engine knows no argument {', '.join(map(repr, unknown))}; besides the common ones it takes "
-            f"{', '.join(taken)}."
+            f"The {name} engine knows no argument {', '.join(map(repr, unknown))}. Besides the common arguments it "
+            f"takes {', '.join(accepted)}."
         )
 
 
@@ -129,7 +133,7 @@ def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
     """Load a checkpoint on the engine of this name.
 
     Raises:
-        UsageError: the engine or the checkpoint cannot do what was asked.
+        UsageError: the engine or the checkpoint cannot meet the settings.
     """
     check_options(name, settings.options)
     engine: Engine = importlib.import_module(check(name).module).load(settings, tokenizer)

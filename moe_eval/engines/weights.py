@@ -1,4 +1,4 @@
-"""How many bytes of weights a step of a loaded model reads, by what reads them."""
+"""The bytes of weights that a step of a loaded model reads, by part of the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 # shared experts, which every token goes through, may lie in the same module
 _EXPERT = re.compile(r"\.experts\.(?!.*shared)|\.block_sparse_moe\.(input|output)_linear\.")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
-# of models that also see or hear: token ids do not go through these
+# parts for images and sound, which token ids do not go through
 _ENCODER = re.compile(
     r"(^|\.)(visual|vision_\w+|image_\w+|audio_\w+|sound_\w+|speech_\w+|multi_modal_projector|mm_projector)\."
 )
@@ -21,7 +21,7 @@ def by_part(model: nn.Module, beside: Iterable[tuple[str, Tensor]] = ()) -> Mapp
     """Bytes of the parameters by the parts of EngineFacts.weight_bytes.
 
     Args:
-        beside: buffers that a quantisation left outside the parameters, by name.
+        beside: buffers that a quantisation keeps outside the parameters, by name.
     """
     tensors = {**dict(model.named_parameters()), **dict(beside)}
     headless = not any(_HEAD.search(name) for name in tensors)  # the embedding is the head as well

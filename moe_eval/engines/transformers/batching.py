@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-# Many batches' worth, so that sorting by length pays, and few enough that a failure loses minutes: what comes first is
-# finished first.
+# Enough tokens for many batches, so that sorting by length pays, and few enough that a failure loses only minutes.
 _SLAB_TOKENS = 131072
 
 
 def batches_in_slabs(lengths: Sequence[int], max_tokens: int | None, max_rows: int | None) -> Iterator[list[int]]:
-    """The batches of plan_batches within one run of consecutive sequences after another."""
+    """The batches of plan_batches, for one slab of consecutive sequences after another."""
     first = total = 0
     for index, length in enumerate(lengths):
         total += length
         if total >= _SLAB_TOKENS or index + 1 == len(lengths):
             for batch in plan_batches(lengths[first : index + 1], max_tokens, max_rows):
-                yield [first + each for each in batch]
+                yield [first + offset for offset in batch]
             first, total = index + 1, 0
 
 
@@ -25,12 +24,12 @@ def plan_batches(lengths: Sequence[int], max_tokens: int | None, max_rows: int |
 
     Args:
         lengths: tokens of every sequence.
-        max_tokens: bound on rows x longest row of a batch, padding included; a single longer sequence gets a
-            batch of its own. None for no bound.
+        max_tokens: bound on rows x longest row of a batch, padding included. A single longer sequence gets its own
+            batch. None for no bound.
         max_rows: bound on the sequences of a batch. None for no bound.
 
     Returns:
-        Every index once, longest sequences first, so that running out of memory happens at the start.
+        Every index once, longest sequences first, so that memory runs out at the start, if at all.
     """
     batches: list[list[int]] = []
     current: list[int] = []

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from moe_eval.data.window import Window
+from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import tracing
@@ -24,7 +25,7 @@ from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
 
-# what routers add to the scores that they choose by and not to those that they weigh with
+# routers add these to the scores that they choose by, but not to those that they weigh with
 _CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 
 
@@ -42,21 +43,20 @@ class TransformersEngine:
     def score(
         self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
     ) -> list[WindowScores]:
-        # Windows that read the same tokens (the choices of a question, when they are one token) share one pass.
+        # windows that read the same tokens, such as one-token choices of a question, share one pass
         readers: dict[tuple[int, ...], list[int]] = {}
+        requests.check_windows(windows, self.facts.max_length)
         for index, window in enumerate(windows):
-            if len(window.inputs) > self.facts.max_length:
-                raise ValueError(f"a window of {len(window.inputs)} tokens is longer than {self.facts.max_length}")
             readers.setdefault(window.inputs, []).append(index)
         inputs = list(readers)
         scores: dict[int, WindowScores] = {}
 
         def run(batch: list[int]) -> None:
             chosen = [(row, index) for row, key in enumerate(batch) for index in readers[inputs[key]]]
-            found = self._score_batch([inputs[key] for key in batch], [(row, windows[i]) for row, i in chosen], top_k)
-            for (_, index), each in zip(chosen, found, strict=True):
-                scores[index] = each
-                done(index, each)
+            results = self._score_batch([inputs[key] for key in batch], [(row, windows[i]) for row, i in chosen], top_k)
+            for (_, index), result in zip(chosen, results, strict=True):
+                scores[index] = result
+                done(index, result)
 
         for batch in batches_in_slabs([len(key) for key in inputs], self.max_tokens, self.max_rows):
             self._splitting(batch, run)
@@ -70,8 +70,8 @@ class TransformersEngine:
         width = max(map(len, inputs))
         # Padding is on the right and attention is causal: no real token sees it, so no mask is needed.
         tokens = np.zeros((len(inputs), width), dtype=np.int64)
-        for row, each in enumerate(inputs):
-            tokens[row, : len(each)] = each
+        for row, ids in enumerate(inputs):
+            tokens[row, : len(ids)] = ids
         hidden = self.model.base_model(input_ids=torch.from_numpy(tokens).to(device), use_cache=False).last_hidden_state
         ends = [row * width + len(window.inputs) for row, window in readers]
         sizes = [len(window.continuation) for _, window in readers]
@@ -93,18 +93,18 @@ class TransformersEngine:
         completions: dict[int, Completion] = {}
 
         def run(batch: list[int]) -> None:
-            found = self._generate_batch([prompts[index] for index in batch], request)
-            for index, each in zip(batch, found, strict=True):
-                completions[index] = each
-                done(index, each)
+            results = self._generate_batch([prompts[index] for index in batch], request)
+            for index, result in zip(batch, results, strict=True):
+                completions[index] = result
+                done(index, result)
 
-        if request.timed:  # the time of a batch is asked for, not of its parts
+        if request.timed:  # the batch is timed as a whole, so it is never split
             try:
                 run(list(range(len(prompts))))
             except torch.OutOfMemoryError:
                 raise UsageError(
-                    f"{len(prompts)} sequences at once do not fit into the memory of {self.facts.device_name}; give "
-                    "fewer or shorter ones, or use a larger GPU."
+                    f"{len(prompts)} sequences at once do not fit into the memory of {self.facts.device_name}. Give "
+                    "fewer or shorter sequences, or use a larger GPU."
                 ) from None
             return [completions[index] for index in range(len(prompts))]
         lengths = [len(prompt) + request.max_new_tokens for prompt in prompts]
@@ -121,20 +121,20 @@ class TransformersEngine:
         width = max(map(len, prompts))
         tokens = torch.tensor([[*[pad] * (width - len(row)), *row] for row in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=self.model.device)
-        how: dict[str, Any] = {"do_sample": False}
+        sampling: dict[str, object] = {"do_sample": False}
         if request.temperature > 0:
-            how = {"do_sample": True, "temperature": request.temperature}
-            how |= {"top_p": request.top_p, "top_k": request.top_k}
+            sampling = {"do_sample": True, "temperature": request.temperature}
+            sampling |= {"top_p": request.top_p, "top_k": request.top_k}
         texts = _StopTexts(self.tokenizer, request.stop, width) if request.stop else None
         if texts:
-            how |= {"stopping_criteria": [texts]}
+            sampling |= {"stopping_criteria": [texts]}
         out = self.model.generate(
             input_ids=tokens,
             attention_mask=mask,
             max_new_tokens=request.max_new_tokens,
             min_new_tokens=request.max_new_tokens if request.ignore_eos else None,
             pad_token_id=pad,
-            **how,
+            **sampling,
         )
         sizes = texts.sizes if texts else {}
         return [
@@ -147,40 +147,35 @@ class TransformersEngine:
         config = self.model.config
         top_k = getattr(config, "num_experts_per_tok", None)
         names = (name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers()))
-        # experts of groups, and experts chosen by a score that is not the logit alone
-        other = getattr(config, "n_group", None) is not None or any(name.endswith(_CORRECTIONS) for name in names)
-        if top_k is None or other:
-            raise UsageError(
-                f"Which experts {self.facts.architecture} chooses cannot be told from its router's logits."
-            )
-        made = self.generate(prompts, GenerationRequest(max_new_tokens=max_new_tokens, ignore_eos=True))
-        found = []
-        for prompt, completion in zip(prompts, made, strict=True):
+        # experts of groups, and experts chosen by a score that is not the logit itself
+        grouped = getattr(config, "n_group", None) is not None
+        if top_k is None or grouped or any(name.endswith(_CORRECTIONS) for name in names):
+            raise UsageError(f"The router's logits of {self.facts.architecture} do not determine its experts.")
+        completions = self.generate(prompts, GenerationRequest(max_new_tokens=max_new_tokens, ignore_eos=True))
+        routed = []
+        for prompt, completion in zip(prompts, completions, strict=True):
             tokens = torch.tensor([[*prompt, *completion.token_ids[:-1]]], device=self.model.device)
             out = self.model.base_model(input_ids=tokens, use_cache=False, output_router_logits=True)
             # every layer of such a model has a router, or its place is None
             logits = [layer for layer in getattr(out, "router_logits", None) or () if layer is not None]
             if not 0 < len(logits) <= config.num_hidden_layers:
-                raise UsageError(f"{self.facts.architecture} does not tell the logits of a router in Transformers.")
+                raise UsageError(f"{self.facts.architecture} does not return the logits of a router in Transformers.")
             chosen = torch.stack([layer.topk(top_k, dim=-1).indices for layer in logits], dim=1)
-            found.append(chosen.to(torch.int16).cpu().numpy())
-        return found
+            routed.append(chosen.to(torch.int16).cpu().numpy())
+        return routed
 
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:
         self._refuse_speed()
-        device = self.model.device
-        with tracing.profiler(device) as profiler, tracing.annotated(self.model):
+        recording = torch_profiler.record(target, cuda=self.model.device.type == "cuda", all_threads=False)
+        with recording, tracing.annotated(self.model):
             yield TraceHandle(target)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-        profiler.export_chrome_trace(str(target))
 
     def _refuse_speed(self) -> None:
         if self.facts.emulated:
             raise UsageError(
-                f"{self.facts.precision} is emulated here: it runs more and slower kernels than the precision itself, "
-                "so its speed is not measured; use an engine that runs it natively."
+                f"{self.facts.precision} is emulated here, with more and slower kernels than the precision itself has, "
+                "so its speed is not measured. Use an engine that runs it natively."
             )
 
     def close(self) -> None:
@@ -190,7 +185,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _splitting(self, batch: list[int], run: Callable[[list[int]], None]) -> None:
-        """Run a batch; where the GPU's memory does not hold it, its halves, and smaller batches from then on."""
+        """Run a batch. If the GPU's memory does not hold it, run its halves, and smaller batches from then on."""
         if self.max_rows is not None and len(batch) > self.max_rows:
             for first in range(0, len(batch), self.max_rows):
                 self._splitting(batch[first : first + self.max_rows], run)
@@ -201,24 +196,24 @@ class TransformersEngine:
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise UsageError(
-                    f"One sequence does not fit into the memory of {self.facts.device_name}; "
-                    "lower max_length, or use a checkpoint of lower precision or a larger GPU."
+                    f"One sequence does not fit into the memory of {self.facts.device_name}. Lower max_length, or use "
+                    "a checkpoint of lower precision or a larger GPU."
                 ) from None
         torch.cuda.empty_cache()
         middle = (len(batch) + 1) // 2
         self.max_rows = min(self.max_rows or middle, middle)
-        log.warning("A batch of %d did not fit into the GPU's memory: batches of %d from here on.", len(batch), middle)
+        log.warning("A batch of %d did not fit into the GPU's memory. Batches of %d follow.", len(batch), middle)
         self._splitting(batch[:middle], run)
         self._splitting(batch[middle:], run)
 
 
 class _StopTexts:
-    """Ends a row whose new tokens, the prompt left out, spell one of the texts; `sizes` holds where."""
+    """Ends a row whose new tokens, without the prompt, spell one of the texts. `sizes` holds the rows' lengths."""
 
     def __init__(self, tokenizer: Any, texts: tuple[str, ...], prompt: int) -> None:
         self.tokenizer, self.texts, self.prompt = tokenizer, texts, prompt
         self.sizes: dict[int, int] = {}
-        # as many last tokens as a text has bytes can hold it, and one more that it begins in
+        # a text has at most as many tokens as bytes, and may begin inside one more
         self._back = max(len(text.encode()) for text in texts) + 1
 
     def __call__(self, tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Loads a checkpoint for the Transformers engine, or says in one sentence why it cannot."""
+"""Builds the Transformers engine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from moe_eval.checkpoint import contents, hub, precision
 from moe_eval.engines import weights
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.head import Head
+from moe_eval.engines.options import number
 from moe_eval.engines.transformers import emulation as transformers_emulation
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
@@ -20,8 +21,8 @@ from moe_eval.machine import hardware
 from moe_eval.records.labels import EngineFacts
 
 RUNS = tuple(precision.DTYPE_OF)
-# Padded tokens in a batch where the user bounds neither rows nor tokens: enough to fill the cores or the GPU;
-# a batch that does not fit into the GPU's memory is split.
+# Padded tokens in a batch if the user bounds neither rows nor tokens: enough to fill the cores or the GPU. A batch that
+# does not fit into the GPU's memory is split.
 _CPU_TOKENS = 4096
 _GPU_TOKENS = 32768
 
@@ -31,15 +32,15 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
 
     Args:
         settings: options are attn_implementation, moe_backend (the experts implementation of Transformers: eager,
-            batched_mm, grouped_mm; auto leaves the choice to it), max_tokens_per_batch (padded tokens) and those of
+            batched_mm, grouped_mm, or auto), max_tokens_per_batch (padded tokens) and those of
             transformers_emulation.
-        tokenizer: of Transformers; needed for stop strings alone.
+        tokenizer: of Transformers, for stop texts and for calibration.
 
     Raises:
-        UsageError: names what the checkpoint or the engine lacks.
+        UsageError: the checkpoint or the engine lacks something.
     """
-    budget = _budget(settings.options.get("max_tokens_per_batch"))
-    emulation = transformers_emulation.asked(settings)
+    max_tokens = number(settings.options, "max_tokens_per_batch")
+    emulation = transformers_emulation.requested(settings)
     if emulation is not None:
         settings = replace(settings, precision=None)  # the rest of the model is in the dtype
     elif settings.precision is not None:
@@ -48,52 +49,52 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
     dtype = _dtype(settings, config)
     device = _device(settings.device)
     window = _window(settings.max_length, config)
-    moe_backend = str(settings.options.get("moe_backend", "auto"))
-    model = _model(settings, config, dtype, device, moe_backend)
+    model = _model(settings, config, dtype, device)
     head = Head(model, config)
     _probe(model, head)
     labels = transformers_emulation.start(model, emulation, tokenizer, window) if emulation else {}
+    facts = _facts(settings, config, model, head, dtype=dtype, device=device, window=window)
+    facts = replace(facts, arguments=labels)
+    if emulation is not None:
+        facts = replace(facts, precision=emulation.precision, emulated=True)
+    if max_tokens is None and settings.batch_size is None:
+        max_tokens = _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
+    return TransformersEngine(facts, model, tokenizer, head, settings.batch_size, max_tokens)
 
-    facts = EngineFacts(
+
+def _facts(
+    settings: EngineSettings, config: Any, model: Any, head: Head, *, dtype: str, device: torch.device, window: int
+) -> EngineFacts:
+    """The labels of a model that is not emulated."""
+    cuda = device.type == "cuda"
+    return EngineFacts(
         name="transformers",
         version=transformers.__version__,
         checkpoint=settings.checkpoint,
         fingerprint=_fingerprint(settings.checkpoint, config),
         architecture=type(model).__name__,
         vocabulary=head.weight.shape[0],
-        precision=emulation.precision if emulation else precision.OF_DTYPE[dtype],
-        emulated=emulation is not None,
+        precision=precision.OF_DTYPE[dtype],
+        emulated=False,
         dtype=dtype,
         device=str(device),
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        device_name=torch.cuda.get_device_name(device) if cuda else "cpu",
         max_length=window,
         worker="in_process",
         attention_backend=getattr(model.config, "_attn_implementation", None),
-        moe_backend_requested=moe_backend,
+        moe_backend_requested=_moe_backend(settings),
         moe_backend_observed=getattr(model.config, "_experts_implementation", None),
         kv_cache_dtype=dtype,
         cuda_graph_batch_sizes=(),
         scores_from="hidden states through the output head in float32, checked against the model's own logits",
         quant_algo="none",
-        gpus=1 if device.type == "cuda" else 0,
+        gpus=1 if cuda else 0,
         weight_bytes=weights.by_part(model),
-        arguments=labels,
     )
-    if budget is None and settings.batch_size is None:
-        budget = _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
-    return TransformersEngine(facts, model, tokenizer, head, settings.batch_size, budget)
 
 
-def _budget(asked: Any) -> int | None:
-    if asked is None:
-        return None
-    try:
-        budget = int(asked)
-    except (TypeError, ValueError, OverflowError):
-        budget = 0
-    if budget < 1:
-        raise UsageError(f"max_tokens_per_batch={asked} is not a whole number above 0.")
-    return budget
+def _moe_backend(settings: EngineSettings) -> str:
+    return str(settings.options.get("moe_backend", "auto"))
 
 
 def _config(settings: EngineSettings) -> Any:
@@ -107,8 +108,8 @@ def _config(settings: EngineSettings) -> Any:
         method = "quantization_config"
     if method != "none":
         raise UsageError(
-            f"{settings.checkpoint} is quantised ({method}); the transformers engine runs {', '.join(RUNS)} "
-            "checkpoints, so give the unquantised one."
+            f"{settings.checkpoint} is quantised ({method}), and the transformers engine runs {', '.join(RUNS)} only. "
+            "Give the unquantised checkpoint."
         )
     text = config.get_text_config()
     if text.dtype is None:
@@ -116,20 +117,20 @@ def _config(settings: EngineSettings) -> Any:
     return text
 
 
-def _from_hub(kind: Any, settings: EngineSettings, **more: Any) -> Any:
-    """`from_pretrained` with the reason for a failure in one sentence."""
+def _from_hub(kind: Any, settings: EngineSettings, **arguments: Any) -> Any:
+    """`from_pretrained` with failures as messages for the user."""
     try:
         return kind.from_pretrained(
             str(contents.local_folder(settings.checkpoint) or settings.checkpoint),
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
-            **more,
+            **arguments,
         )
     except torch.OutOfMemoryError:
         raise UsageError(
-            f"The weights of {settings.checkpoint} do not fit into the GPU's memory; use a larger GPU or device=cpu."
+            f"The weights of {settings.checkpoint} do not fit into the GPU's memory. Use a larger GPU or device=cpu."
         ) from None
-    # Transformers raises whatever its readers raise: KeyError, ImportError, AssertionError, its own validation errors
+    # Transformers' readers raise errors of many classes: KeyError, ImportError, AssertionError, its own
     except Exception as error:
         if hub.unreachable(error):
             raise UsageError(hub.sentence(settings.checkpoint)) from error
@@ -143,69 +144,69 @@ def _dtype(settings: EngineSettings, config: Any) -> str:
     if settings.dtype == "auto" and settings.precision:
         dtype = precision.DTYPE_OF[settings.precision]
     if dtype not in precision.OF_DTYPE:
-        raise UsageError(f"There is no dtype {dtype!r} here; choose auto, {', '.join(precision.OF_DTYPE)}.")
+        raise UsageError(f"dtype={dtype} is not supported. Choose auto, {', '.join(precision.OF_DTYPE)}.")
     if settings.precision and precision.OF_DTYPE[dtype] != settings.precision:
-        raise UsageError(f"precision={settings.precision} and dtype={dtype} contradict each other; give one of them.")
+        raise UsageError(f"precision={settings.precision} and dtype={dtype} contradict each other. Give only one.")
     return dtype
 
 
-def _device(asked: str | None) -> torch.device:
-    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+def _device(requested: str | None) -> torch.device:
+    name = requested or ("cuda" if torch.cuda.is_available() else "cpu")
     hardware.check_device(name)
     return torch.device(name)
 
 
-def _window(asked: int | None, config: Any) -> int:
-    most = next(
+def _window(requested: int | None, config: Any) -> int:
+    positions = next(
         (size for name in ("n_positions", "max_position_embeddings", "n_ctx") if (size := getattr(config, name, None))),
         None,
     )
-    if asked is None:
-        return int(most or 2048)  # 2,048 is lm-evaluation-harness's own default where a model states none
-    if asked < 1 or (most is not None and asked > most):
-        raise UsageError(f"max_length={asked} is outside this model's window; give 1 to {most} tokens.")
-    return asked
+    if requested is None:
+        return int(positions or 2048)  # lm-evaluation-harness's own default if a model states no window
+    if requested < 1 or (positions is not None and requested > positions):
+        raise UsageError(f"max_length={requested} is outside this model's window. Give 1 to {positions} tokens.")
+    return requested
 
 
-def _model(settings: EngineSettings, config: Any, dtype: str, device: torch.device, moe_backend: str) -> Any:
-    more: dict[str, Any] = {
+def _model(settings: EngineSettings, config: Any, dtype: str, device: torch.device) -> Any:
+    arguments: dict[str, object] = {
         "dtype": getattr(torch, dtype),
         "device_map": {"": device},
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
     if attention := settings.options.get("attn_implementation"):
-        more["attn_implementation"] = attention
-    if moe_backend != "auto":
-        more["experts_implementation"] = moe_backend
-    model, info = _from_hub(transformers.AutoModelForCausalLM, settings, **more)
+        arguments["attn_implementation"] = attention
+    if _moe_backend(settings) != "auto":
+        arguments["experts_implementation"] = _moe_backend(settings)
+    model, info = _from_hub(transformers.AutoModelForCausalLM, settings, **arguments)
     missing = sorted(str(name) for name in info["missing_keys"])
     if missing or info["mismatched_keys"]:
-        what = missing or sorted(str(row[0]) for row in info["mismatched_keys"])
+        tensors = missing or sorted(str(row[0]) for row in info["mismatched_keys"])
         raise UsageError(
-            f"{settings.checkpoint} lacks {len(what)} of the model's weights, or has them in another shape "
-            f"({what[0]} is the first); copy the checkpoint again."
+            f"{settings.checkpoint} lacks {len(tensors)} of the model's weights, or has them in another shape "
+            f"({tensors[0]} is the first). Copy the checkpoint again."
         )
     return model.eval()
 
 
 @torch.inference_mode()
 def _probe(model: Any, head: Head) -> None:
-    """Compare the chunked head with the model's own logits on one short sequence.
+    """Compare the head with the model's own logits on one short sequence.
 
-    A family that changes its logits behind the head in a way Head does not know is refused here, not scored wrongly.
+    A family that changes its logits behind the head in an unknown way is refused here instead of scored wrongly.
     """
     vocabulary = head.weight.shape[0]
     tokens = torch.arange(1, 9, device=model.device)[None] * 13 % vocabulary
-    own: Tensor = model(input_ids=tokens, use_cache=False).logits[0].float()
+    expected: Tensor = model(input_ids=tokens, use_cache=False).logits[0].float()
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
-    ours = head.logits(hidden, 0, vocabulary)
+    computed = head.logits(hidden, 0, vocabulary)
     kind = next(model.parameters()).dtype
-    allowed = (16 if kind == torch.float32 else 2) * torch.finfo(kind).eps * own.norm().item()
-    if own.shape != ours.shape or not (own - ours).norm().item() <= allowed:
+    allowed = (16 if kind == torch.float32 else 2) * torch.finfo(kind).eps * expected.norm().item()
+    if expected.shape != computed.shape or not (expected - computed).norm().item() <= allowed:
         raise UsageError(
-            f"{type(model).__name__} changes its logits behind the output head in a way this engine does not know; "
-            "use lm_eval --model hf for this checkpoint."
+            f"{type(model).__name__} changes its logits behind the output head in a way that this engine does not "
+            "know. Use lm_eval --model hf for this checkpoint."
         )
 
 

@@ -1,4 +1,4 @@
-"""Names in a profiler's trace for what a Transformers model does: its forward steps, and the modules of its layers."""
+"""Names a Transformers model's forward steps and the modules of its layers in a profiler's trace."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.profiler import record_function
 
-# a layer and what it is made of; the experts' own modules, where there are some, are part of `experts`
+# a layer and its parts, where modules inside `experts` do not count
 _MODULE = re.compile(r"(?:^|\.)layers\.\d+(?:\.\w+){0,2}$")
 
 
@@ -28,10 +27,10 @@ def annotated(model: Any) -> Iterator[None]:
     def end(*_: Any) -> None:
         open_.pop().__exit__(None, None, None)
 
-    def begin_step(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def begin_step(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal steps
-        ids = given.get("input_ids", args[0] if args else None)
-        size, length = (ids if ids is not None else given["inputs_embeds"]).shape[:2]
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        size, length = (ids if ids is not None else kwargs["inputs_embeds"]).shape[:2]
         context, generation = (size, 0) if length > 1 else (0, size)
         begin(f"_forward_step {steps}: {context} ctx reqs, {generation} gen reqs")
         steps += 1
@@ -52,11 +51,3 @@ def annotated(model: Any) -> Iterator[None]:
             hook.remove()
         while open_:
             end()
-
-
-def profiler(device: torch.device) -> torch.profiler.profile:
-    """torch's profiler for what runs on a device."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    return torch.profiler.profile(activities=activities)

@@ -1,4 +1,4 @@
-"""The installed tensorrt_llm: imported with the right environment, and looked at before it is trusted."""
+"""Imports tensorrt_llm with the right environment, and inspects the installed version."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
+from moe_eval.engines.served.library import expected_api, import_library
+from moe_eval.engines.trtllm.traits import FLOOR, TRTLLM
 from moe_eval.errors import UsageError
 
-FLOOR = "1.1"
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
 # read by tensorrt_llm when it is imported or when its first model is built
 IN_PROCESS = "TLLM_WORKER_USE_SINGLE_PROCESS"
 NO_FUSION = "TRTLLM_QWEN3_EAGER_FUSION_DISABLED"
@@ -27,8 +32,7 @@ class Library:
     """What the installed version offers.
 
     Attributes:
-        version: as it says itself.
-        fields: the constructor's arguments by name, as pydantic FieldInfo.
+        fields: the constructor's arguments by name.
         configs: the classes of its nested settings by the name of the constructor's argument.
         sampling: the names of SamplingParams.
         moe_backends: the names that moe_config.backend takes.
@@ -36,48 +40,61 @@ class Library:
 
     version: str
     module: ModuleType
-    fields: Mapping[str, Any]
-    configs: Mapping[str, Any]
+    fields: Mapping[str, FieldInfo]
+    configs: Mapping[str, type[BaseModel]]
     sampling: frozenset[str]
     moe_backends: tuple[str, ...]
 
     @property
     def times_own_tokens(self) -> bool:
-        """Whether the time of a request's first token is its own where requests wait for one another.
+        """Whether a request's first token has a time of its own while requests wait for one another.
 
-        Before 1.2 an iteration stamps every request that it knows, also those which it leaves waiting (NVIDIA's pull
-        request 8005).
+        Before 1.2 an iteration stamps every request that it knows, including those that it leaves waiting (NVIDIA's
+        pull request 8005).
         """
         try:
             return Version(self.version).release >= (1, 2)
         except InvalidVersion:
             return False
 
-    def sampling_params(self, **wanted: Any) -> Any:
+    def sampling_params(self, **values: Any) -> Any:
         """A SamplingParams of these values.
 
         Raises:
             UsageError: this version lacks one of them.
         """
-        lacking = sorted(set(wanted) - self.sampling)
+        lacking = sorted(set(values) - self.sampling)
         if lacking:
             raise UsageError(
-                f"TensorRT-LLM {self.version} has no sampling setting {', '.join(lacking)}; install another version."
+                f"TensorRT-LLM {self.version} has no sampling setting {', '.join(lacking)}. Install another version."
             )
-        return self.module.SamplingParams(**wanted)
+        return self.module.SamplingParams(**values)
 
 
-def load(environment: Mapping[str, str | None]) -> Library:
-    """Import tensorrt_llm under these environment variables (None for unset) and look at what it has.
+def load(*, in_process: bool, disable_fusion: bool) -> Library:
+    """Import tensorrt_llm with the right environment variables and inspect it.
+
+    Args:
+        in_process: run the engine in this process.
+        disable_fusion: turn Qwen3's fusion of all-reduce and norm off.
 
     Raises:
         UsageError: it cannot be imported, is older than FLOOR, or was imported before under other variables.
     """
+    _set_environment({IN_PROCESS: "1" if in_process else None} | ({NO_FUSION: "1"} if disable_fusion else {}))
+    module = import_library(TRTLLM)
+    version = str(module.__version__)
+    _check_version(version)
+    with expected_api(TRTLLM, version):
+        return _inspect(module, version)
+
+
+def _set_environment(environment: Mapping[str, str | None]) -> None:
     if "tensorrt_llm" in sys.modules:
-        differs = sorted(name for name, value in environment.items() if os.environ.get(name) != value)
-        if differs:
+        differences = sorted(name for name, value in environment.items() if os.environ.get(name) != value)
+        if differences:
             raise UsageError(
-                f"tensorrt_llm was imported before {' and '.join(differs)} could be set; run this arm in a fresh "
+                f"tensorrt_llm was imported before {' and '.join(differences)} could be set. Run this arm in a fresh "
                 "process, or set the environment before anything imports tensorrt_llm."
             )
     for name, value in environment.items():
@@ -85,56 +102,42 @@ def load(environment: Mapping[str, str | None]) -> Library:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    try:
-        module = importlib.import_module("tensorrt_llm")
-    # whatever its shared libraries, MPI and torch raise where they do not fit this machine
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"TensorRT-LLM is installed but cannot be imported ({type(error).__name__}: {reason}); install it again "
-            "with the torch, CUDA and MPI that it asks for."
-        ) from error
-    version = str(module.__version__)
-    _check_version(version)
+
+
+def _inspect(module: ModuleType, version: str) -> Library:
     llmapi = importlib.import_module("tensorrt_llm.llmapi")
-    try:
-        llm_args = (
-            getattr(llmapi, "TorchLlmArgs", None)
-            or importlib.import_module("tensorrt_llm.llmapi.llm_args").TorchLlmArgs
-        )
-        configs = {
-            "kv_cache_config": llmapi.KvCacheConfig,
-            "cuda_graph_config": llmapi.CudaGraphConfig,
-            "moe_config": llmapi.MoeConfig,
-        }
-        return Library(
-            version=version,
-            module=module,
-            fields=llm_args.model_fields,
-            configs=configs,
-            sampling=frozenset(each.name for each in dataclasses.fields(module.SamplingParams)),
-            moe_backends=_literals(configs["moe_config"].model_fields["backend"].annotation),
-        )
-    except (AttributeError, ImportError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"TensorRT-LLM {version} has another API than moe_eval knows ({error}); use a version from {FLOOR} to 1.4."
-        ) from error
+    llm_args = (
+        getattr(llmapi, "TorchLlmArgs", None) or importlib.import_module("tensorrt_llm.llmapi.llm_args").TorchLlmArgs
+    )
+    configs = {
+        "kv_cache_config": llmapi.KvCacheConfig,
+        "cuda_graph_config": llmapi.CudaGraphConfig,
+        "moe_config": llmapi.MoeConfig,
+    }
+    return Library(
+        version=version,
+        module=module,
+        fields=llm_args.model_fields,
+        configs=configs,
+        sampling=frozenset(field.name for field in dataclasses.fields(module.SamplingParams)),
+        moe_backends=_literals(configs["moe_config"].model_fields["backend"].annotation),
+    )
 
 
 def _check_version(version: str) -> None:
     try:
         old = Version(version).release < Version(FLOOR).release
     except InvalidVersion:
-        return  # a build of one's own; what it has is found by looking
+        return  # a build of the user's own, which the inspection judges
     if old:
         raise UsageError(
-            f"TensorRT-LLM {version} is too old: its PyTorch backend returns no log-probabilities of a prompt before "
-            f"{FLOOR}; run pip install 'tensorrt_llm>={FLOOR}'."
+            f"TensorRT-LLM {version} is too old: before {FLOOR} its PyTorch backend returns no log-probabilities of a "
+            f"prompt. Run pip install 'tensorrt_llm>={FLOOR}'."
         )
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:
     """The texts of a Literal, also inside an Optional or a Union."""
     if typing.get_origin(annotation) is typing.Literal:
-        return tuple(str(each) for each in typing.get_args(annotation))
-    return tuple(text for each in typing.get_args(annotation) for text in _literals(each))
+        return tuple(str(text) for text in typing.get_args(annotation))
+    return tuple(text for part in typing.get_args(annotation) for text in _literals(part))

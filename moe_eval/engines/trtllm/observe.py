@@ -1,4 +1,4 @@
-"""What actually runs, read from the engine that was built rather than from what was asked."""
+"""Labels of what actually runs, read from the built engine rather than from the user's settings."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TLLM_SPAWN_PROXY_PROCESS", "tl
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether ranks of a launcher (mpirun, trtllm-llmapi-launch) are there, maybe on other machines."""
+    """Whether a launcher (mpirun, trtllm-llmapi-launch) started ranks, maybe on other machines."""
     if environment.get("TLLM_SPAWN_PROXY_PROCESS") == "1":
         return True
     return any(environment.get(name, "1") != "1" for name in _LAUNCHED)
 
 
 def worker(llm: Any, processes: int) -> Literal["in_process", "spawned"] | None:
-    """Where the engine runs: in this process, or in `processes` others that came into being with it."""
+    """Where the engine runs: in this process, or in `processes` others that it started."""
     if _model(llm) is not None:
         return "in_process"
     return "spawned" if processes or launched() else None
 
 
 def moe_backend(llm: Any) -> str | None:
-    """The classes of the experts, or None where the model cannot be reached: it is in another process.
+    """The classes of the experts, or None if the model is in another process.
 
-    TensorRT-LLM's own path to the model and its wrapper ConfigurableMoE, whose `backend` is what computes. The name is
-    told as it is: packages and class hierarchies move between versions.
+    The wrapper ConfigurableMoE holds what computes as its `backend`. The class name is reported as it is, because
+    packages and class hierarchies move between versions.
     """
     layers = getattr(getattr(_model(llm), "model", None), "layers", None)
     names: dict[str, None] = {}
@@ -43,7 +43,7 @@ def moe_backend(llm: Any) -> str | None:
 
 
 def weight_bytes(llm: Any) -> Mapping[str, int] | None:
-    """Bytes of the loaded weights by part, or None where the model cannot be reached."""
+    """Bytes of the loaded weights by part, or None if the model is in another process."""
     model = _model(llm)
     return None if model is None else weights.by_part(model)
 
@@ -54,9 +54,9 @@ def _model(llm: Any) -> Any:
 
 
 def cuda_graph_batch_sizes(llm: Any) -> tuple[int, ...] | None:
-    """The sizes that run as CUDA graphs once the constructor has filled them in; None where it does not say.
+    """The sizes that run as CUDA graphs, as the constructor filled them in, or None if it does not say.
 
-    Its list goes beyond the largest batch, and what does is never recorded.
+    The constructor's list goes beyond the largest batch, and larger sizes are never recorded.
     """
     args = getattr(llm, "args", None)
     if args is None or not hasattr(args, "cuda_graph_config"):
@@ -64,19 +64,19 @@ def cuda_graph_batch_sizes(llm: Any) -> tuple[int, ...] | None:
     if args.cuda_graph_config is None:
         return ()
     sizes = getattr(args.cuda_graph_config, "batch_sizes", None)
-    most = getattr(args, "max_batch_size", None)
-    return None if sizes is None else tuple(int(size) for size in sizes if most is None or size <= most)
+    largest = getattr(args, "max_batch_size", None)
+    return None if sizes is None else tuple(int(size) for size in sizes if largest is None or size <= largest)
 
 
 def cuda_graph_padding(llm: Any) -> bool | None:
-    """Whether batches between two sizes run as the larger one; None where the constructor does not say."""
+    """Whether batches between two sizes run as the larger one, or None if the constructor does not say."""
     return getattr(getattr(getattr(llm, "args", None), "cuda_graph_config", None), "enable_padding", None)
 
 
 def loop(llm: Any) -> threading.Thread | None:
-    """The thread of an engine's loop in this process, by TensorRT-LLM's own path to it; None where it is elsewhere."""
-    found = getattr(getattr(getattr(llm, "_executor", None), "engine", None), "worker_thread", None)
-    return found if isinstance(found, threading.Thread) else None
+    """The thread of an engine's loop, or None if it is in another process."""
+    thread = getattr(getattr(getattr(llm, "_executor", None), "engine", None), "worker_thread", None)
+    return thread if isinstance(thread, threading.Thread) else None
 
 
 def attention_backend(llm: Any) -> str | None:

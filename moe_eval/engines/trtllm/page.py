@@ -1,4 +1,4 @@
-"""The page of `moe-eval doctor --selftest`: what this engine does on this machine, for pasting into an issue."""
+"""The page of `moe-eval doctor --selftest`, for pasting into an issue: how this engine works on this machine."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _MARKS = {True: "agree", False: "do not agree", None: "could not tell"}
 
 @dataclass
 class Page:
-    """Lines of Markdown, and whether anything that has to work did not."""
+    """Lines of Markdown, and whether a necessary step failed."""
 
     lines: list[str] = field(default_factory=list)
     failed: bool = False
 
-    def attempt(self, what: str, step: Callable[[], list[str]]) -> None:
-        """Add a section; a step that breaks down is written as such and the next one goes on."""
-        self.lines += ["", f"## {what}", ""]
+    def attempt(self, title: str, write_lines: Callable[[], list[str]]) -> None:
+        """Add a section. A failure is written into it, and the next section follows."""
+        self.lines += ["", f"## {title}", ""]
         try:
-            self.lines += step()
+            self.lines += write_lines()
         except WorkerDied:
             raise
         except (EngineError, UsageError) as error:
@@ -44,7 +44,7 @@ def write(engine: TrtllmEngine, tokenizer: Any) -> Page:
     page = Page()
     page.attempt("Engine", lambda: [f"- {name}: {value}" for name, value in asdict(engine.facts).items()])
     page.attempt(
-        "Self-test", lambda: [f"- {each.name}: {_MARKS[each.passed]} ({each.detail})" for each in engine.checks]
+        "Self-test", lambda: [f"- {check.name}: {_MARKS[check.passed]} ({check.detail})" for check in engine.checks]
     )
     windows = _windows(engine, tokenizer)
     page.attempt(f"{len(windows)} windows", lambda: _scored(engine, windows))
@@ -62,22 +62,23 @@ def _windows(engine: TrtllmEngine, tokenizer: Any) -> list[Window]:
 
 def _scored(engine: TrtllmEngine, windows: Sequence[Window]) -> list[str]:
     context = engine.score_with(engine.context, windows)
-    logprobs = np.concatenate([each.logprobs for each in context]).astype(np.float64)
+    logprobs = np.concatenate([scores.logprobs for scores in context]).astype(np.float64)
     lines = [f"- {engine.context.name}: token perplexity {np.exp(-logprobs.mean()):.4f} over {len(logprobs)} tokens"]
     chosen: Reader = engine.reader
-    own = chosen if isinstance(chosen, PromptLogprobs) else PromptLogprobs(1)
+    prompt_logprobs = chosen if isinstance(chosen, PromptLogprobs) else PromptLogprobs(1)
+    name = prompt_logprobs.name
     try:
-        far = differences(context, engine.score_with(own, windows))
+        distances = differences(context, engine.score_with(prompt_logprobs, windows))
     except WorkerDied:
         raise
     except (EngineError, UsageError) as error:
-        if own is chosen:
+        if prompt_logprobs is chosen:
             raise
-        return [*lines, f"- {own.name}, not used here: {error}"]
-    lines.append(f"- {own.name}: largest difference {far.max():.3g} nats, mean {far.mean():.3g}")
-    # other requests, so other batches: kernels and rounding may differ beyond those of one request
-    if own is chosen and far.mean() > SAME_LOGITS_TOLERANCE:
-        raise EngineError(f"{own.name} and context logits differ by {far.mean():.3g} nats on average.")
+        return [*lines, f"- {name}, not used here: {error}"]
+    lines.append(f"- {name}: largest difference {distances.max():.3g} nats, mean {distances.mean():.3g}")
+    # these are other requests in other batches: kernels and rounding may differ more than within one request
+    if prompt_logprobs is chosen and distances.mean() > SAME_LOGITS_TOLERANCE:
+        raise EngineError(f"{name} and context logits differ by {distances.mean():.3g} nats on average.")
     return lines
 
 
@@ -86,9 +87,10 @@ def _generated(engine: TrtllmEngine, windows: Sequence[Window]) -> list[str]:
     room = max(1, engine.facts.max_length - _NEW_TOKENS)
     completions = engine.generate([window.inputs[:room][:32] for window in windows[:2]], request)
     lines = []
-    for each in completions:
+    for completion in completions:
         times = "no per-request times"
-        if each.times is not None:
-            times = f"first token after {each.times.first_token:.4f} s, last after {each.times.last_token:.4f} s"
-        lines.append(f"- {len(each.token_ids)} of {_NEW_TOKENS} tokens, {times}")
+        if completion.times is not None:
+            first, last = completion.times.first_token, completion.times.last_token
+            times = f"first token after {first:.4f} s, last after {last:.4f} s"
+        lines.append(f"- {len(completion.token_ids)} of {_NEW_TOKENS} tokens, {times}")
     return lines

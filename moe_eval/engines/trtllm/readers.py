@@ -1,10 +1,10 @@
-"""Log-probabilities of a prompt, read from what TensorRT-LLM returns in either of two forms.
+"""Log-probabilities of a prompt, read from either of the two forms that TensorRT-LLM returns.
 
 Context logits: `context_logits` has a row for every prompt token, and row i is about token i + 1.
 
 Prompt log-probabilities: `outputs[0].prompt_logprobs` has an entry for every prompt token, and entry i is about token
 i + 1 (there is no leading None, unlike vLLM's). The entry holds the most probable tokens, and since 1.3.0rc11 always
-the token that follows; before, it held another one or none, which is why this form is never taken untested.
+the token that follows. Before, it held another token or none. The self-test therefore checks this form before its use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moe_eval.data.window import Window
 from moe_eval.engines.base import WindowScores
 from moe_eval.errors import EngineError
 
-_CHUNK_BYTES = 256 << 20  # of float32 logits and of their softmax at once
+_SLICE_BYTES = 256 << 20  # of float32 logits and of their softmax at once
 
 
 class Reader(Protocol):
@@ -28,14 +28,14 @@ class Reader(Protocol):
 
     Attributes:
         name: for the labels.
-        sampling: the sampling settings that ask for it.
+        sampling: the sampling settings that request it.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
-    def sampling(self) -> dict[str, Any]: ...
+    def sampling(self) -> dict[str, object]: ...
 
     def prompt(self, window: Window) -> list[int]:
         """The token ids to send."""
@@ -54,7 +54,7 @@ class ContextLogits:
     name: str = "context_logits"
 
     @property
-    def sampling(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, object]:
         return {"max_tokens": 1, "return_context_logits": True}
 
     def prompt(self, window: Window) -> list[int]:
@@ -63,20 +63,20 @@ class ContextLogits:
     def read(self, output: Any, window: Window, top_k: int = 0) -> WindowScores:
         logits = rows(output, len(window.inputs))[-len(window.continuation) :]
         targets = torch.tensor(window.continuation, device=self.device)
-        step = max(1, _CHUNK_BYTES // (4 * logits.shape[1]))
+        step = max(1, _SLICE_BYTES // (4 * logits.shape[1]))
         parts = [
             self._reduce(logits[at : at + step], targets[at : at + step], min(top_k, logits.shape[1]))
             for at in range(0, len(targets), step)
         ]
-        return WindowScores(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+        return WindowScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
     def _reduce(self, logits: torch.Tensor, targets: torch.Tensor, top_k: int) -> list[Any]:
         logprobs = torch.log_softmax(logits.to(self.device, torch.float32), dim=-1)
         picked = logprobs.gather(1, targets[:, None]).squeeze(1)
         top = logprobs.topk(top_k, dim=1)
-        found = (picked, logprobs.argmax(1) == targets, top.indices, top.values)
-        return [each.cpu().numpy() for each in found]
+        columns = (picked, logprobs.argmax(1) == targets, top.indices, top.values)
+        return [column.cpu().numpy() for column in columns]
 
 
 def rows(output: Any, tokens: int) -> torch.Tensor:
@@ -88,16 +88,16 @@ def rows(output: Any, tokens: int) -> torch.Tensor:
     logits = output.context_logits
     if logits is None:
         raise EngineError(
-            "TensorRT-LLM returned no context logits; leave out what makes it drop them (speculative decoding, "
-            "postprocessing workers)."
+            "TensorRT-LLM returned no context logits. Turn off speculative decoding and postprocessing workers, which "
+            "drop them."
         )
     if logits.ndim != 2 or logits.shape[0] != tokens:
         raise EngineError(
-            f"TensorRT-LLM returned context logits of shape {tuple(logits.shape)} for a prompt of {tokens} tokens, so "
-            "parts of the prompt came from its cache; the scores would be wrong."
+            f"TensorRT-LLM returned context logits of shape {tuple(logits.shape)} for a prompt of {tokens} tokens. "
+            "Parts of the prompt came from its cache, and the scores would be wrong."
         )
-    found: torch.Tensor = logits
-    return found
+    checked: torch.Tensor = logits
+    return checked
 
 
 @dataclass(frozen=True)
@@ -111,50 +111,50 @@ class PromptLogprobs:
         return f"prompt_logprobs={self.k}"
 
     @property
-    def sampling(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, object]:
         return {"max_tokens": 1, "prompt_logprobs": self.k}
 
     def prompt(self, window: Window) -> list[int]:
-        # the entry of the last token read is about the token that is generated, so the last one scored is read as well
+        # the entry of the last prompt token is about the generated token, so the last scored token is sent as well
         return [*window.context, *window.continuation]
 
     def read(self, output: Any, window: Window, top_k: int = 0) -> WindowScores:
         entries = output.outputs[0].prompt_logprobs
-        read = len(window.context) + len(window.continuation)
-        if not entries or len(entries) != read:
+        tokens = len(window.context) + len(window.continuation)
+        if not entries or len(entries) != tokens:
             raise EngineError(
-                f"TensorRT-LLM returned {len(entries or ())} log-probabilities for a prompt of {read} tokens."
+                f"TensorRT-LLM returned {len(entries or ())} log-probabilities for a prompt of {tokens} tokens."
             )
-        found = [
+        scores = [
             _entry(entry, token, self.k)
             for entry, token in zip(entries[len(window.context) - 1 : -1], window.continuation, strict=True)
         ]
         return WindowScores(
-            np.array([logprob for logprob, _ in found], dtype=np.float32),
-            np.array([greedy for _, greedy in found], dtype=np.bool_),
-            np.empty((len(found), 0), dtype=np.int64),
-            np.empty((len(found), 0), dtype=np.float32),
+            np.array([logprob for logprob, _ in scores], dtype=np.float32),
+            np.array([greedy for _, greedy in scores], dtype=np.bool_),
+            np.empty((len(scores), 0), dtype=np.int64),
+            np.empty((len(scores), 0), dtype=np.float32),
         )
 
 
 def _entry(entry: Any, token: int, k: int) -> tuple[float, bool]:
-    """The log-probability of a token, and whether no other is more probable.
+    """The log-probability of a token, and whether no other token is more probable.
 
     Raises:
-        EngineError: the entry does not hold the token, or not enough to say whether it is the most probable one.
+        EngineError: the entry does not hold the token, or neither its rank nor another token.
     """
-    own = entry.get(token)
-    if own is None:
-        raise EngineError(f"TensorRT-LLM's prompt log-probabilities lack token {token} where it was read.")
-    if own.rank is not None:
-        return float(own.logprob), own.rank == 1
-    others = [each.logprob for other, each in entry.items() if other != token]
+    scored = entry.get(token)
+    if scored is None:
+        raise EngineError(f"TensorRT-LLM's prompt log-probabilities lack token {token} of the prompt.")
+    if scored.rank is not None:
+        return float(scored.logprob), scored.rank == 1
+    others = [candidate.logprob for token_id, candidate in entry.items() if token_id != token]
     if not others and not k:
         raise EngineError("TensorRT-LLM's prompt log-probabilities state no rank and no other token.")
-    return float(own.logprob), own.logprob >= max(others, default=own.logprob)
+    return float(scored.logprob), scored.logprob >= max(others, default=scored.logprob)
 
 
 def differences(first: Sequence[WindowScores], second: Sequence[WindowScores]) -> np.ndarray[Any, Any]:
     """Absolute differences of the log-probabilities of the same tokens, in nats."""
     pairs = zip(first, second, strict=True)
-    return np.concatenate([np.abs(one.logprobs.astype(np.float64) - other.logprobs) for one, other in pairs])
+    return np.concatenate([np.abs(a.logprobs.astype(np.float64) - b.logprobs) for a, b in pairs])

@@ -1,9 +1,9 @@
-"""Which form of log-probabilities this installation returns correctly: found at every start on one known sequence.
+"""Tests at every start, on one known sequence, which form of log-probabilities this installation returns correctly.
 
-Two things are compared with something independent of them. The context logits of the whole sequence are compared with
-what greedy generation chooses after prefixes of it; an engine that fails this is stopped. The engine's own prompt
-log-probabilities are compared with the context logits of the same request; where they differ, context logits are used.
-Each comparison has to fail for a reading that is one position off, or it proves nothing.
+The context logits of the whole sequence are compared with the choices of greedy generation after prefixes of it. An
+engine that fails this comparison is stopped. The engine's own prompt log-probabilities are compared with the context
+logits of the same request. If they differ, context logits are used. Each comparison has to fail for a reading that is
+off by one position, or it proves nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from moe_eval.engines.trtllm.readers import ContextLogits, PromptLogprobs, Reade
 from moe_eval.errors import EngineError, UsageError, WorkerDied
 
 TEXT = "The shadow of a sundial falls on the hour line, and by noon it is at its shortest because the Sun stands high."
-# Nats. Generation runs other kernels than a long prompt, in the checkpoint's own precision; the two readings of one
+# Nats. Generation runs other kernels than a long prompt, in the checkpoint's own precision. The two readings of one
 # request share their logits and differ by float32 rounding.
 GENERATION_TOLERANCE = 0.25
 SAME_LOGITS_TOLERANCE = 0.01
 _PREFIXES = 8
 
-Ask = Callable[[Sequence[Sequence[int]], dict[str, Any]], list[Any]]
+Ask = Callable[[Sequence[Sequence[int]], dict[str, object]], list[Any]]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: what was compared, whether it passed (None: it could not tell), and the figures in a sentence."""
+    """One comparison: its name, whether it passed (None: undecidable), and its figures in a sentence."""
 
     name: str
     passed: bool | None
@@ -41,13 +41,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How to score on this installation.
+    """The form of log-probabilities to score with on this installation.
 
     Attributes:
         reader: the form to read.
         label: for the records.
-        fallback: why the prompt log-probabilities are not used; None where they are.
-        checks: everything that was compared.
+        fallback: why the prompt log-probabilities are not used, or None if they are.
+        checks: all comparisons.
     """
 
     reader: Reader
@@ -57,7 +57,7 @@ class Verdict:
 
 
 def known_sequence(tokenizer: Any, vocabulary: int) -> list[int]:
-    """Token ids of TEXT, or fixed ids where there is no tokenizer that makes enough of them."""
+    """Token ids of TEXT, or fixed ids if no tokenizer makes enough of them."""
     ids = list(tokenizer.encode(TEXT)) if tokenizer is not None else []
     if len(ids) < 2 * _PREFIXES or max(ids) >= vocabulary:
         ids = [(1 + 7919 * at) % vocabulary for at in range(1, 25)]
@@ -65,23 +65,23 @@ def known_sequence(tokenizer: Any, vocabulary: int) -> list[int]:
 
 
 def run(ask: Ask, sequence: Sequence[int], context: ContextLogits) -> Verdict:
-    """Compare, and choose.
+    """Compare the forms and choose one.
 
     Args:
         ask: sends prompts with sampling settings and returns their RequestOutputs in order.
         sequence: see known_sequence.
 
     Raises:
-        EngineError: context logits contradict generation, so that no score could be trusted.
+        EngineError: context logits contradict generation, so no score could be trusted.
     """
     sequence = list(sequence)
     chosen = ask([sequence], {"max_tokens": 1, "ignore_eos": True})[0].outputs[0].token_ids[0]
-    sequence.append(int(chosen))  # one token at least is the most probable one
+    sequence.append(int(chosen))  # at least this token is the most probable one
     first = _generation(ask, sequence, context)
     if first.passed is False:
         raise EngineError(
-            f"The self-test failed: {first.detail}. No score of this TensorRT-LLM could be trusted; run moe-eval "
-            "doctor --selftest and report what it prints."
+            f"The self-test failed, so no score of this TensorRT-LLM can be trusted: {first.detail}. Run moe-eval "
+            "doctor --selftest and report its output."
         )
     verified = "checked against generation" if first.passed else "not checkable against generation"
     checks = [first]
@@ -94,39 +94,39 @@ def run(ask: Ask, sequence: Sequence[int], context: ContextLogits) -> Verdict:
             label = f"{reader.name}, checked against context_logits, themselves {verified}"
             return Verdict(reader, label, None, tuple(checks))
         reasons.append(f"{reader.name}: {check.detail}")
-    return Verdict(context, f"{context.name}, {verified}", "; ".join(reasons), tuple(checks))
+    return Verdict(context, f"{context.name}, {verified}", ", ".join(reasons), tuple(checks))
 
 
 def _generation(ask: Ask, sequence: list[int], context: ContextLogits) -> Check:
-    """Row i of the context logits has to be the distribution that the token after i + 1 tokens is chosen from."""
+    """Check that row i of the context logits is the distribution of the token after i + 1 tokens."""
     lengths = [len(sequence) - 1 - at for at in range(1, _PREFIXES + 1)]
     outputs = ask([sequence[:length] for length in lengths], {"max_tokens": 1, "ignore_eos": True})
     tokens = [int(output.outputs[0].token_ids[0]) for output in outputs]
     logprobs = _logprobs(ask, sequence, context)
 
     def gap(shift: int) -> float:
-        """How far below the most probable token of its row the chosen one is, on average."""
+        """The mean distance of the chosen token below the most probable token of its row."""
         at = [length - 1 + shift for length in lengths]
         return float(np.mean(logprobs[at].max(axis=1) - logprobs[at, tokens]))
 
-    own, others = gap(0), min(gap(-1), gap(1))
+    aligned, shifted = gap(0), min(gap(-1), gap(1))
     name = "context logits against greedy generation"
     detail = (
-        f"the tokens that {_PREFIXES} greedy requests chose are {own:.3g} nats below the best of their rows on "
-        f"average, and {others:.3g} in rows one off"
+        f"the tokens that {_PREFIXES} greedy requests chose are {aligned:.3g} nats below the best of their rows "
+        f"on average, and {shifted:.3g} in rows one off"
     )
-    if not own <= GENERATION_TOLERANCE:  # NaN as well
+    if not aligned <= GENERATION_TOLERANCE:  # NaN as well
         return Check(name, False, detail)
-    return Check(name, True if others > GENERATION_TOLERANCE else None, detail)
+    return Check(name, True if shifted > GENERATION_TOLERANCE else None, detail)
 
 
 def _prompt_logprobs(ask: Ask, sequence: list[int], context: ContextLogits, reader: PromptLogprobs) -> Check:
-    """The engine's own figures have to be the context logits' of the same request, greedy flags as well."""
+    """Check the engine's own figures and greedy flags against the context logits of the same request."""
     name = f"{reader.name} against context logits"
     window = Window((sequence[0],), tuple(sequence[1:]))
     try:
         (output,) = ask([sequence], {**reader.sampling, "return_context_logits": True})
-        found = reader.read(output, window)
+        scores = reader.read(output, window)
     except WorkerDied:
         raise
     except (EngineError, UsageError) as error:
@@ -137,24 +137,24 @@ def _prompt_logprobs(ask: Ask, sequence: list[int], context: ContextLogits, read
 
     def distance(shift: int) -> float:
         inside = (at + shift >= 0) & (at + shift < len(sequence))
-        return float(np.abs(found.logprobs[inside] - logprobs[at[inside] + shift, targets[inside]]).max())
+        return float(np.abs(scores.logprobs[inside] - logprobs[at[inside] + shift, targets[inside]]).max())
 
-    own, others = distance(0), min(distance(-1), distance(1))
-    detail = f"largest difference {own:.3g} nats, and {others:.3g} for rows one off"
-    if not own <= SAME_LOGITS_TOLERANCE:  # NaN as well
+    aligned, shifted = distance(0), min(distance(-1), distance(1))
+    detail = f"largest difference {aligned:.3g} nats, and {shifted:.3g} for rows one off"
+    if not aligned <= SAME_LOGITS_TOLERANCE:  # NaN as well
         return Check(name, False, detail)
-    if others <= SAME_LOGITS_TOLERANCE:
+    if shifted <= SAME_LOGITS_TOLERANCE:
         return Check(name, None, f"{detail}: this model cannot tell them apart")
     # a tie may be broken either way
     best = logprobs[at].max(axis=1) - logprobs[at, targets] <= SAME_LOGITS_TOLERANCE
     argmax = logprobs[at].argmax(axis=1) == targets
-    if (found.greedy & ~best).any() or (argmax & ~found.greedy & (_runner_up(logprobs[at]) > 0)).any():
+    if (scores.greedy & ~best).any() or (argmax & ~scores.greedy & (_runner_up(logprobs[at]) > 0)).any():
         return Check(name, False, "ranks contradict the logits")
     return Check(name, True, detail)
 
 
 def _runner_up(logprobs: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """By how much the best of each row leads."""
+    """The lead of the best entry of each row."""
     top = np.sort(logprobs, axis=1)[:, -2:]
     lead: npt.NDArray[Any] = top[:, 1] - top[:, 0]
     return lead
@@ -168,5 +168,5 @@ def _logprobs(ask: Ask, sequence: list[int], context: ContextLogits) -> npt.NDAr
 @torch.inference_mode()
 def _softmax(output: Any, tokens: int, context: ContextLogits) -> npt.NDArray[Any]:
     logits = rows(output, tokens).to(context.device, torch.float32)
-    found: npt.NDArray[Any] = torch.log_softmax(logits, dim=-1).cpu().numpy()
-    return found
+    logprobs: npt.NDArray[Any] = torch.log_softmax(logits, dim=-1).cpu().numpy()
+    return logprobs

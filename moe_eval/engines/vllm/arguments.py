@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import json
 import re
@@ -10,39 +9,33 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from moe_eval.engines.options import sizes
+from moe_eval.engines.options import parse_json, sizes
+from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, mismatch, unknown_setting
 from moe_eval.engines.vllm.installed import Library
 from moe_eval.errors import UsageError
 from moe_eval.records import disk
 
 # settings of this engine itself
 OWN = ("worker", "weights", "cuda_graph_batch_sizes")
-_RAW = "nothing: scores are read from raw log-probabilities"
-_ONE_TOKEN = "nothing: with drafted tokens neither a step nor its experts are those of one token"
-_POOLS = "nothing: this engine generates"
-# vLLM's arguments that are not the user's to give, and what is
+_QUANTISATION = "Give precision=fp8 or precision=fp8_block, or a checkpoint in the precision."
+_ONE_TOKEN = "With drafted tokens neither a step nor its experts are those of one token. Omit it."
+_POOLS = "moe_eval needs an engine that generates. Omit it."
+# vLLM's arguments that the user cannot set, and what to do instead
 _ELSEWHERE = {
-    "model": "pretrained",
-    "tokenizer_mode": "tokenizer",
-    "tokenizer_revision": "revision",
-    "skip_tokenizer_init": "tokenizer",
-    "quantization": "precision=fp8 or precision=fp8_block, or a checkpoint in the precision",
-    "quantization_config": "precision=fp8 or precision=fp8_block, or a checkpoint in the precision",
-    "cudagraph_capture_sizes": "cuda_graph_batch_sizes",
-    "data_parallel_size": "tensor_parallel_size",
-    "logprobs_mode": _RAW,
-    "generation_config": "sampling arguments with --gen_kwargs: greedy has to stay greedy",
-    "override_generation_config": "sampling arguments with --gen_kwargs: greedy has to stay greedy",
+    **ELSEWHERE,
+    "quantization": _QUANTISATION,
+    "quantization_config": _QUANTISATION,
+    "cudagraph_capture_sizes": "Give cuda_graph_batch_sizes.",
+    "data_parallel_size": "Give tensor_parallel_size.",
+    "logprobs_mode": "Scores are read from raw log-probabilities. Omit it.",
+    "override_generation_config": ELSEWHERE["generation_config"],
     "speculative_config": _ONE_TOKEN,
     **dict.fromkeys(("spec_method", "spec_model", "spec_tokens"), _ONE_TOKEN),
     **dict.fromkeys(("runner", "convert", "pooler_config"), _POOLS),
 }
-# how other tools and other engines spell a setting
+# the spellings of other tools and other engines
 _SPELLINGS = {
-    "tp": "tensor_parallel_size",
-    "tp_size": "tensor_parallel_size",
-    "pp": "pipeline_parallel_size",
-    "pp_size": "pipeline_parallel_size",
+    **SPELLINGS,
     "ep": "enable_expert_parallel",
     "moe_expert_parallel_size": "enable_expert_parallel",
     "max_batch_size": "max_num_seqs",
@@ -56,28 +49,28 @@ _SPELLINGS = {
 _TRUE, _FALSE = ("true", "on", "yes"), ("false", "off", "no")
 
 
-def build(installed: Library, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def build(installed: Library, options: Mapping[str, object], defaults: Mapping[str, object]) -> Arguments:
     """The constructor's keyword arguments.
 
     Args:
         options: what the user set, by name, without `worker` and `weights`. A list may be written `1:8:32`, a
-            dictionary as JSON; `moe_backend=auto` leaves the choice to vLLM, `cuda_graph_batch_sizes=none` turns graphs
+            dictionary as JSON. `moe_backend=auto` leaves the choice to vLLM. `cuda_graph_batch_sizes=none` turns graphs
             off and leaves compilation on.
-        defaults: what this engine sets where the user does not, by the same names.
+        defaults: what this engine sets if the user does not, by the same names.
 
     Returns:
-        Keyword arguments. Prefix caching is always off: it would spare a repeated prompt its prefill.
+        Keyword arguments. Prefix caching is always off: it would skip the prefill that is to be timed.
 
     Raises:
-        UsageError: the first setting that this version does not take, with its own spelling where there is one.
+        UsageError: the first setting that this version does not take, with its own spelling if it has one.
     """
     _check_names(installed, options)
-    asked = {**{name: value for name, value in defaults.items() if name in installed.fields}, **options}
-    graphs = asked.pop("cuda_graph_batch_sizes", None)
-    arguments = {name: _valued(installed, name, given) for name, given in asked.items()}
+    settings = {**{name: value for name, value in defaults.items() if name in installed.fields}, **options}
+    graphs = settings.pop("cuda_graph_batch_sizes", None)
+    arguments = {name: _validated(installed, name, value) for name, value in settings.items()}
     if arguments.get("enable_prefix_caching"):
         raise UsageError(
-            "enable_prefix_caching=true would spare repeated prompts the prefill that is to be measured; leave it out."
+            "enable_prefix_caching=true would skip the prefill of repeated prompts, which is to be measured. Omit it."
         )
     arguments["enable_prefix_caching"] = False
     if arguments.get("moe_backend") == "auto":
@@ -93,82 +86,63 @@ def build(installed: Library, options: Mapping[str, Any], defaults: Mapping[str,
     return arguments
 
 
-def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON has them, without secrets; of anything that is no JSON its text."""
-    found: dict[str, Any] = disk.redact(json.loads(json.dumps(dict(arguments), default=str)))
-    return found
+def plain(arguments: Arguments) -> dict[str, object]:
+    """Arguments as JSON, without secrets: of objects that are no JSON their text."""
+    labels: dict[str, object] = disk.redact(json.loads(json.dumps(dict(arguments), default=str)))
+    return labels
 
 
-def _check_names(installed: Library, options: Mapping[str, Any]) -> None:
+def _check_names(installed: Library, options: Mapping[str, object]) -> None:
     for name in options:
         if name in _ELSEWHERE:
-            raise UsageError(f"{name} is not set on its own here; give {_ELSEWHERE[name]}.")
+            raise UsageError(f"{name} is not an option of moe_eval. {_ELSEWHERE[name]}")
         if name in installed.fields or name in OWN:
             continue
-        names = [each for each in (*installed.fields, *OWN) if each not in _ELSEWHERE]
-        spelt = _SPELLINGS.get(name)
-        close = [spelt] if spelt in names else difflib.get_close_matches(name, names, 1, 0.75)
-        advice = f"did you mean {close[0]}?" if close else "leave it out, or use a version that has it."
-        raise UsageError(f"vLLM {installed.version} has no setting {name}; {advice}")
+        names = [option for option in (*installed.fields, *OWN) if option not in _ELSEWHERE]
+        raise unknown_setting(f"vLLM {installed.version}", name, names, _SPELLINGS)
 
 
-def _valued(installed: Library, name: str, given: Any) -> Any:
-    """A value as the version's own field takes it: text is read first, and kept as text where only that suits."""
-    kind = installed.fields[name].type
-    read = _backend(given) if name == "moe_backend" else _read(name, given, lists="list[int]" in str(kind))
-    # an annotation that only its own module can read, and what a dictionary becomes, are the constructor's to judge
-    if isinstance(kind, str) or isinstance(read, dict):
-        return read
+def _validated(installed: Library, name: str, setting: Any) -> Any:
+    """A value as the version's own field takes it: parsed from text if that suits, else the text itself."""
+    kind: Any = installed.fields[name].type
+    value = _backend(setting) if name == "moe_backend" else _parsed(name, setting, lists="list[int]" in str(kind))
+    # only the constructor can judge an annotation that only its own module resolves, and a dictionary
+    if isinstance(kind, str) or isinstance(value, dict):
+        return value
     members = _members(kind)
-    if members and isinstance(given, str) and given.upper() in members:
-        return given.upper()
-    wrong = [_unsuited(kind, value) for value in (read, given)]
-    if None in wrong:
-        return (read, given)[wrong.index(None)]
-    raise UsageError(f"{name}={given} does not suit vLLM {installed.version}: {wrong[0]}.")
-
-
-def _unsuited(kind: Any, value: Any) -> str | None:
-    """Why a value is not of this kind, None where it is or where only vLLM can tell."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        return str(error.errors()[0]["msg"]).rstrip(".")
-    except Exception:  # an annotation that stands only inside vLLM
-        return None
-    return None
+    if members and isinstance(setting, str) and setting.upper() in members:
+        return setting.upper()
+    reasons = [mismatch(kind, candidate) for candidate in (value, setting)]
+    if None in reasons:
+        return (value, setting)[reasons.index(None)]
+    raise UsageError(f"{name}={setting} does not suit vLLM {installed.version}: {reasons[0]}.")
 
 
 def _members(kind: Any) -> tuple[str, ...]:
-    """The names of an enumeration, also inside an Optional or a Union; vLLM takes them as text."""
+    """The names of an enumeration, also inside an Optional or a Union. vLLM takes them as text."""
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return tuple(kind.__members__)
-    return tuple(name for each in typing.get_args(kind) for name in _members(each))
+    return tuple(name for part in typing.get_args(kind) for name in _members(part))
 
 
-def _backend(given: Any) -> str:
+def _backend(requested: object) -> str:
     """As vLLM itself reads it."""
-    name = str(given).lower().replace("-", "_")
+    name = str(requested).lower().replace("-", "_")
     if name == "emulation":
         raise UsageError(
-            "moe_backend=emulation computes in 16 bits what is called by a lower precision; give another moe_backend, "
-            "or engine=transformers with emulate=true."
+            "moe_backend=emulation computes in 16 bits, whatever the precision is called. Give another moe_backend, or "
+            "engine=transformers with emulate=true."
         )
     return name
 
 
-def _read(name: str, given: Any, *, lists: bool) -> Any:
-    """What a text says: a switch, a number, a list or JSON."""
-    if not isinstance(given, str):
-        return given
-    text = given.strip()
+def _parsed(name: str, setting: Any, *, lists: bool) -> Any:
+    """The switch, number, list or JSON that a text holds, else the text."""
+    if not isinstance(setting, str):
+        return setting
+    text = setting.strip()
     if text[:1] in ("[", "{"):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{name}={given} is not JSON ({error}).") from None
+        return parse_json(name, text)
     if lists and re.fullmatch(r"\d+(:\d+)*", text):
         return sizes(name, text)
     if text.lower() in (*_TRUE, *_FALSE):
@@ -178,4 +152,4 @@ def _read(name: str, given: Any, *, lists: bool) -> Any:
             return number(text)
         except ValueError:
             continue
-    return given
+    return setting

@@ -18,11 +18,12 @@ import numpy.typing as npt
 import torch
 
 from moe_eval.data.window import Window
+from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
-from moe_eval.engines.options import completed
+from moe_eval.engines.served import failures
 from moe_eval.engines.vllm import readers, tracing
-from moe_eval.engines.vllm.failures import explained
 from moe_eval.engines.vllm.installed import Library
+from moe_eval.engines.vllm.traits import VLLM
 from moe_eval.errors import UsageError
 from moe_eval.records.labels import EngineFacts
 
@@ -32,28 +33,32 @@ class Session:
     """A built LLM: sends requests so that the scheduler always has the next ones waiting.
 
     Attributes:
-        most_requests: in flight at once.
+        max_requests: in flight at once.
     """
 
     installed: Library
     llm: Any
     checkpoint: str
-    most_requests: int
+    max_requests: int
     _ids: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     def stream(
-        self, prompts: Sequence[TokenIds], sampling: dict[str, Any], doing: str
+        self, prompts: Sequence[TokenIds], sampling: dict[str, object], task: str
     ) -> closing[Generator[tuple[int, Any, list[Any]], None, None]]:
-        """(index, RequestOutput, readers.keep's list) of every prompt, as soon as it is finished; aborts the others
-        when left.
+        """(index, RequestOutput, readers.keep_tensors' list) of every prompt, as soon as it is finished.
+
+        Leaving the context aborts the requests that are not finished.
+
+        Args:
+            task: what the requests are for, for messages.
 
         Raises:
-            UsageError, EngineError: what went wrong, in a sentence.
+            UsageError, EngineError: the library failed.
         """
-        return closing(self._stream(prompts, sampling, doing))
+        return closing(self._stream(prompts, sampling, task))
 
     def _stream(
-        self, prompts: Sequence[TokenIds], sampling: dict[str, Any], doing: str
+        self, prompts: Sequence[TokenIds], sampling: dict[str, object], task: str
     ) -> Generator[tuple[int, Any, list[Any]], None, None]:
         engine = self.llm.llm_engine
         waiting = iter(enumerate(prompts))
@@ -61,36 +66,36 @@ class Session:
         try:
             params = self.installed.module.SamplingParams(output_kind=self.installed.final_only, **sampling)
             while True:
-                for index, prompt in itertools.islice(waiting, self.most_requests - len(flying)):
+                for index, prompt in itertools.islice(waiting, self.max_requests - len(flying)):
                     name = f"moe_eval-{next(self._ids)}"
-                    # with its type it needs no further reading, and vLLM wants no other form here
+                    # with its type the prompt needs no parsing, and vLLM accepts no other form here
                     inner = engine.add_request(name, {"type": "token", "prompt_token_ids": list(prompt)}, params)
-                    flying[name] = index, readers.keep(engine, inner)
+                    flying[name] = index, readers.keep_tensors(engine, inner)
                 if not flying:
                     return
                 for output in engine.step():
                     if output.finished and output.request_id in flying:
-                        index, kept = flying.pop(output.request_id)
-                        yield index, output, kept
+                        index, tensors = flying.pop(output.request_id)
+                        yield index, output, tensors
         except Exception as error:
-            raise self._explained(error, doing) from error
+            raise self._described(error, task) from error
         finally:
             if flying:
-                with contextlib.suppress(Exception):  # an engine that broke down has none left to abort
+                with contextlib.suppress(Exception):  # an engine that broke down may refuse
                     engine.abort_request(list(flying))
 
-    def all_at_once(self, prompts: Sequence[TokenIds], sampling: dict[str, Any], doing: str) -> list[Any]:
-        """The RequestOutputs of all prompts, in order, from one call of LLM.generate: what is timed is vLLM alone."""
+    def all_at_once(self, prompts: Sequence[TokenIds], sampling: dict[str, object], task: str) -> list[Any]:
+        """The RequestOutputs of all prompts, in order, from one call of LLM.generate, which times vLLM alone."""
         try:
             params = self.installed.module.SamplingParams(**sampling)
             sent = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
             outputs: list[Any] = self.llm.generate(sent, params, use_tqdm=False)
         except Exception as error:
-            raise self._explained(error, doing) from error
+            raise self._described(error, task) from error
         return outputs
 
-    def _explained(self, error: Exception, doing: str) -> Exception:
-        return explained(error, self.installed.version, self.checkpoint, doing)
+    def _described(self, error: Exception, task: str) -> Exception:
+        return failures.describe(VLLM, error, self.installed.version, self.checkpoint, task)
 
     def close(self) -> None:
         """Shut the engine core down and give its memory back."""
@@ -100,20 +105,20 @@ class Session:
         core = getattr(getattr(llm, "llm_engine", None), "engine_core", None)
         del llm
         if core is not None:
-            with contextlib.suppress(Exception):  # one that broke down is as shut down as it can be
+            with contextlib.suppress(Exception):  # a core that broke down may refuse
                 core.shutdown()
         del core
         release()
 
 
 def release() -> None:
-    """Give back the memory of an engine that was shut down or never came to be.
+    """Free the memory of an engine that was shut down or failed to load.
 
-    vLLM freezes the garbage collector's generations when it starts, and what is frozen is never collected.
+    vLLM freezes the garbage collector's generations when it starts, and frozen objects are never collected.
     """
     try:
         importlib.import_module("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
-    except Exception:  # what there is of vLLM may be broken
+    except Exception:  # a broken installation may lack it
         gc.unfreeze()
         gc.collect()
     if torch.cuda.is_available():
@@ -126,49 +131,47 @@ class VllmEngine:
 
     Attributes:
         ends: tokens that end a completion.
-        tells_experts: whether it was loaded with enable_return_routed_experts.
-        profiles: where vLLM's own profiler writes, where one was configured.
+        reports_experts: whether it was loaded with enable_return_routed_experts.
+        trace_folder: where vLLM's own profiler writes, if it was configured.
     """
 
     facts: EngineFacts
     session: Session
     ends: frozenset[int]
-    tells_experts: bool
-    profiles: Path | None
+    reports_experts: bool
+    trace_folder: Path | None
 
     def __post_init__(self) -> None:
-        # at the end of the process, or as soon as nobody holds this engine: the next one needs its memory
+        # at the end of the process, or as soon as nobody holds this engine: the next engine needs its memory
         weakref.finalize(self, self.session.close)
 
     def score(
         self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
     ) -> list[WindowScores]:
-        for window in windows:
-            if len(window.inputs) > self.facts.max_length:
-                raise ValueError(f"a window of {len(window.inputs)} tokens is longer than {self.facts.max_length}")
+        requests.check_windows(windows, self.facts.max_length)
         scores: dict[int, WindowScores] = {}
-        open_ones: list[int] = []
+        ambiguous: list[int] = []
 
         def run(chosen: Sequence[int], k: int) -> None:
-            sampling = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+            sampling: dict[str, object] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
             sampling |= {"prompt_logprobs": k, "flat_logprobs": True}
             prompts = [windows[index].context + windows[index].continuation for index in chosen]
             with self.session.stream(prompts, sampling, "scoring") as outputs:
-                for at, output, kept in outputs:
+                for at, output, tensors in outputs:
                     index = chosen[at]
-                    found = readers.scores(output, kept, windows[index], k)
-                    if not k and readers.ambiguous(output, kept, windows[index]):
-                        open_ones.append(index)
+                    result = readers.scores(output, tensors, windows[index], k)
+                    if not k and readers.ambiguous(output, tensors, windows[index]):
+                        ambiguous.append(index)
                         continue
                     scores[index] = replace(
-                        found, top_ids=found.top_ids[:, :top_k], top_logprobs=found.top_logprobs[:, :top_k]
+                        result, top_ids=result.top_ids[:, :top_k], top_logprobs=result.top_logprobs[:, :top_k]
                     )
                     done(index, scores[index])
 
-        # looking for the most probable token of every position costs a third of the time, and few windows need it
+        # finding the most probable token of every position costs a third of the time, and few windows need it
         run(range(len(windows)), top_k)
-        if open_ones:
-            run(open_ones, 1)
+        if ambiguous:
+            run(ambiguous, 1)
         return [scores[index] for index in range(len(windows))]
 
     def generate(
@@ -177,16 +180,16 @@ class VllmEngine:
         request: GenerationRequest,
         done: Callable[[int, Completion], None] = unheard,
     ) -> list[Completion]:
-        self._check_lengths(prompts, request.max_new_tokens)
+        requests.check_prompts(prompts, request.max_new_tokens, self.facts.max_length)
         sampling = self._sampling(request)
         completions: dict[int, Completion] = {}
         if request.timed:
             outputs = self.session.all_at_once(prompts, sampling, "generating with") if prompts else []
-            # requests are queued one after the other; a batch's times count from the first
+            # requests are queued one after the other, and a batch's times count from the first
             queued = [output.metrics.queued_ts for output in outputs if output.metrics is not None]
-            since = min(queued, default=None)
+            start = min(queued, default=None)
             for index, output in enumerate(outputs):
-                completions[index] = self._completion(output, request, since)
+                completions[index] = self._completion(output, request, start)
                 done(index, completions[index])
         else:
             with self.session.stream(prompts, sampling, "generating with") as stream:
@@ -195,37 +198,21 @@ class VllmEngine:
                     done(index, completions[index])
         return [completions[index] for index in range(len(prompts))]
 
-    def _check_lengths(self, prompts: Sequence[TokenIds], new: int) -> None:
-        for prompt in prompts:
-            if len(prompt) + new > self.facts.max_length:
-                raise ValueError(f"{len(prompt)} tokens and {new} new ones are more than {self.facts.max_length}")
+    def _sampling(self, request: GenerationRequest) -> dict[str, object]:
+        # vLLM's own default temperature is 1
+        return {"temperature": request.temperature, **requests.sampling(request, self.ends)}
 
-    def _sampling(self, request: GenerationRequest) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "max_tokens": request.max_new_tokens,
-            "temperature": request.temperature,
-            "ignore_eos": request.ignore_eos,
-            "detokenize": bool(request.stop),
-        }
-        if not request.ignore_eos:
-            found["stop_token_ids"] = sorted(self.ends)
-        if request.stop:
-            found |= {"stop": list(request.stop), "include_stop_str_in_output": True}
-        if request.temperature > 0:
-            found |= {"top_p": request.top_p, "top_k": request.top_k}
-        return found
-
-    def _completion(self, output: Any, request: GenerationRequest, since: float | None = None) -> Completion:
-        found = completed("vLLM", output.outputs[0], request, self.ends)
-        return replace(found, times=readers.times(output, since)) if request.timed else found
+    def _completion(self, output: Any, request: GenerationRequest, start: float | None = None) -> Completion:
+        completion = requests.completion(VLLM.title, output.outputs[0], request, self.ends)
+        return replace(completion, times=readers.times(output, start)) if request.timed else completion
 
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
-        if not self.tells_experts:
+        if not self.reports_experts:
             raise UsageError(
-                "vLLM tells the routed experts only when loaded to: add enable_return_routed_experts=true and "
+                "This engine was not loaded to report routed experts. Add enable_return_routed_experts=true and "
                 "enforce_eager=true."
             )
-        self._check_lengths(prompts, max_new_tokens)
+        requests.check_prompts(prompts, max_new_tokens, self.facts.max_length)
         sampling = self._sampling(GenerationRequest(max_new_tokens, ignore_eos=True))
         chosen: dict[int, npt.NDArray[np.int16]] = {}
         with self.session.stream(prompts, sampling, "tracing the experts of") as outputs:
@@ -235,11 +222,12 @@ class VllmEngine:
 
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:
-        in_process = self.facts.worker == "in_process"
-        recording = tracing.in_process() if in_process else tracing.by_library(self.session.llm, self.profiles)
-        with recording as export:
+        if self.facts.worker == "in_process":
+            recording = torch_profiler.record(target, cuda=torch.cuda.is_available(), all_threads=True)
+        else:
+            recording = tracing.by_library(self.session.llm, self.trace_folder, target)
+        with recording:
             yield TraceHandle(target)
-        export(target)
 
     def close(self) -> None:
         self.session.close()

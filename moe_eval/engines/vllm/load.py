@@ -1,31 +1,33 @@
-"""Builds the vLLM engine, or says in one sentence why it cannot be built here."""
+"""Builds the vLLM engine."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.options import end_tokens
+from moe_eval.engines.requests import end_tokens
+from moe_eval.engines.served import failures, placement
+from moe_eval.engines.served.arguments import Arguments
+from moe_eval.engines.served.checkpoint import Model
+from moe_eval.engines.served.plan import Plan
+from moe_eval.engines.served.plan import make as make_plan
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
-from moe_eval.engines.vllm.checks import ONLINE, Model, check_machine, read_model, take_placement, take_weights
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
-from moe_eval.engines.vllm.failures import explained
+from moe_eval.engines.vllm.traits import VLLM
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
 
-# most sequences at once where neither the user nor vLLM's hardware table has said: for the size of the cache alone
+# sequences at once by default: only for the size of the cache, vLLM's hardware table decides what runs
 _SEQUENCES = 256
-# a router is a linear layer for vLLM and would be quantised with the others; checkpoints leave it in 16 bits
+# vLLM would quantise a router like every linear layer, and checkpoints leave it in 16 bits
 _ROUTER = {"ignore": ["re:.*\\.gate$"]}
-_DUMMY = "random weights (load_format=dummy)"
 
 
 def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
@@ -33,171 +35,143 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
 
     Args:
         settings: options are vLLM's EngineArgs by name, `worker` (in_process or spawned), `weights` (checkpoint or
-            random) and `cuda_graph_batch_sizes`; what the installed version lacks is refused. With precision fp8 or
-            fp8_block a 16-bit checkpoint is quantised while it loads.
-        tokenizer: of Transformers; for stop texts and the end of texts.
+            random) and `cuda_graph_batch_sizes`. With precision fp8 or fp8_block a 16-bit checkpoint is quantised
+            while it loads.
+        tokenizer: of Transformers, for stop texts and the end of texts.
 
     Raises:
-        UsageError: names what the checkpoint, the machine or the installed version lacks.
+        UsageError: the checkpoint, the machine or the installed version lacks something.
     """
     options = dict(settings.options)
-    weights = take_weights(options)
-    placement = take_placement(options, weights)
-    model = read_model(settings, weights)
-    check_machine(settings, options, model, placement.world)
-    found = installed.load(in_process=placement.in_process)
-
-    vocabulary = int(model.config.get("vocab_size") or len(tokenizer))
-    positions = int(model.config.get("max_position_embeddings") or 2048)
-    limits = sizing.limits(options, settings.max_length, positions)
-    given = arguments.build(
-        found,
-        options | {"max_model_len": limits.max_model_len},
-        _defaults(settings, options, model, limits, vocabulary=vocabulary, world=placement.world),
-    )
-    given |= _weights(found, model)
-    dummy = str(options.get("load_format", "")).lower() == "dummy"
-    if dummy:
-        log.warning(
-            "load_format=dummy: all tokens go through the same experts, so neither scores nor times of this run say "
-            "anything of the checkpoint; weights=random spreads them."
-        )
-    elif weights == "random":
-        log.warning("weights=random: the weights are made up, so no score of this run says anything of the checkpoint.")
-    session = _session(found, settings, model, tokenizer, given)
+    weights = random_weights.take_weights(options)
+    place = placement.take_placement(VLLM, options)
+    if weights == "random":
+        random_weights.check_placement(place)
+    plan = make_plan(VLLM, settings, options, place, tokenizer, weights=weights)
+    library = installed.load(in_process=place.in_process)
+    limits = sizing.limits(options, settings.max_length, plan.model.positions)
+    library_options = options | {"max_model_len": limits.max_model_len}
+    constructor = arguments.build(library, library_options, _defaults(plan, limits))
+    constructor = {**constructor, **_weight_arguments(library, plan.model)}
+    _warn(plan)
+    session = _session(plan, library, constructor, tokenizer)
     try:
-        facts = _facts(settings, model, session, given, window=limits.window, vocabulary=vocabulary)
+        facts = _facts(plan, session, constructor, limits.window)
     except BaseException:
         session.close()
         raise
-    if dummy:
-        facts = replace(facts, weights="random", fingerprint=_DUMMY)
-    profiler = given.get("profiler_config")
-    folder = profiler.get("torch_profiler_dir") if isinstance(profiler, Mapping) else None
     return VllmEngine(
         facts,
         session,
-        end_tokens(model.folder, tokenizer),
-        tells_experts=bool(given.get("enable_return_routed_experts")),
-        profiles=Path(folder) if folder else None,
+        end_tokens(plan.model.folder, tokenizer),
+        reports_experts=bool(constructor.get("enable_return_routed_experts")),
+        trace_folder=_trace_folder(constructor),
     )
 
 
-def _defaults(
-    settings: EngineSettings,
-    options: Mapping[str, Any],
-    model: Model,
-    limits: sizing.Limits,
-    *,
-    vocabulary: int,
-    world: int,
-) -> dict[str, Any]:
-    """What this engine sets where the user does not."""
-    # without its statistics vLLM keeps no times of requests; of log-probabilities it returns 20 at most unless told
-    defaults: dict[str, Any] = {"disable_log_stats": False, "max_logprobs": -1}
+def _trace_folder(constructor: Arguments) -> Path | None:
+    """Where vLLM's own profiler writes, if it is configured."""
+    profiler = constructor.get("profiler_config")
+    folder = profiler.get("torch_profiler_dir") if isinstance(profiler, Mapping) else None
+    return Path(folder) if folder else None
+
+
+def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
+    """The constructor's arguments that this engine sets if the user does not."""
+    settings, options, model = plan.settings, plan.options, plan.model
+    # vLLM keeps no times of requests without statistics, and returns at most 20 log-probabilities by default
+    defaults: dict[str, object] = {"disable_log_stats": False, "max_logprobs": -1}
     if settings.batch_size is not None:
         defaults["max_num_seqs"] = settings.batch_size
     cache = None
     if settings.kv_tokens is not None and "kv_cache_memory_bytes" not in options:
         sequences = int(str(options.get("max_num_seqs") or settings.batch_size or _SEQUENCES))
-        cache = sizing.cache_bytes(
-            model.config, options, model.dtype, max(settings.kv_tokens, limits.max_model_len), sequences
-        )
+        tokens = max(settings.kv_tokens, limits.max_model_len)
+        cache = sizing.cache_bytes(model.config, options, model.dtype, tokens, sequences)
     if cache is not None:
         defaults["kv_cache_memory_bytes"] = cache
     if cache is not None or "kv_cache_memory_bytes" in options:
-        return defaults | {"gpu_memory_utilization": sizing.LITTLE}
-    smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[:world]), default=None)
-    return defaults | sizing.memory(smallest, vocabulary, limits.window)
+        return defaults | {"gpu_memory_utilization": sizing.MIN_UTILIZATION}
+    smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[: plan.placement.world]), default=None)
+    return defaults | sizing.memory(smallest, plan.vocabulary, limits.window)
 
 
-def _weights(found: installed.Library, model: Model) -> dict[str, Any]:
+def _weight_arguments(library: installed.Library, model: Model) -> dict[str, object]:
     """The arguments that say where weights come from and how they are quantised."""
-    given: dict[str, Any] = {}
+    constructor: dict[str, object] = {}
     if model.weights == "random":
-        given["load_format"] = random_weights.register()
+        constructor["load_format"] = random_weights.register()
     if model.online:
-        method = ONLINE[model.precision]
-        if method not in found.quantizations or "quantization_config" not in found.fields:
+        method = VLLM.online[model.precision]
+        if method not in library.quantizations or "quantization_config" not in library.fields:
             raise UsageError(
-                f"vLLM {found.version} does not quantise to {model.precision} while it loads; install 0.22, or give a "
-                f"checkpoint that holds {model.precision}."
+                f"vLLM {library.version} does not quantise to {model.precision} while it loads. Install 0.22, or give "
+                f"a checkpoint in {model.precision}."
             )
-        given |= {"quantization": method, "quantization_config": _ROUTER}
-    return given
+        constructor |= {"quantization": method, "quantization_config": _ROUTER}
+    return constructor
 
 
-def _session(
-    found: installed.Library, settings: EngineSettings, model: Model, tokenizer: Any, given: Mapping[str, Any]
-) -> Session:
-    common: dict[str, Any] = {
-        "model": model.name,
-        "dtype": model.dtype if model.carried.method == "none" else settings.dtype,
-        "revision": settings.revision,
-        "trust_remote_code": settings.trust_remote_code,
-    }
-    if str(tokenizer.name_or_path) != model.name:
-        common["tokenizer"] = str(tokenizer.name_or_path)
+def _warn(plan: Plan) -> None:
+    if plan.dummy:
+        log.warning(
+            "load_format=dummy: all tokens go through the same experts. Neither scores nor times of this run describe "
+            "the checkpoint. Give weights=random, which spreads the tokens."
+        )
+    elif plan.model.weights == "random":
+        log.warning("weights=random: the weights are random. No score of this run describes the checkpoint.")
+
+
+def _session(plan: Plan, library: installed.Library, constructor: Arguments, tokenizer: Any) -> Session:
     try:
-        llm = found.module.LLM(**common, **given)
+        llm = library.module.LLM(**plan.constructor_arguments(tokenizer), **constructor)
     except Exception as error:
-        failure = explained(error, found.version, settings.checkpoint, "loading")
+        failure = failures.describe(VLLM, error, library.version, plan.settings.checkpoint, "loading")
         error.__traceback__ = None  # its frames hold what was allocated
         release()
         raise failure from error
     engine = llm.llm_engine
-    # log lines and counters for a server: some time in every step, and nobody reads them here
+    # log lines and counters for a server take time in every step, and nobody reads them here
     if getattr(engine, "logger_manager", None) is not None:
         engine.logger_manager = None
-    most = getattr(getattr(engine.vllm_config, "scheduler_config", None), "max_num_seqs", None) or _SEQUENCES
+    sequences = getattr(getattr(engine.vllm_config, "scheduler_config", None), "max_num_seqs", None) or _SEQUENCES
     # one set running and the next one waiting
-    return Session(found, llm, settings.checkpoint, most_requests=2 * int(most))
+    return Session(library, llm, plan.settings.checkpoint, max_requests=2 * int(sequences))
 
 
-def _facts(
-    settings: EngineSettings,
-    model: Model,
-    session: Session,
-    given: Mapping[str, Any],
-    *,
-    window: int,
-    vocabulary: int,
-) -> EngineFacts:
-    """The labels, from what was built where it can be seen."""
-    config, seen = session.llm.llm_engine.vllm_config, observe.model(session.llm)
-    parallel = getattr(config, "parallel_config", None)
-    world = int(getattr(parallel, "world_size", 1))
+def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) -> EngineFacts:
+    """The labels, observed on the built engine where it can be reached."""
+    config, module, model = session.llm.llm_engine.vllm_config, observe.model(session.llm), plan.model
+    world = int(getattr(getattr(config, "parallel_config", None), "world_size", 1))
     gpus = hardware.gpus()[:world]
-    asked, ran = str(given.get("moe_backend", "auto")), observe.moe_backend(seen)
-    kernels = (ran or asked).upper().replace("+", "/").split("/")
-    weight_only = "MARLIN" if "MARLIN" in kernels else None
-    count = f"{world} x " if world > 1 else ""
+    requested, observed = str(constructor.get("moe_backend", "auto")), observe.moe_backend(module)
+    kernels = (observed or requested).upper().replace("+", "/").split("/")
     return EngineFacts(
-        name="vllm",
+        name=VLLM.name,
         version=session.installed.version,
-        checkpoint=settings.checkpoint,
-        fingerprint=model.fingerprint,
-        architecture=str(next(iter(model.config.get("architectures") or ["unknown"]))),
-        vocabulary=vocabulary,
-        precision=precision.executed(model.precision, weight_only),
+        checkpoint=plan.settings.checkpoint,
+        fingerprint=plan.fingerprint,
+        architecture=model.architecture,
+        vocabulary=plan.vocabulary,
+        precision=precision.executed(model.precision, "MARLIN" if "MARLIN" in kernels else None),
         emulated="EMULATION" in kernels,
         dtype=observe.dtype(config) or model.dtype,
         device="cuda" if gpus else "cpu",
-        device_name=f"{count}{gpus[0].name}" if gpus else "cpu",
+        device_name=placement.device_name(gpus, world),
         max_length=window,
-        worker=observe.worker(seen),
-        attention_backend=observe.attention_backend(seen),
-        moe_backend_requested=asked,
-        moe_backend_observed=ran,
+        worker=observe.worker(module),
+        attention_backend=observe.attention_backend(module),
+        moe_backend_requested=requested,
+        moe_backend_observed=observed,
         kv_cache_dtype=observe.kv_cache_dtype(config),
         cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(config),
         cuda_graph_padding=True,  # to the next size, always
         scores_from="vLLM's own prompt log-probabilities, the tokens they are about checked in every request",
-        quant_algo=observe.quant_algo(seen, config, model.carried.method),
-        weights=model.weights,
-        max_batch=session.most_requests // 2,
+        quant_algo=observe.quant_algo(module, config, model.carried.method),
+        weights=plan.weights,
+        max_batch=session.max_requests // 2,
         max_step_tokens=getattr(getattr(config, "scheduler_config", None), "max_num_batched_tokens", None),
         gpus=world if gpus else 0,
-        weight_bytes=observe.weight_bytes(seen),
-        arguments=arguments.plain(given),
+        weight_bytes=observe.weight_bytes(module),
+        arguments=arguments.plain(constructor),
     )

@@ -1,4 +1,4 @@
-"""What actually runs, read from the engine that was built rather than from what was asked."""
+"""Labels of what actually runs, read from the built engine rather than from the user's settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moe_eval.engines import weights
 
-# what quantised weights are held in
+# the tensors of quantised weights
 _QUANTISED = re.compile(r"weight(_scale\w*|_packed)?$")
 # quantisations that vLLM makes while it loads, by the end of the method's class
 _ONLINE = {
@@ -20,44 +20,43 @@ _ONLINE = {
 
 
 def model(llm: Any) -> Any:
-    """The model, where the engine runs in this process; None where it is in another one.
+    """The model, or None if the engine runs in another process.
 
-    LLMEngine has `model_executor` in this process alone, and its `driver_worker` is the worker itself only where one
-    process does all.
+    Only in this process LLMEngine has a `model_executor`, and its `driver_worker` is the worker itself.
     """
     executor = getattr(getattr(llm, "llm_engine", None), "model_executor", None)
     if getattr(executor, "driver_worker", None) is None or not hasattr(llm, "apply_model"):
         return None
-    return llm.apply_model(_itself)[0]
+    return llm.apply_model(_identity)[0]
 
 
-def _itself(found: Any) -> Any:
-    return found
+def _identity(module: Any) -> Any:
+    return module
 
 
-def worker(found: Any) -> Literal["in_process", "spawned"]:
-    """Where the model runs; it is reachable in this process alone."""
-    return "spawned" if found is None else "in_process"
+def worker(model: Any) -> Literal["in_process", "spawned"]:
+    """Where the model runs. It can be reached in this process only."""
+    return "spawned" if model is None else "in_process"
 
 
-def _experts(found: Any) -> Iterator[Any]:
+def _experts(model: Any) -> Iterator[Any]:
     """The quantisation method of every layer of experts."""
-    for module in found.modules() if found is not None else ():
+    for module in model.modules() if model is not None else ():
         if hasattr(module, "moe_config") and hasattr(module, "local_num_experts"):
             method = getattr(module, "base_quant_method", None) or getattr(module, "quant_method", None)
             if method is not None:
                 yield method
 
 
-def moe_backend(found: Any) -> str | None:
+def moe_backend(model: Any) -> str | None:
     """The classes of the experts' methods and the kernels that they chose, such as `Fp8MoEMethod/TRITON`.
 
-    Methods keep the choice as an enumeration in an attribute named `..._backend`. Some choose anew for every call, by
-    its shape: then the class of the experts, such as `TritonOrDeepGemmExperts`, says between what.
+    Methods hold the choice as an enumeration in an attribute named `..._backend`. Some choose for every call, by its
+    shape. Then the class of the experts names the choices, such as `TritonOrDeepGemmExperts`.
     """
     names: dict[str, None] = {}
-    for method in _experts(found):
-        chosen = [each.name for name, each in vars(method).items() if name.endswith("_backend") and _is_enum(each)]
+    for method in _experts(model):
+        chosen = [value.name for name, value in vars(method).items() if name.endswith("_backend") and _is_enum(value)]
         experts: Any = getattr(method, "experts_cls", None)
         if any(base.__name__ == "FallbackExperts" for base in getattr(experts, "__mro__", ())):
             chosen.append(experts.__name__)
@@ -69,30 +68,30 @@ def _is_enum(value: Any) -> bool:
     return isinstance(value, enum.Enum)
 
 
-def quant_algo(found: Any, config: Any, stated: str) -> str:
+def quant_algo(model: Any, config: Any, stated: str) -> str:
     """How weights and activations are quantised.
 
     Args:
         config: vLLM's VllmConfig.
-        stated: what the checkpoint says; `none` where it says nothing.
+        stated: what the checkpoint says, `none` if it says nothing.
     """
     quantisation = getattr(config, "quant_config", None)
     if quantisation is None:
         return "none"
-    methods = {type(method).__name__ for method in _experts(found)}
-    named = " and ".join(_ONLINE[name] for name in sorted(methods & set(_ONLINE)))
-    if named:
-        return f"{named}, quantised by vLLM while loading, dynamic activations"
+    methods = {type(method).__name__ for method in _experts(model)}
+    online = " and ".join(_ONLINE[name] for name in sorted(methods & set(_ONLINE)))
+    if online:
+        return f"{online}, quantised by vLLM while loading, dynamic activations"
     if stated != "none":
         return stated
-    asked = getattr(getattr(config, "model_config", None), "quantization", None)
-    return f"{asked or type(quantisation).__name__}, quantised by vLLM while loading"
+    requested = getattr(getattr(config, "model_config", None), "quantization", None)
+    return f"{requested or type(quantisation).__name__}, quantised by vLLM while loading"
 
 
-def attention_backend(found: Any) -> str | None:
+def attention_backend(model: Any) -> str | None:
     """The attention implementation of the layers."""
     names: dict[str, None] = {}
-    for module in found.modules() if found is not None else ():
+    for module in model.modules() if model is not None else ():
         backend: Any = getattr(module, "attn_backend", None)
         if hasattr(backend, "get_name"):
             names[str(backend.get_name())] = None
@@ -100,7 +99,7 @@ def attention_backend(found: Any) -> str | None:
 
 
 def cuda_graph_batch_sizes(config: Any) -> tuple[int, ...] | None:
-    """The sizes that run as CUDA graphs once vLLM has filled them in; None where it does not say."""
+    """The sizes that run as CUDA graphs, as vLLM filled them in, or None if it does not say."""
     compilation = getattr(config, "compilation_config", None)
     mode = getattr(getattr(compilation, "cudagraph_mode", None), "name", None)
     if mode == "NONE" or getattr(getattr(config, "model_config", None), "enforce_eager", False):
@@ -110,21 +109,21 @@ def cuda_graph_batch_sizes(config: Any) -> tuple[int, ...] | None:
 
 
 def kv_cache_dtype(config: Any) -> str | None:
-    """Of the key-value cache; `auto` is the model's own."""
+    """The type of the key-value cache, where `auto` is the model's own."""
     name = getattr(getattr(config, "cache_config", None), "cache_dtype", None)
     return dtype(config) if name == "auto" else None if name is None else str(name)
 
 
 def dtype(config: Any) -> str | None:
     """Torch's name of the type of weights and activations outside quantised layers."""
-    found = getattr(getattr(config, "model_config", None), "dtype", None)
-    return None if found is None else str(found).removeprefix("torch.")
+    kind = getattr(getattr(config, "model_config", None), "dtype", None)
+    return None if kind is None else str(kind).removeprefix("torch.")
 
 
-def weight_bytes(found: Any) -> Mapping[str, int] | None:
-    """Bytes of the weights by what reads them; see EngineFacts. None where the model is in another process."""
-    if found is None:
+def weight_bytes(model: Any) -> Mapping[str, int] | None:
+    """Bytes of the weights by part, or None if the model is in another process."""
+    if model is None:
         return None
-    # what quantisation leaves beside the parameters
-    beside = ((name, each) for name, each in found.named_buffers() if _QUANTISED.search(name))
-    return weights.by_part(found, beside)
+    # quantisation leaves buffers beside the parameters
+    beside = ((name, buffer) for name, buffer in model.named_buffers() if _QUANTISED.search(name))
+    return weights.by_part(model, beside)

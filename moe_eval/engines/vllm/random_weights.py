@@ -1,8 +1,8 @@
-"""Weights that vLLM makes up, such that tokens spread over the experts as those of a trained model do.
+"""Random weights on vLLM that spread tokens over the experts as a trained model does.
 
-vLLM's own load_format=dummy draws every tensor from one seed within 0.001 of zero: all tokens then go through the same
-experts, and a step reads a fraction of the weights that it reads in practice. Here every tensor has a seed of its own,
-derived from its name, so that arms of different precisions start from the same values.
+vLLM's own load_format=dummy draws every tensor from one seed within 0.001 of zero. All tokens then go through the same
+experts, and a step reads a fraction of the weights that it reads in practice. Here every tensor's seed is derived from
+its name, so that arms of different precisions start from the same values.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from moe_eval.engines.served.placement import Placement
 from moe_eval.errors import UsageError
 
 LOAD_FORMAT = "moe_eval_random"
@@ -24,72 +25,102 @@ _STD = 0.02
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+)\.weight$|(^|\.)(\w*norm)$")
 _BIAS = re.compile(r"(^|[._])(bias|\w+_bias)$")
 
-Kind = Literal["one", "zero", "normal"]
+Kind = Literal["ones", "zeros", "normal"]
+
+
+def take_weights(options: dict[str, object]) -> Literal["checkpoint", "random"]:
+    """Take `weights` out of the options.
+
+    Raises:
+        UsageError: there are no such weights, or load_format is set as well.
+    """
+    weights = options.pop("weights", None) or "checkpoint"
+    if weights not in ("checkpoint", "random"):
+        raise UsageError(f"weights={weights} does not exist. Give weights=checkpoint or weights=random.")
+    if weights == "random" and "load_format" in options:
+        raise UsageError("weights=random and load_format contradict each other. Give only one.")
+    return "random" if weights == "random" else "checkpoint"
+
+
+def check_placement(placement: Placement) -> None:
+    """Refuse workers that cannot be filled from this process.
+
+    Raises:
+        UsageError: the engine is not to run in this process.
+    """
+    if not placement.in_process:
+        raise UsageError(
+            "weights=random is for one GPU, as it fills the model in this process. Omit worker and the parallel sizes, "
+            "or give a checkpoint with weights."
+        )
 
 
 def seed(name: str) -> int:
-    """The seed of a tensor, from its qualified name; the same on every machine and in every arm."""
+    """The seed of a tensor, from its qualified name. It is the same on every machine and in every arm."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
 def kind(name: str) -> Kind:
-    """What a tensor of this name is filled with: 1 for the weights of norms, 0 for biases, else normal draws."""
+    """The content of a tensor of this name: 1 for the weights of norms, 0 for biases, else normal draws."""
     if _BIAS.search(name):
-        return "zero"
-    return "one" if _NORM.search(name) else "normal"
+        return "zeros"
+    return "ones" if _NORM.search(name) else "normal"
 
 
 @torch.no_grad()
 def fill(name: str, tensor: Tensor) -> bool:
-    """Fill a tensor by its name. Returns whether it was one to fill: floating, and with memory of its own.
+    """Fill a tensor by its name.
+
+    Returns:
+        Whether it could be filled: it is floating and has memory of its own.
 
     Raises:
-        UsageError: it is of a quantised type, for which made-up values mean nothing.
+        UsageError: it is of a quantised type, for which random values mean nothing.
     """
     if tensor.is_meta or not tensor.is_floating_point():
         return False
     if torch.finfo(tensor.dtype).bits < 16:
-        raise UsageError(f"weights=random cannot fill {name}, which is quantised already; give a BF16 configuration.")
-    how = kind(name)
-    if how == "normal":
+        raise UsageError(f"weights=random cannot fill {name}, which is quantised already. Give a BF16 configuration.")
+    content = kind(name)
+    if content == "normal":
         tensor.data.normal_(0.0, _STD, generator=torch.Generator(tensor.device).manual_seed(seed(name)))
     else:
-        tensor.data.fill_(1.0 if how == "one" else 0.0)
+        tensor.data.fill_(1.0 if content == "ones" else 0.0)
     return True
 
 
 def fill_model(model: nn.Module, deferred: Callable[[nn.Module], bool], quantise: Callable[..., None]) -> None:
-    """Fill every parameter of a model, those included that vLLM creates and quantises while it loads.
+    """Fill every parameter of a model, including those that vLLM creates and quantises while it loads.
 
-    Buffers are left as they are: their values (rotary tables, scales of the cache) come with the model's code.
+    Buffers keep their values (rotary tables, scales of the cache), which come with the model's code.
 
     Args:
         deferred: whether a module's weights have no memory before they are loaded.
-        quantise: `quantise(module, put)` gives such a module its memory, calls `put` and quantises what is there then.
+        quantise: `quantise(module, put)` gives such a module its memory, calls `put` and quantises the result.
 
     Raises:
-        UsageError: a parameter was left as it was.
+        UsageError: a parameter could not be filled.
     """
-    left: set[str] = set()
+    unfilled: set[str] = set()
 
-    def put(module: nn.Module, prefix: str, seen: set[int]) -> None:
+    def put(module: nn.Module, prefix: str, visited: set[int]) -> None:
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if id(parameter) not in seen and not fill(name, parameter) and parameter.is_floating_point():
-                left.add(name)
-            seen.add(id(parameter))
+            if id(parameter) not in visited and not fill(name, parameter) and parameter.is_floating_point():
+                unfilled.add(name)
+            visited.add(id(parameter))
 
-    seen: set[int] = set()  # a head may be the embedding under a second name
+    visited: set[int] = set()  # a head may be the embedding under a second name
     for prefix, module in model.named_modules():
         if deferred(module):
-            # what quantisation replaces is freed, and its id may come again: such a parameter is not remembered
+            # quantisation frees the parameters that it replaces, and their ids may come again
             quantise(module, partial(put, module, prefix, set()))
         else:
-            put(module, prefix, seen)
-    left |= {name for name, parameter in model.named_parameters() if parameter.is_meta}
-    if left:
+            put(module, prefix, visited)
+    unfilled |= {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    if unfilled:
         raise UsageError(
-            f"weights=random left {len(left)} tensors of this model unfilled ({min(left)} is the first); give a "
-            "checkpoint with weights."
+            f"weights=random left {len(unfilled)} tensors of this model unfilled ({min(unfilled)} is the first). Give "
+            "a checkpoint with weights."
         )
 
 
@@ -107,12 +138,12 @@ def register() -> str:
         return _register(loaders, *parts, meta.materialize_layer)
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"This vLLM loads weights in a way that weights=random does not know ({error}); use vLLM 0.22."
+            f"This vLLM loads weights in a way that weights=random does not know ({error}). Use vLLM 0.22."
         ) from error
 
 
 def _register(loaders: Any, base: Any, info_of: Any, original_loader: Any, materialize: Any) -> str:
-    """The loader itself: it differs from vLLM's dummy one in what it fills tensors with, on both of its paths."""
+    """Register a loader that differs from vLLM's dummy loader in the content of tensors, on both of its paths."""
 
     def deferred(module: nn.Module) -> bool:
         return bool(info_of(module).can_load())

@@ -2,7 +2,7 @@
 
 Prompt log-probabilities are about every prompt token but the first: the token itself, then the k most probable ones,
 most probable first. The core sends them as tensors of a whole prompt, which vLLM's frontend turns into Python objects
-one by one; where it lets them be kept (`keep`) numpy reads the tensors themselves, else the flat lists of FlatLogprobs.
+one by one. Where `keep_tensors` gets hold of the tensors, numpy reads them, else the flat lists of FlatLogprobs.
 """
 
 from __future__ import annotations
@@ -18,49 +18,50 @@ from moe_eval.errors import EngineError
 
 Array = npt.NDArray[Any]
 
-# a token that more others equal or surpass is taken to be surpassed
-_EQUALS = 8
+# a token that more than this many tokens equal or surpass counts as surpassed
+_MAX_TIES = 8
 
 
-def keep(engine: Any, request: str) -> list[Any]:
-    """Have the tensors of a request's prompt log-probabilities kept as they come, in place of objects made of them.
+def keep_tensors(engine: Any, request: str) -> list[Any]:
+    """Keep the tensors of a request's prompt log-probabilities, instead of the objects that vLLM makes of them.
 
     Args:
-        engine: the LLMEngine; `request` is the name that its add_request returned.
+        engine: the LLMEngine.
+        request: the name that its add_request returned.
 
     Returns:
-        Where they will be; it stays empty where this version keeps its requests in another way.
+        A list that the tensors will be appended to. It stays empty if this version stores requests in another way.
     """
-    kept: list[Any] = []
+    tensors: list[Any] = []
     states = getattr(getattr(engine, "output_processor", None), "request_states", {})
     processor: Any = getattr(states.get(request), "logprobs_processor", None)
     if hasattr(processor, "_update_prompt_logprobs"):
-        processor._update_prompt_logprobs = kept.append
-    return kept
+        processor._update_prompt_logprobs = tensors.append
+    return tensors
 
 
-def scores(output: Any, kept: list[Any], window: Window, top_k: int) -> WindowScores:
+def scores(output: Any, tensors: list[Any], window: Window, top_k: int) -> WindowScores:
     """The scores in the RequestOutput of a whole window that was sent as a prompt.
 
     Args:
-        kept: see `keep`.
-        top_k: how many of the most probable tokens were asked for. With 0 a token counts as greedy where nothing is as
-            probable: vLLM's rank counts equals as well, of which there are some in 16 bits (see `ambiguous`).
+        tensors: see keep_tensors.
+        top_k: how many of the most probable tokens were requested. With 0 a token counts as greedy if no token is as
+            probable: vLLM's rank also counts ties, which occur in 16 bits (see `ambiguous`).
 
     Raises:
         EngineError: the log-probabilities are not those of the window's tokens.
     """
     prompt, width = len(window.context) + len(window.continuation), top_k + 1
-    ids, logprobs, ranks = _tensors(kept) if kept else _flat(output.prompt_logprobs, width)
+    ids, logprobs, ranks = _from_tensors(tensors) if tensors else _from_lists(output.prompt_logprobs, width)
     if len(ids) != prompt - 1 or ids.shape != logprobs.shape or ids.shape[1:] != (width,):
         raise EngineError(
-            f"vLLM returned {logprobs.size} log-probabilities for a prompt of {prompt} tokens where "
-            f"{(prompt - 1) * width} were asked for; the scores would be wrong."
+            f"vLLM returned {logprobs.size} log-probabilities for a prompt of {prompt} tokens instead of "
+            f"{(prompt - 1) * width}. The scores would be wrong."
         )
     last = slice(prompt - 1 - len(window.continuation), None)
     ids, logprobs, ranks = ids[last], logprobs[last], ranks[last]
     if not np.array_equal(ids[:, 0], window.continuation):
-        raise EngineError("vLLM's prompt log-probabilities are not about the tokens they were asked for.")
+        raise EngineError("vLLM's prompt log-probabilities belong to other tokens than those of the window.")
     return WindowScores(
         logprobs=np.ascontiguousarray(logprobs[:, 0]),
         greedy=logprobs[:, 0] >= logprobs[:, 1] if top_k else ranks == 1,
@@ -69,42 +70,43 @@ def scores(output: Any, kept: list[Any], window: Window, top_k: int) -> WindowSc
     )
 
 
-def ambiguous(output: Any, kept: list[Any], window: Window) -> bool:
-    """Whether ranks leave open if the whole continuation is greedy: every token has few that are as probable or more,
-    and some has one."""
-    _, _, ranks = _tensors(kept) if kept else _flat(output.prompt_logprobs, 1)
+def ambiguous(output: Any, tensors: list[Any], window: Window) -> bool:
+    """Whether ranks leave open if the whole continuation is greedy.
+
+    They do if some token has a token that is as probable or more, and no token has many.
+    """
+    _, _, ranks = _from_tensors(tensors) if tensors else _from_lists(output.prompt_logprobs, 1)
     last = ranks[len(ranks) - len(window.continuation) :]
-    return bool(last.max() <= _EQUALS and last.max() > 1)
+    return bool(last.max() <= _MAX_TIES and last.max() > 1)
 
 
-def _tensors(kept: list[Any]) -> tuple[Array, Array, Array]:
+def _from_tensors(tensors: list[Any]) -> tuple[Array, Array, Array]:
     """Token ids and log-probabilities, shape (tokens, width), and the ranks of the tokens themselves."""
     return (
-        np.concatenate([each.logprob_token_ids.numpy() for each in kept]).astype(np.int64),
-        np.concatenate([each.logprobs.numpy() for each in kept]).astype(np.float32),
-        np.concatenate([each.selected_token_ranks.numpy() for each in kept]),
+        np.concatenate([part.logprob_token_ids.numpy() for part in tensors]).astype(np.int64),
+        np.concatenate([part.logprobs.numpy() for part in tensors]).astype(np.float32),
+        np.concatenate([part.selected_token_ranks.numpy() for part in tensors]),
     )
 
 
-def _flat(flat: Any, width: int) -> tuple[Array, Array, Array]:
+def _from_lists(flat: Any, width: int) -> tuple[Array, Array, Array]:
     """The same of FlatLogprobs, whose entry for the first prompt token is empty."""
-    found = [] if flat is None else [flat.token_ids, flat.logprobs, flat.ranks]
-    if not found or len(flat.logprobs) % width:
+    if flat is None or len(flat.logprobs) % width:
         return np.empty((0, width)), np.empty((0, width)), np.empty(0)
-    ids, logprobs, ranks = (np.array(each).reshape(-1, width) for each in found)
+    ids, logprobs, ranks = (np.array(part).reshape(-1, width) for part in (flat.token_ids, flat.logprobs, flat.ranks))
     return ids.astype(np.int64), logprobs.astype(np.float32), ranks[:, 0]
 
 
-def times(output: Any, since: float | None = None) -> RequestTimes | None:
-    """When the engine core did what, from the moment the request was in its queue, or from `since` on its clock.
+def times(output: Any, start: float | None = None) -> RequestTimes | None:
+    """The engine core's times, from the moment the request was queued, or from `start` on the core's clock.
 
-    vLLM's arrival_time is wall-clock time of the process that asked; the rest is on the core's monotonic clock, and the
-    two do not compare.
+    vLLM's arrival_time is wall-clock time of the requesting process. It does not compare with the core's monotonic
+    clock.
     """
     metrics = output.metrics
     if metrics is None or not metrics.scheduled_ts:
         return None
-    arrival = metrics.queued_ts if since is None else since
+    arrival = metrics.queued_ts if start is None else start
     return RequestTimes(
         metrics.scheduled_ts - arrival, metrics.first_token_ts - arrival, metrics.last_token_ts - arrival
     )
@@ -117,27 +119,27 @@ def experts(output: Any, prompt: int) -> npt.NDArray[np.int16]:
         EngineError: there are none, or not a row for every token.
     """
     completion = output.outputs[0]
-    found = completion.routed_experts
-    read = prompt + len(completion.token_ids) - 1
-    if found is None or found.ndim != 3 or len(found) != read:
-        shape = None if found is None else found.shape
-        raise EngineError(f"vLLM returned routed experts of shape {shape} where {read} tokens were read.")
-    chosen: npt.NDArray[np.int16] = found.astype(np.int16)
+    routed = completion.routed_experts
+    tokens = prompt + len(completion.token_ids) - 1
+    if routed is None or routed.ndim != 3 or len(routed) != tokens:
+        shape = None if routed is None else routed.shape
+        raise EngineError(f"vLLM returned routed experts of shape {shape} for {tokens} tokens.")
+    chosen: npt.NDArray[np.int16] = routed.astype(np.int16)
     return chosen
 
 
 def routed_layers(chosen: list[npt.NDArray[np.int16]]) -> list[npt.NDArray[np.int16]]:
-    """The same without layers that have no router: vLLM keeps rows of zeros for those.
+    """The experts without layers that have no router, for which vLLM returns zeros.
 
     Raises:
-        EngineError: every layer is empty, so the experts' kernel routes without telling.
+        EngineError: every layer is empty, so the experts' kernel routes by itself.
     """
     top_k = chosen[0].shape[2] if chosen else 0
     if top_k < 2:  # one expert of index 0 for every token is possible
         return chosen
-    told = np.any([each.any(axis=(0, 2)) for each in chosen], axis=0)
-    if not told.any():
+    routed = np.any([prompt_experts.any(axis=(0, 2)) for prompt_experts in chosen], axis=0)
+    if not routed.any():
         raise EngineError(
-            "vLLM returned no routed experts: this moe_backend routes inside its kernel; give moe_backend=triton."
+            "vLLM returned no routed experts: this moe_backend routes inside its kernel. Give moe_backend=triton."
         )
-    return [np.ascontiguousarray(each[:, told]) for each in chosen]
+    return [np.ascontiguousarray(prompt_experts[:, routed]) for prompt_experts in chosen]

@@ -85,19 +85,19 @@ def test_batch_size_of_the_harness(load: Load) -> None:
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ({"nonsense_of_mine": "1"}, "has no setting nonsense_of_mine; leave it out"),
-        ({"tensor_paralel_size": "1"}, "did you mean tensor_parallel_size?"),
-        ({"tp_size": "1"}, "did you mean tensor_parallel_size?"),
-        ({"gpu_memory_utilization": "0.9"}, "did you mean kv_cache_free_gpu_memory_fraction?"),
-        ({"max_model_len": "64"}, "did you mean max_seq_len?"),
-        ({"kv_cache_dtyp": "auto"}, "did you mean kv_cache_dtype?"),
-        ({"use_cuda_graph": "true"}, "did you mean cuda_graph_batch_sizes?"),
+        ({"nonsense_of_mine": "1"}, "has no setting nonsense_of_mine. Omit it"),
+        ({"tensor_paralel_size": "1"}, "Did you mean tensor_parallel_size?"),
+        ({"tp_size": "1"}, "Did you mean tensor_parallel_size?"),
+        ({"gpu_memory_utilization": "0.9"}, "Did you mean kv_cache_free_gpu_memory_fraction?"),
+        ({"max_model_len": "64"}, "Did you mean max_seq_len?"),
+        ({"kv_cache_dtyp": "auto"}, "Did you mean kv_cache_dtype?"),
+        ({"use_cuda_graph": "true"}, "Did you mean cuda_graph_batch_sizes?"),
         ({"quant_config": "fp8"}, "has no setting quant_config"),
         ({"kv_cache_config": "{}"}, "kv_cache_free_gpu_memory_fraction"),
         ({"moe_config": "{}"}, "moe_backend"),
         ({"speculative_config": "{}"}, "no context logits with speculative decoding"),
         ({"num_postprocess_workers": "2"}, "drops the logits"),
-        ({"max_beam_width": "2"}, "beam search is not supported"),
+        ({"max_beam_width": "2"}, "Beam search is not supported"),
         ({"gather_generation_logits": "true"}, "worker=in_process"),
         ({"model": "other"}, "pretrained"),
         ({"backend": "tensorrt"}, "engine"),
@@ -107,7 +107,7 @@ def test_batch_size_of_the_harness(load: Load) -> None:
         ({"kv_cache_dtype": "foo"}, "kv_cache_dtype=foo"),
         ({"kv_cache_tokens_per_block": "many"}, "kv_cache_tokens_per_block=many"),
         ({"cuda_graph_batch_sizes": "x"}, "cuda_graph_batch_sizes=x"),
-        ({"cuda_graph_batch_sizes": "0:8"}, "write 1:8:32"),
+        ({"cuda_graph_batch_sizes": "0:8"}, "Write a list as 1:8:32"),
         ({"cuda_graph_enable_padding": "maybe"}, "cuda_graph_enable_padding=maybe"),
         ({"moe_max_num_tokens": "x"}, "moe_max_num_tokens=x"),
         ({"moe_backend": "nonsense"}, "moe_backend"),
@@ -159,7 +159,7 @@ def test_what_some_versions_lack(
     assert name in str(refused.value)
     if name == "moe_backend":
         assert value in str(refused.value)
-        assert "it has auto, CUTLASS" in str(refused.value)
+        assert "Choose auto, CUTLASS" in str(refused.value)
     assert events("construct") == []
 
 

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from moe_eval.data.window import Window
+from moe_eval.engines import requests
 from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
-from moe_eval.engines.options import completed
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import EngineError, WorkerDied
 from tests.engines.trtllm.conftest import EVERY, NEWEST, OLDEST, Load, started
@@ -92,7 +92,7 @@ def test_the_end_token_ends_a_completion_and_is_left_out(
 
 
 def read(engine: TrtllmEngine, request: GenerationRequest, **output: Any) -> Completion:
-    return completed("TensorRT-LLM", SimpleNamespace(**output), request, engine.ends)
+    return requests.completion("TensorRT-LLM", SimpleNamespace(**output), request, engine.ends)
 
 
 def test_an_end_token_that_the_library_returned_is_cut_off(engine: TrtllmEngine) -> None:
@@ -165,7 +165,7 @@ def test_a_first_token_that_an_old_version_stamps_on_waiting_requests_is_no_time
     engine = load(max_length=16, options={"max_num_tokens": 18})
     found = engine.generate([[5] * 10] * prompts_, GenerationRequest(2, ignore_eos=True, timed=True))
     assert [each.times is not None for each in found] == [timed] * prompts_
-    assert ("its own times are left out" in caplog.text) is not timed
+    assert ("Its own times are omitted" in caplog.text) is not timed
     assert engine.session.llm.args.return_perf_metrics is True, "else arrival is when the loop takes a request up"
 
 

@@ -140,6 +140,6 @@ def test_two_gpus_in_workers_whose_weights_are_not_seen(load: Load, gpus: Callab
 
 @NEWEST
 def test_routing_is_refused_in_a_sentence(engine: TrtllmEngine) -> None:
-    with pytest.raises(UsageError, match="TensorRT-LLM does not tell") as refused:
+    with pytest.raises(UsageError, match="TensorRT-LLM does not report") as refused:
         engine.routing([[1, 2, 3]], 2)
     assert "\n" not in str(refused.value)

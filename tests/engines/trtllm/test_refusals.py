@@ -11,8 +11,10 @@ import pytest
 from moe_eval.checkpoint import precision
 from moe_eval.data.window import Window
 from moe_eval.engines.base import GenerationRequest
-from moe_eval.engines.trtllm.checks import check_machine, read_model
+from moe_eval.engines.served.checkpoint import read_model
+from moe_eval.engines.served.placement import check_machine
 from moe_eval.engines.trtllm.engine import TrtllmEngine
+from moe_eval.engines.trtllm.traits import TRTLLM
 from moe_eval.engines.trtllm.workers import descendants
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine.hardware import Gpu
@@ -85,13 +87,14 @@ def test_precisions_and_the_gpus_that_run_them(
 ) -> None:
     gpus(gpu)
     given = settings(spoil(dtype="bfloat16", **form), dtype="auto")
-    model = read_model(given)
+    model = read_model(TRTLLM, given)
     assert model.precision == held
     if runs:
-        check_machine(given, {"moe_backend": backend}, model, 1)
+        check_machine(TRTLLM, given, {"moe_backend": backend}, model, 1)
         return
-    said = refusal(lambda: check_machine(given, {"moe_backend": backend}, model, 1))
-    assert f"holds {held}, which TensorRT-LLM cannot run on {gpu.name}" in said
+    said = refusal(lambda: check_machine(TRTLLM, given, {"moe_backend": backend}, model, 1))
+    assert said.startswith("TensorRT-LLM cannot run ")
+    assert f"in {held} on {gpu.name}: " in said
     assert f"SM{gpu.sm}" in said
     assert backend == "auto" or backend.lower() in said.lower()
 
@@ -125,16 +128,16 @@ def test_quantisations_that_no_reader_of_the_library_knows(load: Load, spoil: Ca
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"precision": "fp8", "dtype": "auto"}, "precision=fp8 was asked for and "),
-        ({"precision": "bf16", "dtype": "float32"}, "holds fp32"),
-        ({"dtype": "int8"}, "no dtype 'int8'"),
-        ({"device": "cpu"}, "device=cpu: TensorRT-LLM runs on NVIDIA GPUs alone"),
-        ({"options": {"worker": "in_process", "tensor_parallel_size": 2}}, "worker=in_process is for one GPU and 2"),
-        ({"options": {"tensor_parallel_size": 2}}, "ask for 2 GPUs and this machine has 0"),
+        ({"precision": "fp8", "dtype": "auto"}, ", not precision=fp8. Give a checkpoint"),
+        ({"precision": "bf16", "dtype": "float32"}, "is fp32, not precision=bf16"),
+        ({"dtype": "int8"}, "dtype=int8 is not supported"),
+        ({"device": "cpu"}, "TensorRT-LLM runs on NVIDIA GPUs only, not on device=cpu"),
+        ({"options": {"worker": "in_process", "tensor_parallel_size": 2}}, "worker=in_process is for one GPU, and"),
+        ({"options": {"tensor_parallel_size": 2}}, "ask for 2 GPUs, and this machine has 0"),
         ({"options": {"tensor_parallel_size": 2, "pipeline_parallel_size": "3"}}, "ask for 6 GPUs"),
         ({"max_length": 1023}, "max_length=1023 does not fit"),
-        ({"max_length": 0}, "give 16 to 1022"),
-        ({"max_length": 100, "options": {"max_num_tokens": 50}}, "needs max_num_tokens=102 or more"),
+        ({"max_length": 0}, "Give 16 to 1022"),
+        ({"max_length": 100, "options": {"max_num_tokens": 50}}, "Give max_num_tokens=102 or more"),
     ],
 )
 def test_settings_that_make_no_sense(load: Load, events: Any, given: dict[str, Any], says: str) -> None:
@@ -145,14 +148,13 @@ def test_settings_that_make_no_sense(load: Load, events: Any, given: dict[str, A
 @OLDEST
 def test_a_precision_that_the_checkpoint_does_not_hold(load: Load) -> None:
     said = refusal(lambda: load(precision="fp8", dtype="auto"))
-    assert "precision=fp8 was asked for" in said
-    assert "holds bf16; give the checkpoint that holds fp8" in said
+    assert "is bf16, not precision=fp8. Give a checkpoint in fp8" in said
 
 
 @OLDEST
 def test_two_gpus_where_there_is_one(load: Load, gpus: Callable[..., None]) -> None:
     gpus(H100)
-    assert "this machine has 1; give a smaller" in refusal(lambda: load(options={"tensor_parallel_size": 2}))
+    assert "this machine has 1. Give a smaller" in refusal(lambda: load(options={"tensor_parallel_size": 2}))
 
 
 @OLDEST
@@ -228,7 +230,7 @@ def test_a_request_that_fails(engine: TrtllmEngine, version: str, monkeypatch: p
 def test_fewer_tokens_than_were_asked_for(engine: TrtllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRTLLM_DOUBLE", "short_output")
     said = refusal(lambda: engine.generate([[1, 2]], GenerationRequest(5, ignore_eos=True)), EngineError)
-    assert "generated 4 tokens where 5 were asked for" in said
+    assert "generated 4 tokens instead of 5" in said
 
 
 @EVERY
@@ -276,5 +278,5 @@ def test_what_a_gpu_cannot_run(held: str, sm: int, backend: str | None) -> None:
 
 
 def test_the_shipped_checkpoint_is_what_it_says() -> None:
-    model = read_model(settings(SHIPPED, dtype="auto"))
+    model = read_model(TRTLLM, settings(SHIPPED, dtype="auto"))
     assert (model.precision, model.dtype, model.carried.method) == ("bf16", "bfloat16", "none")

@@ -141,31 +141,31 @@ def test_an_untied_head_leaves_an_embedding_of_which_only_rows_are_read(load: Lo
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_modle_len": 5}, "did you mean max_model_len?"),
-        ({"tp": 2}, "did you mean tensor_parallel_size?"),
-        ({"attn_backend": "X"}, "did you mean attention_backend?"),
-        ({"zzz": 1}, "has no setting zzz; leave it out"),
+        ({"max_modle_len": 5}, "Did you mean max_model_len?"),
+        ({"tp": 2}, "Did you mean tensor_parallel_size?"),
+        ({"attn_backend": "X"}, "Did you mean attention_backend?"),
+        ({"zzz": 1}, "has no setting zzz. Omit it"),
         ({"_api_process_rank": 1}, "has no setting"),
-        ({"quantization": "fp8"}, "give precision=fp8 or precision=fp8_block"),
-        ({"cudagraph_capture_sizes": "1:2"}, "give cuda_graph_batch_sizes"),
+        ({"quantization": "fp8"}, "Give precision=fp8 or precision=fp8_block"),
+        ({"cudagraph_capture_sizes": "1:2"}, "Give cuda_graph_batch_sizes"),
         ({"speculative_config": "{}"}, "drafted tokens"),
         ({"logprobs_mode": "raw_logits"}, "raw log-probabilities"),
         ({"generation_config": "vllm"}, "greedy has to stay greedy"),
-        ({"enable_prefix_caching": "true"}, "would spare repeated prompts the prefill"),
+        ({"enable_prefix_caching": "true"}, "would skip the prefill of repeated prompts"),
         ({"moe_backend": "nothing"}, "moe_backend=nothing does not suit vLLM 0.22.1"),
         ({"moe_backend": "emulation"}, "computes in 16 bits"),
         ({"max_num_seqs": "many"}, "max_num_seqs=many does not suit"),
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype=int3 does not suit"),
         ({"compilation_config": "{3"}, "is not JSON"),
-        ({"cuda_graph_batch_sizes": "1:x"}, "write 1:8:32"),
-        ({"worker": "else"}, "neither in_process nor spawned"),
-        ({"weights": "none"}, "neither checkpoint nor random"),
+        ({"cuda_graph_batch_sizes": "1:x"}, "Write a list as 1:8:32"),
+        ({"worker": "else"}, "Give worker=in_process or worker=spawned"),
+        ({"weights": "none"}, "Give weights=checkpoint or weights=random"),
         ({"weights": "random", "load_format": "auto"}, "contradict each other"),
         ({"weights": "random", "worker": "spawned"}, "is for one GPU"),
         ({"weights": "random", "tensor_parallel_size": 2}, "is for one GPU"),
-        ({"worker": "in_process", "tensor_parallel_size": 2}, "is for one GPU and 2 are asked for"),
+        ({"worker": "in_process", "tensor_parallel_size": 2}, "is for one GPU, and the parallel sizes ask for 2"),
         ({"tensor_parallel_size": "two"}, "is not a whole number above 0"),
-        ({"tensor_parallel_size": 2}, "ask for 2 GPUs and this machine has 0"),
+        ({"tensor_parallel_size": 2}, "ask for 2 GPUs, and this machine has 0"),
         ({"max_model_len": 10}, "leaves too small a window"),
         ({"max_model_len": 4096}, None),
         ({"moe_backend": "cutlass"}, "cannot load .*not supported for unquantized MoE"),
@@ -185,14 +185,14 @@ def test_what_cannot_be_met_is_refused_in_a_sentence(load: Load, options: dict[s
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"precision": "nvfp4"}, "holds fp32, of which vLLM makes fp8 and fp8_block while it loads"),
-        ({"precision": "nvfp4", "dtype": "auto"}, "holds bf16, of which vLLM makes fp8 and fp8_block"),
-        ({"precision": "fp8", "dtype": "float32"}, "add dtype=bfloat16"),
-        ({"precision": "fp16", "dtype": "bfloat16"}, "holds bf16"),
-        ({"dtype": "int8"}, "There is no dtype 'int8' here"),
-        ({"device": "cpu"}, "on NVIDIA GPUs alone"),
-        ({"max_length": 4}, "give 16 to 1022"),
-        ({"max_length": 1023}, "give 16 to 1022"),
+        ({"precision": "nvfp4"}, "is fp32, not precision=nvfp4. While it loads, vLLM quantises it to"),
+        ({"precision": "nvfp4", "dtype": "auto"}, "is bf16, not precision=nvfp4. While it loads, vLLM quantises it to"),
+        ({"precision": "fp8", "dtype": "float32"}, "Add dtype=bfloat16"),
+        ({"precision": "fp16", "dtype": "bfloat16"}, "is bf16, not precision=fp16"),
+        ({"dtype": "int8"}, "dtype=int8 is not supported"),
+        ({"device": "cpu"}, "vLLM runs on NVIDIA GPUs only"),
+        ({"max_length": 4}, "Give 16 to 1022"),
+        ({"max_length": 1023}, "Give 16 to 1022"),
         ({"revision": "x", "folder": "/nowhere"}, "There is no folder"),
     ],
 )
@@ -204,15 +204,15 @@ def test_settings_that_cannot_be_met_are_refused(load: Load, given: dict[str, An
 def test_a_quantised_checkpoint_is_not_quantised_again(load: Load, spoil: Callable[..., Path]) -> None:
     held = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
     folder = spoil(quantization_config=held)
-    with pytest.raises(UsageError, match=r"holds fp8_block \(fp8 with blocks.*of which vLLM makes nothing else"):
+    with pytest.raises(UsageError, match=r"is fp8_block.* vLLM does not quantise it again, as it is fp8 with"):
         load(folder, precision="fp8", dtype="auto")
-    with pytest.raises(UsageError, match="give the configuration of the BF16 model with precision=fp8_block"):
+    with pytest.raises(UsageError, match="Give the configuration of the BF16 model with precision=fp8_block"):
         load(folder, options={"weights": "random"})
 
 
 def test_a_precision_that_the_gpu_does_not_run_is_refused(load: Load, gpus: Callable[..., None]) -> None:
     gpus(A100)
-    with pytest.raises(UsageError, match=r"in fp8 cannot run on vLLM on NVIDIA A100: .*SM89 or newer"):
+    with pytest.raises(UsageError, match=r"vLLM cannot run .* in fp8 on NVIDIA A100: .*SM89 or newer"):
         load(precision="fp8", dtype="auto")
 
 
@@ -239,7 +239,7 @@ def test_a_cache_of_the_tokens_asked_for_starts_beside_another_process(
     monkeypatch.setenv("VLLM_DOUBLE", "free=10")
     engine = load(kv_tokens=8 * 96, batch_size=8, max_length=96)
     cache = engine.session.llm.llm_engine.vllm_config.cache_config
-    assert cache.gpu_memory_utilization == sizing.LITTLE
+    assert cache.gpu_memory_utilization == sizing.MIN_UTILIZATION
     assert cache.num_gpu_blocks == 8 * 6 + 8 + 2
     assert engine.facts.arguments["kv_cache_memory_bytes"] == 58 * 16 * 5 * 2 * 2 * 32 * 4
     # one sequence of the longest length fits in any case

@@ -115,7 +115,7 @@ def test_another_length_than_asked_for_is_an_error(
 ) -> None:
     engine = load()
     monkeypatch.setenv("VLLM_DOUBLE", "short_output")
-    with pytest.raises(EngineError, match="generated 3 tokens where 4 were asked for"):
+    with pytest.raises(EngineError, match="generated 3 tokens instead of 4"):
         engine.generate(prompts[:1], GenerationRequest(4, ignore_eos=True, timed=timed))
 
 
@@ -147,11 +147,11 @@ def test_layers_without_a_router_have_no_experts() -> None:
 
 
 def test_an_engine_that_was_not_loaded_to_tell_experts_says_how(engine: VllmEngine) -> None:
-    with pytest.raises(UsageError, match="add enable_return_routed_experts=true and enforce_eager=true"):
+    with pytest.raises(UsageError, match="Add enable_return_routed_experts=true and enforce_eager=true"):
         engine.routing([[5]], 2)
 
 
-@pytest.mark.parametrize(("knob", "words"), [("silent_experts", "give moe_backend=triton"), ("drop", "3 tokens were")])
+@pytest.mark.parametrize(("knob", "words"), [("silent_experts", "Give moe_backend=triton"), ("drop", "for 3 tokens")])
 def test_experts_that_are_not_told_are_an_error(
     load: Load, monkeypatch: pytest.MonkeyPatch, knob: str, words: str
 ) -> None:
@@ -169,7 +169,7 @@ def test_a_trace_in_this_process_holds_what_ran(engine: VllmEngine, tmp_path: Pa
 
 def test_a_spawned_worker_is_traced_by_vllm_where_its_profiler_is_set(load: Load, tmp_path: Path) -> None:
     with (
-        pytest.raises(UsageError, match="give worker=in_process"),
+        pytest.raises(UsageError, match="Give worker=in_process"),
         load(options={"worker": "spawned"}).trace(tmp_path / "trace.json"),
     ):
         pass

@@ -24,13 +24,13 @@ RANDOM = {"weights": "random"}
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("model.layers.0.input_layernorm.weight", "one"),
-        ("model.layers.0.self_attn.q_norm.weight", "one"),
-        ("model.norm.weight", "one"),
-        ("transformer.h.0.ln_1.weight", "one"),
-        ("model.layers.0.self_attn.qkv_proj.bias", "zero"),
-        ("model.layers.0.mlp.experts.w13_bias", "zero"),
-        ("model.layers.0.mlp.gate.e_score_correction_bias", "zero"),
+        ("model.layers.0.input_layernorm.weight", "ones"),
+        ("model.layers.0.self_attn.q_norm.weight", "ones"),
+        ("model.norm.weight", "ones"),
+        ("transformer.h.0.ln_1.weight", "ones"),
+        ("model.layers.0.self_attn.qkv_proj.bias", "zeros"),
+        ("model.layers.0.mlp.experts.w13_bias", "zeros"),
+        ("model.layers.0.mlp.gate.e_score_correction_bias", "zeros"),
         ("model.layers.0.mlp.experts.w13_weight", "normal"),
         ("model.layers.0.mlp.gate.weight", "normal"),
         ("model.embed_tokens.weight", "normal"),
@@ -137,7 +137,7 @@ def test_precisions_start_from_the_same_values_and_the_router_is_left(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         plain = load(dtype="auto", options=RANDOM)
-    assert "the weights are made up" in caplog.text
+    assert "the weights are random" in caplog.text
     assert (plain.facts.weights, plain.facts.fingerprint) == ("random", "random weights (weights=random)")
     weights = _weights(plain)
     experts = "model.layers.3.mlp.experts.w2_weight"

@@ -1,0 +1,128 @@
+"""What a checkpoint's files say before a served engine loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from moe_eval.checkpoint import contents, precision
+from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.served.traits import Traits
+from moe_eval.errors import UsageError
+
+# quantisations that the libraries' readers know, by the first word of contents.Carried.method
+_READABLE_METHODS = ("none", "fp8", "modelopt", "compressed-tensors")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint and how it is to be loaded.
+
+    Attributes:
+        name: the folder or the hub's name.
+        folder: with its JSON files.
+        config: config.json, the settings of the language model itself on the top level.
+        precision: what the experts will compute in.
+        dtype: torch's name of the type outside quantised layers.
+        online: whether the engine quantises the weights while it loads them.
+        weights: where the weights come from.
+        fingerprint: see EngineFacts.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, object]
+    carried: contents.Carried
+    precision: str
+    dtype: str
+    online: bool
+    weights: Literal["checkpoint", "random"]
+    fingerprint: str
+
+    @property
+    def architecture(self) -> str:
+        """The model class."""
+        names: Any = self.config.get("architectures") or ["unknown"]
+        return str(next(iter(names)))
+
+    @property
+    def positions(self) -> int:
+        """The longest sequence that the model supports."""
+        return int(str(self.config.get("max_position_embeddings") or 2048))
+
+
+def read_model(
+    traits: Traits, settings: EngineSettings, weights: Literal["checkpoint", "random"] = "checkpoint"
+) -> Model:
+    """Read what the checkpoint is.
+
+    Raises:
+        UsageError: it is not here, is damaged, or neither has the requested precision nor can be quantised to it.
+    """
+    local = contents.local_folder(settings.checkpoint)
+    folder = contents.settings_folder(settings.checkpoint, settings.revision)
+    if local and weights == "checkpoint":
+        contents.check_weights(folder)
+    carried = contents.carried(folder)
+    _check_method(traits, settings.checkpoint, carried, weights)
+    config = contents.read_config(folder)
+    executed, dtype = _precision(traits, settings, carried, contents.stored_dtype(config))
+    # the hub's cache keeps a folder for each commit
+    origin = contents.fingerprint(folder) if local else f"{settings.checkpoint}@{folder.name}"
+    return Model(
+        name=str(local or settings.checkpoint),
+        folder=folder,
+        config=contents.text_config(config),
+        carried=carried,
+        precision=executed,
+        dtype=dtype,
+        online=carried.method == "none" and executed in traits.online,
+        weights=weights,
+        fingerprint="random weights (weights=random)" if weights == "random" else origin,
+    )
+
+
+def _check_method(traits: Traits, checkpoint: str, carried: contents.Carried, weights: str) -> None:
+    if carried.method.split()[0] not in _READABLE_METHODS or carried.precision is None:
+        raise UsageError(
+            f"{checkpoint} is quantised as {carried.method}, which moe_eval cannot run on {traits.title}. Give a "
+            f"checkpoint in {traits.readable}."
+        )
+    if weights == "random" and carried.method != "none":
+        raise UsageError(
+            f"weights=random starts from 16 bits, and {checkpoint} is quantised ({carried.method}). Give the "
+            f"configuration of the BF16 model with precision={carried.precision}."
+        )
+
+
+def _precision(traits: Traits, settings: EngineSettings, carried: contents.Carried, stored: str) -> tuple[str, str]:
+    """The precision of the experts and the dtype of the rest."""
+    requested = settings.precision
+    if settings.dtype != "auto" and settings.dtype not in precision.OF_DTYPE:
+        raise UsageError(f"dtype={settings.dtype} is not supported. Choose auto, {', '.join(precision.OF_DTYPE)}.")
+    dtype = stored if settings.dtype == "auto" else settings.dtype
+    executed = str(carried.precision)
+    if carried.method == "none":
+        if settings.dtype == "auto" and requested in precision.DTYPE_OF:
+            dtype = precision.DTYPE_OF[requested]
+        executed = precision.OF_DTYPE[dtype]
+        if requested is not None and requested in traits.online:
+            if executed == "fp32":
+                raise UsageError(f"{traits.title} quantises 16-bit weights, and these are {dtype}. Add dtype=bfloat16.")
+            return requested, dtype
+    if requested not in (None, executed):
+        raise UsageError(
+            f"{settings.checkpoint} is {executed}, not precision={requested}. {_online_limits(traits, carried)}"
+            f"Give a checkpoint in {requested}, or omit precision."
+        )
+    return executed, dtype
+
+
+def _online_limits(traits: Traits, carried: contents.Carried) -> str:
+    if not traits.online:
+        return ""
+    if carried.method != "none":
+        return f"{traits.title} does not quantise it again, as it is {carried.method}. "
+    return f"While it loads, {traits.title} quantises it to {' and '.join(traits.online)} only. "
