@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def latency(
     output_dir: str = "first",
     run_id: str | None = RUN,
     slow: int = 0,
-    **facts: object,
+    **facts: Any,
 ) -> LatencyRecord:
     """A latency record; the first token takes a quarter of every call, and `e2e_ms` is by batch size."""
     planned = planned or name.removesuffix(REPEAT_SUFFIX)
@@ -143,12 +144,14 @@ def _shape(shape: Shape, e2e_ms: Blocks, slow: int, experts: float | None) -> Sh
     notes = (f"{count} of {len(ms)} iterations ran at under 75 % of the GPU's default clock",) if count else ()
     steps = max(shape.output_len - 1, 1)
     tokens = shape.batch_size * shape.output_len
+    output_tok_s = [1000 * tokens / e2e for e2e in ms]
+    prefill_tok_s = [4000 * shape.batch_size * shape.input_len / e2e for e2e in ms]
     metrics = LatencyMetrics(
         ttft_ms=_metric([e2e / 4 for e2e in ms]),
         tpot_ms=_metric([0.75 * e2e / steps for e2e in ms]),
         e2e_ms=_metric(ms),
-        output_tok_s=_metric([1000 * tokens / e2e for e2e in ms]),
-        prefill_tok_s=_metric([4000 * shape.batch_size * shape.input_len / e2e for e2e in ms]),
+        output_tok_s=_metric(output_tok_s),
+        prefill_tok_s=_metric(prefill_tok_s),
         j_per_tok=_metric([e2e / 100 / tokens for e2e in ms], "nvml"),
     )
     medians = SourceMedians(statistics.median(ms) / 4, statistics.median(ms))
@@ -162,8 +165,8 @@ def _shape(shape: Shape, e2e_ms: Blocks, slow: int, experts: float | None) -> Sh
         num_iterations=len(ms),
         warmup_iterations=(5,),
         figures=figures,
-        output_tokens_per_sec=metrics.output_tok_s and metrics.output_tok_s.median,
-        prefill_tokens_per_sec=metrics.prefill_tok_s and metrics.prefill_tok_s.median,
+        output_tokens_per_sec=statistics.median(output_tok_s),
+        prefill_tokens_per_sec=statistics.median(prefill_tok_s),
         notes=notes,
         experts_per_layer_step=experts,
         experts_of_independent_draws=None if experts is None else 60.0,
@@ -199,7 +202,7 @@ def quality(
     status: Status = Status.FINISHED,
     output_dir: str = "first",
     run_id: str | None = RUN,
-    **facts: object,
+    **facts: Any,
 ) -> QualityRecord:
     """A quality record; `noise_floor` is how far batching moves ln(perplexity)."""
     precision = name.removesuffix(REPEAT_SUFFIX)
@@ -251,9 +254,9 @@ def kernels(
     return replace(record, shape=shape, origin=Origin(RUN))
 
 
-def arm(name: str, e2e_ms: Mapping[int, Blocks], **options: object) -> ArmRecords:
+def arm(name: str, e2e_ms: Mapping[int, Blocks], **options: Any) -> ArmRecords:
     """An arm that was timed and nothing else."""
-    record = latency(name, e2e_ms, **options)  # type: ignore[arg-type]
+    record = latency(name, e2e_ms, **options)
     return ArmRecords(name, record.precision_planned, record)
 
 
