@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
+from moe_eval.cli.options.measuring import CommandName
 from moe_eval.comparison import pairs
-from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
-from moe_eval.records.run import CommandName, RunRecord, Skipped
+from moe_eval.records.run import RunRecord, Skipped
 from moe_eval.report import write
 from moe_eval.runner.folder import RunFolder
 
@@ -24,35 +23,13 @@ def conclude(folder: Path, command: CommandName) -> tuple[list[ArmRecords], Comp
     """
     files = RunFolder(folder, command)
     run = files.run()
-    arms = own_arms(folder, run)
+    arms = by_arm.read(folder, run.run_id)
     if not arms:
         return [], None
     comparison = pairs.compare(arms, skipped=left_out([run], arms))
     disk.write_record(files.comparison_file, comparison)
     write.write(comparison, folder, files.page_file.name, files.text_file.name, run)
     return arms, comparison
-
-
-def own_arms(folder: Path, run: RunRecord) -> list[ArmRecords]:
-    """The arms of a run, with the records that it made: a folder may hold those of other commands as well."""
-    try:
-        arms = by_arm.read(folder)
-    except UsageError:
-        if any(folder.glob("perf_*_*.json")) or any(folder.glob("ppl_*_*.json")):
-            raise
-        return []  # nothing but traces that could not be made
-    own = [_of_run(arm, run.run_id) for arm in arms]
-    return [arm for arm in own if arm.latency or arm.quality or arm.kernels]
-
-
-def _of_run(arm: ArmRecords, run_id: str) -> ArmRecords:
-    latency, quality = arm.latency, arm.quality
-    return replace(
-        arm,
-        latency=latency if latency and latency.origin.run_id == run_id else None,
-        quality=quality if quality and quality.origin.run_id == run_id else None,
-        kernels={name: record for name, record in arm.kernels.items() if record.origin.run_id == run_id},
-    )
 
 
 def left_out(runs: Sequence[RunRecord], arms: Sequence[ArmRecords]) -> tuple[Skipped, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moe_eval.checkpoint import shipped as shipped_model
 from moe_eval.cli.options.measuring import (
+    CommandName,
     EmulationOptions,
     LatencyOptions,
     MeasuringOptions,
@@ -23,7 +24,7 @@ from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
-from moe_eval.records.run import EVALUATORS, CommandName, EvaluatorName
+from moe_eval.records.run import EVALUATORS, EvaluatorName
 from moe_eval.runner.request import ArmsRequest, RunRequest
 
 

@@ -10,6 +10,7 @@ from moe_eval.cli.options.option import Declared, option
 from moe_eval.data.scoring_windows import DATASETS
 from moe_eval.records.run import EVALUATORS, EvaluatorName
 
+CommandName = Literal["run", "perf", "ppl"]
 _ARMS, _EVALUATORS, _TEXT, _QUALITY = "arms", "evaluators", "text", "quality"
 _LATENCY, _COMMAND = "latency and kernels", "the command itself"
 _LEAST_WARM_UPS = 5
