@@ -11,7 +11,8 @@ from typing import Any
 
 from moe_eval.data.workload import Shape
 from moe_eval.machine import gpu_memory
-from moe_eval.machine.nvml import Nvml, Sampler
+from moe_eval.machine.nvml import Nvml
+from moe_eval.machine.sampler import Sampler
 from moe_eval.records import disk
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from moe_eval.runner.folder import RunFolder

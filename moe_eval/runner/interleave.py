@@ -12,7 +12,8 @@ from typing import Any, Literal
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.evaluators.latency import Sample
 from moe_eval.machine import gpu_memory
-from moe_eval.machine.nvml import Nvml, Sampler
+from moe_eval.machine.nvml import Nvml
+from moe_eval.machine.sampler import Sampler
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 
 Mode = Literal["interleaved", "reloaded", "sequential"]
