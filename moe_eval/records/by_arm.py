@@ -13,7 +13,7 @@ from typing import Any
 from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.errors import UsageError
 
-AGAIN = "-again"  # the end of the name of an arm that is another one, measured a second time
+REPEAT_SUFFIX = AGAIN = "-again"  # the end of the name of an arm that is another one, measured a second time
 _FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu)(?:_(b\d+_i\d+_o\d+))?\.json")
 _MADE_BY = {"perf": "moe-eval perf", "ppl": "moe-eval ppl", "kernels": "the kernels evaluator"}
 _SCHEMA = 1
