@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_eval.cli.options.measuring import CommandName
 from moe_eval.comparison import pairs
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
@@ -13,9 +12,10 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord, Skipped
 from moe_eval.report import write
 from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.request import Command
 
 
-def conclude(folder: Path, command: CommandName) -> tuple[list[ArmRecords], ComparisonRecord | None]:
+def conclude(folder: Path, command: Command) -> tuple[list[ArmRecords], ComparisonRecord | None]:
     """Compare what the run in a folder has measured, and write the comparison and the report.
 
     Returns:

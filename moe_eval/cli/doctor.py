@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 from moe_eval.checkpoint import precision
@@ -29,21 +29,35 @@ def run(options: DoctorOptions) -> None:
     versions = {name: _version(kind.package) for name, kind in registry.ENGINES.items()}
     rows = _matrix(machine, versions)
     if options.json:
-        print(json.dumps({"machine": asdict(machine), "engines": versions, "precisions": rows}, indent=1))
+        print(
+            json.dumps(
+                {"machine": asdict(machine), "engines": versions, "precisions": [asdict(row) for row in rows]}, indent=1
+            )
+        )
         return
     print("\n".join(_page(machine, versions, rows)))
     if options.selftest:
         _selftest(options.model_args)
 
 
-def _matrix(machine: hardware.Machine, versions: Mapping[str, str | None]) -> list[dict[str, str | bool | None]]:
-    """Every precision on every engine: whether it runs on the first GPU, and why not."""
-    rows: list[dict[str, str | bool | None]] = []
+@dataclass(frozen=True)
+class _Support:
+    """A precision on an engine: whether it runs on the first GPU, and why not."""
+
+    engine: str
+    precision: str
+    runs: bool
+    why_not: str | None
+
+
+def _matrix(machine: hardware.Machine, versions: Mapping[str, str | None]) -> list[_Support]:
+    """Every precision on every engine."""
+    rows = []
     for engine, version in versions.items():
         kind = registry.ENGINES[engine]
         for name in (*precision.PRECISIONS, *precision.WEIGHT_ONLY.values()):
             reason = _reason(engine, kind, name, version, machine)
-            rows.append({"engine": engine, "precision": name, "runs": reason is None, "why_not": reason})
+            rows.append(_Support(engine, name, reason is None, reason))
     return rows
 
 
@@ -61,9 +75,7 @@ def _reason(
     return precision.why_not(engine, name, machine.gpus[0].sm, version=version) if machine.gpus else "no GPU"
 
 
-def _page(
-    machine: hardware.Machine, versions: Mapping[str, str | None], rows: list[dict[str, str | bool | None]]
-) -> list[str]:
+def _page(machine: hardware.Machine, versions: Mapping[str, str | None], rows: list[_Support]) -> list[str]:
     lines = ["# moe-eval doctor", "", "## Machine", "", f"- {machine.os}, Python {machine.python}, {machine.cpu}"]
     lines += [
         f"- GPU {index}: {gpu.name}, SM{gpu.sm}, {gpu.memory_bytes / 2**30:.1f} GiB"
@@ -75,8 +87,8 @@ def _page(
         lines.append(f"- {name}: {kind.title} {versions[name] or absent}")
     lines += ["", "## Precisions of the experts", ""]
     for row in rows:
-        if versions[str(row["engine"])] is not None:
-            lines.append(f"- {row['precision']} on {row['engine']}: {'yes' if row['runs'] else row['why_not']}")
+        if versions[row.engine] is not None:
+            lines.append(f"- {row.precision} on {row.engine}: {row.why_not or 'yes'}")
     return lines
 
 

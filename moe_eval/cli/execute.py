@@ -11,9 +11,10 @@ from rich.console import RenderableType
 
 from moe_eval.cli import gated
 from moe_eval.cli.conclude import conclude
-from moe_eval.cli.options.measuring import CommandName, MeasuringOptions
+from moe_eval.cli.options.measuring import MeasuringOptions
 from moe_eval.cli.request import gpus_of, make_folder, request_of
 from moe_eval.comparison import gate, wording
+from moe_eval.data import prompts
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.evaluators import latency
 from moe_eval.exits import Ended, code, terminable
@@ -22,11 +23,11 @@ from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
 from moe_eval.report.console import TaskProgress, print_renderable, say
-from moe_eval.runner import opened
 from moe_eval.runner import plan as planning
+from moe_eval.runner import resume
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan
-from moe_eval.runner.request import RunRequest
+from moe_eval.runner.request import Command, RunRequest
 from moe_eval.runner.run import Run
 from moe_eval.runner.tasks import Task
 from moe_eval.tracking import plan_run
@@ -113,13 +114,26 @@ def measure(options: MeasuringOptions, out: Say) -> Outcome:
     nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped))
     if options.dry_run:
         return nothing
-    if not plan.arms:
-        print("No precision was left to run. The lines above say what each of them needs.", file=sys.stderr)
-        return nothing
+    if plan.arms:
+        _check(request, plan)
+        make_folder(request.folder)
+        return _measured(request, plan, gpus, out)
+    print("No precision was left to run. The lines above say what each of them needs.", file=sys.stderr)
+    if request.command != "run":  # perf and ppl leave a record of what is skipped
+        make_folder(request.folder)
+        with TaskProgress() as shown:
+            Run(request, plan, gpus).execute(shown)
+    return nothing
+
+
+def _check(request: RunRequest, plan: Plan) -> None:
+    """Refuse what cannot be measured, before anything is written or loaded."""
     if "latency" in request.evaluators:
         latency.refuse_profiler()
-    make_folder(request.folder)
-    return _measured(request, plan, gpus, out)
+    arms = [arm for arm in plan.arms if {"latency", "kernels"} & set(plan.evaluators[arm.name])]
+    if arms:
+        tokenizer = request.tokenizer or arms[0].settings.checkpoint
+        prompts.of_arms(request.dataset, request.seed, request.shapes, arms, tokenizer)
 
 
 def _before(request: RunRequest) -> RunRecord | None:
@@ -129,7 +143,7 @@ def _before(request: RunRequest) -> RunRecord | None:
         return None
     with folder.locked():
         run = folder.run()
-    opened.check_options(run, request.options, request.folder)
+    resume.check_options(run, request.options, request.folder)
     return run
 
 
@@ -170,7 +184,7 @@ class _Progress:
 class _Tracked:
     """A run in MLflow, whose trouble stops no measurement."""
 
-    def __init__(self, folder: Path, command: CommandName, out: Say) -> None:
+    def __init__(self, folder: Path, command: Command, out: Say) -> None:
         self._folder, self._command, self._out = folder, command, out
         self._is_open = False
         self.failure: str | None = None

@@ -96,8 +96,6 @@ def _is_one_measurement(arm: ArmRecords, earlier: ArmRecords) -> bool:
         for record, before in ((arm.latency, earlier.latency), (arm.quality, earlier.quality))
         if record and before and Status.FINISHED is record.status is before.status
     ]
-    is_same_run = any(
-        record.origin.run_id and record.origin.run_id == before.origin.run_id for record, before in both
-    )
+    is_same_run = any(record.origin.run_id and record.origin.run_id == before.origin.run_id for record, before in both)
     is_same_trace = bool(arm.kernels) and arm.kernels == earlier.kernels
     return is_same_run or is_same_trace or any(record == before for record, before in both)

@@ -17,6 +17,7 @@ from moe_eval.machine import nsys
 from moe_eval.runner import fit
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
+from moe_eval.runner.folder import place
 from moe_eval.runner.request import RunRequest
 
 
@@ -42,10 +43,9 @@ def record(options: PerfOptions) -> None:
     if work is None:
         return
     if not nsys.inside():
-        place = f"sm{gpus[0].sm}" if gpus else "cpu"
         for arm in plan.arms:
             for shape in work.shapes:
-                report = request.folder / f"profile_{arm.precision}_{place}.nsys-rep"
+                report = request.folder / f"profile_{arm.precision}_{place(gpus)}.nsys-rep"
                 if len(work.shapes) > 1:
                     report = report.with_stem(f"{report.stem}_{shape.name}")
                 print(nsys.NsysCommand({}, nsys.arguments(_repeated(arm, shape), report), report))

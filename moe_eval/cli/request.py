@@ -8,7 +8,6 @@ from pathlib import Path
 
 from moe_eval.checkpoint import shipped as shipped_model
 from moe_eval.cli.options.measuring import (
-    CommandName,
     EmulationOptions,
     LatencyOptions,
     MeasuringOptions,
@@ -25,7 +24,7 @@ from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.run import EVALUATORS, EvaluatorName
-from moe_eval.runner.request import ArmsRequest, RunRequest
+from moe_eval.runner.request import ArmsRequest, Command, RunRequest, SharedSettings
 
 
 def request_of(options: MeasuringOptions) -> RunRequest:
@@ -59,7 +58,7 @@ def request_of(options: MeasuringOptions) -> RunRequest:
     )
 
 
-def command_of(options: MeasuringOptions) -> CommandName:
+def command_of(options: MeasuringOptions) -> Command:
     """The command that has these options."""
     if isinstance(options, PerfOptions):
         return "perf"
@@ -109,7 +108,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     return arms, None if tokenizer is None else str(tokenizer)
 
 
-def _settings(arguments: dict[str, object]) -> dict[str, object]:
+def _settings(arguments: dict[str, object]) -> SharedSettings:
     """Take what is no engine's own but a field of EngineSettings out of the model arguments.
 
     Raises:
@@ -117,23 +116,26 @@ def _settings(arguments: dict[str, object]) -> dict[str, object]:
     """
     import torch
 
+    settings = SharedSettings()
     is_trusted = flag(arguments, "trust_remote_code")
-    settings: dict[str, object] = {
-        name: str(arguments.pop(name)) for name in ("dtype", "device", "revision") if name in arguments
-    }
-    name = str(settings.get("dtype", "auto"))
-    dtype = torch.float32 if name == "auto" else getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UsageError(f"dtype={name} is no floating-point type of torch. Give bfloat16, for example.")
-    if "device" in settings:
-        hardware.check_device(str(settings["device"]))
-    return settings if is_trusted is None else {**settings, "trust_remote_code": is_trusted}
+    if is_trusted is not None:
+        settings["trust_remote_code"] = is_trusted
+    if "dtype" in arguments:
+        settings["dtype"] = name = str(arguments.pop("dtype"))
+        dtype = torch.float32 if name == "auto" else getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise UsageError(f"dtype={name} is no floating-point type of torch. Give bfloat16, for example.")
+    if "device" in arguments:
+        settings["device"] = str(arguments.pop("device"))
+        hardware.check_device(settings["device"])
+    if "revision" in arguments:
+        settings["revision"] = str(arguments.pop("revision"))
+    return settings
 
 
 def gpus_of(request: RunRequest) -> tuple[Gpu, ...]:
     """The GPUs that the arms may use: those that torch sees, from the one on that `device` names."""
-    device = request.arms.settings.get("device")
-    return hardware.gpus_from(None if device is None else str(device))
+    return hardware.gpus_from(request.arms.settings.get("device"))
 
 
 def make_folder(folder: Path) -> None:

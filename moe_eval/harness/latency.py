@@ -15,7 +15,8 @@ from moe_eval.evaluators import latency, speed
 from moe_eval.harness import LATENCY
 from moe_eval.harness.shapes import ShapesTask, shape
 from moe_eval.machine import hardware
-from moe_eval.machine.nvml import Nvml, Sampler
+from moe_eval.machine.nvml import Nvml
+from moe_eval.machine.sampler import Sampler
 from moe_eval.tracking import keys
 
 

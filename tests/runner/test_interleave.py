@@ -19,7 +19,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.runner import interleave
 from moe_eval.runner.arm_process import ArmFailed, Load
 from moe_eval.runner.interleave import ArmRun, Conductor, Schedule
-from tests.machine.test_nvml import ONE, Card, Fake
+from tests.doubles.nvml import ONE, Card, Fake
 
 WORK = workload.from_seed(0, workload.shapes([2, 1], 4, 3), 50)
 FROZEN = Path("workload.json")  # the made-up arms do not read it

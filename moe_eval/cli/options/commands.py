@@ -31,7 +31,10 @@ PERF = Command(
     "(perf_ARM_smXY.json, or _cpu). Arms that fit on the GPU together take turns (A B B A). Otherwise each is loaded "
     "again in every block. At the end a table compares them with the first.",
     (
-        ("three batch sizes of two checkpoints", "moe-eval perf --model_path M --fp8_model_path M-FP8 --batch_size 1,8,32"),
+        (
+            "three batch sizes of two checkpoints",
+            "moe-eval perf --model_path M --fp8_model_path M-FP8 --batch_size 1,8,32",
+        ),
         (
             "the first arm against itself, on made-up prompts",
             "moe-eval perf --model_path M --precisions bf16 --aa --dataset random",
@@ -95,7 +98,10 @@ DOCTOR = Command(
     "one page of Markdown. The exit code is 1 where something does not work.",
     (
         ("this machine", "moe-eval doctor"),
-        ("the self-test on a checkpoint", "moe-eval doctor --selftest --model_args pretrained=M,tensor_parallel_size=2"),
+        (
+            "the self-test on a checkpoint",
+            "moe-eval doctor --selftest --model_args pretrained=M,tensor_parallel_size=2",
+        ),
     ),
 )
 

@@ -10,7 +10,6 @@ from moe_eval.cli.options.option import Declared, option
 from moe_eval.data.scoring_windows import DATASETS
 from moe_eval.records.run import EVALUATORS, EvaluatorName
 
-CommandName = Literal["run", "perf", "ppl"]
 _ARMS, _EVALUATORS, _TEXT, _QUALITY = "arms", "evaluators", "text", "quality"
 _LATENCY, _COMMAND = "latency and kernels", "the command itself"
 _LEAST_WARM_UPS = 5
@@ -117,9 +116,7 @@ class CommandOptions:
     )
     gate: str | None = option(
         None,
-        Declared(
-            'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2', _COMMAND, metavar="CONDITIONS"
-        ),
+        Declared('such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2', _COMMAND, metavar="CONDITIONS"),
     )
     timeout: float = option(
         3600.0,
@@ -142,9 +139,7 @@ class PerfOptions(CommandOptions, LatencyOptions, ArmOptions):
     mode: Literal["perf", "nsys"] = option(
         "perf", Declared("nsys: record one iteration of each shape instead", _LATENCY)
     )
-    layerwise_nvtx: bool = option(
-        False, Declared("with --mode nsys: put an NVTX range around every layer", _LATENCY)
-    )
+    layerwise_nvtx: bool = option(False, Declared("with --mode nsys: put an NVTX range around every layer", _LATENCY))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,5 +147,6 @@ class RunOptions(CommandOptions, LatencyOptions, QualityOptions, EvaluatorOption
     """What `moe-eval run` can be asked."""
 
     output_dir: Path = option(Path("moe_eval_run"), Declared("the folder of the records", _COMMAND))
+
 
 MeasuringOptions = RunOptions | PerfOptions | PplOptions

@@ -136,9 +136,7 @@ class Option:
         if self.choices and word not in self.choices:
             raise Misfit(self.expected, "is unknown", self.declared.synonyms.get(word))
         low, high = self.declared.bounds
-        if isinstance(value, (int, float)) and not (
-            (low is None or value >= low) and (high is None or value <= high)
-        ):
+        if isinstance(value, (int, float)) and not ((low is None or value >= low) and (high is None or value <= high)):
             raise Misfit(self._range(), "is out of range")
         return value
 
@@ -155,9 +153,7 @@ def options_of(kind: type) -> Mapping[str, Option]:
     options = {}
     for entry in fields(kind):
         value_kind, is_list, choices = _unfolded(hints[entry.name])
-        options[entry.name] = Option(
-            entry.name, value_kind, is_list, choices, entry.default, entry.metadata[_DECLARED]
-        )
+        options[entry.name] = Option(entry.name, value_kind, is_list, choices, entry.default, entry.metadata[_DECLARED])
     return options
 
 

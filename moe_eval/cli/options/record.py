@@ -23,4 +23,6 @@ def recorded(options: MeasuringOptions) -> dict[str, OptionValue]:
     redacted = disk.redact({name: value for name, value in plain.items() if value is not None})
     assert isinstance(redacted, dict)
     # redact makes lists of tuples
-    return {name: cast(OptionValue, tuple(value) if isinstance(value, list) else value) for name, value in redacted.items()}
+    return {
+        name: cast(OptionValue, tuple(value) if isinstance(value, list) else value) for name, value in redacted.items()
+    }
