@@ -19,7 +19,7 @@ RUN = Command(
         ("the shipped model in BF16 against emulated FP8 and NVFP4, on any machine", "moe-eval run --emulate"),
         (
             "two checkpoints on vLLM, as a check in CI",
-            'moe-eval run --engine vllm --model_path M --fp8_model_path M-FP8 --precisions bf16,fp8 --gate "speed>=1.2"',
+            'moe-eval run --engine vllm --model_path M --fp8_model_path M8 --precisions bf16,fp8 --gate "speed>=1.2"',
         ),
     ),
 )
@@ -33,7 +33,7 @@ PERF = Command(
     (
         (
             "three batch sizes of two checkpoints",
-            "moe-eval perf --model_path M --fp8_model_path M-FP8 --batch_size 1,8,32",
+            "moe-eval perf --model_path M --fp8_model_path M8 --batch_size 1,8,32",
         ),
         (
             "the first arm against itself, on made-up prompts",
@@ -50,15 +50,15 @@ PPL = Command(
     "end a table compares the arms with the first.",
     (
         ("the shipped model and its text, on any machine", "moe-eval ppl --emulate --dataset moe_sample"),
-        ("all of WikiText-2 on TensorRT-LLM", "moe-eval ppl --model_path M --nvfp4_model_path M-NVFP4 --num_chunks 0"),
+        ("all of WikiText-2 on TensorRT-LLM", "moe-eval ppl --model_path M --nvfp4_model_path M4 --num_chunks 0"),
     ),
 )
 COMPARE = Command(
     "compare",
     CompareOptions,
     "recorded arms side by side, with a verdict",
-    "Compare two or more recorded arms with the first. Sources are output folders of moe-eval run, perf and ppl, ids of "
-    "runs in MLflow, or an experiment there, of which the newest run counts. Arms that cannot be compared are named "
+    "Compare two or more recorded arms with the first. Sources are output folders of moe-eval run, perf and ppl, ids "
+    "of runs in MLflow, or an experiment there, of which the newest run counts. Arms that cannot be compared are named "
     "with the reason.",
     (
         ("one run again, with a gate", 'moe-eval compare moe_eval_run --gate "speed>=1.2,ln_ppl<=0.01"'),
@@ -69,10 +69,10 @@ KERNELS = Command(
     "kernels",
     KernelsOptions,
     "where the time of a profiler's trace goes",
-    "Break a trace down by phase and category. It is an Nsight Systems export (.sqlite), a report (.nsys-rep, where nsys "
-    "is installed), a CSV of `nsys stats`, or a Chrome trace of torch's profiler (.json, .json.gz). Two traces are "
-    "compared as well, and the first is the reference. `classify` reads kernel names from standard input, one a line. It "
-    "writes category, fused_with, rule and name, separated by tabs.",
+    "Break a trace down by phase and category. It is an Nsight Systems export (.sqlite), a report (.nsys-rep, where "
+    "nsys is installed), a CSV of `nsys stats`, or a Chrome trace of torch's profiler (.json, .json.gz). Two traces "
+    "are compared as well, and the first is the reference. `classify` reads kernel names from standard input, one a "
+    "line. It writes category, fused_with, rule and name, separated by tabs.",
     (
         ("two traces", "moe-eval kernels --input bf16.sqlite fp8.sqlite --precisions bf16,fp8"),
         ("names of kernels", "moe-eval kernels classify < names.txt"),

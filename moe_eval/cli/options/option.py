@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -147,11 +147,12 @@ class Option:
 
 
 @cache
-def options_of(kind: type) -> Mapping[str, Option]:
+def options_of(kind: Hashable) -> Mapping[str, Option]:
     """The options of a dataclass by name, in the order of its fields."""
+    assert isinstance(kind, type)
     hints = get_type_hints(kind)
     options = {}
-    for entry in fields(kind):
+    for entry in fields(kind):  # type: ignore[arg-type]  # any options dataclass
         value_kind, is_list, choices = _unfolded(hints[entry.name])
         options[entry.name] = Option(entry.name, value_kind, is_list, choices, entry.default, entry.metadata[_DECLARED])
     return options
