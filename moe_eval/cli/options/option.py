@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -146,15 +145,14 @@ class Option:
         return f"{low} or more{unit}" if high is None else f"{low} to {high}{unit}"
 
 
-@cache
-def options_of(kind: Hashable) -> Mapping[str, Option]:
+def options_of(kind: type) -> Mapping[str, Option]:
     """The options of a dataclass by name, in the order of its fields."""
-    assert isinstance(kind, type)
     hints = get_type_hints(kind)
     options = {}
-    for entry in fields(kind):  # type: ignore[arg-type]  # any options dataclass
+    for entry in fields(kind):
         value_kind, is_list, choices = _unfolded(hints[entry.name])
-        options[entry.name] = Option(entry.name, value_kind, is_list, choices, entry.default, entry.metadata[_DECLARED])
+        default: Value = entry.default  # type: ignore[assignment]  # every option has one
+        options[entry.name] = Option(entry.name, value_kind, is_list, choices, default, entry.metadata[_DECLARED])
     return options
 
 
