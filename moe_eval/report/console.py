@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from moe_eval.report.tables import Table
+from moe_eval.report.table import Table
 
 _WIDEST = 10_000  # characters of a line that nothing wraps
 
