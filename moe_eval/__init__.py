@@ -3,10 +3,7 @@
 The Python interface: `run` measures, `compare` compares what is recorded, `read` reads it. See moe_eval.interface.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # type checkers take it for typing.TYPE_CHECKING, whose import would cost time
 if TYPE_CHECKING:
     from moe_eval.interface import Results, compare, read, run
 
