@@ -109,7 +109,7 @@ def _classify() -> None:
 
     if sys.stdin is None or sys.stdout is None:
         raise UsageError(
-            "Standard input or output is closed. Open both: classify reads names from the first and writes to the second."
+            "Standard input or output is closed. Open both: classify reads from one and writes to the other."
         )
     for line in sys.stdin.buffer:
         name = line.decode("utf-8", "replace").rstrip("\r\n")
