@@ -49,7 +49,8 @@ class Command(Generic[Options]):
         spelled = _spelled(words, self)
         if spelled.count(f"--{_CONFIG}") > 1:
             raise UsageError("--config is given twice. Write all options into one file.")
-        values: dict[str, Value] = vars(parser.parse_intermixed_args(spelled))
+        parsed: dict[str, Value] = vars(parser.parse_intermixed_args(spelled))
+        values = {name: value for name, value in parsed.items() if value is not None}
         file = values.get(_CONFIG)
         if isinstance(file, Path):
             values = {**config.read(file, self.name, self.options), **values}
@@ -109,7 +110,7 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
         type=_converter(option),
         nargs=option.declared.word_count,
         metavar=metavar,
-        default=argparse.SUPPRESS,
+        default=None,
         help=text,
     )
 
