@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from moe_eval.comparison import pairs
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
-from moe_eval.records.run import RunRecord, Skipped
 from moe_eval.report import write
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.request import Command
@@ -26,15 +24,7 @@ def conclude(folder: Path, command: Command) -> tuple[list[ArmRecords], Comparis
     arms = by_arm.read(folder, run.run_id)
     if not arms:
         return [], None
-    comparison = pairs.compare(arms, skipped=left_out([run], arms))
+    comparison = pairs.compare(arms, skipped=pairs.left_out([run], [arm.name for arm in arms]))
     disk.write_record(files.comparison_file, comparison)
     write.write(comparison, folder, files.page_file.name, files.text_file.name, run)
     return arms, comparison
-
-
-def left_out(runs: Sequence[RunRecord], arms: Sequence[ArmRecords]) -> tuple[Skipped, ...]:
-    """What runs were asked for and did not begin, or did not come to."""
-    names = {arm.name for arm in arms}
-    skipped = [entry for run in runs for entry in run.skipped if entry.evaluator is not None or entry.arm not in names]
-    absent = [name for run in runs for name in run.evaluators if name not in names]
-    return (*skipped, *(Skipped(name, None, "it was not measured") for name in absent))

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_eval.cli.conclude import left_out
 from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, run_files
@@ -35,7 +34,8 @@ class Gathered:
 
     def compare(self, across: Collection[str] = ()) -> ComparisonRecord:
         """The arms against the first of them. `across`: what may differ, see comparison.pairs."""
-        return pairs.compare(self.arms, skipped=left_out(self.runs, self.arms), across=across)
+        skipped = pairs.left_out(self.runs, [arm.name for arm in self.arms])
+        return pairs.compare(self.arms, skipped=skipped, across=across)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Command(Generic[Options]):
         if spelled.count(f"--{_CONFIG}") > 1:
             raise UsageError("--config is given twice. Write all options into one file.")
         parsed: dict[str, Value] = vars(parser.parse_intermixed_args(spelled))
-        values = {name: value for name, value in parsed.items() if value is not None}
+        values: dict[str, Value] = {name: value for name, value in parsed.items() if value is not None}
         file = values.get(_CONFIG)
         if isinstance(file, Path):
             values = {**config.read(file, self.name, self.options), **values}
