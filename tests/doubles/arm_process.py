@@ -143,7 +143,7 @@ class Process:
 
     def ask(self, task: str, kind: type[Result], **arguments: object) -> Result:
         """As ArmProcess.ask."""
-        stage, plain = self._stage, msgspec.to_builtins(arguments, str_keys=True)
+        stage, plain = self._stage, msgspec.json.decode(msgspec.json.encode(arguments))
         stage.before(self.name, task)
         stage.asked.append(Request(self.name, task, self._identity, self._load, plain))
         shape = Shape(**plain["shape"]).name if "shape" in plain else ""
