@@ -189,7 +189,7 @@ def test_emulated_precisions_run_anywhere_from_the_one_checkpoint(folder: Folder
         ("nvfp4", "fp8_block", r"holds fp8 with blocks of \[128, 128\]"),
     ],
 )
-def test_a_checkpoint_of_another_precision_is_refused(folder: Folders, precision: str, given: str, holds: str) -> None:
+def test_a_checkpoint_of_another_precision_is_refused(folder: Folders, precision: str, held: str, content: str) -> None:
     for engine in ("trtllm", "transformers"):
         with pytest.raises(UsageError, match=f"was given for {precision} and {content}. Give a checkpoint that holds"):
             planned({precision.removesuffix("_block"): folder(held)}, precision, (B200,), engine=engine)
