@@ -149,11 +149,12 @@ class Run:
 
     def _workload(self) -> Workload | None:
         """The prompts, frozen beside the plan."""
-        arms = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
-        if not arms:
+        timed = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
+        settings = [arm.settings for arm in timed]
+        if not settings:
             return None
-        tokenizer = self.request.tokenizer or arms[0].settings.checkpoint
-        workload = prompts.of_arms(self.request.dataset, self.request.seed, self.plan.shapes, arms, tokenizer)
+        tokenizer = self.request.tokenizer or settings[0].checkpoint
+        workload = prompts.of_arms(self.request.dataset, self.request.seed, self.plan.shapes, settings, tokenizer)
         disk.write_json(self._frozen(workload), workload.to_json())
         return workload
 
