@@ -203,6 +203,7 @@ class QualityComparison:
         random_weights: then no score says anything.
         flag: a sentence where weights are random, or a lower precision scores better than can be.
         calibration: a sentence where static scales were calibrated on what was scored.
+        run_id: of the run that scored both arms. None where two runs did.
     """
 
     ln_ppl_ratio: Estimate | None
@@ -213,6 +214,7 @@ class QualityComparison:
     flag: str | None = None
     calibration: str | None = None
     no_interval: str | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)

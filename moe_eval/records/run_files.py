@@ -1,60 +1,30 @@
-"""The run records of a folder, whichever command and version of moe_eval wrote them."""
+"""The records of the runs that a folder holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from moe_eval.errors import UsageError
-from moe_eval.records import disk
-from moe_eval.records.run import EVALUATORS, RUN_SCHEMA, RunRecord
+from moe_eval.records import disk, schema_1
+from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 
-FILES = {"run": "run.json", "perf": "perf_run.json", "ppl": "ppl_run.json"}
+_FILES = {RUN_FILE: "moe-eval run", f"perf_{RUN_FILE}": "moe-eval perf", f"ppl_{RUN_FILE}": "moe-eval ppl"}
 
 
 def read_run(folder: Path) -> list[RunRecord]:
-    """The run records of `moe-eval run`, `perf` and `ppl`, as far as they are there, in this order.
+    """Every run whose record lies in the folder, of schema 1 or 2.
 
     Raises:
-        UsageError: one of them cannot be read.
+        UsageError: a record is damaged or of another schema.
     """
-    files = ((command, folder / name) for command, name in FILES.items())
-    return [read_file(file, command) for command, file in files if file.exists()]
+    return [_read(folder / name, maker) for name, maker in _FILES.items() if (folder / name).is_file()]
 
 
-def read_file(file: Path, command: str = "run") -> RunRecord:
-    """One run record, of schema 1 or 2.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    maker = f"moe-eval {command}"
+def _read(file: Path, maker: str) -> RunRecord:
     content = disk.read_object(file, maker)
-    if content.get("schema") == 1:
-        return disk.convert(_from_schema_1(content, file, maker), RunRecord, file, maker)
-    return disk.read_record(file, RunRecord, schemas=(RUN_SCHEMA,), maker=maker)
-
-
-def _from_schema_1(content: Mapping[str, object], file: Path, maker: str) -> dict[str, object]:
-    """A run record of schema 1 by the names of schema 2: skips were triples, and quality was called perplexity."""
-    evaluators, skipped = content.get("evaluators"), content.get("skipped")
-    if not isinstance(evaluators, dict) or not isinstance(skipped, list):
-        raise UsageError(f"{file} is not a record of {maker} (evaluators or skipped). Take it out of the folder.")
-    steps = content.get("steps")
-    return {
-        **content,
-        "command": "run",
-        "options": content.get("asked"),
-        "evaluators": {arm: [_renamed(name) for name in names] for arm, names in evaluators.items()},
-        "skipped": [
-            {"arm": triple[0], "evaluator": triple[1] and _renamed(triple[1]), "reason": triple[2]}
-            for triple in skipped
-            if isinstance(triple, list) and len(triple) == 3
-        ],
-        "tasks": 0 if steps is None else steps,
-        "schema": RUN_SCHEMA,
-    }
-
-
-def _renamed(evaluator: object) -> object:
-    return EVALUATORS[0] if evaluator == "perplexity" else evaluator
+    schema = content.get("schema", schema_1.SCHEMA)
+    if schema == schema_1.SCHEMA:
+        return disk.convert(schema_1.run(content), RunRecord, file, maker)
+    if schema != RUN_SCHEMA:
+        raise UsageError(f"{file} has schema {schema}. This moe_eval reads schema {schema_1.SCHEMA} and {RUN_SCHEMA}.")
+    return disk.convert(content, RunRecord, file, maker)

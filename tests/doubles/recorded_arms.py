@@ -1,0 +1,299 @@
+"""Arms as their evaluators record them, made from a few numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_eval import stats
+from moe_eval.data import workload
+from moe_eval.data.workload import Shape
+from moe_eval.evaluators import kernels_record
+from moe_eval.evaluators.perplexity import Scores
+from moe_eval.machine.hardware import Gpu, Machine
+from moe_eval.machine.nvml import Summary
+from moe_eval.records import disk, schema_1
+from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
+from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
+from moe_eval.records.latency import (
+    Floors,
+    LatencyFigures,
+    LatencyMetrics,
+    LatencyRecord,
+    Metric,
+    Routing,
+    Sample,
+    ShapeLatency,
+    SourceMedians,
+    Turn,
+    WarmUp,
+    WorkloadLabel,
+)
+from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures, QualityRecord
+from moe_eval.records.run import EVALUATORS, RUN_FILE, EvaluatorName, Mode, RunRecord, Schedule, Skipped
+from moe_eval.traces import breakdown
+from tests.traces.timeline import generation
+
+Blocks = Sequence[Sequence[float]]
+INPUT, OUTPUT = 512, 257
+GPU = "NVIDIA H100 80GB HBM3"
+RUN = "0123456789abcdef0123456789abcdef"
+TIMED_ON = EngineFacts(
+    name="vllm",
+    version="0.22.1",
+    checkpoint="x",
+    fingerprint="f" * 16,
+    architecture="Qwen3MoeForCausalLM",
+    vocabulary=1000,
+    precision="bf16",
+    emulated=False,
+    dtype="bfloat16",
+    device="cuda",
+    device_name=GPU,
+    max_length=4096,
+    worker="spawned",
+    attention_backend="FLASH_ATTN",
+    moe_backend_requested="auto",
+    moe_backend_observed="TRITON",
+    kv_cache_dtype="bfloat16",
+    cuda_graph_batch_sizes=None,
+    scores_from="the engine's prompt log-probabilities",
+    gpus=1,
+)
+SCORED_ON = replace(
+    TIMED_ON,
+    name="transformers",
+    version="5.0",
+    device="cpu",
+    device_name="cpu",
+    gpus=0,
+    moe_backend_observed="grouped_mm",
+)
+
+
+def machine(gpu: str | None = GPU) -> Machine:
+    """A computer with one GPU, or none."""
+    gpus = () if gpu is None else (Gpu(gpu, "9.0", 80 << 30, "GPU-0"),)
+    return Machine("Linux", "3.12", "a CPU", 16, 128 << 30, gpus, None if gpu is None else "580", None)
+
+
+def counted(batch: int, distinct: float) -> Routing:
+    """Routing in which decode steps read so many experts of 128."""
+    load = tuple(tuple([3] * 128) for _ in range(2))
+    return Routing(batch, 128, 8, 4, distinct, 60.0, load, 128.0, 1.0)
+
+
+def latency(
+    name: str,
+    e2e_ms: Mapping[int, Blocks],
+    *,
+    mode: Mode = "interleaved",
+    planned: str | None = None,
+    experts: float | None = 50.0,
+    gpu: str = GPU,
+    seed: int = 0,
+    status: Status = Status.FINISHED,
+    output_dir: str = "first",
+    run_id: str | None = RUN,
+    slow: int = 0,
+    **facts: Any,
+) -> LatencyRecord:
+    """A latency record; the first token takes a quarter of every call, and `e2e_ms` is by batch size."""
+    planned = planned or name.removesuffix(REPEAT_SUFFIX)
+    work = workload.from_seed(seed, workload.shapes(list(e2e_ms), INPUT, OUTPUT), 1000)
+    engine = replace(replace(TIMED_ON, precision=planned, device_name=gpu), **facts)
+    blocks = next(iter(e2e_ms.values()))
+    shapes = tuple(_shape(shape, e2e_ms[shape.batch_size], slow, experts) for shape in work.shapes)
+    return LatencyRecord(
+        arm=name,
+        precision=engine.precision,
+        precision_planned=planned,
+        status=status,
+        error=None if status is Status.FINISHED else "out of memory",
+        quant_algo=engine.quant_algo,
+        weights=engine.weights,
+        sm_version="9.0",
+        gpu_name=gpu,
+        engine=engine.name,
+        moe_backend=engine.moe_backend_observed,
+        workload=WorkloadLabel(work.digest, work.source),
+        schedule=Schedule(mode, len(blocks), len(blocks[0]), 5),
+        shapes=shapes,
+        routing=None if experts is None else {size: counted(size, experts) for size in e2e_ms},
+        no_routing="not measured" if experts is None else None,
+        no_rates="not measured",
+        labels=ArmLabels(engine),
+        origin=Origin(run_id, {"output_dir": output_dir}, machine(gpu)),
+    )
+
+
+def _shape(shape: Shape, e2e_ms: Blocks, slow: int, experts: float | None) -> ShapeLatency:
+    samples = [
+        [Sample(0.0, ms / 1000, {"host": ms / 4000}, {"host": ms / 1000}, None, ms / 100) for ms in block]
+        for block in e2e_ms
+    ]
+    ms = [ms for block in e2e_ms for ms in block]
+    flags = [[at < slow for at in range(len(block))] for block in e2e_ms]
+    count = sum(map(sum, flags))
+    notes = (f"{count} of {len(ms)} iterations ran at under 75 % of the GPU's default clock",) if count else ()
+    steps = max(shape.output_len - 1, 1)
+    tokens = shape.batch_size * shape.output_len
+    output_tok_s = [1000 * tokens / e2e for e2e in ms]
+    prefill_tok_s = [4000 * shape.batch_size * shape.input_len / e2e for e2e in ms]
+    metrics = LatencyMetrics(
+        ttft_ms=_metric([e2e / 4 for e2e in ms]),
+        tpot_ms=_metric([0.75 * e2e / steps for e2e in ms]),
+        e2e_ms=_metric(ms),
+        output_tok_s=_metric(output_tok_s),
+        prefill_tok_s=_metric(prefill_tok_s),
+        j_per_tok=_metric([e2e / 100 / tokens for e2e in ms], "nvml"),
+    )
+    medians = SourceMedians(statistics.median(ms) / 4, statistics.median(ms))
+    figures = LatencyFigures(metrics, statistics.fmean(ms), statistics.pstdev(ms), {"host": medians}, None, notes)
+    gpu = Summary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
+    return ShapeLatency(
+        name=shape.name,
+        batch_size=shape.batch_size,
+        input_len=shape.input_len,
+        output_len=shape.output_len,
+        num_iterations=len(ms),
+        warmup_iterations=(5,),
+        figures=figures,
+        output_tokens_per_sec=statistics.median(output_tok_s),
+        prefill_tokens_per_sec=statistics.median(prefill_tok_s),
+        notes=notes,
+        experts_per_layer_step=experts,
+        experts_of_independent_draws=None if experts is None else 60.0,
+        floors=Floors(no_floors="not computed: not measured"),
+        turns=tuple(Turn(at, (gpu,), tuple(block)) for at, block in enumerate(flags)),
+        warm_ups=(WarmUp((1.0,) * 5, "noise is steady"),),
+        blocks=tuple(map(tuple, samples)),
+    )
+
+
+def _metric(samples: Sequence[float], source: str = "host") -> Metric:
+    low, high = stats.median_interval(samples) or (None, None)
+    return Metric(statistics.median(samples), low, high, source, tuple(samples))
+
+
+def scores(worse: float = 0.0, documents: int = 5, seed: int = 0, digest: str = "d" * 16) -> Scores:
+    """Scores of ten tokens a document; `worse` takes so many nats from a token, a little more or less by document."""
+    generator = np.random.default_rng(seed)
+    logprobs = generator.normal(-2, 1, 10 * documents) - worse
+    logprobs -= np.repeat(np.linspace(-0.01, 0.01, documents), 10) * np.sign(worse)
+    probability = np.array([0.6 - worse / 10, 0.3, 0.1 + worse / 10])
+    top = np.tile(np.log(probability).astype(np.float32), (10 * documents, 1))
+    ids = np.tile(np.arange(3, dtype=np.int32), (10 * documents, 1))
+    lengths = np.full(documents, 10)
+    return Scores(logprobs.astype(np.float32), lengths, np.arange(documents), ids, top, digest)
+
+
+def quality(
+    name: str,
+    of: Scores,
+    *,
+    noise_floor: float | None = 1e-4,
+    status: Status = Status.FINISHED,
+    output_dir: str = "first",
+    run_id: str | None = RUN,
+    **facts: Any,
+) -> QualityRecord:
+    """A quality record; `noise_floor` is how far batching moves ln(perplexity)."""
+    precision = name.removesuffix(REPEAT_SUFFIX)
+    engine = replace(replace(SCORED_ON, precision=precision), **facts)
+    documents = len(set(of.documents.tolist()))
+    floor = None
+    if noise_floor is not None:
+        none = Divergence(0.0, 0.0, 0.0, 3, 1.0, 1.0)
+        floor = NoiseFloor(1, Estimate(noise_floor, 1e-5, noise_floor - 2e-5, noise_floor + 2e-5), None, none)
+    figures = QualityFigures(
+        dataset="moe_sample",
+        dataset_digest=of.digest,
+        input_len=128,
+        num_chunks=documents,
+        of_chunks=100,
+        perplexity=stats.perplexity([of.logprobs]),
+        per_chunk_ppls=tuple(stats.perplexity([window]) for window in of.by_window()),
+        tokens=len(of.logprobs),
+        documents=documents,
+        whole_documents=0,
+        words=0,
+        bytes=0,
+        word_ppl=None,
+        byte_ppl=None,
+        bits_per_byte=None,
+    )
+    return QualityRecord(
+        arm=name,
+        precision=precision,
+        status=status,
+        error=None if status is Status.FINISHED else "out of memory",
+        emulated=engine.emulated,
+        engine=engine.name,
+        moe_backend=engine.moe_backend_observed,
+        figures=figures if status is Status.FINISHED else None,
+        noise_floor=floor,
+        labels=ArmLabels(engine, 0, "x"),
+        origin=Origin(run_id, {"output_dir": output_dir}, machine(None)),
+    )
+
+
+def kernels(
+    name: str, *, fp8: bool = False, shape: str | None = f"b1_i{INPUT}_o9", label: str | None = None
+) -> KernelsRecord:
+    """The record of a made-up trace."""
+    trace = generation(graph=True, fp8=fp8).trace()
+    content = kernels_record.record(f"{name}.json.gz", trace, breakdown.make(trace), label)
+    record = disk.convert(schema_1.kernels(content, name), KernelsRecord, Path(name), "a test")
+    return replace(record, shape=shape, origin=Origin(RUN))
+
+
+def arm(name: str, e2e_ms: Mapping[int, Blocks], **options: Any) -> ArmRecords:
+    """An arm that was timed and nothing else."""
+    record = latency(name, e2e_ms, **options)
+    return ArmRecords(name, record.precision_planned, record)
+
+
+def run(
+    names: Sequence[str],
+    evaluators: tuple[EvaluatorName, ...] = EVALUATORS,
+    *,
+    run_id: str = RUN,
+    skipped: tuple[Skipped, ...] = (),
+    command: str = "run",
+) -> RunRecord:
+    """The record of a finished run of these arms, the reference first."""
+    return RunRecord(
+        run_id=run_id,
+        status=Status.FINISHED,
+        started="2026-01-01T00:00:00+00:00",
+        command=command,
+        options={"output_dir": "first"},
+        evaluators=dict.fromkeys(names, evaluators),
+        skipped=skipped,
+        schedule=Schedule("interleaved", 2, 2, 5),
+        tasks=4,
+        machine=machine(),
+        versions={"mlflow": "3"},
+        ended="2026-01-01T01:00:00+00:00",
+    )
+
+
+def write(folder: Path, arms: Sequence[ArmRecords], where: str = "sm90", record: RunRecord | None = None) -> None:
+    """The files of arms, named as the commands name them, and the record of their run."""
+    for recorded in arms:
+        if recorded.latency:
+            disk.write_record(folder / f"perf_{recorded.name}_{where}.json", recorded.latency)
+        if recorded.quality:
+            disk.write_record(folder / f"ppl_{recorded.name}_{where}.json", recorded.quality)
+        for shape, kernels_of_shape in recorded.kernels.items():
+            name = f"kernels_{recorded.name}_{where}{shape and '_' + shape}.json"
+            disk.write_record(folder / name, kernels_of_shape)
+    if record:
+        disk.write_record(folder / RUN_FILE, record)
