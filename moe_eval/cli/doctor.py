@@ -110,7 +110,7 @@ def _selftest(model_args: str) -> None:
     from moe_eval.harness import settings
 
     model = settings.read({"pretrained": str(SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"})
-    tokenizer = tokens.load(model.tokenizer, model.of_engine)
+    tokenizer = tokens.load(model.tokenizer, model.of_engine.revision, model.of_engine.trust_remote_code)
     engine = registry.load("trtllm", model.of_engine, tokenizer)
     try:
         outcome = page.write(engine, tokenizer)  # type: ignore[arg-type]  # the engine of this name is a TrtllmEngine

@@ -130,10 +130,9 @@ def _check(request: RunRequest, plan: Plan) -> None:
     """Refuse what cannot be measured, before anything is written or loaded."""
     if "latency" in request.evaluators:
         latency.refuse_profiler()
-    arms = [arm for arm in plan.arms if {"latency", "kernels"} & set(plan.evaluators[arm.name])]
-    if arms:
-        tokenizer = request.tokenizer or arms[0].settings.checkpoint
-        prompts.of_arms(request.dataset, request.seed, request.shapes, arms, tokenizer)
+    timed = [arm.settings for arm in plan.arms if {"latency", "kernels"} & set(plan.evaluators[arm.name])]
+    if timed:
+        prompts.of_arms(request.dataset, request.seed, request.shapes, timed, request.tokenizer or timed[0].checkpoint)
 
 
 def _before(request: RunRequest) -> RunRecord | None:

@@ -33,7 +33,8 @@ def record(options: PerfOptions) -> None:
     work = None
     if plan.arms:
         tokenizer = _tokenizer(request, plan.arms[0])
-        work = prompts.of_arms(request.dataset, request.seed, request.shapes, plan.arms, tokenizer)
+        settings = [arm.settings for arm in plan.arms]
+        work = prompts.of_arms(request.dataset, request.seed, request.shapes, settings, tokenizer)
     make_folder(request.folder)
     for skipped in plan.skipped:
         print(f"Skipping {skipped.arm}: {skipped.reason}", file=sys.stderr)  # standard output is for commands
@@ -82,7 +83,8 @@ def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workloa
     shape = work.shapes[0]
     batch = work.prompts(shape)
     generation = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
-    engine = registry.load(request.arms.engine, settings, tokenizer.load(_tokenizer(request, arm), settings))
+    tokens = tokenizer.load(_tokenizer(request, arm), settings.revision, settings.trust_remote_code)
+    engine = registry.load(request.arms.engine, settings, tokens)
     try:
         latency.check(engine, shape)
         for _ in range(request.warm_ups):

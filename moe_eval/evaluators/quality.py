@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval import stats
-from moe_eval.data.scoring_windows import Chunks
+from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.engines.base import Engine, WindowScores, unheard
 from moe_eval.errors import UsageError
 from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures
@@ -29,7 +29,7 @@ class Scores:
         logprobs: natural logs, float32, shape (tokens,).
         lengths: scored tokens of every window, int64; `documents` is every window's document.
         top_ids, top_logprobs: the most probable tokens, int32 and float32, shape (tokens, k).
-        digest: of the windows (see Chunks).
+        digest: of the windows (see WindowSet).
     """
 
     logprobs: Array
@@ -66,7 +66,7 @@ class Scores:
 
 def measure(
     engine: Engine,
-    chunks: Chunks,
+    windows: WindowSet,
     top_k: int = TOP_K,
     done: Callable[[int, WindowScores], None] = unheard,
     *,
@@ -80,43 +80,43 @@ def measure(
     Raises:
         UsageError: the windows are longer than the engine's.
     """
-    if chunks.input_len > engine.facts.max_length:
+    if windows.input_len > engine.facts.max_length:
         raise UsageError(
-            f"--input_len {chunks.input_len} is longer than the window of {engine.facts.max_length} tokens. Give at "
+            f"--input_len {windows.input_len} is longer than the window of {engine.facts.max_length} tokens. Give at "
             f"most {engine.facts.max_length}."
         )
     scores = []
-    for group in [[window] for window in chunks.windows] if alone else [chunks.windows]:
+    for group in [[window] for window in windows.windows] if alone else [windows.windows]:
         scores += engine.score(group, top_k, done)
     return Scores(
         logprobs=np.concatenate([window.logprobs for window in scores]),
         lengths=np.array([len(window.logprobs) for window in scores], dtype=np.int64),
-        documents=np.array(chunks.documents, dtype=np.int64),
+        documents=np.array(windows.documents, dtype=np.int64),
         top_ids=np.concatenate([window.top_ids for window in scores]).astype(np.int32),
         top_logprobs=np.concatenate([window.top_logprobs for window in scores]),
-        digest=chunks.digest,
+        digest=windows.digest,
     )
 
 
-def figures(scores: Scores, chunks: Chunks, dataset: str) -> QualityFigures:
+def figures(scores: Scores, windows: WindowSet, dataset: str) -> QualityFigures:
     """One arm's own figures.
 
     Word and byte figures are lm-evaluation-harness's, over the documents that are covered whole.
     """
-    by_document = zip(dict.fromkeys(chunks.documents), scores.by_document(), strict=True)
-    whole = [logprobs for index, logprobs in by_document if index in chunks.words]
-    words, size = sum(chunks.words.values()), sum(chunks.bytes.values())
+    by_document = zip(dict.fromkeys(windows.documents), scores.by_document(), strict=True)
+    whole = [logprobs for index, logprobs in by_document if index in windows.word_counts]
+    words, size = sum(windows.word_counts.values()), sum(windows.byte_counts.values())
     byte_ppl = stats.perplexity(whole, size) if whole else None
     return QualityFigures(
         dataset=dataset,
-        dataset_digest=chunks.digest,
-        input_len=chunks.input_len,
-        num_chunks=len(chunks.windows),
-        of_chunks=chunks.total,
+        dataset_digest=windows.digest,
+        input_len=windows.input_len,
+        num_chunks=len(windows.windows),
+        of_chunks=windows.total,
         perplexity=stats.perplexity([scores.logprobs]),
         per_chunk_ppls=tuple(stats.perplexity([logprobs]) for logprobs in scores.by_window()),
         tokens=len(scores.logprobs),
-        documents=len(set(chunks.documents)),
+        documents=len(set(windows.documents)),
         whole_documents=len(whole),
         words=words,
         bytes=size,

@@ -66,8 +66,8 @@ def _check(arrays: Sequence[Array], input_len: int, experts: int) -> None:
     for index, array in enumerate(arrays):
         if array.ndim != 3 or array.shape[1:] != arrays[0].shape[1:] or not array.size or len(array) < input_len:
             raise EngineError(
-                f"The routing of prompt {index} has shape {array.shape}, which cannot be that of {input_len} tokens and "
-                f"more in the layers of prompt 0 {arrays[0].shape}. Please report this."
+                f"The routing of prompt {index} has shape {array.shape}, which cannot be that of {input_len} tokens "
+                f"and more in the layers of prompt 0 {arrays[0].shape}. Please report this."
             )
         if array.min() < 0 or array.max() >= experts:
             raise EngineError(

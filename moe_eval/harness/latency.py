@@ -60,7 +60,7 @@ def answers(
         latency.check(engine, each)
     latency.refuse_profiler()
     latency.refuse_traced()
-    work = prompts.workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
+    work = prompts.make_workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
     uuids = [gpu.uuid for gpu in hardware.gpus_from(engine.facts.device)[: engine.facts.gpus]]
     with Nvml.open(uuids) as nvml, Sampler(nvml) as sampler:
         for each, one in zip(asked, wanted, strict=True):

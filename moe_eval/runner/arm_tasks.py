@@ -33,7 +33,7 @@ def quality(
 
     bos = tokenizer.bos_token_id
     cut = scoring_windows.cut(
-        scoring_windows.pages(dataset),
+        scoring_windows.read_documents(dataset),
         lambda text: list(tokenizer.encode(text, verbose=False)),
         int(tokenizer.eos_token_id if bos is None else bos),
         input_len,

@@ -34,12 +34,13 @@ class _Arm:
         from moe_eval.checkpoint import tokenizer as tokenizers
         from moe_eval.engines import registry
 
-        self.tokenizer = tokenizers.load(tokenizer, settings)
+        self.tokenizer = tokenizers.load(tokenizer, settings.revision, settings.trust_remote_code)
         self.engine = registry.load(engine, settings, self.tokenizer)
-        tokenizers.check(self.tokenizer, self.engine)
+        facts = self.engine.facts
+        tokenizers.check(self.tokenizer, facts.vocabulary, facts.checkpoint)
         bos = self.tokenizer.bos_token_id
         prefix = int(self.tokenizer.eos_token_id if bos is None else bos)
-        return ArmLabels(self.engine.facts, prefix, tokenizer)
+        return ArmLabels(facts, prefix, tokenizer)
 
     def do(self, task: str, arguments: dict[str, Any]) -> object:
         if task == "load":

@@ -17,8 +17,8 @@ import msgspec
 from moe_eval.errors import UsageError
 from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.hardware import Gpu
-from moe_eval.records import disk, run_files
-from moe_eval.records.run import RUN_SCHEMA, RunRecord
+from moe_eval.records import disk
+from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 from moe_eval.runner.request import Command
 from moe_eval.runner.results import LoadResult, TaskResult
 from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task
@@ -51,7 +51,7 @@ class RunFolder:
     def __init__(self, path: Path, command: Command = "run", where: str = "cpu") -> None:
         self.path, self.command, self.where = path, command, where
         prefix = _prefix(command)
-        self.run_file = path / run_files.FILES[command]
+        self.run_file = path / f"{prefix}{RUN_FILE}"
         self.arms = path / f"{prefix}arms"
         self.rates_file = path / f"{prefix}rates.json"
         self.comparison_file = path / f"{prefix}comparison.json"
@@ -90,7 +90,7 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a run that was killed was writing: files get their names when they are whole."""
-        arms = [f"{_prefix(command)}arms" for command in run_files.FILES]
+        arms = [f"{_prefix(command)}arms" for command in ("run", "perf", "ppl")]
         for pattern in (".*.json.*", ".*report.*", *(f"{folder}/*/.*.json.*" for folder in arms)):
             for partial in self.path.glob(pattern):
                 partial.unlink()

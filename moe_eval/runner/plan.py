@@ -60,7 +60,7 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
     planned = arm_plan.plan(request.arms, gpus)
     if "quality" in request.evaluators:
         scoring_windows.check(request.input_len, request.num_chunks)
-        scoring_windows.pages(request.dataset)
+        scoring_windows.read_documents(request.dataset)
     if {"latency", "kernels"} & set(request.evaluators):
         planned = limits.fitted(planned, request.shapes, gpus)
     arms, skipped = _chosen(planned, request, before)

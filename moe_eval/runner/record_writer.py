@@ -128,9 +128,7 @@ class RecordWriter:
             assert task.shape is not None
             result = self.folder.result(task) or TaskResult(Status.FAILED, UNMEASURED)
             record = result.kernels or KernelsRecord(shape=task.shape.name)
-            record = replace(
-                record, arm=task.arm, status=result.status, error=result.error, origin=self.context.origin
-            )
+            record = replace(record, arm=task.arm, status=result.status, error=result.error, origin=self.context.origin)
             self._write(f"kernels_{task.arm}", record, f"_{task.shape.name}")
 
     def _tasks(self, arm: str, kind: Kind) -> list[Task]:

@@ -128,9 +128,9 @@ class Run:
             yield
         except BaseException as error:
             status = Status.KILLED if isinstance(error, (KeyboardInterrupt, SystemExit)) else Status.FAILED
-            reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
+            sentence = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
             with suppress(OSError):  # a full disk is what ended it, perhaps
-                disk.write_record(self.folder.run_file, replace(record, status=status, error=reason))
+                disk.write_record(self.folder.run_file, replace(record, status=status, error=sentence))
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(
                     f"Interrupted. {self.folder.path} holds what was measured, and the same command with --resume goes "
@@ -145,17 +145,16 @@ class Run:
 
     def _loads(self) -> dict[str, Load]:
         engine, tokenizer = self.request.arms.engine, self.request.tokenizer
-        return {
-            arm.name: Load(engine, arm.settings, tokenizer or arm.settings.checkpoint) for arm in self.plan.arms
-        }
+        return {arm.name: Load(engine, arm.settings, tokenizer or arm.settings.checkpoint) for arm in self.plan.arms}
 
     def _workload(self) -> Workload | None:
         """The prompts, frozen beside the plan."""
-        arms = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
-        if not arms:
+        timed = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
+        settings = [arm.settings for arm in timed]
+        if not settings:
             return None
-        tokenizer = self.request.tokenizer or arms[0].settings.checkpoint
-        workload = prompts.of_arms(self.request.dataset, self.request.seed, self.plan.shapes, arms, tokenizer)
+        tokenizer = self.request.tokenizer or settings[0].checkpoint
+        workload = prompts.of_arms(self.request.dataset, self.request.seed, self.plan.shapes, settings, tokenizer)
         disk.write_json(self._frozen(workload), workload.to_json())
         return workload
 

@@ -17,7 +17,7 @@ from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext
 
 from moe_eval import stats
 from moe_eval.data import scoring_windows
-from moe_eval.data.scoring_windows import Chunks
+from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.data.window import Window
 from moe_eval.engines.base import WindowScores, unheard
 from moe_eval.errors import UsageError
@@ -71,11 +71,11 @@ def encode(text: str) -> list[int]:
     return [ALPHABET.index(letter) for letter in text]
 
 
-def cut(input_len: int = 16, num_chunks: int = 0) -> Chunks:
+def cut(input_len: int = 16, num_chunks: int = 0) -> WindowSet:
     return scoring_windows.cut(PAGES, encode, PREFIX, input_len, num_chunks)
 
 
-def measure(table: Table, found: Chunks, top_k: int = 5) -> Scores:
+def measure(table: Table, found: WindowSet, top_k: int = 5) -> Scores:
     return perplexity.measure(table, found, top_k)  # type: ignore[arg-type]
 
 
