@@ -80,7 +80,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     is_shipped = options.model_path is None
     engine = options.engine or ("transformers" if emulate or is_shipped else "trtllm")
     if is_shipped:
-        print(f"{shipped_model.SHIPPED_NOTE}.", file=sys.stderr)
+        print(shipped_model.SHIPPED_NOTE, file=sys.stderr)
     arguments: dict[str, object] = dict(simple_parse_args_string(options.model_args))
     tokenizer = arguments.pop("tokenizer", None)
     settings = _settings(arguments)

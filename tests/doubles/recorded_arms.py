@@ -14,7 +14,7 @@ from moe_eval import stats
 from moe_eval.data import workload
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators import kernels_record
-from moe_eval.evaluators.perplexity import Scores
+from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.hardware import Gpu, Machine
 from moe_eval.machine.nvml import Summary
 from moe_eval.records import disk, schema_1
