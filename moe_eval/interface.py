@@ -127,7 +127,8 @@ def run(**options: object) -> Results:
     for name in options:
         if name not in known_names:
             meant = nearest(name, known_names)
-            raise UsageError(f"run() has no option {name}. " + (f"Did you mean {meant}?" if meant else "See its help."))
+            fix = f"Did you mean {meant}?" if meant else "docs/reference/options.md lists them."
+            raise UsageError(f"There is no option {name}. {fix}")
     values = config.checked(options, RunOptions)
     file = values.get("config")
     if isinstance(file, Path):
