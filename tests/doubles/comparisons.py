@@ -33,7 +33,7 @@ TURNS = PairSchedule("interleaved", 4, 2, one_run=True)
 RELOADED = replace(TURNS, mode="reloaded")
 # by what is known of a ratio: an interval, and the verdict on it
 ABOVE, BELOW, NOTHING_TO_GAIN, WIDE = (1.2, 1.1, 1.3), (0.8, 0.7, 0.9), (1.0, 0.97, 1.03), (1.02, 0.9, 1.16)
-VERDICTS = {
+VERDICTS: dict[Known, Verdict] = {
     ABOVE: Verdict.PAYS,
     BELOW: Verdict.DOES_NOT_PAY,
     NOTHING_TO_GAIN: Verdict.DOES_NOT_PAY,
