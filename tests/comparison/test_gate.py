@@ -33,13 +33,13 @@ FIGURES = ("speed", "ttft", "tpot", "ln_ppl", "kld", "top1")
 
 
 def comparison(
-    *known: Known | None,
+    *interval: Known | None,
     quality: QualityComparison | None = QUALITY,
     schedule: PairSchedule = TURNS,
     **changes: Any,
 ) -> ComparisonRecord:
     """A pair with shapes of batch 1, 8 and so on, all of whose times have these ratios."""
-    rows = [shape(batch, ratio) for batch, ratio in zip((1, 8, 32), known, strict=False)]
+    rows = [shape(batch, ratio) for batch, ratio in zip((1, 8, 32), interval, strict=False)]
     return made.comparison(made.pair(rows, schedule, quality, **changes))
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_gate_is_refused_with_what_is_allowed(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["speed", "ttft", "tpot", "ln_ppl"])
 def test_a_bound_is_held_against_the_ends_of_the_interval(name: str) -> None:
-    """Every order of two ends and a bound, equal ones as well."""
+    """Every order of both ends and a bound, equal ones as well."""
     for low in range(1, 6):
         for high in range(low, 6):
             middle = (low + high) / 2
@@ -129,8 +129,8 @@ def test_codes_of_several_conditions() -> None:
         assert len(lines) == 2
         assert all("fp8 against bf16: b1_i512_o256 1.20x, 1.10 to 1.30" in line for line in lines)
     slower = comparison((1.0, 0.9, 1.1), other="nvfp4")
-    two = replace(record, pairs=(*record.pairs, *slower.pairs))
-    result, lines = gate.check(two, gate.parse("speed>=1.15"))
+    both = replace(record, pairs=(*record.pairs, *slower.pairs))
+    result, lines = gate.check(both, gate.parse("speed>=1.15"))
     assert (result, len(lines)) == (FAILS, 2)
     assert lines[1].startswith("speed>=1.15 fails for nvfp4 against bf16")
 
@@ -181,7 +181,7 @@ def test_a_ratio_without_an_interval_is_known_to_three_percent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "line"),
+    ("changes", "line"),
     [
         ({"arms": (ComparedArm("fp8", "fp8", Status.FAILED, "out of memory."),)},
          "fp8 failed (out of memory), so the gate cannot hold."),
@@ -191,8 +191,8 @@ def test_a_ratio_without_an_interval_is_known_to_three_percent() -> None:
          "nvfp4 was left out (emulated), so the gate cannot hold."),
     ],
 )  # fmt: skip
-def test_an_arm_that_is_missing_keeps_a_gate_from_holding(more: dict[str, Any], line: str) -> None:
-    record = replace(comparison((1.2, 1.1, 1.3)), **more)
+def test_an_arm_that_is_missing_keeps_a_gate_from_holding(changes: dict[str, Any], line: str) -> None:
+    record = replace(comparison((1.2, 1.1, 1.3)), **changes)
     result, lines = gate.check(record, gate.parse("speed>=1"))
     assert (result, lines[1:]) == (UNDECIDED, [line])
     assert lines[0].startswith("speed>=1 holds for fp8")

@@ -109,8 +109,8 @@ def test_swapped_arms_have_the_inverse_ratio_and_never_pay_both_ways(data: Any, 
         made.arm("bf16", {1: blocks, 4: others}, mode=mode),
         made.arm("fp8", {1: others, 4: blocks}, mode=mode, output_dir="first" if one_run else "second"),
     ]
-    there, back = pair(*arms), pair(*arms[::-1])
-    for shape, reverse in zip(there.shapes, back.shapes, strict=True):
+    forth, back = pair(*arms), pair(*arms[::-1])
+    for shape, reverse in zip(forth.shapes, back.shapes, strict=True):
         for metric in ("e2e_ms", "ttft_ms", "tpot_ms"):
             a, b = getattr(shape.speed, metric), getattr(reverse.speed, metric)
             assert a.value * b.value == pytest.approx(1)
@@ -120,9 +120,9 @@ def test_swapped_arms_have_the_inverse_ratio_and_never_pay_both_ways(data: Any, 
         sides, turned = shape.figures["e2e_ms"], reverse.figures["e2e_ms"]
         assert (sides.reference, sides.other) == (turned.other, turned.reference)
         assert not shape.verdict == reverse.verdict == "pays"
-    assert not there.verdict == back.verdict == "pays"
+    assert not forth.verdict == back.verdict == "pays"
     conditions = gate.parse("verdict==pays,speed>=1.02")
-    assert {gate.check(comparison(way), conditions)[0] for way in (there, back)} != {GateResult.HOLDS}
+    assert {gate.check(comparison(way), conditions)[0] for way in (forth, back)} != {GateResult.HOLDS}
 
 
 def test_a_time_that_no_clock_has_on_both_sides_has_no_ratio() -> None:
@@ -243,7 +243,7 @@ def test_prompts_that_are_read_over_other_numbers_of_steps_void_speed_at_that_sh
     limits = {"bf16": 4 * INPUT, "fp8": 8 * INPUT}
     arms = [made.arm(name, {1: MS[1], 8: MS[1]}, max_step_tokens=limit) for name, limit in limits.items()]
     fairness = {shape.batch_size: shape.fairness for shape in pair(*arms).shapes}
-    assert {size: each.is_fair for size, each in fairness.items()} == {1: True, 8: False}
+    assert {size: fair.is_fair for size, fair in fairness.items()} == {1: True, 8: False}
     assert f"bf16 reads {8 * INPUT} prompt tokens over 2 steps and fp8 over 1." in str(fairness[8].reason)
 
 
@@ -287,15 +287,15 @@ def test_arms_are_described_and_broken_ones_are_named() -> None:
     assert (fp8.precision_seen, fp8.status, fp8.error) == ("fp8", "failed", "out of memory")
     assert fp8.speed[f"b1_i{INPUT}_o{OUTPUT}"]["e2e_ms"].median == pytest.approx(100)
     assert set(fp8.kernels[f"b1_i{INPUT}_o9"]) == {"prefill", "decode"}
-    again, other = compared.pairs
-    assert (again.is_repeat, other.is_repeat) == (True, False)
-    assert "bf16 measured a second time" in again.sentence
-    assert other.sentence.endswith(". fp8 failed (out of memory).")
-    assert other.shapes[0].clocks is not None
-    assert other.shapes[0].clocks.slow_samples == (0, 2)
-    assert "at under 75 %" in other.shapes[0].notes["fp8"][0]
-    assert "bf16" not in other.shapes[0].notes
-    assert LabelDifference("precision", "bf16", "fp8") in other.labels
+    repeat, candidate = compared.pairs
+    assert (repeat.is_repeat, candidate.is_repeat) == (True, False)
+    assert "bf16 measured a second time" in repeat.sentence
+    assert candidate.sentence.endswith(". fp8 failed (out of memory).")
+    assert candidate.shapes[0].clocks is not None
+    assert candidate.shapes[0].clocks.slow_samples == (0, 2)
+    assert "at under 75 %" in candidate.shapes[0].notes["fp8"][0]
+    assert "bf16" not in candidate.shapes[0].notes
+    assert LabelDifference("precision", "bf16", "fp8") in candidate.labels
     result, lines = gate.check(compared, gate.parse("speed>=0.5"))
     assert lines[0].startswith("speed>=0.5 holds for fp8 against bf16")
     assert (result, lines[1]) == (GateResult.UNDECIDED, "fp8 failed (out of memory), so the gate cannot hold.")

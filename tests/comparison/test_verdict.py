@@ -32,9 +32,9 @@ from tests.doubles.comparisons import (
 )
 
 
-@pytest.mark.parametrize("known", list(VERDICTS))
-def test_an_interval_decides_by_where_it_lies(known: Known) -> None:
-    assert verdict.of_shape(shape(1, known), TURNS)[0] == VERDICTS[known]
+@pytest.mark.parametrize("interval", list(VERDICTS))
+def test_an_interval_decides_by_where_it_lies(interval: Known) -> None:
+    assert verdict.of_shape(shape(1, interval), TURNS)[0] == VERDICTS[interval]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_two_processes_side_by_side_may_differ_by_half_a_percent() -> None:
 def test_an_interval_with_one_wide_end_does_not_become_an_allowance(schedule: PairSchedule) -> None:
     """How wide the interval is by itself is nothing that was allowed for."""
     percent = "0.5" if schedule.one_run else "5"
-    for known, place in (((1.2, 1.05, 1.203), "lies above 1"), ((0.8, 0.798, 0.95), "lies below 1")):
-        assert f" 1 with {percent} % of " in verdict.of_shape(shape(1, known), schedule)[1]
-        assert place in verdict.of_shape(shape(1, known), schedule)[1]
+    for interval, place in (((1.2, 1.05, 1.203), "lies above 1"), ((0.8, 0.798, 0.95), "lies below 1")):
+        assert f" 1 with {percent} % of " in verdict.of_shape(shape(1, interval), schedule)[1]
+        assert place in verdict.of_shape(shape(1, interval), schedule)[1]
     assert "The interval holds 1" in verdict.of_shape(shape(1, (1.003, 0.9, 1.004)), schedule)[1]
 
 
@@ -126,7 +126,7 @@ def test_fairness_comes_before_speed() -> None:
 
 
 KINDS: dict[Any, tuple[Known | None, Fairness]] = {
-    **{known: (known, FAIR) for known in VERDICTS},
+    **{interval: (interval, FAIR) for interval in VERDICTS},
     "unfair": (BELOW, UNFAIR),
     "untimed": (None, FAIR),
 }
@@ -180,8 +180,8 @@ def test_what_cannot_be_compared_says_what_differs() -> None:
 
 def test_an_arm_against_itself_has_to_come_out_as_one() -> None:
     assert decide([shape(1, NOTHING_TO_GAIN)], is_repeat=True).verdict == "does not pay"
-    for known in (ABOVE, BELOW):
-        pair = decide([shape(1, NOTHING_TO_GAIN), shape(8, known)], is_repeat=True)
+    for interval in (ABOVE, BELOW):
+        pair = decide([shape(1, NOTHING_TO_GAIN), shape(8, interval)], is_repeat=True)
         assert pair.verdict == "inconclusive"
         assert "not 1 at batch 8, so something disturbs the measurement" in pair.sentence
 
@@ -190,8 +190,8 @@ def test_an_arm_against_itself_has_to_come_out_as_one() -> None:
 @pytest.mark.parametrize(("value", "half"), [(1.04, 0.06), (1.0, 0.2), (1.01, 0.06), (1.03, 0.5)])
 def test_as_many_blocks_are_asked_for_as_decide_it(blocks: int, value: float, half: float) -> None:
     """Blocks that scatter alike give, in that number, an interval that decides, and it is the least such number."""
-    known = (value, value * math.exp(-half), value * math.exp(half))
-    row = replace(shape(1, known), speed=SpeedRatios(e2e_ms=ratio(*known, blocks=blocks)))
+    interval = (value, value * math.exp(-half), value * math.exp(half))
+    row = replace(shape(1, interval), speed=SpeedRatios(e2e_ms=ratio(*interval, blocks=blocks)))
     text = decide([row], RELOADED).settled_by
     deviation = half * math.sqrt(blocks) / scipy_stats.t.ppf(0.975, blocks - 1)
 
@@ -213,13 +213,13 @@ def test_as_many_blocks_are_asked_for_as_decide_it(blocks: int, value: float, ha
     assert turns == f"Give --num_iterations {count * 2} for more iterations."
 
 
-@pytest.mark.parametrize("known", [ABOVE, BELOW, NOTHING_TO_GAIN, WIDE, (1.3, None, None)])
-def test_no_verdict_pays_both_ways(known: Known) -> None:
-    value, low, high = known
+@pytest.mark.parametrize("interval", [ABOVE, BELOW, NOTHING_TO_GAIN, WIDE, (1.3, None, None)])
+def test_no_verdict_pays_both_ways(interval: Known) -> None:
+    value, low, high = interval
     back = (1 / value, high and 1 / high, low and 1 / low)
     for schedule in (TURNS, replace(TURNS, mode="sequential")):
-        ways = [decide([shape(1, way)], schedule).verdict for way in (known, back)]
+        ways = [decide([shape(1, way)], schedule).verdict for way in (interval, back)]
         assert ways != ["pays", "pays"]
         assert (ways[0] == "inconclusive") == (ways[1] == "inconclusive")
-        bounds = [allowances.bounds(ratio(*way), schedule) for way in (known, back)]
+        bounds = [allowances.bounds(ratio(*way), schedule) for way in (interval, back)]
         assert bounds[0] == pytest.approx([1 / bounds[1][1], 1 / bounds[1][0]])

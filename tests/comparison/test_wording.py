@@ -16,7 +16,7 @@ PRICE = "The change in quality is +0.40 % perplexity (+0.10 to +0.70)."
 
 
 @pytest.mark.parametrize(
-    ("known", "sentences"),
+    ("interval", "sentences"),
     [
         ((ABOVE,), f"fp8 pays at batch 1 (1.20x, 1.10 to 1.30). {PRICE}"),
         (
@@ -52,8 +52,8 @@ PRICE = "The change in quality is +0.40 % perplexity (+0.10 to +0.70)."
         ),
     ],
 )
-def test_sentences(known: Sequence[tuple[float, float, float]], sentences: str) -> None:
-    rows = [shape(batch, ratio) for batch, ratio in zip((1, 8, 32), known, strict=False)]
+def test_sentences(interval: Sequence[tuple[float, float, float]], sentences: str) -> None:
+    rows = [shape(batch, ratio) for batch, ratio in zip((1, 8, 32), interval, strict=False)]
     assert decide(rows).sentence == sentences
     assert decide(rows, quality=None).sentence == sentences.replace(PRICE, "Quality was not measured.")
     made_up = decide(rows, quality=replace(QUALITY, random_weights=True)).sentence
@@ -96,7 +96,7 @@ def test_what_is_missing_is_named() -> None:
     assert pair.sentence == f"Inconclusive, quality only. {PRICE} fp8 failed (out of memory)."
     skipped = {"fp8": {"status": Status.SKIPPED, "error": "needs SM100"}}
     nothing = decide([], quality=None, of_arms=skipped)
-    assert nothing.sentence == "Inconclusive: nothing is known of fp8 against bf16. fp8 was left out (needs SM100)."
+    assert nothing.sentence == "Inconclusive: nothing is interval of fp8 against bf16. fp8 was left out (needs SM100)."
     assert decide([]).settled_by == "Run moe-eval perf with both arms."
 
 

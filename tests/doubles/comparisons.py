@@ -31,7 +31,7 @@ from moe_eval.records.quality import Divergence, Estimate
 Known = tuple[float, float | None, float | None]
 TURNS = PairSchedule("interleaved", 4, 2, one_run=True)
 RELOADED = replace(TURNS, mode="reloaded")
-# by what is known of a ratio: an interval, and the verdict on it
+# by the interval of a ratio, the verdict on it
 ABOVE, BELOW, NOTHING_TO_GAIN, WIDE = (1.2, 1.1, 1.3), (0.8, 0.7, 0.9), (1.0, 0.97, 1.03), (1.02, 0.9, 1.16)
 VERDICTS: dict[Known, Verdict] = {
     ABOVE: Verdict.PAYS,
@@ -54,9 +54,9 @@ def ratio(value: float, low: float | None, high: float | None, blocks: int = 4) 
     return Ratio(value, low, high, blocks, "host")
 
 
-def shape(batch: int, known: Known | None, fairness: Fairness = FAIR) -> ShapeComparison:
-    """A shape of a comparison by its batch size and what is known of the ratio of all its times."""
-    times = None if known is None else ratio(*known)
+def shape(batch: int, interval: Known | None, fairness: Fairness = FAIR) -> ShapeComparison:
+    """A shape of a comparison by its batch size and the interval of the ratio of all its times."""
+    times = None if interval is None else ratio(*interval)
     return ShapeComparison(
         name=f"b{batch}_i512_o256",
         batch_size=batch,
@@ -68,7 +68,7 @@ def shape(batch: int, known: Known | None, fairness: Fairness = FAIR) -> ShapeCo
     )
 
 
-def traced(batch: int, known: Known, change: dict[str, float], waiting: float) -> ShapeComparison:
+def traced(batch: int, interval: Known, change: dict[str, float], waiting: float) -> ShapeComparison:
     """A shape with a decode step of 5 ms of which the experts are 2."""
     before = {"expert_gemm": 2.0, "quant_dequant": 0.0, "routing_permute": 0.5, "attention": 2.0}
     total = sum(change.values())
@@ -91,7 +91,7 @@ def traced(batch: int, known: Known, change: dict[str, float], waiting: float) -
         predicted_ratio_step=5 / (5 + total + waiting),
     )
     predicted = Predicted(busy=4.5 / (4.5 + total), step=5 / (5 + total + waiting))
-    return replace(shape(batch, known), kernels={"decode": decode}, predicted=predicted)
+    return replace(shape(batch, interval), kernels={"decode": decode}, predicted=predicted)
 
 
 def arms(**changes: dict[str, Any]) -> dict[str, ComparedArm]:
@@ -108,7 +108,7 @@ def pair(
     **changes: Any,
 ) -> Pair:
     """A pair of these shapes, before its verdict."""
-    made = Pair(
+    undecided = Pair(
         reference="bf16",
         other="fp8",
         verdict=Verdict.PAYS,
@@ -122,7 +122,7 @@ def pair(
         shapes=tuple(shapes),
         quality=quality,
     )
-    return replace(made, **changes)
+    return replace(undecided, **changes)
 
 
 def decide(

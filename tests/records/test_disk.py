@@ -124,16 +124,16 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_file_is_whole_at_the_moment_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    moves = []
     move = os.replace
 
     def watching(source: str, target: Path) -> None:
-        seen.append((Path(source).parent, json.loads(Path(source).read_text()), target.exists()))
+        moves.append((Path(source).parent, json.loads(Path(source).read_text()), target.exists()))
         move(source, target)
 
     monkeypatch.setattr(os, "replace", watching)
     disk.write_json(tmp_path / "x.json", {"a": 1})
-    assert seen == [(tmp_path, {"a": 1}, False)]
+    assert moves == [(tmp_path, {"a": 1}, False)]
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_the_file_is_whole_at_the_moment_it_appears(tmp_path: Path, monkeypatch:
     ],
 )
 def test_secrets_are_removed_at_any_depth(name: str) -> None:
-    given = {name: "hunter2", "deep": [{"deeper": ({name: "hunter2"},)}]}
-    assert disk.redact(given) == {name: "[redacted]", "deep": [{"deeper": [{name: "[redacted]"}]}]}
+    content = {name: "hunter2", "deep": [{"deeper": ({name: "hunter2"},)}]}
+    assert disk.redact(content) == {name: "[redacted]", "deep": [{"deeper": [{name: "[redacted]"}]}]}
 
 
 @pytest.mark.parametrize("value", [271828, ["271828"], {"value": "271828"}], ids=["number", "list", "mapping"])
@@ -182,9 +182,9 @@ def test_what_only_sounds_like_a_secret_is_kept() -> None:
 
 
 def test_redaction_changes_nothing_but_a_copy() -> None:
-    given = {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
-    assert disk.redact(given) == {"hf_token": "[redacted]", "list": [1, [{"password": "[redacted]"}]], 3: None}
-    assert given == {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
+    content = {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
+    assert disk.redact(content) == {"hf_token": "[redacted]", "list": [1, [{"password": "[redacted]"}]], 3: None}
+    assert content == {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
 
 
 def test_user_and_password_of_an_address_never_reach_the_disk(tmp_path: Path) -> None:
@@ -195,6 +195,6 @@ def test_user_and_password_of_an_address_never_reach_the_disk(tmp_path: Path) ->
     disk.write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text()
     assert "hunter2" not in text
-    found = json.loads(text)
-    assert found["a"] == "https://[redacted]@example.org/x?y=1"
-    assert (found["mail"], found["plain"]) == (content["mail"], content["plain"])
+    written = json.loads(text)
+    assert written["a"] == "https://[redacted]@example.org/x?y=1"
+    assert (written["mail"], written["plain"]) == (content["mail"], content["plain"])

@@ -47,7 +47,9 @@ def test_arms_have_their_labels_and_figures(compared: tuple[str, ComparisonRecor
         assert {name: getattr(arm, name) for name in names} == {name: row[name] for name in names}
         assert arm.status.value == row["status"]
         assert {name: getattr(arm, name) for name in row["perplexity"] or ()} == (row["perplexity"] or {})
-        speed = {shape: {name: vars(figure) for name, figure in each.items()} for shape, each in arm.speed.items()}
+        speed = {
+            shape: {name: vars(figure) for name, figure in figures.items()} for shape, figures in arm.speed.items()
+        }
         assert speed == row["speed"]
         assert arm.kernels == row["kernels"]
 
