@@ -54,7 +54,7 @@ def answers(
     wanted = tuple(map(shape, asked))
     for each in wanted:
         latency.check(engine, each)
-    work = prompts.workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
+    work = prompts.make_workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
         folder = artifacts.folder() or Path(scratch)
         for each in wanted:

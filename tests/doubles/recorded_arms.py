@@ -14,9 +14,9 @@ from moe_eval import stats
 from moe_eval.data import workload
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators import kernels_record
-from moe_eval.evaluators.perplexity import Scores
+from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.hardware import Gpu, Machine
-from moe_eval.machine.nvml import Summary
+from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records import disk, schema_1
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.kernels import KernelsRecord
@@ -157,7 +157,7 @@ def _shape(shape: Shape, e2e_ms: Blocks, slow: int, experts: float | None) -> Sh
     )
     medians = SourceMedians(statistics.median(ms) / 4, statistics.median(ms))
     figures = LatencyFigures(metrics, statistics.fmean(ms), statistics.pstdev(ms), {"host": medians}, None, notes)
-    gpu = Summary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
+    gpu = GpuSummary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
     return ShapeLatency(
         name=shape.name,
         batch_size=shape.batch_size,
