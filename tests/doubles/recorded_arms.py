@@ -16,7 +16,7 @@ from moe_eval.data.workload import Shape
 from moe_eval.evaluators import kernels_record
 from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.hardware import Gpu, Machine
-from moe_eval.machine.nvml import Summary
+from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records import disk, schema_1
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.kernels import KernelsRecord
@@ -38,6 +38,7 @@ from moe_eval.records.latency import (
 from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures, QualityRecord
 from moe_eval.records.run import EVALUATORS, RUN_FILE, EvaluatorName, Mode, RunRecord, Schedule, Skipped
 from moe_eval.traces import breakdown
+from moe_eval.traces.kernel_table import Trace
 from tests.traces.timeline import generation
 
 Blocks = Sequence[Sequence[float]]
@@ -156,7 +157,7 @@ def _shape(shape: Shape, e2e_ms: Blocks, slow: int, experts: float | None) -> Sh
     )
     medians = SourceMedians(statistics.median(ms) / 4, statistics.median(ms))
     figures = LatencyFigures(metrics, statistics.fmean(ms), statistics.pstdev(ms), {"host": medians}, None, notes)
-    gpu = Summary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
+    gpu = GpuSummary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
     return ShapeLatency(
         name=shape.name,
         batch_size=shape.batch_size,
@@ -248,7 +249,11 @@ def kernels(
     name: str, *, fp8: bool = False, shape: str | None = f"b1_i{INPUT}_o9", label: str | None = None
 ) -> KernelsRecord:
     """The record of a made-up trace."""
-    trace = generation(graph=True, fp8=fp8).trace()
+    return traced(name, generation(graph=True, fp8=fp8).trace(), shape, label)
+
+
+def traced(name: str, trace: Trace, shape: str | None, label: str | None) -> KernelsRecord:
+    """The record of a trace."""
     content = kernels_record.record(f"{name}.json.gz", trace, breakdown.make(trace), label)
     record = disk.convert(schema_1.kernels(content, name), KernelsRecord, Path(name), "a test")
     return replace(record, shape=shape, origin=Origin(RUN))
