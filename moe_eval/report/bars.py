@@ -38,7 +38,7 @@ def stacked(title: str, bars: Sequence[Bar], order: Sequence[str]) -> Chart | No
 
 def _draw_stacked(bars: Sequence[Bar], order: Sequence[str], indices: Sequence[int], digits: int) -> Figure:
     key_rows = (len(indices) + 1) // 2
-    figure, axes = canvas(0.75 + 0.55 * len(bars) + 0.2 * key_rows, (0.15, 0.15, 0.55 + 0.2 * key_rows, 0.02))
+    figure, axes = canvas(0.6 + 0.55 * len(bars) + 0.19 * key_rows, (0.15, 0.15, 0.4 + 0.19 * key_rows, 0.02))
     longest = max(sum(parts.values()) for _, parts in bars)
     axes.set_xlim(0, longest)
     axes.set_ylim(-len(bars) + 0.5, 0.75)
