@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+
+import msgspec
 
 from moe_eval.comparison import kernel_difference
+from moe_eval.comparison.kernel_difference import PhaseDifference
+from moe_eval.data.workload import Shape
 from moe_eval.evaluators import kernels_record
+from moe_eval.records.comparison import PhaseChange
+from moe_eval.records.kernels import Ceiling as CeilingRecord
+from moe_eval.records.kernels import KernelsRecord, PhaseTime
 from moe_eval.traces.figures import Breakdown, Ceiling, Function, Phase, Share
 from moe_eval.traces.precision_seen import Seen
 
@@ -23,74 +29,67 @@ def matching(name: str, among: Iterable[str]) -> str | None:
     traced = list(among)
     if name in traced:
         return name
-    asked = sizes(name)
-    same = [each for each in traced if asked and _without_output(sizes(each)) == _without_output(asked)]
+    timed = sizes(name)
+    same = [shape for shape in traced if timed and _without_output(sizes(shape)) == _without_output(timed)]
     return same[0] if len(same) == 1 else None
 
 
-def sizes(name: str) -> dict[str, int] | None:
-    """batch_size, input_len and output_len of a shape's name; None where it is no such name."""
-    found = _SHAPE.fullmatch(name)
-    return {key: int(value) for key, value in found.groupdict().items()} if found else None
+def sizes(name: str) -> Shape | None:
+    """The shape that is named; None where it is no such name."""
+    match = _SHAPE.fullmatch(name)
+    return Shape(*map(int, match.groups())) if match else None
 
 
-def _without_output(found: Mapping[str, int] | None) -> dict[str, int] | None:
-    return {key: value for key, value in found.items() if key != "output_len"} if found else None
+def _without_output(shape: Shape | None) -> tuple[int, int] | None:
+    return (shape.batch_size, shape.input_len) if shape else None
 
 
 def changes(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    names: tuple[str, str],
-    measured: Mapping[str, float | None],
-) -> dict[str, dict[str, Any]]:
-    """kernels_record.difference of every phase that both records have, with a paragraph as `text`.
+    before: KernelsRecord, after: KernelsRecord, names: tuple[str, str], measured: Mapping[str, float | None]
+) -> dict[str, PhaseChange]:
+    """The difference of every phase that both records have, with a paragraph as `text`.
 
     Args:
-        before, after: kernels_record.record of two traces. They hold the 50 functions that take the most, so of
-            functions beyond these nothing is said to be new or to have vanished.
         names: of the two arms.
         measured: by phase, how many times faster the second is without a profiler.
     """
-    found = {}
-    for each in kernel_difference.make(_breakdown(before), _breakdown(after)):
-        ratio = measured.get(each.name)
-        # a phase in which nothing ran has no ratio to tell
-        told = each.step_ms is None or (each.busy_ratio is not None and each.step_ratio is not None)
-        text = kernel_difference.explain(each, names, ratio) if told else ""
-        found[each.name] = {**kernels_record.difference(each, ratio), "text": text}
-    return found
+    differences = kernel_difference.make(_breakdown(before), _breakdown(after))
+    return {phase.name: _change(phase, names, measured.get(phase.name)) for phase in differences}
 
 
-def _breakdown(record: Mapping[str, Any]) -> Breakdown:
-    phases = tuple(_phase(name, each) for name, each in record["phases"].items())
+def _change(phase: PhaseDifference, names: tuple[str, str], measured: float | None) -> PhaseChange:
+    content = kernels_record.difference(phase, measured)
+    ceiling = content["ceiling_at_that_ratio"] or {"busy": None, "wall": None}
+    # a phase in which nothing ran has no ratio to tell
+    has_ratios = phase.step_ms is None or (phase.busy_ratio is not None and phase.step_ratio is not None)
+    text = kernel_difference.explain(phase, names, measured) if has_ratios else ""
+    content |= {"ceiling_busy": ceiling["busy"], "ceiling_wall": ceiling["wall"], "text": text}
+    return msgspec.convert(content, PhaseChange)
+
+
+def _breakdown(record: KernelsRecord) -> Breakdown:
+    phases = tuple(_phase(name, phase) for name, phase in record.phases.items())
     # a difference asks for the phases alone
-    return Breakdown(phases, "", "", 0, 0, 0, Seen(record["precision_seen"], None, ""))
+    return Breakdown(phases, "", "", 0, 0, 0, Seen(record.precision_seen, None, ""))
 
 
-def _phase(name: str, record: Mapping[str, Any]) -> Phase:
-    wall = record["wall_ceiling"]
+def _phase(name: str, record: PhaseTime) -> Phase:
     return Phase(
         name=name,
-        steps=record["steps"],
-        aside=dict(record["set_aside"]),
-        shares=tuple(Share(category, **each) for category, each in record["categories"].items()),
-        functions=tuple(_function(each) for each in record["functions"]),
-        kernel_ms=record["total_ms"],
-        **{each: record[each] for each in _TIMES},
-        classified=record["classified"],
+        steps=record.steps,
+        aside=dict(record.set_aside),
+        shares=tuple(Share(category, **vars(time)) for category, time in record.categories.items()),
+        functions=tuple(Function(**vars(kernel)) for kernel in record.functions),
+        kernel_ms=record.total_ms,
+        **{time: getattr(record, time) for time in _TIMES},
+        classified=record.classified,
         unclassified=(),
-        busy_ceiling=_ceiling(record["ceiling"]),
-        wall_ceiling=_ceiling(wall) if wall else None,
-        moe_layers=record["moe_layers"],
+        busy_ceiling=_ceiling(record.ceiling),
+        wall_ceiling=_ceiling(record.wall_ceiling) if record.wall_ceiling else None,
+        moe_layers=record.moe_layers,
         layers={},
     )
 
 
-def _function(record: Mapping[str, Any]) -> Function:
-    fields = ("name", "category", "ms", "launches")
-    return Function(**{each: record[each] for each in fields}, fused_with=tuple(record["fused_with"]))
-
-
-def _ceiling(record: Mapping[str, Any]) -> Ceiling:
-    return Ceiling(record["expert_gemm_share"], record["if_free"], record["if_twice_as_fast"])
+def _ceiling(record: CeilingRecord) -> Ceiling:
+    return Ceiling(record.expert_gemm_share, record.if_free, record.if_twice_as_fast)
