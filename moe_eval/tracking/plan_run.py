@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONTENT_TAG = "moe_eval.content"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own, which nests runs
 _LABELS = ("command", "options", "evaluators", "schedule", "machine", "versions", "git", "skipped")
-# what a parent run shows of its folder, by the command's prefix; logs and the output of failed tasks stay where they are
+# what a parent run shows of its folder, after the command's prefix; logs stay where they are
 _VIEWS = (COMPARISON_FILE, "report.html", "report.md")
 _PICTURE = "report.png"
 

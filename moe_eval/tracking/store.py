@@ -20,6 +20,7 @@ from moe_eval.records.labels import Status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.data.dataset_source import DatasetSource
     from mlflow.entities import DatasetInput
 
 EXPERIMENT = "moe_eval"
@@ -148,9 +149,8 @@ def _input(dataset: DatasetFacts) -> DatasetInput:
     kind, _, where = dataset.source.partition(":")
     if kind == "hub":
         path, _, configuration = where.partition(":")
-        source: HuggingFaceDatasetSource | CodeDatasetSource = HuggingFaceDatasetSource(
-            path, config_name=configuration or None, split=dataset.split
-        )
+        hub_options = {"config_name": configuration or None, "split": dataset.split}
+        source: DatasetSource = HuggingFaceDatasetSource(path, **hub_options)
     else:
         source = CodeDatasetSource({"task": where})
     described = MetaDataset(source, name=dataset.task, digest=dataset.digest)._to_mlflow_entity()
