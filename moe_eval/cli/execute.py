@@ -33,7 +33,7 @@ from moe_eval.runner.tasks import Task
 from moe_eval.tracking import plan_run
 
 Say = Callable[[str], None]
-Tables = Callable[[Sequence[ArmRecords], ComparisonRecord], Sequence[RenderableType]]
+Table = Callable[[Sequence[ArmRecords], ComparisonRecord], RenderableType | None]
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Outcome:
     tracking_failure: str | None = None
 
 
-def execute(options: MeasuringOptions, tables: Tables | None = None) -> None:
+def execute(options: MeasuringOptions, table: Table | None = None) -> None:
     """Run a command: print the plan, measure, print the verdict, and end with the command's exit code.
 
     Args:
-        tables: what the command shows before the verdict.
+        table: what the command shows before the verdict.
 
     Raises:
         UsageError: the options ask for what cannot be.
@@ -71,7 +71,8 @@ def execute(options: MeasuringOptions, tables: Tables | None = None) -> None:
     if options.dry_run:
         return
     if outcome.page is not None:
-        for renderable in tables(outcome.arms, outcome.comparison) if tables else ():
+        renderable = table(outcome.arms, outcome.comparison) if table else None
+        if renderable is not None:
             print_renderable(renderable)
         print(f"{wording.summary(outcome.comparison)}\nReport: {outcome.page}")
     errors = _errors(outcome, options.output_dir)

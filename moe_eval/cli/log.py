@@ -16,7 +16,8 @@ def run(options: LogOptions) -> None:
     refusals = []
     for folder in options.folders:
         try:
-            print(f"{folder}: {tracking.log_run(folder).describe()}")
+            for logged in tracking.log_all(folder):
+                print(f"{folder}: {logged.describe()}")
         except (UsageError, TrackingError) as error:  # of one run: the others are logged all the same
             refusals.append(str(error))
     if refusals:

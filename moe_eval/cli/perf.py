@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+
 from moe_eval.cli import perf_nsys
 from moe_eval.cli.execute import execute
 from moe_eval.cli.options.measuring import PerfOptions
 from moe_eval.errors import UsageError
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.labels import Status
 from moe_eval.report import speed_table
 
 
@@ -20,4 +27,10 @@ def run(options: PerfOptions) -> None:
     if options.mode == "nsys":
         perf_nsys.record(options)
     else:
-        execute(options, speed_table.render)
+        execute(options, _table)
+
+
+def _table(arms: Sequence[ArmRecords], comparison: ComparisonRecord) -> RenderableType | None:
+    """The arms that finished; None where none has."""
+    records = [arm.latency for arm in arms if arm.latency and arm.latency.status is Status.FINISHED]
+    return speed_table.render(records, comparison) if records else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, TypedDict
 
 from moe_eval.report.drawing import COLOURS, CYCLE, WIDTH, Chart, canvas, fitted, tick_text, ticks
@@ -37,41 +38,48 @@ def stacked(title: str, bars: Sequence[Bar], order: Sequence[str]) -> Chart | No
 
 def _draw_stacked(bars: Sequence[Bar], order: Sequence[str], indices: Sequence[int], digits: int) -> Figure:
     key_rows = (len(indices) + 1) // 2
-    figure, axes = canvas(0.75 + 0.55 * len(bars) + 0.2 * key_rows, (0.15, 0.15, 0.55 + 0.2 * key_rows, 0.02))
+    figure, axes = canvas(0.6 + 0.55 * len(bars) + 0.19 * key_rows, (0.15, 0.15, 0.4 + 0.19 * key_rows, 0.02))
     longest = max(sum(parts.values()) for _, parts in bars)
     axes.set_xlim(0, longest)
     axes.set_ylim(-len(bars) + 0.5, 0.75)
     for row, (name, parts) in enumerate(bars):
         axes.text(0, -row + 0.3, fitted(name, WIDTH - 1.5), va="bottom")
         axes.text(longest, -row + 0.3, number(sum(parts.values()), digits, unit=" ms"), va="bottom", ha="right")
-        begin = 0.0
-        for index in indices:
-            length = max(parts.get(order[index], 0.0), 0.0)
-            if length:
-                _draw_segment(axes, row, index, (begin, length), longest)
-            begin += length
+        _draw_bar(axes, row, {index: max(parts.get(order[index], 0.0), 0.0) for index in indices}, longest)
     _set_length_axis(axes, longest, "ms")
     _draw_key(figure, bars, order, indices, digits)
     return figure
 
 
-def _draw_segment(axes: Axes, row: int, index: int, extent: tuple[float, float], longest: float) -> None:
-    """One category of a bar, numbered from 1 where the number fits."""
-    begin, length = extent
-    colour = CYCLE[index % len(CYCLE)]
-    (box,) = axes.barh([-row], [length], 0.5, left=begin, **_look(index))
-    box.set_gid(f"bar-{row}-{index}")
-    if length / longest > 0.012 * len(f"{index + 1}") + 0.01:
-        axes.text(
-            begin + length / 2,
-            -row,
-            f"{index + 1}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color=COLOURS["page"],
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
-        )
+def _draw_bar(axes: Axes, row: int, sizes: Mapping[int, float], longest: float) -> None:
+    """A bar of segments by category, numbered from 1 where the number fits."""
+    drawn = {index: length for index, length in sizes.items() if length}
+    ends = list(accumulate(drawn.values()))
+    begins = [end - length for end, length in zip(ends, drawn.values(), strict=True)]
+    looks = [_look(index) for index in drawn]
+    boxes = axes.barh(
+        [-row] * len(drawn),
+        list(drawn.values()),
+        0.5,
+        left=begins,
+        color=[look["facecolor"] for look in looks],
+        hatch=[look["hatch"] for look in looks],
+        edgecolor=COLOURS["page"],
+    )
+    for box, begin, (index, length) in zip(boxes, begins, drawn.items(), strict=True):
+        box.set_gid(f"bar-{row}-{index}")
+        if length / longest > 0.012 * len(f"{index + 1}") + 0.01:
+            ground = {"facecolor": CYCLE[index % len(CYCLE)], "edgecolor": "none", "pad": 0.8}
+            axes.text(
+                begin + length / 2,
+                -row,
+                f"{index + 1}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=COLOURS["page"],
+                bbox=ground,
+            )
 
 
 class _Look(TypedDict):
