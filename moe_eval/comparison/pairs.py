@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from moe_eval.comparison import comparable, kernels, quality, speed, verdict
 from moe_eval.comparison.comparable import engine, measured, scored
@@ -133,7 +133,7 @@ def _timed(arm: ArmRecords) -> dict[str, ShapeLatency]:
 
 
 def _metrics(shape: ShapeLatency) -> dict[str, Metric | None]:
-    return vars(shape.metrics)
+    return {field.name: getattr(shape.metrics, field.name) for field in fields(shape.metrics)}
 
 
 def _shapes(reference: ArmRecords, candidate: ArmRecords) -> Iterator[ShapeComparison]:
@@ -203,7 +203,7 @@ def _with_kernels(
 
 
 def _interval(row: ShapeLatency | None, name: str) -> Interval | None:
-    metric = _metrics(row)[name] if row else None
+    metric = getattr(row.metrics, name) if row else None
     return Interval(metric.median, metric.low, metric.high) if metric else None
 
 

@@ -131,7 +131,9 @@ def _reference(folder: Path, arms: Sequence[ArmRecords], entries: Collection[_En
     """The name of the arm that the others are compared with; latency counts more than quality."""
     for kind in ("perf", "ppl"):
         claimed = {
-            entry.arm for entry in entries if entry.kind == kind and entry.old and schema_1.is_reference(entry.old)
+            entry.arm
+            for entry in entries
+            if entry.kind == kind and entry.old is not None and schema_1.is_reference(entry.old)
         }
         for arm in arms:
             if arm.name in claimed:
@@ -176,6 +178,18 @@ def _entries(folder: Path) -> Iterator[_Entry]:
             yield replace(entry, shape=entry.record.shape or match[4] or "")
 
 
+def read_file(file: Path) -> LatencyRecord | QualityRecord | KernelsRecord:
+    """Read one record, of schema 1 or 2, that is named as records are.
+
+    Raises:
+        UsageError: it is damaged or has another name.
+    """
+    match = _FILE.fullmatch(file.name)
+    if match is None:
+        raise UsageError(f"{file} is not named like a record. Give the file its name back.")
+    return _entry(file, match[1], match[2]).record
+
+
 def _entry(file: Path, kind: str, arm: str) -> _Entry:
     form = _FORMS[kind]
     content = disk.read_object(file, form.maker)
@@ -183,7 +197,7 @@ def _entry(file: Path, kind: str, arm: str) -> _Entry:
     if schema not in (schema_1.SCHEMA, form.schema):
         raise UsageError(f"{file} has schema {schema}. This moe_eval reads schema {schema_1.SCHEMA} and {form.schema}.")
     old = content if schema == schema_1.SCHEMA else None
-    record = disk.convert(form.from_schema_1(old, arm) if old else content, form.kind, file, form.maker)
+    record = disk.convert(form.from_schema_1(old, arm) if old is not None else content, form.kind, file, form.maker)
     if record.arm not in (arm, None):
         raise UsageError(f"{file} is the record of {record.arm}. Give the file its name back.")
     return _Entry(arm, kind, "", file, record, old)
@@ -191,7 +205,7 @@ def _entry(file: Path, kind: str, arm: str) -> _Entry:
 
 def _compared_before(entry: _Entry) -> dict[str, QualityComparison]:
     """What a record of schema 1 says of its arm against the reference of its run."""
-    compared = schema_1.compared(entry.old) if entry.old else None
+    compared = schema_1.compared(entry.old) if entry.old is not None else None
     if compared is None:
         return {}
     return {compared[0]: disk.convert(compared[1], QualityComparison, entry.file, _FORMS[entry.kind].maker)}

@@ -14,14 +14,14 @@ _EVALUATORS = {"perplexity": "quality"}
 _ESTIMATE = ("value", "error", "low", "high")
 
 
-def latency(old: Json, arm: str) -> dict[str, object]:
-    """The record of an arm's speed, of a file named after `arm`."""
+def latency(old: Json, _: str) -> dict[str, object]:
+    """The record of an arm's speed, which has its name in it."""
     routing, no_routing = _or_reason(old.get("routing"))
     rates, no_rates = _or_reason(old.get("rates"))
+    skipped = old.get("status") == "skipped"
     return {
-        "arm": arm,
         **old,
-        "shapes": _entries(old.get("shapes", ()), _shape),
+        "shapes": _entries(old.get("shapes", () if skipped else None), _shape),
         "routing": routing,
         "no_routing": no_routing,
         "rates": rates,
@@ -31,7 +31,7 @@ def latency(old: Json, arm: str) -> dict[str, object]:
 
 
 def quality(old: Json, arm: str) -> dict[str, object]:
-    """The record of an arm's perplexity."""
+    """The record of the perplexity of an arm of this name."""
     noise_floor = old.get("noise_floor")
     return {
         **old,
@@ -43,7 +43,7 @@ def quality(old: Json, arm: str) -> dict[str, object]:
 
 
 def kernels(old: Json, arm: str) -> dict[str, object]:
-    """The record of a trace, or of one that could not be made."""
+    """The record of a trace of an arm of this name, or of one that could not be made."""
     finished = old.get("status", "finished") == "finished"
     return {**old, "arm": arm, "phases": old.get("phases") if finished else {}, "origin": {"run_id": old.get("run_id")}}
 

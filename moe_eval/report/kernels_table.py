@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_eval.report.quality_table import columns
+from moe_eval.report.markdown import columns
 from moe_eval.traces.cuts import WHOLE
 
 _LONGEST = 100
