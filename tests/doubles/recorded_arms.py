@@ -38,6 +38,7 @@ from moe_eval.records.latency import (
 from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures, QualityRecord
 from moe_eval.records.run import EVALUATORS, RUN_FILE, EvaluatorName, Mode, RunRecord, Schedule, Skipped
 from moe_eval.traces import breakdown
+from moe_eval.traces.kernel_table import Trace
 from tests.traces.timeline import generation
 
 Blocks = Sequence[Sequence[float]]
@@ -248,7 +249,11 @@ def kernels(
     name: str, *, fp8: bool = False, shape: str | None = f"b1_i{INPUT}_o9", label: str | None = None
 ) -> KernelsRecord:
     """The record of a made-up trace."""
-    trace = generation(graph=True, fp8=fp8).trace()
+    return traced(name, generation(graph=True, fp8=fp8).trace(), shape, label)
+
+
+def traced(name: str, trace: Trace, shape: str | None, label: str | None) -> KernelsRecord:
+    """The record of a trace."""
     content = kernels_record.record(f"{name}.json.gz", trace, breakdown.make(trace), label)
     record = disk.convert(schema_1.kernels(content, name), KernelsRecord, Path(name), "a test")
     return replace(record, shape=shape, origin=Origin(RUN))
