@@ -22,7 +22,7 @@ from moe_eval.runner.arm_process import Load
 from moe_eval.runner.interleave import ArmRun, Schedule
 from moe_eval.runner.speed_record import Context
 from moe_eval.traces import breakdown
-from tests.traces.timeline import generation
+from tests.doubles.timeline import generation
 
 Blocks = Sequence[Sequence[float]]
 INPUT, OUTPUT = 512, 257

@@ -15,8 +15,8 @@ from typing import IO, Any
 import pytest
 
 from moe_eval.cli import main
-from tests.traces import timeline
-from tests.traces.timeline import Timeline, generation
+from tests.doubles import timeline
+from tests.doubles.timeline import Timeline, generation
 
 HOSTILE = 'evil\t|"<script>alert(1)</script>\x1b[31m\n' + "n" * 100_000
 

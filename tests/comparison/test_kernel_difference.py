@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moe_eval.traces.figures import Breakdown
 
 from moe_eval.comparison import kernel_difference
 from moe_eval.traces import breakdown
-from moe_eval.traces.figures import Breakdown
-from tests.traces import timeline
-from tests.traces.timeline import Timeline, generation
+from tests.doubles import timeline
+from tests.doubles.timeline import Timeline, generation
 
 
 @pytest.fixture(scope="module")
