@@ -72,7 +72,7 @@ def expected(trace: Trace) -> None:
     assert rows.launch_ns.tolist() == [NONE] * 4
     assert trace.source.gpus == ("NVIDIA H100 80GB HBM3",) * 2
     assert trace.timed
-    assert trace.notes == ("A CSV of nsys stats tells neither launches, CUDA graphs nor NVTX ranges.",)
+    assert trace.notes == ("A CSV of nsys stats has neither launches, CUDA graphs nor NVTX ranges.",)
 
 
 @pytest.mark.parametrize(
