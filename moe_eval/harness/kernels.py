@@ -26,7 +26,7 @@ class MoeKernels(ShapesTask):
     """Where the time of one prefill and a few decode steps goes, for every shape."""
 
     kind = KERNELS
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[Mapping[str, object]] = {
         "batch_sizes": [1],
         "input_len": 512,
         "output_len": 9,
@@ -37,8 +37,8 @@ class MoeKernels(ShapesTask):
     }
 
     @staticmethod
-    def figures(answer: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-        for key, value in kernels_record.figures(_record(answer)).items():
+    def figures(answer: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+        for key, value in kernels_record.figures(msgspec.convert(answer, KernelsRecord, str_keys=True)).items():
             name = key.replace("/", "_")
             if name in MoeKernels.metrics:
                 yield name, value
@@ -66,7 +66,7 @@ def answers(
             yield {**answer, "workload": {"source": work.source, "digest": work.digest}}
 
 
-def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def metrics(rows: Sequence[Mapping[str, object]]) -> dict[str, float]:
     """Samples of the task as metrics of the common schema: kernels/SHAPE/PHASE/NAME."""
     values: dict[str, float] = {}
     for record in _records(rows):
@@ -74,16 +74,12 @@ def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return values
 
 
-def contradictions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def contradictions(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Sentences on shapes whose kernels are not those of the arm's label."""
     return [
         f"NOT VERIFIED at {record.shape}: {record.contradiction}" for record in _records(rows) if record.contradiction
     ]
 
 
-def _records(rows: Sequence[Mapping[str, Any]]) -> list[KernelsRecord]:
-    return [_record(row["filtered_resps"][0]) for row in rows]
-
-
-def _record(answer: Mapping[str, Any]) -> KernelsRecord:
-    return msgspec.convert(answer, KernelsRecord, str_keys=True)
+def _records(rows: Sequence[Mapping[str, object]]) -> list[KernelsRecord]:
+    return [msgspec.convert(row["filtered_resps"], list[KernelsRecord], str_keys=True)[0] for row in rows]

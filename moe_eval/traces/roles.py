@@ -110,7 +110,7 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
     """Read the order of launches on one device: attention, o_proj, gate, routing, expert GEMMs, their sum.
 
     A block is what runs between a layer's last attention kernel and its last expert GEMM. In it softmax and top-k are
-    the router's and not the sampler's; of two or more dense GEMMs before the routing the last is the gate's. A
+    the router's and not the sampler's. Of two or more dense GEMMs before the routing the last is the gate's. A
     sum right after the expert GEMMs puts the experts' outputs together.
     """
     kinds = category[device]

@@ -113,11 +113,11 @@ def _phases(trace: Trace, roles: Roles, steps: Sequence[Step]) -> list[str]:
     attention = [step.rows[roles.category[step.rows] == NUMBER["attention"]] for step in steps]
     replayed = [bool(kernels.replayed[rows].any()) for rows in attention]
     if any(replayed):
-        # what was launched before the recording began may have come from a graph as well
-        untold = [not (kernels.launch_ns[rows] != NONE).any() for rows in attention]
+        # a kernel that was launched before the recording began may have come from a graph as well
+        unknown = [not (kernels.launch_ns[rows] != NONE).any() for rows in attention]
         return [
             "decode" if graph else UNKNOWN if nothing else "prefill"
-            for graph, nothing in zip(replayed, untold, strict=True)
+            for graph, nothing in zip(replayed, unknown, strict=True)
         ]
     sizes = np.array([_size(trace, roles, step) for step in steps])
     smallest = sizes[sizes > 0].min(initial=np.inf)
@@ -127,8 +127,10 @@ def _phases(trace: Trace, roles: Roles, steps: Sequence[Step]) -> list[str]:
 
 
 def _size(trace: Trace, roles: Roles, step: Step) -> float:
-    """What grows with a step's tokens and not with its layers, as the first and the last step may be cut off: the
-    mean blocks of kernels that work token by token, else the mean time of kernels. 0 where no layer ran."""
+    """A figure that grows with a step's tokens and not with its layers, as the first and the last step may be cut off.
+
+    It is the mean blocks of kernels that work token by token, else the mean time of kernels. 0 where no layer ran.
+    """
     if not IN_LAYER[roles.category[step.rows]].any():
         return 0.0
     rows = step.rows[np.isin(roles.category[step.rows], _PER_TOKEN)]

@@ -30,7 +30,7 @@ _NO_NUMBER = re.compile(rb"[:,\[]\s*(-?(?:NaN|Infinity|nan|inf))\s*(?=[,}\]])")
 
 
 class Args(msgspec.Struct, gc=False, omit_defaults=True, rename={"node": "graph node id", "external": "External id"}):
-    """What `args` of an event may hold and is read; what else it holds is skipped."""
+    """The fields of an event's `args` that are read. Others are skipped."""
 
     correlation: int = NONE
     external: int = NONE
@@ -63,7 +63,7 @@ class File(msgspec.Struct, omit_defaults=True):
     traceEvents: list[Any] | None = None
 
 
-# flows, labels, instants and counters, by their phase; any other phase is found out by the tolerant decoder
+# flows, labels, instants and counters, by their phase. The tolerant decoder finds any other phase
 _SKIPPED = [msgspec.defstruct(f"_Skipped{ph}", [], gc=False, tag_field="ph", tag=ph) for ph in "sftMiICbenBE"]
 _Events: Any = list[Union[(Event, *_SKIPPED)]]  # type: ignore[valid-type]
 

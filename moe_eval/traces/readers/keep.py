@@ -1,4 +1,4 @@
-"""Keeps a trace beside a record: what a breakdown needs of it, and nothing that tells of the machine or the user."""
+"""Keeps a trace beside a record: all that a breakdown needs, and nothing about the machine or the user."""
 
 from __future__ import annotations
 

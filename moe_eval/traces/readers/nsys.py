@@ -1,7 +1,7 @@
 """Reads what `nsys export --type sqlite` wrote, of any schema from 2022 to 2026.
 
 Joins as Nsight Systems' own documentation and TensorRT-LLM's layer-wise benchmarks do them: a kernel belongs to the
-launch with its process and its correlation id; a node of a CUDA graph to the moment at which the node that it was
+launch with its process and its correlation id, a node of a CUDA graph to the moment at which the node that it was
 cloned from was captured.
 """
 

@@ -18,10 +18,10 @@ from moe_eval.traces.readers import nsys_tables as tables
 from moe_eval.traces.readers.nsys_tables import Export, connect, one_sentence
 
 ACTIVITIES = {KERNEL: tables.KERNEL, COPY: tables.MEMCPY, SET: tables.MEMSET}
-PID = 24  # bits of a thread in globalTid; what is above them is the process, in globalPid likewise
+PID = 24  # bits of a thread in globalTid. The bits above them are the process, in globalPid likewise
 
 _PART = 1 << 18  # rows that are worth a query of their own
-_BATCH = 1 << 16  # rows that the driver hands over at once; its own 1,024 take half as long again
+_BATCH = 1 << 16  # rows that the driver hands over at once. Its own 1,024 take half as long again
 
 
 Columns = dict[str, Any]  # by name, int64 arrays of numpy, and `text` as an Arrow array of bytes
@@ -56,7 +56,7 @@ def activity(export: Export, kind: int) -> Query:
     has_times = {"start", "end"} <= export.columns.get(table, {}).keys()
     numbers = {
         "start": column("start"),
-        # one subtraction here tells apart what has no start, no end, or an end before its start: all below 0
+        # below 0 for a row without start or end, or with an end before its start
         "duration": 'IFNULL("end" - "start", -1)' if has_times else "-1",
         "device": column("deviceId", 0),
         "stream": column("streamId", 0),
@@ -115,7 +115,7 @@ def fetch(export: Export, queries: Sequence[Query]) -> list[Columns]:
     """Run queries side by side, those of long tables in parts.
 
     Returns:
-        For every query int64 arrays by name, in the table's order, and of `text` an Arrow array of bytes; empty ones
+        For every query int64 arrays by name, in the table's order, and of `text` an Arrow array of bytes. Empty ones
         where the export lacks the table.
     """
     workers = max(1, min(8, os.cpu_count() or 1))

@@ -98,7 +98,7 @@ def open_export(path: Path) -> Export:
         UsageError: the file is absent, empty, cut short, being written, damaged, or not an export of Nsight Systems.
     """
     _check_file(path)
-    # immutable: no locks and no -shm file beside the user's; _check_file has seen that nothing is pending
+    # immutable: no locks and no -shm file beside the user's. _check_file has made sure that nothing is pending
     uri = uri_of(path, "mode=ro&immutable=1")
     with one_sentence(path), closing(connect(uri)) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

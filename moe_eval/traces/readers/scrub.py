@@ -1,4 +1,4 @@
-"""Copies an Nsight Systems export without what it tells of the machine, the user and the profiled process.
+"""Copies an Nsight Systems export without its facts about the machine, the user and the profiled process.
 
 An export holds that process's environment, command line, host name, threads and paths. The copy is made of numbers and
 of the texts that say what ran: names of kernels, of API calls, of GPUs and of the ranges that are asked for.

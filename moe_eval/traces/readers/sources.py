@@ -12,7 +12,7 @@ from typing import IO
 
 from moe_eval.errors import UsageError
 
-LIMIT = 4 << 30  # bytes of JSON; reading them takes about two and a half times as much memory
+LIMIT = 4 << 30  # bytes of JSON. Reading them takes about two and a half times as much memory
 # Chrome traces shrink 10 to 30 times (those of vLLM 22 to 27 times): a file that shrinks far more is made to do harm
 _RATIO, _RATIO_FROM = 200, 64 << 20
 _CHUNK = 4 << 20
@@ -113,7 +113,7 @@ def _is_header(line: bytes) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is there and has content; every failure of the system in one sentence."""
+    """A file that exists and has content. Every failure of the system becomes one sentence."""
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}. Give the trace itself.")

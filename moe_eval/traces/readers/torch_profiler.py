@@ -1,4 +1,4 @@
-"""Reads the traces of torch's profiler, of CUDA and ROCm, and writes them again without what is private."""
+"""Reads the traces of torch's profiler, of CUDA and ROCm, and writes them again without private data."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _source(file: File) -> TraceSource:
 
 
 def _gpus(file: File) -> dict[int, str]:
-    """Names by device; a merged trace lists a device once for every process."""
+    """Names by device. A merged trace lists a device once for every process."""
     listed = file.deviceProperties if isinstance(file.deviceProperties, list) else []
     gpus = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
     return {chrome_columns.integer(gpu.get("id"), at): gpu["name"] for at, gpu in enumerate(gpus)}
@@ -87,8 +87,8 @@ def _notes(parts: Parts, cpu: bool) -> Iterator[str]:
         yield "Kernels have no correlation ids and were joined to the last launch of their operator."
     if not cpu and parts.torn is not None:
         yield (
-            "Several processes are merged without a label, so kernels were joined to launches by correlation id alone; "
-            f"{parts.torn} whose id is in several processes were joined to none."
+            "Several processes are merged without a label, so kernels were joined to launches by correlation id alone. "
+            f"{parts.torn} kernels whose id is in several processes were joined to none."
         )
 
 
