@@ -171,8 +171,14 @@ def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
         for part, meant in (("self_attn", "dense_gemm"), ("mlp.gate", "gate_gemm"), ("mlp.experts", "expert_gemm")):
             begin = made.clock_ns
             made.run(meant, timeline.QKV, 1000 + layer)
-            modules.append((f"{{'Module': 'Qwen3MoeForCausalLM.model.layers.{layer}.{part}', 'Inputs': [[1, 2]]}}",
-                            begin - 9100, begin - 8900, 7))  # fmt: skip
+            modules.append(
+                (
+                    f"{{'Module': 'Qwen3MoeForCausalLM.model.layers.{layer}.{part}', 'Inputs': [[1, 2]]}}",
+                    begin - 9100,
+                    begin - 8900,
+                    7,
+                )
+            )
     made.run("dense_gemm", timeline.QKV, 5000)
     trace = made.trace(ranges=modules)
     found = roles.assign(trace)
@@ -185,9 +191,16 @@ def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
 def test_a_graph_s_nodes_are_attributed_by_when_they_were_captured() -> None:
     text = "model.layers.5.mlp.gate"
     rows = kernel_table.kernels(
-        [timeline.QKV], name=[0, 0], start_ns=[5000, 9000], duration_ns=[100, 100], launch_ns=[4000, 4000],
-        launch_thread=[1, 1], captured_ns=[150, 950], captured_thread=[1, 1], replayed=[True, True],
-    )  # fmt: skip
+        [timeline.QKV],
+        name=[0, 0],
+        start_ns=[5000, 9000],
+        duration_ns=[100, 100],
+        launch_ns=[4000, 4000],
+        launch_thread=[1, 1],
+        captured_ns=[150, 950],
+        captured_thread=[1, 1],
+        replayed=[True, True],
+    )
     trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), SOURCE)
     assert roles.assign(trace).layer.tolist() == [5, -1]
 
@@ -223,10 +236,14 @@ def test_what_an_overlap_scheduler_launches_early_belongs_to_the_step_that_launc
         assert (phase.busy_ms or 0) < (phase.span_ms or 0) < (phase.wall_ms or 0)
         for category in ("expert_gemm", "attention", "sampling"):
             want = statistics.median(
-                sum(int(row["duration_ns"]) for row, meant in zip(made.rows, made.meant, strict=True)
-                    if meant == category and begin <= int(row["start_ns"]) < end)
-                for name, begin, end in made.steps if name == phase_name
-            )  # fmt: skip
+                sum(
+                    int(row["duration_ns"])
+                    for row, meant in zip(made.rows, made.meant, strict=True)
+                    if meant == category and begin <= int(row["start_ns"]) < end
+                )
+                for name, begin, end in made.steps
+                if name == phase_name
+            )
             assert phase.categories[category].ms == pytest.approx(want / 1e6)
 
 
@@ -285,10 +302,14 @@ def test_two_devices_are_steps_of_their_own() -> None:
         row["device"] = 1
     both = Timeline(rows=[{"device": 0, **row} for row in one.rows] + two.rows)
     names = sorted({str(row["text"]) for row in both.rows})
-    columns = {key: [row.get(key, 0) for row in both.rows] for key in ("start_ns", "duration_ns", "kind", "device",
-                                                                     "blocks")}  # fmt: skip
-    trace = Trace(kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
-                  kernel_table.ranges([]), SOURCE)  # fmt: skip
+    columns = {
+        key: [row.get(key, 0) for row in both.rows] for key in ("start_ns", "duration_ns", "kind", "device", "blocks")
+    }
+    trace = Trace(
+        kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
+        kernel_table.ranges([]),
+        SOURCE,
+    )
     found = breakdown.make(trace)
     assert found.devices == 2
     assert step_counts(found) == [("prefill", 2), ("decode", 8)]
@@ -334,9 +355,13 @@ rows_of = st.lists(
 def made_of(rows: list[tuple[str, int, int, int, int]]) -> Trace:
     names = sorted({row[0] for row in rows})
     kernels = kernel_table.kernels(
-        names, name=[names.index(row[0]) for row in rows], start_ns=[row[1] for row in rows],
-        duration_ns=[row[2] for row in rows], device=[row[3] for row in rows], stream=[row[4] for row in rows],
-    )  # fmt: skip
+        names,
+        name=[names.index(row[0]) for row in rows],
+        start_ns=[row[1] for row in rows],
+        duration_ns=[row[2] for row in rows],
+        device=[row[3] for row in rows],
+        stream=[row[4] for row in rows],
+    )
     return Trace(kernels, kernel_table.ranges([]), SOURCE)
 
 
@@ -402,8 +427,10 @@ def test_what_was_launched_before_the_recording_and_runs_first_is_outside_steps(
     begun = len(made.rows)
     rest = generation(decode=3)
     shift = made.clock_ns
-    made.rows += [{**row, "start_ns": int(row["start_ns"]) + shift, "launch_ns": int(row["launch_ns"]) + shift}
-                  for row in rest.rows]  # fmt: skip
+    made.rows += [
+        {**row, "start_ns": int(row["start_ns"]) + shift, "launch_ns": int(row["launch_ns"]) + shift}
+        for row in rest.rows
+    ]
     found = breakdown.make(made.trace())
     alone = breakdown.make(rest.trace())
     assert step_counts(found) == [

@@ -19,13 +19,19 @@ GROUPED = (
 NAMES = [
     (GROUPED.format("cutlass::bfloat16_t"), "bf16", "cutlass"),
     (GROUPED.format("cutlass::float_e4m3_t"), "fp8", "cutlass"),
-    ("bmm_E2m1_E2m1E2m1_Fp32_Ab16_Bb16_Cb16_t128x8x512u2_s5_et128x8_m128x8x64_c1x1x1_rM_TN_swiGlu_dynB_sm100f",
-     "nvfp4", "trtllm-gen"),
+    (
+        "bmm_E2m1_E2m1E2m1_Fp32_Ab16_Bb16_Cb16_t128x8x512u2_s5_et128x8_m128x8x64_c1x1x1_rM_TN_swiGlu_dynB_sm100f",
+        "nvfp4",
+        "trtllm-gen",
+    ),
     ("bmm_Bfloat16_E4m3E4m3_Fp32_t128x8x128_s6_et128x8_m64x8x32_dynB_sm100f", "fp8", "trtllm-gen"),
-    ("void deep_gemm::fp8_gemm_kernel<2048, 1536, 64, 128, (deep_gemm::GemmType)1, GroupedWithOffset>", "fp8_block",
-     "deepgemm"),
+    (
+        "void deep_gemm::fp8_gemm_kernel<2048, 1536, 64, 128, (deep_gemm::GemmType)1, GroupedWithOffset>",
+        "fp8_block",
+        "deepgemm",
+    ),
     ("void marlin_moe_wna16::Marlin<__nv_bfloat16, 1125899906909960, 256, 4, 8, 8, false>", "w4a16", "marlin"),
-]  # fmt: skip
+]
 
 
 def experts(name: str) -> Trace:
@@ -132,13 +138,16 @@ def test_labels_and_what_contradicts_them() -> None:
     ("quantiser", "precision"),
     [
         ("void vllm::cvt_fp16_to_fp4<__nv_bfloat16, false>", "nvfp4"),
-        ("void tensorrt_llm::kernels::quantize_with_block_size<(tensorrt_llm::kernels::BlockScaleQuantizationType)0, "
-         "__nv_bfloat16, 16, false>", "nvfp4"),
+        (
+            "void tensorrt_llm::kernels::quantize_with_block_size<(tensorrt_llm::kernels::BlockScaleQuantizationType)0,"
+            " __nv_bfloat16, 16, false>",
+            "nvfp4",
+        ),
         ("void per_token_group_quant_8bit_kernel<c10::BFloat16, c10::Float8_e4m3fn>", "fp8_block"),
         ("void vllm::dynamic_scaled_int8_quant_kernel<c10::BFloat16, float>", "int8"),
         ("void tensorrt_llm::kernels::scaleMatrixPerTensorVec<true, x>", None),
     ],
-)  # fmt: skip
+)
 def test_the_quantiser_says_to_what_and_one_that_does_not_is_no_evidence(quantiser: str, precision: str | None) -> None:
     made = generation(fp8=True)
     for row in made.rows:

@@ -143,13 +143,20 @@ def test_operators_of_the_cpu_are_rows_of_their_self_time(read: Reader) -> None:
     rows = trace.kernels
     own = {rows.names[name]: took for name, took in zip(rows.name, rows.duration_ns.tolist(), strict=True)}
     assert own == {
-        "outer": 3000, "inner": 2500, "innermost": 1500, "second": 3000, "after": 1000,
-        "all taken": 0, "takes all": 2000, "other thread": 50_000,
-    }  # fmt: skip
+        "outer": 3000,
+        "inner": 2500,
+        "innermost": 1500,
+        "second": 3000,
+        "after": 1000,
+        "all taken": 0,
+        "takes all": 2000,
+        "other thread": 50_000,
+    }
     assert set(rows.device.tolist()) == {NONE}
     begun = {rows.names[name]: at for name, at in zip(rows.name, rows.launch_ns.tolist(), strict=True)}
-    assert begun == {rows.names[each]: 1000 * next(e["ts"] for e in events if e["name"] == rows.names[each])
-                     for each in rows.name}  # fmt: skip
+    assert begun == {
+        rows.names[each]: 1000 * next(e["ts"] for e in events if e["name"] == rows.names[each]) for each in rows.name
+    }
     for number in set(rows.stream.tolist()):
         starts, ends = rows.start_ns[rows.stream == number], rows.end_ns[rows.stream == number]
         assert (starts[1:] >= ends[:-1]).all(), "the rows of a thread never overlap"
@@ -176,8 +183,10 @@ def test_a_graph_node_is_a_replay_whatever_launched_it(read: Reader, node: int, 
 def test_a_graph_is_replayed_by_its_launch(read: Reader, name: str) -> None:
     rows = read([kernel("a"), kernel("b"), kernel("c", args={"correlation": 6}), call(name)]).kernels
     assert dict(zip([rows.names[each] for each in rows.name], rows.replayed.tolist(), strict=True)) == {
-        "a": True, "b": True, "c": False,
-    }  # fmt: skip
+        "a": True,
+        "b": True,
+        "c": False,
+    }
 
 
 def test_old_categories_and_rocm_without_correlation_ids(read: Reader) -> None:

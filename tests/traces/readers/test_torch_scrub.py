@@ -56,8 +56,16 @@ def test_operators_of_a_cpu_are_kept_where_they_are_what_counts(tmp_path: Path) 
     source, target = tmp_path / "a.json", tmp_path / "b.json.gz"
 
     def op(name: str, ts: float, dur: Any) -> Event:
-        return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 42, "tid": 7, "ts": ts, "dur": dur,
-                "args": {"Concrete Inputs": ["hunter2"], "Call stack": "hunter2"}}  # fmt: skip
+        return {
+            "ph": "X",
+            "cat": "cpu_op",
+            "name": name,
+            "pid": 42,
+            "tid": 7,
+            "ts": ts,
+            "dur": dur,
+            "args": {"Concrete Inputs": ["hunter2"], "Call stack": "hunter2"},
+        }
 
     events = [
         op("aten::linear", 10, 5),
