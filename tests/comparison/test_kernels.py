@@ -17,8 +17,8 @@ from tests.doubles.timeline import Timeline, generation
 NAMES = ("bf16", "fp8")
 
 
-def record(made: Timeline) -> KernelsRecord:
-    return kernels_record.make("made up", made.trace(), None)
+def record(recording: Timeline) -> KernelsRecord:
+    return kernels_record.make("made up", recording.trace(), None)
 
 
 def changes(before: KernelsRecord, after: KernelsRecord, ratio: float | None = None) -> dict[str, PhaseChange]:
@@ -73,15 +73,15 @@ def test_the_difference_of_a_trace_with_itself_is_nothing(both: tuple[KernelsRec
 def test_swapping_negates_and_the_parts_add_up_to_the_step(steps: list[tuple[bool, int]]) -> None:
     records = []
     for fp8 in (False, True):
-        made = Timeline()
-        made.step("prefill", 512)
+        recording = Timeline()
+        recording.step("prefill", 512)
         for wide, wait in steps:
-            made.step("decode", 1, fp8=fp8, split_k=wide)
-            made.clock_ns += wait * (2 if fp8 else 1)
-        records.append(record(made))
-    there, back = changes(records[0], records[1]), changes(records[1], records[0])
-    assert list(there) == list(back)
-    for forward, backward in zip(there.values(), back.values(), strict=True):
+            recording.step("decode", 1, fp8=fp8, split_k=wide)
+            recording.clock_ns += wait * (2 if fp8 else 1)
+        records.append(record(recording))
+    forward_changes, backward_changes = changes(records[0], records[1]), changes(records[1], records[0])
+    assert list(forward_changes) == list(backward_changes)
+    for forward, backward in zip(forward_changes.values(), backward_changes.values(), strict=True):
         assert list(forward.categories) == list(backward.categories)
         for name, category in forward.categories.items():
             assert category.change_ms == -backward.categories[name].change_ms
@@ -98,14 +98,14 @@ def test_swapping_negates_and_the_parts_add_up_to_the_step(steps: list[tuple[boo
 def test_a_residual_is_shown_and_not_hidden() -> None:
     records = []
     for kinds in ([(0, 0)] * 3, [(3, 0), (0, 3), (0, 0)]):
-        made = Timeline()
+        recording = Timeline()
         for norm, attention in kinds:
-            made.run("norm", timeline.NORM, 1_000_000 * (1 + norm))
-            made.run("attention", timeline.FLASH, 1_000_000 * (1 + attention))
-            made.run("expert_gemm", timeline.MOE, 1_000_000)
-            made.run("sampling", timeline.ARGMAX, 1000)
-            made.clock_ns += 1000
-        records.append(record(made))
+            recording.run("norm", timeline.NORM, 1_000_000 * (1 + norm))
+            recording.run("attention", timeline.FLASH, 1_000_000 * (1 + attention))
+            recording.run("expert_gemm", timeline.MOE, 1_000_000)
+            recording.run("sampling", timeline.ARGMAX, 1000)
+            recording.clock_ns += 1000
+        records.append(record(recording))
     (change,) = changes(*records).values()
     assert change.kernel_change_ms == pytest.approx(0)  # no category's median has moved, and yet most steps are longer
     assert change.residual_ms == pytest.approx(3, rel=0.01)
@@ -115,9 +115,9 @@ def test_a_residual_is_shown_and_not_hidden() -> None:
 def test_long_names_are_new_by_their_end_and_cut_where_they_are_listed() -> None:
     records = []
     for end in "ab":
-        made = generation(decode=2)
-        made.run("other", "k" * 1500 + end, 1_000_000)
-        records.append(record(made))
+        recording = generation(decode=2)
+        recording.run("other", "k" * 1500 + end, 1_000_000)
+        records.append(record(recording))
     (kernel,) = changes(*records)["decode"].new
     assert kernel.name == "k" * 1000 + "..."
     again = kernels_record.shortened(records[0])

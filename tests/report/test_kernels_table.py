@@ -18,9 +18,9 @@ HOSTILE = "[red]evil[/red] :smile: a|b\t\x1b[31m\u202e end"
 
 
 def record(*, name: str = HOSTILE, fp8: bool = False) -> KernelsRecord:
-    made = generation(decode=2, fp8=fp8)
-    made.run("other", name, 900_000)
-    return kernels_record.shortened(kernels_record.make(f"{name}.json", made.trace(), "bf16"))
+    recording = generation(decode=2, fp8=fp8)
+    recording.run("other", name, 900_000)
+    return kernels_record.shortened(kernels_record.make(f"{name}.json", recording.trace(), "bf16"))
 
 
 def plain(renderable: RenderableType, capsys: pytest.CaptureFixture[str]) -> str:

@@ -42,18 +42,18 @@ def experts(name: str) -> Trace:
 @pytest.mark.parametrize(("name", "precision", "backend"), NAMES, ids=[f"{each[2]}-{each[1]}" for each in NAMES])
 def test_a_gemm_s_name_tells(name: str, precision: str, backend: str) -> None:
     trace = experts(name)
-    found = observed_precision.observe(trace, roles.assign(trace))
-    assert (found.precision, found.backend) == (precision, backend)
-    assert observed_precision.contradiction(precision if precision != "w4a16" else "nvfp4-w4a16", found) is None
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert (observed.precision, observed.backend) == (precision, backend)
+    assert observed_precision.contradiction(precision if precision != "w4a16" else "nvfp4-w4a16", observed) is None
 
 
 @pytest.mark.parametrize("fp8", [False, True])
 def test_where_a_triton_kernel_s_name_does_not_the_quantisation_of_its_inputs_does(fp8: bool) -> None:
     trace = generation(fp8=fp8).trace()
-    found = observed_precision.observe(trace, roles.assign(trace))
-    assert (found.precision, found.backend) == ("fp8" if fp8 else "bf16", "triton")
-    assert observed_precision.contradiction("fp8" if fp8 else "bf16", found) is None
-    wrong = observed_precision.contradiction("bf16" if fp8 else "fp8", found)
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert (observed.precision, observed.backend) == ("fp8" if fp8 else "bf16", "triton")
+    assert observed_precision.contradiction("fp8" if fp8 else "bf16", observed) is None
+    wrong = observed_precision.contradiction("bf16" if fp8 else "fp8", observed)
     assert wrong is not None
     assert wrong.startswith("the label says")
 
@@ -70,25 +70,25 @@ def test_where_a_triton_kernel_s_name_does_not_the_quantisation_of_its_inputs_do
 def test_without_quantisation_the_type_is_that_of_kernels_around_and_none_where_they_tell_none(
     types: tuple[str, str], precision: str | None
 ) -> None:
-    made = generation()
-    for row in made.rows:
+    recording = generation()
+    for row in recording.rows:
         row["text"] = str(row["text"]).replace("c10::BFloat16", types[0]).replace("__nv_bfloat16", types[1])
-    trace = made.trace()
-    found = observed_precision.observe(trace, roles.assign(trace))
-    assert (found.precision, found.backend) == (precision, "triton")
-    assert found.evidence.startswith("no kernel quantises the experts' inputs")
-    assert (observed_precision.contradiction("fp8", found) is None) == (precision is None)
+    trace = recording.trace()
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert (observed.precision, observed.backend) == (precision, "triton")
+    assert observed.evidence.startswith("no kernel quantises the experts' inputs")
+    assert (observed_precision.contradiction("fp8", observed) is None) == (precision is None)
 
 
 def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
-    made = generation(decode=2)
+    recording = generation(decode=2)
     rows = []
-    for row in made.rows:
+    for row in recording.rows:
         if row["text"] in (timeline.QKV, timeline.O_PROJ):
             rows.append({**row, "text": timeline.QUANT, "start_ns": int(row["start_ns"]) - 200, "duration_ns": 100})
         rows.append(row)
-    made.rows = rows
-    trace = made.trace()
+    recording.rows = rows
+    trace = recording.trace()
     assert observed_precision.observe(trace, roles.assign(trace)).precision == "bf16"
 
 
@@ -105,16 +105,16 @@ def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
 def test_what_names_leave_open_is_not_made_up(
     names: list[str], quant: str | None, precision: tuple[str | None, ...], contradicted: list[str]
 ) -> None:
-    made, at = generation(decode=3, fp8=quant is not None), 0
-    for row in made.rows:
+    recording, at = generation(decode=3, fp8=quant is not None), 0
+    for row in recording.rows:
         if row["text"] == timeline.MOE:
             row["text"], at = names[at % len(names)], at + 1
         elif row["text"] == timeline.QUANT:
             row["text"] = str(quant)
-    trace = made.trace()
-    found = observed_precision.observe(trace, roles.assign(trace))
-    assert found.precision in precision
-    assert [each for each in ("fp8", "nvfp4") if observed_precision.contradiction(each, found)] == contradicted
+    trace = recording.trace()
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert observed.precision in precision
+    assert [each for each in ("fp8", "nvfp4") if observed_precision.contradiction(each, observed)] == contradicted
 
 
 def test_a_summary_does_not_tell_whose_inputs_are_quantised() -> None:
@@ -149,12 +149,12 @@ def test_labels_and_what_contradicts_them() -> None:
     ],
 )
 def test_the_quantiser_says_to_what_and_one_that_does_not_is_no_evidence(quantiser: str, precision: str | None) -> None:
-    made = generation(fp8=True)
-    for row in made.rows:
+    recording = generation(fp8=True)
+    for row in recording.rows:
         if row["text"] == timeline.QUANT:
             row["text"] = quantiser
-    trace = made.trace()
-    found = observed_precision.observe(trace, roles.assign(trace))
-    assert (found.precision, found.backend) == (precision, "triton")
+    trace = recording.trace()
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert (observed.precision, observed.backend) == (precision, "triton")
     label = {"int8": "fp8"}.get(str(precision), precision or "nvfp4")
-    assert (observed_precision.contradiction(label, found) is None) == (precision != "int8")
+    assert (observed_precision.contradiction(label, observed) is None) == (precision != "int8")

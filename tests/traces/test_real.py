@@ -52,21 +52,21 @@ def plain_sums(path: Path) -> tuple[dict[str, float], int]:
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=needs_shared) for name in PAIRS])
 def pair(request: pytest.FixtureRequest) -> tuple[str, KernelsRecord, KernelsRecord]:
-    one, two, _ = PAIRS[request.param]
-    return request.param, *(read(shared(each)) for each in (one, two))
+    before, after, _ = PAIRS[request.param]
+    return request.param, *(read(shared(each)) for each in (before, after))
 
 
 def test_every_step_is_there_and_nearly_all_time_is_classified(pair: tuple[str, KernelsRecord, KernelsRecord]) -> None:
     name, *both = pair
-    for file, precision, found in zip(PAIRS[name], ("bf16", "fp8"), both, strict=False):
+    for file, precision, record in zip(PAIRS[name], ("bf16", "fp8"), both, strict=False):
         _, graphs = plain_sums(shared(str(file)))
-        steps = {name: phase.steps + sum(phase.set_aside.values()) for name, phase in found.phases.items()}
+        steps = {name: phase.steps + sum(phase.set_aside.values()) for name, phase in record.phases.items()}
         assert list(steps.items()) == [("prefill", 1), ("decode", graphs)]
         assert graphs == PAIRS[name][2]
-        assert all(phase.classified >= 0.98 for phase in found.phases.values())
-        assert all(phase.moe_layers == 48 for phase in found.phases.values())
-        assert (found.precision_seen, found.moe_backend_seen) == (precision, "triton")
-        for phase in found.phases.values():
+        assert all(phase.classified >= 0.98 for phase in record.phases.values())
+        assert all(phase.moe_layers == 48 for phase in record.phases.values())
+        assert (record.precision_seen, record.moe_backend_seen) == (precision, "triton")
+        for phase in record.phases.values():
             assert phase.categories["expert_gemm"].launches_per_layer == 2
             assert phase.categories["gate_gemm"].launches == 48
 
@@ -74,19 +74,19 @@ def test_every_step_is_there_and_nearly_all_time_is_classified(pair: tuple[str, 
 @needs_shared
 def test_the_expert_gemm_s_share_is_that_of_the_triton_kernels() -> None:
     path = shared("dummy-bf16-b8")
-    found = read(path)
+    record = read(path)
     sums, _ = plain_sums(path)
     share = sums["fused_moe_kernel"] / sum(sums.values())
     assert 0.66 <= share <= 0.68
-    experts = sum(phase.categories["expert_gemm"].ms * phase.steps for phase in found.phases.values())
-    everything = sum(phase.total_ms * phase.steps for phase in found.phases.values())
+    experts = sum(phase.categories["expert_gemm"].ms * phase.steps for phase in record.phases.values())
+    everything = sum(phase.total_ms * phase.steps for phase in record.phases.values())
     assert experts / everything == pytest.approx(share, abs=0.01)  # medians times steps, and copies count as well
     assert 0.66 <= experts / everything <= 0.68
 
 
 def test_the_difference_names_what_quantisation_costs(pair: tuple[str, KernelsRecord, KernelsRecord]) -> None:
-    _, one, two = pair
-    for phase in changes(one, two).values():
+    _, before, after = pair
+    for phase in changes(before, after).values():
         assert phase.categories["expert_gemm"].change_ms < 0 < phase.categories["quant_dequant"].change_ms
         assert any(
             "quant" in kernel.name or "amax" in kernel.name or "max_reduction" in kernel.name for kernel in phase.new
@@ -97,15 +97,15 @@ def test_the_difference_names_what_quantisation_costs(pair: tuple[str, KernelsRe
 @needs_shared
 def test_batch_1_is_explained_in_one_paragraph() -> None:
     """TPOT without the profiler: 4.86 and 4.83 ms. Kernels get faster by half a millisecond, gaps slower by more."""
-    one, two = (read(shared(each)) for each in PAIRS["b1"][:2])
-    decode = changes(one, two, 4.86 / 4.83)["decode"]
+    before, after = (read(shared(each)) for each in PAIRS["b1"][:2])
+    decode = changes(before, after, 4.86 / 4.83)["decode"]
     assert decode.busy_ms == pytest.approx((4.63, 4.27), abs=0.01)
     assert decode.step_ms == pytest.approx((5.07, 5.30), abs=0.02)
     assert sum(category.before_launches for category in decode.categories.values()) == 895
     assert sum(category.after_launches for category in decode.categories.values()) == 1231
     expert = decode.categories["expert_gemm"]
     assert (expert.before_ms, expert.after_ms) == pytest.approx((1.56, 0.93), abs=0.01)
-    assert one.phases["decode"].ceiling.if_free == pytest.approx(1.5, abs=0.02)
+    assert before.phases["decode"].ceiling.if_free == pytest.approx(1.5, abs=0.02)
     assert "\n" not in decode.text
     for part in ("0.636 ms less", "quant_dequant +0.515 ms", "Gaps between kernels grow by 0.60", "1.086x", "1.006x"):
         assert part in decode.text

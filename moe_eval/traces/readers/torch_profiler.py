@@ -88,7 +88,7 @@ def _notes(parts: Parts, cpu: bool) -> Iterator[str]:
     if not cpu and parts.torn is not None:
         yield (
             "Several processes are merged without a label, so kernels were joined to launches by correlation id alone. "
-            f"{parts.torn} kernels whose id is in several processes were joined to none."
+            f"Those whose id is in several processes were joined to none: {parts.torn}."
         )
 
 

@@ -15,7 +15,7 @@ import pytest
 from moe_eval.errors import UsageError
 from moe_eval.traces.readers import files, sources
 from tests.doubles import chrome_trace
-from tests.doubles.chrome_trace import found, kernel, save
+from tests.doubles.chrome_trace import kernel, row_tuples, save
 
 TRACE_HEADER = (
     "Start (ns),Duration (ns),CorrId,GrdX,GrdY,GrdZ,BlkX,BlkY,BlkZ,Reg/Trd,StcSMem (MB),DymSMem (MB),Bytes (MB),"
@@ -171,7 +171,7 @@ def test_a_file_that_the_system_refuses_gets_one_sentence(
 
 def test_a_trace_of_torch_is_read_whatever_its_name(tmp_path: Path) -> None:
     path = save(tmp_path / "a.sqlite", [kernel("k")])
-    assert found(files.read(path)) == found(files.read(save(tmp_path / "b.json", [kernel("k")])))
+    assert row_tuples(files.read(path)) == row_tuples(files.read(save(tmp_path / "b.json", [kernel("k")])))
     path.write_bytes(gzip.compress(json.dumps([kernel("packed")]).encode()))
     assert files.read(path).kernels.names == ("packed",)
     operator = {**kernel("op"), "cat": "cpu_op"}

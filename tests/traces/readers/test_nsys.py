@@ -176,10 +176,10 @@ def columns(path: Path, table: str) -> str:
     return ", ".join(f'"{row[1]}"' for row in ask(path, f"PRAGMA table_info({table})"))
 
 
-def assert_same(one: Trace, other: Trace) -> None:
-    assert one.source == other.source
-    assert one.notes == other.notes
-    for mine, its in ((one.kernels, other.kernels), (one.ranges, other.ranges)):
+def assert_same(first: Trace, second: Trace) -> None:
+    assert first.source == second.source
+    assert first.notes == second.notes
+    for mine, its in ((first.kernels, second.kernels), (first.ranges, second.ranges)):
         assert len(mine) == len(its)
         assert [mine.names[each] for each in mine.name] == [its.names[each] for each in its.name]
         for column in set(mine.__dataclass_fields__) - {"names", "name"}:
