@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moe_eval.evaluators import kernels_record
+from moe_eval.records.kernels import KernelsRecord
 
 _QUALITY = {"perplexity": "token_ppl", "word_ppl": "word_ppl", "bits_per_byte": "bits_per_byte"}
 _DIVERGENCE = {"mean": "kld_mean", "median": "kld_median", "p99": "kld_p99", "same_top1": "top1_agreement"}
@@ -51,15 +52,12 @@ def of_ppl(record: Mapping[str, Any]) -> dict[str, float]:
     return found | {f"quality/{key}": divergence[name] for name, key in _DIVERGENCE.items() if name in divergence}
 
 
-def of_kernels(record: Mapping[str, Any]) -> dict[str, float]:
+def of_kernels(record: KernelsRecord) -> dict[str, float]:
     """A record of the kernels evaluator: kernels/SHAPE/PHASE/NAME."""
-    if not record.get("phases"):
-        return {}
-    found = {
-        f"kernels/{record['shape']}/{key.removeprefix('kernels/')}": value
-        for key, value in kernels_record.metrics(record).items()
-    }
-    return found | {f"kernels/{record['shape']}/profiler_overhead": record["profiler_overhead"]}
+    metrics = {f"kernels/{record.shape}/{key}": value for key, value in kernels_record.figures(record).items()}
+    if record.phases and record.profiler_overhead is not None:
+        metrics[f"kernels/{record.shape}/profiler_overhead"] = record.profiler_overhead
+    return metrics
 
 
 def aligned(arms: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from moe_eval.evaluators import kernels_record
 from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.hardware import Gpu, Machine
 from moe_eval.machine.sampler import GpuSummary
-from moe_eval.records import disk, schema_1
+from moe_eval.records import disk
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
@@ -37,9 +37,8 @@ from moe_eval.records.latency import (
 )
 from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures, QualityRecord
 from moe_eval.records.run import EVALUATORS, RUN_FILE, EvaluatorName, Mode, RunRecord, Schedule, Skipped
-from moe_eval.traces import breakdown
 from moe_eval.traces.kernel_table import Trace
-from tests.traces.timeline import generation
+from tests.doubles.timeline import generation
 
 Blocks = Sequence[Sequence[float]]
 INPUT, OUTPUT = 512, 257
@@ -254,9 +253,8 @@ def kernels(
 
 def traced(name: str, trace: Trace, shape: str | None, label: str | None) -> KernelsRecord:
     """The record of a trace."""
-    content = kernels_record.record(f"{name}.json.gz", trace, breakdown.make(trace), label)
-    record = disk.convert(schema_1.kernels(content, name), KernelsRecord, Path(name), "a test")
-    return replace(record, shape=shape, origin=Origin(RUN))
+    record = kernels_record.shortened(kernels_record.make(f"{name}.json.gz", trace, label))
+    return replace(record, arm=name, shape=shape, origin=Origin(RUN))
 
 
 def arm(name: str, e2e_ms: Mapping[int, Blocks], **options: Any) -> ArmRecords:
