@@ -241,9 +241,9 @@ class Pair:
     """An arm against the reference.
 
     Attributes:
-        sentence: the verdict in words. `because`: by the kernels of a decode step; empty where not traced.
+        sentence: the verdict, in whole sentences. `because`: by the kernels of a decode step; empty where not traced.
         settled_by: what would decide what is open. None where nothing is.
-        differs: why the two cannot be compared. Empty where they can.
+        differs: why the two cannot be compared, a sentence each. Empty where they can.
         labels: what differs without forbidding it.
         is_repeat: both are the same arm, measured twice.
         schedule: None without speed on both sides.
