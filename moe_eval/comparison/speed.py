@@ -37,7 +37,7 @@ def _ratio(
     """Reference over candidate with the interval of stats.block_ratio, which needs two blocks.
 
     Args:
-        pairs: samples of both arms by block; none is empty.
+        pairs: samples of both arms by block, none of them empty.
         order: of the sources, the best one first.
 
     Returns:
