@@ -56,7 +56,7 @@ def answers(
     shapes = tuple(map(shape, documents))
     for size in shapes:
         latency.check(engine, size)
-    work = prompts.workload(documents[0]["prompts"], 0, shapes, tokenizer, engine.facts.vocabulary)
+    work = prompts.make_workload(documents[0]["prompts"], 0, shapes, tokenizer, engine.facts.vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
         folder = artifacts.folder() or Path(scratch)
         for size in shapes:

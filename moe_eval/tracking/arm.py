@@ -11,7 +11,7 @@ from typing import Any
 
 from moe_eval.errors import UsageError
 from moe_eval.records.disk import DatasetFacts
-from moe_eval.runner.views import UNMEASURED
+from moe_eval.runner.record_writer import UNMEASURED
 from moe_eval.tracking import keys
 
 _KINDS = {"perplexity": "ppl", "latency": "perf", "kernels": "kernels"}  # of records, by evaluator

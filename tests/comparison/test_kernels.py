@@ -106,7 +106,7 @@ def test_a_residual_is_shown_and_not_hidden() -> None:
             recording.run("sampling", timeline.ARGMAX, 1000)
             recording.clock_ns += 1000
         records.append(record(recording))
-    (change,) = changes(*records).values()
+    (change,) = changes(records[0], records[1]).values()
     assert change.kernel_change_ms == pytest.approx(0)  # no category's median has moved, and yet most steps are longer
     assert change.residual_ms == pytest.approx(3, rel=0.01)
     assert "left unexplained" in change.text
@@ -118,7 +118,7 @@ def test_long_names_are_new_by_their_end_and_cut_where_they_are_listed() -> None
         recording = generation(decode=2)
         recording.run("other", "k" * 1500 + end, 1_000_000)
         records.append(record(recording))
-    (kernel,) = changes(*records)["decode"].new
+    (kernel,) = changes(records[0], records[1])["decode"].new
     assert kernel.name == "k" * 1000 + "..."
     again = kernels_record.shortened(records[0])
     assert changes(again, kernels_record.shortened(records[1]))["decode"].new == ()
