@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_eval import tracking
 from moe_eval.errors import TrackingError, UsageError
 
-_FOLDER = "the folder of a run: of lm_eval (it holds record.json) or of moe-eval run (it holds run.json)"
+_FOLDER = "the folder of a run of lm_eval (it holds record.json), or of moe-eval run, perf or ppl"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,7 +28,8 @@ def _run(args: argparse.Namespace) -> None:
     refused = []
     for folder in args.folders:
         try:
-            print(f"{folder}: {tracking.log_run(folder).describe()}")
+            for logged in tracking.log_all(folder):
+                print(f"{folder}: {logged.describe()}")
         except (UsageError, TrackingError) as error:  # of one run: the others are logged all the same
             refused.append(str(error))
     if refused:

@@ -178,6 +178,18 @@ def _entries(folder: Path) -> Iterator[_Entry]:
             yield replace(entry, shape=entry.record.shape or match[4] or "")
 
 
+def read_file(file: Path) -> LatencyRecord | QualityRecord | KernelsRecord:
+    """Read one record, of schema 1 or 2, that is named as records are.
+
+    Raises:
+        UsageError: it is damaged or has another name.
+    """
+    match = _FILE.fullmatch(file.name)
+    if match is None:
+        raise UsageError(f"{file} is not named like a record. Give the file its name back.")
+    return _entry(file, match[1], match[2]).record
+
+
 def _entry(file: Path, kind: str, arm: str) -> _Entry:
     form = _FORMS[kind]
     content = disk.read_object(file, form.maker)

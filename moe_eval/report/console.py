@@ -11,6 +11,7 @@ Progress goes to standard error. A terminal shows a display. A file gets one pla
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from moe_eval.report.tables import Table
+from moe_eval.report.table import Table
 
 _WIDEST = 10_000  # characters of a line that nothing wraps
 
@@ -54,23 +55,39 @@ def print_renderable(renderable: RenderableType) -> None:
     """Print on standard output. What is no terminal gets whole lines without colours."""
     if sys.stdout.isatty():
         Console(highlight=False, markup=False, emoji=False).print(renderable)
-        return
+    else:
+        print(plain_text(renderable))
+
+
+def plain_text(renderable: RenderableType) -> str:
+    """What print_renderable prints into a file: tables are Markdown, and no line is wrapped."""
     console = Console(
-        file=sys.stdout, force_terminal=False, no_color=True, width=_WIDEST, highlight=False, markup=False, emoji=False
+        file=io.StringIO(),
+        force_terminal=False,
+        no_color=True,
+        width=_WIDEST,
+        highlight=False,
+        markup=False,
+        emoji=False,
     )
     with console.capture() as captured:
-        console.print(renderable, soft_wrap=isinstance(renderable, str))
+        console.print(renderable)
     lines = [line.rstrip() for line in captured.get().split("\n")]
-    print("\n".join(lines).strip("\n"))
+    return "\n".join(lines).strip("\n")
+
+
+def lines_of(lines: Sequence[str]) -> Text:
+    """Lines of text for print_renderable, without markup and characters that move a cursor."""
+    return Text("\n".join(map(_one_line, lines)))
 
 
 def rich_table(table: Table) -> RichTable:
-    """A table for print_renderable. Every cell is text: nothing in it is markup."""
+    """A table for print_renderable, without its caption. Every cell is text: nothing in it is markup."""
     drawn = RichTable(box=SIMPLE_HEAD if sys.stdout.isatty() else MARKDOWN)
     for head in table.heads:
         drawn.add_column(Text(head), overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(_one_line(cell)) for cell in row))
     return drawn
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from moe_eval.report import console
-from moe_eval.report.tables import Table
+from moe_eval.report.table import Table
 
 
 @dataclass(frozen=True)
