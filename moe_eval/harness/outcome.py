@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_eval.harness import KERNELS, LATENCY, kernels, latency
-from moe_eval.records.disk import DatasetFacts
+from moe_eval.records.harness import DatasetFacts
 
 Samples = Mapping[str, list[dict[str, Any]]]
 EMULATED = "emulated by quantise-dequantise arithmetic: the quality counts, the speed says nothing"
@@ -72,7 +72,7 @@ def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
 
 
 def _harness_metrics(by_task: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float]]:
-    found = []
+    metrics = []
     for task, values in by_task.items():
         for name, value in values.items():
             # the harness writes N/A for an error it cannot know, and names and counts beside the metrics
@@ -80,8 +80,8 @@ def _harness_metrics(by_task: Mapping[str, Mapping[str, Any]]) -> list[tuple[str
                 continue
             metric, _, filtered = name.partition(",")
             key = f"harness/{task}/{metric}" + ("" if filtered == "none" else f"/{filtered}")
-            found.append((_KEY.sub("_", key), float(value)))
-    return found
+            metrics.append((_KEY.sub("_", key), float(value)))
+    return metrics
 
 
 def _quality(rows: list[dict[str, Any]], scored: Mapping[str, int]) -> tuple[dict[str, float], list[str]]:
@@ -109,7 +109,7 @@ def _exp(nats: float) -> float:
 
 
 def _datasets(results: Mapping[str, Any], samples: Samples) -> list[DatasetFacts]:
-    found = []
+    datasets = []
     for task, rows in samples.items():
         config = results["configs"].get(task, {})
         path, configuration = config.get("dataset_path"), config.get("dataset_name")
@@ -119,5 +119,6 @@ def _datasets(results: Mapping[str, Any], samples: Samples) -> list[DatasetFacts
         documents = {row["doc_id"]: row["doc_hash"] for row in rows}
         digest = hashlib.sha256("".join(documents[key] for key in sorted(documents)).encode()).hexdigest()[:16]
         split = config.get("test_split") or config.get("validation_split") or ""
-        found.append(DatasetFacts(task, str(results["versions"].get(task)), source, str(split), len(documents), digest))
-    return found
+        version = str(results["versions"].get(task))
+        datasets.append(DatasetFacts(task, version, source, str(split), len(documents), digest))
+    return datasets

@@ -13,12 +13,11 @@ from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, Status
 from moe_eval.records.latency import MemoryUse, Routing, Turn
 from moe_eval.records.quality import NoiseFloor
+from moe_eval.records.run import UNMEASURED
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.results import TaskResult
 from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task
-
-UNMEASURED = "the run ended before it was measured"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from moe_eval.data.workload import Shape
-from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import latency
 from moe_eval.evaluators.latency import Clock
@@ -20,40 +19,11 @@ from moe_eval.machine.nvml import Nvml
 from moe_eval.records.labels import EngineFacts
 from moe_eval.runner import arm_tasks
 from tests.doubles.nvml import ONE, Card, Fake
+from tests.doubles.timed_engine import FACTS, MadeUp
 
-FACTS = EngineFacts(
-    name="made up", version="1", checkpoint="x", fingerprint="0", architecture="X", vocabulary=9, precision="bf16",
-    emulated=False, dtype="bfloat16", device="cpu", device_name="cpu", max_length=64, worker="in_process",
-    attention_backend=None, moe_backend_requested=None, moe_backend_observed=None, kv_cache_dtype=None,
-    cuda_graph_batch_sizes=None, scores_from="nothing", max_batch=4,
-)  # fmt: skip
 SHAPE = Shape(3, 2, 5)
 PROMPTS = [[1, 2], [3, 4], [5, 6]]
 BLIND = Nvml(None, {}, "none here")
-Times = tuple[float, float] | None
-
-
-@dataclass
-class MadeUp:
-    """An engine whose calls last what `seconds` says of their number and length, on its own `now`."""
-
-    seconds: Callable[[int, int], float] = lambda call, tokens: 0.1 * tokens
-    facts: EngineFacts = FACTS
-    now: float = 100.0
-    calls: list[GenerationRequest] = field(default_factory=list)
-    wrong: int = 0
-    times: Sequence[Times] = (None, None, None)
-    during: Callable[[], object] = lambda: None
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def generate(self, prompts: Sequence[Sequence[int]], request: GenerationRequest) -> list[Completion]:
-        self.now += self.seconds(len(self.calls), request.max_new_tokens)
-        self.calls.append(request)
-        self.during()
-        made = (7,) * (request.max_new_tokens + self.wrong)
-        return [Completion(made, "length", each and RequestTimes(0.0, *each)) for each in self.times[: len(prompts)]]
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
+from tests.doubles.timed_engine import MadeUp
 from tests.engines.trtllm.conftest import installed
-from tests.evaluators.test_latency import MadeUp
 from tests.harness.running import Command, Ended, record, run_folders, samples, sentence
 
 pytestmark = pytest.mark.usefixtures("few_tasks")
@@ -76,7 +76,7 @@ def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended,
     assert logged == pytest.approx(found["metrics"])
     for shape in ("b1_i16_o24", "b2_i16_o24"):
         for name in NAMES:
-            low, value, high = (logged[f"speed/{shape}/{name}{bound}"] for bound in ("_low", "", "_high"))
+            low, value, high = (logged[f"latency/{shape}/{name}{bound}"] for bound in ("_low", "", "_high"))
             assert 0 < low <= value <= high, name
     rows = [row["word_perplexity"] for row in samples(run, "moe_sample")]
     word_ppl = math.exp(-sum(nats for nats, _ in rows) / sum(words for _, words in rows))
@@ -93,7 +93,7 @@ def test_the_harness_s_table_shows_both_tasks_and_a_limit_cuts_shapes(ran: tuple
     assert float(shown["word_perplexity"]) == pytest.approx(metrics["quality/word_ppl"], abs=1e-4)
     for shape in ("b1_i16_o24", "b2_i16_o24"):
         for name in NAMES:
-            assert float(shown[f"{name}_{shape}"]) == pytest.approx(metrics[f"speed/{shape}/{name}"], abs=1e-4)
+            assert float(shown[f"{name}_{shape}"]) == pytest.approx(metrics[f"latency/{shape}/{name}"], abs=1e-4)
     upwards = set(re.findall(r"\|(\w+)\s*\|↑", ended.out))
     assert upwards == {f"{name}_{shape}" for name in NAMES[3:] for shape in ("b1_i16_o24", "b2_i16_o24")}
     assert [row["doc"]["batch_size"] for row in samples(run, "moe_latency")] == [1, 2]
@@ -108,7 +108,7 @@ def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> Non
         times = {name: answer["metrics"][name]["samples"] for name in NAMES}
         for name, values in times.items():
             assert len(values) == 6
-            key = f"speed/b{batch}_i16_o24/{name}"
+            key = f"latency/b{batch}_i16_o24/{name}"
             assert metrics[key] == metrics[f"harness/moe_latency/{name}_b{batch}_i16_o24"] == statistics.median(values)
             # of six values nothing narrower than all of them holds the median in 95 of 100 cases: 1 - 2 / 2**6 do
             assert (metrics[f"{key}_low"], metrics[f"{key}_high"]) == (min(values), max(values))
@@ -225,7 +225,7 @@ def test_what_other_tasks_keep_from_run_to_run_leaves_timings_alone(
     )
     assert len(first) == len(second) == 2
     assert first != second
-    assert {key.split("/")[1] for key in metrics[2] if key.startswith("speed/")} == {"b2_i16_o24"}
+    assert {key.split("/")[1] for key in metrics[2] if key.startswith("latency/")} == {"b2_i16_o24"}
 
 
 def test_a_command_for_another_model_stops_before_it_is_loaded(
