@@ -90,11 +90,14 @@ class _Entry:
     old: schema_1.Json | None
 
 
-def read(folder: Path) -> list[ArmRecords]:
+def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
     """Read the output folder of `moe-eval run`, `moe-eval perf` or `moe-eval ppl`.
 
     The reference comes first: the first arm of the run that finished, else the first that finished by the order of
     precision.PRECISIONS. That order is the others' as well.
+
+    Args:
+        run_id: read the records of this run alone, of which there may be none.
 
     Raises:
         UsageError: there is no record, one cannot be read or is none, or one arm was recorded on two machines.
@@ -103,9 +106,13 @@ def read(folder: Path) -> list[ArmRecords]:
         raise UsageError(f"There is no folder {folder}. Give the --output_dir of moe-eval run, perf or ppl.")
     entries: dict[tuple[str, str, str], _Entry] = {}
     for entry in _entries(folder):
+        if run_id is not None and entry.record.origin.run_id != run_id:
+            continue
         first = entries.setdefault((entry.arm, entry.kind, entry.shape), entry)
         if first is not entry:
             raise UsageError(f"{first.file} and {entry.file.name} are of the same arm. Keep one of them in the folder.")
+    if not entries and run_id is not None:
+        return []
     if not entries:
         raise UsageError(
             f"{folder} holds no record (perf_*.json, ppl_*.json, kernels_*.json). "

@@ -8,7 +8,7 @@ from moe_eval.errors import UsageError
 from moe_eval.records import disk, schema_1
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 
-_FILES = {RUN_FILE: "moe-eval run", f"perf_{RUN_FILE}": "moe-eval perf", f"ppl_{RUN_FILE}": "moe-eval ppl"}
+FILES = {"run": RUN_FILE, "perf": f"perf_{RUN_FILE}", "ppl": f"ppl_{RUN_FILE}"}
 
 
 def read_run(folder: Path) -> list[RunRecord]:
@@ -17,7 +17,8 @@ def read_run(folder: Path) -> list[RunRecord]:
     Raises:
         UsageError: a record is damaged or of another schema.
     """
-    return [_read(folder / name, maker) for name, maker in _FILES.items() if (folder / name).is_file()]
+    files = ((command, folder / name) for command, name in FILES.items())
+    return [_read(file, f"moe-eval {command}") for command, file in files if file.is_file()]
 
 
 def _read(file: Path, maker: str) -> RunRecord:
