@@ -1,4 +1,4 @@
-"""`moe-eval kernels`: where the time of a trace goes, and what changed between two."""
+"""`moe-eval kernels`: where the time of a trace goes, and the difference of two."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from moe_eval.checkpoint.precision import PRECISIONS, WEIGHT_ONLY
 from moe_eval.cli.options.reading import KernelsOptions
@@ -21,11 +20,11 @@ def run(options: KernelsOptions) -> None:
 
     Raises:
         UsageError: options that do not go together, or a file that is no trace.
-        EngineError: a trace did not run the precision that it is said to be.
+        EngineError: a trace did not run the precision of its label.
     """
     if options.action == "classify":
         if options.input or options.output or options.precisions or options.tpot_ms:
-            raise UsageError("classify reads names from standard input and takes no options. Leave them out.")
+            raise UsageError("classify takes no options. Give it kernel names on standard input.")
         _classify()
         return
     if not options.input or len(options.input) > 2:
@@ -35,13 +34,17 @@ def run(options: KernelsOptions) -> None:
         raise UsageError("--tpot_ms is for two traces. Give the times of both, in ms and above 0.")
     if options.output:
         _check_output(options.output, options.input)
-    content, text = _analyse(options, labels)
+    from moe_eval.cli import kernels_report
+    from moe_eval.report.console import print_renderable
+
+    report, parts = kernels_report.make(options.input, labels, options.tpot_ms)
     if options.output:
-        disk.write_json(options.output, content)
-    print(text)
-    contradictions = [trace["contradiction"] for trace in content["traces"] if trace["contradiction"]]
+        disk.write_record(options.output, report)
+    for part in parts:
+        print_renderable(part)
+    contradictions = [record.contradiction for record in report.traces if record.contradiction]
     if contradictions:
-        raise EngineError("Not what it is said to be: " + "; ".join(contradictions) + ".")
+        raise EngineError(f"A trace does not run the precision of its label: {'. '.join(contradictions)}.")
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
@@ -64,44 +67,6 @@ def _labels(options: KernelsOptions) -> list[str | None]:
             "for each, in their order."
         )
     return list(options.precisions)
-
-
-def _analyse(args: KernelsOptions, labels: list[str | None]) -> tuple[dict[str, Any], str]:
-    from moe_eval.comparison import kernel_difference
-    from moe_eval.evaluators import kernels_record
-    from moe_eval.report import kernels_table
-    from moe_eval.traces import breakdown
-    from moe_eval.traces.readers import files
-
-    found, traces = [], []
-    for path, label in zip(args.input, labels, strict=True):
-        trace = files.read(path)
-        found.append(breakdown.make(trace))
-        traces.append(kernels_record.record(path.name, trace, found[-1], label))
-    parts = [kernels_table.render(each) for each in traces]
-    content: dict[str, Any] = {"traces": traces}
-    if len(found) == 2:
-        differences = kernel_difference.make(found[0], found[1])
-        measured = args.tpot_ms[0] / args.tpot_ms[1] if args.tpot_ms else None
-        ratios = [measured if each.name == "decode" else None for each in differences]
-        names = [label or path.name for label, path in zip(labels, args.input, strict=True)]
-        if names[0] == names[1]:
-            names = [f"{name} ({at})" for at, name in enumerate(names, 1)]
-        texts = [
-            kernel_difference.explain(each, (names[0], names[1]), ratio)
-            for each, ratio in zip(differences, ratios, strict=True)
-        ]
-        content["difference"] = {
-            each.name: {**kernels_record.difference(each, ratio), "text": text}
-            for each, ratio, text in zip(differences, ratios, texts, strict=True)
-        }
-        if differences:
-            parts.append(kernels_table.difference(content["difference"], names, texts))
-        if not differences:
-            parts.append("The traces have no phase in common, so there is no difference to show.")
-        if measured is not None and "decode" not in content["difference"]:
-            parts.append("--tpot_ms is not used: decode was not found in both traces.")
-    return content, "\n\n".join(parts)
 
 
 def _classify() -> None:

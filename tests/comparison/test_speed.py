@@ -48,7 +48,8 @@ def test_the_ratio_says_how_much_faster_the_other_arm_is() -> None:
 def test_blocks_that_one_arm_lacks_are_left_out() -> None:
     ratio = speed.ratios(timed(blocks(2.0, 2.2, 9.0)), timed([*blocks(1.0, 1.1), []])).e2e_ms
     assert ratio is not None
-    assert (ratio.blocks, ratio.value) == (2, pytest.approx(2.0))
+    assert ratio.blocks == 2
+    assert ratio.value == pytest.approx(2.0)
     alone = speed.ratios(timed(blocks(2.0)), timed(blocks(1.0))).e2e_ms
     assert alone == Ratio(2.0, None, None, 1, "host")
     assert speed.ratios(timed([]), timed(blocks(1.0))).e2e_ms is None

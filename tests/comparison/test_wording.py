@@ -96,7 +96,7 @@ def test_what_is_missing_is_named() -> None:
     assert pair.sentence == f"Inconclusive, quality only. {PRICE} fp8 failed (out of memory)."
     skipped = {"fp8": {"status": Status.SKIPPED, "error": "needs SM100"}}
     nothing = decide([], quality=None, of_arms=skipped)
-    assert nothing.sentence == "Inconclusive: nothing is interval of fp8 against bf16. fp8 was left out (needs SM100)."
+    assert nothing.sentence == "Inconclusive: nothing is known of fp8 against bf16. fp8 was left out (needs SM100)."
     assert decide([]).settled_by == "Run moe-eval perf with both arms."
 
 

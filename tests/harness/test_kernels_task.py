@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
 from moe_eval.evaluators import kernels, kernels_record
-from moe_eval.traces import breakdown
 from moe_eval.traces.readers import files
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
@@ -86,9 +86,9 @@ def test_one_run_holds_metrics_and_traces_on_disk_and_in_mlflow(ran: tuple[Ended
     (logged,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert logged.data.metrics == pytest.approx(record(run)["metrics"])
     for answer in answers(folder):
-        for phase, found in answer["phases"].items():
+        for phase, phase_record in answer["phases"].items():
             key = f"kernels/{answer['shape']}/{phase}"
-            for category, values in found["categories"].items():
+            for category, values in phase_record["categories"].items():
                 assert logged.data.metrics[f"{key}/{category}_ms"] == values["ms"]
                 assert logged.data.metrics[f"{key}/{category}_share"] == values["share"]
         free = answer["phases"]["decode"]["ceiling"]["if_free"]
@@ -105,21 +105,25 @@ def test_the_kept_trace_says_the_same_and_holds_no_secret(
     (run,) = run_folders(ran[1])
     for file in run.glob("trace_*"):
         text = gzip.decompress(file.read_bytes()).decode()
-        for told in (SECRET, os.uname().nodename, str(ran[1]), "site-packages", "lm_eval", "--metadata"):
-            assert told not in text
+        for private in (SECRET, os.uname().nodename, str(ran[1]), "site-packages", "lm_eval", "--metadata"):
+            assert private not in text
     everything = b"".join(file.read_bytes() for file in run.iterdir())
     assert SECRET.encode() not in everything
     for answer in answers(ran[1]):
         trace = files.read(run / answer["trace"], cpu=True)
-        again = kernels_record.record(answer["trace"], trace, breakdown.make(trace), "bf16")
-        assert json.loads(json.dumps(again)) == {name: answer[name] for name in again}
+        again = kernels_record.shortened(kernels_record.make(answer["trace"], trace, "bf16"))
+        expected = json.loads(msgspec.json.encode(again))
+        measured = ("shape", "unprofiled_ms", "unprofiled_samples_ms", "profiled_ms", "profiler_overhead", "workload")
+        assert {name: value for name, value in answer.items() if name not in measured} == {
+            name: value for name, value in expected.items() if name not in measured
+        }
     # a trace of a CPU is the evaluator's business; the command is about GPUs
     assert main(["kernels", "--input", str(run / "trace_b1_i24_o5.json.gz")]) == 2
     assert "CPU" in capsys.readouterr().err
 
 
 def asking(model_args: str = OURS, **changes: Any) -> tuple[str, ...]:
-    asked = {**ASKED, "batch_sizes": [1], **changes}
+    metadata = {**ASKED, "batch_sizes": [1], **changes}
     return (
         "--model",
         "trtllm_moe",
@@ -128,12 +132,12 @@ def asking(model_args: str = OURS, **changes: Any) -> tuple[str, ...]:
         "--tasks",
         "moe_kernels",
         "--metadata",
-        json.dumps(asked),
+        json.dumps(metadata),
     )
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "parts"),
     [
         ({"input_len": "many"}, ("whole numbers", "many")),
         ({"output_len": math.inf}, ("whole numbers", "inf")),
@@ -145,10 +149,10 @@ def asking(model_args: str = OURS, **changes: Any) -> tuple[str, ...]:
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_traced_ends_with_a_sentence_and_a_failed_record(
-    command: Command, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+    command: Command, tmp_path: Path, changes: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
-    told = sentence(command(*asking(**changes)))
-    assert all(word in told for word in words), told
+    message = sentence(command(*asking(**changes)))
+    assert all(word in message for word in parts), message
     (run,) = run_folders(tmp_path)
     assert record(run)["status"] == "failed"
 
@@ -158,15 +162,15 @@ def test_another_model_is_refused_before_it_is_loaded(
 ) -> None:
     monkeypatch.setattr("lm_eval.api.registry.get_model", lambda _: pytest.fail("loaded"))
     model = ("--model", "hf", "--model_args", f"pretrained={SHIPPED}")
-    told = sentence(command(*model, "--tasks", "moe_sample,moe_kernels", "--limit", "1"))
-    assert told.startswith("moe_eval: moe_kernels measures")
+    message = sentence(command(*model, "--tasks", "moe_sample,moe_kernels", "--limit", "1"))
+    assert message.startswith("moe_eval: moe_kernels measures")
     assert run_folders(tmp_path) == []
 
 
 def test_nothing_is_timed_after_a_trace_in_whatever_order_tasks_are_named(command: Command, tmp_path: Path) -> None:
-    asked = json.dumps({**ASKED, "batch_sizes": [1], "num_iterations": 1})
+    metadata = json.dumps({**ASKED, "batch_sizes": [1], "num_iterations": 1})
     model = ("--model", "trtllm_moe", "--model_args", OURS)
-    ended = command(*model, "--tasks", "moe_kernels,moe_latency", "--metadata", asked)
+    ended = command(*model, "--tasks", "moe_kernels,moe_latency", "--metadata", metadata)
     assert ended.code == 0, ended.err[-2000:]
     assert 0 < ended.err.index("Timing:") < ended.err.index("Tracing:")
     (run,) = run_folders(tmp_path)

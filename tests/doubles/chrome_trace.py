@@ -258,7 +258,7 @@ def save(path: Path, events: list[Event], **facts: Any) -> Path:
     return path
 
 
-def found(trace: Trace) -> list[tuple[Any, ...]]:
+def row_tuples(trace: Trace) -> list[tuple[Any, ...]]:
     """Name, kind, start, duration, launch, device, stream, correlation, bytes, blocks and replayed of every row."""
     rows = trace.kernels
     names = [rows.names[each] for each in rows.name]
@@ -268,7 +268,7 @@ def found(trace: Trace) -> list[tuple[Any, ...]]:
     )
 
 
-def named(trace: Trace) -> list[tuple[str, int, int]]:
+def range_spans(trace: Trace) -> list[tuple[str, int, int]]:
     """Name, start and end of every range."""
     marks = trace.ranges
     spans = zip(marks.name.tolist(), marks.start_ns.tolist(), marks.end_ns.tolist(), strict=True)

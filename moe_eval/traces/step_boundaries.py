@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_eval.traces import ranges as named
+from moe_eval.traces import ranges as range_texts
 from moe_eval.traces.kernel_table import COPY, NONE, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import CATEGORIES
@@ -17,7 +17,7 @@ _UPLOAD = ("HtoD", "Host-to-Device", "HostToDevice")
 
 
 def find(trace: Trace, roles: Roles, rows: Ints) -> tuple[Ints, Ints, list[str] | None, str]:
-    """A device's rows step by step, where steps begin among them, their phases where ranges tell, and what told."""
+    """A device's rows by step, where steps begin, their phases where ranges name them, and the source of all this."""
     if not trace.timed:
         return rows, np.zeros(1, np.int64), [WHOLE], "a summary has no steps"
     by_range = _by_ranges(trace, rows)
@@ -41,16 +41,17 @@ def find(trace: Trace, roles: Roles, rows: Ints) -> tuple[Ints, Ints, list[str] 
 def _by_ranges(trace: Trace, rows: Ints) -> tuple[Ints, Ints, list[str]] | None:
     """Steps by the ranges of the threads that launch to this device.
 
-    A step lasts from its range's begin to the next one's: sampling is launched after the range has ended. What a step
-    launches early on another stream (inputs of an overlap scheduler) runs beside the step before and is not its part.
+    A step lasts from its range's begin to the next one's: sampling is launched after the range has ended. Kernels
+    that a step launches early on another stream (inputs of an overlap scheduler) run beside the step before and are not
+    its part.
     A kernel whose launch is unknown belongs with the one before it.
     """
     kernels = trace.kernels
-    texts = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := named.step(text))}
-    ranges = named.only(trace.ranges, np.array(list(texts), np.int64))
-    threads = [each for each in np.unique(ranges.thread) if (kernels.launch_thread[rows] == each).any()]
-    mine = np.isin(ranges.thread, threads)
-    starts = ranges.start_ns[mine]
+    texts = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := range_texts.step(text))}
+    ranges = range_texts.only(trace.ranges, np.array(list(texts), np.int64))
+    threads = [number for number in np.unique(ranges.thread) if (kernels.launch_thread[rows] == number).any()]
+    launching = np.isin(ranges.thread, threads)
+    starts = ranges.start_ns[launching]
     if not len(starts):
         return None
     launched = kernels.launch_ns[rows]
@@ -60,9 +61,9 @@ def _by_ranges(trace: Trace, rows: Ints) -> tuple[Ints, Ints, list[str]] | None:
         order = np.argsort(step, kind="stable")
         rows, step = rows[order], step[order]
     present, cuts = np.unique(step, return_index=True)
-    phases = [texts[at] for at in ranges.name[mine].tolist()]
-    named_phases: list[str] = [phases[at] if at >= 0 else OUTSIDE for at in present.tolist()]
-    return rows, cuts.astype(np.int64), named_phases
+    phases = [texts[at] for at in ranges.name[launching].tolist()]
+    step_phases: list[str] = [phases[at] if at >= 0 else OUTSIDE for at in present.tolist()]
+    return rows, cuts.astype(np.int64), step_phases
 
 
 def _after_sampling(trace: Trace, rows: Ints, layers: Ints, sampling: Ints) -> Ints:

@@ -79,8 +79,13 @@ SAMPLING = "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, a
 GAP = 900  # ns between kernels of a step
 T0 = 1_000_000_000
 GRAPH = 1 << 32  # CUPTI's ids of nodes have the graph's number above 32 bits
-EVENT_TYPES = {34: "NvtxMark", 59: "NvtxPushPopRange", 60: "NvtxStartEndRange", 70: "NvtxtPushPopRange",
-               75: "NvtxDomainCreate"}  # fmt: skip
+EVENT_TYPES = {
+    34: "NvtxMark",
+    59: "NvtxPushPopRange",
+    60: "NvtxStartEndRange",
+    70: "NvtxtPushPopRange",
+    75: "NvtxDomainCreate",
+}
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,17 @@ class Rank:
 
 
 def write(
-    path: Path, *, steps: int = 6, layers: int = 3, kernels_per_layer: int = len(LAYER), graph: bool = True,
-    nvtx: bool = True, schema: str = "2026", ranks: int = 2, before: int = 5,
-) -> int:  # fmt: skip
+    path: Path,
+    *,
+    steps: int = 6,
+    layers: int = 3,
+    kernels_per_layer: int = len(LAYER),
+    graph: bool = True,
+    nvtx: bool = True,
+    schema: str = "2026",
+    ranks: int = 2,
+    before: int = 5,
+) -> int:
     """Write a database and return how many kernels it has: ranks * (before + (1 + steps) * (layers * per layer + 1)).
 
     Args:
@@ -186,13 +199,18 @@ class _Writer:
         for clone, label in enumerate(["Graph Node Creation", "Graph Node Clone", "Graph Node Clone"]):
             since = clone * 700 * len(body)
             name = self._id(label)
-            rows = [(time + since, place, None if clone == 0 else clone * GRAPH + place)
-                    for place, time in enumerate(times)]  # fmt: skip
+            rows = [
+                (time + since, place, None if clone == 0 else clone * GRAPH + place) for place, time in enumerate(times)
+            ]
             self._insert(
-                "CUDA_GRAPH_NODE_EVENTS", "start end eventClass globalTid nameId graphNodeId originalGraphNodeId",
-                [(start + 7 * each.number, start + 300, 0, each.tid, name, (clone + 1) * GRAPH + place, original)
-                 for start, place, original in rows for each in self._ranks],
-            )  # fmt: skip
+                "CUDA_GRAPH_NODE_EVENTS",
+                "start end eventClass globalTid nameId graphNodeId originalGraphNodeId",
+                [
+                    (start + 7 * each.number, start + 300, 0, each.tid, name, (clone + 1) * GRAPH + place, original)
+                    for start, place, original in rows
+                    for each in self._ranks
+                ],
+            )
         if nvtx:
             self._modules(body, times)
         return begin + 2100 * len(body) + 5000
@@ -208,12 +226,28 @@ class _Writer:
         places = [
             (7 * each.number, each.number, 1 + each.number, 7 + 8 * each.number, each.pid) for each in self._ranks
         ]
-        self._insert("CUPTI_ACTIVITY_KIND_KERNEL", columns, (
-            (start + late, start + late + ns, device, context, stream, correlation, pid, self._id(name),
-             self._id(name.split("<")[0]), 1 + ns % 133, node, *rest)
-            for start, ns, correlation, name, node in rows
-            for late, device, context, stream, pid in places
-        ))  # fmt: skip
+        self._insert(
+            "CUPTI_ACTIVITY_KIND_KERNEL",
+            columns,
+            (
+                (
+                    start + late,
+                    start + late + ns,
+                    device,
+                    context,
+                    stream,
+                    correlation,
+                    pid,
+                    self._id(name),
+                    self._id(name.split("<")[0]),
+                    1 + ns % 133,
+                    node,
+                    *rest,
+                )
+                for start, ns, correlation, name, node in rows
+                for late, device, context, stream, pid in places
+            ),
+        )
 
     def facts(self, schema: str, nvtx: bool) -> None:
         """The small tables: strings, versions, GPUs, and what a recording tells of its process."""
@@ -226,12 +260,13 @@ class _Writer:
             "META_DATA_EXPORT": [("EXPORT_PRODUCT_VERSION", product), ("EXPORT_SCHEMA_VERSION", version)],
             "META_DATA_CAPTURE": [("PROCESS_0:WORKING_DIR", "/srv")],
             "PROCESSES": [(each.pid, 101 + each.number, "python3") for each in self._ranks],
-            "TARGET_INFO_GPU": [(0, each.number, "NVIDIA H200", "0000:01:00.0", 1, "u", "GH100", 132)
-                                for each in self._ranks],
+            "TARGET_INFO_GPU": [
+                (0, each.number, "NVIDIA H200", "0000:01:00.0", 1, "u", "GH100", 132) for each in self._ranks
+            ],
             "ThreadNames": [(self._id("worker"), 0, each.tid) for each in self._ranks],
             "ENUM_NSYS_EVENT_TYPE": [(id_, name, name) for id_, name in types.items()],
             "StringIds": [(id_, text) for text, id_ in self._strings.items()],
-        }.items():  # fmt: skip
+        }.items():
             if values:
                 self._database.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(values[0]))})", values)
 
@@ -255,27 +290,58 @@ class _Writer:
 
     def _ranges(self, ranges: Sequence[tuple[int, int, str]], registered: bool) -> None:
         """A registered string is in StringIds, any other in the row."""
-        self._insert("NVTX_EVENTS", "start end eventType text globalTid textId domainId", [
-            (start + 7 * each.number, end + 7 * each.number, 59, None if registered else text, each.tid,
-             self._id(text) if registered else None, 0)
-            for start, end, text in ranges for each in self._ranks
-        ])  # fmt: skip
+        self._insert(
+            "NVTX_EVENTS",
+            "start end eventType text globalTid textId domainId",
+            [
+                (
+                    start + 7 * each.number,
+                    end + 7 * each.number,
+                    59,
+                    None if registered else text,
+                    each.tid,
+                    self._id(text) if registered else None,
+                    0,
+                )
+                for start, end, text in ranges
+                for each in self._ranks
+            ],
+        )
 
     def _copy(self, table: str, column: str, value: int, start: int, called: int) -> None:
         (correlation,) = self._calls("cudaMemcpyAsync_v3020" if "CPY" in table else "cudaMemsetAsync_v3020", [called])
-        self._insert(table, f"start end deviceId contextId streamId correlationId globalPid bytes {column}", [
-            (start + 7 * each.number, start + 1500, each.number, 1 + each.number, 7 + 8 * each.number, correlation,
-             each.pid, 4096, value) for each in self._ranks
-        ])  # fmt: skip
+        self._insert(
+            table,
+            f"start end deviceId contextId streamId correlationId globalPid bytes {column}",
+            [
+                (
+                    start + 7 * each.number,
+                    start + 1500,
+                    each.number,
+                    1 + each.number,
+                    7 + 8 * each.number,
+                    correlation,
+                    each.pid,
+                    4096,
+                    value,
+                )
+                for each in self._ranks
+            ],
+        )
 
     def _calls(self, name: str, starts: Sequence[int]) -> list[int]:
         """Calls of the API, each with a correlation id of its own, which are returned."""
         ids = [self._correlation + 1 + at for at in range(len(starts))]
         self._correlation += len(starts)
-        self._insert("CUPTI_ACTIVITY_KIND_RUNTIME", "start end eventClass globalTid correlationId nameId returnValue", [
-            (start + 7 * each.number, start + 300, 0, each.tid, id_, self._id(name), 0)
-            for start, id_ in zip(starts, ids, strict=True) for each in self._ranks
-        ])  # fmt: skip
+        self._insert(
+            "CUPTI_ACTIVITY_KIND_RUNTIME",
+            "start end eventClass globalTid correlationId nameId returnValue",
+            [
+                (start + 7 * each.number, start + 300, 0, each.tid, id_, self._id(name), 0)
+                for start, id_ in zip(starts, ids, strict=True)
+                for each in self._ranks
+            ],
+        )
         return ids
 
     def _id(self, text: str) -> int:
