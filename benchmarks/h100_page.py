@@ -7,6 +7,8 @@ page.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import statistics
 import sys
@@ -16,11 +18,12 @@ from typing import Any
 
 from h100 import QWEN3_30B_A3B
 
-from moe_eval.comparison import kernel_difference
+from moe_eval.comparison import kernels
 from moe_eval.evaluators import kernels_record
+from moe_eval.records.comparison import PhaseChange
 from moe_eval.report import kernels_table, speed_table
+from moe_eval.report.console import print_renderable
 from moe_eval.report.quality_table import columns
-from moe_eval.traces import breakdown
 from moe_eval.traces.readers import files
 
 MEANING = "## What it means"
@@ -136,25 +139,38 @@ def kernels_page(folder: Path, records: Sequence[dict[str, Any]]) -> str:
     ceilings = []
     for batch in TRACED:
         stems = [f"{arm}_b{batch}_i512_o9" for arm in ARMS]
-        found = [breakdown.make(files.read(folder / f"{stem}.json.gz")) for stem in stems]
-        ratio = measured(records, batch)
-        (decode,) = [each for each in kernel_difference.make(*found) if each.name == "decode"]
-        text = kernel_difference.explain(decode, ARMS, ratio)
-        content = {"decode": kernels_record.difference(decode, ratio)}
-        parts += [f"### Batch {batch}", kernels_table.difference(content, ARMS, [text])]
-        for arm, stem, each in zip(ARMS, stems, found, strict=True):
+        records_of_arms = [kernels_record.make(stem, files.read(folder / f"{stem}.json.gz"), None) for stem in stems]
+        changes = kernels.changes(*records_of_arms, ARMS, {"decode": measured(records, batch)})
+        parts += [f"### Batch {batch}", difference_text({"decode": changes["decode"]})]
+        for arm, stem, record in zip(ARMS, stems, records_of_arms, strict=True):
             times = json.loads((folder / f"{stem}_times.json").read_text())
-            plain = statistics.median(one["last"]["cuda_events"] for one in times["samples"])
-            phase = next(one for one in each.phases if one.name == "decode")
+            plain = statistics.median(sample["last"]["cuda_events"] for sample in times["samples"])
+            phase = record.phases["decode"]
+            wall = phase.wall_ceiling.if_free if phase.wall_ceiling else None
             ceilings.append(
-                (arm, str(batch), f"{each.seen.precision} on {each.seen.backend}", f"{100 * phase.classified:.1f} %",
-                 f"{100 * phase.share('expert_gemm').share:.1f} %", f"{phase.busy_ceiling.free:.2f}x",
-                 f"{phase.wall_ceiling.free:.2f}x", f"{phase.busy_ceiling.twice:.2f}x",
-                 f"{100 * (times['profiled']['cuda_events'] / plain - 1):+.0f} %")
-            )  # fmt: skip
+                (
+                    arm,
+                    str(batch),
+                    f"{record.precision_seen} on {record.moe_backend_seen}",
+                    f"{100 * phase.classified:.1f} %",
+                    f"{100 * phase.categories['expert_gemm'].share:.1f} %",
+                    f"{phase.ceiling.if_free:.2f}x",
+                    f"{wall:.2f}x",
+                    f"{phase.ceiling.if_twice_as_fast:.2f}x",
+                    f"{100 * (times['profiled']['cuda_events'] / plain - 1):+.0f} %",
+                )
+            )
     heads = ("arm", "batch", "experts ran", "classified", "expert GEMM", "ceiling, busy", "ceiling, wall",
              "busy, GEMM twice as fast", "profiler's cost")  # fmt: skip
     return "\n\n".join([*parts, "### Ceilings of a decode step", columns(heads, ceilings)])
+
+
+def difference_text(changes: dict[str, PhaseChange]) -> str:
+    """The tables and paragraphs of a difference as Markdown."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_renderable(kernels_table.difference(changes, ARMS))
+    return text.getvalue().strip()
 
 
 def measured(records: Sequence[dict[str, Any]], batch: int) -> float | None:

@@ -8,12 +8,8 @@ import signal
 import sys
 from importlib import import_module
 
-from moe_eval.cli import config
-from moe_eval.cli.options import Parser
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.exits import Ended, settle
-
-_COMMANDS = ("run", "compare", "ppl", "perf", "kernels", "log", "doctor")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,35 +23,65 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except Ended as ended:
         return ended.code
-    except BrokenPipeError:  # whoever read the output has seen enough: end as the signal would
+    except BrokenPipeError:  # whoever read the output needs no more: end as the signal would
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, UsageError, TrackingError, EngineError) as error:
-        said = str(error) or "Interrupted."
-        print(f"moe-eval: {said}", file=sys.stderr)
+        print(f"moe-eval: {str(error) or 'Interrupted.'}", file=sys.stderr)
         return settle(error)
     except OSError as error:  # a disk that is full, or a folder that went away, in the middle
-        where = f" at {error.filename}" if error.filename else ""
+        place = f" at {error.filename}" if error.filename else ""
         print(
-            f"moe-eval: {error.strerror or error}{where}; mend that and repeat the command. Records that were written "
-            "before are whole.",
+            f"moe-eval: {error.strerror or error}{place}. Correct that and repeat the command. Records that were "
+            "written before are whole.",
             file=sys.stderr,
         )
         return 1
     return 0
 
 
-def _run(argv: list[str]) -> None:
-    parser = Parser(
-        prog="moe-eval", description="Speed and quality of mixture-of-experts models by precision of their experts."
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    # most commands import torch, which takes seconds that the others need not wait
-    for name in argv[:1] if argv[:1] and argv[0] in _COMMANDS else _COMMANDS:
-        import_module(f"moe_eval.cli.{name}").add(commands)
-    chosen = commands.choices.get(argv[0]) if argv else None
-    args = parser.parse_args(config.expanded(argv, chosen) if chosen is not None else argv)
+def _run(words: list[str]) -> None:
+    from moe_eval.cli.options.command_line import nearest
+    from moe_eval.cli.options.commands import COMMANDS
+
+    if not words:
+        raise UsageError(f"moe-eval needs a command: {', '.join(COMMANDS)}. `moe-eval --help` explains them.")
+    if words[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if words[0] == "--version":
+        from moe_eval import __version__
+
+        print(f"moe-eval {__version__}")
+        return
+    if words[0] not in COMMANDS:
+        meant = nearest(words[0], COMMANDS)
+        fix = f"Did you mean {meant}?" if meant else f"Give one of {', '.join(COMMANDS)}."
+        raise UsageError(f"There is no command {words[0]}. {fix}")
+    options = COMMANDS[words[0]].read(words[1:])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that a terminal cannot show ends no command
-    args.run(args)
+    # a command may import torch, which takes seconds that the others need not wait
+    import_module(f"moe_eval.cli.{words[0]}").run(options)
+
+
+def _help() -> str:
+    from moe_eval.cli.options.commands import COMMANDS
+
+    lines = [
+        "usage: moe-eval COMMAND [options]",
+        "",
+        "Speed and quality of mixture-of-experts models by precision of their experts.",
+        "",
+        "commands:",
+        *(f"  {command.name:<10}{command.help}" for command in COMMANDS.values()),
+        "",
+        "options:",
+        "  -h, --help  show this, or a command's options after its name",
+        "  --version   show the version",
+        "",
+        "examples:",
+        *(f"  # {comment}\n  {line}" for comment, line in COMMANDS["run"].examples),
+    ]
+    return "\n".join(lines)

@@ -2,62 +2,62 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 from moe_eval.checkpoint import precision
+from moe_eval.cli.options.reading import DoctorOptions
 from moe_eval.emulation.model import PRECISIONS as EMULATED
 from moe_eval.engines import registry
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine import hardware
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "doctor",
-        help="what this machine has, and whether its TensorRT-LLM passes a self-test",
-        description="Print the machine, its GPUs, the engines that are installed and which precisions they run here. "
-        "With --selftest load a checkpoint on TensorRT-LLM, score ten windows in two ways, generate, look for the "
-        "class of the experts, and print one page of Markdown; exit code 1 where something does not work.",
-    )
-    parser.add_argument("--selftest", action="store_true", help="exercise TensorRT-LLM")
-    parser.add_argument("--json", action="store_true", help="the machine, engines and precisions as JSON")
-    parser.add_argument(
-        "--model_args",
-        default="",
-        metavar="KEY=VALUE,...",
-        help="model arguments of --selftest, as lm_eval takes them; without pretrained= the shipped model",
-    )
-    parser.set_defaults(run=_run)
+def run(options: DoctorOptions) -> None:
+    """Run the subcommand.
 
-
-def _run(args: argparse.Namespace) -> None:
-    if args.json and args.selftest:
-        raise UsageError("--selftest prints a page of Markdown; leave out --json.")
+    Raises:
+        UsageError: options that do not go together.
+        EngineError: the self-test has failed.
+    """
+    if options.json and options.selftest:
+        raise UsageError("--selftest prints a page of Markdown. Leave out --json.")
     machine = hardware.machine()
-    found = {name: _version(kind.package) for name, kind in registry.ENGINES.items()}
-    rows = _matrix(machine, found)
-    if args.json:
-        print(json.dumps({"machine": asdict(machine), "engines": found, "precisions": rows}, indent=1))
+    versions = {name: _version(kind.package) for name, kind in registry.ENGINES.items()}
+    rows = _matrix(machine, versions)
+    if options.json:
+        print(
+            json.dumps(
+                {"machine": asdict(machine), "engines": versions, "precisions": [asdict(row) for row in rows]}, indent=1
+            )
+        )
         return
-    print("\n".join(_page(machine, found, rows)))
-    if args.selftest:
-        _selftest(args.model_args)
+    print("\n".join(_page(machine, versions, rows)))
+    if options.selftest:
+        _selftest(options.model_args)
 
 
-def _matrix(machine: hardware.Machine, found: Mapping[str, str | None]) -> list[dict[str, str | bool | None]]:
-    """Every precision on every engine: whether it runs on the first GPU, and why not."""
-    rows: list[dict[str, str | bool | None]] = []
-    for engine, version in found.items():
+@dataclass(frozen=True)
+class _Support:
+    """A precision on an engine: whether it runs on the first GPU, and why not."""
+
+    engine: str
+    precision: str
+    runs: bool
+    why_not: str | None
+
+
+def _matrix(machine: hardware.Machine, versions: Mapping[str, str | None]) -> list[_Support]:
+    """Every precision on every engine."""
+    rows = []
+    for engine, version in versions.items():
         kind = registry.ENGINES[engine]
         for name in (*precision.PRECISIONS, *precision.WEIGHT_ONLY.values()):
             reason = _reason(engine, kind, name, version, machine)
-            rows.append({"engine": engine, "precision": name, "runs": reason is None, "why_not": reason})
+            rows.append(_Support(engine, name, reason is None, reason))
     return rows
 
 
@@ -75,9 +75,7 @@ def _reason(
     return precision.why_not(engine, name, machine.gpus[0].sm, version=version) if machine.gpus else "no GPU"
 
 
-def _page(
-    machine: hardware.Machine, found: Mapping[str, str | None], rows: list[dict[str, str | bool | None]]
-) -> list[str]:
+def _page(machine: hardware.Machine, versions: Mapping[str, str | None], rows: list[_Support]) -> list[str]:
     lines = ["# moe-eval doctor", "", "## Machine", "", f"- {machine.os}, Python {machine.python}, {machine.cpu}"]
     lines += [
         f"- GPU {index}: {gpu.name}, SM{gpu.sm}, {gpu.memory_bytes / 2**30:.1f} GiB"
@@ -86,11 +84,11 @@ def _page(
     lines += [f"- driver {machine.driver or 'none'}, CUDA of torch {machine.cuda or 'none'}", "", "## Engines", ""]
     for name, kind in registry.ENGINES.items():
         absent = f"is not installed ({kind.install})"
-        lines.append(f"- {name}: {kind.title} {found[name] or absent}")
+        lines.append(f"- {name}: {kind.title} {versions[name] or absent}")
     lines += ["", "## Precisions of the experts", ""]
     for row in rows:
-        if found[str(row["engine"])] is not None:
-            lines.append(f"- {row['precision']} on {row['engine']}: {'yes' if row['runs'] else row['why_not']}")
+        if versions[row.engine] is not None:
+            lines.append(f"- {row.precision} on {row.engine}: {row.why_not or 'yes'}")
     return lines
 
 
@@ -111,13 +109,13 @@ def _selftest(model_args: str) -> None:
     from moe_eval.engines.trtllm import page
     from moe_eval.harness import settings
 
-    asked = settings.read({"pretrained": str(SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"})
-    tokenizer = tokens.load(asked.tokenizer, asked.of_engine.revision, asked.of_engine.trust_remote_code)
-    engine = registry.load("trtllm", asked.of_engine, tokenizer)
+    model = settings.read({"pretrained": str(SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"})
+    tokenizer = tokens.load(model.tokenizer, model.of_engine.revision, model.of_engine.trust_remote_code)
+    engine = registry.load("trtllm", model.of_engine, tokenizer)
     try:
-        found = page.write(engine, tokenizer)  # type: ignore[arg-type]  # the engine of this name is a TrtllmEngine
+        outcome = page.write(engine, tokenizer)  # type: ignore[arg-type]  # the engine of this name is a TrtllmEngine
     finally:
         engine.close()
-    print("\n".join(found.lines))
-    if found.failed:
-        raise EngineError("The self-test found something that does not work; see FAILED above.")
+    print("\n".join(outcome.lines))
+    if outcome.failed:
+        raise EngineError("The self-test found something that does not work. See FAILED above.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
-from moe_eval.cli import common
-from moe_eval.cli.common import Request
+from moe_eval.cli.options.measuring import PerfOptions
+from moe_eval.cli.request import gpus_of, make_folder, request_of
+from moe_eval.data import prompts
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.engines.base import GenerationRequest
@@ -16,73 +15,86 @@ from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency
 from moe_eval.machine import nsys
 from moe_eval.runner import fit
-from moe_eval.runner.arm_plan import Arm, Skip
+from moe_eval.runner import plan as planning
+from moe_eval.runner.arm_plan import Arm
+from moe_eval.runner.folder import place
+from moe_eval.runner.request import RunRequest
 
 
-def run(args: argparse.Namespace, request: Request, planned: Sequence[Arm | Skip], work: Workload | None) -> None:
+def record(options: PerfOptions) -> None:
     """Outside Nsight Systems print its command for every precision and shape; inside run one iteration of one of them.
 
     Raises:
         UsageError: the engine runs in another process, more than one iteration is asked for, or there is no GPU.
     """
-    arms = []
-    for each in planned:
-        if isinstance(each, Skip):
-            print(each, file=sys.stderr)  # standard output is for commands
-        else:
-            arms.append(each)
-    kind = registry.named(request.asked.engine)
-    if args.layerwise_nvtx and kind.layer_ranges is None:
-        raise UsageError(f"{kind.title} puts no ranges around its layers; leave out --layerwise_nvtx.")
+    request = request_of(options)
+    gpus = gpus_of(request)
+    plan = planning.make(request, gpus)
+    work = None
+    if plan.arms:
+        tokenizer = _tokenizer(request, plan.arms[0])
+        settings = [arm.settings for arm in plan.arms]
+        work = prompts.of_arms(request.dataset, request.seed, request.shapes, settings, tokenizer)
+    make_folder(request.folder)
+    for skipped in plan.skipped:
+        print(f"Skipping {skipped.arm}: {skipped.reason}", file=sys.stderr)  # standard output is for commands
+    kind = registry.named(request.arms.engine)
+    if options.layerwise_nvtx and kind.layer_ranges is None:
+        raise UsageError(f"{kind.title} puts no ranges around its layers. Leave out --layerwise_nvtx.")
     if work is None:
         return
     if not nsys.inside():
-        for each in arms:
+        for arm in plan.arms:
             for shape in work.shapes:
-                report = args.output_dir / f"profile_{each.precision}_{common.place(common.gpus(request))}.nsys-rep"
+                report = request.folder / f"profile_{arm.precision}_{place(gpus)}.nsys-rep"
                 if len(work.shapes) > 1:
                     report = report.with_stem(f"{report.stem}_{shape.name}")
-                print(nsys.NsysCommand({}, nsys.arguments(_again(each, shape), report), report))
+                print(nsys.NsysCommand({}, nsys.arguments(_repeated(arm, shape), report), report))
         return
     nsys.check_gpu()
-    if len(arms) > 1 or len(work.shapes) > 1:
+    if len(plan.arms) > 1 or len(work.shapes) > 1:
         raise UsageError(
-            "Nsight Systems records one iteration a session; give one of --precisions and one --batch_size."
+            "Nsight Systems records one iteration a session. Give one of --precisions and one --batch_size."
         )
-    _once(arms[0], args, request, work)
+    _run_once(plan.arms[0], options, request, work)
 
 
-def _again(each: Arm, shape: Shape) -> list[str]:
+def _repeated(arm: Arm, shape: Shape) -> list[str]:
     """This command for one precision and batch size. What stands last wins, so the rest is repeated as it was typed."""
-    one = ["--precisions", each.precision.partition("-")[0], "--batch_size", str(shape.batch_size)]
-    return ["moe-eval", *sys.argv[1:], *one]
+    single = ["--precisions", arm.precision.partition("-")[0], "--batch_size", str(shape.batch_size)]
+    return ["moe-eval", *sys.argv[1:], *single]
 
 
-def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload) -> None:
+def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workload) -> None:
     from moe_eval.checkpoint import tokenizer
 
-    kind = registry.named(request.asked.engine)
-    options = dict(each.settings.options)
+    kind = registry.named(request.arms.engine)
+    arguments = dict(arm.settings.options)
     if not kind.cpu:  # a capture range opened in another process than the engine's would record nothing of it
-        if fit.gpu_count(options) > 1:
+        if fit.gpu_count(arguments) > 1:
             raise UsageError(
-                "This mode records an engine in its own process, and on several GPUs it is in others; give one, or put "
-                "nsys around the whole command as the README says."
+                "This mode records an engine in its own process, and on several GPUs it is in others. Give one GPU, or "
+                "put nsys around the whole command as the guide to kernels says."
             )
-        options["worker"] = "in_process"
-    if args.layerwise_nvtx:
-        options |= kind.layer_ranges or {}
-    settings = replace(each.settings, options=options)
+        arguments["worker"] = "in_process"
+    if options.layerwise_nvtx:
+        arguments |= kind.layer_ranges or {}
+    settings = replace(arm.settings, options=arguments)
     shape = work.shapes[0]
-    prompts = work.prompts(shape)
-    ask = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
-    tokens = tokenizer.load(request.tokenizer_of(each), settings.revision, settings.trust_remote_code)
-    engine = registry.load(request.asked.engine, settings, tokens)
+    batch = work.prompts(shape)
+    generation = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
+    tokens = tokenizer.load(_tokenizer(request, arm), settings.revision, settings.trust_remote_code)
+    engine = registry.load(request.arms.engine, settings, tokens)
     try:
         latency.check(engine, shape)
-        for _ in range(args.warmup_iterations):
-            engine.generate(prompts, ask)
-        nsys.record_once(f"moe_eval {each.precision} {shape.name}", lambda: engine.generate(prompts, ask))
+        for _ in range(request.warm_ups):
+            engine.generate(batch, generation)
+        nsys.record_once(f"moe_eval {arm.precision} {shape.name}", lambda: engine.generate(batch, generation))
     finally:
         engine.close()
-    print(f"Recorded one iteration of {shape.name} on {each.precision} after {args.warmup_iterations} of warm-up.")
+    print(f"Recorded one iteration of {shape.name} on {arm.precision} after {request.warm_ups} of warm-up.")
+
+
+def _tokenizer(request: RunRequest, arm: Arm) -> str:
+    """The folder or hub name of an arm's tokenizer."""
+    return request.tokenizer or arm.settings.checkpoint

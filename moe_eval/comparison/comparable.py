@@ -3,147 +3,192 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from dataclasses import fields
 
-from moe_eval.records.by_arm import ArmResults
+from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
+from moe_eval.records.comparison import LabelDifference
+from moe_eval.records.labels import ArmLabels, EngineFacts, Status
+from moe_eval.records.latency import LatencyRecord, WorkloadLabel
+from moe_eval.records.quality import QualityFigures, QualityRecord
+from moe_eval.records.run import Schedule
 
 GPUS = "gpus"
-_ENGINE_FACTS = ("name", "version", "weights", "architecture", "vocabulary")
+Record = LatencyRecord | QualityRecord
+# facts of the engine without which two figures are of two different things, and their names in a sentence
+_SAME_FACTS = {
+    "name": "another engine",
+    "version": "another version of the engine",
+    "weights": "other weights",
+    "architecture": "another architecture",
+    "vocabulary": "another vocabulary",
+}
 # facts that have a name of their own among the labels
-_SHORT = {
-    **{"name": "engine", "version": "engine_version", "moe_backend_observed": "moe_backend"},
-    **{each: each for each in ("precision", "quant_algo", "weights", "emulated", "checkpoint", "fingerprint")},
+_FACT_LABELS = {
+    "name": "engine",
+    "version": "engine_version",
+    "moe_backend_observed": "moe_backend",
+    **{name: name for name in ("precision", "quant_algo", "weights", "emulated", "checkpoint", "fingerprint")},
 }
 
 
-def measured(record: Mapping[str, Any] | None) -> bool:
-    """Whether a record of speed or perplexity holds figures; an arm that broke down half way may have some."""
-    if record is None or record["status"] == "skipped":
+def measured(record: Record | None) -> bool:
+    """Whether a record holds figures. An arm that broke down half way may have some."""
+    if record is None or record.status is Status.SKIPPED:
         return False
-    scored = record["status"] == "finished" and (record.get("perplexity") or 0) > 0
-    return bool(record.get("shapes")) or scored
+    return bool(record.shapes) if isinstance(record, LatencyRecord) else scored(record) is not None
 
 
-def engine(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The engine's facts of a record; empty where nothing was loaded."""
-    found = (record or {}).get("labels", {}).get("engine")
-    return found if isinstance(found, Mapping) else {}
+def scored(record: QualityRecord | None) -> QualityFigures | None:
+    """The figures of quality. None where there is no perplexity."""
+    if record is None or record.status is not Status.FINISHED or record.figures is None:
+        return None
+    return record.figures if (record.figures.perplexity or 0) > 0 else None
 
 
-def one_run(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> bool:
-    """Whether two records are of one run: one start of a command, or one that resumed it, on the same code and machine.
+def engine(record: Record | None) -> EngineFacts | None:
+    """The engine's facts of a record. None where nothing was loaded."""
+    return record.labels.engine if record else None
+
+
+def is_one_run(first: Record | None, second: Record | None) -> bool:
+    """Whether two records are of one start of a command, or one that resumed it, on the same code and machine.
 
     Only then are blocks measured side by side, so that drift cancels in their ratio. A record that names no run is of
     none that is known.
     """
-    if a is None or b is None or not a.get("run_id"):
+    if first is None or second is None or not first.origin.run_id:
         return False
-    return all(a.get(key) == b.get(key) for key in ("run_id", "asked", "schedule", "git", "machine"))
+    names = ("run_id", "options", "git", "machine")
+    same_origin = all(getattr(first.origin, name) == getattr(second.origin, name) for name in names)
+    return same_origin and getattr(first, "schedule", None) == getattr(second, "schedule", None)
 
 
-def differs(reference: ArmResults, other: ArmResults, across: Collection[str] = ()) -> list[str]:
-    """Why two arms cannot be compared, a few words for each reason; empty where they can.
+def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection[str] = ()) -> list[str]:
+    """Why two arms cannot be compared, a sentence for each reason. Empty where they can.
 
     Args:
         across: what may differ nevertheless: GPUS.
     """
-    found = [reason for arm in (reference, other) for reason in _not_itself(arm)]
-    for kind, what in (("perf", "speed"), ("ppl", "perplexity")):
-        a, b = getattr(reference, kind), getattr(other, kind)
-        if not (measured(a) and measured(b)):
-            continue
-        if GPUS not in across and _gpus(a) != _gpus(b):
-            found.append(f"{what} on another GPU ({_gpus(a)} and {_gpus(b)})")
-        for fact in _ENGINE_FACTS:
-            one, two = engine(a).get(fact), engine(b).get(fact)
-            if one != two:
-                named = {"name": "another engine", "version": "another version of the engine"}.get(
-                    fact, f"other {fact}"
-                )
-                found.append(f"{what} with {named} ({one} and {two})")
-    if measured(reference.perf) and measured(other.perf):
-        digests = [arm.perf["workload"]["digest"] for arm in (reference, other) if arm.perf]
-        if digests[0] != digests[1]:
-            found.append(f"speed on other prompts or shapes (digests {digests[0]} and {digests[1]})")
-    if reference.ppl and other.ppl and measured(reference.ppl) and measured(other.ppl):
-        found += _windows(reference.ppl, other.ppl)
-    return list(dict.fromkeys(found))
+    reasons = [reason for arm in (reference, candidate) for reason in _contradictions(arm)]
+    for subject, records in (
+        ("Speed", (reference.latency, candidate.latency)),
+        ("Quality", (reference.quality, candidate.quality)),
+    ):
+        first, second = records
+        if first and second and measured(first) and measured(second):
+            reasons += _engine_differences(subject, first, second, across)
+    if measured(reference.latency) and measured(candidate.latency):
+        digests = [
+            arm.latency.workload.digest for arm in (reference, candidate) if arm.latency and arm.latency.workload
+        ]
+        if len(set(digests)) > 1:
+            reasons.append(f"Speed was measured on other prompts or shapes (digests {' and '.join(digests)}).")
+    figures = scored(reference.quality), scored(candidate.quality)
+    if figures[0] and figures[1]:
+        reasons += _window_differences(figures[0], figures[1])
+    return list(dict.fromkeys(reasons))
 
 
-def _not_itself(arm: ArmResults) -> Iterator[str]:
+def _contradictions(arm: ArmRecords) -> Iterator[str]:
     """Where an arm did not run what its name says."""
-    for record in (arm.perf, arm.ppl):
-        planned = record.get("precision_planned", record["precision"]) if record else None
-        ran = engine(record).get("precision")
-        if ran is not None and ran != planned:
-            yield f"{arm.name} ran {ran} where {planned} was planned"
-    for shape, record in arm.kernels.items():
-        if record["contradiction"]:
-            yield f"{arm.name}{f' at {shape}' if shape else ''}: {record['contradiction']}"
+    for record, precision in (
+        (arm.latency, arm.latency.precision_planned if arm.latency else None),
+        (arm.quality, arm.quality.precision if arm.quality else None),
+    ):
+        facts = engine(record)
+        if facts and facts.precision != precision:
+            yield f"{arm.name} ran {facts.precision} where {precision} was planned."
+    for shape, trace in arm.kernels.items():
+        if trace.contradiction:
+            where = f" at {shape}" if shape else ""
+            yield f"{arm.name}{where}: {trace.contradiction.rstrip('.')}."
 
 
-def _gpus(record: Mapping[str, Any]) -> str:
-    name, count = record.get("gpu_name"), engine(record).get("gpus") or 1
-    return "no GPU" if name is None else str(name) if count == 1 else f"{count} x {name}"
+def _engine_differences(subject: str, first: Record, second: Record, across: Collection[str]) -> Iterator[str]:
+    gpus = _gpus(first), _gpus(second)
+    if GPUS not in across and gpus[0] != gpus[1]:
+        yield f"{subject} was measured on another GPU ({gpus[0]} and {gpus[1]})."
+    for fact, difference in _SAME_FACTS.items():
+        values = getattr(engine(first), fact, None), getattr(engine(second), fact, None)
+        if values[0] != values[1]:
+            yield f"{subject} was measured with {difference} ({values[0]} and {values[1]})."
 
 
-def _windows(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    if a["dataset_digest"] == b["dataset_digest"]:
-        return []
-    named = {"dataset": "data set", "input_len": "window", "num_chunks": "number of windows"}
-    other = [
-        f"perplexity over another {what} ({a[key]} and {b[key]})" for key, what in named.items() if a[key] != b[key]
-    ]
-    digests = f"digests {a['dataset_digest']} and {b['dataset_digest']}"
-    return other or [f"perplexity over other tokens of the same text: another tokenizer ({digests})"]
-
-
-def labels(reference: ArmResults, other: ArmResults) -> list[dict[str, str]]:
-    """The labels whose values differ, each as `label`, `reference` and `other`, by the label's name."""
-    found: dict[str, tuple[str, str]] = {}
-    for kind in ("ppl", "perf"):
-        a, b = getattr(reference, kind), getattr(other, kind)
-        if measured(a) and measured(b):
-            one, two = dict(_flat(a)), dict(_flat(b))
-            found |= {key: (one.get(key, "-"), two.get(key, "-")) for key in {**one, **two}}
-    return [
-        {"label": key, "reference": values[0], "other": values[1]}
-        for key, values in sorted(found.items())
-        if values[0] != values[1]
-    ]
-
-
-def same_arm(reference: ArmResults, other: ArmResults) -> bool:
-    """Whether both are one precision of one checkpoint whose labels differ in nothing but how often it was measured."""
-    both = [
-        (a, b) for a, b in ((reference.perf, other.perf), (reference.ppl, other.ppl)) if measured(a) and measured(b)
-    ]
-    if reference.precision != other.precision or not both:
-        return False
-    if any(not engine(record) or engine(record) != engine(also) for record, also in both):
-        return False
-    return all(each["label"].startswith(("schedule.", "git")) for each in labels(reference, other))
-
-
-def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every label as text, under its path."""
+def _gpus(record: Record) -> str:
     facts = engine(record)
-    yield from ((label, str(facts.get(key))) for key, label in _SHORT.items() if key in facts)
-    yield from (
-        (key, str(record[key])) for key in ("gpu_name", "sm_version", "fusion_disabled", "git") if key in record
-    )
-    machine = record.get("machine")
-    if isinstance(machine, Mapping):
-        yield from ((f"machine.{key}", str(machine.get(key))) for key in ("os", "python", "cpu", "driver", "cuda"))
-    for name in ("versions", "schedule", "workload"):
-        yield from _paths(record.get(name), f"{name}.")
-    yield from _paths({key: each for key, each in facts.items() if key not in _SHORT}, "engine.")
-    yield from _paths({key: each for key, each in record["labels"].items() if key != "engine"}, "")
+    count = (facts.gpus if facts else 0) or 1
+    return "no GPU" if record.gpu_name is None else record.gpu_name if count == 1 else f"{count} x {record.gpu_name}"
 
 
-def _paths(value: Any, at: str) -> Iterator[tuple[str, str]]:
-    for key, each in value.items() if isinstance(value, Mapping) else ():
-        if isinstance(each, Mapping):
-            yield from _paths(each, f"{at}{key}.")
+def _window_differences(first: QualityFigures, second: QualityFigures) -> list[str]:
+    if first.dataset_digest == second.dataset_digest:
+        return []
+    differences_of = {
+        "dataset": "another data set",
+        "input_len": "another window",
+        "num_chunks": "another number of windows",
+    }
+    reasons = [
+        f"Quality was measured over {text} ({getattr(first, name)} and {getattr(second, name)})."
+        for name, text in differences_of.items()
+        if getattr(first, name) != getattr(second, name)
+    ]
+    digests = f"digests {first.dataset_digest} and {second.dataset_digest}"
+    return reasons or [
+        f"Quality was measured over other tokens of the same text, so the tokenizer differs ({digests})."
+    ]
+
+
+def labels(reference: ArmRecords, candidate: ArmRecords) -> tuple[LabelDifference, ...]:
+    """The labels whose values differ, by the label's name."""
+    values: dict[str, tuple[str, str]] = {}
+    for first, second in ((reference.quality, candidate.quality), (reference.latency, candidate.latency)):
+        if first and second and measured(first) and measured(second):
+            sides = dict(_labels(first)), dict(_labels(second))
+            values |= {
+                label: (sides[0].get(label, "-"), sides[1].get(label, "-")) for label in {**sides[0], **sides[1]}
+            }
+    return tuple(LabelDifference(label, *sides) for label, sides in sorted(values.items()) if sides[0] != sides[1])
+
+
+def is_repeat(reference: ArmRecords, candidate: ArmRecords) -> bool:
+    """Whether both are one precision of one checkpoint whose labels differ in nothing but how often it was measured."""
+    if candidate.name.removesuffix(REPEAT_SUFFIX) == reference.name.removesuffix(REPEAT_SUFFIX):
+        return True
+    records = ((reference.latency, candidate.latency), (reference.quality, candidate.quality))
+    pairs = [(first, second) for first, second in records if measured(first) and measured(second)]
+    if reference.precision != candidate.precision or not pairs:
+        return False
+    if any(engine(first) is None or engine(first) != engine(second) for first, second in pairs):
+        return False
+    return all(row.label.startswith(("schedule.", "git")) for row in labels(reference, candidate))
+
+
+def _labels(record: Record) -> Iterator[tuple[str, str]]:
+    """Every label as text, under its path."""
+    facts = _values(record.labels.engine)
+    yield from ((label, str(facts[fact])) for fact, label in _FACT_LABELS.items() if fact in facts)
+    yield from ((name, str(getattr(record, name))) for name in ("gpu_name", "sm_version", "fusion_disabled"))
+    yield "git", str(record.origin.git)
+    if record.origin.machine:
+        names = ("os", "python", "cpu", "driver", "cuda")
+        yield from ((f"machine.{name}", str(getattr(record.origin.machine, name))) for name in names)
+    yield from _paths(record.origin.versions, "versions.")
+    if isinstance(record, LatencyRecord):
+        yield from _paths(_values(record.schedule), "schedule.")
+        yield from _paths(_values(record.workload), "workload.")
+    yield from _paths({fact: value for fact, value in facts.items() if fact not in _FACT_LABELS}, "engine.")
+    yield from _paths({name: value for name, value in _values(record.labels).items() if name != "engine"}, "")
+
+
+def _values(record: EngineFacts | ArmLabels | Schedule | WorkloadLabel | None) -> dict[str, object]:
+    """The fields of a record by name. Those that its file left out are not among its vars."""
+    return {field.name: getattr(record, field.name) for field in fields(record)} if record else {}
+
+
+def _paths(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.")
         else:
-            yield f"{at}{key}", str(each)
+            yield f"{prefix}{name}", str(list(value) if isinstance(value, tuple) else value)

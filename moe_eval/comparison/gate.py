@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import IntEnum
+from typing import Literal
 
-from moe_eval.comparison import ratios
-from moe_eval.comparison import wording as words
+from moe_eval.comparison import allowances, wording
 from moe_eval.errors import UsageError
-from moe_eval.records.by_arm import AGAIN
+from moe_eval.records.by_arm import REPEAT_SUFFIX
+from moe_eval.records.comparison import ComparisonRecord, Pair, Verdict
+from moe_eval.records.labels import Status
 
-HOLDS, FAILS, UNDECIDED = 0, 1, 2
 _OF_SPEED = {"speed": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms"}
 _OF_QUALITY = ("ln_ppl", "kld", "top1")
 _NUMBER = re.compile(
@@ -22,10 +23,29 @@ _NUMBER = re.compile(
 )
 _VERDICT = re.compile(r"verdict\s*==\s*pays")
 _ALLOWED = (
-    "a gate is a list such as speed>=1.2,ln_ppl<=0.01: speed, ttft and tpot (how many times faster, at every shape, or "
-    "at one batch size as speed[b8]), ln_ppl, kld and top1, each with >= or <= and a number, or verdict==pays"
+    "A gate is a list such as speed>=1.2,ln_ppl<=0.01. Figures are speed, ttft and tpot (how many times faster), "
+    "ln_ppl, kld and top1, each with >= or <= and a number. A figure of speed is for every shape, or for one batch "
+    "size as speed[b8]. The verdict is verdict==pays."
 )
-_Dict = Mapping[str, Any]
+
+
+class GateResult(IntEnum):
+    """What a gate comes to. Its value is the exit code."""
+
+    HOLDS = 0
+    FAILS = 1
+    UNDECIDED = 2
+
+    @staticmethod
+    def worst(results: Iterable[GateResult]) -> GateResult:
+        """FAILS where one fails, else UNDECIDED where one is not decided."""
+        present = set(results)
+        return next(
+            (result for result in (GateResult.FAILS, GateResult.UNDECIDED) if result in present), GateResult.HOLDS
+        )
+
+
+_RESULT_WORDS = {GateResult.HOLDS: "holds", GateResult.FAILS: "fails", GateResult.UNDECIDED: "not decided"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +53,10 @@ class Condition:
     """One condition of a gate.
 
     Attributes:
-        text: as it was given.
+        text: as the user wrote it.
         name: speed, ttft or tpot (ratios reference / other), ln_ppl, kld (mean, in nats), top1 (0 to 1), or verdict.
-        batch_size: of the shapes that it is about; None for all.
-        sign, bound: what the figure has to be; meaningless for verdict, which has to be `pays`.
+        batch_size: of the shapes that it is about. None for all.
+        sign, bound: what the figure has to be. Meaningless for verdict, which has to be `pays`.
     """
 
     text: str
@@ -58,129 +78,123 @@ def parse(text: str) -> tuple[Condition, ...]:
 def _condition(part: str) -> Condition:
     if _VERDICT.fullmatch(part):
         return Condition("verdict==pays", "verdict")
-    found = _NUMBER.fullmatch(part)
-    if found is None or found["name"] not in (*_OF_SPEED, *_OF_QUALITY):
-        raise UsageError(f"--gate has {part!r}; {_ALLOWED}.")
-    if found["batch"] and found["name"] not in _OF_SPEED:
-        raise UsageError(f"--gate has {part!r}, and {found['name']} has no batch size; {_ALLOWED}.")
-    bound = float(found["bound"])
+    match = _NUMBER.fullmatch(part)
+    if match is None or match["name"] not in (*_OF_SPEED, *_OF_QUALITY):
+        raise UsageError(f"--gate has {part!r}. {_ALLOWED}")
+    if match["batch"] and match["name"] not in _OF_SPEED:
+        raise UsageError(f"--gate has {part!r}, and {match['name']} has no batch size. {_ALLOWED}")
+    bound = float(match["bound"])
     if not math.isfinite(bound):
-        raise UsageError(f"--gate has {part!r}, whose bound is not a number; {_ALLOWED}.")
-    if found["name"] == "top1" and not 0 <= bound <= 1:
-        raise UsageError(f"--gate has {part!r}, and top1 is a share from 0 to 1; {_ALLOWED}.")
-    sign: Literal[">=", "<="] = ">=" if found["sign"] == ">=" else "<="
-    batch = int(found["batch"]) if found["batch"] else None
-    return Condition("".join(part.split()), found["name"], batch, sign, bound)
+        raise UsageError(f"--gate has {part!r}, whose bound is not a number. {_ALLOWED}")
+    if match["name"] == "top1" and not 0 <= bound <= 1:
+        raise UsageError(f"--gate has {part!r}, and top1 is a share from 0 to 1. {_ALLOWED}")
+    sign: Literal[">=", "<="] = ">=" if match["sign"] == ">=" else "<="
+    batch_size = int(match["batch"]) if match["batch"] else None
+    return Condition("".join(part.split()), match["name"], batch_size, sign, bound)
 
 
-def check(comparison: _Dict, conditions: Sequence[Condition]) -> tuple[int, list[str]]:
+def check(
+    comparison: ComparisonRecord, conditions: Sequence[Condition], failed_tasks: int = 0
+) -> tuple[GateResult, list[str]]:
     """Hold every pair of a comparison against every condition.
 
-    A bound holds where the worse end of the figure's interval holds it, and fails where the better end does not; in
-    between it is not decided, and neither is a figure that is missing or not comparable. A speed ratio is
-    known no better than ratios.bounds; divergence and agreement are of every token, and count as they are. An arm that
-    was measured a second time is left out, and no score of random weights decides anything. Where an arm that was
-    asked for was skipped or did not finish, nothing holds: what is missing may be what would fail.
-
-    Args:
-        comparison: of compare.make, with `skipped` as write.conclude adds it.
+    A bound holds where the worse end of the figure's interval holds it, and fails where the better end does not. In
+    between it is not decided, and neither is a figure that is missing or not comparable. A speed ratio is known no
+    better than allowances.bounds. Divergence and agreement are of every token, and count as they are. An arm that was
+    measured a second time is left out, and no score of random weights decides anything. Where an arm was skipped or did
+    not finish, or a task of the run failed, nothing holds: what is missing may be what would fail.
 
     Returns:
-        HOLDS where every condition does, FAILS where one fails, else UNDECIDED; and a line for every condition and
-        pair, and for every arm that is missing.
+        The worst result, and a line for every condition and pair, and for everything that is missing.
     """
-    # of one run it shows how well that measures; of two it is what a change is to be held against
-    pairs = [pair for pair in comparison["pairs"] if not pair["other"].endswith(AGAIN)]
-    codes, lines = [], []
+    # of one run it shows how well that measures. Of two it is what a change is to be held against
+    pairs = [pair for pair in comparison.pairs if not pair.other.endswith(REPEAT_SUFFIX)]
+    results, lines = [], []
     for pair in pairs:
         for condition in conditions:
-            code, why = _check(pair, condition)
-            codes.append(code)
-            head = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "not decided"}[code]
-            lines.append(f"{condition.text} {head} for {pair['other']} against {pair['reference']}: {why}")
-    missing = [f"{why}, so the gate cannot hold" for why in _missing(comparison)]
+            result, why = _check(pair, condition)
+            results.append(result)
+            head = f"{condition.text} {_RESULT_WORDS[result]} for {pair.other} against {pair.reference}"
+            lines.append(wording.ended(f"{head}: {why}"))
+    missing = [f"{why}, so the gate cannot hold." for why in _missing(comparison, failed_tasks)]
     if not pairs:
-        missing.append("nothing was compared with the reference, so the gate is not decided")
-    lines += missing
-    codes += [UNDECIDED] * len(missing)
-    return next((code for code in (FAILS, UNDECIDED) if code in codes), HOLDS), lines
+        missing.append("Nothing was compared with the reference, so the gate is not decided.")
+    return GateResult.worst([*results, *([GateResult.UNDECIDED] * len(missing))]), [*lines, *missing]
 
 
-def _missing(comparison: _Dict) -> Iterator[str]:
-    """Every arm that was asked for and has not all of its figures, with the reason."""
-    arms = comparison.get("arms") or ()
-    for arm in arms:
-        if arm["status"] != "finished":
-            yield words.unfinished(arm)
+def _missing(comparison: ComparisonRecord, failed_tasks: int) -> Iterator[str]:
+    """Every arm that was asked for and has not all of its figures, with the reason, and tasks that failed."""
+    for arm in comparison.arms:
+        if arm.status is not Status.FINISHED:
+            yield wording.unfinished(arm)
     # an arm that only some evaluators left out has pairs, which say what is missing
-    there = {arm["name"] for arm in arms}
+    recorded = {arm.name for arm in comparison.arms}
     reasons: dict[str, list[str]] = {}
-    for each in comparison.get("skipped") or ():
-        if each["arm"] not in there:
-            reasons.setdefault(each["arm"], []).append(each["reason"])
-    for name, why in reasons.items():
-        yield f"{name} was left out ({'; '.join(dict.fromkeys(each.rstrip('.') for each in why))})"
+    for skipped in comparison.skipped:
+        if skipped.arm not in recorded:
+            reasons.setdefault(skipped.arm, []).append(skipped.reason.rstrip("."))
+    for name, texts in reasons.items():
+        yield f"{name} was left out ({', '.join(dict.fromkeys(texts))})"
+    if failed_tasks:
+        yield f"{failed_tasks} {'task' if failed_tasks == 1 else 'tasks'} of the run failed"
 
 
-def _check(pair: _Dict, condition: Condition) -> tuple[int, str]:
+def _check(pair: Pair, condition: Condition) -> tuple[GateResult, str]:
     if condition.name == "verdict":
-        code = {"pays": HOLDS, "does not pay": FAILS}.get(pair["verdict"], UNDECIDED)
-        return code, f"the verdict is {pair['verdict']!r}"
+        of_verdict = {Verdict.PAYS: GateResult.HOLDS, Verdict.DOES_NOT_PAY: GateResult.FAILS}
+        return of_verdict.get(pair.verdict, GateResult.UNDECIDED), f"the verdict is {pair.verdict.value!r}"
     # where tokens spread over other experts the speeds cannot be compared, and the scores can
-    unfair = {row["fair_reason"] for row in pair["shapes"]} if condition.name in _OF_QUALITY else set()
-    differs = [each for each in pair["differs"] if each not in unfair]
+    unfair = {shape.fairness.reason for shape in pair.shapes} if condition.name in _OF_QUALITY else set()
+    differs = [reason for reason in pair.differs if reason not in unfair]
     if differs:
-        return UNDECIDED, "not comparable, " + "; ".join(differs)
-    found = list(_shapes(pair, condition) if condition.name in _OF_SPEED else _quality(pair, condition))
-    worst = next(code for code in (FAILS, UNDECIDED, HOLDS) if any(code == each for each, _ in found))
-    # what decided it; where everything holds, all of it
-    return worst, "; ".join(why for code, why in found if code == worst)
+        return GateResult.UNDECIDED, f"not comparable. {' '.join(differs)}"
+    checked = list(_shapes(pair, condition) if condition.name in _OF_SPEED else _quality(pair, condition))
+    worst = GateResult.worst(result for result, _ in checked)
+    # what decided it. Where everything holds, all of it
+    return worst, ", ".join(why for result, why in checked if result is worst)
 
 
-def _shapes(pair: _Dict, condition: Condition) -> Iterator[tuple[int, str]]:
+def _shapes(pair: Pair, condition: Condition) -> Iterator[tuple[GateResult, str]]:
     """Every shape of the condition: what holds of it, and its figure in words."""
-    metric, told = _OF_SPEED[condition.name], 0
     # a shape that was traced and not timed is none of speed's
-    timed = [row for row in pair["shapes"] if row["medians"]]
-    for row in timed:
-        if condition.batch_size not in (None, row["batch_size"]):
-            continue
-        told += 1
-        ratio = row["speed"][metric]
-        if row["fair"] is False:
-            yield UNDECIDED, f"{row['name']} is not comparable, {row['fair_reason']}"
+    shapes = [shape for shape in pair.shapes if shape.figures and condition.batch_size in (None, shape.batch_size)]
+    for shape in shapes:
+        ratio = getattr(shape.speed, _OF_SPEED[condition.name])
+        if shape.fairness.is_fair is False:
+            yield GateResult.UNDECIDED, f"{shape.name} is not comparable. {shape.fairness.reason}"
         elif ratio is None:
-            yield UNDECIDED, f"{row['name']} has no such time"
+            yield GateResult.UNDECIDED, f"{shape.name} has no such time"
         else:
-            low, high = ratios.bounds(ratio, pair["schedule"])
-            loose = ratios.loose(ratio, pair["schedule"])
-            why = f"{row['name']} {ratios.told(ratio, pair['schedule'])}" + (f" ({loose})" if loose else "")
-            yield _bounded(low, high, condition), why
-    if not told:
+            drift = allowances.drift(ratio, pair.schedule).rstrip(".")
+            why = f"{shape.name} {wording.ratio_text(ratio, pair.schedule)}" + (f" ({drift})" if drift else "")
+            yield _bounded(*allowances.bounds(ratio, pair.schedule), condition), why
+    if not shapes:
         where = f" at batch {condition.batch_size}" if condition.batch_size is not None else ""
-        yield UNDECIDED, f"speed was not measured on both sides{where}"
+        yield GateResult.UNDECIDED, f"speed was not measured on both sides{where}"
 
 
-def _quality(pair: _Dict, condition: Condition) -> Iterator[tuple[int, str]]:
-    quality = pair["quality"]
+def _quality(pair: Pair, condition: Condition) -> Iterator[tuple[GateResult, str]]:
+    quality = pair.quality
     if quality is None:
-        yield UNDECIDED, "quality was not measured on both sides"
-    elif quality["random_weights"]:
-        yield UNDECIDED, quality["flag"]
+        yield GateResult.UNDECIDED, "quality was not measured on both sides"
+    elif quality.random_weights:
+        yield GateResult.UNDECIDED, "the weights are random, so no score says anything of the checkpoint"
     elif condition.name != "ln_ppl":
-        value = quality[{"kld": "kld_mean", "top1": "same_top1"}[condition.name]]
-        known = value is not None
-        code = _bounded(value, value, condition) if known else UNDECIDED
-        yield code, f"it is {value:.5g}" if known else (quality["no_interval"] or "it is no number").rstrip(".")
-    elif quality["ln_ppl_ratio"] is None:
-        yield UNDECIDED, f"there is no interval; {quality['no_interval']}".rstrip(".")
+        divergence = quality.divergence
+        if divergence is None:
+            yield GateResult.UNDECIDED, f"there is no such figure. {quality.no_interval or ''}"
+        else:
+            value = divergence.mean if condition.name == "kld" else divergence.same_top1
+            yield _bounded(value, value, condition), f"it is {value:.5g}"
+    elif quality.ln_ppl_ratio is None:
+        yield GateResult.UNDECIDED, f"there is no interval. {quality.no_interval}"
     else:
-        ratio = quality["ln_ppl_ratio"]
-        why = f"it is {ratio['value']:+.5f}, {ratio['low']:+.5f} to {ratio['high']:+.5f}"
-        yield _bounded(ratio["low"], ratio["high"], condition), why
+        ratio = quality.ln_ppl_ratio
+        why = f"it is {ratio.value:+.5f}, {ratio.low:+.5f} to {ratio.high:+.5f}"
+        yield _bounded(ratio.low, ratio.high, condition), why
 
 
-def _bounded(low: float, high: float, condition: Condition) -> int:
+def _bounded(low: float, high: float, condition: Condition) -> GateResult:
     worse, better = (low, high) if condition.sign == ">=" else (-high, -low)
     bound = condition.bound if condition.sign == ">=" else -condition.bound
-    return HOLDS if worse >= bound else FAILS if better < bound else UNDECIDED
+    return GateResult.HOLDS if worse >= bound else GateResult.FAILS if better < bound else GateResult.UNDECIDED

@@ -1,106 +1,142 @@
-"""What an arm costs in quality against another one, by their records or by the scores of every token."""
+"""What an arm costs in quality against another one, by the scores of every token."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from moe_eval import stats
 from moe_eval.checkpoint.precision import DTYPE_OF
-from moe_eval.comparison import comparable
-from moe_eval.comparison.comparable import measured
+from moe_eval.comparison.comparable import engine, is_one_run, scored
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import quality_record
-from moe_eval.records.by_arm import ArmResults
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import QualityComparison
+from moe_eval.records.quality import Divergence, Estimate, QualityRecord
 
-_MOST = 700.0  # of ln(perplexity): float64 ends at exp(709)
-_PLAIN: Mapping[str, Any] = {
-    "ln_ppl_ratio": None,
-    "no_interval": "the scores of the tokens are not at hand",
-    "divergence": dict.fromkeys(("mean", "p99", "same_top1")),
-    "flag": None,
-}
+if TYPE_CHECKING:
+    from moe_eval.evaluators.quality import Scores
+
+CALIBRATED = (
+    "Its static scales were calibrated on articles of the data set that is scored, so other text may cost more."
+)
+RANDOM = "The weights are random, so no score says anything of the checkpoint."
+_LARGEST_LN_RATIO = 700.0  # float64 ends at exp(709)
+_PLAIN = QualityComparison(None, None, no_interval="The scores of the tokens are not at hand.")
 
 
-def quality(reference: ArmResults, other: ArmResults) -> dict[str, Any] | None:
+def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison | None:
     """Perplexity and divergence of an arm against another.
 
-    The recorded figures where they are of this pair, else made again from the arrays beside the records, else the plain
-    change of perplexity.
+    By the arrays beside the records, else by what was computed before of arms of one run, else the plain change of
+    perplexity.
 
     Returns:
-        `ln_ppl_ratio` (value, error, low, high; None with fewer than two documents, and `no_interval` says so),
-        `ppl_change` (0.004 for a perplexity 0.4 % higher), `kld_mean` and `kld_p99` in nats, `same_top1` from 0 to 1,
-        `noise_floor` (how far batching alone moves ln(perplexity); None where not measured), `random_weights` and
-        `flag`, a sentence where weights are random or a lower precision scores better than can be; `calibration`, one
-        where static scales were calibrated on what was scored. Without figures of the pair and without arrays
-        `ppl_change` is the only comparison. None where they did not score the same windows.
+        None where they did not score the same windows.
 
     Raises:
         UsageError: the arrays are damaged.
     """
-    a, b = reference.ppl, other.ppl
-    if a is None or b is None or not (measured(a) and measured(b)) or a["dataset_digest"] != b["dataset_digest"]:
+    first, second = reference.quality, candidate.quality
+    figures = scored(first), scored(second)
+    if first is None or second is None or figures[0] is None or figures[1] is None:
         return None
-    noise = _noise(a, b)
-    found = _recorded(a, b) or _again(reference.arrays, other.arrays, noise) or _PLAIN
-    ratio, divergence = found["ln_ppl_ratio"], found["divergence"]
-    # NaN was read as None
-    if ratio is not None and not all(each is not None and abs(each) < _MOST for each in ratio.values()):
-        ratio = None
-    lower = _width(other.precision) < _width(reference.precision)
-    made_up = any(map(quality_record.of_random_weights, (a, b)))
-    return {
-        "ln_ppl_ratio": ratio,
-        "ppl_change": math.exp(ratio["value"]) - 1 if ratio else b["perplexity"] / a["perplexity"] - 1,
-        "kld_mean": divergence["mean"],
-        "kld_p99": divergence["p99"],
-        "same_top1": divergence["same_top1"],
-        "noise_floor": noise,
-        "random_weights": made_up,
-        # a higher precision is better than a lower one
-        "flag": quality_record.RANDOM if made_up else found["flag"] if lower else None,
-        "calibration": quality_record.CALIBRATED if quality_record.of_calibration_text(b) else None,
-        "no_interval": found["no_interval"] or (None if ratio else "the ratio of perplexities is no number"),
-    }
+    if figures[0].dataset_digest != figures[1].dataset_digest:
+        return None
+    noise_floor = _noise_floor(first, second)
+    one_run = is_one_run(first, second)
+    comparison = _by_arrays(reference.arrays, candidate.arrays, noise_floor)
+    if comparison is None and one_run:
+        comparison = candidate.compared.get(reference.name)
+    comparison = comparison or _PLAIN
+    ratio = _finite(comparison.ln_ppl_ratio)
+    no_interval = comparison.no_interval or (None if ratio else "The ratio of perplexities is no number.")
+    random_weights = any(facts is not None and facts.weights == "random" for facts in map(engine, (first, second)))
+    # that a higher precision scores better than a lower one is nothing to look into
+    flag = comparison.flag if _bits(candidate.precision) < _bits(reference.precision) else None
+    return QualityComparison(
+        ln_ppl_ratio=ratio,
+        ppl_change=math.exp(ratio.value) - 1 if ratio else _change(figures[0].perplexity, figures[1].perplexity),
+        divergence=comparison.divergence,
+        noise_floor=noise_floor,
+        random_weights=random_weights,
+        flag=RANDOM if random_weights else flag,
+        calibration=CALIBRATED if _is_calibrated_on_text(second) else None,
+        no_interval=no_interval,
+        run_id=first.origin.run_id if one_run else None,
+    )
 
 
-def _width(precision: str) -> int:
+def _bits(precision: str) -> int:
     """Bits of the experts' weights, roughly: what is lower costs quality."""
     return 16 if precision in DTYPE_OF else 4 if precision.startswith("nvfp4") else 8
 
 
-def _noise(*records: Mapping[str, Any]) -> float | None:
-    """|ln(perplexity ratio)| of two runs of one arm that differ in batch size alone."""
-    for each in records:
-        told = each.get("noise_floor")
-        ratio = told.get("ln_ppl_ratio") if isinstance(told, Mapping) else None
-        if isinstance(ratio, Mapping) and isinstance(ratio.get("value"), (int, float)):
-            return abs(float(ratio["value"]))
-    return None
+def _change(before: float | None, after: float | None) -> float | None:
+    return after / before - 1 if before and after else None
 
 
-def _recorded(a: Mapping[str, Any], b: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What the record of the other arm says, where it was compared with this reference in the same run."""
-    same = comparable.one_run(a, b) and b.get("reference") == a["precision"]
-    return b if same and isinstance(b.get("divergence"), Mapping) else None
+def _finite(ratio: Estimate | None) -> Estimate | None:
+    return ratio if ratio and all(abs(value) < _LARGEST_LN_RATIO for value in vars(ratio).values()) else None
 
 
-def _again(reference: Path | None, other: Path | None, noise: float | None) -> dict[str, Any] | None:
-    if reference is None or other is None:
+def _noise_floor(*records: QualityRecord) -> float | None:
+    """|ln(perplexity ratio)| of two passes of one arm that differ in batch size alone."""
+    floors = [record.noise_floor.ln_ppl_ratio for record in records if record.noise_floor]
+    return next((abs(ratio.value) for ratio in floors if ratio), None)
+
+
+def _is_calibrated_on_text(record: QualityRecord) -> bool:
+    """Whether static scales were calibrated on the data set that was scored."""
+    facts = engine(record)
+    calibration = facts.arguments.get("calibration") if facts else None
+    return record.figures is not None and str(calibration).endswith(f" of {record.figures.dataset}")
+
+
+def _by_arrays(reference: Path | None, candidate: Path | None, noise_floor: float | None) -> QualityComparison | None:
+    if reference is None or candidate is None:
         return None
-    from moe_eval.evaluators import perplexity
-
-    return perplexity.compare(_scores(reference), _scores(other), noise)
+    return of_scores(_scores(reference), _scores(candidate), noise_floor)
 
 
-def _scores(file: Path) -> Any:
+def of_scores(reference: Scores, candidate: Scores, noise_floor: float | None) -> QualityComparison:
+    """Two arms' scores of the same windows.
+
+    Args:
+        noise_floor: |ln(perplexity ratio)| by batching alone. None where not measured.
+
+    Returns:
+        With a sentence where the result is implausible, whichever precision is the lower one.
+
+    Raises:
+        UsageError: they did not score the same windows.
+    """
+    if reference.digest != candidate.digest:
+        raise UsageError(
+            "The two arms did not score the same windows. Give both the same data set, tokenizer and lengths."
+        )
+    ratio, flag, no_interval = None, None, None
+    try:
+        ratio = stats.ln_ratio(reference.by_document(), candidate.by_document())
+        flag = stats.implausible_gain(ratio, noise_floor) if math.isfinite(ratio.high) else None
+    except UsageError as error:
+        no_interval = str(error)
+    divergence = stats.divergence(reference.top_ids, reference.top_logprobs, candidate.top_ids, candidate.top_logprobs)
+    return QualityComparison(
+        ln_ppl_ratio=Estimate(**vars(ratio)) if ratio else None,
+        ppl_change=None,
+        divergence=Divergence(**vars(divergence)) if all(map(math.isfinite, vars(divergence).values())) else None,
+        flag=flag,
+        no_interval=no_interval,
+    )
+
+
+def _scores(file: Path) -> Scores:
     from zipfile import BadZipFile
 
-    from moe_eval.evaluators.perplexity import Scores
+    from moe_eval.evaluators.quality import Scores
 
     try:
         return Scores.load(file)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise UsageError(f"{file} is damaged ({error}); run moe-eval ppl again.") from None
+        raise UsageError(f"{file} is damaged ({error}). Run moe-eval ppl again.") from None

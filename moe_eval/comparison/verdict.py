@@ -4,148 +4,151 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
-from moe_eval.comparison import ratios
-from moe_eval.comparison import wording as words
+from moe_eval.comparison import allowances, cause, wording
+from moe_eval.records.comparison import ComparedArm, Pair, PairSchedule, Ratio, ShapeComparison, Verdict
 from moe_eval.stats import CONFIDENCE
 
-PAYS, DOES_NOT, OPEN, APART = VERDICTS = ("pays", "does not pay", "inconclusive", "not comparable")
 # an interval that holds 1 and stays within this factor of it says that there is nothing to gain
 _MARGIN = 1.05
 _MOST_BLOCKS = 64  # more than anybody waits for
-_Dict = Mapping[str, Any]
 
 
-def shape(row: _Dict, schedule: _Dict | None) -> tuple[str, str]:
+def of_shape(shape: ShapeComparison, schedule: PairSchedule | None) -> tuple[Verdict, str]:
     """The verdict on one shape and its reason.
 
-    It pays where the interval of the e2e ratio lies above 1; it does not where the interval lies below 1, or holds it
-    and stays within 5 % of it, so that nothing worth having hides in it; else it is inconclusive. The interval is at
-    least as wide as ratios.allowance; where it does not hold drift (ratios.loose), one with 1 in it is inconclusive.
-    Arms whose tokens spread over different numbers of experts are not comparable.
+    It pays where the interval of the e2e ratio lies above 1. It does not where the interval lies below 1, or holds it
+    and stays within 5 % of it: then there is no gain worth having. Else it is inconclusive. The interval is at
+    least as wide as allowances.allowance. Where it does not hold drift, one with 1 in it is inconclusive. Arms whose
+    tokens spread over different numbers of experts are not comparable.
 
     Args:
-        row: a shape of compare.make; `schedule` is its pair's.
+        schedule: of the pair.
     """
-    ratio = row["speed"]["e2e_ms"]
+    ratio = shape.speed.e2e_ms
     if ratio is None:
-        return OPEN, "not timed on both sides"
-    if row["fair"] is False:
-        return APART, str(row["fair_reason"])
-    low, high = ratios.bounds(ratio, schedule)
-    loose = ratios.loose(ratio, schedule)
-    what = ratios.basis(ratio, schedule)
+        return Verdict.INCONCLUSIVE, "It was not timed on both sides."
+    if shape.fairness.is_fair is False:
+        return Verdict.NOT_COMPARABLE, shape.fairness.reason or ""
+    verdict, reason = _by_bounds(ratio, schedule)
+    sentences = [reason, allowances.drift(ratio, schedule)]
+    if shape.fairness.is_fair is None:
+        sentences.append(f"Whether both went through as many experts was not checked ({shape.fairness.reason}).")
+    return verdict, " ".join(filter(None, sentences))
+
+
+def _by_bounds(ratio: Ratio, schedule: PairSchedule | None) -> tuple[Verdict, str]:
+    low, high = allowances.bounds(ratio, schedule)
     if low > 1:
-        found, reason = PAYS, f"{what} lies above 1"
-    elif high < 1:
-        found, reason = DOES_NOT, f"{what} lies below 1"
-    elif loose:
-        found, reason = OPEN, ratios.holds_one(ratio, schedule)
-    elif low >= 1 / _MARGIN and high <= _MARGIN:
-        found, reason = DOES_NOT, f"{ratios.holds_one(ratio, schedule)} and stays within 5 % of it"
-    else:
-        found, reason = OPEN, f"{ratios.holds_one(ratio, schedule)} and reaches further than 5 % from it"
-    if loose:
-        reason += f"; {loose}"
-    if row["fair"] is None:
-        reason += f"; whether both went through as many experts was not checked ({row['fair_reason']})"
-    return found, reason
+        return Verdict.PAYS, wording.bounds_sentence(ratio, schedule, "lies above 1")
+    if high < 1:
+        return Verdict.DOES_NOT_PAY, wording.bounds_sentence(ratio, schedule, "lies below 1")
+    if allowances.drift(ratio, schedule):
+        return Verdict.INCONCLUSIVE, wording.bounds_sentence(ratio, schedule)
+    if low >= 1 / _MARGIN and high <= _MARGIN:
+        return Verdict.DOES_NOT_PAY, wording.bounds_sentence(ratio, schedule, " and stays within 5 % of it")
+    return Verdict.INCONCLUSIVE, wording.bounds_sentence(ratio, schedule, " and reaches further than 5 % from it")
 
 
-def pair(found: _Dict, arms: Mapping[str, _Dict]) -> dict[str, Any]:
-    """The verdict on two arms.
+def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
+    """A pair with the verdict on it and on its shapes.
 
-    It pays where at least one shape pays and none is slower beyond its interval; it does not where one is slower, or
+    It pays where at least one shape pays and none is slower beyond its interval. It does not where one is slower, or
     where no shape pays and none is open. Quality is told and decides nothing: what it may cost is for the reader, or
     for a gate. An emulated arm has no speed, so there the verdict is inconclusive.
 
     Args:
-        found: a pair of compare.make without what this adds; `arms` by name, as there.
-
-    Returns:
-        `verdict` (one of VERDICTS); `sentence`; `because`, by the kernels of a decode step, empty where they were not
-        traced; `settled_by`, None where nothing is open; `differs`, with reasons that all shapes share; `shapes` with
-        their `verdict` and `reason`.
+        arms: by name.
     """
-    schedule = found["schedule"]
-    differs = list(found["differs"])
-    shapes = []
-    for row in found["shapes"]:
-        decided, reason = (APART, "; ".join(differs)) if differs else shape(row, schedule)
-        shapes.append({**row, "verdict": decided, "reason": reason})
-    timed = [row for row in shapes if row["speed"]["e2e_ms"] is not None]
-    emulated = [name for name in (found["reference"], found["other"]) if arms[name]["emulated"]]
-    if timed and not emulated and all(row["verdict"] == APART for row in timed):
-        differs = differs or list(dict.fromkeys(row["reason"] for row in timed))
-    settled_by, because = None, ""
+    shapes = [_decided(shape, pair) for shape in pair.shapes]
+    timed = [shape for shape in shapes if shape.speed.e2e_ms is not None]
+    emulated = [name for name in (pair.reference, pair.other) if arms[name].emulated]
+    differs = list(pair.differs)
+    if timed and not emulated and all(shape.verdict is Verdict.NOT_COMPARABLE for shape in timed):
+        differs = differs or list(dict.fromkeys(shape.reason for shape in timed))
+    because, settled_by = "", None
     if differs:
-        decided, sentence = APART, words.apart(found, differs)
+        verdict, sentence = Verdict.NOT_COMPARABLE, wording.not_comparable(pair, differs)
     elif emulated or not timed:
-        decided = OPEN
-        sentence, settled_by = words.untimed(found, arms, emulated)
-    elif found["again"]:
-        off = any(not _holds_one(row, schedule) for row in timed)
-        decided, sentence = (OPEN if off else _decided(timed, schedule)), words.again(found, timed)
-        settled_by = "more blocks, with nothing else on the machine" if off else _settled_by(timed, schedule)
+        verdict = Verdict.INCONCLUSIVE
+        sentence, settled_by = wording.without_speed(pair, arms, emulated)
+    elif pair.is_repeat:
+        moved = any(not _holds_one(shape, pair.schedule) for shape in timed)
+        verdict = Verdict.INCONCLUSIVE if moved else _of_shapes(timed, pair.schedule)
+        sentence = wording.repeat(pair, timed)
+        settled_by = _settled_by(timed, pair.schedule)
+        if moved:
+            settled_by = "Measure more blocks, with nothing else on the machine."
     else:
-        decided = _decided(timed, schedule)
-        sentence = words.timed(found, timed, decided) + words.broken(found, arms)
-        because = words.because(found, timed)
-        settled_by = _settled_by(timed, schedule)
-    return {
-        **{"verdict": decided, "sentence": sentence, "because": because, "settled_by": settled_by},
-        **{"differs": differs, "shapes": shapes},
-    }
+        verdict = _of_shapes(timed, pair.schedule)
+        sentence = " ".join([wording.with_speed(pair, timed, verdict), *wording.unfinished_arms(pair, arms)])
+        because = cause.because(pair, timed)
+        settled_by = _settled_by(timed, pair.schedule)
+    return replace(
+        pair,
+        verdict=verdict,
+        sentence=sentence,
+        because=because,
+        settled_by=settled_by,
+        differs=tuple(differs),
+        shapes=tuple(shapes),
+    )
 
 
-def _decided(rows: Sequence[_Dict], schedule: _Dict | None) -> str:
-    verdicts = {row["verdict"] for row in rows}
-    if any(ratios.slower(row, schedule) for row in rows):
-        return DOES_NOT
-    if PAYS in verdicts:
-        return PAYS
-    return OPEN if OPEN in verdicts else DOES_NOT
+def _decided(shape: ShapeComparison, pair: Pair) -> ShapeComparison:
+    if pair.differs:
+        return replace(shape, verdict=Verdict.NOT_COMPARABLE, reason=" ".join(pair.differs))
+    verdict, reason = of_shape(shape, pair.schedule)
+    return replace(shape, verdict=verdict, reason=reason)
 
 
-def _holds_one(row: _Dict, schedule: _Dict | None) -> bool:
-    low, high = ratios.bounds(row["speed"]["e2e_ms"], schedule)
-    return low <= 1 <= high
+def _of_shapes(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> Verdict:
+    verdicts = {shape.verdict for shape in shapes}
+    if any(allowances.is_slower(shape, schedule) for shape in shapes):
+        return Verdict.DOES_NOT_PAY
+    if Verdict.PAYS in verdicts:
+        return Verdict.PAYS
+    return Verdict.INCONCLUSIVE if Verdict.INCONCLUSIVE in verdicts else Verdict.DOES_NOT_PAY
 
 
-def _settled_by(rows: Sequence[_Dict], schedule: _Dict | None) -> str | None:
-    """What would decide the shapes that are open; None where none is."""
-    still = [row["speed"]["e2e_ms"] for row in rows if row["verdict"] == OPEN]
-    if not still:
+def _holds_one(shape: ShapeComparison, schedule: PairSchedule | None) -> bool:
+    return shape.speed.e2e_ms is None or allowances.holds_one(shape.speed.e2e_ms, schedule)
+
+
+def _settled_by(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str | None:
+    """What would decide the shapes that are open. None where none is."""
+    ratios = [shape.speed.e2e_ms for shape in shapes if shape.verdict is Verdict.INCONCLUSIVE]
+    if not ratios:
         return None
-    if schedule is None or not schedule["one_run"]:
-        return "one run of both arms, so that they take turns"
-    if schedule["mode"] == "sequential":
-        return "more blocks: give --blocks 4"
-    need = max(map(_blocks, still))
-    if need > _MOST_BLOCKS:
-        return f"more than {_MOST_BLOCKS} blocks would: look for what disturbs the measurement first"
-    if schedule["mode"] == "interleaved":
-        return f"more iterations: give --num_iterations {need * schedule['per_block']}"
-    return f"more blocks: give --blocks {need}"
+    if schedule is None or not schedule.one_run:
+        return "Measure both arms in one run, so that they take turns."
+    if schedule.mode == "sequential":
+        return "Give --blocks 4 for more blocks."
+    blocks = max(_blocks(ratio) for ratio in ratios if ratio)
+    if blocks > _MOST_BLOCKS:
+        return f"More than {_MOST_BLOCKS} blocks would. Look for what disturbs the measurement first."
+    if schedule.mode == "interleaved":
+        return f"Give --num_iterations {blocks * schedule.per_block} for more iterations."
+    return f"Give --blocks {blocks} for more blocks."
 
 
-def _blocks(ratio: _Dict) -> int:
-    """How many blocks make the interval narrow enough, if they scatter as those there are; at least twice as many.
+def _blocks(ratio: Ratio) -> int:
+    """How many blocks make the interval narrow enough, if they scatter as those there are. At least twice as many.
 
     Its half width is t(n - 1) s / sqrt(n) with Student's t, all in logarithms. It has to get below the distance from 1,
     or so small that the interval fits into the margin, whichever comes first.
     """
     from scipy.stats import t
 
-    now = ratio["blocks"]
-    if ratio["low"] is None or now < 2:
+    if ratio.low is None or ratio.high is None or ratio.blocks < 2:
         return 4
 
     def reach(blocks: int) -> float:
         return float(t.ppf(0.5 + CONFIDENCE / 2, blocks - 1)) / math.sqrt(blocks)
 
-    spread = math.log(ratio["high"] / ratio["low"]) / 2 / reach(now)
-    away = abs(math.log(ratio["value"]))
+    spread = math.log(ratio.high / ratio.low) / 2 / reach(ratio.blocks)
+    away = abs(math.log(ratio.value))
     enough = max(away, math.log(_MARGIN) - away)
-    return next((n for n in range(2 * now, _MOST_BLOCKS + 1) if spread * reach(n) < enough), _MOST_BLOCKS + 1)
+    counts = range(2 * ratio.blocks, _MOST_BLOCKS + 1)
+    return next((count for count in counts if spread * reach(count) < enough), _MOST_BLOCKS + 1)

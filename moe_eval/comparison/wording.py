@@ -3,187 +3,213 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from moe_eval.comparison import ratios
+from moe_eval.comparison.allowances import allowance, bounds, drift, holds_one, is_slower
+from moe_eval.records.comparison import (
+    ComparedArm,
+    ComparisonRecord,
+    Pair,
+    PairSchedule,
+    QualityComparison,
+    Ratio,
+    ShapeComparison,
+    Verdict,
+)
+from moe_eval.records.labels import Status
 
-_Dict = Mapping[str, Any]
-# what a lower precision adds to a step, in a reader's words
-_COSTS = {"quant_dequant": "quantisation", "routing_permute": "permutation"}
-
-
-def change(quality: _Dict | None) -> str:
-    """What precision costs, such as "+0.40 % perplexity (+0.12 to +0.68)"; empty where nobody can tell."""
-    if quality is None or quality["random_weights"]:
-        return ""
-    text = f"{100 * quality['ppl_change']:+.2f} % perplexity"
-    ratio = quality["ln_ppl_ratio"]
-    flag = f", {quality['flag']}" if quality["flag"] else ""
-    if ratio is None:
-        return f"{text} (no interval{flag})"
-    low, high = (100 * math.expm1(ratio[name]) for name in ("low", "high"))
-    return f"{text} ({low:+.2f} to {high:+.2f}{flag})"
+_UNFINISHED = {Status.SKIPPED: "was left out", Status.RUNNING: "did not finish"}
 
 
-def apart(found: _Dict, differs: Sequence[str]) -> str:
-    """Two arms that cannot be compared."""
-    return f"{found['other']} cannot be compared with {found['reference']}: {'; '.join(differs)}"
+def summary(comparison: ComparisonRecord) -> str:
+    """The verdicts as a command prints them: for every pair, its reason, and what would settle what is open."""
+    lines = []
+    for pair in comparison.pairs:
+        lines.append(f"Verdict: {pair.sentence}")
+        lines += [f"  Because: {pair.because}"] if pair.because else []
+        lines += [f"  Next: {pair.settled_by}"] if pair.settled_by else []
+    return "\n".join(lines) or "Verdict: there is one arm alone, and nothing to compare it with."
 
 
-def untimed(found: _Dict, arms: Mapping[str, _Dict], emulated: Sequence[str]) -> tuple[str, str]:
-    """Where there is no speed to tell: the sentence, and what would settle it."""
-    cost = change(found["quality"])
-    if emulated:
-        who = " and ".join(emulated)
-        why = f"{who} {'are' if len(emulated) > 1 else 'is'} emulated, which says nothing about speed"
-        settled = f"an engine that runs {who} natively tells its speed"
-    else:
-        failed = broken(found, arms).removeprefix("; ")
-        why = failed or f"speed was not measured of both {found['reference']} and {found['other']}"
-        settled = "a run in which every arm finishes" if failed else "moe-eval perf with both arms"
-    if not cost:
-        return f"inconclusive, as nothing is known of {found['other']} against {found['reference']}: {why}", settled
-    return f"inconclusive, quality only: {cost}; {why}", settled
+def ratio_text(ratio: Ratio, schedule: PairSchedule | None) -> str:
+    """A ratio in words, such as "1.29x, 1.27 to 1.32"."""
+    ends = [value for value in (ratio.low, ratio.high) if value is not None]
+    # as many digits as it takes to see on which side of 1 each of them is, and an interval as one
+    digits = next((count for count in (2, 3, 4) if _is_clear(ratio.value, ends, count)), 5)
+    value = f"{ratio.value:.{digits}f}x"
+    if ratio.low is None:
+        return f"{value}, no interval"
+    interval = f"{value}, {ratio.low:.{digits}f} to {ratio.high:.{digits}f}"
+    return f"{interval} and drift besides" if drift(ratio, schedule) else interval
 
 
-def broken(found: _Dict, arms: Mapping[str, _Dict]) -> str:
-    """Which arm did not finish, and why; empty where both did."""
-    parts = []
-    for name in (found["reference"], found["other"]):
-        arm = arms[name]
-        if arm["status"] != "finished":
-            parts.append(f"; {unfinished({**arm, 'name': name})}")
-    return "".join(parts)
+def _is_clear(value: float, ends: Sequence[float], digits: int) -> bool:
+    distinct = len({round(end, digits) for end in ends}) == len(set(ends))
+    return distinct and all(round(number, digits) != 1 or number == 1 for number in (value, *ends))
 
 
-def unfinished(arm: _Dict) -> str:
-    """What became of an arm that did not finish, such as "fp8 failed (out of memory)"."""
-    said = {"skipped": "was left out", "running": "did not finish"}.get(arm["status"], arm["status"])
-    return f"{arm['name']} {said}" + (f" ({str(arm['error']).rstrip('.')})" if arm["error"] else "")
-
-
-def timed(found: _Dict, rows: Sequence[_Dict], decided: str) -> str:
-    """The verdict by batch size, with what it costs in quality.
+def bounds_sentence(ratio: Ratio, schedule: PairSchedule | None, predicate: str = "") -> str:
+    """Where the bounds of a ratio lie, and what they allow for.
 
     Args:
-        rows: the shapes that were timed on both sides, by size, with their verdicts.
-        decided: the pair's verdict.
+        predicate: such as "lies above 1", or what is said of bounds that hold 1 after that.
     """
-    other, schedule = found["other"], found["schedule"]
-    paying = [row for row in rows if row["verdict"] == "pays"]
-    rest = [_told(row, rows, schedule) for row in rows if row["verdict"] != "pays"]
-    cost = change(found["quality"])
-    unknown = "what it costs in quality was not measured"
-    if found["quality"] and found["quality"]["random_weights"]:
-        unknown = "what it costs in quality cannot be said of random weights"
-    if not paying:
-        head = "does not pay" if decided == "does not pay" else "may pay or not"
-        return "; ".join([f"{other} {head}: {rest[0]}", *rest[1:], f"it comes at {cost}" if cost else unknown])
-    head = "pays" if decided == "pays" else "does not pay at every batch size: it pays"
-    text = f"{other} {head} {_where_it_pays(paying, rows, schedule)}"
-    return "; ".join([f"{text} at {cost}" if cost else text, *rest, *([] if cost else [unknown])])
+    low, high = ratio.low, ratio.high
+    if holds_one(ratio, schedule):
+        if low is not None and high is not None and low <= 1 <= high:
+            return f"The interval holds 1{predicate}."
+        return f"The ratio may be 1{predicate} with {_allowed(ratio, schedule)}."
+    if bounds(ratio, schedule) == (low, high):
+        return f"The interval {predicate}."
+    return f"The ratio {predicate} with {_allowed(ratio, schedule)}."
 
 
-def _where_it_pays(paying: Sequence[_Dict], rows: Sequence[_Dict], schedule: _Dict | None) -> str:
-    first, most = paying[0], max(paying, key=lambda row: row["speed"]["e2e_ms"]["value"])
-    told = ratios.told(first["speed"]["e2e_ms"], schedule)
-    at_end = list(rows[len(rows) - len(paying) :]) == list(paying)
-    if len(paying) == 1 and not (at_end and len(rows) > 1):
-        return f"{place(first, rows)} ({told})"
-    if at_end and _one_size(rows):
-        if most is not first:
-            told += f"; {ratios.told(most['speed']['e2e_ms'], schedule)} {place(most, rows)}"
-        everywhere = "at every batch size measured, " if len(paying) == len(rows) else ""
-        return f"{everywhere}from batch {first['batch_size']} ({told})"
-    return ", ".join(f"{place(row, rows)} ({ratios.told(row['speed']['e2e_ms'], schedule)})" for row in paying)
+def _allowed(ratio: Ratio, schedule: PairSchedule | None) -> str:
+    cause = "drift" if drift(ratio, schedule) else "difference between two processes"
+    return f"{100 * (allowance(ratio, schedule) - 1):.1g} % of {cause} allowed for"
 
 
-def _told(row: _Dict, rows: Sequence[_Dict], schedule: _Dict | None) -> str:
-    """One shape that does not pay, as "at batch 1 it does not (1.01x, 0.99 to 1.03: the interval holds 1)"."""
-    ratio = row["speed"]["e2e_ms"]
-    if row["verdict"] == "not comparable":
-        return f"{place(row, rows)} there is no verdict ({row['reason']})"
-    number = ratios.told(ratio, schedule)
-    if row["verdict"] == "inconclusive":
-        return f"{place(row, rows)} it is open ({number})"
-    if ratios.slower(row, schedule):
-        return f"{place(row, rows)} it is slower ({number})"
-    return f"{place(row, rows)} it does not ({number}: {ratios.holds_one(ratio, schedule)})"
+def quality_change(quality: QualityComparison | None) -> str:
+    """What precision costs, such as "+0.40 % perplexity (+0.12 to +0.68)". Empty where nobody can tell."""
+    if quality is None or quality.random_weights or quality.ppl_change is None:
+        return ""
+    text = f"{100 * quality.ppl_change:+.2f} % perplexity"
+    ratio = quality.ln_ppl_ratio
+    if ratio is None:
+        return f"{text} (no interval)"
+    return f"{text} ({100 * math.expm1(ratio.low):+.2f} to {100 * math.expm1(ratio.high):+.2f})"
 
 
-def again(found: _Dict, rows: Sequence[_Dict]) -> str:
+def _quality_sentences(quality: QualityComparison | None) -> list[str]:
+    change = quality_change(quality)
+    if quality is None or not change:
+        random_weights = quality is not None and quality.random_weights
+        return ["Quality was not judged: the weights are random." if random_weights else "Quality was not measured."]
+    flag = [sentence(quality.flag)] if quality.flag else []
+    return [f"The change in quality is {change}.", *flag]
+
+
+def sentence(text: str) -> str:
+    """A text with a capital letter and a full stop."""
+    return ended(f"{text[:1].upper()}{text[1:]}")
+
+
+def ended(text: str) -> str:
+    """A text with one full stop at its end."""
+    return f"{text.rstrip('. ')}."
+
+
+def not_comparable(pair: Pair, differences: Sequence[str]) -> str:
+    """Two arms that cannot be compared."""
+    return " ".join([f"{pair.other} cannot be compared with {pair.reference}.", *differences])
+
+
+def without_speed(pair: Pair, arms: Mapping[str, ComparedArm], emulated: Sequence[str]) -> tuple[str, str]:
+    """Where there is no speed to compare: the sentences, and what would settle it."""
+    if emulated:
+        names = " and ".join(emulated)
+        why = f"{names} {'are' if len(emulated) > 1 else 'is'} emulated, which says nothing about speed."
+        settled = f"Run {names} on an engine that has it natively."
+    else:
+        failed = " ".join(unfinished_arms(pair, arms))
+        why = failed or f"Speed was not measured of both {pair.reference} and {pair.other}."
+        settled = "Start a run in which every arm finishes." if failed else "Run moe-eval perf with both arms."
+    if not quality_change(pair.quality):
+        return f"Inconclusive: nothing is known of {pair.other} against {pair.reference}. {why}", settled
+    cost, *flag = _quality_sentences(pair.quality)
+    return " ".join([f"Inconclusive, quality only. {cost}", *flag, why]), settled
+
+
+def unfinished_arms(pair: Pair, arms: Mapping[str, ComparedArm]) -> list[str]:
+    """A sentence for every arm of a pair that did not finish."""
+    sides = arms[pair.reference], arms[pair.other]
+    return [f"{unfinished(arm)}." for arm in sides if arm.status is not Status.FINISHED]
+
+
+def unfinished(arm: ComparedArm) -> str:
+    """What became of an arm that did not finish, such as "fp8 failed (out of memory)"."""
+    ending = _UNFINISHED.get(arm.status, arm.status.value)
+    return f"{arm.name} {ending}" + (f" ({arm.error.rstrip('.')})" if arm.error else "")
+
+
+def with_speed(pair: Pair, shapes: Sequence[ShapeComparison], verdict: Verdict) -> str:
+    """The verdict by batch size, and what it costs in quality.
+
+    Args:
+        shapes: those that were timed on both sides, by size, with their verdicts.
+        verdict: the pair's.
+    """
+    paying = [shape for shape in shapes if shape.verdict is Verdict.PAYS]
+    remaining = [_shape_sentence(shape, shapes, pair.schedule) for shape in shapes if shape not in paying]
+    if paying and verdict is Verdict.PAYS:
+        head = [f"{pair.other} pays {_paying(paying, shapes, pair.schedule)}"]
+    elif paying:
+        paying_sentences = f"It pays {_paying(paying, shapes, pair.schedule)}"
+        head = [f"{pair.other} does not pay at every batch size.", paying_sentences]
+    elif verdict is Verdict.DOES_NOT_PAY:
+        head = [f"{pair.other} does not pay."]
+    else:
+        head = [f"{pair.other} may pay or not."]
+    return " ".join([*head, *remaining, *_quality_sentences(pair.quality)])
+
+
+def _paying(paying: Sequence[ShapeComparison], shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str:
+    """Where an arm pays, after the word."""
+    smallest, best = paying[0], max(paying, key=_speed)
+    places = [f"{place(shape, shapes)} ({_e2e_text(shape, schedule)})" for shape in paying]
+    to_the_end = list(shapes[len(shapes) - len(paying) :]) == list(paying) and len(shapes) > 1
+    if not (to_the_end and _has_one_shape_per_batch(shapes)):
+        return f"{', '.join(places)}."
+    where = f"from batch {smallest.batch_size} on"
+    if len(paying) == len(shapes):
+        where = f"at every batch size measured, {where}"
+    text = f"{where} ({_e2e_text(smallest, schedule)})."
+    if best is smallest:
+        return text
+    return f"{text} The gain is largest {place(best, shapes)} ({_e2e_text(best, schedule)})."
+
+
+def _speed(shape: ShapeComparison) -> float:
+    return shape.speed.e2e_ms.value if shape.speed.e2e_ms else 0.0
+
+
+def _e2e_text(shape: ShapeComparison, schedule: PairSchedule | None) -> str:
+    return ratio_text(shape.speed.e2e_ms, schedule) if shape.speed.e2e_ms else "not timed"
+
+
+def _shape_sentence(shape: ShapeComparison, shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str:
+    """One shape that does not pay, such as "At batch 1 the result is open (1.01x, 0.90 to 1.13)."."""
+    where, ratio = sentence(place(shape, shapes)).rstrip("."), shape.speed.e2e_ms
+    if shape.verdict is Verdict.NOT_COMPARABLE or ratio is None:
+        return f"{where} there is no verdict. {shape.reason}"
+    number = ratio_text(ratio, schedule)
+    if shape.verdict is Verdict.INCONCLUSIVE:
+        return f"{where} the result is open ({number})."
+    if is_slower(shape, schedule):
+        return f"{where} it is slower ({number})."
+    return f"{where} it does not pay ({number}). {bounds_sentence(ratio, schedule)}"
+
+
+def repeat(pair: Pair, shapes: Sequence[ShapeComparison]) -> str:
     """An arm against itself: what has to come out as 1."""
-    schedule = found["schedule"]
-    listed = ", ".join(f"{place(row, rows)} {ratios.told(row['speed']['e2e_ms'], schedule)}" for row in rows)
-    off = []
-    for row in rows:
-        low, high = ratios.bounds(row["speed"]["e2e_ms"], schedule)
-        if not low <= 1 <= high:
-            off.append(place(row, rows))
-    why = "something disturbs the measurement"
-    if schedule is not None and not schedule["one_run"]:
-        why = f"something changed between the two runs, or {why.replace('disturbs', 'disturbed')}"
-    end = f"not 1 {' and '.join(off)}, so {why}" if off else "1 within the intervals"
-    return f"{found['other']} is {found['reference']} measured a second time: {listed}; {end}"
+    ratios = [f"{place(shape, shapes)} ({_e2e_text(shape, pair.schedule)})" for shape in shapes]
+    moved = [
+        place(shape, shapes)
+        for shape in shapes
+        if shape.speed.e2e_ms and not holds_one(shape.speed.e2e_ms, pair.schedule)
+    ]
+    cause = "something disturbs the measurement"
+    if pair.schedule is not None and not pair.schedule.one_run:
+        cause = "something changed between the two runs, or something disturbed the measurement"
+    end = f"The ratio is not 1 {' and '.join(moved)}, so {cause}." if moved else "The ratio is 1 within the intervals."
+    return f"{pair.other} is {pair.reference} measured a second time: {', '.join(ratios)}. {end}"
 
 
-def _one_size(rows: Sequence[_Dict]) -> bool:
-    return len({row["batch_size"] for row in rows}) == len(rows)
+def place(shape: ShapeComparison, shapes: Iterable[ShapeComparison]) -> str:
+    """Where a shape is: its batch size where that names it, else its name."""
+    return f"at batch {shape.batch_size}" if _has_one_shape_per_batch(shapes) else f"at {shape.name}"
 
 
-def place(row: _Dict, rows: Sequence[_Dict]) -> str:
-    """Where a row is: its batch size where that names it, else its shape."""
-    return f"at batch {row['batch_size']}" if _one_size(rows) else f"at {row['name']}"
-
-
-def because(found: _Dict, rows: Sequence[_Dict]) -> str:
-    """Why, by the kernels of a decode step: at the smallest batch that does not pay, else at the largest that does.
-
-    Empty where no such shape was traced on both sides.
-    """
-    traced = [row for row in rows if (row["kernels"] or {}).get("decode") and row["verdict"] != "not comparable"]
-    rest = [row for row in traced if row["verdict"] != "pays"]
-    if not traced:
-        return ""
-    row = rest[0] if rest else traced[-1]
-    decode = row["kernels"]["decode"]
-    experts = decode["categories"].get("expert_gemm")
-    before = decode["step_ms"][0] if decode["step_ms"] else sum(
-        each["before_ms"] for each in decode["categories"].values()
-    )  # fmt: skip
-    if experts is None or not before:
-        return ""
-    gained = -experts["change_ms"]
-    share = f"{100 * experts['before_ms'] / before:.0f} %"
-    text = (
-        f"{place(row, rows)} the expert GEMMs are {share} of a decode step of {found['reference']} ({before:.2f} ms), "
-        f"and those of {found['other']} take {abs(gained):.2f} ms {'less' if gained >= 0 else 'more'}"
-    )
-    return text + _taken(decode, gained) + _predicted(row, found["schedule"])
-
-
-def _taken(decode: _Dict, gained: float) -> str:
-    """What the rest of a step takes back of the gain, or adds to the loss."""
-    parts = {words: decode["categories"].get(key, {}).get("change_ms", 0.0) for key, words in _COSTS.items()}
-    if decode["waiting_change_ms"] is not None:
-        parts["gaps between kernels"] = decode["waiting_change_ms"]
-    known = sum(decode["categories"].get(key, {}).get("change_ms", 0.0) for key in ("expert_gemm", *_COSTS))
-    parts["all other kernels"] = decode["kernel_change_ms"] - known
-    named = [(name, ms) for name, ms in parts.items() if abs(ms) >= 0.005]
-
-    def told(name: str, ms: float) -> str:
-        return f"{name} {ms:.2f} ms" + (f" ({100 * ms / gained:.0f} %)" if gained > 0 else "")
-
-    costs = ", ".join(told(name, ms) for name, ms in named if ms > 0)
-    gains = ", ".join(f"{name} {-ms:.2f} ms" for name, ms in named if ms < 0)
-    taken = f"; of that is taken back by {costs}" if gained > 0 else f"; more is taken by {costs}"
-    return (taken if costs else "") + (f"; less is taken by {gains}" if gains else "")
-
-
-def _predicted(row: _Dict, schedule: _Dict | None) -> str:
-    if row["predicted"] is None or row["predicted"]["step"] is None:
-        return ""
-    text = f"; the traced step is {row['predicted']['step']:.2f}x as fast ({row['predicted']['busy']:.2f}x by kernels)"
-    tpot = row["speed"]["tpot_ms"]
-    return text + (f", measured without a profiler {ratios.told(tpot, schedule)}" if tpot else "")
+def _has_one_shape_per_batch(shapes: Iterable[ShapeComparison]) -> bool:
+    sizes = [shape.batch_size for shape in shapes]
+    return len(set(sizes)) == len(sizes)

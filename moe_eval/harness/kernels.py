@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 from lm_eval.api.instance import Instance
 
 from moe_eval.data import prompts
@@ -15,6 +16,7 @@ from moe_eval.evaluators import kernels, kernels_record, latency
 from moe_eval.harness import KERNELS, artifacts
 from moe_eval.harness.shapes import ShapesTask, shape_of
 from moe_eval.harness.untyped import Answer, Sample
+from moe_eval.records.kernels import KernelsRecord
 from moe_eval.tracking import keys
 
 _PHASES = ("prefill", "decode")
@@ -37,10 +39,10 @@ class MoeKernels(ShapesTask):
 
     @staticmethod
     def figures(answer: Answer) -> Iterator[tuple[str, float]]:
-        for key, value in kernels_record.metrics(answer).items():
-            _, phase, name = key.split("/")
-            if f"{phase}_{name}" in MoeKernels.metrics:
-                yield f"{phase}_{name}", value
+        for key, value in kernels_record.figures(msgspec.convert(answer, KernelsRecord, str_keys=True)).items():
+            name = key.replace("/", "_")
+            if name in MoeKernels.metrics:
+                yield name, value
 
 
 def answers(
@@ -49,7 +51,7 @@ def answers(
     """Trace every request's shape on the loaded engine.
 
     Yields:
-        kernels.measure with the prompts' source and digest.
+        A KernelsRecord as plain JSON, with the prompts' source and digest as `workload`.
     """
     documents = [request.args[1] for request in requests]
     shapes = tuple(map(shape_of, documents))
@@ -61,20 +63,24 @@ def answers(
         for shape in shapes:
             record = kernels.measure(engine, work.prompts(shape), shape, folder, f"trace_{shape.name}")
             done()
-            yield {**record, "workload": {"source": work.source, "digest": work.digest}}
+            answer: Answer = msgspec.to_builtins(record, str_keys=True)
+            yield {**answer, "workload": {"source": work.source, "digest": work.digest}}
 
 
 def metrics(rows: Sequence[Sample]) -> dict[str, float]:
     """Samples of the task as metrics of the common schema: kernels/SHAPE/PHASE/NAME."""
     values: dict[str, float] = {}
-    for row in rows:
-        values |= keys.of_kernels(row["filtered_resps"][0])
+    for record in _records(rows):
+        values |= keys.of_kernels(record)
     return values
 
 
 def contradictions(rows: Sequence[Sample]) -> list[str]:
-    """A sentence for each shape whose kernels are not those of the arm's label."""
-    records = (row["filtered_resps"][0] for row in rows)
+    """Sentences on shapes whose kernels are not those of the arm's label."""
     return [
-        f"NOT VERIFIED at {record['shape']}: {record['contradiction']}" for record in records if record["contradiction"]
+        f"NOT VERIFIED at {record.shape}: {record.contradiction}" for record in _records(rows) if record.contradiction
     ]
+
+
+def _records(rows: Sequence[Sample]) -> list[KernelsRecord]:
+    return [msgspec.convert(row["filtered_resps"], list[KernelsRecord], str_keys=True)[0] for row in rows]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, ClassVar
 
+import msgspec
 from lm_eval.api.instance import Instance
 
 from moe_eval.data import prompts
@@ -18,6 +18,7 @@ from moe_eval.harness.untyped import Answer, Sample
 from moe_eval.machine import hardware
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
+from moe_eval.records.latency import LatencyMetrics
 from moe_eval.tracking import keys
 
 
@@ -44,7 +45,10 @@ class MoeLatency(ShapesTask):
 
     @staticmethod
     def figures(answer: Answer) -> Iterator[tuple[str, float]]:
-        yield from ((name, metric["median"]) for name, metric in answer["metrics"].items() if metric is not None)
+        for name in speed.METRICS:
+            metric = getattr(_metrics(answer), name)
+            if metric is not None:
+                yield name, metric.median
 
 
 def answers(
@@ -53,7 +57,8 @@ def answers(
     """Measure every request's shape on the loaded engine.
 
     Yields:
-        speed.figures with the name of the shape, the prompts' source and digest, the warm-up and NVML's readings.
+        LatencyFigures as plain JSON, with the name of the shape, the prompts' source and digest, the warm-up and what
+        NVML saw.
     """
     documents = [request.args[1] for request in requests]
     shapes = tuple(map(shape_of, documents))
@@ -61,28 +66,29 @@ def answers(
         latency.check(engine, shape)
     latency.refuse_profiler()
     latency.refuse_traced()
-    work = prompts.make_workload(documents[0]["prompts"], 0, shapes, tokenizer, engine.facts.vocabulary)
+    workload = prompts.make_workload(documents[0]["prompts"], 0, shapes, tokenizer, engine.facts.vocabulary)
     uuids = [gpu.uuid for gpu in hardware.gpus_from(engine.facts.device)[: engine.facts.gpus]]
     with Nvml.open(uuids) as nvml, Sampler(nvml) as sampler:
         for document, shape in zip(documents, shapes, strict=True):
-            rows = work.prompts(shape)
-            warm = latency.warm_up(latency.Clock(engine, nvml), rows, shape, document["warmup_iterations"])
+            rows = workload.prompts(shape)
+            warm_up = latency.warm_up(latency.Clock(engine, nvml), rows, shape, document["warmup_iterations"])
             samples = latency.measure(engine, rows, shape, document["num_iterations"], nvml)
             done()
+            answer: Answer = msgspec.to_builtins(speed.figures(samples, shape))
             yield {
                 "shape": shape.name,
-                **speed.figures(samples, shape),
-                "workload": {"source": work.source, "digest": work.digest},
-                "warm_up": asdict(warm),
-                "gpu": [asdict(gpu) for gpu in sampler.summary(samples[0].started, samples[-1].ended)],
+                **answer,
+                "workload": {"source": workload.source, "digest": workload.digest},
+                "warm_up": msgspec.to_builtins(warm_up),
+                "gpu": msgspec.to_builtins(sampler.summary(samples[0].started, samples[-1].ended)),
                 "nvml": sampler.lost or nvml.why_not,
                 "slow_samples": sampler.flagged([(sample.started, sample.ended) for sample in samples]),
             }
 
 
 def notes(rows: Sequence[Sample]) -> list[str]:
-    """The reader's notes on the task's figures: one for each shape and reason."""
-    lines = []
+    """What a reader of the task's figures has to know: a sentence for each shape and reason."""
+    sentences = []
     for row in rows:
         answer = row["filtered_resps"][0]
         reasons = list(answer["notes"])
@@ -91,14 +97,18 @@ def notes(rows: Sequence[Sample]) -> list[str]:
         slow = sum(flag is True for flag in answer["slow_samples"])
         if slow:
             reasons.append(f"{slow} of {len(answer['slow_samples'])} iterations ran at under 75 % of the default clock")
-        lines += [f"{LATENCY} {answer['shape']}: {reason}" for reason in reasons]
-    return lines
+        sentences += [f"{LATENCY} {answer['shape']}: {reason}" for reason in reasons]
+    return sentences
 
 
 def metrics(rows: Sequence[Sample]) -> dict[str, float]:
-    """Samples of the task as metrics of the common schema: speed/SHAPE/NAME, with the bounds of its interval."""
+    """Samples of the task as metrics of the common schema: latency/SHAPE/NAME, with the bounds of its interval."""
     values: dict[str, float] = {}
     for row in rows:
         answer = row["filtered_resps"][0]
-        values |= keys.speed(answer["shape"], answer["metrics"])
+        values |= keys.latency_keys(answer["shape"], _metrics(answer))
     return values
+
+
+def _metrics(answer: Answer) -> LatencyMetrics:
+    return msgspec.convert(answer["metrics"], LatencyMetrics)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from moe_eval.harness import KERNELS, LATENCY, kernels, latency
 from moe_eval.harness.untyped import Dictionary, Results, Sample
-from moe_eval.records.disk import DatasetFacts
+from moe_eval.records.harness import DatasetFacts
 
 Samples = Mapping[str, list[Sample]]
 EMULATED = "emulated by quantise-dequantise arithmetic: the quality counts, the speed does not"

@@ -21,6 +21,8 @@ from moe_eval.harness.settings import ModelSettings
 from moe_eval.harness.untyped import Results, Sample
 from moe_eval.machine import hardware
 from moe_eval.records import disk
+from moe_eval.records.harness import RESULTS_FILE, HarnessRecord
+from moe_eval.records.labels import Status
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own messages
 
@@ -54,7 +56,7 @@ class RunRecorder:
     """One run's folder and its record."""
 
     folder: Path
-    record: disk.HarnessRecord
+    record: HarnessRecord
     track: bool
     clock: float
 
@@ -71,9 +73,9 @@ class RunRecorder:
             raise UsageError(
                 f"Results cannot be written to {folder} ({error.strerror}). Give another --output_path."
             ) from None
-        record = disk.HarnessRecord(
+        record = HarnessRecord(
             run_id=run_id,
-            status="running",
+            status=Status.RUNNING,
             started=started.isoformat(timespec="seconds"),
             model_args=disk.redact(model.arguments),
             settings=disk.redact({name: _plain(arguments.get(name)) for name in _SETTINGS}),
@@ -89,7 +91,7 @@ class RunRecorder:
         from moe_eval.harness import outcome
 
         without_samples = {key: value for key, value in results.items() if key != "samples"}
-        disk.write_json(self.folder / disk.RESULTS, disk.redact(without_samples), handle_non_serializable)
+        disk.write_json(self.folder / RESULTS_FILE, disk.redact(without_samples), handle_non_serializable)
         for task, rows in samples.items():
             with (self.folder / f"samples_{task}.jsonl").open("w", encoding="utf-8") as file:
                 for row in rows:
@@ -97,7 +99,7 @@ class RunRecorder:
                     file.write((disk.without_credentials(line) if task in (LATENCY, KERNELS) else line) + "\n")
         run_outcome = outcome.read(results, samples)
         self._finish(
-            status="finished",
+            status=Status.FINISHED,
             labels=run_outcome.labels,
             metrics=run_outcome.metrics,
             datasets=run_outcome.datasets,
@@ -113,7 +115,7 @@ class RunRecorder:
         """Record a run that failed or was killed."""
         killed = isinstance(error, (KeyboardInterrupt, SystemExit))
         reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
-        self._finish(status="killed" if killed else "failed", error=reason)
+        self._finish(status=Status.KILLED if killed else Status.FAILED, error=reason)
         self._log(ending.current())
 
     def _finish(self, **changes: Any) -> None:

@@ -52,7 +52,7 @@ class SpeedRatios:
 
 @dataclass(frozen=True)
 class Interval:
-    """A median and its interval; `low` and `high` are None where there is none."""
+    """A median and its interval. `low` and `high` are None where there is none."""
 
     median: float
     low: float | None = None
@@ -164,8 +164,8 @@ class ShapeComparison:
     """Two arms at one shape.
 
     Attributes:
-        name: of the shape; sizes are None for a trace that names none.
-        speed: ratios. `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok); empty where neither was
+        name: of the shape. Sizes are None for a trace that names none.
+        speed: ratios. `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok). Empty where neither was
             timed.
         notes: of the measurement, by arm.
         kernels: by phase. `breakdown`: ms of reference and other by phase and category. None where one side has no
@@ -203,6 +203,7 @@ class QualityComparison:
         random_weights: then no score says anything.
         flag: a sentence where weights are random, or a lower precision scores better than can be.
         calibration: a sentence where static scales were calibrated on what was scored.
+        run_id: of the run that scored both arms. None where two runs did.
     """
 
     ln_ppl_ratio: Estimate | None
@@ -213,6 +214,7 @@ class QualityComparison:
     flag: str | None = None
     calibration: str | None = None
     no_interval: str | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -239,13 +241,13 @@ class Pair:
     """An arm against the reference.
 
     Attributes:
-        sentence: the verdict in words. `because`: by the kernels of a decode step; empty where not traced.
+        sentence: the verdict, in whole sentences. `because`: by the kernels of a decode step. Empty where not traced.
         settled_by: what would decide what is open. None where nothing is.
-        differs: why the two cannot be compared. Empty where they can.
+        differs: why the two cannot be compared, a sentence each. Empty where they can.
         labels: what differs without forbidding it.
         is_repeat: both are the same arm, measured twice.
         schedule: None without speed on both sides.
-        shapes: by size; traced ones that were not timed come last.
+        shapes: by size. Traced ones that were not timed come last.
         quality: None where they did not score the same windows.
     """
 

@@ -18,7 +18,7 @@ _REDACTED = "[redacted]"
 _SECRET = re.compile(r"token|secret|password|passwd|(api|access|private)_?key|credential|env_overrides", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/\s\"'@]+(?=@)")  # user and password of an address
 _NOT_SECRET = re.compile(r"toks?$|tokens|_token_id$|add_bos_token|tokenizer", re.IGNORECASE)
-_LARGEST = 1e15  # no time, count or perplexity is larger
+_LARGEST = 1e24  # no time, count of operations or perplexity is larger
 
 Record = TypeVar("Record")
 
@@ -46,7 +46,7 @@ def read_record(file: Path, kind: type[Record], *, schemas: Collection[int], mak
 
 
 def read_object(file: Path, maker: str) -> dict[str, object]:
-    """A JSON object; NaN and infinity, which are no JSON, are read as null.
+    """A JSON object. NaN and infinity, which are no JSON, are read as null.
 
     Raises:
         UsageError: the file cannot be read, or holds none.
@@ -70,9 +70,9 @@ def convert(content: Mapping[str, object], kind: type[Record], file: Path, maker
     """
     try:
         record = msgspec.convert(content, kind, str_keys=True)
+        path = _too_large(content)
     except (msgspec.ValidationError, RecursionError) as error:
         raise UsageError(f"{file} is not a record of {maker} ({error}). Take it out of the folder.") from None
-    path = _too_large(content)
     if path is not None:
         raise UsageError(
             f"{file} is not a record of {maker} (no figure is as large as {path}). Take it out of the folder."
@@ -116,11 +116,15 @@ def without_credentials(text: str) -> str:
     return _IN_URL.sub(_REDACTED, text)
 
 
-def redact(value: object) -> object:
+def redact(values: Mapping[str, object]) -> dict[str, object]:
     """A copy without what is named like a secret, at any depth."""
+    return {key: _REDACTED if _is_secret(str(key), value) else _redacted(value) for key, value in values.items()}
+
+
+def _redacted(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _REDACTED if _is_secret(str(key), item) else redact(item) for key, item in value.items()}
-    return [redact(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return redact(value)
+    return [_redacted(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_secret(key: str, value: object) -> bool:

@@ -11,6 +11,7 @@ from moe_eval.records.labels import OptionValue, Status
 
 RUN_SCHEMA = 2
 RUN_FILE = "run.json"
+UNMEASURED = "the run ended before it was measured"  # the error of what a run did not come to
 Mode = Literal["interleaved", "reloaded", "sequential"]
 EvaluatorName = Literal["quality", "latency", "kernels"]
 EVALUATORS: tuple[EvaluatorName, ...] = ("quality", "latency", "kernels")

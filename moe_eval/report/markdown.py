@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from moe_eval.report import tables, tables_arms
-from moe_eval.report.quality_table import columns
-from moe_eval.report.text import LONGEST_SENTENCE, comparable, named, plain
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.run import RunRecord
+from moe_eval.report import sections
+from moe_eval.report.charts import Figure
+from moe_eval.report.sections import Heading, PairVerdict, Part
+from moe_eval.report.table import Table
 
 # what Markdown or the HTML in it would read as more than text; a word of a name keeps its underscores
 _ACTIVE = re.compile(r"([\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|&(?=[#\w]))")
@@ -16,62 +18,52 @@ _MENTION = re.compile(r"(?<![\w/])([@#])(?=\w)")
 _LISTED, _NUMBERED = re.compile(r"^([-+=#])(?=\s|$|[-=#])"), re.compile(r"^(\d+)([.)])(?=\s|$)")
 
 
-def render(comparison: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def render(comparison: ComparisonRecord, run: RunRecord | None) -> str:
     """The verdicts and tables of page.render; what is missing is missing here as well."""
-    pairs = list(comparison.get("pairs") or ())
-    parts = ["## Verdict"]
-    for pair in pairs:
-        parts += _verdict(pair)
-    if not pairs:
-        parts.append("Nothing was compared.")
-    usable = comparable(comparison)
-    speed = [each for pair in usable for each in tables.of_speed(pair)]
-    steps = [each for pair in usable for each in _steps(pair)]
-    speed += tables_arms.speed(comparison)
-    steps += [each for one in tables_arms.traced(comparison) for each in tables_arms.steps(*one)]
-    method = [*tables_arms.arms(comparison), *tables_arms.schedules(comparison), *tables_arms.method(run)]
-    sections = (
-        ("Speed", speed, bool(usable)),
-        ("Time per step", steps, bool(usable)),
-        ("Quality", tables.quality(comparison), bool(usable)),
-        ("Labels that differ", [each for pair in pairs for each in tables.labels(pair)], False),
-        ("Skipped and failed arms", tables_arms.failed(comparison), False),
-        ("How it was measured", method, False),
-    )
-    for words, found, expected in sections:
-        if found or expected:
-            parts += [f"## {words}", *(_table(each) for each in found)]
-            parts += [] if found else ["Not measured."]
-    return "\n\n".join(parts) + "\n"
+    texts = []
+    for section in sections.of_report(comparison, run):
+        texts.append(f"## {section.title}")
+        texts += [text for part in section.parts for text in _texts(part)]
+    return "\n\n".join(texts) + "\n"
 
 
-def _verdict(pair: Mapping[str, Any]) -> list[str]:
-    names = f"{named(pair.get('other'))} against {named(pair.get('reference'))}: {named(pair.get('verdict'))}"
-    parts = [f"### {escape(names)}"]
-    for words, key in (("", "sentence"), ("Because: ", "because"), ("What would settle it: ", "settled_by")):
-        if pair.get(key):
-            parts.append(words + _paragraph(pair[key]))
-    if pair.get("differs"):
-        lines = (f"- {_paragraph(each)}" for each in pair["differs"])
-        parts.append("\n".join(["What differs:", "", *lines]))
-    return [*parts, *(_table(each) for each in tables.verdicts(pair))]
+def _texts(part: Part) -> list[str]:
+    if isinstance(part, Figure):
+        return []
+    if isinstance(part, Table):
+        return [_table(part)]
+    if isinstance(part, PairVerdict):
+        return _verdict(part)
+    return [f"{'#' * part.level} {escape(part.text)}" if isinstance(part, Heading) else _paragraph(part.text)]
 
 
-def _steps(pair: Mapping[str, Any]) -> Iterable[tables.Table]:
-    for shape in pair.get("shapes") or ():
-        for phase in dict.fromkeys([*(shape.get("breakdown") or {}), *(shape.get("kernels") or {})]):
-            yield from tables.kernels(pair, shape, phase)
-    yield from tables.ceilings(pair)
+def _verdict(pair: PairVerdict) -> list[str]:
+    parts = [f"### {escape(f'{pair.names}: {pair.verdict.value}')}"]
+    parts += [f"{word} {_paragraph(text)}".lstrip() for word, text in pair.statements]
+    if pair.differs:
+        parts.append("\n".join(["What differs:", "", *(f"- {_paragraph(text)}" for text in pair.differs)]))
+    return [*parts, *map(_table, pair.tables)]
 
 
-def _table(table: tables.Table) -> str:
-    rows = [[escape(each) for each in row] for row in table.rows]
-    return f"**{escape(table.caption)}**\n\n{columns([escape(each) for each in table.heads], rows)}"
+def _table(table: Table) -> str:
+    rows = [[escape(text) for text in row] for row in table.rows]
+    return f"**{escape(table.caption)}**\n\n{columns([escape(text) for text in table.heads], rows)}"
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that is aligned as plain text as well."""
+    table = [heads, *rows]
+    widths = [max(len(row[at]) for row in table) for at in range(len(heads))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
 
 
 def _paragraph(text: str) -> str:
     """Text of its own that is neither a list nor a heading."""
-    return _NUMBERED.sub(r"\1\\\2", _LISTED.sub(r"\\\1", escape(plain(text, LONGEST_SENTENCE))))
+    return _NUMBERED.sub(r"\1\\\2", _LISTED.sub(r"\\\1", escape(text)))
 
 
 def escape(text: str) -> str:

@@ -1,86 +1,96 @@
-"""The comparison of precisions as a Markdown table."""
+"""The quality of several arms, for a terminal or a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from moe_eval.evaluators import quality_record
+from rich.console import Group, RenderableType
+
+from moe_eval.records.comparison import ComparisonRecord, QualityComparison
+from moe_eval.records.quality import QualityFigures, QualityRecord
+from moe_eval.report.console import lines_of, rich_table
+from moe_eval.report.table import Table
+from moe_eval.report.text import paragraph
 
 _HEADS = (
-    *("precision", "engine", "perplexity", "word ppl", "ln(ppl ratio)", "95 % interval"),
-    *("KLD mean", "median", "p99", "same top-1"),
+    "arm",
+    "engine",
+    "perplexity",
+    "word ppl",
+    "ln(ppl ratio)",
+    "95 % interval",
+    "KLD mean",
+    "median",
+    "p99",
+    "same top-1",
 )
 
 
-def render(records: Sequence[Mapping[str, Any]]) -> str:
-    """The records of `moe-eval ppl`, the reference first, and the labels that all of them share."""
+def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> RenderableType:
+    """The arms, and the labels that all of them share.
+
+    Args:
+        records: of arms that finished, the reference first.
+        comparison: of these arms.
+    """
     first = records[0]
-    lines = [columns(_HEADS, [_row(record, record is first) for record in records])]
-    part = "" if first["num_chunks"] == first["of_chunks"] else f", the first of {first['of_chunks']:,}"
-    divergence = first["divergence"]
-    lines += [
-        "",
-        f"{first['dataset']}: {first['num_chunks']:,} windows of at most {first['input_len']} tokens{part}; "
-        f"{first['tokens']:,} tokens scored, {first['documents']} documents ({first['whole_documents']} whole, which "
-        "word ppl counts).",
-        f"KLD over the tokens that both arms have among their {divergence['k']} most probable, the rest as one bucket: "
-        f"these hold {100 * min(each['divergence']['covered'] for each in records):.1f} % of the reference's "
-        "probability or more.",
-        _noise(first),
-        *(f"{name}: {flag}." for name, flag in map(_flag, records) if flag),
-        *(
-            f"{each['precision']}: {quality_record.CALIBRATED}."
-            for each in records
-            if quality_record.of_calibration_text(each)
-        ),
-    ]
-    if first["no_interval"]:
-        lines.append(f"No interval: {first['no_interval']}")
-    return "\n".join(lines)
+    costs = {pair.other: pair.quality for pair in comparison.pairs if pair.quality is not None}
+    cells = tuple(_row(record, costs.get(record.arm), is_first=record is first) for record in records)
+    lines = [] if first.figures is None else [_windows(first.figures)]
+    divergences = [cost.divergence for cost in costs.values() if cost.divergence is not None]
+    if divergences:
+        lines.append(
+            f"KLD counts the tokens that both arms have among their {divergences[0].k} most probable, and the rest as "
+            f"one. These tokens hold {100 * min(divergence.covered for divergence in divergences):.1f} % of the "
+            "reference's probability or more."
+        )
+    lines.append(_noise(first))
+    for arm, cost in costs.items():
+        remarks = [text for text in (cost.flag, cost.calibration) if text]
+        lines += [f"{arm}: {paragraph(remark)}" for remark in remarks]
+        lines += [f"{arm}: no interval. {paragraph(cost.no_interval)}"] if cost.no_interval else []
+    return Group(rich_table(Table("", _HEADS, cells)), lines_of(["", *dict.fromkeys(lines)]))
 
 
-def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that is aligned as plain text as well."""
-    table = [heads, *rows]
-    widths = [max(len(row[at]) for row in table) for at in range(len(heads))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def _flag(record: Mapping[str, Any]) -> tuple[str, str | None]:
-    made_up = quality_record.of_random_weights(record)
-    return record["precision"], quality_record.RANDOM if made_up else record["flag"]
-
-
-def _row(record: Mapping[str, Any], reference: bool) -> tuple[str, ...]:
-    engine = f"{record['engine']}, emulated" if record["emulated"] else str(record["engine"])
-    words = "-" if record["word_ppl"] is None else f"{record['word_ppl']:.4f}"
-    named = (record["precision"], engine, f"{record['perplexity']:.4f}", words)
-    if reference:
-        return (*named, "reference", *["-"] * 5)
-    ratio, divergence = record["ln_ppl_ratio"], record["divergence"]
-    interval = ("-", "-")
-    if ratio:
-        interval = (f"{ratio['value']:+.5f}", f"{ratio['low']:+.5f} to {ratio['high']:+.5f}")
+def _row(record: QualityRecord, cost: QualityComparison | None, *, is_first: bool) -> tuple[str, ...]:
+    figures = record.figures
+    labels = (
+        record.arm,
+        f"{record.engine}, emulated" if record.emulated else str(record.engine),
+        _number(figures.perplexity if figures else None, ".4f"),
+        _number(figures.word_ppl if figures else None, ".4f"),
+    )
+    ratio, divergence = (None, None) if cost is None else (cost.ln_ppl_ratio, cost.divergence)
     return (
-        *named,
-        *interval,
-        *(f"{divergence[name]:.5f}" for name in ("mean", "median", "p99")),
-        f"{100 * divergence['same_top1']:.2f} %",
+        *labels,
+        "reference" if is_first else _number(ratio.value if ratio else None, "+.5f"),
+        f"{ratio.low:+.5f} to {ratio.high:+.5f}" if ratio else "-",
+        _number(divergence.mean if divergence else None, ".5f"),
+        _number(divergence.median if divergence else None, ".5f"),
+        _number(divergence.p99 if divergence else None, ".5f"),
+        f"{100 * divergence.same_top1:.2f} %" if divergence else "-",
     )
 
 
-def _noise(first: Mapping[str, Any]) -> str:
-    noise = first["noise_floor"]
-    if not noise:
-        return "Noise floor: not measured."
-    ratio, divergence = noise["ln_ppl_ratio"], noise["divergence"]
-    moved = f"ln(ppl ratio) {ratio['value']:+.1e}, " if ratio else ""
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _windows(figures: QualityFigures) -> str:
+    part = "" if figures.num_chunks == figures.of_chunks else f", the first of {figures.of_chunks:,}"
     return (
-        f"Noise floor ({first['precision']} again with batch size {noise['batch_size']}): {moved}KLD mean "
-        f"{divergence['mean']:.1e}, same top-1 {100 * divergence['same_top1']:.2f} %."
+        f"{figures.dataset}: {figures.num_chunks:,} windows of at most {figures.input_len} tokens{part}. "
+        f"{figures.tokens:,} tokens of {figures.documents} documents were scored. Word ppl counts the "
+        f"{figures.whole_documents} whole documents."
+    )
+
+
+def _noise(first: QualityRecord) -> str:
+    noise = first.noise_floor
+    if noise is None:
+        return "Noise floor: not measured."
+    ratio = f"ln(ppl ratio) {noise.ln_ppl_ratio.value:+.1e}, " if noise.ln_ppl_ratio else ""
+    return (
+        f"Noise floor ({first.arm} again with batch size {noise.batch_size}): {ratio}KLD mean "
+        f"{noise.divergence.mean:.1e}, same top-1 {100 * noise.divergence.same_top1:.2f} %."
     )

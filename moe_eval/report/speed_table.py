@@ -1,110 +1,159 @@
-"""The speed of several arms as Markdown."""
+"""The speed of several arms, for a terminal or a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from moe_eval.report.quality_table import columns
+from rich.console import Group, RenderableType
+
+from moe_eval.records.comparison import ComparisonRecord, Ratio, ShapeComparison
+from moe_eval.records.latency import LatencyRecord, Metric, ShapeLatency
+from moe_eval.report.console import lines_of, rich_table
+from moe_eval.report.table import Table
+from moe_eval.report.text import MODES, paragraph
 
 _HEADS = (
-    *("arm", "batch", "TTFT ms", "TPOT ms", "e2e ms", "95 % interval", "output tok/s", "prefill tok/s", "J/tok"),
-    *("experts", "of floor", "speed-up", "95 % interval"),
+    "arm",
+    "batch",
+    "TTFT ms",
+    "TPOT ms",
+    "e2e ms",
+    "e2e: 95 % interval",
+    "output tok/s",
+    "prefill tok/s",
+    "J/tok",
+    "experts",
+    "of floor",
+    "speed-up",
+    "speed-up: 95 % interval",
 )
-_KEPT_BYTES = 256 << 20  # what a driver may keep for itself
-_MODES = {
-    "interleaved": "all arms were loaded at once and took turns (A B B A)",
-    "reloaded": "the arms do not fit together: each was loaded again in every block (the intervals of single arms take "
-    "iterations of one load as independent)",
-    "sequential": "SEQUENTIAL: each arm was loaded once, so drift between them is in no interval",
-}
+_DRIVERS_SHARE = 256 << 20  # bytes that a driver may hold for itself
 
 
-def render(records: Sequence[Mapping[str, Any]]) -> str:
-    """The records of `moe-eval perf`, the reference first, shape by shape, and the labels that all of them share."""
+def render(records: Sequence[LatencyRecord], comparison: ComparisonRecord) -> RenderableType:
+    """The arms shape by shape, and the labels that all of them share.
+
+    Args:
+        records: of arms that finished, the reference first.
+        comparison: of these arms.
+    """
     first = records[0]
-    names = [row["name"] for row in first["shapes"]]
+    names = [shape.name for shape in first.shapes]
+    pairs = {pair.other: {shape.name: shape for shape in pair.shapes} for pair in comparison.pairs}
     rows = [
-        _row(record, row) for name in names for record in records for row in record["shapes"] if row["name"] == name
+        (record, shape, pairs.get(record.arm, {}).get(name))
+        for name in names
+        for record in records
+        for shape in record.shapes
+        if shape.name == name
     ]
-    schedule, workload = first["schedule"], first["workload"]
-    shape = first["shapes"][0]
-    warm_ups = min(each for record in records for row in record["shapes"] for each in row["warmup_iterations"])
-    lines = [
-        columns(_HEADS, rows),
-        "",
-        f"{shape['input_len']} tokens in, {shape['output_len']} out; medians of {shape['num_iterations']} iterations "
-        f"after {warm_ups} or more of warm-up; speed-up of e2e over {first['arm']}: the geometric mean over "
-        f"{schedule['blocks']} blocks of the medians' ratio, not the ratio of the medians above, with its interval by "
-        f"block; {_MODES[schedule['mode']] if len(records) > 1 else 'one arm alone'}.",
-        f"Prompts: {workload['source']} (digest {workload['digest']}). Weights: "
-        f"{', '.join(sorted({str(each['weights']) for each in records}))}. Clocks: {_sources(shape)}.",
-        "experts: distinct ones per layer and decode step. of floor: the least time of a decode step at measured copy "
-        "and matrix rates, over the measured one.",
-    ]
-    return "\n".join([*lines, *_notes(records)])
+    cells = tuple(_row(record, shape, compared, is_first=record is first) for record, shape, compared in rows)
+    notes = [note for record, shape, compared in rows for note in _notes(record, shape, compared)]
+    memory = [sentence for record in records for sentence in _memory(record)]
+    # each sentence once
+    lines = dict.fromkeys([*_labels(records), *memory, *notes])
+    return Group(rich_table(Table("", _HEADS, cells)), lines_of(["", *lines]))
 
 
-def _row(record: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
-    metrics = row["metrics"]
-
-    def median(name: str, digits: int) -> str:
-        return "-" if metrics[name] is None else f"{metrics[name]['median']:,.{digits}f}"
-
-    e2e, experts, floors = metrics["e2e_ms"], row["experts_per_layer_step"], row["floors"]
-    fraction = floors.get("decode_step", {}).get("fraction_of_floor") if isinstance(floors, Mapping) else None
+def _row(
+    record: LatencyRecord, shape: ShapeLatency, compared: ShapeComparison | None, *, is_first: bool
+) -> tuple[str, ...]:
+    metrics, step = shape.metrics, shape.floors.decode_step
+    e2e, experts = metrics.e2e_ms, shape.experts_per_layer_step
+    fraction = None if step is None else step.fraction
     return (
-        *(record["arm"], str(row["batch_size"]), median("ttft_ms", 2), median("tpot_ms", 3), median("e2e_ms", 1)),
-        "-" if e2e["low"] is None else f"{e2e['low']:,.1f} to {e2e['high']:,.1f}",
-        *(median("output_tok_s", 1), median("prefill_tok_s", 0), median("j_per_tok", 3)),
+        record.arm,
+        f"{shape.batch_size}",
+        _median(metrics.ttft_ms, 2),
+        _median(metrics.tpot_ms, 3),
+        _median(e2e, 1),
+        "-" if e2e is None or e2e.low is None or e2e.high is None else f"{e2e.low:,.1f} to {e2e.high:,.1f}",
+        _median(metrics.output_tok_s, 1),
+        _median(metrics.prefill_tok_s, 0),
+        _median(metrics.j_per_tok, 3),
         "-" if experts is None else f"{experts:.1f}",
         "-" if fraction is None else f"{100 * fraction:.0f} %",
-        *_speed_up(row["versus_reference"]),
+        *(("reference", "-") if is_first else _speed_up(compared)),
     )
 
 
-def _speed_up(versus: Mapping[str, Any] | None) -> tuple[str, str]:
-    if versus is None:
-        return "reference", "-"
-    if versus["fair"] is False:
-        return "void", "not fair"
-    ratio = versus["e2e_ms"]
-    if ratio is None:
+def _median(metric: Metric | None, digits: int) -> str:
+    return "-" if metric is None else f"{metric.median:,.{digits}f}"
+
+
+def _speed_up(shape: ShapeComparison | None) -> tuple[str, str]:
+    if shape is None:
         return "-", "-"
-    if ratio["low"] is None:
-        return f"{ratio['value']:.3f}x", "none"
-    ends = ratio["low"], ratio["high"]
+    if shape.fairness.is_fair is False:
+        return "void", "not fair"
+    ratio = shape.speed.e2e_ms
+    return ("-", "-") if ratio is None else (f"{ratio.value:.3f}x", _interval(ratio))
+
+
+def _interval(ratio: Ratio) -> str:
+    if ratio.low is None or ratio.high is None:
+        return "none"
+    ends = ratio.low, ratio.high
     # as many digits as it takes to see on which side of 1 an end is
     digits = next((n for n in (3, 4) if all(round(end, n) != 1 or end == 1 for end in ends)), 5)
-    return f"{ratio['value']:.3f}x", " to ".join(f"{end:.{digits}f}" for end in ends)
+    return " to ".join(f"{end:.{digits}f}" for end in ends)
 
 
-def _sources(shape: Mapping[str, Any]) -> str:
+def _labels(records: Sequence[LatencyRecord]) -> list[str]:
+    first, shape = records[0], records[0].shapes[0]
+    warm_ups = min(count for record in records for shape in record.shapes for count in shape.warmup_iterations)
+    weights = ", ".join(sorted({str(record.weights) for record in records}))
+    lines = [
+        f"{shape.input_len} tokens in, {shape.output_len} out. Medians of {shape.num_iterations} iterations after "
+        f"{warm_ups} or more of warm-up."
+    ]
+    if first.schedule is not None:
+        mode = MODES[first.schedule.mode] if len(records) > 1 else "One arm alone was measured."
+        if len(records) > 1:
+            lines.append(
+                f"Speed-up: of e2e over {first.arm}, the geometric mean over {first.schedule.blocks} blocks of the "
+                "medians' ratio, with its interval by block. It is not the ratio of the medians above."
+            )
+        lines.append(f"Schedule: {first.schedule.mode}. {mode}")
+    if first.workload is not None:
+        lines.append(f"Prompts: {first.workload.source} (digest {first.workload.digest}). Weights: {weights}.")
+    return [
+        *lines,
+        f"Clocks: {_clocks(shape)}.",
+        "Experts: distinct ones per layer and decode step. Of floor: the least time of a decode step, by measured copy "
+        "and matrix rates, over the measured time.",
+    ]
+
+
+def _clocks(shape: ShapeLatency) -> str:
     """Which clock each figure is by, and which others are in the record."""
-    metrics = shape["metrics"]
-    named = f"e2e by {metrics['e2e_ms']['source']}, TTFT and TPOT by {metrics['ttft_ms']['source']}"
-    others = sorted(set(shape["sources"]) - {metrics["e2e_ms"]["source"], metrics["ttft_ms"]["source"]})
-    return f"{named}; also recorded: {', '.join(others)}" if others else named
+    e2e, ttft = shape.metrics.e2e_ms, shape.metrics.ttft_ms
+    used = {metric.source for metric in (e2e, ttft) if metric is not None}
+    words = [f"e2e by {e2e.source}"] if e2e else []
+    words += [f"TTFT and TPOT by {ttft.source}"] if ttft else []
+    rest = sorted(set(shape.figures.sources) - used)
+    return ", ".join([*words, *([f"also recorded by {' and '.join(rest)}"] if rest else [])])
 
 
-def _notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader of the numbers has to know, each sentence once."""
-    found: dict[str, None] = {}
-    for record in records:
-        kept = max(
-            (each["after"] - each["before"] for each in record["memory"] if each["before"] and each["after"]), default=0
+def _memory(record: LatencyRecord) -> Iterable[str]:
+    """A sentence where a process left GPU memory in use."""
+    held = max((use.after - use.before for use in record.memory if use.before and use.after), default=0)
+    if held > _DRIVERS_SHARE:
+        together = any(use.together > 1 for use in record.memory)
+        arms, processes = ("The arms together", "their processes") if together else (record.arm, "its process")
+        yield f"{arms} left {held / 2**30:.1f} GiB of GPU memory in use when {processes} had ended."
+
+
+def _notes(record: LatencyRecord, shape: ShapeLatency, compared: ShapeComparison | None) -> Iterable[str]:
+    """What a reader of the numbers has to know."""
+    where = f"{record.arm} at batch {shape.batch_size}"
+    for note in shape.notes:
+        yield f"{where}: {paragraph(note)}"
+    reason = compared.fairness.reason if compared is not None else None
+    if compared is not None and reason:
+        is_unfair = compared.fairness.is_fair is False
+        yield (
+            f"{where}: no verdict. {paragraph(reason)}"
+            if is_unfair
+            else (f"Whether the routing is fair was not checked. {paragraph(reason)}")
         )
-        if kept > _KEPT_BYTES:
-            together = any(each.get("together", 1) > 1 for each in record["memory"])
-            who, whose = ("The arms together", "their processes") if together else (record["arm"], "its process")
-            found[f"{who} left {kept / 2**30:.1f} GiB of GPU memory in use when {whose} had ended."] = None
-        for row in record["shapes"]:
-            where = f"{record['arm']} at batch {row['batch_size']}"
-            for note in row["notes"]:
-                found[f"{where}: {note}."] = None
-            versus = row["versus_reference"]
-            if versus and versus["unfair_because"]:
-                found[f"{where}: no verdict, {versus['unfair_because']}."] = None
-            if versus and versus["unchecked_because"]:
-                found[f"Fairness of routing was not checked ({versus['unchecked_because']})."] = None
-    return list(found)

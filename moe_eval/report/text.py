@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+
+from moe_eval.records.comparison import ComparisonRecord, Pair, Verdict
+from moe_eval.records.run import Mode
 
 NONE = "not measured"
 LONGEST_NAME, LONGEST_SENTENCE = 120, 1500
@@ -15,22 +17,28 @@ METRICS = {
     "j_per_tok": "energy per output token",
 }
 UNITS = {"e2e_ms": "ms", "ttft_ms": "ms", "tpot_ms": "ms", "j_per_tok": "J"}
-MODES = {
-    "interleaved": "all arms were loaded at once and took turns, so drift moves them alike",
-    "reloaded": "the arms do not fit together, so each was loaded again in every block",
-    "sequential": "each arm was loaded once, so drift between them is in no interval",
+MODES: Mapping[Mode, str] = {
+    "interleaved": "All arms were loaded at once and took turns, so drift moves them alike.",
+    "reloaded": "The arms do not fit together, so each was loaded again in every block.",
+    "sequential": "Each arm was loaded once, so no interval holds the drift between them.",
 }
 
 
-def plain(value: Any, longest: int = LONGEST_NAME) -> str:
+def plain(value: object, longest: int = LONGEST_NAME) -> str:
     """Text from outside on one line, without control characters, lone surrogates or changes of direction, and cut."""
     text = value if isinstance(value, str) else str(value)
     cut = text[: longest + 1]  # before the loop: a name may have any length
-    shown = " ".join("".join(each if each.isprintable() else " " for each in cut).split())
-    return f"{shown[: longest - 3]}..." if len(text) > longest else shown
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in cut).split())
+    return f"{line[: longest - 3]}..." if len(text) > longest else line
 
 
-def named(value: Any) -> str:
+def paragraph(text: str) -> str:
+    """A sentence from outside, with a full stop."""
+    line = plain(text, LONGEST_SENTENCE)
+    return line if not line or line.endswith((".", "!", "?")) else f"{line}."
+
+
+def named(value: object) -> str:
     """A label, or that it is not known."""
     if value is None or value == "":
         return NONE
@@ -39,61 +47,63 @@ def named(value: Any) -> str:
     return plain(value)
 
 
-def finite(value: Any) -> float | None:
-    """The number, None for anything that is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None
+def finite(value: float | None) -> float | None:
+    """The number, None for infinity and what is no number."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
-def pair_of(values: Any) -> tuple[float | None, float | None]:
-    """Two numbers, each None where it is missing."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 2:
-        return None, None
-    return finite(values[0]), finite(values[1])
-
-
-def number(value: Any, digits: int, *, unit: str = "", signed: bool = False) -> str:
+def number(value: float | None, digits: int, *, unit: str = "", signed: bool = False) -> str:
     """A number of so many digits after the point; a zero has no sign."""
-    found = finite(value)
-    if found is None:
+    value = finite(value)
+    if value is None:
         return NONE
-    shown = f"{found:{'+' if signed else ''},.{digits}f}"
-    if not any(each in shown for each in "123456789"):
-        shown = shown.lstrip("+-")
-    return f"{shown}{unit}"
+    text = f"{value:{'+' if signed else ''},.{digits}f}"
+    if not any(digit in text for digit in "123456789"):
+        text = text.lstrip("+-")
+    return f"{text}{unit}"
 
 
-def span(low: Any, high: Any, digits: int, *, unit: str = "", signed: bool = False) -> str:
+def span(low: float | None, high: float | None, digits: int, *, unit: str = "", signed: bool = False) -> str:
     """An interval, "none" where a bound is missing."""
     if finite(low) is None or finite(high) is None:
         return "none"
     return f"{number(low, digits, unit=unit, signed=signed)} to {number(high, digits, unit=unit, signed=signed)}"
 
 
-def digits_of(values: Iterable[Any]) -> int:
+def percent(share: float | None) -> float | None:
+    """A share of 1 in percent."""
+    share = finite(share)
+    return None if share is None else 100 * share
+
+
+def digits_of(values: Iterable[float | None]) -> int:
     """Digits after the point that show the largest of the values to about five places."""
-    largest = max((abs(found) for each in values if (found := finite(each)) is not None), default=0.0)
+    largest = max((abs(size) for value in values if (size := finite(value)) is not None), default=0.0)
     return 3 if largest < 100 else 2 if largest < 1000 else 1
 
 
-def category(name: Any) -> str:
+def category(name: str) -> str:
     """A function of the taxonomy in words."""
-    return plain(str(name)[: LONGEST_NAME + 1].replace("_", " ").replace("gemm", "GEMM"))
+    return plain(name[: LONGEST_NAME + 1].replace("_", " ").replace("gemm", "GEMM"))
 
 
-def comparable(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def comparable(comparison: ComparisonRecord) -> list[Pair]:
     """The pairs of which figures may stand side by side."""
-    return [pair for pair in comparison.get("pairs") or () if pair.get("verdict") != "not comparable"]
+    return [pair for pair in comparison.pairs if pair.verdict is not Verdict.NOT_COMPARABLE]
 
 
-def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+def names_of(pair: Pair) -> str:
+    """The two arms of a pair."""
+    return f"{named(pair.other)} against {named(pair.reference)}"
+
+
+def flat(value: object, path: str = "") -> list[tuple[str, str]]:
     """Nested facts as lines, such as ("gpus 1 name", "NVIDIA H100")."""
-    inner: Iterable[tuple[Any, Any]]
+    items: Iterable[tuple[object, object]]
     if isinstance(value, Mapping):
-        inner = value.items()
+        items = value.items()
     elif isinstance(value, (list, tuple)):
-        inner = enumerate(value, 1)
+        items = enumerate(value, 1)
     else:
         return [(path, named(value))]
-    return [line for key, each in inner for line in flat(each, f"{path} {plain(key)}".strip())]
+    return [line for key, item in items for line in flat(item, f"{path} {plain(key)}".strip())]

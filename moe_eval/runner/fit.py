@@ -52,7 +52,7 @@ class Need:
 
 def cache_tokens(shapes: Sequence[Shape]) -> int:
     """Tokens that the key-value cache has to hold for the largest of these shapes."""
-    return max(shape.tokens + shape.batch_size * _SLACK_TOKENS for shape in shapes)
+    return max((shape.tokens + shape.batch_size * _SLACK_TOKENS for shape in shapes), default=0)
 
 
 def positions(config: Mapping[str, Any]) -> int | None:

@@ -1,21 +1,27 @@
-"""What is logged of an arm of `moe-eval run`, read from its records."""
+"""What is logged of an arm of a run, read from its records."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from moe_eval.errors import UsageError
-from moe_eval.records.disk import DatasetFacts
-from moe_eval.runner.views import UNMEASURED
+import msgspec
+
+from moe_eval.records import by_arm
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.harness import DatasetFacts
+from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.labels import EngineFacts, Status
+from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.quality import QualityRecord
+from moe_eval.records.run import UNMEASURED, EvaluatorName
 from moe_eval.tracking import keys
 
-_KINDS = {"perplexity": "ppl", "latency": "perf", "kernels": "kernels"}  # of records, by evaluator
-_METRICS = {"ppl": keys.of_ppl, "perf": keys.of_perf, "kernels": keys.of_kernels}
+_FILES: Mapping[EvaluatorName, str] = {"quality": "ppl", "latency": "perf", "kernels": "kernels"}
+_LONGEST_ERROR = 5000
+Record = LatencyRecord | QualityRecord | KernelsRecord
 
 
 @dataclass(frozen=True)
@@ -23,85 +29,109 @@ class Arm:
     """What is logged of an arm.
 
     Attributes:
-        records: of every kind, perplexity first.
-        files: these records, and traces.
-        whole: whether everything that was planned has been measured.
+        records: of every evaluator, quality first. `files`: where they are.
+        traces: files of a profiler.
+        is_whole: whether everything that was planned has been measured.
+        comparison: of its run, None where there is none yet.
     """
 
     name: str
-    records: Sequence[Mapping[str, Any]]
-    metrics: Mapping[str, float]
-    datasets: Sequence[DatasetFacts]
+    records: Sequence[Record]
     files: Sequence[Path]
-    whole: bool
+    traces: Sequence[Path]
+    is_whole: bool
+    comparison: ComparisonRecord | None = field(default=None, repr=False)
 
     @classmethod
-    def read(cls, folder: Path, name: str, evaluators: Sequence[str]) -> Arm:
+    def read(
+        cls,
+        folder: Path,
+        name: str,
+        evaluators: Sequence[EvaluatorName],
+        arms: Path,
+        comparison: ComparisonRecord | None,
+    ) -> Arm:
         """Read what a run's folder has of an arm.
+
+        Args:
+            evaluators: that were planned. `arms`: the folder of what arms left while they ran.
 
         Raises:
             UsageError: a record is damaged.
         """
-        records: list[dict[str, Any]] = []
-        metrics: dict[str, float] = {}
-        datasets: list[DatasetFacts] = []
         files: list[Path] = []
-        whole = True
-        for kind, read in _METRICS.items():
-            own = re.compile(rf"{kind}_{re.escape(name)}_(sm\d+|cpu)(_b\d+_i\d+_o\d+)?\.json")
-            for file in sorted(each for each in folder.iterdir() if own.fullmatch(each.name)):
-                try:
-                    record = json.loads(file.read_text(encoding="utf-8"))
-                    metrics |= read(record)
-                    datasets += _datasets(record)
-                    whole &= record["status"] == "finished"
-                    records.append(record)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise UsageError(
-                        f"{file} is damaged ({type(error).__name__}: {error}); the command of the run with --resume "
-                        "makes it again."
-                    ) from None
-                files.append(file)
-        there = {file.name.partition("_")[0] for file in files}
-        whole &= there >= {_KINDS[each] for each in evaluators}
-        files += sorted((folder / "arms" / name).glob("trace_*"))
-        return cls(name, records, metrics, datasets, files, whole)
+        for kind in (_FILES[evaluator] for evaluator in _FILES if evaluator in evaluators):
+            pattern = re.compile(rf"{kind}_{re.escape(name)}_(sm\d+|cpu)(_b\d+_i\d+_o\d+)?\.json")
+            files += sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name))
+        records = [by_arm.read_file(file) for file in files]
+        measured = {file.name.partition("_")[0] for file in files}
+        is_whole = all(record.status is Status.FINISHED for record in records)
+        is_whole &= measured >= {_FILES[evaluator] for evaluator in evaluators}
+        return cls(name, records, files, sorted((arms / name).glob("trace_*")), is_whole, comparison)
 
     @property
-    def labels(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, float]:
+        """Its figures by key."""
+        figures: dict[str, float] = {}
+        for record in self.records:
+            if isinstance(record, LatencyRecord):
+                figures |= keys.of_latency(record, self.comparison)
+            elif isinstance(record, QualityRecord):
+                figures |= keys.of_quality(record, self.comparison)
+            else:
+                figures |= keys.of_kernels(record)
+        return figures
+
+    @property
+    def datasets(self) -> list[DatasetFacts]:
+        """What was scored, and the prompts that were timed."""
+        facts = []
+        for record in self.records:
+            if isinstance(record, QualityRecord) and record.figures is not None:
+                scored = record.figures
+                source, digest = f"local:{scored.dataset}", scored.dataset_digest[:16]
+                facts.append(DatasetFacts(scored.dataset, "1", source, "test", scored.num_chunks, digest))
+            if isinstance(record, LatencyRecord) and record.workload is not None:
+                source, digest = f"local:{record.workload.source}", record.workload.digest
+                facts.append(DatasetFacts("prompts", "1", source, "test", 1, digest))
+        return facts
+
+    @property
+    def labels(self) -> dict[str, object]:
         """What becomes parameters."""
-        first = self.records[0] if self.records else {}
-        return {**{name: first.get(name) for name in ("versions", "git", "asked", "labels")}, "precision": self.name}
+        if not self.records:
+            return {"precision": self.name}
+        first = self.records[0]
+        labels = None if isinstance(first, KernelsRecord) else first.labels
+        return {
+            "precision": self.name,
+            "versions": first.origin.versions,
+            "git": first.origin.git,
+            "options": first.origin.options,
+            "labels": msgspec.to_builtins(labels),
+        }
+
+    @property
+    def _engine(self) -> EngineFacts | None:
+        labels = (record.labels for record in self.records if not isinstance(record, KernelsRecord))
+        return next((label.engine for label in labels if label.engine is not None), None)
 
     @property
     def tags(self) -> dict[str, str]:
         """What to search and group by: engine, precision asked and seen."""
-        engines = [record["labels"].get("engine", {}) for record in self.records if record.get("labels")]
-        seen = [record["precision_seen"] for record in self.records if record.get("precision_seen")]
-        errors = "; ".join(str(record["error"]) for record in self.records if record.get("error"))
+        traced = (record.precision_seen for record in self.records if isinstance(record, KernelsRecord))
+        errors = "; ".join(record.error for record in self.records if record.error)
         tags = {
             "moe_eval.checkpoint.precision": self.name,
-            "moe_eval.precision_seen": seen[0] if seen else None,
-            "moe_eval.engine": engines[0].get("name") if engines else None,
-            "moe_eval.error": errors[:5000] or None,
+            "moe_eval.precision_seen": next(filter(None, traced), None),
+            "moe_eval.engine": self._engine.name if self._engine else None,
+            "moe_eval.error": errors[:_LONGEST_ERROR] or None,
         }
         return {key: value for key, value in tags.items() if value is not None}
 
-    def ended(self, run: str) -> str:
+    def ended(self, run: Status) -> str:
         """MLflow's word for how it ended, by the status of its run."""
-        if self.whole:
+        if self.is_whole:
             return "FINISHED"
-        broken = any(each["status"] != "finished" and each.get("error") != UNMEASURED for each in self.records)
-        return "FAILED" if broken or run in ("finished", "failed") else "KILLED"
-
-
-def _datasets(record: Mapping[str, Any]) -> list[DatasetFacts]:
-    """What was scored, or the prompts that were timed."""
-    facts = []
-    if record.get("dataset_digest"):
-        source, count = f"local:{record['dataset']}", record["num_chunks"]
-        facts.append(DatasetFacts(record["dataset"], "1", source, "test", count, str(record["dataset_digest"])[:16]))
-    work = record.get("workload")
-    if work and "shapes" in record:
-        facts.append(DatasetFacts("prompts", "1", f"local:{work['source']}", "test", 1, str(work["digest"])))
-    return facts
+        broken = any(record.status is not Status.FINISHED and record.error != UNMEASURED for record in self.records)
+        return "FAILED" if broken or run in (Status.FINISHED, Status.FAILED) else "KILLED"

@@ -1,18 +1,27 @@
-"""Recorded arms from MLflow: the records that a run or an experiment keeps as artifacts."""
+"""Recorded arms from MLflow: the records that a run or an experiment keeps as artifacts.
+
+The comparison comes along: it says what arms cost in quality, which their records alone do not.
+"""
 
 from __future__ import annotations
 
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from moe_eval.errors import UsageError
-from moe_eval.runner.folder import RUN
+from moe_eval.records.comparison import COMPARISON_FILE
+from moe_eval.records.run import RUN_FILE
 from moe_eval.tracking import store
 from moe_eval.tracking.plan_run import PARENT_TAG
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+_OF_RUN = re.compile(rf"(perf_|ppl_)?({re.escape(RUN_FILE)}|{re.escape(COMPARISON_FILE)})")
 _RECORD = re.compile(r"(perf|ppl|kernels)_.*\.json")
 # what a store says where it has no such run
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")
@@ -42,22 +51,22 @@ def fetch(name: str, folder: Path) -> Path:
             client = mlflow.MlflowClient()
             runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
             for run in runs:
-                kept = [each.path for each in client.list_artifacts(run.info.run_id)]
-                for path in kept:
-                    if path == RUN or _RECORD.fullmatch(path):
+                paths = [file.path for file in client.list_artifacts(run.info.run_id)]
+                for path in paths:
+                    if _OF_RUN.fullmatch(path) or _RECORD.fullmatch(path):
                         client.download_artifacts(run.info.run_id, path, str(here))
         except UsageError:
             raise
         # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
         except Exception as error:
             if isinstance(error, MlflowException) and error.error_code in _ABSENT:
-                raise UsageError(f"MLflow at {store.name()} has no {name}; give another one.") from None
+                raise UsageError(f"MLflow at {store.name()} has no {name}. Give another one.") from None
             raise UsageError(
-                f"{name} is no folder, and MLflow at {store.name()} cannot be reached ({type(error).__name__}); start "
+                f"{name} is no folder, and MLflow at {store.name()} cannot be reached ({type(error).__name__}). Start "
                 "it, or name another store in MLFLOW_TRACKING_URI."
             ) from None
-    if not any(_RECORD.fullmatch(each.name) for each in here.iterdir()):
-        raise UsageError(f"The runs of {name} in MLflow keep no records of arms; give runs that `moe-eval run` logged.")
+    if not any(_RECORD.fullmatch(file.name) and not _OF_RUN.fullmatch(file.name) for file in here.iterdir()):
+        raise UsageError(f"The runs of {name} in MLflow keep no records of arms. Give runs that moe-eval logged.")
     return here
 
 
@@ -68,28 +77,28 @@ def _look(name: str) -> None:
     uri = mlflow.get_tracking_uri()
     if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE).partition("?")[0]).exists():
         raise UsageError(
-            f"{name} is no folder, and there is no MLflow store at {store.name()}; give a folder, or name the store in "
+            f"{name} is no folder, and there is no MLflow store at {store.name()}. Give a folder, or name the store in "
             "MLFLOW_TRACKING_URI."
         )
 
 
-def _run(client: Any, run_id: str) -> list[Any]:
+def _run(client: MlflowClient, run_id: str) -> list[Run]:
     """A run and its children."""
     run = client.get_run(run_id)
     children = client.search_runs([run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'")
     return [run, *list(children)[::-1]]
 
 
-def _experiment(client: Any, name: str) -> list[Any]:
+def _experiment(client: MlflowClient, name: str) -> list[Run]:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        raise UsageError(f"{name} is no folder, no run id and no experiment in MLflow; give one of them.")
+        raise UsageError(f"{name} is no folder, no run id and no experiment in MLflow. Give one of these.")
     if experiment.lifecycle_stage == "deleted":
         raise UsageError(
-            f"The experiment {name} was deleted in MLflow; bring it back with `mlflow experiments restore "
+            f"The experiment {name} was deleted in MLflow. Bring it back with `mlflow experiments restore "
             f"--experiment-id {experiment.experiment_id}`."
         )
     for run in client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]):
-        if PARENT_TAG not in run.data.tags and len(found := _run(client, run.info.run_id)) > 1:
-            return found
-    raise UsageError(f"The experiment {name} has no run with arms; make one with `moe-eval run`.")
+        if PARENT_TAG not in run.data.tags and len(family := _run(client, run.info.run_id)) > 1:
+            return family
+    raise UsageError(f"The experiment {name} has no run with arms. Make one with `moe-eval run`.")

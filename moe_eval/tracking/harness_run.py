@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from moe_eval.records import disk
-from moe_eval.records.disk import HarnessRecord
+from moe_eval.records import harness
+from moe_eval.records.harness import HarnessRecord
 from moe_eval.tracking import store
 from moe_eval.tracking.store import ENDED, ID_TAG, STATUS_TAG, Logged
 
@@ -19,7 +19,7 @@ def log(folder: Path) -> Logged:
         TrackingError: with the command that logs the record later.
         UsageError: the folder holds no record.
     """
-    record = disk.read(folder)
+    record = harness.read(folder)
     with store.reached(folder):
         return _log(record, folder)
 
@@ -29,11 +29,11 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
 
     client = mlflow.MlflowClient()
     name, experiment_id = store.experiment(client)
-    for found in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
-        if found.info.status != "RUNNING" and found.data.tags.get(STATUS_TAG) == _status(record):
-            return Logged(store.name(), name, found.info.run_id)
+    for logged in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
+        if logged.info.status != "RUNNING" and logged.data.tags.get(STATUS_TAG) == _status(record):
+            return Logged(store.name(), name, logged.info.run_id)
         # half a run that could not be taken back, or one that was logged before it had ended
-        client.delete_run(found.info.run_id)
+        client.delete_run(logged.info.run_id)
     started = int(datetime.fromisoformat(record.started).timestamp() * 1000)
     ended = started + int((record.seconds or 0) * 1000)
     run = client.create_run(experiment_id, started, _tags(record), _title(record))
@@ -51,10 +51,22 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
 
 
 def _title(record: HarnessRecord) -> str:
-    engine = record.labels.get("engine", {})
+    engine, tasks = _engine(record), record.settings.get("tasks")
     name = str(engine.get("checkpoint") or record.model_args.get("pretrained") or "shipped model")
     precision = engine.get("precision") or record.model_args.get("precision") or "?"
-    return f"{Path(name).name} {precision} {','.join(map(str, record.settings.get('tasks') or []))}"
+    return f"{Path(name).name} {precision} {','.join(map(str, tasks)) if isinstance(tasks, Sequence) else ''}"
+
+
+def _engine(record: HarnessRecord) -> Mapping[str, object]:
+    """What the engine said of itself; nothing where none was loaded."""
+    engine = record.labels.get("engine")
+    return engine if isinstance(engine, Mapping) else {}
+
+
+def _gpu(record: HarnessRecord) -> str:
+    gpus = record.machine.get("gpus")
+    first = gpus[0] if isinstance(gpus, Sequence) and gpus else None
+    return str(first.get("name")) if isinstance(first, Mapping) else "none"
 
 
 def _status(record: HarnessRecord) -> str:
@@ -63,21 +75,20 @@ def _status(record: HarnessRecord) -> str:
 
 
 def _tags(record: HarnessRecord) -> dict[str, str]:
-    engine = record.labels.get("engine", {})
-    gpus = record.machine.get("gpus") or []
+    engine = _engine(record)
     tags = {
         ID_TAG: record.run_id,
         STATUS_TAG: _status(record),
         "moe_eval.engine": engine.get("name"),
         "moe_eval.checkpoint.precision": engine.get("precision"),
-        "moe_eval.gpu": gpus[0]["name"] if gpus else "none",
+        "moe_eval.gpu": _gpu(record),
         "moe_eval.error": record.error,
         "mlflow.note.content": "\n\n".join(record.notes) or None,
     }
     return {key: str(value) for key, value in tags.items() if value is not None}
 
 
-def _params(record: HarnessRecord) -> dict[str, Any]:
+def _params(record: HarnessRecord) -> dict[str, object]:
     return {
         "model_args": record.model_args,
         "harness": record.settings,

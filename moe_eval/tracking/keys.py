@@ -1,69 +1,97 @@
-"""The one schema of metric keys: records as numbers, the same names for every precision. Units are in the names."""
+"""The one schema of metric keys: records as numbers, the same names for every precision. Units are in the names.
+
+A figure that an arm does not have has no key.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
 
 from moe_eval.evaluators import kernels_record
+from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio
+from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.labels import Status
+from moe_eval.records.latency import LatencyMetrics, LatencyRecord, Metric
+from moe_eval.records.quality import Estimate, QualityRecord
 
-_QUALITY = {"perplexity": "token_ppl", "word_ppl": "word_ppl", "bits_per_byte": "bits_per_byte"}
-_DIVERGENCE = {"mean": "kld_mean", "median": "kld_median", "p99": "kld_p99", "same_top1": "top1_agreement"}
+
+def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:
+    """Figures of a shape: latency/SHAPE/NAME."""
+    keys: dict[str, float] = {}
+    for part in fields(metrics):
+        keys |= _bounded(f"latency/{shape_name}/{part.name}", getattr(metrics, part.name))
+    return keys
 
 
-def bounded(key: str, found: Mapping[str, Any] | None, value: str) -> dict[str, float]:
+def of_latency(record: LatencyRecord, comparison: ComparisonRecord | None = None) -> dict[str, float]:
+    """Figures, the speed-up over the reference, experts touched.
+
+    Args:
+        comparison: that knows this arm.
+    """
+    keys: dict[str, float] = {}
+    for shape in record.shapes:
+        keys |= latency_keys(shape.name, shape.metrics)
+        if shape.experts_per_layer_step is not None:
+            keys[f"fairness/{shape.name}/experts_per_layer_step"] = shape.experts_per_layer_step
+        if comparison is not None and comparison.reference == record.arm and record.status is Status.FINISHED:
+            keys |= dict.fromkeys((f"latency/{shape.name}/speedup{end}" for end in ("", "_low", "_high")), 1.0)
+    pair = _pair(comparison, record.arm)
+    for compared in pair.shapes if pair is not None else ():
+        if compared.fairness.is_fair is not False:
+            keys |= _bounded(f"latency/{compared.name}/speedup", compared.speed.e2e_ms)
+    return keys
+
+
+def of_quality(record: QualityRecord, comparison: ComparisonRecord | None = None) -> dict[str, float]:
+    """The arm's own figures, and those against the reference.
+
+    Args:
+        comparison: that knows this arm.
+    """
+    keys: dict[str, float | None] = {}
+    if record.figures is not None:
+        keys["quality/token_ppl"] = record.figures.perplexity
+        keys["quality/word_ppl"] = record.figures.word_ppl
+        keys["quality/bits_per_byte"] = record.figures.bits_per_byte
+    pair = _pair(comparison, record.arm)
+    cost = None if pair is None else pair.quality
+    if cost is not None:
+        keys |= _bounded("quality/ln_ppl_ratio", cost.ln_ppl_ratio)
+        if cost.divergence is not None:
+            keys["quality/kld_mean"] = cost.divergence.mean
+            keys["quality/kld_median"] = cost.divergence.median
+            keys["quality/kld_p99"] = cost.divergence.p99
+            keys["quality/top1_agreement"] = cost.divergence.same_top1
+    return _finite(keys)
+
+
+def of_kernels(record: KernelsRecord) -> dict[str, float]:
+    """Kernel times: kernels/SHAPE/PHASE/NAME."""
+    if not record.phases:
+        return {}
+    start = f"kernels/{record.shape}" if record.shape else "kernels"
+    keys: dict[str, float | None] = {f"{start}/{key}": value for key, value in kernels_record.figures(record).items()}
+    keys[f"{start}/profiler_overhead"] = record.profiler_overhead
+    return _finite(keys)
+
+
+def _pair(comparison: ComparisonRecord | None, arm: str) -> Pair | None:
+    """The comparison of this arm with the reference."""
+    pairs = comparison.pairs if comparison is not None else ()
+    return next((pair for pair in pairs if pair.other == arm), None)
+
+
+def _bounded(key: str, figure: Metric | Ratio | Estimate | None) -> dict[str, float]:
     """A figure and, where it has one, the bounds of its interval: KEY, KEY_low, KEY_high."""
-    if found is None:
+    if figure is None:
         return {}
-    bounds = {f"{key}_{name}": found.get(name) for name in ("low", "high")}
-    return {key: found[value], **{name: bound for name, bound in bounds.items() if bound is not None}}
+    value = figure.median if isinstance(figure, Metric) else figure.value
+    return _finite({key: value, f"{key}_low": figure.low, f"{key}_high": figure.high})
 
 
-def speed(shape: str, metrics: Mapping[str, Mapping[str, Any] | None]) -> dict[str, float]:
-    """Figures of a shape: speed/SHAPE/NAME."""
-    found: dict[str, float] = {}
-    for name, metric in metrics.items():
-        found |= bounded(f"speed/{shape}/{name}", metric, "median")
-    return found
-
-
-def of_perf(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record of `moe-eval perf`: figures, the speed-up over the reference, experts touched."""
-    found: dict[str, float] = {}
-    for row in record.get("shapes", ()):
-        found |= speed(row["name"], row["metrics"])
-        versus = row["versus_reference"]
-        if versus is None and record["status"] == "finished":  # the reference itself
-            found |= dict.fromkeys((f"speed/{row['name']}/speedup{end}" for end in ("", "_low", "_high")), 1.0)
-        elif versus is not None and versus["fair"] is not False:
-            found |= bounded(f"speed/{row['name']}/speedup", versus["e2e_ms"], "value")
-        if row["experts_per_layer_step"] is not None:
-            found[f"fairness/{row['name']}/experts_per_layer_step"] = row["experts_per_layer_step"]
-    return found
-
-
-def of_ppl(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record of `moe-eval ppl`: the arm's own figures, and those against the reference."""
-    found = {f"quality/{key}": record[name] for name, key in _QUALITY.items() if record.get(name) is not None}
-    found |= bounded("quality/ln_ppl_ratio", record.get("ln_ppl_ratio"), "value")
-    divergence = record.get("divergence") or {}
-    return found | {f"quality/{key}": divergence[name] for name, key in _DIVERGENCE.items() if name in divergence}
-
-
-def of_kernels(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record of the kernels evaluator: kernels/SHAPE/PHASE/NAME."""
-    if not record.get("phases"):
-        return {}
-    found = {
-        f"kernels/{record['shape']}/{key.removeprefix('kernels/')}": value
-        for key, value in kernels_record.metrics(record).items()
-    }
-    return found | {f"kernels/{record['shape']}/profiler_overhead": record["profiler_overhead"]}
-
-
-def aligned(arms: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    """The same keys for every arm, NaN where one has no such figure: a tracker's compare view then lines up."""
-    found = [dict(each) for each in arms]
-    keys = sorted({key for each in found for key in each})
-    return [{key: each.get(key, math.nan) for key in keys} for each in found]
+def _finite(keys: Mapping[str, float | None]) -> dict[str, float]:
+    """The figures that are there and are numbers."""
+    return {key: value for key, value in keys.items() if value is not None and math.isfinite(value)}

@@ -1,154 +1,215 @@
-"""A parent run of MLflow for a run of `moe-eval run`, and a child for each of its arms."""
+"""A parent run of MLflow for a run of `moe-eval run`, `perf` or `ppl`, and a child for each of its arms."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from moe_eval.runner.folder import RUN, RunFolder
-from moe_eval.tracking import keys, store
+import msgspec
+
+from moe_eval.errors import UsageError
+from moe_eval.records import disk
+from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord
+from moe_eval.records.run import RUN_FILE, RunRecord
+from moe_eval.records.run_files import read_run
+from moe_eval.tracking import store
 from moe_eval.tracking.arm import Arm
 from moe_eval.tracking.store import ENDED, ID_TAG, STATUS_TAG, Logged
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 CONTENT_TAG = "moe_eval.content"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own, which nests runs
-_LABELS = ("asked", "evaluators", "schedule", "machine", "versions", "git", "skipped")
-# what a parent run keeps of the folder; logs and the output of failed steps stay where they are
-_OF_ALL = (RUN, "rates.json", "workload_*.json", "comparison.json", "report.html", "report.md")
+_LABELS = ("command", "options", "evaluators", "schedule", "machine", "versions", "git", "skipped")
+# what a parent run shows of its folder, after the command's prefix; logs stay where they are
+_VIEWS = (COMPARISON_FILE, "report.html", "report.md")
+_PICTURE = "report.png"
 
 
-def open_run(folder: Path) -> Logged:
+def open_run(folder: Path, command: str = "run") -> Logged:
     """Show in MLflow that a run has begun; one that shows already, or that has finished, is left alone.
 
     Raises:
         TrackingError: with the command that logs the run later.
+        UsageError: the folder holds no run of this command.
     """
-    run = RunFolder(folder).run()
+    files = _Files.read(folder, command)
     with store.reached(folder):
-        books = _Books.open(folder, run)
-        finished = run["status"] == "finished"
-        going = [each for each in books.found(run["run_id"]) if finished or each.info.status == "RUNNING"]
-        return books.logged(going[0].info.run_id if going else books.create(None))
+        books = _Books.open(files)
+        finished = files.run.status.value == "finished"
+        logged = [run for run in books.runs(files.run.run_id) if finished or run.info.status == "RUNNING"]
+        return books.logged(logged[0].info.run_id if logged else books.create(None))
 
 
-def log(folder: Path) -> Logged:
+def log(folder: Path, command: str = "run") -> Logged:
     """Log a run as its records stand: labels, figures and files of every arm, the report on the parent.
 
     What is there already as it stands is left alone, so this can be repeated.
 
     Raises:
         TrackingError: with the command that logs the run later.
-        UsageError: the folder holds no run, or a record of it is damaged.
+        UsageError: the folder holds no run of this command, or a record of it is damaged.
     """
-    run = RunFolder(folder).run()
-    arms = {name: Arm.read(folder, name, kinds) for name, kinds in run["evaluators"].items()}
-    content = _digest(folder, run)
+    files = _Files.read(folder, command)
+    arms = files.arms()
+    content = files.digest(arms)
     with store.reached(folder):
-        books = _Books.open(folder, run)
-        known = books.found(run["run_id"])
-        going = [each.info.run_id for each in known if each.info.status == "RUNNING"]
+        books = _Books.open(files)
+        logged = books.runs(files.run.run_id)
+        going = [run.info.run_id for run in logged if run.info.status == "RUNNING"]
         same = [
-            each.info.run_id
-            for each in known
-            if each.info.run_id not in going and each.data.tags.get(CONTENT_TAG) == content
+            run.info.run_id
+            for run in logged
+            if run.info.run_id not in going and run.data.tags.get(CONTENT_TAG) == content
         ]
         if same:
-            for each in going:
-                books.client.delete_run(each)
+            for run_id in going:
+                books.client.delete_run(run_id)
             return books.logged(same[0])
-        opened = [each.info.run_id for each in known if each.info.run_id in going and not each.data.params]
+        opened = [run.info.run_id for run in logged if run.info.run_id in going and not run.data.params]
         parent = opened[0] if opened else None  # it shows since the work began
-        for each in known:
-            if each.info.run_id != parent:
-                books.client.delete_run(each.info.run_id)
-        for arm in run["evaluators"]:
-            for found in books.found(f"{run['run_id']}/{arm}"):
-                books.client.delete_run(found.info.run_id)
-        parent = parent or books.create(None)
-        made = [parent]
+        books.delete(logged, besides=parent)
+        return books.write(parent or books.create(None), arms, content)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The folder of a run, and what is logged of it."""
+
+    folder: Path
+    run: RunRecord
+
+    @classmethod
+    def read(cls, folder: Path, command: str) -> _Files:
+        run = next((run for run in read_run(folder) if run.command == command), None)
+        if run is None:
+            raise UsageError(f"{folder} holds no {_prefix(command)}{RUN_FILE}. Give the folder of a run.")
+        return cls(folder, run)
+
+    @property
+    def _start(self) -> str:
+        return _prefix(self.run.command)
+
+    def arms(self) -> list[Arm]:
+        """The arms as their records stand, the reference first."""
+        comparison, arms = self._comparison(), self.folder / f"{self._start}arms"
+        return [
+            Arm.read(self.folder, name, evaluators, arms, comparison)
+            for name, evaluators in self.run.evaluators.items()
+        ]
+
+    def _comparison(self) -> ComparisonRecord | None:
+        """None where there is none yet: it is a view of the records, which can be made again."""
+        file = self.folder / f"{self._start}{COMPARISON_FILE}"
         try:
-            books.fill(parent, arms, made)
-            books.client.set_tag(parent, CONTENT_TAG, content)
-            # a run that neither ended nor goes on was killed outright
-            books.client.set_tag(parent, STATUS_TAG, ENDED[run["status"]].lower())
-            books.client.set_terminated(parent, ENDED[run["status"]], _moment(run.get("ended")))
-        except BaseException:
-            # half a run would look whole and keep the records from being logged again
-            for each in made[::-1]:
-                books.client.delete_run(each)
-            raise
-        return books.logged(parent)
+            schemas, maker = (COMPARISON_SCHEMA,), "moe-eval compare"
+            return disk.read_record(file, ComparisonRecord, schemas=schemas, maker=maker) if file.is_file() else None
+        except UsageError:
+            return None
+
+    def of_all(self) -> list[Path]:
+        """What is logged on the parent."""
+        patterns = [f"{self._start}{name}" for name in (RUN_FILE, "rates.json", *_VIEWS, _PICTURE)]
+        return [file for pattern in [*patterns, "workload_*.json"] for file in sorted(self.folder.glob(pattern))]
+
+    def digest(self, arms: Sequence[Arm]) -> str:
+        """Of everything that is logged but when it ended: another digest means that it has to be logged anew."""
+        digest = hashlib.sha256(msgspec.json.encode(replace(self.run, ended=None), order="sorted"))
+        of_all = [file for file in self.of_all() if not file.name.endswith((RUN_FILE, _PICTURE))]
+        for file in sorted({*of_all, *(file for arm in arms for file in arm.files)}):
+            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class _Books:
-    """One run's folder and where it goes."""
+    """Where a run goes in MLflow."""
 
-    client: Any
+    client: MlflowClient
     experiment: str
     experiment_id: str
-    folder: Path
-    run: Mapping[str, Any]
+    files: _Files
 
     @classmethod
-    def open(cls, folder: Path, run: Mapping[str, Any]) -> _Books:
+    def open(cls, files: _Files) -> _Books:
         import mlflow
 
         client = mlflow.MlflowClient()
-        return cls(client, *store.experiment(client), folder, run)
+        return cls(client, *store.experiment(client), files)
 
     def logged(self, run_id: str) -> Logged:
         return Logged(store.name(), self.experiment, run_id)
 
-    def found(self, tag: str) -> list[Any]:
+    def runs(self, tag: str) -> list[Run]:
         """Runs of this experiment by our own id."""
         return list(self.client.search_runs([self.experiment_id], f"tags.`{ID_TAG}` = '{tag}'"))
 
+    def delete(self, parents: Sequence[Run], besides: str | None) -> None:
+        """Take back what was logged of this run before."""
+        run = self.files.run
+        children = [child for arm in run.evaluators for child in self.runs(f"{run.run_id}/{arm}")]
+        for entry in [*parents, *children]:
+            if entry.info.run_id != besides:
+                self.client.delete_run(entry.info.run_id)
+
     def create(self, arm: str | None, parent: str | None = None, tags: Mapping[str, str] | None = None) -> str:
         """A run of MLflow that goes on: the parent, or with a name an arm's."""
-        found = {ID_TAG: self.run["run_id"] if arm is None else f"{self.run['run_id']}/{arm}", **(tags or {})}
-        if parent is not None:
-            found[PARENT_TAG] = parent
-        gpus = self.run["machine"]["gpus"]
-        found["moe_eval.gpu"] = gpus[0]["name"] if gpus else "none"
-        started = _moment(self.run["started"])
-        created = self.client.create_run(self.experiment_id, started, found, arm or "moe-eval run")
+        run = self.files.run
+        gpus = run.machine.gpus
+        all_tags = {
+            ID_TAG: run.run_id if arm is None else f"{run.run_id}/{arm}",
+            "moe_eval.gpu": gpus[0].name if gpus else "none",
+            **(tags or {}),
+            **({} if parent is None else {PARENT_TAG: parent}),
+        }
+        title = arm or f"moe-eval {run.command}"
+        created = self.client.create_run(self.experiment_id, _milliseconds(run.started), all_tags, title)
         return str(created.info.run_id)
 
-    def fill(self, parent: str, arms: Mapping[str, Arm], made: list[str]) -> None:
-        """Log everything; `made` is told every run as it is created."""
-        run, ended = self.run, _moment(self.run.get("ended"))
-        metrics = keys.aligned(arm.metrics for arm in arms.values())
-        for (name, arm), figures in zip(arms.items(), metrics, strict=True):
-            child = self.create(name, parent, arm.tags)
-            made.append(child)
-            labels = {**arm.labels, "schedule": run["schedule"]}
-            store.log_labels(self.client, child, params=labels, metrics=figures, datasets=arm.datasets, ended=ended)
-            for file in arm.files:
+    def write(self, parent: str, arms: Sequence[Arm], content: str) -> Logged:
+        """Log everything, or take back what was logged."""
+        run, written = self.files.run, [parent]
+        try:
+            self._fill(parent, arms, written)
+            self.client.set_tag(parent, CONTENT_TAG, content)
+            # a run that neither ended nor goes on was killed outright
+            self.client.set_tag(parent, STATUS_TAG, ENDED[run.status].lower())
+            self.client.set_terminated(parent, ENDED[run.status], _milliseconds(run.ended))
+        except BaseException:
+            # half a run would look whole and keep the records from being logged again
+            for run_id in written[::-1]:
+                self.client.delete_run(run_id)
+            raise
+        return self.logged(parent)
+
+    def _fill(self, parent: str, arms: Sequence[Arm], written: list[str]) -> None:
+        """Log arms and parent; `written` gets the id of every run as it is created."""
+        run, ended = self.files.run, _milliseconds(self.files.run.ended)
+        labels = {name: msgspec.to_builtins(getattr(run, name), str_keys=True) for name in _LABELS}
+        for arm in arms:
+            child = self.create(arm.name, parent, arm.tags)
+            written.append(child)
+            params = {**arm.labels, "schedule": labels["schedule"]}
+            store.log_labels(self.client, child, params=params, metrics=arm.metrics, datasets=arm.datasets, ended=ended)
+            for file in [*arm.files, *arm.traces]:
                 self.client.log_artifact(child, str(file))
-            self.client.set_terminated(child, arm.ended(run["status"]), ended)
-        plain = {name: run[name] for name in _LABELS}
-        store.log_labels(self.client, parent, params=plain, metrics={}, datasets=(), ended=ended)
-        for pattern in _OF_ALL:
-            for file in sorted(self.folder.glob(pattern)):
-                self.client.log_artifact(parent, str(file))
+            self.client.set_terminated(child, arm.ended(run.status), ended)
+        store.log_labels(self.client, parent, params=labels, metrics={}, datasets=(), ended=ended)
+        for file in self.files.of_all():
+            self.client.log_artifact(parent, str(file))
 
 
-def _digest(folder: Path, run: Mapping[str, Any]) -> str:
-    """Of everything that is logged but when it ended: another digest means that it has to be logged anew."""
-    found = hashlib.sha256(json.dumps({**run, "ended": None}, sort_keys=True).encode())
-    names = sorted({file for pattern in (*_OF_ALL, "ppl_*.json", "perf_*.json", "kernels_*.json")
-                    for file in folder.glob(pattern)} - {folder / RUN})  # fmt: skip
-    for file in names:
-        found.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()[:16]
+def _prefix(command: str) -> str:
+    """How the files of a command begin."""
+    return "" if command == "run" else f"{command}_"
 
 
-def _moment(iso: str | None) -> int:
-    """Milliseconds since 1970 of a record's time; of now where there is none."""
+def _milliseconds(iso: str | None) -> int:
+    """Since 1970, of a record's time; of now where there is none."""
     return int((datetime.fromisoformat(iso) if iso else datetime.now(timezone.utc)).timestamp() * 1000)

@@ -12,15 +12,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from moe_eval.errors import TrackingError
-from moe_eval.records.disk import DatasetFacts
+from moe_eval.records.harness import DatasetFacts
+from moe_eval.records.labels import Status
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.data.dataset_source import DatasetSource
+    from mlflow.entities import DatasetInput
 
 EXPERIMENT = "moe_eval"
 ID_TAG = "moe_eval.run_id"
 STATUS_TAG = "moe_eval.status"
-ENDED = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED", "running": "KILLED"}
+# MLflow's words for how a run ended
+ENDED = {
+    Status.FINISHED: "FINISHED",
+    Status.FAILED: "FAILED",
+    Status.KILLED: "KILLED",
+    Status.RUNNING: "KILLED",
+    Status.SKIPPED: "KILLED",
+}
 # MLflow retries a server that does not answer for minutes; after hours of measuring, seconds are enough to tell.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -72,28 +85,28 @@ def reached(folder: Path) -> Iterator[None]:
                 reason = _CREDENTIALS.sub("", " ".join(str(error).split()))[:200]
                 refusal = f"{_called()} did not take the run ({type(error).__name__}: {reason})"
     later = f"moe-eval log {shlex.quote(str(folder))}"
-    raise TrackingError(f"{refusal}; nothing is lost: log it later with `{later}`.")
+    raise TrackingError(f"{refusal}. Nothing is lost: log it later with `{later}`.")
 
 
-def experiment(client: Any) -> tuple[str, str]:
+def experiment(client: MlflowClient) -> tuple[str, str]:
     """The experiment's name and id. mlflow.set_experiment would also make it the one of the process that called us."""
     called = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    found = client.get_experiment_by_name(called)
-    if found is None:
+    entry = client.get_experiment_by_name(called)
+    if entry is None:
         return called, str(client.create_experiment(called))
-    if found.lifecycle_stage == "deleted":
-        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+    if entry.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore --experiment-id {entry.experiment_id}"
         raise LookupError(
             f"the experiment {called} was deleted: `{restore}`, or name another in MLFLOW_EXPERIMENT_NAME"
         )
-    return called, str(found.experiment_id)
+    return called, str(entry.experiment_id)
 
 
 def log_labels(
-    client: Any,
+    client: MlflowClient,
     run_id: str,
     *,
-    params: Mapping[str, Any],
+    params: Mapping[str, object],
     metrics: Mapping[str, float],
     datasets: Sequence[DatasetFacts],
     ended: int,
@@ -114,20 +127,20 @@ def log_labels(
     client.log_inputs(run_id, [_input(dataset) for dataset in datasets])
 
 
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested labels as (dotted key, text) pairs; lists of numbers and texts stay one value."""
     if isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from flatten(each, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, (list, tuple)) and any(isinstance(each, Mapping) for each in value):
-        for index, each in enumerate(value):
-            yield from flatten(each, f"{prefix}.{index}")
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{prefix}.{index}")
     else:
         key = re.sub(r"[^\w.:/ -]", "_", prefix)
         yield key, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _input(dataset: DatasetFacts) -> Any:
+def _input(dataset: DatasetFacts) -> DatasetInput:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
@@ -136,7 +149,8 @@ def _input(dataset: DatasetFacts) -> Any:
     kind, _, where = dataset.source.partition(":")
     if kind == "hub":
         path, _, configuration = where.partition(":")
-        source: Any = HuggingFaceDatasetSource(path, config_name=configuration or None, split=dataset.split)
+        hub_options = {"config_name": configuration or None, "split": dataset.split}
+        source: DatasetSource = HuggingFaceDatasetSource(path, **hub_options)
     else:
         source = CodeDatasetSource({"task": where})
     described = MetaDataset(source, name=dataset.task, digest=dataset.digest)._to_mlflow_entity()
@@ -155,7 +169,7 @@ def name() -> str:
 def _called() -> str:
     try:
         return f"MLflow at {name()}"
-    except ImportError:  # it is broken, or half installed: what was measured is told all the same
+    except ImportError:  # it is broken, or half installed: the user hears of what was measured all the same
         return "MLflow"
 
 
@@ -166,7 +180,7 @@ def _old_file_store() -> str | None:
     if not any(Path("mlruns").glob("*/meta.yaml")):
         return None
     return (
-        "./mlruns is a file store of an older MLflow, which MLflow no longer opens unasked: migrate it with "
+        "./mlruns is a file store of an older MLflow, which MLflow no longer opens by itself. Migrate it with "
         "`mlflow migrate-filestore`, move it away, name another store in MLFLOW_TRACKING_URI, or set "
         "MLFLOW_ALLOW_FILE_STORE=true"
     )
@@ -175,12 +189,12 @@ def _old_file_store() -> str | None:
 @contextmanager
 def patient() -> Iterator[None]:
     """Bound MLflow's retries, unless the user has set them, and keep its bars off the screen."""
-    ours = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
-    os.environ.update(ours)
+    added = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for key in ours:
+        for key in added:
             os.environ.pop(key, None)
 
 
@@ -192,13 +206,13 @@ def _uninterrupted() -> Iterator[None]:
         return
     held: list[int] = []
     before = {
-        each: signal.signal(each, lambda number, _: held.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
+        kind: signal.signal(kind, lambda number, _: held.append(number)) for kind in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
     for number in held:
         signal.raise_signal(number)
 

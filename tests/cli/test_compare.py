@@ -12,7 +12,7 @@ import pytest
 from moe_eval.cli import main
 from moe_eval.runner.folder import RunFolder
 from tests import recorded_arms as made
-from tests.servers import recorded_run
+from tests.doubles.servers import recorded_run
 
 MS = {1: [[100.0, 101.0], [100.0, 99.0]]}
 FASTER = {1: [[80.0, 81.0], [80.0, 79.0]]}

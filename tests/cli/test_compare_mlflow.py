@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
-from tests.servers import free_port, recorded_run
+from tests.doubles.servers import free_port, recorded_run
 
 
 @pytest.fixture(scope="module")

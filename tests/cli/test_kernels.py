@@ -15,26 +15,25 @@ from typing import IO, Any
 import pytest
 
 from moe_eval.cli import main
-from tests.traces import timeline
-from tests.traces.timeline import Timeline, generation
+from tests.doubles import chrome_trace, timeline
+from tests.doubles.timeline import Timeline, generation
 
 HOSTILE = 'evil\t|"<script>alert(1)</script>\x1b[31m\n' + "n" * 100_000
 
 
-def chrome(path: Path, made: Timeline) -> Path:
+def chrome(path: Path, recording: Timeline) -> Path:
     """The timeline as torch's profiler writes it, every kernel with its launch."""
     events: list[dict[str, Any]] = []
-    for row in made.rows:
+    for row in recording.rows:
         copy = str(row["text"]).startswith("Memcpy")
         args = {"device": 0, "stream": 7, "correlation": row["correlation"], "grid": [row.get("blocks", 1), 1, 1]}
-        events.append({"ph": "X", "cat": "gpu_memcpy" if copy else "kernel", "name": row["text"], "pid": 0, "tid": 7,
-                       "ts": int(row["start_ns"]) / 1000, "dur": int(row["duration_ns"]) / 1000,
-                       "args": args})  # fmt: skip
+        kernel = chrome_trace.kernel(row["text"], cat="gpu_memcpy" if copy else "kernel", args=args)
+        events.append(kernel | {"ts": int(row["start_ns"]) / 1000, "dur": int(row["duration_ns"]) / 1000})
         launch = "cudaGraphLaunch" if row.get("replayed") else "cudaLaunchKernel"
-        events.append({"ph": "X", "cat": "cuda_runtime", "name": launch, "pid": 99, "tid": 1, "dur": 1,
-                       "ts": int(row["launch_ns"]) / 1000, "args": {"correlation": row["correlation"]}})  # fmt: skip
-    path.write_text(json.dumps({"traceEvents": events, "deviceProperties": [{"name": "NVIDIA H100"}]}))
-    return path
+        events.append(
+            chrome_trace.call(launch, ts=int(row["launch_ns"]) / 1000, args={"correlation": row["correlation"]})
+        )
+    return chrome_trace.save(path, events, deviceProperties=[{"name": "NVIDIA H100"}])
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +44,9 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main(["kernels", *argv]) == 2
-    found = capsys.readouterr()
-    assert found.out == ""
-    (line,) = found.err.splitlines()
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
     assert line.startswith("moe-eval: ")
     return line
 
@@ -58,38 +57,38 @@ def test_one_trace_on_screen_and_as_json(traces: list[str], tmp_path: Path, caps
     content = json.loads((tmp_path / "k.json").read_text())
     (record,) = content["traces"]
     assert (record["precision_seen"], record["moe_backend_seen"], record["verified"]) == ("bf16", "triton", None)
-    assert record["run_id"] is None
+    assert (record["origin"]["run_id"], content["difference"]) == (None, None)
     assert record["source"]["gpus"] == ["NVIDIA H100"]
     assert list(record["phases"]) == ["prefill", "decode"]
     decode = record["phases"]["decode"]
     assert sum(each["share"] for each in decode["categories"].values()) == pytest.approx(1)
     assert decode["total_ms"] == pytest.approx(sum(each["ms"] for each in decode["categories"].values()))
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
-    shown = {line[0]: line for line in lines[-30:] if len(line) == 5}
+    by_category = {line[0]: line for line in lines[-30:] if len(line) == 5}
     for name, each in decode["categories"].items():
-        assert shown[name][1] == f"{each['ms']:.3f}"
-        assert shown[name][3] == f"{each['launches']:.0f}"
-    assert shown["TOTAL"][1:3] == [f"{decode['total_ms']:.3f}", "100.0"]
+        assert by_category[name][1] == f"{each['ms']:.3f}"
+        assert by_category[name][3] == f"{each['launches']:.0f}"
+    assert by_category["TOTAL"][1:3] == [f"{decode['total_ms']:.3f}", "100.0"]
     assert f"{decode['ceiling']['if_free']:.2f}x of busy time" in out
 
 
 def test_two_traces_and_times_without_the_profiler(traces: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    how = ["--input", *traces, "--precisions", "bf16,fp8", "--tpot_ms", "4.86", "4.83"]
-    assert main(["kernels", *how]) == 0
+    options = ["--input", *traces, "--precisions", "bf16,fp8", "--tpot_ms", "4.86", "4.83"]
+    assert main(["kernels", *options]) == 0
     out = capsys.readouterr().out
     assert "decode: the expert GEMMs of fp8 take 0.024 ms less" in out
-    assert "measured without it: 1.006x" in out
+    assert "measured without it is 1.006x" in out
     assert "+ residual" in out
 
 
 def test_a_label_that_the_kernels_contradict_fails_loudly_after_everything_is_shown(
     traces: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    how = ["--input", traces[0], "--precisions", "fp8", "--output", str(tmp_path / "k.json")]
-    assert main(["kernels", *how]) == 1
-    found = capsys.readouterr()
-    assert "TOTAL" in found.out
-    assert "the label says fp8, but the experts ran bf16 on triton" in found.err
+    options = ["--input", traces[0], "--precisions", "fp8", "--output", str(tmp_path / "k.json")]
+    assert main(["kernels", *options]) == 1
+    output = capsys.readouterr()
+    assert "TOTAL" in output.out
+    assert "the label says fp8, but the experts ran bf16 on triton" in output.err
     assert json.loads((tmp_path / "k.json").read_text())["traces"][0]["verified"] is False
 
 
@@ -114,9 +113,9 @@ def test_classify_reads_names_from_standard_input(tmp_path: Path) -> None:
 def test_a_hostile_name_breaks_neither_the_table_nor_the_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = generation(decode=2)
-    made.run("other", HOSTILE, 500_000)
-    path = chrome(tmp_path / "hostile.json", made)
+    recording = generation(decode=2)
+    recording.run("other", HOSTILE, 500_000)
+    path = chrome(tmp_path / "hostile.json", recording)
     assert main(["kernels", "--input", str(path), "--output", str(tmp_path / "k.json")]) == 0
     out = capsys.readouterr().out
     assert all(len(line) < 400 for line in out.splitlines())
@@ -130,7 +129,7 @@ def test_a_hostile_name_breaks_neither_the_table_nor_the_json(
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "sentence"),
     [
         ([], "Give --input one trace"),
         (["--input", "a", "b", "c"], "Give --input one trace"),
@@ -143,9 +142,9 @@ def test_a_hostile_name_breaks_neither_the_table_nor_the_json(
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
-    traces: list[str], capsys: pytest.CaptureFixture[str], options: list[str], words: str
+    traces: list[str], capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
 ) -> None:
-    assert words in refused(capsys, *(each.replace("{bf16}", traces[0]) for each in options))
+    assert sentence in refused(capsys, *(each.replace("{bf16}", traces[0]) for each in options))
 
 
 def test_damaged_files_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,10 +154,9 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
         "cut.json.gz": good[: len(good) // 2],
         "half.json": b'{"traceEvents": [{"ph": "X", "name": ',
         "noise.bin": bytes(range(256)) * 10,
-        "cpu.json": json.dumps({"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 1, "dur": 2,
-                                                 "pid": 1, "tid": 1}]}).encode(),
+        "cpu.json": json.dumps({"traceEvents": [chrome_trace.mark("aten::mm", cat="cpu_op")]}).encode(),
         "no.sqlite": b"SQLite format 3\0" + bytes(100),
-    }.items():  # fmt: skip
+    }.items():
         (tmp_path / name).write_bytes(data)
         assert name in refused(capsys, "--input", str(tmp_path / name))
 
@@ -187,14 +185,14 @@ def test_times_that_are_none(times: tuple[str, str], traces: list[str], capsys: 
 def test_chunks_of_a_prompt_that_look_like_one_step_are_pointed_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = Timeline()
+    recording = Timeline()
     for chunk in range(3):
-        made.step("prefill", 512)
+        recording.step("prefill", 512)
         if chunk < 2:  # only the last chunk is sampled from
-            del made.rows[-2:]
+            del recording.rows[-2:]
     for _ in range(3):
-        made.step("decode", 1, graph=True)
-    assert main(["kernels", "--input", str(chrome(tmp_path / "chunks.json", made))]) == 0
+        recording.step("decode", 1, graph=True)
+    assert main(["kernels", "--input", str(chrome(tmp_path / "chunks.json", recording))]) == 0
     assert "(9 in prefill, 3 in decode)" in capsys.readouterr().out
 
 
@@ -203,17 +201,17 @@ def test_classify_with_standard_input_closed_and_in_an_ascii_locale() -> None:
     command = [sys.executable, "-c", program, "kernels", "classify"]
     for closed in ("<&-", ">&-"):
         shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
-        found = subprocess.run(shell, input="", capture_output=True, text=True, check=False)
-        assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+        output = subprocess.run(shell, input="", capture_output=True, text=True, check=False)
+        assert (output.returncode, output.stderr.count("\n")) == (2, 1)
     plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    found = subprocess.run(command, input="caf\u00e9\n", capture_output=True, encoding="utf-8", env=plain, check=True)
-    assert found.stdout == "other\t\t\tcaf\u00e9\n"
+    output = subprocess.run(command, input="caf\u00e9\n", capture_output=True, encoding="utf-8", env=plain, check=True)
+    assert output.stdout == "other\t\t\tcaf\u00e9\n"
 
 
 def test_an_ascii_terminal_and_a_reader_that_has_seen_enough_end_no_command_with_a_traceback(tmp_path: Path) -> None:
-    made = generation(decode=2)
-    made.run("other", "µ-kernel €", 900_000)
-    path = chrome(tmp_path / "a.json", made)
+    recording = generation(decode=2)
+    recording.run("other", "µ-kernel €", 900_000)
+    path = chrome(tmp_path / "a.json", recording)
     run = f"import sys; from moe_eval.cli import main; sys.exit(main(['kernels', '--input', {str(path)!r}]))"
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, env=ascii_only, check=False)
@@ -221,8 +219,8 @@ def test_an_ascii_terminal_and_a_reader_that_has_seen_enough_end_no_command_with
     assert b"?-kernel ?" in done.stdout
     names = "\n".join(["fused_moe_kernel"] * 100_000).encode()
     classify = "import sys; from moe_eval.cli import main; sys.exit(main(['kernels', 'classify']))"
-    with subprocess.Popen([sys.executable, "-c", classify], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as running:  # fmt: skip
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", classify], stdin=pipe, stdout=pipe, stderr=pipe) as running:
         assert running.stdin is not None
         assert running.stdout is not None
         assert running.stderr is not None

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from moe_eval.evaluators.perplexity import Scores
 
 from moe_eval import cli
 from moe_eval.comparison import comparable
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
-from moe_eval.evaluators.perplexity import Scores
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import arm_process

@@ -15,7 +15,7 @@ from moe_eval.cli import run as command
 from moe_eval.records.by_arm import read
 from moe_eval.report import write
 from moe_eval.runner.folder import RunFolder
-from tests.servers import free_port, recorded_run
+from tests.doubles.servers import free_port, recorded_run
 
 OPTIONS = [
     *("run", "--dataset", "moe_sample", "--input_len", "64", "--num_chunks", "2"),

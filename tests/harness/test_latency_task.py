@@ -76,7 +76,7 @@ def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended,
     assert logged == pytest.approx(content["metrics"])
     for shape in ("b1_i16_o24", "b2_i16_o24"):
         for name in NAMES:
-            low, value, high = (logged[f"speed/{shape}/{name}{bound}"] for bound in ("_low", "", "_high"))
+            low, value, high = (logged[f"latency/{shape}/{name}{bound}"] for bound in ("_low", "", "_high"))
             assert 0 < low <= value <= high, name
     rows = [row["word_perplexity"] for row in samples(run, "moe_sample")]
     word_ppl = math.exp(-sum(nats for nats, _ in rows) / sum(count for _, count in rows))
@@ -108,7 +108,7 @@ def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> Non
         times = {name: answer["metrics"][name]["samples"] for name in NAMES}
         for name, values in times.items():
             assert len(values) == 6
-            key = f"speed/b{batch}_i16_o24/{name}"
+            key = f"latency/b{batch}_i16_o24/{name}"
             assert metrics[key] == metrics[f"harness/moe_latency/{name}_b{batch}_i16_o24"] == statistics.median(values)
             # of six values nothing narrower than all of them holds the median in 95 of 100 cases: 1 - 2 / 2**6 do
             assert (metrics[f"{key}_low"], metrics[f"{key}_high"]) == (min(values), max(values))
@@ -236,7 +236,7 @@ def test_what_other_tasks_keep_from_run_to_run_leaves_timings_alone(
     )
     assert len(first) == len(second) == 2
     assert first != second
-    assert {key.split("/")[1] for key in metrics[2] if key.startswith("speed/")} == {"b2_i16_o24"}
+    assert {key.split("/")[1] for key in metrics[2] if key.startswith("latency/")} == {"b2_i16_o24"}
 
 
 def test_a_command_for_another_model_stops_before_it_is_loaded(

@@ -1,72 +1,61 @@
-"""The geometry of charts against the numbers they were given, by their own axes, and the colours against the page."""
+"""The geometry of charts against the numbers they were drawn from, and the colours against the page."""
 
 from __future__ import annotations
 
-import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from moe_eval.report import charts, svg
-from moe_eval.report.charts import Point, Series
+from moe_eval.report import bars, charts, drawing, points
+from moe_eval.report.drawing import Chart
+from moe_eval.report.points import Point, Series
+from tests.doubles import compared_arms
 
 NS = "{http://www.w3.org/2000/svg}"
 
 
-def parsed(text: str) -> ET.Element:
-    root = ET.fromstring(text)
-    assert root.tag == f"{NS}svg"
-    assert root.get("role") == "img"
-    title, desc = root.find(f"{NS}title"), root.find(f"{NS}desc")
-    assert title is not None
-    assert desc is not None
-    assert title.text
-    assert desc.text
-    assert (root.get("aria-labelledby"), root.get("aria-describedby")) == (title.get("id"), desc.get("id"))
-    inside(root)
-    return root
+@pytest.fixture(autouse=True)
+def _style() -> Iterator[None]:
+    with drawing.style():
+        yield
 
 
-def inside(root: ET.Element) -> None:
-    """Nothing is drawn outside the picture."""
-    _, _, wide, high = map(float, root.get("viewBox", "").split())
-    for each in root.iter():
-        if each.tag in (f"{NS}pattern", f"{NS}path") or (each.tag == f"{NS}circle" and each.get("class") == "dot"):
-            continue
-        for keys, limit in ((("x", "x1", "x2", "cx"), wide), (("y", "y1", "y2", "cy"), high)):
-            for key in keys:
-                assert -0.01 <= float(each.get(key, "0")) <= limit + 0.01, ET.tostring(each)
-        if each.tag == f"{NS}rect":
-            assert float(each.get("x", "0")) + float(each.get("width", "0")) <= wide + 0.01
-        if each.tag == f"{NS}text":
-            size = svg.width_of(each.text or "")
-            before = {"start": 0.0, "middle": size / 2, "end": size}[each.get("text-anchor", "start")]
-            x = float(each.get("x", "0"))
-            assert x - before >= -1, each.text
-            assert x - before + size <= wide + 1, each.text
+def drawn(chart: Chart | None) -> tuple[Figure, Axes]:
+    """The figure of a chart, which holds all that it draws."""
+    assert chart is not None
+    assert chart.title
+    assert chart.description
+    figure = chart.draw()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    outside = figure.get_tightbbox(canvas.get_renderer())
+    wide, high = figure.get_size_inches()
+    assert outside.x0 >= -0.02, "nothing is drawn outside the picture"
+    assert outside.y0 >= -0.02
+    assert outside.x1 <= wide + 0.02
+    assert outside.y1 <= high + 0.02
+    return figure, axes
 
 
-def groups(root: ET.Element, **wanted: str) -> list[ET.Element]:
-    return [
-        each for each in root.iter(f"{NS}g")
-        if all(each.get(f"data-{key}") == value for key, value in wanted.items()) and each.keys()
-    ]  # fmt: skip
+def boxes(axes: Axes, start: str) -> dict[str, Rectangle]:
+    """Bars by the rest of their id."""
+    named = {str(patch.get_gid()): patch for patch in axes.patches if isinstance(patch, Rectangle)}
+    return {name.removeprefix(start): patch for name, patch in named.items() if name.startswith(start)}
 
 
-def number(each: ET.Element | None, key: str) -> float:
-    assert each is not None
-    return float(each.get(key, "nan"))
-
-
-def axis(root: ET.Element, kind: str, pattern: str) -> list[tuple[float, float]]:
-    """Places and values of ticks: gridlines paired with the texts at their height, or x of texts."""
-    return [
-        (float(each.get(kind, "0")), float(found[1].replace(",", "")))
-        for each in root.iter(f"{NS}text")
-        if each.get("class") == "tick" and (found := re.fullmatch(pattern, each.text or ""))
-    ]  # fmt: skip
+def whiskers(axes: Axes) -> dict[str, ErrorbarContainer]:
+    return {str(bar.get_label()): bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)}
 
 
 RATIOS = [
@@ -75,57 +64,47 @@ RATIOS = [
 ]
 
 
-def test_points_and_whiskers_lie_where_the_axis_says() -> None:
-    root = parsed(charts.ratios("f", "Speed-up", RATIOS))
-    ticks = axis(root, "y", r"([\d.]+)x")
-    assert len(ticks) >= 2
-    (y1, v1), (y2, v2) = ticks[0], ticks[-1]
-
-    def value_at(y: float) -> float:
-        share = (y + 4 - y1) / (y2 - y1)  # a tick's text has its baseline 4 below the line
-        return math.exp(math.log(v1) + share * (math.log(v2) - math.log(v1)))
-
+def test_points_and_whiskers_lie_where_the_numbers_say() -> None:
+    _, axes = drawn(points.ratios("Speed-up", RATIOS))
+    by_label = whiskers(axes)
+    assert len(by_label) == 5
     for series in RATIOS:
         for batch, point in series.points.items():
-            (group,) = groups(root, arm=series.name, batch=str(batch))
-            lines = [each for each in group if each.tag == f"{NS}line"]
-            if point.low is None or point.high is None:
-                assert not lines
-                assert "f" not in {each.get("class", "")[7:8] for each in group}, "a point without interval is hollow"
-                continue
-            shaft = lines[0]
-            assert value_at(number(shaft, "y1")) == pytest.approx(point.low, rel=1e-3)
-            assert value_at(number(shaft, "y2")) == pytest.approx(point.high, rel=1e-3)
-            if series.name == "fp8":
-                box = group.find(f"{NS}rect")
-                middle = number(box, "y") + number(box, "height") / 2
-                assert value_at(middle) == pytest.approx(point.value, rel=1e-3)
-    (one,) = [each for each in root.iter(f"{NS}line") if each.get("class") == "one"]
-    assert value_at(number(one, "y1")) == pytest.approx(1, rel=1e-3)
+            line, _, (*bars_of_point,) = by_label[f"{series.index}-{batch}"].lines
+            assert line is not None
+            assert list(line.get_ydata()) == [point.value]
+            hollow = to_hex(line.get_markerfacecolor()) == drawing.COLOURS["page"]
+            assert hollow == (point.low is None), "a point without interval is hollow"
+            if point.low is not None:
+                ((_, low), (_, high)) = bars_of_point[0].get_segments()[0]
+                assert (low, high) == pytest.approx((point.low, point.high))
+    (same,) = [line for line in axes.lines if line.get_gid() == "same"]
+    assert set(same.get_ydata()) == {1}
 
 
-def test_the_batch_axis_is_logarithmic_and_arms_differ_in_shape() -> None:
-    root = parsed(charts.ratios("f", "Speed-up", RATIOS))
-    x = {value: place for place, value in axis(root, "x", r"(\d+)")}
-    assert (x[64] - x[8]) / (x[8] - x[1]) == pytest.approx(1, rel=1e-4)
-    shafts = [group[0].get("x1") for group in groups(root, batch="8")]
-    assert len(set(shafts)) == len(RATIOS), "arms of one batch size stand side by side"
-    shapes = {name: {each.tag for each in groups(root, arm=name)[0] if "marker" in each.get("class", "")}
-              for name in ("fp8", "nvfp4")}  # fmt: skip
-    assert shapes["fp8"] != shapes["nvfp4"]
-
-
-def test_many_markers_differ() -> None:
-    looks = {re.sub(r'"[\d. ,-]+"', "", svg.marker(which, 10, 10)) + str(which % svg.MARKERS) for which in range(35)}
-    assert len(looks) == 35
+def test_the_axes_are_logarithmic_and_arms_differ_in_shape_and_place() -> None:
+    _, axes = drawn(points.ratios("Speed-up", RATIOS))
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "8", "64"]
+    assert len(axes.get_yticks()) >= 2
+    lines = [whiskers(axes)[label].lines[0] for label in ("1-8", "2-8")]
+    assert lines[0].get_xdata()[0] < 8 < lines[1].get_xdata()[0], "arms of one batch size stand side by side"
+    assert lines[0].get_marker() != lines[1].get_marker()
+    assert len({(drawing.CYCLE[at % 7], drawing.MARKERS[at % 5]) for at in range(35)}) == 35
 
 
 @pytest.mark.parametrize(
-    "series", [[Series(1, "a", {4: Point(1.0, 1.0, 1.0)})], [Series(0, "a", {1: Point(900.0, 0.001, 5e4)})]]
+    "series",
+    [
+        [Series(1, "a", {4: Point(1.0, 1.0, 1.0)})],
+        [Series(0, "a", {1: Point(900.0, 0.001, 5e4)})],
+        [Series(at, "long name " * 30, {1: Point(1.0, 0.9, 1.1), 2: Point(1.0, 0.9, 1.1)}) for at in range(9)],
+        [Series(0, "a", {batch: Point(1.0, 0.9, 1.1) for batch in range(1, 40)})],
+    ],
 )
 def test_extreme_ratios_are_drawn_inside(series: list[Series]) -> None:
-    root = parsed(charts.ratios("f", "t", series))
-    assert axis(root, "y", r"([\d.,]+)x")
+    _, axes = drawn(points.ratios("t", series))
+    assert any(text.get_text().endswith("x") for text in axes.get_yticklabels())
 
 
 BARS = [
@@ -136,119 +115,154 @@ ORDER = ("expert_gemm", "attention", "norm", "quant_dequant")
 
 
 def test_stacked_bars_are_in_proportion_and_add_up() -> None:
-    root = parsed(charts.stacked("f", "ms", BARS, ORDER))
-    scale = None
-    for name, parts in BARS:
-        at = None
-        for key in ORDER:
-            found = groups(root, arm=name, category=key)
-            if not parts.get(key):
-                assert not found
-                continue
-            box = found[0].find(f"{NS}rect")
-            scale = scale or number(box, "width") / parts[key]
-            assert number(box, "width") == pytest.approx(scale * parts[key], abs=2e-3)
-            assert at is None or number(box, "x") == pytest.approx(at, abs=2e-3)
-            at = number(box, "x") + number(box, "width")
-        total = sum(parts.values())
-        assert at == pytest.approx(10 + (scale or 0) * total, abs=5e-3)
-        assert f"{total:.3f} ms" in [each.text for each in root.iter(f"{NS}text")]
-    places = axis(root, "x", r"([\d.]+)(?: ms)?")
-    zero, two = next(x for x, v in places if v == 0), next(x for x, v in places if v == 2)
-    assert two - zero == pytest.approx(2 * (scale or 0), abs=2e-3)
+    _, axes = drawn(bars.stacked("ms", BARS, ORDER))
+    by_id = boxes(axes, "bar-")
+    for row, (_, times) in enumerate(BARS):
+        end = 0.0
+        for index, key in enumerate(ORDER):
+            box = by_id.pop(f"{row}-{index}", None)
+            assert (box is not None) == (key in times)
+            if box is not None:
+                assert (box.get_x(), box.get_width()) == pytest.approx((end, times[key]))
+                end += times[key]
+        assert f"{sum(times.values()):.3f} ms" in [text.get_text() for text in axes.texts]
+    assert not by_id
+    assert axes.get_xlim()[0] == 0
 
 
 def test_a_category_looks_alike_whether_or_not_others_are_there() -> None:
-    def look(bars: list[tuple[str, dict[str, float]]]) -> tuple[str | None, str | None]:
-        (group,) = groups(parsed(charts.stacked("f", "ms", bars, ORDER)), arm="fp8", category="quant_dequant")
-        return group[0].get("class"), group.findtext(f"{NS}text")
+    def look(chart: Chart | None, box: str) -> tuple[str, str, str]:
+        figure, axes = drawn(chart)
+        patch = boxes(axes, "bar-")[box]
+        (label,) = [text.get_text() for text in figure.legends[0].get_texts() if "quant dequant" in text.get_text()]
+        return to_hex(patch.get_facecolor()), str(patch.get_hatch()), label.split()[0]
 
-    assert look(BARS) == look([("fp8", {"quant_dequant": 1.0})])
-    assert look(BARS)[1] == str(ORDER.index("quant_dequant") + 1)
+    first = look(bars.stacked("ms", BARS, ORDER), "1-3")
+    assert first == look(bars.stacked("ms", [("fp8", {"quant_dequant": 1.0})], ORDER), "0-3")
+    assert first[2] == str(ORDER.index("quant_dequant") + 1)
 
 
 def test_more_categories_than_colours_differ_in_pattern() -> None:
     names = [f"c{at}" for at in range(16)]
-    root = parsed(charts.stacked("f", "ms", [("a", dict.fromkeys(names, 1.0))], names))
-    looks = [
-        tuple(
-            each.get("fill") or each.get("class") for each in groups(root, arm="a", category=name)[0].iter(f"{NS}rect")
-        )
-        for name in names
-    ]
-    assert len(set(looks)) == 16
-    ids = {each.get("id") for each in root.iter(f"{NS}pattern")}
-    used = {found for each in root.iter() for found in re.findall(r"url\(#(.+)\)", each.get("fill", ""))}
-    assert used
-    assert used <= ids
+    chart = bars.stacked("ms", [("a", dict.fromkeys(names, 1.0))], names)
+    _, axes = drawn(chart)
+    patches = boxes(axes, "bar-").values()
+    assert len({(to_hex(patch.get_facecolor()), patch.get_hatch()) for patch in patches}) == 16
+    assert chart is not None
+    assert len(drawing.svg(chart, "f")) < 60_000
 
 
 def test_the_waterfall_begins_at_one_step_and_ends_at_the_other() -> None:
     changes = [("expert GEMM", -2.4), ("quantise", 0.9), ("norm", 0.0), ("waiting", 0.3), ("residual", -0.05)]
-    root = parsed(charts.waterfall("f", "ms", (("bf16", 6.0), ("fp8", 4.75)), changes))
-    rows = groups(root)
-    assert [each.get("data-row") for each in rows] == ["bf16", "expert GEMM", "quantise", "waiting", "residual", "fp8"]
-    boxes = [each.find(f"{NS}rect") for each in rows]
-    zero, scale = number(boxes[0], "x"), number(boxes[0], "width") / 6.0
+    _, axes = drawn(bars.waterfall("ms", (("bf16", 6.0), ("fp8", 4.75)), changes))
+    rows = boxes(axes, "row-")
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["bf16", "expert GEMM", "quantise", "waiting", "residual", "fp8"]
+    assert (rows["0"].get_x(), rows["0"].get_width()) == (0, 6.0)
     level = 6.0
-    for box, row, (_, change) in zip(boxes[1:-1], rows[1:-1], [each for each in changes if each[1]], strict=True):
-        assert number(box, "x") == pytest.approx(zero + scale * min(level, level + change), abs=5e-3)
-        assert number(box, "width") == pytest.approx(scale * abs(change), abs=5e-3)
-        assert row.get("data-kind") == ("cost" if change > 0 else "gain")
-        assert len(row) == (2 if change > 0 else 1), "what costs time is hatched as well as coloured"
+    for at, change in enumerate((change for _, change in changes if change), 1):
+        row = rows[f"{at}"]
+        assert (row.get_x(), row.get_width()) == pytest.approx((level, change))
+        assert (row.get_hatch() != "") == (change > 0), "what costs time is hatched as well as coloured"
+        assert to_hex(row.get_facecolor()) == drawing.COLOURS["c1" if change > 0 else "c2"]
         level += change
-    assert number(boxes[-1], "x") == pytest.approx(zero, abs=5e-3)
-    assert number(boxes[-1], "width") == pytest.approx(scale * level, abs=5e-3)
+    assert (rows["5"].get_x(), rows["5"].get_width()) == pytest.approx((0, level))
 
 
 def test_small_changes_are_one_row_of_the_waterfall() -> None:
     changes = [("a", 0.001), ("expert GEMM", -2.4), ("b", -0.004), ("c", 0.002), ("waiting", 0.3)]
-    root = parsed(charts.waterfall("f", "ms", (("bf16", 6.0), ("fp8", 3.899)), changes))
-    rows = [each.get("data-row") for each in groups(root)]
-    assert rows == ["bf16", "expert GEMM", "waiting", "3 smaller changes", "fp8"]
-    boxes = [each.find(f"{NS}rect") for each in groups(root)]
-    end = number(boxes[-1], "x") + number(boxes[-1], "width")
-    assert number(boxes[-2], "x") == pytest.approx(end, abs=5e-3), "the last change ends where the other step does"
+    _, axes = drawn(bars.waterfall("ms", (("bf16", 6.0), ("fp8", 3.899)), changes))
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["bf16", "expert GEMM", "waiting", "3 smaller changes", "fp8"]
+    rows = boxes(axes, "row-")
+    end = rows["3"].get_x() + rows["3"].get_width()
+    assert end == pytest.approx(rows["4"].get_width()), "the last change ends where the other step does"
 
 
 def test_quality_has_its_whiskers_zero_and_noise_floor_in_place() -> None:
     series = [
-        Series(1, "fp8", {0: Point(0.004, 0.002, 0.006)}), Series(2, "nvfp4", {0: Point(0.02, 0.01, 0.03)}),
-        Series(3, "other", {0: Point(-0.001, None, None)}),
-    ]  # fmt: skip
-    root = parsed(charts.quality("f", "ppl", series, 0.0005))
-    places = axis(root, "x", r"([+-]?[\d.]+)")
-    (x1, v1), (x2, v2) = [each for each in places if each[1] in (0, 0.02)]
-
-    def value_at(x: float) -> float:
-        return v1 + (v2 - v1) * (x - x1) / (x2 - x1)
-
-    for each in series:
-        point, (group,) = each.points[0], groups(root, arm=each.name)
-        lines = [one for one in group if one.tag == f"{NS}line"]
-        if point.low is None:
-            assert not lines
-            continue
-        assert value_at(number(lines[0], "x1")) == pytest.approx(point.low, abs=1e-6)
-        assert value_at(number(lines[0], "x2")) == pytest.approx(point.high, abs=1e-6)
-    (band,) = [each for each in root.iter(f"{NS}rect") if each.get("class") == "noise"]
-    edges = number(band, "x"), number(band, "x") + number(band, "width")
-    assert [value_at(x) for x in edges] == pytest.approx([-0.0005, 0.0005], abs=1e-6)
+        Series(1, "fp8", {0: Point(0.004, 0.002, 0.006)}),
+        Series(2, "nvfp4", {0: Point(0.02, 0.01, 0.03)}),
+        Series(3, "third", {0: Point(-0.001, None, None)}),
+    ]
+    _, axes = drawn(points.quality("ppl", series, 0.0005))
+    for arm in series:
+        point = arm.points[0]
+        line, _, (*bars_of_point,) = whiskers(axes)[f"{arm.index}"].lines
+        assert line is not None
+        assert list(line.get_xdata()) == [point.value]
+        assert bool(bars_of_point) == (point.low is not None)
+        if point.low is not None:
+            ((low, _), (high, _)) = bars_of_point[0].get_segments()[0]
+            assert (low, high) == pytest.approx((point.low, point.high))
+    band = boxes(axes, "noise")[""]
+    assert (band.get_x(), band.get_width()) == pytest.approx((-0.0005, 0.001))
+    (zero,) = [line for line in axes.lines if line.get_gid() == "zero"]
+    assert set(zero.get_xdata()) == {0}
 
 
 def test_lengths_are_in_proportion() -> None:
-    root = parsed(charts.lengths("f", "KLD", [(1, "fp8", 0.002), (2, "nvfp4", 0.03), (3, "same", 0.0)], "nats", 5))
-    wide = {each.get("data-arm"): number(each.find(f"{NS}rect"), "width") for each in groups(root)}
-    assert wide["nvfp4"] / wide["fp8"] == pytest.approx(15, rel=1e-3)
-    assert wide["same"] == 0
+    _, axes = drawn(bars.lengths("KLD", [(1, "fp8", 0.002), (2, "nvfp4", 0.03), (3, "same", 0.0)], "nats", 5))
+    assert [box.get_width() for box in boxes(axes, "arm-").values()] == [0.002, 0.03, 0.0]
 
 
 def test_nothing_gives_no_chart() -> None:
-    assert charts.ratios("f", "t", []) == charts.ratios("f", "t", [Series(0, "a", {})]) == ""
-    assert charts.stacked("f", "t", [], ()) == charts.stacked("f", "t", [("a", {"norm": 0.0})], ("norm",)) == ""
-    assert charts.waterfall("f", "t", (("a", 0.0), ("b", 0.0)), []) == ""
-    assert charts.quality("f", "t", [], 0.1) == charts.lengths("f", "t", [], "nats", 5) == ""
-    assert charts.lengths("f", "t", [(0, "a", 0.0)], "nats", 5) == ""
+    assert points.ratios("t", []) is points.ratios("t", [Series(0, "a", {})]) is None
+    assert bars.stacked("t", [], ()) is bars.stacked("t", [("a", {"norm": 0.0})], ("norm",)) is None
+    assert bars.waterfall("t", (("a", 0.0), ("b", 0.0)), []) is None
+    assert points.quality("t", [], 0.1) is bars.lengths("t", [], "nats", 5) is None
+    assert bars.lengths("t", [(0, "a", 0.0)], "nats", 5) is None
+
+
+def test_bars_and_waterfalls_are_drawn_from_the_comparison() -> None:
+    comparison = compared_arms.comparison()
+    shape = comparison.pairs[0].shapes[1]
+    by_title = {
+        figure.chart.title: figure.chart
+        for phases in charts.steps(comparison).values()
+        for phase in phases
+        for figure in phase.figures
+    }
+    assert shape.breakdown
+    assert shape.kernels
+    _, axes = drawn(by_title[f"Kernel time per step by category, {shape.name}, decode"])
+    order = list(charts.CATEGORIES)
+    lengths = {name: box.get_width() for name, box in boxes(axes, "bar-").items()}
+    for category, values in shape.breakdown["decode"].items():
+        for row, ms in enumerate(values):
+            assert lengths.get(f"{row}-{order.index(category)}", 0) == pytest.approx(ms)
+    change = shape.kernels["prefill"]
+    assert change.step_ms
+    _, axes = drawn(by_title[f"From a step of bf16 to one of fp8, {shape.name}, prefill"])
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    rows = dict(zip(names, (box.get_width() for box in boxes(axes, "row-").values()), strict=True))
+    assert (rows["bf16"], rows["fp8"]) == pytest.approx(change.step_ms)
+    assert rows["expert GEMM"] == pytest.approx(change.categories["expert_gemm"].change_ms)
+    assert rows["waiting"] == pytest.approx(change.waiting_change_ms)
+
+
+def test_an_svg_can_be_read_without_seeing_and_takes_the_page_s_colours() -> None:
+    chart = points.ratios("Speed-up <of> $x$", RATIOS)
+    assert chart is not None
+    text = drawing.svg(chart, "figure-7")
+    root = ET.fromstring(text)
+    title, description = root.find(f"{NS}title"), root.find(f"{NS}desc")
+    assert root.get("role") == "img"
+    assert title is not None
+    assert description is not None
+    assert (title.text, description.text) == (chart.title, chart.description)
+    assert (root.get("aria-labelledby"), root.get("aria-describedby")) == (title.get("id"), description.get("id"))
+    assert all(str(element.get("id", "figure-7-")).startswith("figure-7-") for element in root.iter())
+    assert not re.search(r"#[0-9a-f]{6}\b", text), "every colour is a variable of the page"
+    assert not root.findall(f".//{NS}style")
+    assert "8" in [element.text for element in root.iter(f"{NS}text")], "text stays text"
+
+
+def test_the_picture_of_the_ratios_is_a_png(tmp_path: Path) -> None:
+    file = tmp_path / "report.png"
+    assert charts.ratios_png(compared_arms.comparison(), file)
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.png"]
 
 
 def colours(text: str) -> dict[str, str]:
@@ -257,12 +271,12 @@ def colours(text: str) -> dict[str, str]:
 
 def luminance(colour: str) -> float:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(one: str, two: str) -> float:
-    high, low = sorted((luminance(one), luminance(two)), reverse=True)
+def contrast(colour: str, ground: str) -> float:
+    high, low = sorted((luminance(colour), luminance(ground)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
@@ -275,20 +289,25 @@ def themes() -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_colour_stands_out_from_the_page(theme: str) -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    found = themes()[theme]
-    for at in range(svg.COLOURS):
-        assert contrast(found[f"c{at}"], found["page"]) >= 4.5, "numbers in bars have the page's colour"
+    theme_colours = themes()[theme]
+    for at in range(len(drawing.CYCLE)):
+        assert contrast(theme_colours[f"c{at}"], theme_colours["page"]) >= 4.5, "numbers in bars have the page's colour"
     for name in ("text", "soft", "link"):
-        assert contrast(found[name], found["page"]) >= 4.5
-    assert contrast(found["text"], found["panel"]) >= 4.5
-    assert contrast(found["text"], found["band"]) >= 4.5
+        assert contrast(theme_colours[name], theme_colours["page"]) >= 4.5
+    assert contrast(theme_colours["text"], theme_colours["panel"]) >= 4.5
+    assert contrast(theme_colours["text"], theme_colours["band"]) >= 4.5
 
 
 def test_themes_differ_and_print_is_light() -> None:
-    found = themes()
-    assert all(found["light"][f"c{at}"] != found["dark"][f"c{at}"] for at in range(svg.COLOURS))
-    assert luminance(found["light"]["page"]) == pytest.approx(1)
-    assert luminance(found["dark"]["page"]) < 0.02
+    theme_colours = themes()
+    assert all(theme_colours["light"][f"c{at}"] != theme_colours["dark"][f"c{at}"] for at in range(len(drawing.CYCLE)))
+    assert luminance(theme_colours["light"]["page"]) == pytest.approx(1)
+    assert luminance(theme_colours["dark"]["page"]) < 0.02
     style = resources.files("moe_eval.report").joinpath("style.css").read_text(encoding="utf-8")
     assert style.count("prefers-color-scheme") == 1, "the one dark block holds for screens alone"
     assert not re.search(r"url\(|@import|@font-face", style)
+
+
+def test_charts_are_drawn_in_the_colours_of_the_light_theme() -> None:
+    assert themes()["light"].items() >= drawing.COLOURS.items()
+    assert len(set(drawing.COLOURS.values())) == len(drawing.COLOURS)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
+from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.report import markdown
-from tests.report import example
-from tests.report.parsed import read, replaced
+from tests.doubles import compared_arms
+from tests.doubles.report_page import read, replaced
 
 
 def tables(text: str) -> dict[str, list[list[str]]]:
     """Tables by caption, with GitHub's rules: a pipe after a backslash is text, and so is what a backslash escapes."""
-    found: dict[str, list[list[str]]] = {}
+    by_caption: dict[str, list[list[str]]] = {}
     lines = text.split("\n")
     for at, line in enumerate(lines):
         if re.fullmatch(r"\|(-+\|)+", line):
@@ -24,9 +25,9 @@ def tables(text: str) -> dict[str, list[list[str]]]:
                 end += 1
             assert lines[at - 2] == ""
             cells = [[plain(cell.strip()) for cell in re.findall(r"((?:\\.|[^|\\])*)\|", row[1:])] for row in rows]
-            assert {len(each) for each in cells} == {line.count("|") - 1}
-            found[plain(lines[at - 3].removeprefix("**").removesuffix("**"))] = cells
-    return found
+            assert {len(row) for row in cells} == {line.count("|") - 1}
+            by_caption[plain(lines[at - 3].removeprefix("**").removesuffix("**"))] = cells
+    return by_caption
 
 
 def plain(text: str) -> str:
@@ -37,42 +38,48 @@ def plain(text: str) -> str:
     "change", ["", "a|b", "<b>x</b> `code` *bold* _it_ @someone #12 [l](http://x) \\| ~~s~~\n\n# h"]
 )
 def test_the_tables_are_those_of_the_page(change: str) -> None:
-    made, run = (replaced(each, lambda text: text + change) for each in (example.comparison(), example.run()))
-    text = markdown.render(made, run)
-    assert tables(text) == read(made, run).tables
-    for found in re.finditer(r"[<`*@#|\[]", re.sub(r"(?m)^(#{2,3} |\|[-|]+\|$|\*\*)|\*\*$", "", text)):
-        pass_through = found.string[max(0, found.start() - 1) : found.end() + 1]
-        assert found[0] == "|" or pass_through[0] == "\\" or pass_through[-1] in "\u2060 ", pass_through
+    comparison = replaced(compared_arms.comparison(), lambda text: text + change)
+    run = replaced(compared_arms.run(), lambda text: text + change)
+    text = markdown.render(comparison, run)
+    assert tables(text) == read(comparison, run).tables
+    for match in re.finditer(r"[<`*@#|\[]", re.sub(r"(?m)^(#{2,4} |\|[-|]+\|$|\*\*)|\*\*$", "", text)):
+        around = match.string[max(0, match.start() - 1) : match.end() + 1]
+        assert match[0] == "|" or around[0] == "\\" or around[-1] in "\u2060 ", around
 
 
 def test_the_verdicts_are_there() -> None:
-    made = example.comparison()
-    text = markdown.render(made, example.run())
-    for pair in made["pairs"]:
-        assert f"### {pair['other']} against {pair['reference']}: {pair['verdict']}\n" in text
-        for key in ("sentence", "because", "settled_by"):
-            assert not pair[key] or pair[key] in text
+    comparison = compared_arms.comparison()
+    text = markdown.render(comparison, compared_arms.run())
+    for pair in comparison.pairs:
+        assert f"### {pair.other} against {pair.reference}: {pair.verdict.value}\n" in text
+        for sentence in (pair.sentence, pair.because, pair.settled_by or ""):
+            assert sentence in text
     assert "\n- GPU: NVIDIA H100 80GB HBM3 against NVIDIA B200\n" in text
     assert [line for line in text.split("\n") if line.startswith("## ")] == [
-        "## Verdict", "## Speed", "## Time per step", "## Quality", "## Labels that differ",
-        "## Skipped and failed arms", "## How it was measured",
-    ]  # fmt: skip
+        "## Verdict",
+        "## Speed",
+        "## Time per step",
+        "## Quality",
+        "## Labels that differ",
+        "## Skipped and failed arms",
+        "## How it was measured",
+    ]
 
 
 @pytest.mark.parametrize("start", ["- item", "# head", "1. one", "+ plus", "=== under", "---"])
 def test_a_sentence_is_neither_a_list_nor_a_heading(start: str) -> None:
-    made = example.comparison()
-    made["pairs"][0]["sentence"] = start
-    line = next(line for line in markdown.render(made, {}).split("\n") if plain(line) == start)
+    comparison = compared_arms.comparison()
+    pair = replace(comparison.pairs[0], sentence=start)
+    text = markdown.render(replace(comparison, pairs=(pair,)), None)
+    line = next(line for line in text.split("\n") if plain(line) == start)
     assert re.match(r"\\[-#+=]|1\\\.", line)
 
 
 def test_what_is_missing_is_left_out() -> None:
-    made: dict[str, Any] = example.comparison()
-    for pair in made["pairs"]:
-        pair |= {"shapes": [], "quality": None, "labels": []}
-    text = markdown.render(made, {})
+    comparison = compared_arms.comparison()
+    pairs = tuple(replace(pair, shapes=(), quality=None, labels=()) for pair in comparison.pairs)
+    text = markdown.render(replace(comparison, pairs=pairs), None)
     assert text.count("Not measured.") == 3
     assert "None" not in text
-    empty = markdown.render({"schema": 1, "reference": None, "arms": [], "pairs": []}, {})
-    assert empty == "## Verdict\n\nNothing was compared.\n"
+    empty = markdown.render(ComparisonRecord("", (), ()), None)
+    assert empty == "## Verdict\n\nNothing was compared. No arm has a result.\n"

@@ -12,19 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_eval.traces import breakdown, kernel_table, phases, roles
+from moe_eval.records.kernels import TraceSource
+from moe_eval.traces import breakdown, kernel_table, roles
+from moe_eval.traces import steps as forward_steps
+from moe_eval.traces.breakdown import Breakdown
 from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.taxonomy import CATEGORIES
-from tests.traces import timeline
-from tests.traces.timeline import Timeline, generation
+from tests.doubles import timeline
+from tests.doubles.timeline import Timeline, generation
 
 LONE = timeline.MOE
+SOURCE = TraceSource("made up")
 
 
-def step_ranges(made: Timeline, style: str) -> list[tuple[str, int, int, int]]:
+def step_ranges(recording: Timeline, style: str) -> list[tuple[str, int, int, int]]:
     """The engine's own ranges around the launches of every step but its sampling."""
-    found = []
-    for at, (phase, begin, _) in enumerate(made.steps):
+    result = []
+    for at, (phase, begin, _) in enumerate(recording.steps):
         prefill = phase == "prefill"
         text = {
             "trtllm": f"[Executor] _forward_step {at}: {int(prefill)} ctx reqs, {int(not prefill)} gen reqs",
@@ -33,58 +37,67 @@ def step_ranges(made: Timeline, style: str) -> list[tuple[str, int, int, int]]:
             "vllm": "execute_context_1(512)_generation_0(0)" if prefill else "execute_context_0(0)_generation_1(1)",
             "sglang": "step[EXTEND bs=1 toks=512]" if prefill else "step[DECODE bs=1]",
         }[style]
-        found.append((text, begin - 9500, begin - 9100 + 20_000, 7))
-    return found
+        result.append((text, begin - 9500, begin - 9100 + 20_000, 7))
+    return result
 
 
-def expected(made: Timeline, phase: str) -> dict[str, float]:
+def counted(result: Breakdown) -> list[tuple[str, int, dict[str, int]]]:
+    """Name, steps, and steps that are set aside, of every phase."""
+    return [(name, phase.steps, dict(phase.set_aside)) for name, phase in result.phases.items()]
+
+
+def step_counts(result: Breakdown) -> list[tuple[str, int]]:
+    return [(name, phase.steps) for name, phase in result.phases.items()]
+
+
+def expected(recording: Timeline, phase: str) -> dict[str, float]:
     """Medians of ms by category over the steps of a phase, from the list that the trace was made of."""
     by_step = []
-    for name, begin, end in made.steps:
+    for name, begin, end in recording.steps:
         if name == phase:
             sums: dict[str, float] = defaultdict(float)
-            for row, meant in zip(made.rows, made.meant, strict=True):
+            for row, meant in zip(recording.rows, recording.meant, strict=True):
                 if begin <= int(row["start_ns"]) < end:
                     sums[meant] += int(row["duration_ns"]) / 1e6
             by_step.append(sums)
-    return {each: statistics.median(sums[each] for sums in by_step) for each in {key for one in by_step for key in one}}
+    categories = {category for sums in by_step for category in sums}
+    return {category: statistics.median(sums[category] for sums in by_step) for category in categories}
 
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("style", [None, "trtllm", "trtllm-2026", "vllm", "sglang"])
 @pytest.mark.parametrize("fp8", [False, True])
 def test_every_step_is_found_and_its_time_is_that_of_the_list(style: str | None, graph: bool, fp8: bool) -> None:
-    made = generation(decode=6, graph=graph, fp8=fp8)
-    found = breakdown.make(made.trace(ranges=step_ranges(made, style) if style else ()))
-    assert [(phase.name, phase.steps, phase.aside) for phase in found.phases] == [("prefill", 1, {}), ("decode", 6, {})]
-    assert found.found_by == ("step ranges" if style else "sampling after every step")
-    for phase in found.phases:
-        want = expected(made, phase.name)
-        assert {each.category: each.ms for each in phase.shares} == pytest.approx(want)
-        assert phase.kernel_ms == pytest.approx(sum(want.values()))
+    recording = generation(decode=6, graph=graph, fp8=fp8)
+    result = breakdown.make(recording.trace(ranges=step_ranges(recording, style) if style else ()))
+    assert counted(result) == [("prefill", 1, {}), ("decode", 6, {})]
+    assert result.steps_source == ("step ranges" if style else "sampling after every step")
+    for phase_name, phase in result.phases.items():
+        want = expected(recording, phase_name)
+        assert {category: time.ms for category, time in phase.categories.items()} == pytest.approx(want)
+        assert phase.total_ms == pytest.approx(sum(want.values()))
         assert phase.overlap_ms == pytest.approx(0)
         assert phase.moe_layers == 3
-        begin, end = next((begin, end) for name, begin, end in made.steps if name == phase.name)
+        begin, end = next((begin, end) for name, begin, end in recording.steps if name == phase_name)
         assert phase.span_ms == pytest.approx((end - begin) / 1e6)
         assert phase.wall_ms == pytest.approx((end - begin + timeline.GAP_NS + 20_000) / 1e6)
-    decode = found.phase("decode")
-    assert decode is not None
-    assert decode.share("gate_gemm").launches_per_layer == 2
-    assert decode.share("expert_gemm").launches == 6
-    f = expected(made, "decode")["expert_gemm"]
+    decode = result.phases["decode"]
+    assert decode.categories["gate_gemm"].launches_per_layer == 2
+    assert decode.categories["expert_gemm"].launches == 6
+    f = expected(recording, "decode")["expert_gemm"]
     busy, wall = decode.busy_ms or 0, decode.wall_ms or 0
-    assert decode.busy_ceiling.free == pytest.approx(1 / (1 - f / busy))
-    assert decode.busy_ceiling.at(2.0) == pytest.approx(1 / (1 - f / busy + f / busy / 2)) == decode.busy_ceiling.twice
+    assert decode.ceiling.if_free == pytest.approx(1 / (1 - f / busy))
+    assert decode.ceiling.at(2.0) == pytest.approx(1 / (1 - f / busy + f / busy / 2)) == decode.ceiling.if_twice_as_fast
     assert decode.wall_ceiling is not None
-    assert decode.wall_ceiling.free == pytest.approx(1 / (1 - f / wall))
+    assert decode.wall_ceiling.if_free == pytest.approx(1 / (1 - f / wall))
 
 
 def test_every_row_is_given_the_role_that_it_was_meant_to_have() -> None:
-    made = generation(decode=3, fp8=True)
-    trace = made.trace()
-    found = roles.assign(trace)
-    assert [CATEGORIES[each] for each in found.category] == made.meant
-    assert found.gates == "by the order of launches"
+    recording = generation(decode=3, fp8=True)
+    trace = recording.trace()
+    result = roles.assign(trace)
+    assert [CATEGORIES[each] for each in result.category] == recording.meant
+    assert result.gates == "by the order of launches"
 
 
 class Shared(Timeline):
@@ -92,7 +105,7 @@ class Shared(Timeline):
 
     place = "after"
 
-    def layer(self, number: int, tokens: int, *, fp8: bool, split_k: bool, scale: int, **more: int | bool) -> None:
+    def layer(self, number: int, tokens: int, *, fp8: bool, split_k: bool, scale: int, **columns: int | bool) -> None:
         self.run("dense_gemm", timeline.QKV, 3000)
         self.run("attention", timeline.FLASH, 4000)
         self.run("dense_gemm", timeline.O_PROJ, 2000)
@@ -100,212 +113,229 @@ class Shared(Timeline):
             self._shared()
         self.run("gate_gemm", timeline.GATE, 1100)
         if self.place == "side":
-            self.now -= 1000
+            self.clock_ns -= 1000
             self._shared(stream=9)
         if self.place == "after":
             self._shared()
         self.run("routing_permute", timeline.TOPK, 900)
         self.run("expert_gemm", timeline.MOE, 9000)
 
-    def _shared(self, **more: int) -> None:
-        self.run("dense_gemm", timeline.QKV, 2000, **more)
-        self.run("activation", timeline.SILU, 500, **more)
-        self.run("dense_gemm", timeline.QKV, 1500, **more)
+    def _shared(self, **columns: int) -> None:
+        self.run("dense_gemm", timeline.QKV, 2000, **columns)
+        self.run("activation", timeline.SILU, 500, **columns)
+        self.run("dense_gemm", timeline.QKV, 1500, **columns)
 
 
 @pytest.mark.parametrize("place", ["before", "after", "side"])
 def test_a_shared_expert_s_gemms_are_not_the_gate_s(place: str) -> None:
-    made = Shared()
-    made.place = place
-    made.step("prefill", 512)
-    made.step("decode", 1)
-    trace = made.trace()
-    assert [CATEGORIES[each] for each in roles.assign(trace).category] == made.meant
+    recording = Shared()
+    recording.place = place
+    recording.step("prefill", 512)
+    recording.step("decode", 1)
+    trace = recording.trace()
+    assert [CATEGORIES[each] for each in roles.assign(trace).category] == recording.meant
 
 
 def test_gates_that_a_name_or_a_range_tells_in_some_steps_are_found_in_the_others() -> None:
-    made = generation(decode=3, split_k=False)
-    for row in made.rows:
-        if row["text"] == timeline.GATE and int(row["start_ns"]) > made.steps[0][2]:
+    recording = generation(decode=3, split_k=False)
+    for row in recording.rows:
+        if row["text"] == timeline.GATE and int(row["start_ns"]) > recording.steps[0][2]:
             row["text"] = "void vllm::moe::router_gemm_kernel<8>"
-    found = roles.assign(made.trace())
-    assert [CATEGORIES[each] for each in found.category] == made.meant
-    assert found.gates == "by name and by the order of launches"
+    result = roles.assign(recording.trace())
+    assert [CATEGORIES[each] for each in result.category] == recording.meant
+    assert result.gates == "by name and by the order of launches"
 
 
 def test_without_a_second_gemm_before_the_routing_no_gate_is_made_up() -> None:
-    made = generation(decode=2)
-    keep = [at for at, row in enumerate(made.rows) if row["text"] not in (timeline.GATE, timeline.O_PROJ)]
-    found = roles.assign(made.trace(order=keep))
-    assert "gate_gemm" not in {CATEGORIES[each] for each in found.category}
-    assert found.gates == "not told apart"
+    recording = generation(decode=2)
+    keep = [at for at, row in enumerate(recording.rows) if row["text"] not in (timeline.GATE, timeline.O_PROJ)]
+    result = roles.assign(recording.trace(order=keep))
+    assert "gate_gemm" not in {CATEGORIES[each] for each in result.category}
+    assert result.gates == "not told apart"
 
 
 def test_softmax_and_top_k_of_a_router_are_not_the_sampler_s() -> None:
-    made = generation(decode=2)
+    recording = generation(decode=2)
     softmax = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>"
-    for row in made.rows:
+    for row in recording.rows:
         if row["text"] == timeline.TOPK:
             row["text"] = softmax
-    found = roles.assign(made.trace())
-    assert [CATEGORIES[each] for each in found.category] == made.meant
+    result = roles.assign(recording.trace())
+    assert [CATEGORIES[each] for each in result.category] == recording.meant
 
 
 def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
-    made = Timeline()
+    recording = Timeline()
     modules = []
-    made.run("memory", timeline.UPLOAD, 800)
+    recording.run("memory", timeline.UPLOAD, 800)
     for layer in range(2):
         for part, meant in (("self_attn", "dense_gemm"), ("mlp.gate", "gate_gemm"), ("mlp.experts", "expert_gemm")):
-            begin = made.now
-            made.run(meant, timeline.QKV, 1000 + layer)
-            modules.append((f"{{'Module': 'Qwen3MoeForCausalLM.model.layers.{layer}.{part}', 'Inputs': [[1, 2]]}}",
-                            begin - 9100, begin - 8900, 7))  # fmt: skip
-    made.run("dense_gemm", timeline.QKV, 5000)
-    trace = made.trace(ranges=modules)
-    found = roles.assign(trace)
-    assert [CATEGORIES[each] for each in found.category] == made.meant
-    assert found.layer.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1]
-    (phase,) = breakdown.make(trace).phases
-    assert phase.layers == {0: pytest.approx(0.003), 1: pytest.approx(0.003003)}
+            begin = recording.clock_ns
+            recording.run(meant, timeline.QKV, 1000 + layer)
+            modules.append(
+                (
+                    f"{{'Module': 'Qwen3MoeForCausalLM.model.layers.{layer}.{part}', 'Inputs': [[1, 2]]}}",
+                    begin - 9100,
+                    begin - 8900,
+                    7,
+                )
+            )
+    recording.run("dense_gemm", timeline.QKV, 5000)
+    trace = recording.trace(ranges=modules)
+    result = roles.assign(trace)
+    assert [CATEGORIES[each] for each in result.category] == recording.meant
+    assert result.layer.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1]
+    (phase,) = breakdown.make(trace).phases.values()
+    assert phase.layers_ms == {0: pytest.approx(0.003), 1: pytest.approx(0.003003)}
 
 
 def test_a_graph_s_nodes_are_attributed_by_when_they_were_captured() -> None:
     text = "model.layers.5.mlp.gate"
     rows = kernel_table.kernels(
-        [timeline.QKV], name=[0, 0], start_ns=[5000, 9000], duration_ns=[100, 100], launch_ns=[4000, 4000],
-        launch_thread=[1, 1], captured_ns=[150, 950], captured_thread=[1, 1], replayed=[True, True],
-    )  # fmt: skip
-    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
+        [timeline.QKV],
+        name=[0, 0],
+        start_ns=[5000, 9000],
+        duration_ns=[100, 100],
+        launch_ns=[4000, 4000],
+        launch_thread=[1, 1],
+        captured_ns=[150, 950],
+        captured_thread=[1, 1],
+        replayed=[True, True],
+    )
+    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), SOURCE)
     assert roles.assign(trace).layer.tolist() == [5, -1]
 
 
 def test_ragged_steps_and_steps_far_from_the_others_are_set_aside_and_counted() -> None:
-    made = generation(decode=8)
-    made.step("decode", 1, layers=1)
-    slow = next(at for at, row in enumerate(made.rows) if int(row["start_ns"]) > made.steps[3][1])
-    made.rows[slow + 1]["duration_ns"] = 900_000
-    for row in made.rows[slow + 2 :]:
+    recording = generation(decode=8)
+    recording.step("decode", 1, layers=1)
+    slow = next(at for at, row in enumerate(recording.rows) if int(row["start_ns"]) > recording.steps[3][1])
+    recording.rows[slow + 1]["duration_ns"] = 900_000
+    for row in recording.rows[slow + 2 :]:
         row["start_ns"] = int(row["start_ns"]) + 900_000
-    decode = breakdown.make(made.trace()).phase("decode")
-    assert decode is not None
-    assert (decode.steps, decode.aside) == (7, {"ragged": 1, "far from the others": 1})
+    decode = breakdown.make(recording.trace()).phases["decode"]
+    assert (decode.steps, decode.set_aside) == (7, {"ragged": 1, "far from the others": 1})
 
 
 def test_what_an_overlap_scheduler_launches_early_belongs_to_the_step_that_launched_it() -> None:
     """The upload of a step runs on a stream of its own in the middle of the step before."""
-    made = generation(decode=6, graph=True)
+    recording = generation(decode=6, graph=True)
     ranges = []
-    for at, (text, begin, *_) in enumerate(step_ranges(made, "sglang")):
-        _, first, last = made.steps[at]
-        launched = begin if at == 0 else sum(made.steps[at - 1][1:]) // 2
+    for at, (text, begin, *_) in enumerate(step_ranges(recording, "sglang")):
+        _, first, last = recording.steps[at]
+        launched = begin if at == 0 else sum(recording.steps[at - 1][1:]) // 2
         ranges.append((text, launched, launched + 3000, 7))
-        for row in made.rows:
+        for row in recording.rows:
             if first <= int(row["start_ns"]) < last:
                 row["launch_ns"] = launched + 1000
                 if at and row["text"] == timeline.UPLOAD:
                     row["start_ns"] = launched + 2000
-    found = breakdown.make(made.trace(ranges=ranges))
-    assert [(phase.name, phase.steps, phase.aside) for phase in found.phases] == [("prefill", 1, {}), ("decode", 6, {})]
-    for phase, layers in zip(found.phases, (3, 3), strict=True):
-        assert phase.moe_layers == layers
+    result = breakdown.make(recording.trace(ranges=ranges))
+    assert counted(result) == [("prefill", 1, {}), ("decode", 6, {})]
+    for phase_name, phase in result.phases.items():
+        assert phase.moe_layers == 3
         assert (phase.busy_ms or 0) < (phase.span_ms or 0) < (phase.wall_ms or 0)
         for category in ("expert_gemm", "attention", "sampling"):
             want = statistics.median(
-                sum(int(row["duration_ns"]) for row, meant in zip(made.rows, made.meant, strict=True)
-                    if meant == category and begin <= int(row["start_ns"]) < end)
-                for name, begin, end in made.steps if name == phase.name
-            )  # fmt: skip
-            assert phase.share(category).ms == pytest.approx(want / 1e6)
+                sum(
+                    int(row["duration_ns"])
+                    for row, meant in zip(recording.rows, recording.meant, strict=True)
+                    if meant == category and begin <= int(row["start_ns"]) < end
+                )
+                for name, begin, end in recording.steps
+                if name == phase_name
+            )
+            assert phase.categories[category].ms == pytest.approx(want / 1e6)
 
 
 def test_sglang_s_verification_of_drafts_is_a_decode_step() -> None:
-    made = generation(decode=5, graph=True)
-    ranges = [(text.replace("DECODE", "TARGET_VERIFY"), *rest) for text, *rest in step_ranges(made, "sglang")]
-    found = breakdown.make(made.trace(ranges=ranges))
-    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 1), ("decode", 5)]
+    recording = generation(decode=5, graph=True)
+    ranges = [(text.replace("DECODE", "TARGET_VERIFY"), *rest) for text, *rest in step_ranges(recording, "sglang")]
+    result = breakdown.make(recording.trace(ranges=ranges))
+    assert step_counts(result) == [("prefill", 1), ("decode", 5)]
 
 
 def test_drafts_of_a_speculating_engine_do_not_pass_for_its_steps() -> None:
-    made = Timeline()
-    made.step("prefill", 512, layers=6)
+    recording = Timeline()
+    recording.step("prefill", 512, layers=6)
     for _ in range(5):
-        made.step("decode", 4, layers=6, graph=True)
+        recording.step("decode", 4, layers=6, graph=True)
         for _ in range(3):
-            made.step("draft", 1, layers=1, graph=True)
-    decode = breakdown.make(made.trace()).phase("decode")
-    assert decode is not None
-    assert (decode.steps, decode.aside, decode.moe_layers) == (5, {"ragged": 15}, 6)
+            recording.step("draft", 1, layers=1, graph=True)
+    decode = breakdown.make(recording.trace()).phases["decode"]
+    assert (decode.steps, decode.set_aside, decode.moe_layers) == (5, {"ragged": 15}, 6)
 
 
 def test_a_step_that_was_launched_before_the_recording_is_not_called_prefill() -> None:
-    made = Timeline()
+    recording = Timeline()
     for _ in range(5):
-        made.step("decode", 1, graph=True)
-    _, begin, end = made.steps[0]
-    made.rows = [row for row in made.rows if int(row["start_ns"]) > begin + 20_000]
-    for row in made.rows:
+        recording.step("decode", 1, graph=True)
+    _, begin, end = recording.steps[0]
+    recording.rows = [row for row in recording.rows if int(row["start_ns"]) > begin + 20_000]
+    for row in recording.rows:
         if int(row["start_ns"]) < end:
             row.update(replayed=False, launch_ns=kernel_table.NONE, launch_thread=kernel_table.NONE)
-    found = breakdown.make(made.trace())
-    assert [(phase.name, phase.steps) for phase in found.phases] == [("decode", 4), (phases.UNKNOWN, 1)]
+    result = breakdown.make(recording.trace())
+    assert step_counts(result) == [("decode", 4), (forward_steps.UNKNOWN, 1)]
 
 
 def test_a_last_step_that_is_cut_off_does_not_make_the_whole_ones_prefill() -> None:
-    made = Timeline()
+    recording = Timeline()
     for _ in range(5):
-        made.step("decode", 8, layers=6)
-    _, begin, end = made.steps[-1]
-    made.rows = [row for row in made.rows if int(row["start_ns"]) < begin + (end - begin) // 6]
-    (phase,) = breakdown.make(made.trace()).phases
-    assert (phase.name, phase.steps, phase.aside) == (phases.UNKNOWN, 4, {"ragged": 1})
+        recording.step("decode", 8, layers=6)
+    _, begin, end = recording.steps[-1]
+    recording.rows = [row for row in recording.rows if int(row["start_ns"]) < begin + (end - begin) // 6]
+    assert counted(breakdown.make(recording.trace())) == [(forward_steps.UNKNOWN, 4, {"ragged": 1})]
 
 
 def test_softmax_of_layers_whose_attention_is_not_known_does_not_end_a_step() -> None:
-    made = generation(decode=4)
-    for row in made.rows:
+    recording = generation(decode=4)
+    for row in recording.rows:
         if row["text"] == timeline.FLASH:
             row["text"] = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>"
-    found = breakdown.make(made.trace())
-    assert [phase.name for phase in found.phases] == [phases.WHOLE]
+    result = breakdown.make(recording.trace())
+    assert list(result.phases) == [forward_steps.WHOLE]
 
 
 def test_two_devices_are_steps_of_their_own() -> None:
-    one, two = generation(decode=4), generation(decode=4)
-    for row in two.rows:
+    first, second = generation(decode=4), generation(decode=4)
+    for row in second.rows:
         row["device"] = 1
-    both = Timeline(rows=[{"device": 0, **row} for row in one.rows] + two.rows)
+    both = Timeline(rows=[{"device": 0, **row} for row in first.rows] + second.rows)
     names = sorted({str(row["text"]) for row in both.rows})
-    columns = {key: [row.get(key, 0) for row in both.rows] for key in ("start_ns", "duration_ns", "kind", "device",
-                                                                     "blocks")}  # fmt: skip
-    trace = Trace(kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
-                  kernel_table.ranges([]), {})  # fmt: skip
-    found = breakdown.make(trace)
-    assert found.devices == 2
-    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 2), ("decode", 8)]
-    alone = breakdown.make(one.trace()).phase("decode")
-    assert alone is not None
-    assert found.phases[1].kernel_ms == pytest.approx(alone.kernel_ms)
+    columns = {
+        key: [row.get(key, 0) for row in both.rows] for key in ("start_ns", "duration_ns", "kind", "device", "blocks")
+    }
+    trace = Trace(
+        kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
+        kernel_table.ranges([]),
+        SOURCE,
+    )
+    result = breakdown.make(trace)
+    assert result.devices == 2
+    assert step_counts(result) == [("prefill", 2), ("decode", 8)]
+    alone = breakdown.make(first.trace()).phases["decode"]
+    assert result.phases["decode"].total_ms == pytest.approx(alone.total_ms)
 
 
 def test_a_trace_without_steps_is_one_whole() -> None:
     rows = kernel_table.kernels(["unheard_of", timeline.NORM], name=[0, 1], start_ns=[0, 50], duration_ns=[100, 100])
-    found = breakdown.make(Trace(rows, kernel_table.ranges([]), {}))
-    (phase,) = found.phases
-    assert (phase.name, phase.steps, found.found_by) == (phases.WHOLE, 1, "no steps were found")
+    result = breakdown.make(Trace(rows, kernel_table.ranges([]), SOURCE))
+    assert (step_counts(result), result.steps_source) == ([(forward_steps.WHOLE, 1)], "no steps were found")
+    (phase,) = result.phases.values()
     assert (phase.busy_ms, phase.overlap_ms, phase.wall_ms) == pytest.approx((150e-6, 50e-6, None))
     assert phase.classified == pytest.approx(0.5)
     assert [each.name for each in phase.unclassified] == ["unheard_of"]
-    assert phase.busy_ceiling.free == 1
+    assert phase.ceiling.if_free == 1
 
 
 def test_a_summary_has_shares_and_a_ceiling_but_no_times_of_steps() -> None:
     rows = kernel_table.kernels([LONE, timeline.NORM], name=[0, 0, 1], start_ns=[0, 0, 0], duration_ns=[300, 300, 400])
-    found = breakdown.make(Trace(rows, kernel_table.ranges([]), {}, timed=False))
-    (phase,) = found.phases
-    assert phase.share("expert_gemm").share == pytest.approx(0.6)
+    result = breakdown.make(Trace(rows, kernel_table.ranges([]), SOURCE, timed=False))
+    (phase,) = result.phases.values()
+    assert phase.categories["expert_gemm"].share == pytest.approx(0.6)
     assert (phase.busy_ms, phase.span_ms, phase.wall_ceiling) == (None, None, None)
-    assert phase.busy_ceiling.free == pytest.approx(2.5)
+    assert phase.ceiling.if_free == pytest.approx(2.5)
 
 
 rows_of = st.lists(
@@ -326,10 +356,14 @@ rows_of = st.lists(
 def made_of(rows: list[tuple[str, int, int, int, int]]) -> Trace:
     names = sorted({row[0] for row in rows})
     kernels = kernel_table.kernels(
-        names, name=[names.index(row[0]) for row in rows], start_ns=[row[1] for row in rows],
-        duration_ns=[row[2] for row in rows], device=[row[3] for row in rows], stream=[row[4] for row in rows],
-    )  # fmt: skip
-    return Trace(kernels, kernel_table.ranges([]), {})
+        names,
+        name=[names.index(row[0]) for row in rows],
+        start_ns=[row[1] for row in rows],
+        duration_ns=[row[2] for row in rows],
+        device=[row[3] for row in rows],
+        stream=[row[4] for row in rows],
+    )
+    return Trace(kernels, kernel_table.ranges([]), SOURCE)
 
 
 @settings(max_examples=150)
@@ -337,15 +371,15 @@ def made_of(rows: list[tuple[str, int, int, int, int]]) -> Trace:
 def test_shares_add_up_and_the_order_of_rows_does_not_matter(
     rows: list[tuple[str, int, int, int, int]], seed: int
 ) -> None:
-    found = breakdown.make(made_of(rows))
-    assert breakdown.make(made_of(random.Random(seed).sample(rows, len(rows)))) == found
-    assert found.total_ns == sum(row[2] for row in rows)
-    for phase in found.phases:
-        total = sum(each.share for each in phase.shares)
-        assert total == pytest.approx(1) or (total == 0 and phase.kernel_ms == 0)
+    result = breakdown.make(made_of(rows))
+    assert breakdown.make(made_of(random.Random(seed).sample(rows, len(rows)))) == result
+    assert result.total_ns == sum(row[2] for row in rows)
+    for phase in result.phases.values():
+        total = sum(time.share for time in phase.categories.values())
+        assert total == pytest.approx(1) or (total == 0 and phase.total_ms == 0)
         assert (phase.busy_ms or 0) <= (phase.span_ms or 0) + 1e-12
         assert 0 <= phase.classified <= 1 + 1e-12
-        assert 0 <= phase.busy_ceiling.share <= 1
+        assert 0 <= phase.ceiling.expert_gemm_share <= 1
 
 
 @settings(max_examples=150)
@@ -356,14 +390,14 @@ def test_busy_time_is_the_number_of_nanoseconds_with_a_kernel_running(
     # without sampling and without a head's GEMM it is one whole
     cutting = (timeline.ARGMAX, timeline.QKV)
     one_device = [(timeline.NORM if row[0] in cutting else row[0], *row[1:3], 0, row[4]) for row in rows]
-    (phase,) = breakdown.make(made_of(one_device)).phases
+    (phase,) = breakdown.make(made_of(one_device)).phases.values()
     running, others = set(), set()
     for name, start, duration, *_ in one_device:
         running |= set(range(start, start + duration))
         if name != timeline.MOE:
             others |= set(range(start, start + duration))
     assert round((phase.busy_ms or 0) * 1e6) == len(running)
-    assert round(phase.busy_ceiling.share * len(running)) == len(running - others)
+    assert round(phase.ceiling.expert_gemm_share * len(running)) == len(running - others)
     assert round(((phase.overlap_ms or 0) + (phase.busy_ms or 0)) * 1e6) == sum(row[2] for row in one_device)
 
 
@@ -373,50 +407,52 @@ def test_launches_join_on_process_and_correlation_together() -> None:
         processes, ids = rng.integers(0, 3, 40) << 24, rng.integers(-1, 9, 40)
         launched = zip(rng.integers(0, 4, 20) << 24, rng.integers(0, 9, 20), strict=True)
         pairs = sorted({(int(process), int(number)) for process, number in launched})
-        found = kernel_table.launches(processes, ids, *np.array(pairs, np.int64).T)
-        for row, process, number in zip(found.tolist(), processes.tolist(), ids.tolist(), strict=True):
+        result = kernel_table.launches(processes, ids, *np.array(pairs, np.int64).T)
+        for row, process, number in zip(result.tolist(), processes.tolist(), ids.tolist(), strict=True):
             assert row == (pairs.index((process, number)) if (process, number) in pairs else kernel_table.NONE)
 
 
 def test_steps_of_a_device_follow_each_other() -> None:
     trace = generation(decode=5).trace()
-    found = phases.find(trace, roles.assign(trace), roles.devices(trace))
-    for one, two in pairwise(found.steps):
-        assert one.next_ns == two.start_ns
-    assert found.steps[-1].next_ns is None
-    assert sorted(np.concatenate([step.rows for step in found.steps]).tolist()) == list(range(len(trace.kernels)))
+    result = forward_steps.find(trace, roles.assign(trace), roles.devices(trace))
+    for first, second in pairwise(result.steps):
+        assert first.next_ns == second.start_ns
+    assert result.steps[-1].next_ns is None
+    assert sorted(np.concatenate([step.rows for step in result.steps]).tolist()) == list(range(len(trace.kernels)))
 
 
 def test_what_was_launched_before_the_recording_and_runs_first_is_outside_steps() -> None:
-    made = Timeline()
+    recording = Timeline()
     for _ in range(5):
-        made.run("memory", timeline.DOWNLOAD, 40_000, launch_ns=kernel_table.NONE, launch_thread=kernel_table.NONE)
-    begun = len(made.rows)
+        recording.run("memory", timeline.DOWNLOAD, 40_000, launch_ns=kernel_table.NONE, launch_thread=kernel_table.NONE)
+    begun = len(recording.rows)
     rest = generation(decode=3)
-    shift = made.now
-    made.rows += [{**row, "start_ns": int(row["start_ns"]) + shift, "launch_ns": int(row["launch_ns"]) + shift}
-                  for row in rest.rows]  # fmt: skip
-    found = breakdown.make(made.trace())
+    shift = recording.clock_ns
+    recording.rows += [
+        {**row, "start_ns": int(row["start_ns"]) + shift, "launch_ns": int(row["launch_ns"]) + shift}
+        for row in rest.rows
+    ]
+    result = breakdown.make(recording.trace())
     alone = breakdown.make(rest.trace())
-    assert [(phase.name, phase.steps) for phase in found.phases] == [
+    assert step_counts(result) == [
         ("prefill", 1),
         ("decode", 3),
-        (phases.OUTSIDE, 1),
+        (forward_steps.OUTSIDE, 1),
     ]
-    assert found.phases[0].kernel_ms == pytest.approx(alone.phases[0].kernel_ms)
-    assert sum(each.launches for each in found.phases[2].shares) == begun
+    assert result.phases["prefill"].total_ms == pytest.approx(alone.phases["prefill"].total_ms)
+    assert sum(time.launches for time in result.phases[forward_steps.OUTSIDE].categories.values()) == begun
 
 
 def test_without_sampling_and_graphs_steps_are_found_by_the_pattern_of_layers() -> None:
-    made = generation(decode=4)
-    keep = [at for at, row in enumerate(made.rows) if row["text"] != timeline.ARGMAX]
-    found = breakdown.make(made.trace(order=keep))
-    assert found.found_by == "the pattern of layers"
-    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 1), ("decode", 4)]
-    for phase in found.phases:
-        want = expected(made, phase.name)
+    recording = generation(decode=4)
+    keep = [at for at, row in enumerate(recording.rows) if row["text"] != timeline.ARGMAX]
+    result = breakdown.make(recording.trace(order=keep))
+    assert result.steps_source == "the pattern of layers"
+    assert step_counts(result) == [("prefill", 1), ("decode", 4)]
+    for phase_name, phase in result.phases.items():
+        want = expected(recording, phase_name)
         for category in ("expert_gemm", "gate_gemm", "attention", "routing_permute", "dense_gemm"):
-            assert phase.share(category).ms == pytest.approx(want[category]), category
+            assert phase.categories[category].ms == pytest.approx(want[category]), category
 
 
 def test_shared_experts_are_not_the_experts_that_tokens_are_routed_to() -> None:
@@ -424,6 +460,6 @@ def test_shared_experts_are_not_the_experts_that_tokens_are_routed_to() -> None:
     rows = kernel_table.kernels(
         [timeline.QKV], name=[0], start_ns=[500], duration_ns=[9], launch_ns=[150], launch_thread=[1]
     )
-    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
-    found = roles.assign(trace)
-    assert (CATEGORIES[found.category[0]], found.layer[0]) == ("dense_gemm", 0)
+    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), SOURCE)
+    result = roles.assign(trace)
+    assert (CATEGORIES[result.category[0]], result.layer[0]) == ("dense_gemm", 0)

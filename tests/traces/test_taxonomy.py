@@ -44,9 +44,9 @@ def naive(name: str) -> Label:
         if isinstance(fused, dict):
             fused = [each for pattern, several in fused.items() if re.search(pattern, name) for each in several]
         precision = row.get("precision")
-        for pattern, told in TOML["evidence"].get(row.get("evidence"), {}).items():
+        for pattern, operands in TOML["evidence"].get(row.get("evidence"), {}).items():
             if re.search(pattern, name):
-                precision = told
+                precision = operands
                 break
         unique = tuple(dict.fromkeys(fused))
         return Label(row["category"], row["id"], unique, precision, row.get("backend"), row.get("selects", False))
@@ -81,7 +81,7 @@ def test_rules_are_well_formed() -> None:
         assert {row["category"], *(each for some in several for each in some)} <= set(CATEGORIES) - {"other"}
         assert "precision" not in row or row["precision"] in PRECISIONS
         assert not {"precision", "evidence"} <= set(row)
-    assert {told for table in TOML["evidence"].values() for told in table.values()} <= set(PRECISIONS)
+    assert {operands for table in TOML["evidence"].values() for operands in table.values()} <= set(PRECISIONS)
     assert {row["evidence"] for row in TOML["rule"] if "evidence" in row} == set(TOML["evidence"])
 
 
@@ -151,8 +151,8 @@ def test_evidence_of_cutlass(scales: str, fused: str) -> None:
     assert label.precision == {"float_ue4m3_t": "nvfp4", "float_ue8m0_t": "mxfp4"}[scales]
     assert label.fused_with == (("routing_permute",) if fused else ())
     plain = "device_kernel<GemmUniversal<GroupProblemShape<>, Mainloop<{}>, cutlass::bfloat16_t>>"
-    told = {"__nv_fp8_e4m3": "fp8", "cutlass::bfloat16_t": "bf16", "cutlass::half_t": None, "signed char": None}
-    assert {each: classify(plain.format(each)).precision for each in told} == told
+    operands = {"__nv_fp8_e4m3": "fp8", "cutlass::bfloat16_t": "bf16", "cutlass::half_t": None, "signed char": None}
+    assert {each: classify(plain.format(each)).precision for each in operands} == operands
 
 
 def test_unknown_names_are_other() -> None:
@@ -264,10 +264,10 @@ def test_every_row_of_the_facts_lands_in_its_category() -> None:
     rows = [line.split("\t") for line in FACTS.read_text(encoding="utf-8").splitlines()[1:] if line]
     assert len(rows) > 100
     wrong = []
-    for example, match_on, words, _ in rows:
-        plain = without_remarks(words.split(" (last")[0])
-        wanted = ROUTERS.get(words) or {each for each, theirs in OURS.items() if plain in theirs}
-        assert wanted, f"no mapping for {words}"
+    for example, match_on, label_text, _ in rows:
+        plain = without_remarks(label_text.split(" (last")[0])
+        expected = ROUTERS.get(label_text) or {each for each, their_labels in OURS.items() if plain in their_labels}
+        assert expected, f"no mapping for {label_text}"
         names = [example]
         for name in split(example):
             names += [SHORT.get(name, name)] if not name.startswith("<") else []
@@ -279,7 +279,7 @@ def test_every_row_of_the_facts_lands_in_its_category() -> None:
                 names.append(
                     f"{part[1:]}tst_64x8" if part.startswith("^") else f"void a::{part}<float, 8>(float*, int)"
                 )
-        wrong += [(words, name, classify(name)) for name in names if classify(name).category not in wanted]
+        wrong += [(label_text, name, classify(name)) for name in names if classify(name).category not in expected]
     assert wrong == []
 
 

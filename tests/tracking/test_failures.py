@@ -15,12 +15,7 @@ import pytest
 
 from moe_eval import tracking
 from moe_eval.errors import TrackingError, UsageError
-from tests.tracking import test_tracking
-from tests.tracking.test_tracking import METRICS, PARAMS, runs, written
-
-_own_mlflow = test_tracking._own_mlflow
-empty_store = test_tracking.empty_store
-store = test_tracking.store
+from tests.doubles.harness_runs import METRICS, PARAMS, runs, written
 
 
 def refusal(folder: Path) -> str:

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
-from tests.servers import free_port, recorded_run, served
+from tests.doubles.servers import free_port, recorded_run, served
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
@@ -45,8 +45,9 @@ def cluster(data: Path, as_user: Any) -> Iterator[str]:
     running = subprocess.Popen([binaries / "postgres", *options], stderr=subprocess.DEVNULL, **as_user)
     try:
         end = time.monotonic() + 60
-        while subprocess.run([binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True,
-                             check=False).returncode:  # fmt: skip
+        while subprocess.run(
+            [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True, check=False
+        ).returncode:
             assert time.monotonic() < end
             time.sleep(0.2)
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
@@ -64,22 +65,25 @@ def logged(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log the run twice and look at what the server has."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = MlflowClient(uri)
-    found = []
+    logs = []
     for _ in range(2):
         assert main(["log", str(folder)]) == 0
-        runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-        found.append({each.info.run_name: each for each in runs})
-    first, again = found
-    assert {name: each.info.run_id for name, each in first.items()} == {
-        name: each.info.run_id for name, each in again.items()
+        runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+        logs.append({run.info.run_name: run for run in runs})
+    first, again = logs
+    assert {name: run.info.run_id for name, run in first.items()} == {
+        name: run.info.run_id for name, run in again.items()
     }
-    assert {name: each.info.status for name, each in again.items()} == dict.fromkeys(
+    assert {name: run.info.status for name, run in again.items()} == dict.fromkeys(
         ("moe-eval run", "bf16", "fp8"), "FINISHED"
     )
-    assert again["bf16"].data.metrics.keys() == again["fp8"].data.metrics.keys()
-    assert again["fp8"].data.metrics["speed/b8_i512_o257/e2e_ms"] == pytest.approx(150.5)
+    assert again["fp8"].data.metrics.keys() > again["bf16"].data.metrics.keys()
+    assert again["fp8"].data.metrics["latency/b8_i512_o257/e2e_ms"] == pytest.approx(150.5)
+    assert again["fp8"].data.metrics["latency/b8_i512_o257/speedup"] == pytest.approx(1.336, abs=0.001)
+    assert again["bf16"].data.metrics["latency/b8_i512_o257/speedup"] == 1
     assert again["fp8"].data.metrics["quality/ln_ppl_ratio"] == pytest.approx(0.01, abs=0.002)
     parent = again["moe-eval run"].info.run_id
+    assert "report.png" in {file.path for file in client.list_artifacts(parent)}
     page = Path(client.download_artifacts(parent, "report.html", str(folder.parent))).read_text(encoding="utf-8")
     assert page == (folder / "report.html").read_text(encoding="utf-8")
 
@@ -104,4 +108,4 @@ def test_a_server_that_is_gone_costs_nothing_but_the_exit_code(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     assert main(["log", str(recorded)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"nothing is lost: log it later with `moe-eval log {recorded}`.")
+    assert line.endswith(f"Nothing is lost: log it later with `moe-eval log {recorded}`.")

@@ -1,4 +1,4 @@
-"""Records in MLflow: what a run there holds, and that it is there once."""
+"""Records of the harness in MLflow: what a run there holds, and that it is there once."""
 
 from __future__ import annotations
 
@@ -12,97 +12,20 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import Run, ViewType
 
 from moe_eval import cli, tracking
-from moe_eval.records.disk import DatasetFacts, HarnessRecord
-
-DATASET = DatasetFacts("moe_sample", "1.0", "local:moe_sample", "test", 14, "0123456789abcdef")
-METRICS = {"quality/word_ppl": 254.5, "quality/tokens": 376298.0, "harness/moe_sample/word_perplexity": 254.5}
-RECORD = HarnessRecord(
-    run_id="0123456789abcdef0123456789abcdef",
-    status="finished",
-    started="2026-01-02T03:04:05+00:00",
-    model_args={"pretrained": "/models/tiny-moe", "dtype": "bfloat16"},
-    settings={"tasks": ["moe_sample"], "limit": None},
-    seconds=12.5,
-    labels={
-        "engine": {"name": "transformers", "precision": "bf16", "checkpoint": "/models/tiny-moe", "graphs": []},
-        "prefix_token_id": 0,
-        "scored": {"moe_sample": {"requests": 14, "tokens": 5}},
-    },
-    machine={"cores": 2, "gpus": [{"name": "NVIDIA H100", "memory_bytes": 1}]},
-    versions={"torch": "2.8"},
-    git="abc123-dirty",
-    metrics=METRICS,
-    datasets=(DATASET,),
-    notes=("first note", "second note"),
-)
-PARAMS = {
-    "model_args.pretrained": "/models/tiny-moe",
-    "model_args.dtype": "bfloat16",
-    "harness.tasks": "moe_sample",
-    "harness.limit": "None",
-    "engine.name": "transformers",
-    "engine.precision": "bf16",
-    "engine.checkpoint": "/models/tiny-moe",
-    "engine.graphs": "",
-    "prefix_token_id": "0",
-    "machine.cores": "2",
-    "machine.gpus.0.name": "NVIDIA H100",
-    "machine.gpus.0.memory_bytes": "1",
-    "versions.torch": "2.8",
-    "git": "abc123-dirty",
-    "seconds": "12.5",
-}
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated store: making one takes MLflow seconds, copying it does not."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture(autouse=True)
-def _own_mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty working directory, and none of MLflow's variables and globals left by or for anyone else."""
-    monkeypatch.chdir(tmp_path)
-    for name in [*(name for name in os.environ if name.startswith("MLFLOW_")), "MLFLOW_EXPERIMENT_ID"]:
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
-
-
-def written(record: HarnessRecord = RECORD) -> Path:
-    """A run's folder below the working directory."""
-    folder = Path("benchmark_results") / record.run_id
-    folder.mkdir(parents=True)
-    record.write(folder)
-    (folder / "results.json").write_text('{"results": {}}')
-    (folder / "samples_moe_sample.jsonl").write_text('{"doc_id": 0}\n')
-    return folder
-
-
-def runs(uri: str | None = None, experiment: str = "moe_eval") -> list[Run]:
-    client = mlflow.MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    return list(client.search_runs([found.experiment_id], run_view_type=ViewType.ACTIVE_ONLY))
+from moe_eval.records.harness import HarnessRecord
+from moe_eval.records.labels import Status
+from tests.doubles.harness_runs import DATASET, METRICS, PARAMS, RECORD, runs, written
 
 
 def test_without_any_variable_the_store_is_made_in_the_working_directory(tmp_path: Path) -> None:
     logged = tracking.log_run(written())
     assert (tmp_path / "mlflow.db").is_file()
     assert {file.name for file in (tmp_path / "mlruns").rglob("*.json*")} == {
-        *("record.json", "results.json", "samples_moe_sample.jsonl")
+        "record.json",
+        "results.json",
+        "samples_moe_sample.jsonl",
     }
     assert logged.describe() == f"run {logged.run_id} in experiment moe_eval (mlflow ui)"
     [run] = runs()
@@ -117,8 +40,7 @@ def test_a_run_holds_the_whole_record(store: Path) -> None:
     assert run.info.run_name == "tiny-moe bf16 moe_sample"
     assert run.info.start_time == 1767323045_000
     assert run.info.end_time == run.info.start_time + 12_500
-    ours = {key: value for key, value in run.data.tags.items() if key.startswith("moe_eval.")}
-    assert ours == {
+    assert {key: value for key, value in run.data.tags.items() if key.startswith("moe_eval.")} == {
         "moe_eval.run_id": RECORD.run_id,
         "moe_eval.status": "finished",
         "moe_eval.engine": "transformers",
@@ -133,9 +55,9 @@ def test_a_run_holds_the_whole_record(store: Path) -> None:
 def test_a_run_s_data_set_is_an_input_with_its_digest(store: Path) -> None:
     tracking.log_run(written())
     [run] = runs()
-    [found] = run.inputs.dataset_inputs
-    assert (found.dataset.name, found.dataset.digest) == ("moe_sample", "0123456789abcdef")
-    tags = {tag.key: tag.value for tag in found.tags}
+    [entry] = run.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("moe_sample", "0123456789abcdef")
+    tags = {tag.key: tag.value for tag in entry.tags}
     assert tags["mlflow.data.context"] == "evaluation"
     assert (tags["split"], tags["documents"], tags["source"]) == ("test", "14", "local:moe_sample")
 
@@ -146,15 +68,15 @@ def test_a_run_s_data_set_is_an_input_with_its_digest(store: Path) -> None:
 )
 def test_a_data_set_of_the_hub_is_named_as_such(store: Path, source: str, configuration: str | None) -> None:
     tracking.log_run(written(replace(RECORD, datasets=(replace(DATASET, source=source),))))
-    [found] = runs()[0].inputs.dataset_inputs
-    said: dict[str, Any] = json.loads(found.dataset.source)
-    assert found.dataset.source_type == "hugging_face"
-    assert said["path"] == source.split(":")[1]
-    assert said["config_name"] == configuration
+    [entry] = runs()[0].inputs.dataset_inputs
+    described: dict[str, str | None] = json.loads(entry.dataset.source)
+    assert entry.dataset.source_type == "hugging_face"
+    assert described["path"] == source.split(":")[1]
+    assert described["config_name"] == configuration
 
 
 def test_a_run_logged_while_it_ran_is_logged_again_when_it_has_ended(store: Path) -> None:
-    folder = written(replace(RECORD, status="running", metrics={}))
+    folder = written(replace(RECORD, status=Status.RUNNING, metrics={}))
     tracking.log_run(folder)
     RECORD.write(folder)
     tracking.log_run(folder)
@@ -170,15 +92,22 @@ def test_logging_again_changes_nothing(store: Path) -> None:
     assert len(runs()) == 1
 
 
-@pytest.mark.parametrize(("status", "shown"), [("failed", "FAILED"), ("killed", "KILLED"), ("running", "KILLED")])
-def test_a_run_that_did_not_end_well_is_told_apart(store: Path, status: Any, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "word"), [(Status.FAILED, "FAILED"), (Status.KILLED, "KILLED"), (Status.RUNNING, "KILLED")]
+)
+def test_a_run_that_did_not_end_well_is_told_apart(store: Path, status: Status, word: str) -> None:
     broken = HarnessRecord(
-        RECORD.run_id, status, RECORD.started, {}, {"tasks": ["a"]}, error=None if status == "running" else "Why: so"
+        RECORD.run_id,
+        status,
+        RECORD.started,
+        {},
+        {"tasks": ["a"]},
+        error=None if status is Status.RUNNING else "Why: so",
     )
     tracking.log_run(written(broken))
     [run] = runs()
-    assert run.info.status == shown
-    assert run.data.tags["moe_eval.status"] == shown.lower()
+    assert run.info.status == word
+    assert run.data.tags["moe_eval.status"] == word.lower()
     assert run.data.tags.get("moe_eval.error") == broken.error
     assert run.info.run_name == "shipped model ? a"
 
@@ -221,7 +150,7 @@ def test_the_process_s_own_mlflow_is_left_as_it_was(store: Path) -> None:
     assert {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")} == before
     with mlflow.start_run() as run:
         pass
-    assert [each.info.run_id for each in runs(experiment="the program's own")] == [run.info.run_id]
+    assert [entry.info.run_id for entry in runs(experiment="the program's own")] == [run.info.run_id]
 
 
 @pytest.fixture
@@ -239,4 +168,4 @@ def test_command_logs_folders_and_says_where(store: Path, log_command: Any) -> N
 def test_command_refuses_a_folder_without_a_record(tmp_path: Path, log_command: Any) -> None:
     code, out, err = log_command(tmp_path)
     assert (code, out) == (2, "")
-    assert err == f"moe-eval: {tmp_path} holds no record.json; give the folder of a run.\n"
+    assert err == f"moe-eval: {tmp_path} holds no record.json and no run.json. Give the folder of a run.\n"

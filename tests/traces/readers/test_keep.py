@@ -12,7 +12,7 @@ from moe_eval.errors import UsageError
 from moe_eval.traces import breakdown
 from moe_eval.traces.readers import files
 from moe_eval.traces.readers.keep import keep
-from tests.traces import chrome_trace, nsys_database
+from tests.doubles import chrome_trace, nsys_database
 
 SECRET = "hunter2-very-secret"
 
@@ -25,22 +25,22 @@ def test_an_export_is_kept_as_a_database_and_replaces_an_older_one(tmp_path: Pat
         database.execute("INSERT INTO StringIds VALUES (999999, ?)", (SECRET,))
     before = source.read_bytes()
     for _ in range(2):
-        kept = keep(source, folder, "trace_b1")
-    assert kept == folder / "trace_b1.sqlite"
-    assert [each.name for each in folder.iterdir()] == [kept.name]
-    assert SECRET.encode() not in kept.read_bytes()
+        copy = keep(source, folder, "trace_b1")
+    assert copy == folder / "trace_b1.sqlite"
+    assert [each.name for each in folder.iterdir()] == [copy.name]
+    assert SECRET.encode() not in copy.read_bytes()
     assert source.read_bytes() == before
-    assert breakdown.make(files.read(kept)) == breakdown.make(files.read(source))
+    assert breakdown.make(files.read(copy)) == breakdown.make(files.read(source))
 
 
 def test_a_trace_of_torch_s_profiler_is_kept_packed(tmp_path: Path) -> None:
     source = tmp_path / "mine.json"
     chrome_trace.write(source, steps=3, layers=2)
-    kept = keep(source, tmp_path, "trace_b1")
-    assert kept == tmp_path / "trace_b1.json.gz"
+    copy = keep(source, tmp_path, "trace_b1")
+    assert copy == tmp_path / "trace_b1.json.gz"
     assert b"python3" in source.read_bytes()
-    assert b"python3" not in gzip.decompress(kept.read_bytes())
-    assert breakdown.make(files.read(kept)) == breakdown.make(files.read(source))
+    assert b"python3" not in gzip.decompress(copy.read_bytes())
+    assert breakdown.make(files.read(copy)) == breakdown.make(files.read(source))
 
 
 def test_a_report_is_kept_as_the_database_that_the_user_s_nsys_makes_of_it(
@@ -58,9 +58,9 @@ def test_a_report_is_kept_as_the_database_that_the_user_s_nsys_makes_of_it(
     (tmp_path / "trace_b1.nsys-rep").write_bytes(b"report")
     run = tmp_path / "run"
     run.mkdir()
-    kept = keep(tmp_path / "trace_b1.nsys-rep", run, "trace_b1")
+    copy = keep(tmp_path / "trace_b1.nsys-rep", run, "trace_b1")
     assert [each.name for each in run.iterdir()] == ["trace_b1.sqlite"]
-    assert breakdown.make(files.read(kept)) == breakdown.make(files.read(tmp_path / "made.sqlite"))
+    assert breakdown.make(files.read(copy)) == breakdown.make(files.read(tmp_path / "made.sqlite"))
 
 
 def test_a_summary_is_not_kept(tmp_path: Path) -> None:

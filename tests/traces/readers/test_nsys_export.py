@@ -46,11 +46,11 @@ def test_a_report_is_exported_beside_nothing_of_the_user_s(
 ) -> None:
     monkeypatch.chdir(fake / "theirs")
     Path(name).write_text("mine")
-    made = nsys_export.to_sqlite(Path(name), fake / "ours")
-    assert made.read_text() == "database of mine"
-    assert made.parent == fake / "ours"
-    assert made.suffix == ".sqlite"
-    assert "%" not in made.name
+    database = nsys_export.to_sqlite(Path(name), fake / "ours")
+    assert database.read_text() == "database of mine"
+    assert database.parent == fake / "ours"
+    assert database.suffix == ".sqlite"
+    assert "%" not in database.name
     assert os.listdir(fake / "theirs") == [name]
 
 

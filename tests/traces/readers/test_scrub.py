@@ -17,7 +17,7 @@ from moe_eval.errors import UsageError
 from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.readers import nsys, scrub
 from tests.conftest import ROOT
-from tests.traces import nsys_database
+from tests.doubles import nsys_database
 
 SHARED = ROOT.parent / "shared" / "data" / "nsys"
 # texts that are meant to come along, where a row is asked for
@@ -43,17 +43,17 @@ def of_the_real_schema(path: Path) -> None:
     schema = SHARED / "schema_3.25.0.sql"
     if not schema.is_file():
         pytest.skip("shared data absent: the DDL of a real export is not beside the checkout")
-    other = path.with_name("other.sqlite")
-    nsys_database.write(other)
+    after = path.with_name("other.sqlite")
+    nsys_database.write(after)
     with closing(sqlite3.connect(path)) as database:
         database.executescript(schema.read_text())
-        database.execute("ATTACH ? AS other", (str(other),))
+        database.execute("ATTACH ? AS other", (str(after),))
         for (table,) in database.execute("SELECT name FROM other.sqlite_master WHERE type = 'table'").fetchall():
             columns = ", ".join(f'"{row[1]}"' for row in database.execute(f"PRAGMA other.table_info({table})"))
             database.execute(f"CREATE TABLE IF NOT EXISTS main.{table} AS SELECT * FROM other.{table} WHERE 0")
             database.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM other.{table}")
         database.commit()
-    other.unlink()
+    after.unlink()
 
 
 class Tokens:
@@ -141,13 +141,13 @@ def test_a_text_in_a_column_of_numbers_does_not_come_along(made: Path, tmp_path:
 def test_every_text_of_the_copy_is_one_of_those_asked_for(made: Path, tmp_path: Path) -> None:
     plant(made)
     trace = copied(made, tmp_path / "copy.sqlite")
-    asked = {*trace.kernels.names, *trace.ranges.names, *trace.source["gpus"], "2026.2.1.210", "3.25.0"}
-    asked |= {"EXPORT_PRODUCT_VERSION", "EXPORT_SCHEMA_VERSION", *nsys_database.EVENT_TYPES.values()}
+    allowed = {*trace.kernels.names, *trace.ranges.names, *trace.source.gpus, "2026.2.1.210", "3.25.0"}
+    allowed |= {"EXPORT_PRODUCT_VERSION", "EXPORT_SCHEMA_VERSION", *nsys_database.EVENT_TYPES.values()}
     calls = re.compile(r"cuda[A-Z]\w+_v\d+")
     with closing(sqlite3.connect(tmp_path / "copy.sqlite")) as database:
-        found = set(texts(database))
-    assert {each for each in found if not calls.fullmatch(each)} <= asked
-    assert "[Executor] _forward_step 7: 0 ctx reqs, 8 gen reqs" in found
+        copied_texts = set(texts(database))
+    assert {each for each in copied_texts if not calls.fullmatch(each)} <= allowed
+    assert "[Executor] _forward_step 7: 0 ctx reqs, 8 gen reqs" in copied_texts
 
 
 def texts(database: sqlite3.Connection) -> Iterator[str]:
@@ -168,10 +168,10 @@ def filtered(trace: Trace) -> Trace:
     return Trace(trace.kernels, type(ranges)(ranges.names, **columns), trace.source, trace.notes)
 
 
-def same(one: Trace, other: Trace) -> bool:
+def same(before: Trace, after: Trace) -> bool:
     """Whether two traces say the same, whatever the order of their names."""
-    assert (one.source, one.notes) == (other.source, other.notes)
-    for mine, its in ((one.kernels, other.kernels), (one.ranges, other.ranges)):
+    assert (before.source, before.notes) == (after.source, after.notes)
+    for mine, its in ((before.kernels, after.kernels), (before.ranges, after.ranges)):
         assert [mine.names[each] for each in mine.name] == [its.names[each] for each in its.name]
         for column in set(mine.__dataclass_fields__) - {"names", "name"}:
             assert np.array_equal(getattr(mine, column), getattr(its, column)), column

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
 from moe_eval.traces.readers import torch_profiler
 from tests.conftest import ROOT
-from tests.traces import chrome_trace
-from tests.traces.chrome_trace import Event, call, found, kernel, mark, merged, named, save
+from tests.doubles import chrome_trace
+from tests.doubles.chrome_trace import Event, call, kernel, mark, merged, range_spans, row_tuples, save
 
 SHARED = ROOT.parent / "shared" / "data" / "traces"
 STEM = "vllm-0.22.1-h100-qwen3-30b-a3b-"
@@ -60,8 +61,8 @@ def expected(events: list[Event]) -> list[tuple[Any, ...]]:
     return sorted(rows)
 
 
-def same(one: Trace, other: Trace) -> bool:
-    return found(one) == found(other) and named(one) == named(other)
+def same(first: Trace, second: Trace) -> bool:
+    return row_tuples(first) == row_tuples(second) and range_spans(first) == range_spans(second)
 
 
 Reader = Callable[..., Trace]
@@ -77,16 +78,12 @@ def test_a_generated_trace_is_read_as_a_loop_reads_it(tmp_path: Path, name: str,
     path = tmp_path / name
     chrome_trace.write(path, steps=4, layers=3, engine=engine, hip=hip)
     trace, events = torch_profiler.read(path), events_of(path)
-    assert found(trace) == expected(events)
+    assert row_tuples(trace) == expected(events)
     marks = [e for e in events if e.get("cat") == "user_annotation"]
-    assert named(trace) == sorted(
+    assert range_spans(trace) == sorted(
         [(e["name"], ns(e["ts"]), ns(e["ts"]) + ns(e["dur"])) for e in marks], key=lambda m: m[1]
     )
-    assert trace.source == {
-        "format": "torch profiler",
-        "version": "schema 1, CUDA 13.0",
-        "gpus": ["NVIDIA H100 80GB HBM3"],
-    }
+    assert trace.source == TraceSource("torch profiler", "schema 1, CUDA 13.0", ("NVIDIA H100 80GB HBM3",))
     assert trace.notes == ()
     rows = trace.kernels
     layer = len(chrome_trace.LAYER)
@@ -100,7 +97,7 @@ def test_a_real_trace_is_read_as_a_loop_reads_it(name: str) -> None:
     path = SHARED / f"{STEM}{name}.json.gz"
     trace, events = torch_profiler.read(path), events_of(path)
     rows = trace.kernels
-    assert found(trace) == expected(events)
+    assert row_tuples(trace) == expected(events)
     devices = [e for e in events if e.get("cat") in KIND]
     assert rows.duration_ns.sum() == sum(ns(e["dur"]) for e in devices)
     assert Counter(rows.stream.tolist()) == Counter(e["args"]["stream"] for e in devices)
@@ -146,13 +143,20 @@ def test_operators_of_the_cpu_are_rows_of_their_self_time(read: Reader) -> None:
     rows = trace.kernels
     own = {rows.names[name]: took for name, took in zip(rows.name, rows.duration_ns.tolist(), strict=True)}
     assert own == {
-        "outer": 3000, "inner": 2500, "innermost": 1500, "second": 3000, "after": 1000,
-        "all taken": 0, "takes all": 2000, "other thread": 50_000,
-    }  # fmt: skip
+        "outer": 3000,
+        "inner": 2500,
+        "innermost": 1500,
+        "second": 3000,
+        "after": 1000,
+        "all taken": 0,
+        "takes all": 2000,
+        "other thread": 50_000,
+    }
     assert set(rows.device.tolist()) == {NONE}
     begun = {rows.names[name]: at for name, at in zip(rows.name, rows.launch_ns.tolist(), strict=True)}
-    assert begun == {rows.names[each]: 1000 * next(e["ts"] for e in events if e["name"] == rows.names[each])
-                     for each in rows.name}  # fmt: skip
+    assert begun == {
+        rows.names[each]: 1000 * next(e["ts"] for e in events if e["name"] == rows.names[each]) for each in rows.name
+    }
     for number in set(rows.stream.tolist()):
         starts, ends = rows.start_ns[rows.stream == number], rows.end_ns[rows.stream == number]
         assert (starts[1:] >= ends[:-1]).all(), "the rows of a thread never overlap"
@@ -179,8 +183,10 @@ def test_a_graph_node_is_a_replay_whatever_launched_it(read: Reader, node: int, 
 def test_a_graph_is_replayed_by_its_launch(read: Reader, name: str) -> None:
     rows = read([kernel("a"), kernel("b"), kernel("c", args={"correlation": 6}), call(name)]).kernels
     assert dict(zip([rows.names[each] for each in rows.name], rows.replayed.tolist(), strict=True)) == {
-        "a": True, "b": True, "c": False,
-    }  # fmt: skip
+        "a": True,
+        "b": True,
+        "c": False,
+    }
 
 
 def test_old_categories_and_rocm_without_correlation_ids(read: Reader) -> None:
@@ -237,8 +243,8 @@ def test_processes_merged_without_a_label_are_joined_only_where_an_id_is_of_one(
     assert rows.process[launched["first"]] == 1
     assert [rows.launch_ns[launched[each]] for each in ("both", "none")] == [NONE, NONE]
     assert trace.notes == (
-        "Several processes are merged without a label, so kernels were joined to launches by correlation id alone; "
-        "1 whose id is in several processes were joined to none.",
+        "Several processes are merged without a label, so kernels were joined to launches by correlation id alone. "
+        "Those whose id is in several processes were joined to none: 1.",
     )
 
 
@@ -247,13 +253,13 @@ def test_the_order_of_events_does_not_matter(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "a.json").read_text())
     random.Random(1).shuffle(document["traceEvents"])
     (tmp_path / "b.json").write_text(json.dumps(document))
-    one, other = torch_profiler.read(tmp_path / "a.json"), torch_profiler.read(tmp_path / "b.json")
-    assert same(one, other)
-    assert one.kernels.launch_thread.tolist() == other.kernels.launch_thread.tolist()
+    first, second = torch_profiler.read(tmp_path / "a.json"), torch_profiler.read(tmp_path / "b.json")
+    assert same(first, second)
+    assert first.kernels.launch_thread.tolist() == second.kernels.launch_thread.tolist()
 
 
 def test_facts_of_rocm_and_of_odd_headers(read: Reader) -> None:
     gpus = [{"id": 0, "name": "AMD Instinct MI300X"}, {"id": 0, "name": "AMD Instinct MI300X"}, {"id": 1}, 7]
     trace = read([kernel()], schemaVersion=1, hip_runtime_version=60342134, deviceProperties=gpus)
-    assert trace.source == {"format": "torch profiler", "version": "schema 1, HIP 6.3", "gpus": ["AMD Instinct MI300X"]}
-    assert read([kernel()], schemaVersion="x", deviceProperties=None).source["version"] is None
+    assert trace.source == TraceSource("torch profiler", "schema 1, HIP 6.3", ("AMD Instinct MI300X",))
+    assert read([kernel()], schemaVersion="x", deviceProperties=None).source.version is None

@@ -13,20 +13,20 @@ import pytest
 from moe_eval.errors import UsageError
 from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.readers import torch_profiler
-from tests.traces import chrome_trace
-from tests.traces.chrome_trace import Event, call, found, kernel, labelled, mark, merged, named
+from tests.doubles import chrome_trace
+from tests.doubles.chrome_trace import Event, call, kernel, labelled, mark, merged, range_spans, row_tuples
 
 
 def unpacked(path: Path) -> str:
     return gzip.decompress(path.read_bytes()).decode()
 
 
-def equal_but_ranges(one: Trace, other: Trace) -> None:
-    assert one.kernels.names == other.kernels.names
-    for name, column in vars(one.kernels).items():
+def equal_but_ranges(before: Trace, after: Trace) -> None:
+    assert before.kernels.names == after.kernels.names
+    for name, column in vars(before.kernels).items():
         if name != "names":
-            assert np.array_equal(column, getattr(other.kernels, name)), name
-    assert (dict(one.source), one.notes, one.timed) == (dict(other.source), other.notes, other.timed)
+            assert np.array_equal(column, getattr(after.kernels, name)), name
+    assert (before.source, before.notes, before.timed) == (after.source, after.notes, after.timed)
 
 
 def contents() -> dict[str, list[Event]]:
@@ -56,8 +56,16 @@ def test_operators_of_a_cpu_are_kept_where_they_are_what_counts(tmp_path: Path) 
     source, target = tmp_path / "a.json", tmp_path / "b.json.gz"
 
     def op(name: str, ts: float, dur: Any) -> Event:
-        return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 42, "tid": 7, "ts": ts, "dur": dur,
-                "args": {"Concrete Inputs": ["hunter2"], "Call stack": "hunter2"}}  # fmt: skip
+        return {
+            "ph": "X",
+            "cat": "cpu_op",
+            "name": name,
+            "pid": 42,
+            "tid": 7,
+            "ts": ts,
+            "dur": dur,
+            "args": {"Concrete Inputs": ["hunter2"], "Call stack": "hunter2"},
+        }
 
     events = [
         op("aten::linear", 10, 5),
@@ -67,10 +75,10 @@ def test_operators_of_a_cpu_are_kept_where_they_are_what_counts(tmp_path: Path) 
     ]
     source.write_text(json.dumps({**chrome_trace.header(), "traceEvents": events}))
     torch_profiler.scrub(source, target, lambda _: True, cpu=True)
-    one, other = (torch_profiler.read(each, cpu=True) for each in (source, target))
-    equal_but_ranges(one, other)
-    assert one.kernels.duration_ns.tolist() == [2000, 3000]
-    assert one.ranges.names == other.ranges.names == ("m0",)
+    before, after = (torch_profiler.read(each, cpu=True) for each in (source, target))
+    equal_but_ranges(before, after)
+    assert before.kernels.duration_ns.tolist() == [2000, 3000]
+    assert before.ranges.names == after.ranges.names == ("m0",)
     assert "hunter2" not in unpacked(target)
 
 
@@ -79,21 +87,22 @@ def test_a_scrubbed_trace_is_read_as_the_whole_one(tmp_path: Path, name: str) ->
     source, target = tmp_path / "a.json", tmp_path / "b.json.gz"
     source.write_text(json.dumps({**chrome_trace.header(), "traceEvents": contents()[name]}))
     torch_profiler.scrub(source, target, lambda _: True)
-    one, other = torch_profiler.read(source), torch_profiler.read(target)
-    equal_but_ranges(one, other)
-    assert named(one) == named(other)
-    assert one.ranges.thread.tolist() == other.ranges.thread.tolist()
+    before, after = torch_profiler.read(source), torch_profiler.read(target)
+    equal_but_ranges(before, after)
+    assert range_spans(before) == range_spans(after)
+    assert before.ranges.thread.tolist() == after.ranges.thread.tolist()
 
 
 def test_scrubbing_keeps_what_is_asked_for_and_the_source_as_it_is(tmp_path: Path) -> None:
     source, target = tmp_path / "a.json.gz", tmp_path / "b.json.gz"
     chrome_trace.write(source, steps=3, layers=2)
-    before = source.read_bytes()
+    original = source.read_bytes()
     torch_profiler.scrub(source, target, lambda text: "generation_1" in text)
-    one, other = torch_profiler.read(source), torch_profiler.read(target)
-    equal_but_ranges(one, other)
-    assert named(other) == [each for each in named(one) if "generation_1" in each[0]] != named(one)
-    assert source.read_bytes() == before
+    before, after = torch_profiler.read(source), torch_profiler.read(target)
+    equal_but_ranges(before, after)
+    spans = range_spans(before)
+    assert range_spans(after) == [span for span in spans if "generation_1" in span[0]] != spans
+    assert source.read_bytes() == original
     first = target.read_bytes()
     torch_profiler.scrub(source, target, lambda text: "generation_1" in text)
     assert target.read_bytes() == first
@@ -133,8 +142,8 @@ def test_a_token_is_nowhere_in_a_scrubbed_trace(tmp_path: Path) -> None:
     torch_profiler.scrub(source, target, lambda text: text == "kept")
     assert token not in unpacked(target)
     assert token.encode() not in target.read_bytes()
-    one, other = torch_profiler.read(source), torch_profiler.read(target)
-    assert found(one) == found(other)
+    before, after = torch_profiler.read(source), torch_profiler.read(target)
+    assert row_tuples(before) == row_tuples(after)
     assert {"k", "cudaLaunchKernel", "kept", "NVIDIA H100"} <= set(names_in(json.loads(unpacked(target))))
 
 

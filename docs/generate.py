@@ -1,0 +1,138 @@
+"""Writes docs/reference/options.md and records.md from the dataclasses: run `python docs/generate.py` after a change.
+
+A test holds that the pages are what this writes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import ModuleType
+
+from moe_eval.cli.options.command_line import Command, shown
+from moe_eval.cli.options.commands import COMMANDS
+from moe_eval.cli.options.option import Option, options_of
+from moe_eval.data import workload
+from moe_eval.machine import hardware, rates, sampler
+from moe_eval.records import comparison, harness, kernels, labels, latency, quality, run
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+_NOTE = "<!-- Written by docs/generate.py: change the dataclasses and run it. -->"
+_MODULES = (run, latency, quality, kernels, comparison, harness, labels)
+_PARTS = (hardware.Machine, hardware.Gpu, sampler.GpuSummary, rates.Rates, workload.Shape)
+_FILES = {
+    "RunRecord": "`run.json`, `perf_run.json`, `ppl_run.json`",
+    "LatencyRecord": "`perf_ARM_WHERE.json`",
+    "QualityRecord": "`ppl_ARM_WHERE.json`",
+    "KernelsRecord": "`kernels_ARM_WHERE_SHAPE.json`",
+    "ComparisonRecord": "`comparison.json`, `perf_comparison.json`, `ppl_comparison.json`",
+    "HarnessRecord": "`record.json`",
+}
+
+
+def options_page() -> str:
+    """The options of every command."""
+    lines = [
+        "# Options",
+        _NOTE,
+        "",
+        "Dashes and underscores are the same: `--batch-size` is `--batch_size`. Options stand before or after files.",
+        "`--config FILE` reads options from YAML by these names. The command line wins.",
+    ]
+    for command in COMMANDS.values():
+        lines += _command(command)
+    return "\n".join(lines) + "\n"
+
+
+def _command(command: Command) -> Iterator[str]:
+    yield from ("", f"## moe-eval {command.name}", "", command.description, "", "```bash")
+    for comment, line in command.examples:
+        yield from (f"# {comment}", line)
+    yield "```"
+    group = ""
+    for option in options_of(command.options).values():
+        if option.declared.group != group:
+            group = option.declared.group
+            yield from ("", f"### {command.name}: {group}", "", "| option | default | meaning |", "|---|---|---|")
+        yield f"| `{_spelled(option)}` | {_code(shown(option.default))} | {_cell(option.declared.help)} |"
+
+
+def _spelled(option: Option) -> str:
+    value = option.declared.metavar or ("\\|".join(option.choices) if option.choices else "")
+    if option.declared.is_positional:
+        return value
+    return option.label if option.kind is bool else f"{option.label} {value or option.name.upper()}"
+
+
+def records_page() -> str:
+    """The classes of all records."""
+    lines = [
+        "# Record fields",
+        _NOTE,
+        "",
+        "Every measurement is a frozen dataclass, written as JSON. Units are in the names: `_ms`, `_j`, `_s`, `tok_s`.",
+        "ARM is the arm's name, WHERE is `smXY` for the GPU's compute capability or `cpu`, SHAPE is such as",
+        "`b8_i512_o256`.",
+    ]
+    for module in _MODULES:
+        for kind in _classes(module):
+            lines += _record(kind)
+    lines += ["", "## Parts from other modules"]
+    for kind in _PARTS:
+        lines += _record(kind)
+    return "\n".join(lines) + "\n"
+
+
+def _classes(module: ModuleType) -> list[type]:
+    """Dataclasses and enums of a module, records first, then in the order of the source."""
+    kinds = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and kind.__module__ == module.__name__
+        and (is_dataclass(kind) or issubclass(kind, Enum))
+    ]
+    return sorted(kinds, key=lambda kind: not kind.__name__.endswith("Record"))
+
+
+def _record(kind: type) -> Iterator[str]:
+    text, _, attributes = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:\n")
+    file = f" ({_FILES[kind.__name__]})" if kind.__name__ in _FILES else ""
+    yield from ("", f"### {kind.__name__}{file}", "", *text.splitlines(), "")
+    if issubclass(kind, Enum):
+        yield ", ".join(f"`{member.value}`" for member in kind)
+        return
+    yield from ("| field | type |", "|---|---|")
+    for entry in fields(kind):
+        yield f"| `{entry.name}` | `{_cell(str(entry.type))}` |"
+    notes = _notes(attributes)
+    if notes:
+        yield from ("", *(f"- {note}" for note in notes))
+
+
+def _notes(attributes: str) -> list[str]:
+    """The entries of an Attributes section, each on one line."""
+    notes: list[str] = []
+    for line in inspect.cleandoc(attributes).splitlines():
+        if line.startswith(" ") and notes:
+            notes[-1] += f" {line.strip()}"
+        else:
+            notes.append(line.strip())
+    return [note for note in notes if note]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+if __name__ == "__main__":
+    REFERENCE.mkdir(exist_ok=True)
+    (REFERENCE / "options.md").write_text(options_page(), encoding="utf-8")
+    (REFERENCE / "records.md").write_text(records_page(), encoding="utf-8")

@@ -1,0 +1,30 @@
+"""Concludes a run: compares its records, and writes the comparison and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_eval.comparison import pairs
+from moe_eval.records import by_arm, disk
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.report import write
+from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.request import Command
+
+
+def conclude(folder: Path, command: Command) -> tuple[list[ArmRecords], ComparisonRecord | None]:
+    """Compare what the run in a folder has measured, and write the comparison and the report.
+
+    Returns:
+        The arms, the reference first, and their comparison. None where nothing could be measured.
+    """
+    files = RunFolder(folder, command)
+    run = files.run()
+    arms = by_arm.read(folder, run.run_id)
+    if not arms:
+        return [], None
+    comparison = pairs.compare(arms, skipped=pairs.left_out([run], [arm.name for arm in arms]))
+    disk.write_record(files.comparison_file, comparison)
+    write.write(comparison, folder, files.page_file.name, files.text_file.name, run)
+    return arms, comparison

@@ -1,0 +1,207 @@
+"""Executes what run, perf and ppl are asked for: plan, measurement, comparison, report and MLflow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import RenderableType
+
+from moe_eval.cli import gated
+from moe_eval.cli.conclude import conclude
+from moe_eval.cli.options.measuring import MeasuringOptions
+from moe_eval.cli.request import gpus_of, make_folder, request_of
+from moe_eval.comparison import gate, wording
+from moe_eval.data import prompts
+from moe_eval.errors import EngineError, TrackingError
+from moe_eval.evaluators import latency
+from moe_eval.exits import Ended, code, terminable
+from moe_eval.machine.hardware import Gpu
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.run import RunRecord
+from moe_eval.report.console import TaskProgress, print_renderable, say
+from moe_eval.runner import plan as planning
+from moe_eval.runner import resume
+from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.plan import Plan
+from moe_eval.runner.request import Command, RunRequest
+from moe_eval.runner.run import Run
+from moe_eval.runner.tasks import Task
+from moe_eval.tracking import plan_run
+
+Say = Callable[[str], None]
+Table = Callable[[Sequence[ArmRecords], ComparisonRecord], RenderableType | None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a plan.
+
+    Attributes:
+        arms: measured, the reference first. Empty for a dry run, and where nothing could be measured.
+        comparison: of these arms. Without arms it says what was skipped.
+        page: the report. None where there is none.
+        tasks: how many the plan has. `failures`: a sentence for every one that failed.
+        tracking_failure: why the run could not be logged to MLflow.
+    """
+
+    comparison: ComparisonRecord
+    arms: Sequence[ArmRecords] = field(default_factory=list)
+    page: Path | None = None
+    tasks: int = 0
+    failures: Sequence[str] = ()
+    tracking_failure: str | None = None
+
+
+def execute(options: MeasuringOptions, table: Table | None = None) -> None:
+    """Run a command: print the plan, measure, print the verdict, and end with the command's exit code.
+
+    Args:
+        table: what the command shows before the verdict.
+
+    Raises:
+        UsageError: the options ask for what cannot be.
+        Ended: with an exit code other than 0.
+    """
+    conditions = gate.parse(options.gate) if options.gate is not None else ()
+    outcome = measure(options, lambda text: print(text, flush=True))
+    if options.dry_run:
+        return
+    if outcome.page is not None:
+        renderable = table(outcome.arms, outcome.comparison) if table else None
+        if renderable is not None:
+            print_renderable(renderable)
+        print(f"{wording.summary(outcome.comparison)}\nReport: {outcome.page}")
+    errors = _errors(outcome, options.output_dir)
+    for error in errors:
+        print(f"moe-eval: {error}", file=sys.stderr)
+    if conditions:
+        gated.settle(outcome.comparison, conditions, len(outcome.failures))
+    elif errors:
+        raise Ended(code(errors[0]))
+
+
+def _errors(outcome: Outcome, folder: Path) -> list[Exception]:
+    errors: list[Exception] = []
+    if outcome.failures:
+        errors.append(
+            EngineError(
+                f"{len(outcome.failures)} of {outcome.tasks} tasks failed. {folder} holds the rest. The same command "
+                "with --resume tries them again."
+            )
+        )
+    if outcome.tracking_failure:
+        errors.append(TrackingError(outcome.tracking_failure))
+    return errors
+
+
+def measure(options: MeasuringOptions, out: Say) -> Outcome:
+    """Plan, measure, compare, report and log.
+
+    Args:
+        out: is given the plan and the places in MLflow.
+
+    Raises:
+        UsageError: the options ask for what cannot be.
+        KeyboardInterrupt: with a sentence that says how to go on.
+    """
+    request = request_of(options)
+    gpus = gpus_of(request)
+    plan = planning.make(request, gpus, _before(request))
+    out(planning.describe(plan, request, gpus))
+    nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped))
+    if options.dry_run:
+        return nothing
+    if plan.arms:
+        _check(request, plan)
+        make_folder(request.folder)
+        return _measured(request, plan, gpus, out)
+    print("No precision was left to run. The lines above say what each of them needs.", file=sys.stderr)
+    if request.command != "run":  # perf and ppl leave a record of what is skipped
+        make_folder(request.folder)
+        with TaskProgress() as shown:
+            Run(request, plan, gpus).execute(shown)
+    return nothing
+
+
+def _check(request: RunRequest, plan: Plan) -> None:
+    """Refuse what cannot be measured, before anything is written or loaded."""
+    if "latency" in request.evaluators:
+        latency.refuse_profiler()
+    timed = [arm.settings for arm in plan.arms if {"latency", "kernels"} & set(plan.evaluators[arm.name])]
+    if timed:
+        prompts.of_arms(request.dataset, request.seed, request.shapes, timed, request.tokenizer or timed[0].checkpoint)
+
+
+def _before(request: RunRequest) -> RunRecord | None:
+    """The run that goes on, once its processes have ended: until then they hold memory, which a plan counts."""
+    folder = RunFolder(request.folder, request.command)
+    if not request.resume or not folder.exists():
+        return None
+    with folder.locked():
+        run = folder.run()
+    resume.check_options(run, request.options, request.folder)
+    return run
+
+
+def _measured(request: RunRequest, plan: Plan, gpus: Sequence[Gpu], out: Say) -> Outcome:
+    """Run the plan. MLflow shows that it has begun, and how it ended."""
+    folder, command = request.folder, request.command
+    run = Run(request, plan, gpus)
+    tracked = _Tracked(folder, command, out)
+    try:
+        with terminable(), TaskProgress() as shown:
+            failures = run.execute(_Progress(shown, tracked))
+        arms, comparison = conclude(folder, command)
+    finally:
+        tracked.close()
+    return Outcome(
+        comparison=comparison or ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped),
+        arms=arms,
+        page=RunFolder(folder, command).page_file if comparison else None,
+        tasks=len(plan.tasks),
+        failures=failures,
+        tracking_failure=tracked.failure,
+    )
+
+
+class _Progress:
+    """Opens the run in MLflow when its tasks are known, and shows how far they are."""
+
+    def __init__(self, shown: TaskProgress, tracked: _Tracked) -> None:
+        self._shown, self._tracked = shown, tracked
+        self.begun, self.done = shown.begun, shown.done
+
+    def ready(self, tasks: Sequence[Task]) -> None:
+        """These tasks are left."""
+        self._tracked.open()
+        self._shown.ready(tasks)
+
+
+class _Tracked:
+    """A run in MLflow, whose trouble stops no measurement."""
+
+    def __init__(self, folder: Path, command: Command, out: Say) -> None:
+        self._folder, self._command, self._out = folder, command, out
+        self._is_open = False
+        self.failure: str | None = None
+
+    def open(self) -> None:
+        """Show that the run has begun."""
+        self._is_open = True
+        try:
+            self._out(f"MLflow: {plan_run.open_run(self._folder, self._command).describe()}")
+        except TrackingError as error:
+            say(str(error))
+
+    def close(self) -> None:
+        """Log the records, however the run ended."""
+        if not self._is_open:  # it never was a run of this command's
+            return
+        try:
+            self._out(f"MLflow: {plan_run.log(self._folder, self._command).describe()}")
+        except TrackingError as error:
+            self.failure = str(error)

@@ -1,0 +1,101 @@
+"""Gathers recorded arms from folders and from MLflow, and compares them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moe_eval.comparison import pairs
+from moe_eval.errors import UsageError
+from moe_eval.records import by_arm, run_files
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.labels import Status
+from moe_eval.records.run import RunRecord
+from moe_eval.tracking import fetch
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Arms of several sources.
+
+    Attributes:
+        arms: the first source's reference first. One whose name is taken is named by its source.
+        runs: all that the sources hold a record of.
+        first_run: of the first source; None where it holds none.
+    """
+
+    arms: Sequence[ArmRecords]
+    runs: Sequence[RunRecord]
+    first_run: RunRecord | None
+
+    def compare(self, across: Collection[str] = ()) -> ComparisonRecord:
+        """The arms against the first of them. `across`: what may differ, see comparison.pairs."""
+        skipped = pairs.left_out(self.runs, [arm.name for arm in self.arms])
+        return pairs.compare(self.arms, skipped=skipped, across=across)
+
+
+@contextmanager
+def gathered(sources: Sequence[str]) -> Iterator[Gathered]:
+    """The arms of folders, of MLflow's runs by id, and of the newest run of MLflow's experiments.
+
+    What MLflow holds is at hand until the context ends.
+
+    Raises:
+        UsageError: a source is none of these, or two of them hold the same measurement.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [_folder(source, Path(scratch)) for source in sources]
+        runs = [run_files.read_run(folder) for folder in folders]
+        first_run = next(iter(runs[0]), None) if runs else None
+        yield Gathered(_arms(sources, folders), [run for group in runs for run in group], first_run)
+
+
+def _folder(source: str, scratch: Path) -> Path:
+    """Where the records of a source are; those of MLflow are fetched."""
+    folder = Path(source)
+    # the package's own folder has the name of the default experiment
+    is_folder = folder.is_dir() and (len(folder.parts) > 1 or any(folder.glob("*.json")))
+    return folder if is_folder else fetch.fetch(source, scratch)
+
+
+def _arms(sources: Sequence[str], folders: Sequence[Path]) -> list[ArmRecords]:
+    arms: list[ArmRecords] = []
+    read: list[tuple[str, ArmRecords]] = []
+    for source, folder in zip(sources, folders, strict=True):
+        of_source = by_arm.read(folder)
+        for arm in of_source:
+            first = next((name for name, earlier in read if _is_one_measurement(arm, earlier)), None)
+            if first is not None:
+                raise UsageError(
+                    f"{arm.name} comes twice: {first} and {source} hold the same measurement. Give each source once."
+                )
+        names = {arm.name for arm in arms}
+        arms += [replace(arm, name=_name_at(arm, source)) if arm.name in names else arm for arm in of_source]
+        read += [(source, arm) for arm in of_source]
+    names_of_all = [arm.name for arm in arms]
+    doubled = sorted({name for name in names_of_all if names_of_all.count(name) > 1})
+    if doubled:
+        raise UsageError(f"{', '.join(doubled)} comes twice. Give each source once, or folders of different names.")
+    return arms
+
+
+def _name_at(arm: ArmRecords, source: str) -> str:
+    return f"{arm.name}@{Path(source).name}"
+
+
+def _is_one_measurement(arm: ArmRecords, earlier: ArmRecords) -> bool:
+    """Whether two sources hold the same run of an arm."""
+    if arm.name != earlier.name:
+        return False
+    both = [
+        (record, before)
+        for record, before in ((arm.latency, earlier.latency), (arm.quality, earlier.quality))
+        if record and before and Status.FINISHED is record.status is before.status
+    ]
+    is_same_run = any(record.origin.run_id and record.origin.run_id == before.origin.run_id for record, before in both)
+    is_same_trace = bool(arm.kernels) and arm.kernels == earlier.kernels
+    return is_same_run or is_same_trace or any(record == before for record, before in both)

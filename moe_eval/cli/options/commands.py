@@ -1,0 +1,111 @@
+"""The commands: their options, what `--help` says of them, and examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_eval.cli.options.command_line import Command
+from moe_eval.cli.options.measuring import PerfOptions, PplOptions, RunOptions
+from moe_eval.cli.options.reading import CompareOptions, DoctorOptions, KernelsOptions, LogOptions
+
+RUN = Command(
+    "run",
+    RunOptions,
+    "quality, latency and kernels of several precisions, with a verdict",
+    "Run every evaluator on every arm and compare the arms with the first. Each arm runs in a process of its own that "
+    "loads it once. The plan is shown first. Records are written to --output_dir as they come. A run that was stopped "
+    "goes on with the same command and --resume.",
+    (
+        ("the shipped model in BF16 against emulated FP8 and NVFP4, on any machine", "moe-eval run --emulate"),
+        (
+            "two checkpoints on vLLM, as a check in CI",
+            'moe-eval run --engine vllm --model_path M --fp8_model_path M8 --precisions bf16,fp8 --gate "speed>=1.2"',
+        ),
+    ),
+)
+PERF = Command(
+    "perf",
+    PerfOptions,
+    "latency and throughput of several precisions on the same prompts",
+    "Time the same prompts on every arm, each in a process of its own, and write one JSON record for each "
+    "(perf_ARM_smXY.json, or _cpu). Arms that fit on the GPU together take turns (A B B A). Otherwise each is loaded "
+    "again in every block. At the end a table compares them with the first.",
+    (
+        (
+            "three batch sizes of two checkpoints",
+            "moe-eval perf --model_path M --fp8_model_path M8 --batch_size 1,8,32",
+        ),
+        (
+            "the first arm against itself, on made-up prompts",
+            "moe-eval perf --model_path M --precisions bf16 --aa --dataset random",
+        ),
+    ),
+)
+PPL = Command(
+    "ppl",
+    PplOptions,
+    "perplexity of several precisions over the same windows",
+    "Score the same windows with every arm, each in a process of its own, and write one JSON record for each "
+    "(ppl_ARM_smXY.json, or _cpu). The first arm is scored at a second batch size too: that is the noise floor. At the "
+    "end a table compares the arms with the first.",
+    (
+        ("the shipped model and its text, on any machine", "moe-eval ppl --emulate --dataset moe_sample"),
+        ("all of WikiText-2 on TensorRT-LLM", "moe-eval ppl --model_path M --nvfp4_model_path M4 --num_chunks 0"),
+    ),
+)
+COMPARE = Command(
+    "compare",
+    CompareOptions,
+    "recorded arms side by side, with a verdict",
+    "Compare two or more recorded arms with the first. Sources are output folders of moe-eval run, perf and ppl, ids "
+    "of runs in MLflow, or an experiment there, of which the newest run counts. Arms that cannot be compared are named "
+    "with the reason.",
+    (
+        ("one run again, with a gate", 'moe-eval compare moe_eval_run --gate "speed>=1.2,ln_ppl<=0.01"'),
+        ("this week's folder against last week's", "moe-eval compare last_week this_week --output_dir changes"),
+    ),
+)
+KERNELS = Command(
+    "kernels",
+    KernelsOptions,
+    "where the time of a profiler's trace goes",
+    "Break a trace down by phase and category. It is an Nsight Systems export (.sqlite), a report (.nsys-rep, where "
+    "nsys is installed), a CSV of `nsys stats`, or a Chrome trace of torch's profiler (.json, .json.gz). Two traces "
+    "are compared as well, and the first is the reference. `classify` reads kernel names from standard input, one a "
+    "line. It writes category, fused_with, rule and name, separated by tabs.",
+    (
+        ("two traces", "moe-eval kernels --input bf16.sqlite fp8.sqlite --precisions bf16,fp8"),
+        ("names of kernels", "moe-eval kernels classify < names.txt"),
+    ),
+)
+LOG = Command(
+    "log",
+    LogOptions,
+    "log recorded runs to MLflow",
+    "Log the runs recorded in folders to MLflow, unless they are there. The store is that of MLFLOW_TRACKING_URI, or "
+    "mlflow.db in the working directory. The experiment is that of MLFLOW_EXPERIMENT_NAME, or moe_eval.",
+    (
+        ("one run", "moe-eval log moe_eval_run"),
+        ("several, to a server", "MLFLOW_TRACKING_URI=http://host:5000 moe-eval log runs/*"),
+    ),
+)
+DOCTOR = Command(
+    "doctor",
+    DoctorOptions,
+    "what this machine has, and whether its TensorRT-LLM passes a self-test",
+    "Print the machine, its GPUs, the installed engines and the precisions that they run here. With --selftest load a "
+    "checkpoint on TensorRT-LLM, score ten windows in two ways, generate, look for the class of the experts, and print "
+    "one page of Markdown. The exit code is 1 where something does not work.",
+    (
+        ("this machine", "moe-eval doctor"),
+        (
+            "the self-test on a checkpoint",
+            "moe-eval doctor --selftest --model_args pretrained=M,tensor_parallel_size=2",
+        ),
+    ),
+)
+
+# the commands differ in their options; what takes one takes any
+COMMANDS: dict[str, Command[Any]] = {
+    command.name: command for command in (RUN, COMPARE, PPL, PERF, KERNELS, LOG, DOCTOR)
+}

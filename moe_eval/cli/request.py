@@ -1,0 +1,152 @@
+"""Turns the options of run, perf and ppl into what the runner is asked for."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from moe_eval.checkpoint import shipped as shipped_model
+from moe_eval.cli.options.measuring import (
+    EmulationOptions,
+    LatencyOptions,
+    MeasuringOptions,
+    PerfOptions,
+    PplOptions,
+    QualityOptions,
+    RunOptions,
+)
+from moe_eval.cli.options.record import recorded
+from moe_eval.data.workload import shapes
+from moe_eval.engines import registry
+from moe_eval.engines.options import flag
+from moe_eval.errors import UsageError
+from moe_eval.machine import hardware
+from moe_eval.machine.hardware import Gpu
+from moe_eval.records.run import EVALUATORS, EvaluatorName
+from moe_eval.runner.request import ArmsRequest, Command, RunRequest, SharedSettings
+
+
+def request_of(options: MeasuringOptions) -> RunRequest:
+    """What the options ask for. Says so where the shipped model stands in.
+
+    Raises:
+        UsageError: options that contradict each other, or that the engine does not take.
+    """
+    arms, tokenizer = _arms(options)
+    latency = options if isinstance(options, LatencyOptions) else None
+    quality = options if isinstance(options, QualityOptions) else None
+    return RunRequest(
+        command=command_of(options),
+        arms=arms,
+        tokenizer=tokenizer,
+        evaluators=_evaluators(options),
+        shapes=shapes(latency.batch_size, options.input_len, latency.output_len) if latency else (),
+        dataset=options.dataset,
+        seed=latency.seed if latency else 0,
+        input_len=options.input_len,
+        num_chunks=quality.num_chunks if quality else 0,
+        iterations=latency.num_iterations if latency else 1,
+        warm_ups=latency.warmup_iterations if latency else 0,
+        blocks=latency.blocks if latency else 1,
+        repeat_reference=latency.aa if latency else False,
+        folder=options.output_dir,
+        options=recorded(options),
+        fusion_disabled=options.disable_fusion,
+        timeout_s=options.timeout,
+        resume=options.resume,
+    )
+
+
+def command_of(options: MeasuringOptions) -> Command:
+    """The command that has these options."""
+    if isinstance(options, PerfOptions):
+        return "perf"
+    return "ppl" if isinstance(options, PplOptions) else "run"
+
+
+def _evaluators(options: MeasuringOptions) -> tuple[EvaluatorName, ...]:
+    if isinstance(options, RunOptions):
+        return tuple(name for name in EVALUATORS if name in options.evaluators)
+    return ("latency",) if isinstance(options, PerfOptions) else ("quality",)
+
+
+def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
+    """The arms, and their tokenizer; None where each checkpoint has its own."""
+    from lm_eval.utils import simple_parse_args_string
+
+    emulation = options if isinstance(options, EmulationOptions) else None
+    emulate = emulation.emulate if emulation else None
+    is_shipped = options.model_path is None
+    engine = options.engine or ("transformers" if emulate or is_shipped else "trtllm")
+    if is_shipped:
+        print(shipped_model.SHIPPED_NOTE, file=sys.stderr)
+    arguments: dict[str, object] = dict(simple_parse_args_string(options.model_args))
+    tokenizer = arguments.pop("tokenizer", None)
+    settings = _settings(arguments)
+    if options.moe_backend != "auto":
+        arguments["moe_backend"] = options.moe_backend
+    if options.disable_fusion:
+        if engine != "trtllm":
+            raise UsageError("--disable_fusion is a setting of TensorRT-LLM. Leave it out.")
+        arguments["disable_fusion"] = True
+    registry.check(engine)
+    registry.check_options(engine, arguments)
+    arms = ArmsRequest(
+        engine=engine,
+        precisions=options.precisions,
+        paths={
+            "model": str(shipped_model.SHIPPED) if is_shipped else options.model_path,
+            "fp8": options.fp8_model_path,
+            "nvfp4": options.nvfp4_model_path,
+        },
+        emulate=emulate,
+        scope=emulation.scope if emulation else "experts",
+        options=arguments,
+        settings=settings,
+    )
+    return arms, None if tokenizer is None else str(tokenizer)
+
+
+def _settings(arguments: dict[str, object]) -> SharedSettings:
+    """Take what is no engine's own but a field of EngineSettings out of the model arguments.
+
+    Raises:
+        UsageError: a value that no engine can take.
+    """
+    import torch
+
+    settings = SharedSettings()
+    is_trusted = flag(arguments, "trust_remote_code")
+    if is_trusted is not None:
+        settings["trust_remote_code"] = is_trusted
+    if "dtype" in arguments:
+        settings["dtype"] = name = str(arguments.pop("dtype"))
+        dtype = torch.float32 if name == "auto" else getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise UsageError(f"dtype={name} is no floating-point type of torch. Give bfloat16, for example.")
+    if "device" in arguments:
+        settings["device"] = str(arguments.pop("device"))
+        hardware.check_device(settings["device"])
+    if "revision" in arguments:
+        settings["revision"] = str(arguments.pop("revision"))
+    return settings
+
+
+def gpus_of(request: RunRequest) -> tuple[Gpu, ...]:
+    """The GPUs that the arms may use: those that torch sees, from the one on that `device` names."""
+    return hardware.gpus_from(request.arms.settings.get("device"))
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the records, before anything is measured that could not be written there.
+
+    Raises:
+        UsageError: why it cannot be one.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--output_dir {folder} cannot be written to ({error.strerror}). Give another one.") from None

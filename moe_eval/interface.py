@@ -1,0 +1,183 @@
+"""The Python interface: measure, compare and read from a program.
+
+    import moe_eval
+
+    results = moe_eval.run(emulate=True, precisions=["bf16", "fp8"], dataset="moe_sample")
+    print(results.comparison.pairs[0].sentence)
+    results.to_dataframe()
+
+Everything raises moe_eval.errors.UsageError for what the caller can correct, EngineError where an engine broke down and
+TrackingError where MLflow did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_eval.errors import UsageError
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import ComparisonRecord
+
+if TYPE_CHECKING:
+    import pandas
+
+_COLUMNS = ("arm", "precision", "evaluator", "shape", "metric", "median", "low", "high")
+_FIGURES = {
+    "token_ppl": "perplexity",
+    "word_ppl": "word_ppl",
+    "byte_ppl": "byte_ppl",
+    "bits_per_byte": "bits_per_byte",
+}
+Row = tuple[str, str, str, str, str, float, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Recorded arms and their comparison.
+
+    Attributes:
+        arms: the reference first. Each has `latency`, `quality` and `kernels`, see moe_eval.records.
+        comparison: every arm against the first. None where there are no two arms.
+        failures: a sentence for every task of `run` that failed.
+        folder: where the records are. None where they came from several sources, or from MLflow.
+    """
+
+    arms: Sequence[ArmRecords]
+    comparison: ComparisonRecord | None = None
+    failures: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for every arm, shape and metric, and one for every figure of quality.
+
+        Columns: arm, precision, evaluator (quality, latency or kernels), shape (such as b8_i512_o256, empty for
+        quality), metric, median, low, high. A metric's name ends with its unit (`e2e_ms`, `output_tok_s`, `j_per_tok`).
+        Low and high are the 95 % interval, and NaN where there is none. Kernels are in ms per step, as
+        `decode/expert_gemm_ms`.
+        """
+        import pandas
+
+        return pandas.DataFrame(list(self._rows()), columns=list(_COLUMNS))
+
+    def _rows(self) -> Iterator[Row]:
+        for arm in self.arms:
+            yield from _quality(arm, self.comparison)
+            yield from _latency(arm)
+            yield from _kernels(arm)
+
+
+def _quality(arm: ArmRecords, comparison: ComparisonRecord | None) -> Iterator[Row]:
+    figures = arm.quality.figures if arm.quality else None
+    for metric, name in _FIGURES.items() if figures else ():
+        value = getattr(figures, name)
+        if value is not None:
+            yield arm.name, arm.precision, "quality", "", metric, value, None, None
+    for pair in comparison.pairs if comparison else ():
+        quality = pair.quality if pair.other == arm.name else None
+        if quality and quality.ln_ppl_ratio:
+            ratio = quality.ln_ppl_ratio
+            yield arm.name, arm.precision, "quality", "", "ln_ppl_ratio", ratio.value, ratio.low, ratio.high
+        if quality and quality.divergence:
+            yield arm.name, arm.precision, "quality", "", "kld_mean", quality.divergence.mean, None, None
+
+
+def _latency(arm: ArmRecords) -> Iterator[Row]:
+    for shape in arm.latency.shapes if arm.latency else ():
+        for entry in fields(shape.metrics):
+            metric = getattr(shape.metrics, entry.name)
+            if metric is not None:
+                interval = metric.median, metric.low, metric.high
+                yield arm.name, arm.precision, "latency", shape.name, entry.name, *interval
+
+
+def _kernels(arm: ArmRecords) -> Iterator[Row]:
+    for shape, record in arm.kernels.items():
+        for phase, times in record.phases.items():
+            for category, time in times.categories.items():
+                metric = f"{phase}/{category}_ms"
+                yield arm.name, arm.precision, "kernels", shape, metric, time.ms, None, None
+
+
+def run(**options: object) -> Results:
+    """Measure arms and compare them, as `moe-eval run` does, and print nothing but progress, on standard error.
+
+    Args:
+        options: those of `moe-eval run` by their names (docs/reference/options.md). Lists are lists or texts with
+            commas. `config` names a YAML file, whose options these overrule. `dry_run` and `gate` have no use here.
+
+    Returns:
+        The arms that were measured. Tasks that failed are in `failures`.
+
+    Raises:
+        UsageError: an option does not exist or has no such value, or the options ask for what cannot be.
+        EngineError: nothing could be measured.
+        TrackingError: the run is on disk, and MLflow did not take it.
+    """
+    from moe_eval.cli.execute import measure
+    from moe_eval.cli.options import config
+    from moe_eval.cli.options.command_line import nearest
+    from moe_eval.cli.options.measuring import RunOptions
+    from moe_eval.cli.options.option import options_of
+    from moe_eval.errors import EngineError, TrackingError
+
+    known_names = [name for name in options_of(RunOptions) if name not in ("dry_run", "gate")]
+    for name in options:
+        if name not in known_names:
+            meant = nearest(name, known_names)
+            fix = f"Did you mean {meant}?" if meant else "docs/reference/options.md lists them."
+            raise UsageError(f"There is no option {name}. {fix}")
+    values = config.checked(options, RunOptions)
+    file = values.get("config")
+    if isinstance(file, Path):
+        values = {**config.read(file, "run", RunOptions), **values}
+    checked = RunOptions(**values)  # type: ignore[arg-type]  # every value was read as its field's type
+    outcome = measure(checked, lambda _: None)
+    if outcome.failures and not outcome.arms:
+        raise EngineError(f"No task finished. The first reason: {outcome.failures[0]}.")
+    if outcome.tracking_failure:
+        raise TrackingError(outcome.tracking_failure)
+    comparison = outcome.comparison if outcome.arms else None
+    return Results(outcome.arms, comparison, tuple(outcome.failures), checked.output_dir)
+
+
+def compare(*sources: str | Path, across: Collection[str] = ()) -> Results:
+    """Compare recorded arms with the first of them, as `moe-eval compare` does, and write nothing.
+
+    Args:
+        sources: output folders of moe-eval run, perf and ppl, ids of MLflow runs, or names of MLflow experiments.
+        across: what may differ between arms: `gpus`, or nothing.
+
+    Raises:
+        UsageError: a source cannot be read, two of them hold the same measurement, or there is one arm alone.
+    """
+    results = _results(sources, across)
+    if len(results.arms) < 2:
+        raise UsageError(f"There is one arm alone ({results.arms[0].name}). Give sources of two or more.")
+    return results
+
+
+def read(folder_or_run_id: str | Path) -> Results:
+    """Read recorded arms, of this version or of schema 1, and compare them where there are two or more.
+
+    Args:
+        folder_or_run_id: an output folder of moe-eval run, perf or ppl, the id of an MLflow run, or the name of an
+            MLflow experiment, of which the newest run is read.
+
+    Raises:
+        UsageError: there is no such folder or run, it holds no record, or a record is damaged.
+    """
+    return _results([folder_or_run_id], ())
+
+
+def _results(sources: Sequence[str | Path], across: Collection[str]) -> Results:
+    from moe_eval.cli.gathered import gathered
+
+    if not sources:
+        raise UsageError("There is no source. Give a folder, an MLflow run id or an experiment.")
+    with gathered([str(source) for source in sources]) as records:
+        comparison = records.compare(across) if len(records.arms) > 1 else None
+    folder = Path(sources[0])
+    return Results(records.arms, comparison, (), folder if len(sources) == 1 and folder.is_dir() else None)

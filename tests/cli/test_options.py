@@ -1,0 +1,177 @@
+"""Command lines: how options are written, what is refused, --help, and what a record keeps of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_eval.cli import main
+from moe_eval.cli.options.commands import COMMANDS, COMPARE, KERNELS, LOG, PERF, PPL, RUN
+from moe_eval.cli.options.measuring import RunOptions
+from moe_eval.cli.options.option import options_of
+from moe_eval.cli.options.record import recorded
+from moe_eval.emulation.model import SCOPES
+from tests.conftest import ROOT
+
+PROGRAM = "import sys; from moe_eval.cli import main; sys.exit(main())"
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    assert RUN.read(["--batch-size", "1,8", "--dry-run", "--output-dir=a-b"]) == RUN.read(
+        ["--batch_size", "1,8", "--dry_run", "--output_dir=a-b"]
+    )
+    assert RUN.read(["--output-dir=a-b"]).output_dir == Path("a-b")
+
+
+@pytest.mark.parametrize(
+    "words", [["a", "b", "--gate", "kld<=1"], ["--gate", "kld<=1", "a", "b"], ["a", "--gate", "kld<=1", "b"]]
+)
+def test_options_stand_before_or_after_files(words: list[str]) -> None:
+    options = COMPARE.read(words)
+    assert (options.sources, options.gate, options.across) == (("a", "b"), "kld<=1", ())
+
+
+def test_files_of_every_command() -> None:
+    assert LOG.read(["one", "--", "-two"]).folders == (Path("one"), Path("-two"))
+    options = KERNELS.read(["--input", "a", "b", "--tpot-ms", "1", "2.5", "--precisions", "bf16,fp8"])
+    assert (options.input, options.tpot_ms, options.action) == ((Path("a"), Path("b")), (1.0, 2.5), None)
+    assert options.precisions == ("bf16", "fp8")
+    assert KERNELS.read(["classify"]).action == "classify"
+
+
+def test_defaults_are_those_of_the_commands() -> None:
+    assert [command.read([]).blocks for command in (RUN, PERF)] == [1, 4]
+    assert [str(command.read([]).output_dir) for command in (RUN, PERF, PPL)] == [
+        "moe_eval_run",
+        "benchmark_results",
+        "benchmark_results",
+    ]
+    assert PERF.read(["--seed", "-1"]).seed == -1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("", "moe-eval needs a command: run, "),
+        ("rum", "There is no command rum. Did you mean run?"),
+        ("zzz", "There is no command zzz. Give one of run, "),
+        ("run --batchsize 1", "There is no option --batchsize. Did you mean --batch_size?"),
+        ("run --conf x.yaml", "There is no option --conf. Did you mean --config?"),
+        ("run --dry", "There is no option --dry. "),
+        ("compare x --gat speed>=1", "There is no option --gat. Did you mean --gate?"),
+        ("run -x", "There is no option -x. `moe-eval run --help` lists them."),
+        ("run x", "moe-eval run has no use for x. `moe-eval run --help` lists the options."),
+        ("run --batch_size", "--batch_size needs a value. "),
+        ("kernels --tpot_ms 1", "--tpot_ms needs a value. "),
+        ("run --emulate=true", "--emulate takes no value. "),
+        ("compare", "moe-eval compare needs SOURCE. "),
+        ("run --batch_size many", "--batch_size many cannot be read. Give a whole number or a list of them."),
+        ("run --blocks 1.5", "--blocks 1.5 cannot be read. Give a whole number."),
+        ("run --scope some", "--scope some is unknown. Give one of experts, all."),
+        ("run --num_iterations 0", "--num_iterations 0 is out of range. Give 1 or more."),
+        ("run --warmup_iterations 2", "--warmup_iterations 2 is out of range. Give 5 or more."),
+        ("run --timeout nan", "--timeout nan is out of range. Give 1 to 1000000 seconds."),
+        ("run --timeout inf", "--timeout inf is out of range. Give 1 to 1000000 seconds."),
+        ("run --timeout 0.5", "--timeout 0.5 is out of range. Give 1 to 1000000 seconds."),
+        ("run --timeout 1e300", "--timeout 1e300 is out of range. Give 1 to 1000000 seconds."),
+        ("run --evaluators=", "--evaluators cannot be read. Give some of quality, latency, kernels."),
+        ("run --evaluators perplexity", "Give some of quality, latency, kernels. Did you mean quality?"),
+        ("kernels sort", "action sort is unknown. Give one of classify."),
+    ],
+)
+def test_bad_words_end_with_one_line(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("moe-eval: ")
+    assert sentence in line
+    assert out == ""
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_option_is_explained_with_its_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    line = " ".join(text.split())
+    for option in options_of(COMMANDS[name].options).values():
+        assert option.declared.help in line.replace("- ", "-"), option.name
+        assert option.label in line or (option.declared.metavar or "") in line
+    assert "(default: None)" not in line
+    assert "(default: )" not in line
+    examples = text.partition("examples:\n")[2].splitlines()
+    assert [example.startswith("  # ") for example in examples] == [True, False] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [("run", (512, 100, 256, 20, 5, 3600, "wikitext", "moe_eval_run", "experts")), ("compare", (".",))],
+)
+def test_help_shows_defaults(name: str, defaults: tuple[object, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for default in defaults:
+        assert f"(default: {default})" in text
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_the_examples_are_command_lines(name: str) -> None:
+    for _, example in COMMANDS[name].examples:
+        words = re.sub(r"^.*moe-eval |<.*", "", example).replace('"', "").split()
+        assert words[0] == name
+        COMMANDS[name].read(words[1:])
+
+
+def test_the_help_of_all_commands_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"moe-eval \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "run --help", "kernels classify"])
+def test_start_up_imports_no_heavy_library(words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", PROGRAM, *words.split()],
+        input="x\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "moe_eval.cli" in modules
+    assert not modules & {"torch", "mlflow", "lm_eval", "transformers", "numpy", "scipy", "pandas", "matplotlib"}
+
+
+def test_scopes_are_those_of_the_emulation() -> None:
+    assert options_of(RunOptions)["scope"].choices == tuple(SCOPES)
+
+
+def test_a_record_keeps_every_option_and_no_secret() -> None:
+    options = RUN.read(["--model_args", "hub_token=hunter2,max_num_tokens=64,tokenizer=x", "--batch_size", "1,8"])
+    kept = recorded(options)
+    assert kept["model_args"] == "hub_token=[redacted],max_num_tokens=64,tokenizer=x"
+    assert (kept["batch_size"], kept["output_dir"], kept["emulate"]) == ((1, 8), "moe_eval_run", False)
+    assert (kept["precisions"], kept["timeout"]) == (("bf16", "fp8", "nvfp4"), 3600.0)
+    assert "model_path" not in kept
+    assert kept.keys() <= options_of(RunOptions).keys()
+
+
+def test_the_reference_is_what_the_generator_writes() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for name, page in (("options", generate.options_page()), ("records", generate.records_page())):
+        assert (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8") == page, (
+            "run python docs/generate.py"
+        )

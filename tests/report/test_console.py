@@ -1,0 +1,83 @@
+"""Progress and tables where output is no terminal: plain lines, complete, and nothing that moves a cursor."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import pytest
+
+from moe_eval.report import console
+from moe_eval.report.table import Table
+
+
+@dataclass(frozen=True)
+class _Task:
+    arm: str
+    name: str
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _show_tasks() -> None:
+    tasks = [_Task("bf16", "quality"), _Task("fp8", "latency_b1")]
+    with console.TaskProgress() as progress:
+        progress.ready(tasks)
+        for task, reason in zip(tasks, (None, "Out of memory."), strict=True):
+            progress.begun(task)
+            progress.done(task, reason)
+
+
+def test_tasks_are_one_plain_line_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_tasks()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "moe-eval: bf16 quality began, task 1 of 2.",
+        "moe-eval: bf16 quality ended after 0.0 s.",
+        "moe-eval: fp8 latency_b1 began, task 2 of 2.",
+        "moe-eval: fp8 latency_b1 failed after 0.0 s: Out of memory.",
+    ]
+
+
+def test_counts_are_told_at_both_ends_or_not_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (False, True):
+        with console.CountProgress(7, "Windows of bf16", quiet=quiet) as progress:
+            progress.update(3)
+            progress.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "moe-eval: Windows of bf16: 0 of 7 began.",
+        "moe-eval: Windows of bf16: 4 of 7 after 0.0 s.",
+    ]
+
+
+def test_a_terminal_gets_a_display_with_failures_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    _show_tasks()
+    shown = terminal.getvalue()
+    assert "moe-eval: fp8 latency_b1 failed after 0.0 s: Out of memory." in shown
+    assert "2/2" in shown
+    assert "began" not in shown
+
+
+def test_sentences_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("a\rb\x1b[31mc\nd [red]e[/red]")
+    assert capsys.readouterr().err == "moe-eval: a b [31mc d [red]e[/red]\n"
+
+
+def test_tables_are_complete_and_plain_in_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    long = "name " * 60
+    console.print_renderable(console.rich_table(Table("", ("arm", "note"), (("[b]x[/b]", long), ("y", "1")))))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert [cell.strip() for cell in lines[2].split("|")] == ["", "[b]x[/b]", long.strip(), ""]
+    assert all(character.isprintable() for line in lines for character in line)

@@ -1,0 +1,160 @@
+"""Which precision the experts ran in, by their kernels' names and by what quantises their inputs."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe_eval.records.kernels import TraceSource
+from moe_eval.traces import kernel_table, observed_precision, roles
+from moe_eval.traces.kernel_table import Trace
+from moe_eval.traces.observed_precision import ObservedPrecision
+from tests.doubles import timeline
+from tests.doubles.timeline import generation
+
+GROUPED = (
+    "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cutlass::gemm::GroupProblemShape<cute::tuple<"
+    "long, long, long>>, cutlass::gemm::collective::CollectiveMma<cutlass::gemm::"
+    "MainloopSm90ArrayTmaGmmaWarpSpecialized<4>, cute::tuple<cute::C<128>>, {0}, {0}>>>"
+)
+NAMES = [
+    (GROUPED.format("cutlass::bfloat16_t"), "bf16", "cutlass"),
+    (GROUPED.format("cutlass::float_e4m3_t"), "fp8", "cutlass"),
+    (
+        "bmm_E2m1_E2m1E2m1_Fp32_Ab16_Bb16_Cb16_t128x8x512u2_s5_et128x8_m128x8x64_c1x1x1_rM_TN_swiGlu_dynB_sm100f",
+        "nvfp4",
+        "trtllm-gen",
+    ),
+    ("bmm_Bfloat16_E4m3E4m3_Fp32_t128x8x128_s6_et128x8_m64x8x32_dynB_sm100f", "fp8", "trtllm-gen"),
+    (
+        "void deep_gemm::fp8_gemm_kernel<2048, 1536, 64, 128, (deep_gemm::GemmType)1, GroupedWithOffset>",
+        "fp8_block",
+        "deepgemm",
+    ),
+    ("void marlin_moe_wna16::Marlin<__nv_bfloat16, 1125899906909960, 256, 4, 8, 8, false>", "w4a16", "marlin"),
+]
+
+
+def experts(name: str) -> Trace:
+    rows = kernel_table.kernels([name], name=[0, 0], start_ns=[0, 100], duration_ns=[50, 50])
+    return Trace(rows, kernel_table.ranges([]), TraceSource("made up"))
+
+
+@pytest.mark.parametrize(("name", "precision", "backend"), NAMES, ids=[f"{each[2]}-{each[1]}" for each in NAMES])
+def test_a_gemm_s_name_tells(name: str, precision: str, backend: str) -> None:
+    trace = experts(name)
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert (observed.precision, observed.backend) == (precision, backend)
+    assert observed_precision.contradiction(precision if precision != "w4a16" else "nvfp4-w4a16", observed) is None
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_where_a_triton_kernel_s_name_does_not_the_quantisation_of_its_inputs_does(fp8: bool) -> None:
+    trace = generation(fp8=fp8).trace()
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert (observed.precision, observed.backend) == ("fp8" if fp8 else "bf16", "triton")
+    assert observed_precision.contradiction("fp8" if fp8 else "bf16", observed) is None
+    wrong = observed_precision.contradiction("bf16" if fp8 else "fp8", observed)
+    assert wrong is not None
+    assert wrong.startswith("the label says")
+
+
+@pytest.mark.parametrize(
+    ("types", "precision"),
+    [
+        (("c10::Half", "__half"), "fp16"),
+        (("float", "float"), None),
+        (("c10::Half", "__nv_bfloat16"), None),
+        (("N3c108BFloat16E", "float"), "bf16"),
+    ],
+)
+def test_without_quantisation_the_type_is_that_of_kernels_around_and_none_where_they_tell_none(
+    types: tuple[str, str], precision: str | None
+) -> None:
+    recording = generation()
+    for row in recording.rows:
+        row["text"] = str(row["text"]).replace("c10::BFloat16", types[0]).replace("__nv_bfloat16", types[1])
+    trace = recording.trace()
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert (observed.precision, observed.backend) == (precision, "triton")
+    assert observed.evidence.startswith("no kernel quantises the experts' inputs")
+    assert (observed_precision.contradiction("fp8", observed) is None) == (precision is None)
+
+
+def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
+    recording = generation(decode=2)
+    rows = []
+    for row in recording.rows:
+        if row["text"] in (timeline.QKV, timeline.O_PROJ):
+            rows.append({**row, "text": timeline.QUANT, "start_ns": int(row["start_ns"]) - 200, "duration_ns": 100})
+        rows.append(row)
+    recording.rows = rows
+    trace = recording.trace()
+    assert observed_precision.observe(trace, roles.assign(trace)).precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("names", "quant", "precision", "contradicted"),
+    [
+        ([NAMES[4][0], NAMES[1][0]], timeline.QUANT, ("fp8", "fp8_block"), ["nvfp4"]),
+        ([NAMES[3][0], "some_moe_gemm_kernel"], timeline.QUANT, (None,), []),
+        ([NAMES[0][0], NAMES[1][0]], timeline.QUANT, ("mixed",), ["fp8", "nvfp4"]),
+        (["fused_moe_kernel_gptq_awq"], None, (None,), []),
+        ([timeline.MOE], "_per_token_quant_int8", ("int8",), ["fp8", "nvfp4"]),
+    ],
+)
+def test_what_names_leave_open_is_not_made_up(
+    names: list[str], quant: str | None, precision: tuple[str | None, ...], contradicted: list[str]
+) -> None:
+    recording, at = generation(decode=3, fp8=quant is not None), 0
+    for row in recording.rows:
+        if row["text"] == timeline.MOE:
+            row["text"], at = names[at % len(names)], at + 1
+        elif row["text"] == timeline.QUANT:
+            row["text"] = str(quant)
+    trace = recording.trace()
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert observed.precision in precision
+    assert [each for each in ("fp8", "nvfp4") if observed_precision.contradiction(each, observed)] == contradicted
+
+
+def test_a_summary_does_not_tell_whose_inputs_are_quantised() -> None:
+    rows = kernel_table.kernels([timeline.MOE, timeline.QUANT], name=[0, 1], start_ns=[0, 0], duration_ns=[9, 1])
+    trace = Trace(rows, kernel_table.ranges([]), TraceSource("made up"), timed=False)
+    assert observed_precision.observe(trace, roles.assign(trace)).precision is None
+
+
+def test_labels_and_what_contradicts_them() -> None:
+    marlin = ObservedPrecision("w4a16", "marlin", "e")
+    assert "dequantised the weights" in (observed_precision.contradiction("nvfp4", marlin) or "")
+    assert observed_precision.contradiction("fp8_block", ObservedPrecision("fp8", "triton", "e")) is None
+    assert observed_precision.contradiction("fp32", ObservedPrecision("bf16", "triton", "e")) is None
+    assert observed_precision.contradiction("nvfp4", ObservedPrecision("fp8", None, "e")) is not None
+    assert observed_precision.contradiction("nvfp4", ObservedPrecision(None, None, "e")) is None
+    trace = experts("unheard_of")
+    assert observed_precision.observe(trace, roles.assign(trace)).precision is None
+
+
+@pytest.mark.parametrize(
+    ("quantiser", "precision"),
+    [
+        ("void vllm::cvt_fp16_to_fp4<__nv_bfloat16, false>", "nvfp4"),
+        (
+            "void tensorrt_llm::kernels::quantize_with_block_size<(tensorrt_llm::kernels::BlockScaleQuantizationType)0,"
+            " __nv_bfloat16, 16, false>",
+            "nvfp4",
+        ),
+        ("void per_token_group_quant_8bit_kernel<c10::BFloat16, c10::Float8_e4m3fn>", "fp8_block"),
+        ("void vllm::dynamic_scaled_int8_quant_kernel<c10::BFloat16, float>", "int8"),
+        ("void tensorrt_llm::kernels::scaleMatrixPerTensorVec<true, x>", None),
+    ],
+)
+def test_the_quantiser_says_to_what_and_one_that_does_not_is_no_evidence(quantiser: str, precision: str | None) -> None:
+    recording = generation(fp8=True)
+    for row in recording.rows:
+        if row["text"] == timeline.QUANT:
+            row["text"] = quantiser
+    trace = recording.trace()
+    observed = observed_precision.observe(trace, roles.assign(trace))
+    assert (observed.precision, observed.backend) == (precision, "triton")
+    label = {"int8": "fp8"}.get(str(precision), precision or "nvfp4")
+    assert (observed_precision.contradiction(label, observed) is None) == (precision != "int8")

@@ -1,0 +1,157 @@
+"""Runs of run, perf and ppl in MLflow, by their records and the comparison beside them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from moe_eval import tracking
+from moe_eval.comparison import pairs
+from moe_eval.errors import UsageError
+from moe_eval.records import by_arm, disk
+from moe_eval.records.comparison import Fairness
+from moe_eval.records.labels import Status
+from moe_eval.records.quality import QualityRecord
+from moe_eval.records.run import UNMEASURED
+from moe_eval.tracking import fetch, keys, plan_run
+from tests.doubles import recorded_arms
+from tests.doubles.harness_runs import RECORD, runs
+from tests.doubles.recorded_arms import latency, quality, scores
+
+SHAPE = "b1_i512_o257"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What perf and ppl leave in one folder."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    arms = [recorded_arms.arm("bf16", {1: [[100.0, 101.0]] * 3}), recorded_arms.arm("fp8", {1: [[50.0, 51.0]] * 3})]
+    scored = []
+    for arm, worse in zip(arms, (0.0, 0.01), strict=True):
+        of = scores(worse)
+        of.save(folder / f"ppl_{arm.name}_sm90.npz")
+        scored.append(replace(arm, quality=quality(arm.name, of, run_id="a" * 32)))
+    recorded_arms.write(folder, scored)
+    for command, evaluator, run_id in (("perf", "latency", recorded_arms.RUN), ("ppl", "quality", "a" * 32)):
+        record = recorded_arms.run(["bf16", "fp8"], (evaluator,), run_id=run_id, command=command)  # type: ignore[arg-type]
+        disk.write_record(folder / f"{command}_run.json", record)
+        disk.write_record(folder / f"{command}_comparison.json", pairs.compare(by_arm.read(folder)))
+        (folder / f"{command}_report.png").write_bytes(b"picture")
+    return folder
+
+
+def metrics(experiment: str = "moe_eval") -> dict[tuple[str, str], dict[str, float]]:
+    """Of every arm by the command of its run."""
+    entries = {run.info.run_id: run for run in runs(experiment=experiment)}
+    parents = {run_id: run for run_id, run in entries.items() if plan_run.PARENT_TAG not in run.data.tags}
+    return {
+        (parents[run.data.tags[plan_run.PARENT_TAG]].data.params["command"], str(run.info.run_name)): run.data.metrics
+        for run in entries.values()
+        if plan_run.PARENT_TAG in run.data.tags
+    }
+
+
+def test_perf_and_ppl_of_a_folder_are_a_run_each(store: Path, folder: Path) -> None:
+    first = tracking.log_all(folder)
+    assert tracking.log_all(folder) == first
+    assert len(runs()) == 2 * 3
+    by_arm_and_command = metrics()
+    assert by_arm_and_command["perf", "bf16"][f"latency/{SHAPE}/speedup_low"] == 1
+    assert by_arm_and_command["perf", "fp8"][f"latency/{SHAPE}/speedup"] == pytest.approx(1.99, abs=0.01)
+    assert by_arm_and_command["perf", "fp8"][f"fairness/{SHAPE}/experts_per_layer_step"] == 50
+    assert by_arm_and_command["ppl", "fp8"]["quality/ln_ppl_ratio"] == pytest.approx(0.01, abs=0.002)
+    assert "quality/ln_ppl_ratio" not in by_arm_and_command["ppl", "bf16"], "no padding"
+    for (command, _), figures in by_arm_and_command.items():
+        assert not any(math.isnan(value) for value in figures.values())
+        start = ("latency/", "fairness/") if command == "perf" else ("quality/",)
+        assert all(key.startswith(start) for key in figures)
+    client = mlflow.MlflowClient()
+    for logged, command in zip(first, ("perf", "ppl"), strict=True):
+        files = {file.path for file in client.list_artifacts(logged.run_id)}
+        assert files == {f"{command}_{name}" for name in ("run.json", "comparison.json", "report.png")}
+        assert client.get_run(logged.run_id).info.run_name == f"moe-eval {command}"
+
+
+def test_a_harness_run_in_the_same_folder_is_logged_as_well(store: Path, folder: Path) -> None:
+    RECORD.write(folder)
+    assert len(tracking.log_all(folder)) == 3
+
+
+def test_an_open_run_becomes_the_logged_one(store: Path, folder: Path) -> None:
+    opened = plan_run.open_run(folder, "perf")
+    assert [run.info.status for run in runs()] == ["RUNNING"]
+    assert plan_run.open_run(folder, "perf") == opened
+    assert plan_run.log(folder, "perf") == opened
+    assert plan_run.open_run(folder, "perf") == opened
+    assert len(runs()) == 3
+    with pytest.raises(UsageError, match=r"holds no run\.json"):
+        plan_run.open_run(folder)
+
+
+def test_a_new_comparison_is_logged_anew(store: Path, folder: Path) -> None:
+    before = plan_run.log(folder, "perf").run_id
+    (folder / "perf_comparison.json").write_text("{}")
+    assert plan_run.log(folder, "perf").run_id != before
+    assert len(runs()) == 3
+    assert f"latency/{SHAPE}/speedup" not in metrics()["perf", "fp8"]
+
+
+def test_what_a_run_did_not_come_to_is_killed_and_what_failed_has_failed(store: Path, folder: Path) -> None:
+    run = recorded_arms.run(["bf16", "fp8"], ("latency",), command="perf")
+    disk.write_record(folder / "perf_run.json", replace(run, status=Status.KILLED, ended=None))
+    for name, error in (("bf16", UNMEASURED), ("fp8", "out of memory")):
+        record = replace(latency(name, {1: [[1.0]]}, status=Status.FAILED), error=error)
+        disk.write_record(folder / f"perf_{name}_sm90.json", record)
+    plan_run.log(folder, "perf")
+    assert {run.info.run_name: run.info.status for run in runs()} == {
+        "moe-eval perf": "KILLED",
+        "bf16": "KILLED",
+        "fp8": "FAILED",
+    }
+
+
+def test_a_damaged_record_is_refused_before_anything_is_logged(store: Path, folder: Path) -> None:
+    (folder / "perf_fp8_sm90.json").write_text("{")
+    with pytest.raises(UsageError, match="is damaged"):
+        plan_run.log(folder, "perf")
+    assert mlflow.MlflowClient().get_experiment_by_name("moe_eval") is None
+
+
+def test_what_mlflow_keeps_gives_the_same_comparison_without_scores(store: Path, folder: Path, tmp_path: Path) -> None:
+    logged = plan_run.log(folder, "ppl")
+    fetched = fetch.fetch(logged.run_id, tmp_path)
+    assert not list(fetched.glob("*.npz"))
+    (pair,) = pairs.compare(by_arm.read(fetched)).pairs
+    (before,) = pairs.compare(by_arm.read(folder)).pairs
+    assert pair.quality
+    assert pair.quality.divergence
+    assert pair.quality == before.quality
+
+
+def test_figures_that_are_none_have_no_key() -> None:
+    record = QualityRecord("bf16", "bf16", Status.FAILED, error="out of memory")
+    assert keys.of_quality(record) == {}
+    arms = [recorded_arms.arm(name, {1: [[100.0]] * 3}) for name in ("bf16", "fp8")]
+    comparison = pairs.compare(arms)
+    (shape,) = comparison.pairs[0].shapes
+    unfair = replace(comparison.pairs[0], shapes=(replace(shape, fairness=Fairness(False, "not alike")),))
+    assert arms[1].latency
+    figures = keys.of_latency(arms[1].latency, replace(comparison, pairs=(unfair,)))
+    assert f"latency/{shape.name}/e2e_ms" in figures
+    assert f"latency/{shape.name}/speedup" not in figures
+
+
+def test_kernel_times_stand_by_shape_and_phase() -> None:
+    record = replace(recorded_arms.kernels("bf16"), profiler_overhead=0.25)
+    figures = keys.of_kernels(record)
+    decode = record.phases["decode"]
+    start = f"kernels/{record.shape}"
+    assert figures[f"{start}/decode/expert_gemm_ms"] == decode.categories["expert_gemm"].ms
+    assert figures[f"{start}/decode/busy_ms"] == decode.busy_ms
+    assert figures[f"{start}/profiler_overhead"] == 0.25
+    assert keys.of_kernels(replace(record, phases={})) == {}
