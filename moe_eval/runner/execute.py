@@ -278,5 +278,4 @@ def _redacted(labels: ArmLabels) -> ArmLabels:
     if labels.engine is None:
         return labels
     arguments = disk.redact(labels.engine.arguments)
-    assert isinstance(arguments, dict)
     return replace(labels, engine=replace(labels.engine, arguments=arguments))

@@ -13,11 +13,9 @@ def recorded(options: MeasuringOptions) -> dict[str, OptionValue]:
     from lm_eval.utils import simple_parse_args_string
 
     arguments = disk.redact(simple_parse_args_string(options.model_args))
-    assert isinstance(arguments, dict)
     values: dict[str, object] = {name: getattr(options, name) for name in options_of(type(options))}
     values["model_args"] = ",".join(f"{key}={value}" for key, value in arguments.items())
     redacted = disk.redact({name: value for name, value in values.items() if value is not None})
-    assert isinstance(redacted, dict)
     return {name: _plain(value) for name, value in redacted.items()}
 
 
