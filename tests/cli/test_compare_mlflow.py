@@ -45,8 +45,8 @@ def test_a_run_is_not_compared_with_itself_in_mlflow(
 ) -> None:  # fmt: skip
     folder, uri, ids = logged
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    for two in ((ids["moe-eval run"],) * 2, (str(folder), ids["moe-eval run"]), (ids["fp8"], "moe_eval")):
-        assert main(["compare", *two, "--output_dir", str(tmp_path / "out")]) == 2
+    for sources in ((ids["moe-eval run"],) * 2, (str(folder), ids["moe-eval run"]), (ids["fp8"], "moe_eval")):
+        assert main(["compare", *sources, "--output_dir", str(tmp_path / "out")]) == 2
         assert "comes twice" in capsys.readouterr().err
 
 
