@@ -111,13 +111,14 @@ def measure(options: MeasuringOptions, out: Say) -> Outcome:
     request = request_of(options)
     gpus = gpus_of(request)
     plan = planning.make(request, gpus, _before(request))
+    if plan.arms and not options.dry_run:
+        _check(request, plan)
+        make_folder(request.folder)
     out(planning.describe(plan, request, gpus))
     nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped))
     if options.dry_run:
         return nothing
     if plan.arms:
-        _check(request, plan)
-        make_folder(request.folder)
         return _measured(request, plan, gpus, out)
     print("No precision was left to run. The lines above say what each of them needs.", file=sys.stderr)
     if request.command != "run":  # perf and ppl leave a record of what is skipped
