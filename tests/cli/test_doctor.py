@@ -127,7 +127,7 @@ def test_json_with_a_self_test_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["doctor", "--json", "--selftest"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "moe-eval: --selftest prints a page of Markdown; leave out --json.\n"
+    assert err == "moe-eval: --selftest prints a page of Markdown. Leave out --json.\n"
 
 
 def test_the_json_of_this_very_machine_parses(capsys: pytest.CaptureFixture[str]) -> None:

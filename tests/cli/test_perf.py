@@ -37,7 +37,7 @@ Records = dict[str, LatencyRecord]
 
 def records_of(folder: Path) -> Records:
     """Every arm's record by the name of its file."""
-    files = [file for file in sorted(folder.glob("perf_*_*.json"))]
+    files = sorted(folder.glob("perf_*_*.json"))
     return {file.name: disk.read_record(file, LatencyRecord, schemas=(2,), maker="moe-eval perf") for file in files}
 
 
