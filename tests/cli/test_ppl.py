@@ -258,8 +258,8 @@ def test_where_every_precision_is_skipped_there_is_no_table_and_no_failure(comma
     ("arguments", "sentence"),
     [
         (["--precisions", "int4"], "no precision 'int4'"),
-        (["--precisions", "bf16,bf16"], "each of them once"),
-        (["--precisions", " , "], "each of them once"),
+        (["--precisions", "bf16,bf16"], "Give each name once."),
+        (["--precisions", " , "], "Give each name once."),
         (["--dataset", "c4"], "no data set 'c4'"),
         (["--dataset", "wikitext_local"], "set MOE_EVAL_WIKITEXT"),
         (["--disable_fusion"], "--disable_fusion is a setting of TensorRT-LLM"),
