@@ -130,7 +130,7 @@ def inside(folder: Path, out: Path) -> None:
         batch_size=SCORED,
         options={"weights": "random", "moe_backend": "triton"},
     )
-    tokenizer = tokens.load(str(folder), settings)
+    tokenizer = tokens.load(str(folder), settings.revision, settings.trust_remote_code)
     engine: Any = registry.load("vllm", settings, tokenizer)
     found = {"facts": vars(engine.facts), "cost": cost(engine, tokenizer), **scoring(engine, tokenizer)}
     out.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def cost(engine: Any, tokenizer: Any) -> list[dict[str, Any]]:
     """The time the evaluator reports for a call against the time of a bare call of the same LLM."""
     import vllm
 
-    work = prompts.workload("wikitext_local", 0, COST_SHAPES, tokenizer, engine.facts.vocabulary)
+    work = prompts.make_workload("wikitext_local", 0, COST_SHAPES, tokenizer, engine.facts.vocabulary)
     found = []
     for shape in COST_SHAPES:
         rows = work.prompts(shape)
@@ -166,7 +166,9 @@ def cost(engine: Any, tokenizer: Any) -> list[dict[str, Any]]:
 
 def scoring(engine: Any, tokenizer: Any) -> dict[str, Any]:
     """Tokens a second of scoring, of prefill alone, and of lm-evaluation-harness's own vllm model on the same LLM."""
-    work = prompts.workload("wikitext_local", 0, (Shape(SCORED, SCORED_LEN, 1),), tokenizer, engine.facts.vocabulary)
+    work = prompts.make_workload(
+        "wikitext_local", 0, (Shape(SCORED, SCORED_LEN, 1),), tokenizer, engine.facts.vocabulary
+    )
     windows = [Window(row[:1], row[1:]) for row in work.pool]
     once = GenerationRequest(max_new_tokens=1, ignore_eos=True, timed=True)
     theirs = harness_model(engine, tokenizer)
@@ -202,10 +204,10 @@ def traces(folder: Path, out: Path, precision: str) -> None:
         batch_size=max(shape.batch_size for shape in TRACED_SHAPES),
         options={"weights": "random", "moe_backend": "triton", "cuda_graph_batch_sizes": "1:8:32"},
     )
-    tokenizer = tokens.load(str(folder), settings)
+    tokenizer = tokens.load(str(folder), settings.revision, settings.trust_remote_code)
     engine: Any = registry.load("vllm", settings, tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    work = prompts.workload("wikitext_local", 0, TRACED_SHAPES, tokenizer, engine.facts.vocabulary)
+    work = prompts.make_workload("wikitext_local", 0, TRACED_SHAPES, tokenizer, engine.facts.vocabulary)
     for shape in TRACED_SHAPES:
         rows, clock = work.prompts(shape), latency.Clock(engine, Nvml.open(()))
         for _ in range(latency.LEAST_WARM_UPS):

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, model: Path) -> None:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     cut = scoring_windows.cut(
-        scoring_windows.pages(args.dataset),
+        scoring_windows.read_documents(args.dataset),
         lambda text: list(tokenizer.encode(text, verbose=False)),
         tokenizer.eos_token_id,
         args.input_len,
@@ -121,7 +121,11 @@ def run(args: argparse.Namespace, model: Path) -> None:
 
 
 def show(
-    name: str, cut: scoring_windows.Chunks, reference: perplexity.Scores, found: perplexity.Scores, ratio: float | None
+    name: str,
+    cut: scoring_windows.WindowSet,
+    reference: perplexity.Scores,
+    found: perplexity.Scores,
+    ratio: float | None,
 ) -> None:
     figures = perplexity.figures(found, cut)
     compared = stats.ln_ratio(reference.by_document(), found.by_document())

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from tests.traces import chrome_trace, nsys_database
+    from tests.doubles import chrome_trace, nsys_database
 
     with tempfile.TemporaryDirectory() as folder:
         database, trace = Path(folder) / "trace.sqlite", Path(folder) / "trace.json"

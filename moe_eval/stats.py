@@ -35,8 +35,8 @@ class Divergence:
     """How far one arm's distributions are from the reference's, position by position.
 
     Attributes:
-        mean, median, p99: Kullback-Leibler divergence D(reference || other) in nats. The tokens that both arms have
-            among their `k` most probable count singly and all others as one bucket, so it is a lower bound of the
+        mean, median, p99: Kullback-Leibler divergence D(reference || arm) in nats. The tokens that both arms have
+            among their `k` most probable count singly and all others as one bucket. So it is a lower bound of the
             divergence over the whole vocabulary.
         k: how many of the most probable tokens each arm gave.
         covered: mean share of the reference's probability that the single tokens hold.
@@ -52,52 +52,43 @@ class Divergence:
 
 
 def perplexity(logprobs: Sequence[Array], units: int | None = None) -> float:
-    """exp(-sum of natural-log probabilities / units); units are the tokens themselves unless given (words, bytes)."""
-    total = math.fsum(float(each.sum(dtype=np.float64)) for each in logprobs)
-    count = sum(len(each) for each in logprobs) if units is None else units
+    """exp(-sum of natural-log probabilities / units). Units are the tokens, or a number of words or bytes."""
+    total = math.fsum(float(array.sum(dtype=np.float64)) for array in logprobs)
+    count = sum(len(array) for array in logprobs) if units is None else units
     if count < 1:
-        raise UsageError("There is nothing to take a perplexity of; give at least one token.")
+        raise UsageError("There is nothing to take a perplexity of. Give at least one token.")
     return math.exp(-total / count)
 
 
-def ln_ratio(reference: Sequence[Array], other: Sequence[Array], seed: int = 0) -> Estimate:
-    """ln(perplexity of other / perplexity of reference), paired token by token.
+def ln_ratio(reference: Sequence[Array], arm: Sequence[Array], seed: int = 0) -> Estimate:
+    """ln(perplexity of arm / perplexity of reference), paired token by token.
 
     Args:
-        reference, other: log-probabilities of the same tokens, one array for each document, shape (tokens,).
+        reference, arm: log-probabilities of the same tokens, one array for each document, shape (tokens,).
 
     Returns:
-        The mean difference per token. The standard error is that of a bootstrap over documents (tokens of one document
-        are not independent; Efron and Tibshirani 1993, chapters 6 and 8); the interval is Student's with one degree of
-        freedom less than there are documents, since few documents make percentile intervals too narrow.
+        The mean difference per token. The standard error is that of a bootstrap over documents, since the tokens of a
+        document are not independent (Efron and Tibshirani 1993, chapters 6 and 8). The interval is Student's with one
+        degree of freedom less than there are documents: few documents make percentile intervals too narrow.
 
     Raises:
-        UsageError: other documents, or fewer than two.
+        UsageError: the documents differ, or there are fewer than two.
     """
-    if [len(each) for each in reference] != [len(each) for each in other]:
-        raise UsageError("The two arms did not score the same tokens; run both on the same windows.")
-    return _bootstrap(
-        np.array([float((one.astype(np.float64) - two).sum()) for one, two in zip(reference, other, strict=True)]),
-        np.array([len(each) for each in reference], dtype=np.float64),
-        seed,
-    )
-
-
-def ln_perplexity(logprobs: Sequence[Array], seed: int = 0) -> Estimate:
-    """ln(perplexity) of one arm by itself, with the error of ln_ratio's bootstrap.
-
-    Raises:
-        UsageError: fewer than two documents.
-    """
-    sums = np.array([-float(each.sum(dtype=np.float64)) for each in logprobs])
-    return _bootstrap(sums, np.array([len(each) for each in logprobs], dtype=np.float64), seed)
+    lengths = [len(document) for document in reference]
+    if lengths != [len(document) for document in arm]:
+        raise UsageError("The two arms did not score the same tokens. Run both on the same windows.")
+    differences = [
+        float((reference_logprobs.astype(np.float64) - arm_logprobs).sum())
+        for reference_logprobs, arm_logprobs in zip(reference, arm, strict=True)
+    ]
+    return _bootstrap(np.array(differences), np.array(lengths, dtype=np.float64), seed)
 
 
 def _bootstrap(sums: Array, counts: Array, seed: int) -> Estimate:
     """The ratio sum(sums) / sum(counts) over documents drawn with replacement."""
     blocks = len(sums)
     if blocks < 2:
-        raise UsageError(f"An interval needs at least two documents and there are {blocks}; score more windows.")
+        raise UsageError(f"An interval needs at least two documents and there are {blocks}. Score more windows.")
     drawn = _draws(blocks, seed)
     ratios = (drawn @ sums) / (drawn @ counts)
     value = float(sums.sum() / counts.sum())
@@ -109,70 +100,71 @@ def _bootstrap(sums: Array, counts: Array, seed: int) -> Estimate:
 
 @lru_cache(maxsize=1)  # the statistics of one comparison draw the same documents
 def _draws(blocks: int, seed: int) -> Array:
-    """How often every document is in every resample."""
+    """How often every document is in every resample, shape (resamples, documents)."""
     return np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=_RESAMPLES)
 
 
-def divergence(reference_ids: Array, reference_logprobs: Array, other_ids: Array, other_logprobs: Array) -> Divergence:
+def divergence(reference_ids: Array, reference_logprobs: Array, arm_ids: Array, arm_logprobs: Array) -> Divergence:
     """Compare the most probable tokens of two arms.
 
     Args:
-        reference_ids, other_ids: int, shape (positions, k), most probable first.
-        reference_logprobs, other_logprobs: natural logs, the same shapes.
+        reference_ids, arm_ids: int, shape (positions, k), most probable first.
+        reference_logprobs, arm_logprobs: natural logs, the same shapes.
 
     Raises:
-        UsageError: other positions, or none.
+        UsageError: the positions differ, or there are none.
     """
     positions, k = reference_ids.shape
-    if not positions or not k or other_ids.shape != reference_ids.shape:
-        raise UsageError("A divergence needs the same positions and as many top tokens of both arms.")
-    found = np.empty(positions)
+    if not positions or not k or arm_ids.shape != reference_ids.shape:
+        raise UsageError(
+            "A divergence needs the same positions and as many top tokens of both arms. Run both on the same windows."
+        )
+    nats = np.empty(positions)
     covered = np.empty(positions)
     step = max(1, (1 << 24) // (k * k))
-    for at in range(0, positions, step):
-        part = slice(at, at + step)
-        found[part], covered[part] = _divergences(
-            reference_ids[part], reference_logprobs[part], other_ids[part], other_logprobs[part]
+    for start in range(0, positions, step):
+        part = slice(start, start + step)
+        nats[part], covered[part] = _divergences(
+            reference_ids[part], reference_logprobs[part], arm_ids[part], arm_logprobs[part]
         )
     return Divergence(
-        mean=float(found.mean()),
-        median=float(np.median(found)),
-        p99=float(np.quantile(found, 0.99)),
+        mean=float(nats.mean()),
+        median=float(np.median(nats)),
+        p99=float(np.quantile(nats, 0.99)),
         k=k,
         covered=float(covered.mean()),
-        same_top1=float((reference_ids[:, 0] == other_ids[:, 0]).mean()),
+        same_top1=float((reference_ids[:, 0] == arm_ids[:, 0]).mean()),
     )
 
 
-def _divergences(ids: Array, logprobs: Array, other_ids: Array, other_logprobs: Array) -> tuple[Array, Array]:
-    """D(reference || other) of every position in nats, and the reference's probability of the shared tokens."""
-    same = ids[:, :, None] == other_ids[:, None, :]
+def _divergences(ids: Array, logprobs: Array, arm_ids: Array, arm_logprobs: Array) -> tuple[Array, Array]:
+    """D(reference || arm) at every position in nats, and the reference's probability of the shared tokens."""
+    same = ids[:, :, None] == arm_ids[:, None, :]
     shared = same.any(axis=2)
-    matched = np.where(shared, np.take_along_axis(other_logprobs, same.argmax(axis=2), axis=1), 0).astype(np.float64)
-    own = logprobs.astype(np.float64)
-    p = np.where(shared, np.exp(own), 0)
+    matched = np.where(shared, np.take_along_axis(arm_logprobs, same.argmax(axis=2), axis=1), 0).astype(np.float64)
+    reference_logprobs = logprobs.astype(np.float64)
+    p = np.where(shared, np.exp(reference_logprobs), 0)
     q = np.where(shared, np.exp(matched), 0)
-    single = np.where(shared, p * (own - matched), 0).sum(axis=1)
-    # float32 logarithms leave the tail a rounding error of its own, below which it says nothing
+    single = np.where(shared, p * (reference_logprobs - matched), 0).sum(axis=1)
+    # float32 logarithms leave the tail a rounding error, and a smaller tail means nothing
     floor = 1e-7
     p_tail, q_tail = np.maximum(1 - p.sum(axis=1), floor), np.maximum(1 - q.sum(axis=1), floor)
     return np.maximum(single + p_tail * np.log(p_tail / q_tail), 0), p.sum(axis=1)
 
 
 def implausible_gain(ratio: Estimate, noise: float | None) -> str | None:
-    """What to say where a lower precision is better by more than its interval and the noise floor; None otherwise.
+    """A warning if a lower precision is better by more than its interval and the noise floor. None otherwise.
 
     Args:
         ratio: ln(perplexity of the lower precision / perplexity of the reference).
-        noise: the size of ln_ratio between two runs of the reference that differ in nothing but batch size; None where
-            it was not measured.
+        noise: ln_ratio of two runs of the reference that differ only in batch size. None if it was not measured.
     """
     if ratio.high >= -(abs(noise) if noise is not None else 0.0):
         return None
-    beyond = f"and the noise floor of {abs(noise):.2g}" if noise is not None else "(no noise floor was measured)"
+    floor = f"and the noise floor of {abs(noise):.2g}" if noise is not None else "(no noise floor was measured)"
     return (
         f"implausible: better than the reference by {-ratio.value:.2g} in ln(perplexity), which is beyond its interval "
-        f"{beyond}; look for another checkpoint, tokenizer or window"
+        f"{floor} (look for another checkpoint, tokenizer or window)"
     )
 
 
@@ -183,7 +175,7 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     P(X < k), X ~ B(n, 1/2) (David and Nagaraja, Order Statistics, 2003, section 7.1).
 
     Returns:
-        (low, high); None for fewer than six samples, of which not even the extremes reach the confidence.
+        (low, high). None for fewer than six samples: not even their extremes reach the confidence.
     """
     n = len(samples)
     k = int(distributions.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
@@ -196,35 +188,35 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 def block_ratio(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     """The ratio above / below of two arms that were measured side by side in blocks.
 
-    What drifts over a run (clocks, temperature) moves both arms of a block alike and cancels in its ratio.
+    Drift over a run (clocks, temperature) moves both arms of a block alike and cancels in its ratio.
 
     Args:
         above, below: positive samples of every block, for example seconds.
 
     Returns:
         exp(mean over blocks of ln(median above / median below)) and its interval, from a bootstrap over blocks with
-        Student's t as in ln_ratio; `error` is that of the logarithm.
+        Student's t as in ln_ratio. `error` is that of the logarithm.
 
     Raises:
-        UsageError: other blocks, or fewer than two.
+        UsageError: the blocks differ, or there are fewer than two.
     """
     if len(above) != len(below) or not all(map(len, [*above, *below])):
-        raise UsageError("A ratio needs the same blocks of both arms.")
-    logs = np.array([math.log(np.median(one) / np.median(two)) for one, two in zip(above, below, strict=True)])
+        raise UsageError("A ratio needs the same blocks of both arms. Measure both in every block.")
+    logs = np.array([math.log(np.median(a) / np.median(b)) for a, b in zip(above, below, strict=True)])
     if len(logs) < 2:
-        raise UsageError(f"An interval needs at least two blocks and there are {len(logs)}; measure more iterations.")
-    found = _bootstrap(logs, np.ones(len(logs)), seed)
-    return Estimate(math.exp(found.value), found.error, math.exp(found.low), math.exp(found.high))
+        raise UsageError(f"An interval needs at least two blocks and there are {len(logs)}. Measure more iterations.")
+    log_ratio = _bootstrap(logs, np.ones(len(logs)), seed)
+    return Estimate(math.exp(log_ratio.value), log_ratio.error, math.exp(log_ratio.low), math.exp(log_ratio.high))
 
 
-# after nvbench's stdrel criterion: stop where the relative standard deviation is below 0.5 %, or does not change any
-# more (nvbench/stdrel_criterion.cuh), after half a second at least. nvbench takes it over all samples, and from the
-# 65th on for unchanged what varies by less than 5 % of itself. Here a sample is a whole call of seconds, and the first
-# ones are not to count for ever: noise is that of the last five, and tests on the last ten tell whether it changes
+# After nvbench's stdrel criterion (nvbench/stdrel_criterion.cuh): stop when the relative standard deviation is below
+# 0.5 % or has stopped to change, after at least half a second. nvbench takes all samples, and from the 65th on a change
+# of less than 5 % counts as none. Here a sample is a whole call of seconds, and the first calls must not count for
+# ever. So noise is that of the last five samples, and tests on the last ten decide whether it changes.
 MAX_NOISE = 0.005
 LEAST_SECONDS = 0.5
 _TRAIL = 5
-_LEVEL = 0.05  # of the tests: each stops one steady series of twenty for a while
+_LEVEL = 0.05  # of both tests: a test delays one steady series in twenty
 
 
 def noise(seconds: Sequence[float]) -> float:
@@ -234,10 +226,10 @@ def noise(seconds: Sequence[float]) -> float:
 
 
 def settled(seconds: Sequence[float]) -> str | None:
-    """Why a warm-up of these iterations is over; None where it is to go on.
+    """Why a warm-up of these iterations is over. None if it has to go on.
 
-    Noise is steady where the last iterations have no trend (Kendall's tau; a steady drift has a steady deviation, too)
-    and vary no less than those before them (Fisher's F on the variances).
+    Noise is steady if the last iterations have no trend and vary no less than those before them. Kendall's tau tests
+    the trend, since a steady drift also has a steady deviation. Fisher's F tests the variances.
     """
     if len(seconds) < _TRAIL or sum(seconds) < LEAST_SECONDS:
         return None

@@ -34,12 +34,12 @@ def test_five_samples_bound_no_median() -> None:
 
 def drifting(generator: np.random.Generator, order: list[str]) -> dict[str, list[float]]:
     """Seconds of both arms in this order while the clock falls by 3 % over the run; b is TRUTH times as fast as a."""
-    found: dict[str, list[float]] = {"a": [], "b": []}
-    for at, arm in enumerate(order):
-        clock = 1 - 0.03 * at / (len(order) - 1)
+    run: dict[str, list[float]] = {"a": [], "b": []}
+    for index, arm in enumerate(order):
+        clock = 1 - 0.03 * index / (len(order) - 1)
         seconds = (TRUTH if arm == "a" else 1.0) / clock * math.exp(generator.normal(0, 0.004))
-        found[arm].append(seconds)
-    return found
+        run[arm].append(seconds)
+    return run
 
 
 def blocks(samples: list[float]) -> list[list[float]]:
@@ -51,8 +51,8 @@ def coverage(order: list[str]) -> float:
     inside = 0
     for _ in range(DRAWS):
         run = drifting(generator, order)
-        found = stats.block_ratio(blocks(run["a"]), blocks(run["b"]))
-        inside += found.low <= TRUTH <= found.high
+        ratio = stats.block_ratio(blocks(run["a"]), blocks(run["b"]))
+        inside += ratio.low <= TRUTH <= ratio.high
     return inside / DRAWS
 
 
@@ -62,26 +62,26 @@ def test_interleaved_arms_are_right_where_the_clock_drifts_and_sequential_ones_a
 
 
 def test_the_ratio_is_the_geometric_mean_of_the_blocks_ratios() -> None:
-    found = stats.block_ratio([[2.0, 4.0, 9.0], [3.0]], [[1.0, 2.0, 3.0], [1.0]])
-    assert found.value == pytest.approx(math.sqrt(2.0 * 3.0))
-    assert found.low < found.value < found.high
+    ratio = stats.block_ratio([[2.0, 4.0, 9.0], [3.0]], [[1.0, 2.0, 3.0], [1.0]])
+    assert ratio.value == pytest.approx(math.sqrt(2.0 * 3.0))
+    assert ratio.low < ratio.value < ratio.high
 
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=2, max_size=8))
 def test_swapping_the_arms_inverts_the_ratio(pairs: list[tuple[float, float]]) -> None:
     above, below = [[a] for a, _ in pairs], [[b] for _, b in pairs]
-    one, two = stats.block_ratio(above, below), stats.block_ratio(below, above)
-    assert one.value == pytest.approx(1 / two.value)
-    assert one.low == pytest.approx(1 / two.high, rel=1e-6)
+    ratio, inverse = stats.block_ratio(above, below), stats.block_ratio(below, above)
+    assert ratio.value == pytest.approx(1 / inverse.value)
+    assert ratio.low == pytest.approx(1 / inverse.high, rel=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("above", "below", "words"),
+    ("above", "below", "message"),
     [([[1.0]], [[1.0]], "at least two blocks"), ([[1.0], []], [[1.0], [1.0]], "same blocks"), ([[1.0]], [], "same")],
 )
-def test_what_makes_no_ratio_is_refused(above: list[list[float]], below: list[list[float]], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_what_makes_no_ratio_is_refused(above: list[list[float]], below: list[list[float]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         stats.block_ratio(above, below)
 
 

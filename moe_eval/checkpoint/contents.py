@@ -18,12 +18,14 @@ _WHOLE = 64 << 20  # bytes up to which a file's whole content goes into the fing
 _ENDS = 1 << 20  # bytes from either end of a larger one
 _COUNTED = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")  # weights, settings and tokenizers
 
+Json = dict[str, Any]  # a JSON file as it stands: every architecture and tool has its own keys
+
 
 def local_folder(name: str) -> Path | None:
     """The checkpoint's folder, or None for the name of a repository on a hub.
 
     Raises:
-        UsageError: the name is a path and there is no checkpoint at it.
+        UsageError: the name is a path without a checkpoint.
     """
     try:
         path = Path(name).expanduser()
@@ -31,16 +33,16 @@ def local_folder(name: str) -> Path | None:
         path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"{name} holds no config.json; give the folder of a checkpoint in Hugging Face form.")
+            raise UsageError(f"{name} holds no config.json. Give the folder of a checkpoint in Hugging Face form.")
         return path
     if path.exists():
-        raise UsageError(f"{name} is a file; give the folder of a checkpoint, the one that holds config.json.")
+        raise UsageError(f"{name} is a file. Give the folder of the checkpoint, which holds config.json.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"There is no folder {name}; give a checkpoint's folder or its name on the hub.")
+        raise UsageError(f"There is no folder {name}. Give a checkpoint's folder or its name on the hub.")
     return None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Json:
     """config.json as it stands.
 
     Raises:
@@ -49,23 +51,29 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_object(folder / "config.json")
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object as it stands in a file.
+def read_object(file: Path) -> Json:
+    """The JSON object in a file.
 
     Raises:
-        UsageError: it is not one.
+        UsageError: the file does not hold one.
     """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{file} is not JSON ({error}); copy the checkpoint again.") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{file} does not hold a JSON object; copy the checkpoint again.")
-    return config
+        raise UsageError(f"{file} is not JSON ({error}). Copy the checkpoint again.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} does not hold a JSON object. Copy the checkpoint again.")
+    return content
+
+
+def text_config(config: Mapping[str, object]) -> Json:
+    """The settings of the language model: those of its own section go before the rest of config.json."""
+    section = config.get("text_config")
+    return {**config, **(section if isinstance(section, Mapping) else {})}
 
 
 def settings_folder(name: str, revision: str | None = None) -> Path:
-    """The folder with a checkpoint's JSON files: its own, or for a name on a hub the cache they are fetched into.
+    """The folder with a checkpoint's JSON files: its own, or the cache into which a hub's are fetched.
 
     Raises:
         UsageError: there is no such checkpoint, or the hub cannot be reached.
@@ -80,7 +88,10 @@ def settings_folder(name: str, revision: str | None = None) -> Path:
     except Exception as error:  # the client raises its own errors, those of its HTTP library and ValueError
         if hub.unreachable(error):
             raise UsageError(hub.sentence(name)) from error
-        raise UsageError(f"{name} cannot be fetched: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"{name} cannot be fetched ({reason}). Check its name, or give a checkpoint's folder."
+        ) from error
 
 
 def check_weights(folder: Path) -> None:
@@ -96,7 +107,7 @@ def check_weights(folder: Path) -> None:
             with safe_open(file, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UsageError(f"{file} is corrupt or cut short ({error}); copy the checkpoint again.") from error
+            raise UsageError(f"{file} is corrupt or cut short ({error}). Copy the checkpoint again.") from error
 
 
 @dataclass(frozen=True)
@@ -104,11 +115,11 @@ class Carried:
     """What a checkpoint's files say about the form of its weights.
 
     Attributes:
-        precision: one of precision.PRECISIONS; None for a quantisation that has no name there.
-        method: who declares it and what it is called there, such as `modelopt FP8`; `none` where nothing is declared.
-        kv_cache: the precision of the key-value cache that comes with it, if any.
-        excluded: patterns of the modules that are left as they were.
-        layers: of mixed precision, how many modules each algorithm has.
+        precision: one of precision.PRECISIONS. None for a quantisation that has no name there.
+        method: the tool and its name for the quantisation, such as `modelopt FP8`. `none` if no file declares one.
+        kv_cache: the precision that the checkpoint declares for the key-value cache, if any.
+        excluded: patterns of the modules that are not quantised.
+        layers: the number of modules of each algorithm, for mixed precision.
     """
 
     precision: str | None
@@ -119,10 +130,10 @@ class Carried:
 
 
 def carried(folder: Path) -> Carried:
-    """Read what precision a checkpoint carries from its settings files.
+    """Read the precision of a checkpoint from its settings files.
 
-    ModelOpt's hf_quant_config.json goes before the quantization_config of config.json, the order in which TensorRT-LLM
-    reads them. Formats: NVIDIA Model-Optimizer, Transformers' FineGrainedFP8, compressed-tensors.
+    ModelOpt's hf_quant_config.json goes before the quantization_config of config.json, as in TensorRT-LLM.
+    Formats: NVIDIA Model-Optimizer, Transformers' FineGrainedFP8, compressed-tensors.
 
     Raises:
         UsageError: a file is not JSON, or the two contradict each other.
@@ -134,16 +145,16 @@ def carried(folder: Path) -> Carried:
     if not file.is_file():
         return stated
     declared = read_object(file)
-    found = _modelopt(declared.get("quantization") or declared, plain)
-    if stated.method != "none" and stated.precision != found.precision:
+    modelopt = _modelopt(declared.get("quantization") or declared, plain)
+    if stated.method != "none" and stated.precision != modelopt.precision:
         raise UsageError(
-            f"{file} says {found.method} and config.json beside it says {stated.method}; remove the one that is wrong."
+            f"{file} says {modelopt.method} and config.json beside it says {stated.method}. Remove the wrong one."
         )
-    return found
+    return modelopt
 
 
-def _declared(declared: Any, plain: Carried) -> Carried:
-    """What a quantization_config of config.json says."""
+def _declared(declared: object, plain: Carried) -> Carried:
+    """The form that a quantization_config of config.json declares."""
     if not isinstance(declared, dict):
         return plain
     method = str(declared.get("quant_method") or declared.get("quant_algo") or "unnamed")
@@ -154,7 +165,7 @@ def _declared(declared: Any, plain: Carried) -> Carried:
     return _fine_grained(declared) if method == "fp8" else Carried(None, method)
 
 
-def _fine_grained(declared: dict[str, Any]) -> Carried:
+def _fine_grained(declared: Json) -> Carried:
     excluded = _texts(declared.get("modules_to_not_convert"))
     blocks = declared.get("weight_block_size")
     if blocks is None:
@@ -166,7 +177,7 @@ def _fine_grained(declared: dict[str, Any]) -> Carried:
 _MODELOPT = {"FP8": "fp8", "FP8_PB_WO": "fp8_block", "FP8_BLOCK_SCALES": "fp8_block", "NVFP4": "nvfp4"}
 
 
-def _modelopt(declared: dict[str, Any], plain: Carried) -> Carried:
+def _modelopt(declared: Json, plain: Carried) -> Carried:
     kind = str(declared.get("quant_algo") or "NO_QUANT")
     cache = declared.get("kv_cache_quant_algo")
     cache = str(cache).lower() if cache else None
@@ -176,51 +187,55 @@ def _modelopt(declared: dict[str, Any], plain: Carried) -> Carried:
     if kind != "MIXED_PRECISION":
         return Carried(_MODELOPT.get(kind.upper()), f"modelopt {kind}", cache, excluded)
     layers = declared.get("quantized_layers")
-    found = layers if isinstance(layers, dict) else {}
-    algorithms = {name: str(each.get("quant_algo")) for name, each in found.items() if isinstance(each, dict)}
-    # what the experts carry is what the checkpoint is called after
-    experts = {each for name, each in algorithms.items() if "experts" in name}
+    modules = layers.items() if isinstance(layers, dict) else ()
+    algorithms = {name: str(module.get("quant_algo")) for name, module in modules if isinstance(module, dict)}
+    # a checkpoint is called after the precision of its experts
+    experts = {algorithm for name, algorithm in algorithms.items() if "experts" in name}
     held = _MODELOPT.get(next(iter(experts)).upper()) if len(experts) == 1 else None
-    words = f"modelopt MIXED_PRECISION, experts {' and '.join(sorted(experts)) or 'not named'}"
-    return Carried(held, words, cache, excluded, tuple(sorted(Counter(algorithms.values()).items())))
+    method = f"modelopt MIXED_PRECISION, experts {' and '.join(sorted(experts)) or 'not named'}"
+    return Carried(held, method, cache, excluded, tuple(sorted(Counter(algorithms.values()).items())))
 
 
-def _compressed(declared: dict[str, Any]) -> Carried:
+# type, bits and strategy of the weights
+_COMPRESSED: dict[tuple[object, object, object], str] = {
+    ("float", 8, "tensor"): "fp8",
+    ("float", 8, "block"): "fp8_block",
+    ("float", 4, "tensor_group"): "nvfp4",
+}
+
+
+def _compressed(declared: Json) -> Carried:
     groups = [group.get("weights") or {} for group in (declared.get("config_groups") or {}).values()]
-    forms = {(each.get("type"), each.get("num_bits"), each.get("strategy")) for each in groups}
-    words = ", ".join("-".join(map(str, form)) for form in sorted(forms, key=str)) or str(declared.get("format"))
-    known: dict[tuple[Any, Any, Any], str] = {
-        ("float", 8, "tensor"): "fp8",
-        ("float", 8, "block"): "fp8_block",
-        ("float", 4, "tensor_group"): "nvfp4",
-    }
-    precision = known.get(next(iter(forms))) if len(forms) == 1 else None
-    return Carried(precision, f"compressed-tensors {words}", excluded=_texts(declared.get("ignore")))
+    forms = {(group.get("type"), group.get("num_bits"), group.get("strategy")) for group in groups}
+    names = ", ".join("-".join(map(str, form)) for form in sorted(forms, key=str)) or str(declared.get("format"))
+    precision = _COMPRESSED.get(next(iter(forms))) if len(forms) == 1 else None
+    return Carried(precision, f"compressed-tensors {names}", excluded=_texts(declared.get("ignore")))
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(str(each) for each in value) if isinstance(value, (list, tuple)) else ()
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
 
 
-def stored_dtype(config: Mapping[str, Any]) -> str:
-    """Torch's name of the type that config.json states for unquantised weights; Transformers' default without one."""
+def stored_dtype(config: Mapping[str, object]) -> str:
+    """Torch's name of the type of unquantised weights, as config.json states it. Else Transformers' default."""
     return _stated_dtype(config) or "float32"
 
 
-def states_dtype(config: Mapping[str, Any]) -> bool:
+def states_dtype(config: Mapping[str, object]) -> bool:
     """Whether config.json states a type."""
     return _stated_dtype(config) is not None
 
 
-def _stated_dtype(config: Mapping[str, Any]) -> str | None:
-    text = config.get("text_config")
-    stated = {**text, **config} if isinstance(text, Mapping) else config
-    found = stated.get("dtype") or stated.get("torch_dtype")
-    return str(found).removeprefix("torch.") if found else None
+def _stated_dtype(config: Mapping[str, object]) -> str | None:
+    for section in (config, text_config(config)):  # here the whole model's statement goes before its section's
+        dtype = section.get("dtype") or section.get("torch_dtype")
+        if dtype:
+            return str(dtype).removeprefix("torch.")
+    return None
 
 
 def weight_bytes(folder: Path) -> int | None:
-    """Bytes of a checkpoint's weights: from its index, else of its files; None where neither is here."""
+    """Bytes of a checkpoint's weights, from its index or else of its files. None without either."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         total = (read_object(index).get("metadata") or {}).get("total_size")
@@ -230,10 +245,10 @@ def weight_bytes(folder: Path) -> int | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest that differs for checkpoints that differ: of its weights, settings and tokenizer files.
+    """A digest of a checkpoint's weights, settings and tokenizer files, which differs if they differ.
 
-    Files above 64 MiB count with their size, their modification time and 1 MiB from either end, so that a
-    checkpoint of 60 GB is told in milliseconds; smaller ones with their whole content.
+    A file above 64 MiB counts with its size, its modification time and 1 MiB from either end. So 60 GB take
+    milliseconds. A smaller file counts with its whole content.
 
     Returns:
         16 hexadecimal digits of SHA-256.

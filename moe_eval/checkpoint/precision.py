@@ -1,4 +1,4 @@
-"""What a precision is called, and which of them an engine computes in."""
+"""The names of precisions, and where an engine computes in them."""
 
 from __future__ import annotations
 
@@ -19,35 +19,42 @@ else:
     import tomli as tomllib
 
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_block", "nvfp4")
-# kernels that unpack weights and multiply in 16 bits: another precision, whatever the checkpoint is called
+# these kernels unpack weights and multiply in 16 bits, which is another precision than the checkpoint's
 WEIGHT_ONLY = {"nvfp4": "nvfp4-w4a16", "fp8": "fp8-w8a16"}
 _WEIGHT_ONLY_BACKENDS = ("MARLIN",)
 
 # dtype names as torch and checkpoints spell them
 OF_DTYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 DTYPE_OF = {precision: dtype for dtype, precision in OF_DTYPE.items()}
-# bytes of a number in the key-value cache, as TensorRT-LLM and vLLM spell its type; NVFP4 has a byte of scale for 16
+# bytes of a number in the key-value cache, by the type's name in TensorRT-LLM and vLLM
 _CACHE_BYTES = {
-    **{"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0},
-    **{"fp8_inc": 1.0, "int8": 1.0, "nvfp4": 0.5 + 1 / 16},
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8_e4m3": 1.0,
+    "fp8_e5m2": 1.0,
+    "fp8_inc": 1.0,
+    "int8": 1.0,
+    "nvfp4": 0.5 + 1 / 16,  # a byte of scale for 16 numbers
 }
 
 
 def cache_bytes(dtype: str) -> float | None:
-    """Bytes that a number of this type takes in a key-value cache; None for a type that is not known."""
+    """Bytes of a number of this type in a key-value cache. None for an unknown type."""
     return _CACHE_BYTES.get(dtype.lower())
 
 
-def check(asked: str, engine: str, runs: Collection[str]) -> None:
+def check(precision: str, engine: str, runs: Collection[str]) -> None:
     """Refuse a precision that does not exist or that this engine does not run.
 
     Raises:
-        UsageError: with what there is instead.
+        UsageError: with the precisions to choose from.
     """
-    if asked not in PRECISIONS:
-        raise UsageError(f"There is no precision {asked!r}; choose one of {', '.join(PRECISIONS)}.")
-    if asked not in runs:
-        raise UsageError(f"The {engine} engine does not run precision {asked}; it runs {', '.join(runs)}.")
+    if precision not in PRECISIONS:
+        raise UsageError(f"There is no precision {precision!r}. Give one of {', '.join(PRECISIONS)}.")
+    if precision not in runs:
+        raise UsageError(f"The {engine} engine does not run precision {precision}. Give one of {', '.join(runs)}.")
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,10 @@ class Support:
     """One row of support.toml: where an engine runs a precision natively.
 
     Attributes:
-        sm: inclusive ranges of compute capability as one number, 90 for 9.0; an open end is 999.
-        moe_backends: the expert implementations that do it there, as the engine calls them.
-        versions: of the engine, as a specifier of PEP 440; empty for all.
-        source: where that is written.
+        sm: inclusive ranges of compute capability as one number, 90 for 9.0. An open end is 999.
+        moe_backends: the engine's names of the expert implementations that run it there.
+        versions: of the engine, as a specifier of PEP 440. Empty for all.
+        source: the document or file that says so.
     """
 
     engine: str
@@ -73,14 +80,14 @@ class Support:
         return any(first <= sm <= last for first, last in self.sm)
 
     def runs_in(self, version: str | None) -> bool:
-        """Whether a version is in the row; one that is not known is."""
+        """Whether a version is in the row. An unknown version is."""
         if version is None or not self.versions:
             return True
         try:
-            # parsed here: newer releases of packaging call a text that is no version outside of every specifier
+            # parsed here, since newer releases of packaging put a text that is no version outside every specifier
             return SpecifierSet(self.versions).contains(Version(version), prereleases=True)
         except InvalidVersion:
-            return True  # a build of one's own
+            return True  # the user's own build
 
 
 @cache
@@ -101,7 +108,7 @@ def support() -> tuple[Support, ...]:
 
 
 def executed(held: str, moe_backend: str | None) -> str:
-    """The precision that a checkpoint of `held` computes in with an implementation of experts."""
+    """The precision in which an implementation of experts computes a checkpoint of precision `held`."""
     weight_only = moe_backend is not None and moe_backend.upper() in _WEIGHT_ONLY_BACKENDS
     return WEIGHT_ONLY.get(held, held) if weight_only else held
 
@@ -109,41 +116,42 @@ def executed(held: str, moe_backend: str | None) -> str:
 def why_not(
     engine: str, precision: str, sm: int, moe_backend: str | None = None, version: str | None = None
 ) -> str | None:
-    """Why this precision cannot run on a GPU, in a few words; None where it can, or where no row speaks of it.
+    """Why this precision cannot run on a GPU, in a few words. None if it can or if no row is about it.
 
     Args:
         sm: compute capability as one number, 90 for 9.0.
-        moe_backend: as the engine calls it; None for any.
-        version: of the engine; None for any.
+        moe_backend: the engine's name of it. None for any.
+        version: of the engine. None for any.
     """
-    rows = [row for row in support() if (row.engine, row.precision) == (engine, precision)]
-    there = [row for row in rows if row.runs_on(sm)]
-    now = [row for row in there if row.runs_in(version)]
-    if not rows or any(moe_backend is None or moe_backend.upper() in row.moe_backends for row in now):
+    rows = _rows(engine, precision)
+    on_gpu = [row for row in rows if row.runs_on(sm)]
+    usable = [row for row in on_gpu if row.runs_in(version)]
+    if not rows or any(moe_backend is None or moe_backend.upper() in row.moe_backends for row in usable):
         return None
-    if now:
-        able = sorted({backend for row in now for backend in row.moe_backends})
-        return f"not supported on SM{sm} with moe_backend={moe_backend} ({', '.join(able)} can)"
-    if there:
-        return f"not supported on SM{sm} by {engine} {version} (it needs {there[0].versions})"
-    every = {each for row in rows for each in row.sm}
-    ranges = sorted(one for one in every if not any(o != one and o[0] <= one[0] and one[1] <= o[1] for o in every))
+    if usable:
+        return f"not supported on SM{sm} with moe_backend={moe_backend} ({', '.join(_backends(usable))} can)"
+    if on_gpu:
+        return f"not supported on SM{sm} by {engine} {version} (it needs {on_gpu[0].versions})"
     weight_only = WEIGHT_ONLY.get(precision)
-    others = sorted(
-        {
-            backend
-            for row in support()
-            if (row.engine, row.precision) == (engine, weight_only) and row.runs_on(sm) and row.runs_in(version)
-            for backend in row.moe_backends
-        }
-    )
-    more = f"; weight-only, as {weight_only}, moe_backend={' or '.join(others)} can" if others else ""
-    return f"not supported on SM{sm} (it needs {_words(ranges)}{more})"
+    backends = _backends([row for row in _rows(engine, weight_only) if row.runs_on(sm) and row.runs_in(version)])
+    way_out = f", or moe_backend={' or '.join(backends)} for weight-only {weight_only}" if backends else ""
+    return f"not supported on SM{sm} (it needs {_describe_ranges(rows)}{way_out})"
 
 
-def _words(ranges: list[tuple[int, int]]) -> str:
+def _rows(engine: str, precision: str | None) -> list[Support]:
+    return [row for row in support() if (row.engine, row.precision) == (engine, precision)]
+
+
+def _backends(rows: list[Support]) -> list[str]:
+    return sorted({backend for row in rows for backend in row.moe_backends})
+
+
+def _describe_ranges(rows: list[Support]) -> str:
+    """The GPUs of the rows, without ranges that lie within another."""
+    ranges = {sm_range for row in rows for sm_range in row.sm}
+    inner = {a for a in ranges for b in ranges if a != b and b[0] <= a[0] and a[1] <= b[1]}
     parts = [
         f"SM{first} or newer" if last >= 999 else f"SM{first}" if first == last else f"SM{first} to SM{last}"
-        for first, last in ranges
+        for first, last in sorted(ranges - inner)
     ]
     return " or ".join(parts)

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, and whether it belongs to the model."""
+"""The tokenizer of a checkpoint, and whether it fits the model."""
 
 from __future__ import annotations
 
@@ -8,49 +8,47 @@ from typing import Any
 import jinja2
 
 from moe_eval.checkpoint import hub
-from moe_eval.engines.base import Engine, EngineSettings
 from moe_eval.errors import UsageError
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown as the harness shows its own messages
 
 
-def load(name: str, settings: EngineSettings, add_bos_token: bool | None = None) -> Any:
+def load(name: str, revision: str | None, trust_remote_code: bool, add_bos_token: bool | None = None) -> Any:
     """Load a tokenizer from a folder or a hub.
 
     Raises:
-        UsageError: there is none, it cannot be read, or it has no end-of-text token.
+        UsageError: there is no tokenizer, it cannot be read, or it has no end-of-text token.
     """
     import transformers
 
-    # the tokenizer itself has to be told: one that adds no BOS adds none for add_special_tokens either
-    more = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
+    # set on the tokenizer, since one that adds no BOS ignores add_special_tokens
+    options = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            name, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **more
+            name, revision=revision, trust_remote_code=trust_remote_code, **options
         )
     # Transformers raises whatever its readers raise: OSError, ValueError, KeyError and the Rust library's Exception
     except Exception as error:
         if hub.unreachable(error):
             raise UsageError(hub.sentence(name)) from error
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"There is no usable tokenizer in {name}; name one with tokenizer=. ({reason})") from error
+        raise UsageError(f"There is no usable tokenizer in {name} ({reason}). Give another with tokenizer=.") from error
     if tokenizer.eos_token_id is None:
-        raise UsageError(f"The tokenizer of {name} names no end-of-text token; name another with tokenizer=.")
+        raise UsageError(f"The tokenizer of {name} has no end-of-text token. Give another with tokenizer=.")
     return tokenizer
 
 
-def check(tokenizer: Any, engine: Engine) -> None:
-    """Refuse a tokenizer that makes ids which the model does not have.
+def check(tokenizer: Any, vocabulary: int, checkpoint: str) -> None:
+    """Refuse a tokenizer that makes ids outside of a checkpoint's vocabulary.
 
     Raises:
-        UsageError: with both sizes.
+        UsageError: with the largest id and the size of the vocabulary.
     """
     largest = max(tokenizer.get_vocab().values())
-    if largest >= engine.facts.vocabulary:
-        engine.close()
+    if largest >= vocabulary:
         raise UsageError(
             f"The tokenizer of {tokenizer.name_or_path} does not match the model: it makes ids up to {largest}, "
-            f"and {engine.facts.checkpoint} has {engine.facts.vocabulary}; name the right one with tokenizer=."
+            f"and {checkpoint} has {vocabulary}. Give the model's tokenizer with tokenizer=."
         )
 
 
@@ -61,21 +59,22 @@ def render_chat(
 
     Args:
         history: messages of `role` and `content`.
-        add_generation_prompt: end where the assistant is to begin; otherwise leave its last message open.
-        enable_thinking: what the template is told; None leaves it to the template.
+        add_generation_prompt: end at the start of the assistant's answer. Otherwise leave its last message open.
+        enable_thinking: passed to the template. None leaves the template's default.
 
     Raises:
         UsageError: the tokenizer has no template.
     """
     if not tokenizer.chat_template:
         raise UsageError(
-            f"The tokenizer of {tokenizer.name_or_path} has no chat template; leave out --apply_chat_template."
+            f"The tokenizer of {tokenizer.name_or_path} has no chat template. Leave out --apply_chat_template."
         )
-    more = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+    options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+    if enable_thinking is not None:
+        options["enable_thinking"] = enable_thinking
     try:
-        return str(tokenizer.apply_chat_template(history, tokenize=False, **how, **more))
+        return str(tokenizer.apply_chat_template(history, tokenize=False, **options))
     except jinja2.TemplateError:
-        log.warning("The chat template refuses the chat; it is tried without its system message, as `hf` does.")
+        log.warning("The chat template refuses the chat. It gets the chat without its system message, as in `hf`.")
         rest = [message for message in history if message["role"] != "system"]
-        return str(tokenizer.apply_chat_template(rest, tokenize=False, **how, **more))
+        return str(tokenizer.apply_chat_template(rest, tokenize=False, **options))

@@ -112,7 +112,7 @@ def _selftest(model_args: str) -> None:
     from moe_eval.harness import settings
 
     asked = settings.read({"pretrained": str(SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"})
-    tokenizer = tokens.load(asked.tokenizer, asked.of_engine)
+    tokenizer = tokens.load(asked.tokenizer, asked.of_engine.revision, asked.of_engine.trust_remote_code)
     engine = registry.load("trtllm", asked.of_engine, tokenizer)
     try:
         found = page.write(engine, tokenizer)  # type: ignore[arg-type]  # the engine of this name is a TrtllmEngine

@@ -62,7 +62,8 @@ def _run(args: argparse.Namespace) -> None:
     planned = speed_run.fitted(arm_plan.plan(request.asked, gpus), asked, gpus)
     arms = [each for each in planned if isinstance(each, Arm)]
     tokenizer = request.tokenizer_of(arms[0]) if arms else ""
-    work = prompts.of_arms(args.dataset, args.seed, asked, arms, tokenizer) if arms else None
+    settings = [each.settings for each in arms]
+    work = prompts.of_arms(args.dataset, args.seed, asked, settings, tokenizer) if arms else None
     if args.mode == "nsys":
         common.make_folder(args.output_dir)
         perf_nsys.run(args, request, planned, work)

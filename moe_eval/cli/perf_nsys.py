@@ -76,7 +76,8 @@ def _once(each: Arm, args: argparse.Namespace, request: Request, work: Workload)
     shape = work.shapes[0]
     prompts = work.prompts(shape)
     ask = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
-    engine = registry.load(request.asked.engine, settings, tokenizer.load(request.tokenizer_of(each), settings))
+    tokens = tokenizer.load(request.tokenizer_of(each), settings.revision, settings.trust_remote_code)
+    engine = registry.load(request.asked.engine, settings, tokens)
     try:
         latency.check(engine, shape)
         for _ in range(args.warmup_iterations):

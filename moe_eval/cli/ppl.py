@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> None:
     where = common.place(gpus)
     # what can be wrong with the data shows before any model is loaded
     scoring_windows.check(args.input_len, args.num_chunks)
-    scoring_windows.pages(args.dataset)
+    scoring_windows.read_documents(args.dataset)
     with common.own_folder(args.output_dir, [f"ppl_{each.precision}_{where}" for each in planned]):
         _measure(args, request, planned, where)
 

@@ -11,7 +11,7 @@ BETWEEN_RUNS, BETWEEN_LOADS, SIDE_BY_SIDE = 1.05, 1.03, 1.005
 
 
 def drift(ratio: Ratio, schedule: PairSchedule | None) -> str:
-    """A sentence on why drift may be outside a ratio's interval; empty where it is in it."""
+    """A sentence on why drift may be outside a ratio's interval. Empty where it is in it."""
     if schedule is None or not schedule.one_run:
         return "The arms were measured in two runs, so drift between them is in no interval."
     if schedule.mode == "sequential":
@@ -20,7 +20,7 @@ def drift(ratio: Ratio, schedule: PairSchedule | None) -> str:
 
 
 def allowance(ratio: Ratio, schedule: PairSchedule | None) -> float:
-    """The factor by which a ratio may be off beside its interval; 1 where each of several blocks is its own load."""
+    """The factor by which a ratio may be off beside its interval. It is 1 where every block is a load."""
     if schedule is None or not schedule.one_run:
         return BETWEEN_RUNS
     if schedule.mode == "sequential" or ratio.low is None:

@@ -39,14 +39,14 @@ def measured(record: Record | None) -> bool:
 
 
 def scored(record: QualityRecord | None) -> QualityFigures | None:
-    """The figures of quality; None where there is no perplexity."""
+    """The figures of quality. None where there is no perplexity."""
     if record is None or record.status is not Status.FINISHED or record.figures is None:
         return None
     return record.figures if (record.figures.perplexity or 0) > 0 else None
 
 
 def engine(record: Record | None) -> EngineFacts | None:
-    """The engine's facts of a record; None where nothing was loaded."""
+    """The engine's facts of a record. None where nothing was loaded."""
     return record.labels.engine if record else None
 
 

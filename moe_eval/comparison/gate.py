@@ -55,8 +55,8 @@ class Condition:
     Attributes:
         text: as the user wrote it.
         name: speed, ttft or tpot (ratios reference / other), ln_ppl, kld (mean, in nats), top1 (0 to 1), or verdict.
-        batch_size: of the shapes that it is about; None for all.
-        sign, bound: what the figure has to be; meaningless for verdict, which has to be `pays`.
+        batch_size: of the shapes that it is about. None for all.
+        sign, bound: what the figure has to be. Meaningless for verdict, which has to be `pays`.
     """
 
     text: str
@@ -98,17 +98,16 @@ def check(
 ) -> tuple[GateResult, list[str]]:
     """Hold every pair of a comparison against every condition.
 
-    A bound holds where the worse end of the figure's interval holds it, and fails where the better end does not; in
-    between it is not decided, and neither is a figure that is missing or not comparable. A speed ratio is
-    known no better than allowances.bounds; divergence and agreement are of every token, and count as they are. An arm
-    that was measured a second time is left out, and no score of random weights decides anything. Where an arm that was
-    asked for was skipped or did not finish, or a task of the run failed, nothing holds: what is missing may be what
-    would fail.
+    A bound holds where the worse end of the figure's interval holds it, and fails where the better end does not. In
+    between it is not decided, and neither is a figure that is missing or not comparable. A speed ratio is known no
+    better than allowances.bounds. Divergence and agreement are of every token, and count as they are. An arm that was
+    measured a second time is left out, and no score of random weights decides anything. Where an arm was skipped or did
+    not finish, or a task of the run failed, nothing holds: what is missing may be what would fail.
 
     Returns:
         The worst result, and a line for every condition and pair, and for everything that is missing.
     """
-    # of one run it shows how well that measures; of two it is what a change is to be held against
+    # of one run it shows how well that measures. Of two it is what a change is to be held against
     pairs = [pair for pair in comparison.pairs if not pair.other.endswith(REPEAT_SUFFIX)]
     results, lines = [], []
     for pair in pairs:
@@ -151,7 +150,7 @@ def _check(pair: Pair, condition: Condition) -> tuple[GateResult, str]:
         return GateResult.UNDECIDED, f"not comparable. {' '.join(differs)}"
     checked = list(_shapes(pair, condition) if condition.name in _OF_SPEED else _quality(pair, condition))
     worst = GateResult.worst(result for result, _ in checked)
-    # what decided it; where everything holds, all of it
+    # what decided it. Where everything holds, all of it
     return worst, ", ".join(why for result, why in checked if result is worst)
 
 

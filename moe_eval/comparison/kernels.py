@@ -1,95 +1,224 @@
-"""The difference of two traces from their records alone, without reading the traces again."""
+"""The difference of two traces by category: names of GEMMs differ between precisions, categories do not."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import msgspec
-
-from moe_eval.comparison import kernel_difference
-from moe_eval.comparison.kernel_difference import PhaseDifference
 from moe_eval.data.workload import Shape
-from moe_eval.evaluators import kernels_record
-from moe_eval.records.comparison import PhaseChange
-from moe_eval.records.kernels import Ceiling as CeilingRecord
-from moe_eval.records.kernels import KernelsRecord, PhaseTime
-from moe_eval.traces.figures import Breakdown, Ceiling, Function, Phase, Share
-from moe_eval.traces.precision_seen import Seen
+from moe_eval.evaluators.kernels_record import short_name
+from moe_eval.records.comparison import CategoryChange, PhaseChange
+from moe_eval.records.kernels import CategoryTime, KernelsRecord, KernelTime, PhaseTime
+from moe_eval.traces.steps import WHOLE
+from moe_eval.traces.taxonomy import CATEGORIES
 
-_TIMES = ("busy_ms", "overlap_ms", "span_ms", "idle_ms", "wall_ms", "gap_ms")
-_SHAPE = re.compile(r"b(?P<batch_size>\d+)_i(?P<input_len>\d+)_o(?P<output_len>\d+)")
+_KERNELS = 10  # new and vanished kernels that are listed
+_GEMMS = ("expert_gemm", "dense_gemm", "gate_gemm")
+_SMALL = 0.005  # changes under this part of the step are not mentioned
+_SHAPE = re.compile(r"b(\d+)_i(\d+)_o(\d+)")
+
+
+@dataclass(frozen=True)
+class KernelsReport:
+    """What `moe-eval kernels --output` writes: one or two traces, and the difference of two by phase."""
+
+    traces: tuple[KernelsRecord, ...]
+    difference: Mapping[str, PhaseChange] | None = None
+
+
+@dataclass(frozen=True)
+class _StepChange:
+    """The times of a step before and after, and the parts of their change. Fields as in PhaseChange."""
+
+    step_ms: tuple[float, float]
+    busy_ms: tuple[float, float]
+    overlap_change_ms: float
+    waiting_change_ms: float
+    residual_ms: float
 
 
 def matching(name: str, among: Iterable[str]) -> str | None:
-    """The traced shape that belongs to a timed one: its own, else one that differs in the tokens made alone.
+    """The traced shape that belongs to a timed one: its own, else the only one with another output length.
 
     A trace of a few tokens has the same prefill and the same decode steps as a timed run that makes hundreds.
     """
     traced = list(among)
     if name in traced:
         return name
-    timed = sizes(name)
-    same = [shape for shape in traced if timed and _without_output(sizes(shape)) == _without_output(timed)]
-    return same[0] if len(same) == 1 else None
+    shape = sizes(name)
+    if shape is None:
+        return None
+    candidates = [
+        candidate
+        for candidate in traced
+        if (size := sizes(candidate)) and (size.batch_size, size.input_len) == (shape.batch_size, shape.input_len)
+    ]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def sizes(name: str) -> Shape | None:
-    """The shape that is named; None where it is no such name."""
+    """The shape of a name such as b8_i512_o256. None where it is no such name."""
     match = _SHAPE.fullmatch(name)
     return Shape(*map(int, match.groups())) if match else None
-
-
-def _without_output(shape: Shape | None) -> tuple[int, int] | None:
-    return (shape.batch_size, shape.input_len) if shape else None
 
 
 def changes(
     before: KernelsRecord, after: KernelsRecord, names: tuple[str, str], measured: Mapping[str, float | None]
 ) -> dict[str, PhaseChange]:
-    """The difference of every phase that both records have, with a paragraph as `text`.
+    """The difference of two traces in every phase that both have.
 
     Args:
+        before, after: records from a file hold the 50 longest kernels of a phase. Of kernels beyond these none is new
+            or has vanished.
         names: of the two arms.
         measured: by phase, how many times faster the second is without a profiler.
     """
-    differences = kernel_difference.make(_breakdown(before), _breakdown(after))
-    return {phase.name: _change(phase, names, measured.get(phase.name)) for phase in differences}
+    return {
+        name: _phase_change(name, phase, after.phases[name], names, measured.get(name))
+        for name, phase in before.phases.items()
+        if name in after.phases
+    }
 
 
-def _change(phase: PhaseDifference, names: tuple[str, str], measured: float | None) -> PhaseChange:
-    content = kernels_record.difference(phase, measured)
-    ceiling = content["ceiling_at_that_ratio"] or {"busy": None, "wall": None}
-    # a phase in which nothing ran has no ratio to tell
-    has_ratios = phase.step_ms is None or (phase.busy_ratio is not None and phase.step_ratio is not None)
-    text = kernel_difference.explain(phase, names, measured) if has_ratios else ""
-    content |= {"ceiling_busy": ceiling["busy"], "ceiling_wall": ceiling["wall"], "text": text}
-    return msgspec.convert(content, PhaseChange)
-
-
-def _breakdown(record: KernelsRecord) -> Breakdown:
-    phases = tuple(_phase(name, phase) for name, phase in record.phases.items())
-    # a difference asks for the phases alone
-    return Breakdown(phases, "", "", 0, 0, 0, Seen(record.precision_seen, None, ""))
-
-
-def _phase(name: str, record: PhaseTime) -> Phase:
-    return Phase(
-        name=name,
-        steps=record.steps,
-        aside=dict(record.set_aside),
-        shares=tuple(Share(category, **vars(time)) for category, time in record.categories.items()),
-        functions=tuple(Function(**vars(kernel)) for kernel in record.functions),
-        kernel_ms=record.total_ms,
-        **{time: getattr(record, time) for time in _TIMES},
-        classified=record.classified,
-        unclassified=(),
-        busy_ceiling=_ceiling(record.ceiling),
-        wall_ceiling=_ceiling(record.wall_ceiling) if record.wall_ceiling else None,
-        moe_layers=record.moe_layers,
-        layers={},
+def _phase_change(
+    name: str, before: PhaseTime, after: PhaseTime, names: tuple[str, str], measured: float | None
+) -> PhaseChange:
+    categories = _category_changes(before, after)
+    kernel_change = sum(change.change_ms for change in categories.values())
+    is_wall = before.wall_ms is not None and after.wall_ms is not None
+    step = _step_change(before, after, is_wall, kernel_change)
+    gemms = [phase.categories.get("expert_gemm") for phase in (before, after)]
+    ratio = gemms[0].ms / gemms[1].ms if gemms[0] and gemms[1] and gemms[0].ms and gemms[1].ms else None
+    wall_ceiling = before.wall_ceiling
+    change = PhaseChange(
+        categories=categories,
+        kernel_change_ms=kernel_change,
+        step_is="wall" if is_wall else "span",
+        step_ms=step.step_ms if step else None,
+        busy_ms=step.busy_ms if step else None,
+        overlap_change_ms=step.overlap_change_ms if step else None,
+        waiting_change_ms=step.waiting_change_ms if step else None,
+        residual_ms=step.residual_ms if step else None,
+        expert_gemm_ratio=ratio,
+        ceiling_busy=None if ratio is None else before.ceiling.at(ratio),
+        ceiling_wall=None if ratio is None or wall_ceiling is None else wall_ceiling.at(ratio),
+        predicted_ratio_busy=_ratio(step.busy_ms) if step else None,
+        predicted_ratio_step=_ratio(step.step_ms) if step else None,
+        measured_ratio=measured,
+        new=_only(after.functions, before.functions),
+        vanished=_only(before.functions, after.functions),
     )
+    return replace(change, text=explain(name, change, names))
 
 
-def _ceiling(record: CeilingRecord) -> Ceiling:
-    return Ceiling(record.expert_gemm_share, record.if_free, record.if_twice_as_fast)
+def _category_changes(before: PhaseTime, after: PhaseTime) -> dict[str, CategoryChange]:
+    nothing = CategoryTime(0.0, 0.0, 0.0, None)
+    category_changes = {}
+    for category in CATEGORIES:
+        old, new = (phase.categories.get(category, nothing) for phase in (before, after))
+        if old.launches or new.launches or old.ms or new.ms:
+            category_changes[category] = CategoryChange(old.ms, new.ms, new.ms - old.ms, old.launches, new.launches)
+    return category_changes
+
+
+def _step_change(before: PhaseTime, after: PhaseTime, is_wall: bool, kernel_change: float) -> _StepChange | None:
+    """None where a trace has no times."""
+    old = _step_times(before, is_wall)
+    new = _step_times(after, is_wall)
+    if old is None or new is None:
+        return None
+    overlap = new[2] - old[2]
+    waiting = (new[0] - new[1]) - (old[0] - old[1])
+    residual = (new[0] - old[0]) - (kernel_change - overlap + waiting)
+    return _StepChange((old[0], new[0]), (old[1], new[1]), overlap, waiting, residual)
+
+
+def _step_times(phase: PhaseTime, is_wall: bool) -> tuple[float, float, float] | None:
+    """Step, busy and overlap in ms."""
+    step_ms = phase.wall_ms if is_wall else phase.span_ms
+    if step_ms is None or phase.busy_ms is None or phase.overlap_ms is None:
+        return None
+    return step_ms, phase.busy_ms, phase.overlap_ms
+
+
+def _ratio(times: tuple[float, float]) -> float | None:
+    return times[0] / times[1] if times[1] else None
+
+
+def _only(kernels: Sequence[KernelTime], others: Sequence[KernelTime]) -> tuple[KernelTime, ...]:
+    other_names = {kernel.name for kernel in others}
+    return tuple(short_name(kernel) for kernel in kernels if kernel.name not in other_names)[:_KERNELS]
+
+
+def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:
+    """A paragraph: the gain of the expert GEMMs, its costs elsewhere, and the speed-up that follows.
+
+    Args:
+        name: of the phase.
+        names: of the two traces.
+
+    Returns:
+        An empty text for a phase in which nothing ran.
+    """
+    per = "in all" if name == WHOLE else "per step"
+    if change.step_ms is None or change.waiting_change_ms is None:
+        return (
+            f"{name}: kernels change by {change.kernel_change_ms:+.3f} ms {per}. The traces have no times to compare."
+        )
+    if change.predicted_ratio_busy is None or change.predicted_ratio_step is None:
+        return ""
+    gemms = sum(category.change_ms for key, category in change.categories.items() if key in _GEMMS)
+    others = sum(category.change_ms for key, category in change.categories.items() if key not in _GEMMS)
+    sentences = [
+        f"{name}: {_categories_sentence(change, names, per)}.",
+        f"In all: GEMMs {_cost(gemms)}, other kernels {_cost(others)}, waiting {_cost(change.waiting_change_ms)}.",
+        f"A step of {change.step_ms[0]:.3f} ms becomes one of {change.step_ms[1]:.3f} ms under the profiler.",
+    ]
+    if change.expert_gemm_ratio is not None and change.ceiling_busy is not None:
+        sentences.append(
+            f"Expert GEMMs {change.expert_gemm_ratio:.2f}x as fast would alone make kernels {change.ceiling_busy:.3f}x "
+            "as fast."
+        )
+    sentences.append(
+        f"Kernels alone predict {change.predicted_ratio_busy:.3f}x, the step under the profiler, gaps included, "
+        f"{change.predicted_ratio_step:.3f}x."
+    )
+    if change.measured_ratio is not None:
+        sentences.append(f"The ratio measured without it is {change.measured_ratio:.3f}x.")
+    if change.residual_ms is not None and abs(change.residual_ms) > _SMALL * change.step_ms[0]:
+        sentences.append(f"{change.residual_ms:+.3f} ms {per} are left unexplained (medians do not add up).")
+    return " ".join(sentences)
+
+
+def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) -> str:
+    """The change of the expert GEMMs, of other categories and of gaps, without those that are small."""
+    waiting, small = change.waiting_change_ms or 0.0, _SMALL * (change.step_ms or (0.0, 0.0))[0]
+    expert = change.categories.get("expert_gemm")
+    gain = -expert.change_ms if expert else 0.0
+    before, after = names
+    parts = [
+        f"the expert GEMMs of {after} take {abs(gain):.3f} ms {'less' if gain >= 0 else 'more'} {per} than those of "
+        f"{before}" + (f" ({expert.before_ms:.3f} to {expert.after_ms:.3f} ms)" if expert else "")
+    ]
+    others = [(name, category.change_ms) for name, category in change.categories.items() if name != "expert_gemm"]
+    others.sort(key=lambda item: -abs(item[1]))
+    costs = ", ".join(f"{name} {ms:+.3f} ms" for name, ms in others if ms > small)
+    gains = ", ".join(f"{name} {ms:+.3f} ms" for name, ms in others if ms < -small)
+    if costs:
+        parts.append(f"Other kernels take back {costs}" if gain > 0 else f"Other kernels add {costs}")
+    if gains:
+        parts.append(f"Other kernels give {gains}")
+    if abs(waiting) > small:
+        launches = sum(category.after_launches - category.before_launches for category in change.categories.values())
+        parts.append(
+            f"Gaps between kernels {'grow' if waiting > 0 else 'shrink'} by {abs(waiting):.3f} ms ({launches:+.0f} "
+            "launches)"
+        )
+    return ". ".join(parts)
+
+
+def _cost(ms: float) -> str:
+    if round(ms, 3) == 0:
+        return "cost the same"
+    return f"cost {ms:.3f} ms more" if ms > 0 else f"cost {-ms:.3f} ms less"

@@ -36,7 +36,7 @@ def compare(
     """Compare every arm with the first one.
 
     Args:
-        arms: at least one; names are unique.
+        arms: at least one. Names are unique.
         skipped: what runs were asked for and did not begin, see left_out.
         across: what may differ nevertheless: comparable.GPUS.
 
@@ -96,7 +96,7 @@ def _arm(arm: ArmRecords) -> ComparedArm:
 
 
 def _status(records: Sequence[LatencyRecord | QualityRecord]) -> tuple[Status, str | None]:
-    """The worst that happened to an arm; being left out of one evaluator is not bad where another one finished."""
+    """The worst that happened to an arm. Being left out of one evaluator is not bad where another one finished."""
     broken = [record for record in records if record.status not in (Status.FINISHED, Status.SKIPPED)]
     finished = [record for record in records if record.status is Status.FINISHED]
     record = next(iter([*broken, *finished, *records]), None)
@@ -154,7 +154,7 @@ def _shape(
     """Two arms at one shape, without a verdict.
 
     Args:
-        shape: its sizes; None where a trace names none.
+        shape: its sizes. None where a trace names none.
         traced: the name of the trace of either arm that belongs to it.
     """
     arms, rows = (reference, candidate), (_timed(reference).get(name), _timed(candidate).get(name))
@@ -217,7 +217,7 @@ def _categories(record: KernelsRecord) -> dict[str, dict[str, float]]:
 def _breakdown(
     before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Both arms' ms by phase and category; 0 where a traced phase has none of a category."""
+    """Both arms' ms by phase and category. It is 0 where a traced phase has none of a category."""
     return {
         phase: {
             category: (times.get(category, 0.0), after[phase].get(category, 0.0))

@@ -15,7 +15,7 @@ from moe_eval.records.comparison import QualityComparison
 from moe_eval.records.quality import Divergence, Estimate, QualityRecord
 
 if TYPE_CHECKING:
-    from moe_eval.evaluators.perplexity import Scores
+    from moe_eval.evaluators.quality import Scores
 
 CALIBRATED = (
     "Its static scales were calibrated on articles of the data set that is scored, so other text may cost more."
@@ -134,7 +134,7 @@ def of_scores(reference: Scores, candidate: Scores, noise_floor: float | None) -
 def _scores(file: Path) -> Scores:
     from zipfile import BadZipFile
 
-    from moe_eval.evaluators.perplexity import Scores
+    from moe_eval.evaluators.quality import Scores
 
     try:
         return Scores.load(file)

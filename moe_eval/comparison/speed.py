@@ -10,14 +10,11 @@ from moe_eval import stats
 from moe_eval.comparison.comparable import engine
 from moe_eval.data.workload import Shape
 from moe_eval.errors import UsageError
+from moe_eval.evaluators.speed import OF_CALLS, OF_TOKENS
 from moe_eval.records.comparison import Clocks, Fairness, Ratio, SpeedRatios
 from moe_eval.records.latency import LatencyRecord, Routing, Sample, ShapeLatency
 
 _MOST_APART = 0.05  # of the greater number of experts: beyond it two arms have not done the same work
-# where several sources time the same thing the first of these counts: what the GPU's own clock says of whole calls,
-# what the engine says of the moments within one call
-_OF_CALLS = ("cuda_events", "host")
-_OF_TOKENS = ("engine", "cuda_events", "host")
 _Reader = Callable[[Sample, str], float]
 
 
@@ -26,11 +23,11 @@ def ratios(reference: ShapeLatency, candidate: ShapeLatency) -> SpeedRatios:
     pairs = [pair for pair in zip(reference.blocks, candidate.blocks, strict=False) if all(pair)]
     steps = max(reference.output_len - 1, 1)
     return SpeedRatios(
-        e2e_ms=_ratio(pairs, _OF_CALLS, lambda sample, source: sample.last[source]),
-        ttft_ms=_ratio(pairs, _OF_TOKENS, lambda sample, source: sample.first[source]),
+        e2e_ms=_ratio(pairs, OF_CALLS, lambda sample, source: sample.last[source]),
+        ttft_ms=_ratio(pairs, OF_TOKENS, lambda sample, source: sample.first[source]),
         tpot_ms=None
         if reference.output_len == 1
-        else _ratio(pairs, _OF_TOKENS, lambda sample, source: (sample.last[source] - sample.first[source]) / steps),
+        else _ratio(pairs, OF_TOKENS, lambda sample, source: (sample.last[source] - sample.first[source]) / steps),
     )
 
 
@@ -40,7 +37,7 @@ def _ratio(
     """Reference over candidate with the interval of stats.block_ratio, which needs two blocks.
 
     Args:
-        pairs: samples of both arms by block; none is empty.
+        pairs: samples of both arms by block, none of them empty.
         order: of the sources, the best one first.
 
     Returns:

@@ -19,7 +19,7 @@ def of_shape(shape: ShapeComparison, schedule: PairSchedule | None) -> tuple[Ver
     """The verdict on one shape and its reason.
 
     It pays where the interval of the e2e ratio lies above 1. It does not where the interval lies below 1, or holds it
-    and stays within 5 % of it, so that nothing worth having hides in it. Else it is inconclusive. The interval is at
+    and stays within 5 % of it: then there is no gain worth having. Else it is inconclusive. The interval is at
     least as wide as allowances.allowance. Where it does not hold drift, one with 1 in it is inconclusive. Arms whose
     tokens spread over different numbers of experts are not comparable.
 
@@ -117,7 +117,7 @@ def _holds_one(shape: ShapeComparison, schedule: PairSchedule | None) -> bool:
 
 
 def _settled_by(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str | None:
-    """What would decide the shapes that are open; None where none is."""
+    """What would decide the shapes that are open. None where none is."""
     ratios = [shape.speed.e2e_ms for shape in shapes if shape.verdict is Verdict.INCONCLUSIVE]
     if not ratios:
         return None
@@ -134,7 +134,7 @@ def _settled_by(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None
 
 
 def _blocks(ratio: Ratio) -> int:
-    """How many blocks make the interval narrow enough, if they scatter as those there are; at least twice as many.
+    """How many blocks make the interval narrow enough, if they scatter as those there are. At least twice as many.
 
     Its half width is t(n - 1) s / sqrt(n) with Student's t, all in logarithms. It has to get below the distance from 1,
     or so small that the interval fits into the margin, whichever comes first.

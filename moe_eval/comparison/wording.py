@@ -70,7 +70,7 @@ def _allowed(ratio: Ratio, schedule: PairSchedule | None) -> str:
 
 
 def quality_change(quality: QualityComparison | None) -> str:
-    """What precision costs, such as "+0.40 % perplexity (+0.12 to +0.68)"; empty where nobody can tell."""
+    """What precision costs, such as "+0.40 % perplexity (+0.12 to +0.68)". Empty where nobody can tell."""
     if quality is None or quality.random_weights or quality.ppl_change is None:
         return ""
     text = f"{100 * quality.ppl_change:+.2f} % perplexity"

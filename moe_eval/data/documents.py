@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_eval.errors import UsageError
 
@@ -17,7 +17,7 @@ SAMPLE = Path(__file__).resolve().parent.parent / "assets" / "moe_sample.raw"
 
 
 def _starts_page(line: str) -> bool:
-    """True for ` = Title = ` lines; deeper headings, written ` = = Heading = = `, do not start a page."""
+    """Whether a line is ` = Title = `. Deeper headings, such as ` = = Heading = = `, start no page."""
     folded = line.replace("= = =", "===").replace("= =", "==").strip()
     return folded.startswith("= ") and folded.endswith(" =")
 
@@ -25,9 +25,9 @@ def _starts_page(line: str) -> bool:
 def split_pages(text: str) -> Iterator[str]:
     """Split a raw WikiText file into pages exactly as `EleutherAI/wikitext_document_level` was made.
 
-    A page keeps every line from one title up to the next, blank lines and the newline at the end of the file
-    included. What stands before the first title is a page only where it is not blank; the last page is kept as it
-    is. WikiText-2's test file gives 62 pages of 1,290,527 bytes in all.
+    A page holds every line from one title to the next, blank lines and the last newline included. Text before the first
+    title is a page if it is not blank, and the last page is one in any case. WikiText-2's test file gives 62 pages of
+    1,290,527 bytes in all.
     """
     page: list[str] = []
     for line in text.split("\n"):
@@ -48,29 +48,29 @@ def _read(path: Path) -> dict[str, Dataset]:
         with path.open(encoding="utf-8", newline="") as file:
             text = file.read()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); name a raw WikiText file.") from error
+        raise UsageError(f"{path} cannot be read ({error.strerror}). Give a raw WikiText file.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text; name a raw WikiText file such as wiki.test.raw.") from error
+        raise UsageError(f"{path} is not UTF-8 text. Give a raw WikiText file such as wiki.test.raw.") from error
     if not text.strip():
-        raise UsageError(f"{path} is empty; name a raw WikiText file such as wiki.test.raw.")
+        raise UsageError(f"{path} is empty. Give a raw WikiText file such as wiki.test.raw.")
     return {"test": Dataset.from_dict({"page": list(split_pages(text))})}
 
 
-def wikitext_local(**_: Any) -> dict[str, Dataset]:
-    """Load the raw file that MOE_EVAL_WIKITEXT names, as the split `test` with the column `page`.
+def wikitext_local(**_: object) -> dict[str, Dataset]:
+    """Load the raw file of the variable MOE_EVAL_WIKITEXT as the split `test` with the column `page`.
 
     Raises:
         UsageError: the variable is not set, or its file cannot be read.
     """
-    named = os.environ.get(VARIABLE, "")
-    if not named:
+    path = os.environ.get(VARIABLE, "")
+    if not path:
         raise UsageError(
-            f"wikitext_local reads a raw WikiText file: set {VARIABLE} to its path (for example wiki.test.raw of "
-            "WikiText-2), or name moe_sample in its place, which ships with moe_eval."
+            f"wikitext_local needs a raw WikiText file. Set {VARIABLE} to its path (for example wiki.test.raw of "
+            "WikiText-2), or give moe_sample in its place, which ships with moe_eval."
         )
-    return _read(Path(named).expanduser())
+    return _read(Path(path).expanduser())
 
 
-def moe_sample(**_: Any) -> dict[str, Dataset]:
+def moe_sample(**_: object) -> dict[str, Dataset]:
     """Load the sample articles that ship with the package, as the split `test` with the column `page`."""
     return _read(SAMPLE)

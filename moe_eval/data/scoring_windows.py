@@ -1,10 +1,10 @@
-"""A data set as the fixed windows that every arm of a perplexity comparison scores."""
+"""The fixed windows of a data set that every arm of a quality comparison scores."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from moe_eval.checkpoint import hub
@@ -16,27 +16,27 @@ _HUB = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1")
 
 
 @dataclass(frozen=True)
-class Chunks:
+class WindowSet:
     """Windows of at most `input_len` scored tokens, cut within documents.
 
     Attributes:
         documents: the index of every window's document, not decreasing.
-        words, bytes: of every document that is covered whole, by index, counted as lm-evaluation-harness's wikitext
-            task counts them; the last document may be cut off and is then missing.
+        word_counts, byte_counts: of every whole document, by its index, counted as in lm-evaluation-harness's wikitext
+            task. The last document has none if it is cut off.
         digest: 16 hexadecimal digits of SHA-256 over the token ids, windows and documents.
-        total: how many windows the whole data set has.
+        total: the number of windows of the whole data set.
     """
 
     windows: tuple[Window, ...]
     documents: tuple[int, ...]
-    words: dict[int, int]
-    bytes: dict[int, int]
+    word_counts: dict[int, int]
+    byte_counts: dict[int, int]
     digest: str
     input_len: int
     total: int
 
 
-def pages(dataset: str) -> list[str]:
+def read_documents(dataset: str) -> list[str]:
     """The documents of a data set as they are stored.
 
     Raises:
@@ -45,77 +45,87 @@ def pages(dataset: str) -> list[str]:
     from moe_eval.data import documents
 
     if dataset not in DATASETS:
-        raise UsageError(f"There is no data set {dataset!r}; choose {', '.join(DATASETS)}.")
+        raise UsageError(f"There is no data set {dataset!r}. Give one of {', '.join(DATASETS)}.")
     if dataset == "wikitext":
         import datasets
 
         try:
-            found = datasets.load_dataset(*_HUB, split="test")
+            split = datasets.load_dataset(*_HUB, split="test")
         except Exception as error:  # datasets raises its own errors and those of the hub's client
             if hub.unreachable(error):
                 raise UsageError(
-                    "The data set wikitext is not on this machine and the hub cannot be reached; set "
-                    f"{documents.VARIABLE} to a raw file and name wikitext_local, or name moe_sample, which ships with "
+                    "The data set wikitext is not on this machine and the hub cannot be reached. Set "
+                    f"{documents.VARIABLE} to a raw file and give wikitext_local, or give moe_sample, which ships with "
                     "moe_eval (as --dataset of moe-eval, as prompts in the metadata of moe_latency and moe_kernels)."
                 ) from error
             raise
-        return [str(page) for page in found["page"]]
-    load = documents.wikitext_local if dataset == "wikitext_local" else documents.moe_sample
-    return [str(page) for page in load()["test"]["page"]]
+    else:
+        load = documents.wikitext_local if dataset == "wikitext_local" else documents.moe_sample
+        split = load()["test"]
+    return [str(page) for page in split["page"]]
 
 
 def check(input_len: int, num_chunks: int) -> None:
     """Refuse numbers that make no window.
 
     Raises:
-        UsageError: with both.
+        UsageError: with both numbers.
     """
     if input_len < 1 or num_chunks < 0:
-        raise UsageError(f"--input_len {input_len} --num_chunks {num_chunks} make no windows; give numbers above 0.")
+        raise UsageError(f"--input_len {input_len} --num_chunks {num_chunks} make no windows. Give numbers above 0.")
 
 
 def cut(
     documents: Sequence[str], encode: Callable[[str], list[int]], prefix: int, input_len: int, num_chunks: int
-) -> Chunks:
+) -> WindowSet:
     """Cut documents into windows in the harness's disjoint form: every token of a document is scored once.
 
     Args:
-        documents: as stored; scored as the harness's wikitext detokeniser makes them.
+        documents: as stored. The harness's wikitext detokeniser makes the scored text.
         prefix: the token that conditions the first token of a document.
-        input_len: most scored tokens of a window, and most tokens that it reads.
-        num_chunks: at most this many windows, from the start; 0 for all.
+        input_len: the maximum of a window's scored tokens, and of the tokens that it reads.
+        num_chunks: the maximum of windows, from the start. 0 for all.
 
     Raises:
         UsageError: numbers or documents that make no window.
     """
+    check(input_len, num_chunks)
+    numbered = [
+        (index, window)
+        for index, document in enumerate(documents)
+        for window in _windows_of(document, encode, prefix, input_len)
+    ]
+    if not numbered:
+        raise UsageError("The data set holds no text to score. Give another with --dataset.")
+    count = min(len(numbered), num_chunks or len(numbered))
+    scored = numbered[:count]
+    cut_off = {index for index, _ in numbered[count:]}
+    whole = [index for index in dict.fromkeys(index for index, _ in scored) if index not in cut_off]
+    return WindowSet(
+        windows=tuple(window for _, window in scored),
+        documents=tuple(index for index, _ in scored),
+        word_counts={index: len(re.split(r"\s+", documents[index])) for index in whole},
+        byte_counts={index: len(documents[index].encode()) for index in whole},
+        digest=_digest(scored),
+        input_len=input_len,
+        total=len(numbered),
+    )
+
+
+def _windows_of(document: str, encode: Callable[[str], list[int]], prefix: int, input_len: int) -> Iterator[Window]:
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    check(input_len, num_chunks)
-    windows: list[Window] = []
-    owners: list[int] = []
-    for index, page in enumerate(documents):
-        tokens = encode(wikitext_detokenizer({"page": page}))
-        for context, scored in map(
-            make_disjoint_window,
-            get_rolling_token_windows(token_list=tokens, prefix_token=prefix, max_seq_len=input_len, context_len=1),
-        ):
-            windows.append(Window(tuple(context), tuple(scored)))
-            owners.append(index)
-    total = len(windows)
-    if not total:
-        raise UsageError("The data set holds no text to score; name another with --dataset.")
-    kept = min(total, num_chunks or total)
-    whole = [index for index in dict.fromkeys(owners[:kept]) if index not in owners[kept:]]
+    tokens = encode(wikitext_detokenizer({"page": document}))
+    for rolling in get_rolling_token_windows(
+        token_list=tokens, prefix_token=prefix, max_seq_len=input_len, context_len=1
+    ):
+        context, continuation = make_disjoint_window(rolling)
+        yield Window(tuple(context), tuple(continuation))
+
+
+def _digest(numbered: Iterable[tuple[int, Window]]) -> str:
     digest = hashlib.sha256()
-    for owner, window in zip(owners[:kept], windows[:kept], strict=True):
-        digest.update(f"{owner}:{window.context}:{window.continuation};".encode())
-    return Chunks(
-        windows=tuple(windows[:kept]),
-        documents=tuple(owners[:kept]),
-        words={index: len(re.split(r"\s+", documents[index])) for index in whole},
-        bytes={index: len(documents[index].encode()) for index in whole},
-        digest=digest.hexdigest()[:16],
-        input_len=input_len,
-        total=total,
-    )
+    for index, window in numbered:
+        digest.update(f"{index}:{window.context}:{window.continuation};".encode())
+    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A piece of text that is scored, as token ids."""
+"""A window: a piece of text that is scored, as token ids."""
 
 from __future__ import annotations
 

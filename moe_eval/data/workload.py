@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from moe_eval.errors import UsageError
@@ -17,7 +18,7 @@ Prompt = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Shape:
-    """How many sequences are generated at once, and how many tokens each reads and makes."""
+    """How many sequences are generated at once, and how many tokens each of them reads and makes."""
 
     batch_size: int
     input_len: int
@@ -25,7 +26,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """As metric keys spell it, such as `b8_i512_o256`."""
+        """The shape in metric keys, such as `b8_i512_o256`."""
         return f"b{self.batch_size}_i{self.input_len}_o{self.output_len}"
 
     @property
@@ -36,12 +37,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Workload:
-    """Prompts of token ids and the shapes that are run on them.
+    """Prompts of token ids and the shapes that run on them.
 
     Attributes:
-        shapes: at least one; all read prompts of the same length.
-        pool: as many prompts as the largest batch has sequences, each of input_len ids, no two alike: equal prompts
-            would be routed alike and read fewer experts than a batch of that size does.
+        shapes: at least one. All read prompts of the same length.
+        pool: as many prompts of input_len ids as the largest batch has sequences. No two are alike, since equal prompts
+            would be routed alike and read fewer experts than a real batch.
         source: how the prompts were made.
         vocabulary: every id is below it.
         digest: 16 hexadecimal digits of SHA-256 over shapes and token ids.
@@ -59,42 +60,41 @@ class Workload:
         return self.shapes[0].input_len
 
     def prompts(self, shape: Shape) -> tuple[Prompt, ...]:
-        """The first batch_size prompts: a larger batch holds a smaller one's, so one routing pass serves them all.
+        """The first batch_size prompts. A larger batch contains a smaller one's, so one routing pass serves all.
 
         Raises:
             UsageError: the shape needs prompts that this workload lacks.
         """
         if shape.input_len != self.input_len or shape.batch_size > len(self.pool):
             raise UsageError(
-                f"This workload holds {len(self.pool)} prompts of {self.input_len} tokens, which {shape.name} does not "
-                "fit; make a workload with that shape."
+                f"This workload holds {len(self.pool)} prompts of {self.input_len} tokens, which do not fit "
+                f"{shape.name}. Make a workload with that shape."
             )
         return self.pool[: shape.batch_size]
 
-    def to_json(self) -> dict[str, Any]:
-        """As a plain dictionary of JSON's types."""
-        return {**asdict(self), "shapes": [asdict(each) for each in self.shapes], "pool": [list(p) for p in self.pool]}
+    def to_json(self) -> dict[str, object]:
+        """The workload in JSON's types."""
+        content: dict[str, object] = msgspec.to_builtins(self)
+        return content
 
 
-def from_json(raw: Mapping[str, Any]) -> Workload:
-    """Read what to_json wrote.
+def from_json(content: object) -> Workload:
+    """Read a workload that to_json wrote.
 
     Raises:
         UsageError: something is missing, or the digest is not that of these shapes and token ids.
     """
     try:
-        shapes = tuple(Shape(**{key: int(value) for key, value in each.items()}) for each in raw["shapes"])
-        pool = tuple(tuple(int(token) for token in prompt) for prompt in raw["pool"])
-        found = Workload(shapes, pool, str(raw["source"]), int(raw["vocabulary"]), str(raw["digest"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"This is not a workload ({type(error).__name__}: {error}); make it again.") from error
-    made = _digest(shapes, pool)
-    if made != found.digest:
+        workload = msgspec.convert(content, Workload)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"This is not a workload ({error}). Make it again.") from error
+    digest = _digest(workload.shapes, workload.pool)
+    if digest != workload.digest:
         raise UsageError(
-            f"The workload says digest {found.digest} and its shapes and tokens have {made}; it was changed by hand or "
-            "cut short, so make it again."
+            f"The workload says digest {workload.digest} and its shapes and tokens have {digest}: it was changed by "
+            "hand or cut short. Make it again."
         )
-    return found
+    return workload
 
 
 def shapes(batch_sizes: Sequence[int], input_len: int, output_len: int) -> tuple[Shape, ...]:
@@ -104,15 +104,15 @@ def shapes(batch_sizes: Sequence[int], input_len: int, output_len: int) -> tuple
         UsageError: no batch size, one given twice, or a number below 1.
     """
     if not batch_sizes:
-        raise UsageError("There is no batch size to measure; give at least one, such as 1,8,32.")
-    for name, number in [*(("batch size", each) for each in batch_sizes), ("input", input_len), ("output", output_len)]:
+        raise UsageError("There is no batch size to measure. Give at least one, such as 1,8,32.")
+    lengths = [("input length in tokens", input_len), ("output length in tokens", output_len)]
+    for name, number in [*(("batch size", size) for size in batch_sizes), *lengths]:
         if number < 1:
-            unit = "" if name == "batch size" else " length in tokens"
-            raise UsageError(f"The {name}{unit} is {number}; give a number of at least 1.")
-    twice = next((each for at, each in enumerate(batch_sizes) if each in batch_sizes[:at]), None)
-    if twice is not None:
-        raise UsageError(f"Batch size {twice} is given twice; give every one once.")
-    return tuple(Shape(each, input_len, output_len) for each in batch_sizes)
+            raise UsageError(f"The {name} is {number}. Give a number of at least 1.")
+    for size, count in Counter(batch_sizes).items():
+        if count > 1:
+            raise UsageError(f"Batch size {size} is given twice. Give it once.")
+    return tuple(Shape(size, input_len, output_len) for size in batch_sizes)
 
 
 def from_text(
@@ -125,28 +125,28 @@ def from_text(
     """Prompts of real text: the tokens of all pages as one stream, cut into consecutive slices.
 
     Args:
-        pages: texts as the model is to read them (of WikiText: detokenised).
+        pages: texts as the model reads them (WikiText after the detokeniser).
         encode: text to token ids, without special tokens.
-        source: how the text was made, for labels; such as `wikitext_local, tokenizer X, slices of 512 tokens`.
+        source: how the text was made, as a label such as `wikitext_local, tokenizer X, slices of 512 tokens`.
 
     Raises:
         UsageError: too little text, or a token id outside the vocabulary.
     """
     input_len, count = _needs(shapes)
-    found = tuple(islice(_distinct(_slices(pages, encode, input_len, vocabulary)), count))
-    if len(found) < count:
+    pool = tuple(islice(_distinct(_slices(pages, encode, input_len, vocabulary)), count))
+    if len(pool) < count:
         raise UsageError(
-            f"The text gives {len(found)} different prompts of {input_len} tokens and the largest batch needs {count}; "
-            "take a longer text, smaller batches or shorter prompts."
+            f"The text gives {len(pool)} different prompts of {input_len} tokens and the largest batch needs {count}. "
+            "Give a longer text, smaller batches or shorter prompts."
         )
-    return _frozen(shapes, found, source, vocabulary)
+    return _frozen(shapes, pool, source, vocabulary)
 
 
 def from_seed(seed: int, shapes: Sequence[Shape], vocabulary: int, special: Collection[int] = ()) -> Workload:
     """Prompts of independent random tokens, uniform over the vocabulary without its special tokens.
 
-    The raw stream of NumPy's PCG64 is used: NEP 19 promises it for every platform and version, which it does not for
-    Generator's methods. The remainder of 64 bits is uniform to within vocabulary / 2**64.
+    NEP 19 promises the raw stream of NumPy's PCG64 for every platform and version, and not Generator's methods.
+    The remainder of 64 bits is uniform to within vocabulary / 2**64.
 
     Args:
         special: ids that are never drawn.
@@ -156,12 +156,12 @@ def from_seed(seed: int, shapes: Sequence[Shape], vocabulary: int, special: Coll
     """
     input_len, count = _needs(shapes)
     if seed < 0:
-        raise UsageError(f"The seed is {seed}; give one of at least 0.")
+        raise UsageError(f"The seed is {seed}. Give one of at least 0.")
     allowed = np.setdiff1d(np.arange(vocabulary), np.array(sorted(special), dtype=np.int64))
-    # powers beyond any batch size need not be computed
+    # a higher power is beyond any batch size
     if not len(allowed) or len(allowed) ** min(input_len, 64) < count:
         raise UsageError(
-            f"{len(allowed)} tokens that may be drawn make fewer than {count} different prompts of {input_len}; give "
+            f"{len(allowed)} tokens that may be drawn make fewer than {count} different prompts of {input_len}. Give "
             "longer prompts or smaller batches."
         )
     stream = np.random.PCG64(seed)
@@ -173,11 +173,11 @@ def from_seed(seed: int, shapes: Sequence[Shape], vocabulary: int, special: Coll
 
 
 def _needs(shapes: Sequence[Shape]) -> tuple[int, int]:
-    """The length of the prompts and how many there have to be."""
-    lengths = sorted({each.input_len for each in shapes})
+    """The length of the prompts, and how many the shapes need."""
+    lengths = sorted({shape.input_len for shape in shapes})
     if len(lengths) != 1:
-        raise UsageError(f"One workload has prompts of one length, not {lengths or 'none'}; make one for each.")
-    return lengths[0], max(each.batch_size for each in shapes)
+        raise UsageError(f"A workload has prompts of one length, not {lengths or 'none'}. Make one for each length.")
+    return lengths[0], max(shape.batch_size for shape in shapes)
 
 
 def _slices(
@@ -189,8 +189,8 @@ def _slices(
         outside = next((token for token in tokens if not 0 <= token < vocabulary), None)
         if outside is not None:
             raise UsageError(
-                f"The tokenizer gives token {outside} and the model's vocabulary has {vocabulary}; give the tokenizer "
-                "that belongs to the model."
+                f"The tokenizer gives token {outside} and the model's vocabulary has {vocabulary}. Give the model's "
+                "tokenizer."
             )
         held.extend(tokens)
         whole = len(held) - len(held) % input_len
@@ -200,11 +200,11 @@ def _slices(
 
 
 def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """Every prompt once, as soon as it comes: a long text need not be encoded to its end."""
-    seen: set[Prompt] = set()
+    """Every prompt once, as soon as it comes, so that a long text is not encoded to its end."""
+    earlier: set[Prompt] = set()
     for prompt in prompts:
-        if prompt not in seen:
-            seen.add(prompt)
+        if prompt not in earlier:
+            earlier.add(prompt)
             yield prompt
 
 

@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.errors import UsageError
 from moe_eval.machine.rates import Rates
+from moe_eval.records.latency import Floor
 
 DistinctSource = Literal["counted", "independent draws"]
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What bounds a step from below: the roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009).
-
-    Attributes:
-        bytes: of weights and key-value cache that have to be moved; activations are left out.
-        flops: a multiplication and an addition each.
-        memory_seconds: bytes at the measured rate of a copy.
-        flops_seconds: flops at the measured rate of a matrix product; None where no rate of this type is known, and
-            then arithmetic is left out of `seconds`.
-        seconds: the greater of the two, as if they overlapped without loss.
-        bound: which of the two it is.
-        distinct_experts: of which the weights are read in every layer, mean.
-        distinct_source: whether these were counted in the routing, or expected of independent uniform draws.
-    """
-
-    bytes: float
-    flops: float
-    memory_seconds: float
-    flops_seconds: float | None
-    seconds: float
-    bound: Literal["memory", "compute"]
-    distinct_experts: float
-    distinct_source: DistinctSource
 
 
 def expected_distinct(experts: int, top_k: int, batch: int) -> float:

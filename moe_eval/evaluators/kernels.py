@@ -5,29 +5,29 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from moe_eval.data.workload import Shape
 from moe_eval.engines.base import Engine, TokenIds
 from moe_eval.errors import EngineError
 from moe_eval.evaluators import kernels_record, latency
 from moe_eval.machine.nvml import Nvml
-from moe_eval.traces import breakdown
+from moe_eval.records.kernels import KernelsRecord
 from moe_eval.traces.readers import files
 from moe_eval.traces.readers.keep import keep
 
 WARM_UPS, UNPROFILED = 2, 5
 
 
-def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: Path, name: str) -> dict[str, Any]:
+def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: Path, name: str) -> KernelsRecord:
     """Trace one run of a shape and break it down.
 
-    The same run is timed without the profiler right before, so that the record can say what the profiler cost. The
-    trace is kept in `folder` under that name, without anything that the breakdown does not need.
+    The same run is timed without the profiler right before, so that the record has the profiler's overhead. The
+    trace stays in `folder` under that name, without anything that the breakdown does not need.
 
     Returns:
-        kernels_record.record with the shape, the file and the times, in ms.
+        The record without the arm and its origin, which the caller fills in.
 
     Raises:
         UsageError: the engine cannot be traced the way it is loaded.
@@ -48,14 +48,14 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
             raise EngineError(f"{engine.facts.name} left no trace.")
         cpu = engine.facts.device == "cpu"
         trace = files.read(raw, cpu=cpu)
-        kept = keep(raw, folder, name, cpu=cpu)
+        file = keep(raw, folder, name, cpu=cpu)
     label = None if engine.facts.emulated else engine.facts.precision
     unprofiled = 1000 * statistics.median(plain)
-    return {
-        "shape": shape.name,
-        **kernels_record.record(kept.name, trace, breakdown.make(trace), label),
-        "unprofiled_ms": unprofiled,
-        "unprofiled_samples_ms": [1000 * each for each in plain],
-        "profiled_ms": 1000 * profiled,
-        "profiler_overhead": 1000 * profiled / unprofiled - 1,
-    }
+    return replace(
+        kernels_record.shortened(kernels_record.make(file.name, trace, label)),
+        shape=shape.name,
+        unprofiled_ms=unprofiled,
+        unprofiled_samples_ms=tuple(1000 * seconds for seconds in plain),
+        profiled_ms=1000 * profiled,
+        profiler_overhead=1000 * profiled / unprofiled - 1,
+    )

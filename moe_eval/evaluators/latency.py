@@ -15,8 +15,9 @@ from moe_eval.data.workload import Shape
 from moe_eval.engines.base import Completion, Engine, GenerationRequest, TokenIds
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine.nvml import Nvml
+from moe_eval.records.latency import Sample, WarmUp
 
-# sources that differ by more than this are told of
+# sources that differ by more than this get a note
 DISAGREEMENT = 0.02
 # NVML's energy counter moves in steps of about 0.1 s, so that of a call this long a tenth is uncertain at worst, in
 # either direction; of a shorter one it says nothing
@@ -32,38 +33,6 @@ _PROFILERS = {"NSYS_PROFILING_SESSION_ID": "Nsight Systems", "NV_COMPUTE_PROFILE
 
 # devices whose profiler has run in this process: CUPTI stays attached to it
 _traced: list[str] = []
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One timed iteration: a call for the first token alone, then a call for all of them.
-
-    Attributes:
-        started, ended: of the second call, on `time.perf_counter`.
-        first: seconds until every sequence has its first token, by source. `host` (perf_counter) and `cuda_events`
-            (events recorded before and after the call, which returns when its tokens are on the host: whatever stream
-            the engine works in lies between them) time the first call, `engine` is what the engine says of the second.
-        last: seconds until every sequence is complete, by source, of the second call.
-        request_first: the median over the requests of the engine's own time to the first token, None where it keeps
-            none.
-        energy_j: joules of the second call, all GPUs of the arm together; None where NVML does not tell or the call is
-            too short for its counter.
-    """
-
-    started: float
-    ended: float
-    first: Mapping[str, float]
-    last: Mapping[str, float]
-    request_first: float | None = None
-    energy_j: float | None = None
-
-
-@dataclass(frozen=True)
-class WarmUp:
-    """The seconds of every warm-up iteration, and why there were no more."""
-
-    seconds: tuple[float, ...]
-    ended: str
 
 
 @dataclass(frozen=True)
@@ -85,25 +54,25 @@ class Clock:
             EngineError: a completion has another length than was asked for.
         """
         request = GenerationRequest(max_new_tokens=new_tokens, ignore_eos=True, timed=True)
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         if self.events:
             edges = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
             edges[0].record()
         start = time.perf_counter()
         completions = self.engine.generate(prompts, request)
-        found["host"] = time.perf_counter() - start
+        seconds["host"] = time.perf_counter() - start
         if self.events:
             edges[1].record()
             edges[1].synchronize()
-            found["cuda_events"] = edges[0].elapsed_time(edges[1]) / 1000
+            seconds["cuda_events"] = edges[0].elapsed_time(edges[1]) / 1000
         for completion in completions:
             if len(completion.token_ids) != new_tokens:
                 raise EngineError(
                     f"{self.engine.facts.name} made {len(completion.token_ids)} tokens where {new_tokens} were asked "
-                    "for; no timing of this arm would be right."
+                    "for. No timing of this arm would be right."
                 )
-        return found, completions
+        return seconds, completions
 
     def sample(self, prompts: Sequence[TokenIds], new_tokens: int) -> Sample:
         """One iteration."""
@@ -116,15 +85,15 @@ class Clock:
         used = None
         if energy is not None and after is not None and ended - started >= _ENERGY_SECONDS:
             used = after - energy
-        times = [each.times for each in completions if each.times is not None]
+        times = [completion.times for completion in completions if completion.times is not None]
         if len(times) < len(completions):
             return Sample(started, ended, first, last, None, used)
-        engine_first = [each.first_token for each in times]
+        engine_first = [request.first_token for request in times]
         return Sample(
             started,
             ended,
             {**first, "engine": max(engine_first)},
-            {**last, "engine": max(each.last_token for each in times)},
+            {**last, "engine": max(request.last_token for request in times)},
             statistics.median(engine_first),
             used,
         )
@@ -136,11 +105,11 @@ def refuse_profiler(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         UsageError: names the profiler.
     """
-    found = next((title for name, title in _PROFILERS.items() if environment.get(name)), None)
-    if found is None and torch._C._autograd._profiler_enabled():
-        found = "torch's profiler"
-    if found:
-        raise UsageError(f"Nothing is timed under {found}; run without it (for a trace give --mode nsys).")
+    profiler = next((title for name, title in _PROFILERS.items() if environment.get(name)), None)
+    if profiler is None and torch._C._autograd._profiler_enabled():
+        profiler = "torch's profiler"
+    if profiler:
+        raise UsageError(f"Nothing is timed under {profiler}. Run without it (for a trace give --mode nsys).")
 
 
 def mark_traced(engine: Engine) -> None:
@@ -157,7 +126,7 @@ def refuse_traced() -> None:
     """
     if _traced:
         raise UsageError(
-            "A profiler has run in this process, so nothing is timed in it any more; name moe_latency before "
+            "A profiler has run in this process, so nothing is timed in it any more. Name moe_latency before "
             "moe_kernels, or time in a fresh process."
         )
 
@@ -171,16 +140,16 @@ def check(engine: Engine, shape: Shape) -> None:
     facts = engine.facts
     if facts.emulated:
         raise UsageError(
-            f"{facts.precision} is emulated here, so its speed says nothing; time it on an engine that runs it."
+            f"{facts.precision} is emulated here, so its speed says nothing. Time it on an engine that runs it."
         )
     if shape.input_len + shape.output_len > facts.max_length:
         raise UsageError(
             f"{shape.input_len} tokens and {shape.output_len} new ones do not fit into the window of "
-            f"{facts.max_length} tokens; give shorter ones."
+            f"{facts.max_length} tokens. Give shorter ones."
         )
     if facts.max_batch is not None and shape.batch_size > facts.max_batch:
         raise UsageError(
-            f"{shape.batch_size} sequences are more than this arm runs at once ({facts.max_batch}); load it with a "
+            f"{shape.batch_size} sequences are more than this arm runs at once ({facts.max_batch}). Load it with a "
             "larger batch size."
         )
 
@@ -190,8 +159,8 @@ def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, least: int)
     seconds: list[float] = []
     extra = 0.0
     while True:
-        found, _ = clock.time(prompts, shape.output_len)
-        seconds.append(found["host"])
+        call_seconds, _ = clock.time(prompts, shape.output_len)
+        seconds.append(call_seconds["host"])
         if len(seconds) < least:
             continue
         ended = stats.settled(seconds)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 from lm_eval.api.instance import Instance
 
 from moe_eval.data import prompts
@@ -14,6 +15,7 @@ from moe_eval.engines.base import Engine
 from moe_eval.evaluators import kernels, kernels_record, latency
 from moe_eval.harness import KERNELS, artifacts
 from moe_eval.harness.shapes import ShapesTask, shape
+from moe_eval.records.kernels import KernelsRecord
 from moe_eval.tracking import keys
 
 _PHASES = ("prefill", "decode")
@@ -36,42 +38,52 @@ class MoeKernels(ShapesTask):
 
     @staticmethod
     def figures(answer: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-        for key, value in kernels_record.metrics(answer).items():
-            _, phase, name = key.split("/")
-            if f"{phase}_{name}" in MoeKernels.metrics:
-                yield f"{phase}_{name}", value
+        for key, value in kernels_record.figures(_record(answer)).items():
+            name = key.replace("/", "_")
+            if name in MoeKernels.metrics:
+                yield name, value
 
 
 def answers(
     engine: Engine, tokenizer: Any, requests: Sequence[Instance], done: Callable[[], object]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Trace every request's shape on the loaded engine.
 
     Yields:
-        kernels.measure with the prompts' source and digest.
+        A KernelsRecord as plain JSON, with the prompts' source and digest as `workload`.
     """
-    asked = [request.args[1] for request in requests]
-    wanted = tuple(map(shape, asked))
-    for each in wanted:
-        latency.check(engine, each)
-    work = prompts.workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
+    documents = [request.args[1] for request in requests]
+    shapes = tuple(map(shape, documents))
+    for size in shapes:
+        latency.check(engine, size)
+    work = prompts.make_workload(documents[0]["prompts"], 0, shapes, tokenizer, engine.facts.vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
         folder = artifacts.folder() or Path(scratch)
-        for each in wanted:
-            found = kernels.measure(engine, work.prompts(each), each, folder, f"trace_{each.name}")
+        for size in shapes:
+            record = kernels.measure(engine, work.prompts(size), size, folder, f"trace_{size.name}")
             done()
-            yield {**found, "workload": {"source": work.source, "digest": work.digest}}
+            answer: dict[str, object] = msgspec.to_builtins(record, str_keys=True)
+            yield {**answer, "workload": {"source": work.source, "digest": work.digest}}
 
 
 def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Samples of the task as metrics of the common schema: kernels/SHAPE/PHASE/NAME."""
-    found: dict[str, float] = {}
-    for row in rows:
-        found |= keys.of_kernels(row["filtered_resps"][0])
-    return found
+    values: dict[str, float] = {}
+    for record in _records(rows):
+        values |= keys.of_kernels(record)
+    return values
 
 
 def contradictions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Sentences on shapes whose kernels are not those of the arm's label."""
-    found = (row["filtered_resps"][0] for row in rows)
-    return [f"NOT VERIFIED at {each['shape']}: {each['contradiction']}" for each in found if each["contradiction"]]
+    return [
+        f"NOT VERIFIED at {record.shape}: {record.contradiction}" for record in _records(rows) if record.contradiction
+    ]
+
+
+def _records(rows: Sequence[Mapping[str, Any]]) -> list[KernelsRecord]:
+    return [_record(row["filtered_resps"][0]) for row in rows]
+
+
+def _record(answer: Mapping[str, Any]) -> KernelsRecord:
+    return msgspec.convert(answer, KernelsRecord, str_keys=True)

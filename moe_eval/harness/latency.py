@@ -15,7 +15,8 @@ from moe_eval.evaluators import latency, speed
 from moe_eval.harness import LATENCY
 from moe_eval.harness.shapes import ShapesTask, shape
 from moe_eval.machine import hardware
-from moe_eval.machine.nvml import Nvml, Sampler
+from moe_eval.machine.nvml import Nvml
+from moe_eval.machine.sampler import Sampler
 from moe_eval.tracking import keys
 
 
@@ -59,7 +60,7 @@ def answers(
         latency.check(engine, each)
     latency.refuse_profiler()
     latency.refuse_traced()
-    work = prompts.workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
+    work = prompts.make_workload(asked[0]["prompts"], 0, wanted, tokenizer, engine.facts.vocabulary)
     uuids = [gpu.uuid for gpu in hardware.gpus_from(engine.facts.device)[: engine.facts.gpus]]
     with Nvml.open(uuids) as nvml, Sampler(nvml) as sampler:
         for each, one in zip(asked, wanted, strict=True):

@@ -37,23 +37,34 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         plugin.warn_if_detached(log)
         if self.settings.shipped:
             log.warning(SHIPPED_NOTE)
-        asked = self.settings.of_engine
+        engine_settings = self.settings.of_engine
         if registry.named(self.settings.engine).cpu:
-            asked = replace(asked, device=_present(asked.device))
-        self.tokenizer = tokenizer.load(self.settings.tokenizer, asked, self.settings.add_bos_token)
-        self.engine = registry.load(self.settings.engine, asked, self.tokenizer)
-        tokenizer.check(self.tokenizer, self.engine)
+            engine_settings = replace(engine_settings, device=_present(engine_settings.device))
+        self.tokenizer = tokenizer.load(
+            self.settings.tokenizer,
+            engine_settings.revision,
+            engine_settings.trust_remote_code,
+            self.settings.add_bos_token,
+        )
+        self.engine = registry.load(self.settings.engine, engine_settings, self.tokenizer)
         self.facts = self.engine.facts
-        if not 0 <= self.prefix_token_id < self.facts.vocabulary:
+        try:
+            self._check_tokens()
+        except UsageError:
             self.engine.close()
-            raise UsageError(
-                f"prefix_token_id={self.prefix_token_id} is not a token of this model; give 0 to "
-                f"{self.facts.vocabulary - 1}."
-            )
+            raise
         self._device = torch.device(self.facts.device)
         self.batch_size = self.settings.of_engine.batch_size or "auto"
-        # tokens scored and requests answered, by task: a cached request is in neither
+        # tokens scored and requests answered, by task, without answers from the cache
         self.scored: dict[str, dict[str, int]] = {}
+
+    def _check_tokens(self) -> None:
+        tokenizer.check(self.tokenizer, self.facts.vocabulary, self.facts.checkpoint)
+        if not 0 <= self.prefix_token_id < self.facts.vocabulary:
+            raise UsageError(
+                f"prefix_token_id={self.prefix_token_id} is not a token of this model. Give 0 to "
+                f"{self.facts.vocabulary - 1}."
+            )
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> MoeLM:

@@ -6,21 +6,21 @@ import time
 
 from moe_eval.machine.nvml import Nvml
 
-# how long the driver may take to give memory back, and what may be missing from it
+# how long the driver may take to give memory back, and how much it may keep
 _FREED_SECONDS, _FREED_BYTES = 10.0, 256 << 20
 
 
 def used(nvml: Nvml) -> int | None:
-    """Bytes in use on all GPUs of an arm together; None where NVML does not tell."""
-    found = [each for each in nvml.used_bytes() if each is not None]
-    return sum(found) if found else None
+    """Bytes in use on all GPUs of an arm together. None if NVML does not know."""
+    used_bytes = [count for count in nvml.used_bytes() if count is not None]
+    return sum(used_bytes) if used_bytes else None
 
 
 def freed(nvml: Nvml, before: int | None) -> int | None:
-    """Bytes in use once a process has ended; the driver takes a moment to give them back."""
+    """Bytes in use after a process has ended. The driver takes a moment to give them back."""
     end = time.monotonic() + _FREED_SECONDS
     while True:
-        now = used(nvml)
-        if now is None or before is None or now <= before + _FREED_BYTES or time.monotonic() > end:
-            return now
+        in_use = used(nvml)
+        if in_use is None or before is None or in_use <= before + _FREED_BYTES or time.monotonic() > end:
+            return in_use
         time.sleep(0.2)

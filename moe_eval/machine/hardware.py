@@ -31,13 +31,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a record was made. Host and user names are left out on purpose: records are shared.
+    """The machine that made a record. It has no host or user name, since records are shared.
 
     Attributes:
         os, python, cpu: names and versions.
         cores: logical processors this process may use.
         memory_bytes: physical memory.
-        gpus: as torch sees them, so after CUDA_VISIBLE_DEVICES.
+        gpus: as torch sees them, after CUDA_VISIBLE_DEVICES.
         driver: the NVIDIA driver's version.
         cuda: the CUDA version torch was built with.
     """
@@ -56,27 +56,26 @@ def gpus() -> tuple[Gpu, ...]:
     """The GPUs that torch sees."""
     import torch
 
-    found = []
+    visible = []
     for index in range(torch.cuda.device_count()):
-        each = torch.cuda.get_device_properties(index)
-        uuid = getattr(each, "uuid", None)
-        found.append(
-            Gpu(each.name, f"{each.major}.{each.minor}", each.total_memory, None if uuid is None else f"GPU-{uuid}")
-        )
-    return tuple(found)
+        device = torch.cuda.get_device_properties(index)
+        uuid = getattr(device, "uuid", None)
+        capability = f"{device.major}.{device.minor}"
+        visible.append(Gpu(device.name, capability, device.total_memory, None if uuid is None else f"GPU-{uuid}"))
+    return tuple(visible)
 
 
 def gpus_from(device: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that torch sees, from the one on that torch's name of a device means; none where that is no GPU."""
+    """The GPUs that torch sees, from the device of this torch name on. None for a device that is no GPU."""
     kind, _, index = str(device or "cuda").partition(":")
     return gpus()[int(index) if index.isdecimal() else 0 :] if kind == "cuda" else ()
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that is not here.
+    """Refuse a device that this machine does not have.
 
     Raises:
-        UsageError: with those that may be.
+        UsageError: there is no such device.
     """
     import torch
 
@@ -84,9 +83,12 @@ def check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    known = device is not None and device.type in ("cpu", "cuda")
-    if device is None or not known or (device.type == "cuda" and (device.index or 0) >= len(gpus())):
-        raise UsageError(f"There is no device {name!r} here; give cpu, or cuda:N for a GPU that torch sees.")
+    if (
+        device is None
+        or device.type not in ("cpu", "cuda")
+        or (device.type == "cuda" and (device.index or 0) >= len(gpus()))
+    ):
+        raise UsageError(f"There is no device {name!r} here. Give cpu, or cuda:N for a GPU that torch sees.")
 
 
 def machine() -> Machine:
@@ -107,19 +109,19 @@ def machine() -> Machine:
 
 def versions() -> dict[str, str]:
     """Versions of the installed libraries that a result depends on."""
-    found = {}
+    installed = {}
     for name in _RESULT_DEPENDS_ON:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_state() -> str | None:
-    """The commit of the repository that moe_eval's own source is in, with `-dirty` behind it where files differ.
+    """The commit of the repository that tracks moe_eval's source, with `-dirty` behind it if files differ.
 
-    None where it is in none: an installed package may lie inside somebody's repository, which does not track it.
+    None if no repository tracks it. An installed package may lie inside a repository that does not track it.
     """
     try:
         file = Path(__file__).resolve()
@@ -130,8 +132,8 @@ def git_state() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def _cpu() -> str:

@@ -1,4 +1,4 @@
-"""Nsight Systems around a command, and the one iteration that it is to record."""
+"""Nsight Systems around a command, and the one iteration that it records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NsysCommand:
     """A command under Nsight Systems.
 
     Attributes:
-        environment: what it needs beside the environment of this process.
+        environment: variables to add to the environment of this process.
         arguments: the program and its arguments.
         report: the .nsys-rep file it writes.
     """
@@ -28,20 +28,26 @@ class NsysCommand:
     report: Path
 
     def __str__(self) -> str:
-        """As one would type it in a shell."""
+        """The command as a shell takes it."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*variables, shlex.join(self.arguments)])
 
 
 def arguments(program: Sequence[str], report: Path) -> tuple[str, ...]:
-    """`nsys profile` with its options around a program that opens and closes the capture range itself.
-
-    Kernels inside CUDA graphs are recorded one by one, or a decode step would be a single row.
-    """
+    """`nsys profile` with its options around a program that opens and closes the capture range itself."""
     return (
-        *("nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none"),
-        *("--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--trace-fork-before-exec=true"),
-        *("--force-overwrite=true", f"--output={report.with_suffix('')}", *program),
+        "nsys",
+        "profile",
+        "--trace=cuda,nvtx",
+        "--cuda-graph-trace=node",  # kernels inside CUDA graphs one by one, or a decode step would be a single row
+        "--sample=none",
+        "--cpuctxsw=none",
+        "--capture-range=cudaProfilerApi",
+        "--capture-range-end=stop",
+        "--trace-fork-before-exec=true",
+        "--force-overwrite=true",
+        f"--output={report.with_suffix('')}",
+        *program,
     )
 
 
@@ -51,7 +57,7 @@ def inside(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def check_gpu() -> None:
-    """Refuse to record where there is nothing to.
+    """Refuse to record without a GPU.
 
     Raises:
         UsageError: there is no GPU.
@@ -59,7 +65,7 @@ def check_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise UsageError("Nsight Systems records kernels of a GPU and there is none here; run it where one is.")
+        raise UsageError("Nsight Systems records kernels of a GPU and there is none here. Run it where one is.")
 
 
 def record_once(name: str, iteration: Callable[[], object]) -> None:

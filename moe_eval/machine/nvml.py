@@ -1,29 +1,22 @@
-"""The GPUs' own sensors: clocks, power, temperature, energy and why they slow down, read through NVML.
+"""The GPUs' own sensors, read through NVML: clocks, power, temperature, energy and the reasons for a lower clock.
 
-Nothing here fails a run: what the library, the driver or a GPU does not tell is None, and `why_not` or `lost` says why.
+Nothing here fails a run. A value that the library, the driver or a GPU does not give is None, and `why_not` says why.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-
-# share of the default clock under which a sample counts as throttled: nvbench's --throttle-threshold, 75 by default
-THROTTLED = 0.75
-# what a sample holds: seconds of time.perf_counter, then the sensors; `reasons` is a bit mask, pstate 0 the fastest
-COLUMNS = ("time", "sm_mhz", "memory_mhz", "power_w", "temperature_c", "reasons", "pstate")
-_IDLE = 0x1
+# what Nvml.sample returns: `reasons` is a bit mask, and a pstate of 0 is the fastest
+SENSORS = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "reasons", "pstate")
+IDLE = 0x1  # the reason of an idle GPU
 # nvml.h, nvmlClocksEventReasons (nvmlClocksThrottleReasons before CUDA 12.2)
 _REASONS = {
     0x2: "applications_clocks_setting",
@@ -37,11 +30,10 @@ _REASONS = {
     0x200: "board_limit",
     0x400: "reliability",
 }
-_NO_LIBRARY = "the package nvidia-ml-py is not installed"
 
 
 class GpuLost(Exception):
-    """A GPU has fallen off the bus; only the sampler sees this."""
+    """A GPU has fallen off the bus. Only the sampler catches this."""
 
 
 @dataclass(frozen=True)
@@ -52,113 +44,88 @@ class DefaultClock:
     source: str
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One GPU over a stretch of time; None where it did not tell.
-
-    Attributes:
-        uuid: of the GPU.
-        samples: how many lie in the stretch.
-        sm_mhz_median, sm_mhz_min, sm_mhz_max, power_w_mean, temperature_c_max: by their units. Since Ampere (but for
-            the GA100) NVML's power is itself an average over the last second (nvml.h, nvmlDeviceGetPowerUsage), so that
-            of a shorter stretch it also holds what ran before.
-        default_mhz, default_source: the clock to compare with, and the NVML call that gave it.
-        throttled_share: of the samples, those with the SM clock under THROTTLED of the default.
-        reasons: every reason for a lower clock that was given at least once, but for an idle GPU.
-        idle_share: of the samples, those in which the GPU said it was idle.
-    """
-
-    uuid: str
-    samples: int
-    sm_mhz_median: float | None
-    sm_mhz_min: float | None
-    sm_mhz_max: float | None
-    power_w_mean: float | None
-    temperature_c_max: float | None
-    default_mhz: float | None
-    default_source: str | None
-    throttled_share: float | None
-    reasons: tuple[str, ...]
-    idle_share: float | None
-
-
 def reason_names(mask: int) -> tuple[str, ...]:
-    """The names of a mask's reasons, without that of an idle GPU; bits unknown here by their number."""
-    bits = (1 << at for at in range(mask.bit_length()))
-    return tuple(_REASONS.get(bit, f"unknown_0x{bit:x}") for bit in bits if mask & bit and bit != _IDLE)
+    """The names of a mask's reasons without that of an idle GPU. A bit that has no name here keeps its number."""
+    bits = (1 << position for position in range(mask.bit_length()))
+    return tuple(_REASONS.get(bit, f"unknown_0x{bit:x}") for bit in bits if mask & bit and bit != IDLE)
 
 
 class Nvml:
-    """NVML's handles of some GPUs. Made by `open`; `close` it, or use it as a context manager."""
+    """NVML's handles of some GPUs. `open` makes it. `close` it, or use it as a context manager.
 
-    def __init__(self, library: ModuleType | None, handles: dict[str, Any], why_not: str | None) -> None:
+    Attributes:
+        why_not: why NVML knows none or not all of the GPUs. None if it knows them all.
+    """
+
+    def __init__(self, library: ModuleType | None, handles: Mapping[str, object], why_not: str | None) -> None:
         self._library = library
         self._handles = handles
         self.why_not = why_not
 
     @classmethod
     def open(cls, uuids: Sequence[str | None]) -> Nvml:
-        """Look up GPUs by the UUIDs that hardware.gpus() gives; those NVML does not know are named in `why_not`."""
+        """Look up GPUs by the UUIDs that hardware.gpus() gives. `why_not` names those that NVML does not know."""
         try:
             library = importlib.import_module("pynvml")
         except ImportError:
-            return cls(None, {}, f"{_NO_LIBRARY}; pip install nvidia-ml-py.")
+            return cls(None, {}, "The package nvidia-ml-py is not installed. Run pip install nvidia-ml-py.")
         try:
             library.nvmlInit()
         except library.NVMLError as error:
-            return cls(None, {}, f"NVML does not start ({error}); is there an NVIDIA driver?")
+            return cls(None, {}, f"NVML does not start ({error}). Check that an NVIDIA driver is installed.")
+        if not uuids:
+            return cls(library, {}, "There is no NVIDIA GPU whose sensors NVML could read.")
         handles, unknown = {}, []
         for uuid in uuids:
             try:
-                handles[str(uuid)] = library.nvmlDeviceGetHandleByUUID(uuid) if uuid else None
+                if uuid:
+                    handles[uuid] = library.nvmlDeviceGetHandleByUUID(uuid)
+                else:
+                    unknown.append(str(uuid))
             except library.NVMLError as error:
                 unknown.append(f"{uuid} ({error})")
-        unknown += [uuid for uuid, handle in handles.items() if handle is None]
-        known = {uuid: handle for uuid, handle in handles.items() if handle is not None}
-        why_not = (
-            f"NVML does not know {', '.join(unknown)}; a MIG slice has no sensors of its own." if unknown else None
-        )
-        return cls(library, known, why_not if uuids else "There is no NVIDIA GPU to ask NVML about.")
+        why_not = f"NVML does not know {', '.join(unknown)}. A MIG slice has no sensors." if unknown else None
+        return cls(library, handles, why_not)
 
     @property
     def uuids(self) -> tuple[str, ...]:
-        """The GPUs that are known, in the order asked for; every tuple here follows it."""
+        """The GPUs that NVML knows, in the order of `open`. Every tuple here has this order."""
         return tuple(self._handles)
 
     def energy_joules(self) -> float | None:
-        """Energy since the driver was loaded, all GPUs together; None unless every GPU asked for counts it."""
-        read = [self._ask(handle, "nvmlDeviceGetTotalEnergyConsumption") for handle in self._handles.values()]
-        return None if self.why_not or not read or None in read else sum(read) / 1e3
+        """Energy since the driver was loaded, all GPUs together. None unless every GPU counts it."""
+        energies_mj = [self._call(handle, "nvmlDeviceGetTotalEnergyConsumption") for handle in self._handles.values()]
+        return None if self.why_not or not energies_mj or None in energies_mj else sum(energies_mj) / 1e3
 
     def used_bytes(self) -> tuple[int | None, ...]:
         """Memory in use on every GPU, by every process on it."""
-        read = [self._ask(handle, "nvmlDeviceGetMemoryInfo") for handle in self._handles.values()]
-        return tuple(None if each is None else int(each.used) for each in read)
+        infos = [self._call(handle, "nvmlDeviceGetMemoryInfo") for handle in self._handles.values()]
+        return tuple(None if info is None else int(info.used) for info in infos)
 
     def default_clocks(self) -> tuple[DefaultClock | None, ...]:
-        """The clock that every GPU is to run at: its default applications clock, else the highest there is."""
+        """The clock that every GPU should run at: its default applications clock, else its highest clock."""
         return tuple(self._default_clock(handle) for handle in self._handles.values())
 
-    def _default_clock(self, handle: Any) -> DefaultClock | None:
+    def _default_clock(self, handle: object) -> DefaultClock | None:
         for name in ("nvmlDeviceGetDefaultApplicationsClock", "nvmlDeviceGetMaxClockInfo"):
-            mhz = self._ask(handle, name, "NVML_CLOCK_SM")
+            mhz = self._call(handle, name, "NVML_CLOCK_SM")
             if mhz:
                 return DefaultClock(float(mhz), name)
         return None
 
     def sample(self, uuid: str) -> tuple[float, ...]:
-        """Look at a GPU once: COLUMNS without the time, NaN where it does not tell.
+        """Read a GPU's SENSORS once. A sensor that does not answer is NaN.
 
         Raises:
-            GpuLost: it is gone.
+            GpuLost: the GPU is gone.
         """
 
         def number(name: str, *constants: str) -> float:
-            value = self._ask(self._handles[uuid], name, *constants, lost=True)
+            value = self._call(self._handles[uuid], name, *constants, raise_lost=True)
             return float("nan") if value is None else float(value)
 
         reasons = number("nvmlDeviceGetCurrentClocksEventReasons")
-        if np.isnan(reasons):  # older drivers know it by its older name only
+        if np.isnan(reasons):  # older drivers know only its older name
             reasons = number("nvmlDeviceGetCurrentClocksThrottleReasons")
         return (
             number("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM"),
@@ -170,7 +137,7 @@ class Nvml:
         )
 
     def close(self) -> None:
-        """Let NVML go; nothing is known afterwards."""
+        """Shut NVML down. Nothing is known afterwards."""
         library, self._library, self._handles = self._library, None, {}
         if library is not None:
             with contextlib.suppress(library.NVMLError):
@@ -182,108 +149,15 @@ class Nvml:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, handle: Any, name: str, *constants: str, lost: bool = False) -> Any:
-        """What a call of NVML answers, or None; with `lost`, GpuLost where the GPU is gone."""
+    def _call(self, handle: object, name: str, *constants: str, raise_lost: bool = False) -> Any:
+        """The answer of an NVML function, or None if it fails. With `raise_lost` a lost GPU raises GpuLost."""
         library = self._library
         call = getattr(library, name, None)
         if library is None or call is None:
             return None
         try:
-            return call(handle, *(getattr(library, each) for each in constants))
+            return call(handle, *(getattr(library, constant) for constant in constants))
         except library.NVMLError as error:
-            if lost and isinstance(error, library.NVMLError_GpuIsLost):
+            if raise_lost and isinstance(error, library.NVMLError_GpuIsLost):
                 raise GpuLost(str(error)) from error
             return None
-
-
-class Sampler:
-    """Reads the sensors of every GPU in a thread while its context is open.
-
-    Attributes:
-        lost: why sampling stopped early, one sentence; None while it goes on.
-    """
-
-    def __init__(self, nvml: Nvml, every: float = 0.1) -> None:
-        """Sample every so many seconds."""
-        self.lost: str | None = None
-        self._nvml = nvml
-        self._every = every
-        self._rows: dict[str, list[tuple[float, ...]]] = {uuid: [] for uuid in nvml.uuids}
-        self._defaults = dict(zip(nvml.uuids, nvml.default_clocks(), strict=True))
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="moe-eval-nvml", daemon=True)
-
-    def __enter__(self) -> Sampler:
-        if self._rows:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._rows:
-            self._thread.join(timeout=10)  # a driver that hangs must not hang the measurement
-
-    def _run(self) -> None:
-        while True:
-            for uuid, rows in self._rows.items():
-                try:
-                    rows.append((time.perf_counter(), *self._nvml.sample(uuid)))
-                except GpuLost as error:
-                    self.lost = f"NVML lost {uuid} ({error}); no clocks are known from then on."
-                    return
-                except Exception as error:  # a thread's exception would reach nobody
-                    self.lost = f"Sampling {uuid} broke off ({type(error).__name__}: {error})."
-                    return
-            if self._stop.wait(self._every):
-                return
-
-    def arrays(self, uuid: str) -> dict[str, Array]:
-        """What was read of a GPU so far, by the names of COLUMNS, each float64 of shape (samples,)."""
-        rows = np.array(self._rows[uuid], dtype=np.float64).reshape(-1, len(COLUMNS))
-        return {name: rows[:, at] for at, name in enumerate(COLUMNS)}
-
-    def summary(self, start: float, end: float) -> tuple[Summary, ...]:
-        """Every GPU from `start` to `end`, seconds of time.perf_counter."""
-        return tuple(self._summary(uuid, start, end) for uuid in self._rows)
-
-    def flagged(self, spans: Sequence[tuple[float, float]]) -> list[bool | None]:
-        """In which stretches of time the mean SM clock of some GPU is under THROTTLED of its default.
-
-        Returns:
-            For every (start, end); None where no GPU has a sample in it, or none a default clock.
-        """
-        known = [(self.arrays(uuid), default.mhz) for uuid, default in self._defaults.items() if default is not None]
-        flags: list[bool | None] = []
-        for start, end in spans:
-            clocks = [(_within(found, start, end)["sm_mhz"], mhz) for found, mhz in known]
-            slow = [bool(each.mean() < THROTTLED * mhz) for each, mhz in clocks if len(each)]
-            flags.append(any(slow) if slow else None)
-        return flags
-
-    def _summary(self, uuid: str, start: float, end: float) -> Summary:
-        part, default = _within(self.arrays(uuid), start, end), self._defaults[uuid]
-        clock, masks = part["sm_mhz"], part["reasons"].astype(np.int64)
-        return Summary(
-            uuid=uuid,
-            samples=len(part["time"]),
-            sm_mhz_median=_of(np.median, clock),
-            sm_mhz_min=_of(np.min, clock),
-            sm_mhz_max=_of(np.max, clock),
-            power_w_mean=_of(np.mean, part["power_w"]),
-            temperature_c_max=_of(np.max, part["temperature_c"]),
-            default_mhz=default.mhz if default else None,
-            default_source=default.source if default else None,
-            throttled_share=_of(np.mean, clock < THROTTLED * default.mhz) if default else None,
-            reasons=reason_names(int(np.bitwise_or.reduce(masks))),
-            idle_share=_of(np.mean, masks & _IDLE != 0),
-        )
-
-
-def _within(found: dict[str, Array], start: float, end: float) -> dict[str, Array]:
-    """The part of every column between two times, without what was not told."""
-    inside = (start <= found["time"]) & (found["time"] <= end)
-    return {name: each[inside & ~np.isnan(each)] for name, each in found.items()}
-
-
-def _of(function: Callable[[Array], Any], values: Array) -> float | None:
-    return float(function(values)) if len(values) else None

@@ -1,4 +1,4 @@
-"""What a device reaches in practice: how fast it copies its memory and multiplies matrices."""
+"""The rates that a device reaches in practice: of copies in its memory and of matrix products."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from moe_eval.errors import UsageError
@@ -19,10 +20,10 @@ _ROUNDS, _TIMES = 4, 5
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device reaches in practice, which is less than its data sheet says.
+    """The rates that a device reaches in practice, which are below those of its data sheet.
 
     Attributes:
-        copy_bytes_per_s: of a large copy in its memory; bytes read and bytes written both count.
+        copy_bytes_per_s: of a large copy in its memory. Bytes read and bytes written both count.
         matrix_flops_per_s: of a large square matrix product of random numbers, by torch's name of the factors' type.
         device: the hardware's name.
     """
@@ -33,28 +34,28 @@ class Rates:
 
 
 def measure_rates(device: str) -> Rates:
-    """Measure a device's rates in about a second: each the best of several medians, after a warm-up.
+    """Measure a device's rates in about a second: the best of several medians, after a warm-up.
 
     Args:
         device: torch's name of it.
 
     Raises:
-        UsageError: its memory is nearly full.
+        UsageError: the device's memory is nearly full.
     """
     import torch
 
     where = torch.device(device)
     cuda = where.type == "cuda"
     if cuda and torch.cuda.mem_get_info(where)[0] < 4 << 30:
-        raise UsageError(f"Less than 4 GiB of {device} are free; measure its rates before a model is loaded.")
+        raise UsageError(f"Less than 4 GiB of {device} are free. Measure its rates before a model is loaded.")
     # far beyond the last level of cache, and matrices that fill every core
     size, side = (1 << 30, 8192) if cuda else (128 << 20, 512)
     copied = 2 * size / _copy_seconds(size, where)
     products = {}
     for kind in (torch.bfloat16, torch.float16) if cuda else (torch.float32, torch.bfloat16):
         # random, since zeros draw less power and run faster
-        one, two = (torch.randn(side, side, device=where).to(kind) for _ in range(2))
-        products[str(kind).removeprefix("torch.")] = 2 * side**3 / _best(lambda a=one, b=two: a @ b, where)  # type: ignore[misc]
+        a, b = (torch.randn(side, side, device=where).to(kind) for _ in range(2))
+        products[str(kind).removeprefix("torch.")] = 2 * side**3 / _best(partial(torch.matmul, a, b), where)
     if cuda and torch.cuda.get_device_capability(where) >= (8, 9):
         seconds = _fp8_seconds(side, where)
         if seconds is not None:
@@ -73,21 +74,21 @@ def _copy_seconds(size: int, where: torch.device) -> float:
 
 
 def _fp8_seconds(side: int, where: torch.device) -> float | None:
-    """Seconds of an FP8 product, or None where this torch has none for the device: the function is private to it."""
+    """Seconds of an FP8 product, or None if this torch has none for the device. The function is private to torch."""
     import torch
 
-    one, two = (torch.randn(side, side, device=where).to(torch.float8_e4m3fn) for _ in range(2))
+    a, b = (torch.randn(side, side, device=where).to(torch.float8_e4m3fn) for _ in range(2))
     scale = torch.ones((), device=where)
     try:
         return _best(
-            lambda: torch._scaled_mm(one, two.t(), scale, scale, out_dtype=torch.bfloat16, use_fast_accum=True), where
+            lambda: torch._scaled_mm(a, b.t(), scale, scale, out_dtype=torch.bfloat16, use_fast_accum=True), where
         )
     except (AttributeError, RuntimeError, TypeError):
         return None
 
 
 def _best(work: Callable[[], object], where: torch.device) -> float:
-    """Seconds of one call: the best of several medians, so that a disturbance or a slow start does not count."""
+    """Seconds of one call: the best of several medians, so that neither a disturbance nor a slow start counts."""
     for _ in range(3):
         work()
     return min(statistics.median(_seconds(work, where) for _ in range(_TIMES)) for _ in range(_ROUNDS))

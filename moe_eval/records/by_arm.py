@@ -128,7 +128,7 @@ def _rank(precision: str) -> int:
 
 
 def _reference(folder: Path, arms: Sequence[ArmRecords], entries: Collection[_Entry]) -> str:
-    """The name of the arm that the others are compared with; latency counts more than quality."""
+    """The name of the arm that the others are compared with. Latency counts more than quality."""
     for kind in ("perf", "ppl"):
         claimed = {
             entry.arm

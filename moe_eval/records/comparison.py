@@ -52,7 +52,7 @@ class SpeedRatios:
 
 @dataclass(frozen=True)
 class Interval:
-    """A median and its interval; `low` and `high` are None where there is none."""
+    """A median and its interval. `low` and `high` are None where there is none."""
 
     median: float
     low: float | None = None
@@ -164,8 +164,8 @@ class ShapeComparison:
     """Two arms at one shape.
 
     Attributes:
-        name: of the shape; sizes are None for a trace that names none.
-        speed: ratios. `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok); empty where neither was
+        name: of the shape. Sizes are None for a trace that names none.
+        speed: ratios. `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok). Empty where neither was
             timed.
         notes: of the measurement, by arm.
         kernels: by phase. `breakdown`: ms of reference and other by phase and category. None where one side has no
@@ -241,13 +241,13 @@ class Pair:
     """An arm against the reference.
 
     Attributes:
-        sentence: the verdict in words. `because`: by the kernels of a decode step; empty where not traced.
+        sentence: the verdict, in whole sentences. `because`: by the kernels of a decode step. Empty where not traced.
         settled_by: what would decide what is open. None where nothing is.
-        differs: why the two cannot be compared. Empty where they can.
+        differs: why the two cannot be compared, a sentence each. Empty where they can.
         labels: what differs without forbidding it.
         is_repeat: both are the same arm, measured twice.
         schedule: None without speed on both sides.
-        shapes: by size; traced ones that were not timed come last.
+        shapes: by size. Traced ones that were not timed come last.
         quality: None where they did not score the same windows.
     """
 

@@ -46,7 +46,7 @@ def read_record(file: Path, kind: type[Record], *, schemas: Collection[int], mak
 
 
 def read_object(file: Path, maker: str) -> dict[str, object]:
-    """A JSON object; NaN and infinity, which are no JSON, are read as null.
+    """A JSON object. NaN and infinity, which are no JSON, are read as null.
 
     Raises:
         UsageError: the file cannot be read, or holds none.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moe_eval.data.workload import Shape
-from moe_eval.machine.nvml import Summary as GpuSummary
 from moe_eval.machine.rates import Rates
+from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.run import Schedule
 

@@ -1,148 +1,165 @@
-"""Where the time of a trace goes, and what changed between two, as Markdown."""
+"""Tables of traces: the time of every phase, and the difference of two traces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 
-from moe_eval.report.markdown import columns
-from moe_eval.traces.cuts import WHOLE
+from rich.box import MARKDOWN
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-_LONGEST = 100
-_TOP = 10
+from moe_eval.records.comparison import PhaseChange
+from moe_eval.records.kernels import KernelsRecord, KernelTime, PhaseTime
+from moe_eval.traces.steps import WHOLE
+
+_NAME_LENGTH = 100  # characters of a kernel's name
+_KERNELS = 10  # rows of a phase's table of kernels
+_IN_SENTENCE = 5  # kernels that a sentence lists
 
 
-def render(content: Mapping[str, Any]) -> str:
-    """A record of one trace: a table for every phase, its times and its ceiling."""
-    source = content["source"]
-    gpus = ", ".join(sorted(set(source.get("gpus") or ()))) or "device not named"
-    parts = [
-        f"{_plain(content['trace'])}: {source.get('format')}, {_plain(gpus)}; {content['kernels']:,} kernels, "
-        f"{content['copies']:,} copies, {content['sets']:,} sets; steps by: {content['steps_found_by']}; gate GEMMs: "
-        f"{content['gates_told']}.",
-        *map(_plain, content["notes"]),
-        f"The experts ran: {content['precision_seen'] or 'not told'} on {content['moe_backend_seen'] or 'not told'} "
-        f"({_plain(content['evidence'])}).",
+def trace(record: KernelsRecord) -> RenderableType:
+    """One trace: a table for every phase, its times and its ceiling."""
+    gpus = ", ".join(sorted(set(record.source.gpus if record.source else ()))) or "device not named"
+    sentences = [
+        f"{record.trace}: {record.source.format if record.source else 'unknown format'}, {gpus}. {record.kernels:,} "
+        f"kernels, {record.copies:,} copies, {record.sets:,} sets. Steps by: {record.steps_found_by}. Gate GEMMs: "
+        f"{record.gates_told}.",
+        *record.notes,
+        f"The experts ran: {record.precision_seen or 'not known'} on {record.moe_backend_seen or 'not known'} "
+        f"({record.evidence}).",
     ]
-    for name, phase in content["phases"].items():
-        parts.append(_phase(name, phase))
-    return "\n\n".join(parts)
+    phases = [_phase(name, phase) for name, phase in record.phases.items()]
+    return _paragraphs([*map(_text, sentences), *phases])
 
 
-def _phase(name: str, found: Mapping[str, Any]) -> str:
-    aside = ", ".join(f"{count} {reason}" for reason, count in found["set_aside"].items())
-    heads = ("category", "ms", "% of total", "launches", "per layer")
-    rows = [
-        (
-            category,
-            f"{each['ms']:.3f}",
-            f"{100 * each['share']:.1f}",
-            f"{each['launches']:.0f}",
-            "-" if each["launches_per_layer"] is None else f"{each['launches_per_layer']:.1f}",
-        )
-        for category, each in found["categories"].items()
-    ]
-    rows.append(("TOTAL", f"{found['total_ms']:.3f}", "100.0", f"{found['total_launches']:.0f}", "-"))
-    lines = [
-        f"{name}: {found['steps']} step{'s' if found['steps'] > 1 else ''}"
-        + (f" ({aside} set aside)" if aside else "")
-        + ", medians per step",
-        columns(heads, rows),
-        "",
-    ]
-    if found["busy_ms"] is not None:
-        wall = "no next step" if found["wall_ms"] is None else f"to the next step {found['wall_ms']:.3f} ms"
-        lines.append(
-            f"Busy {found['busy_ms']:.3f} ms (overlap {found['overlap_ms']:.3f} ms), idle between kernels "
-            f"{found['idle_ms']:.3f} ms; {wall}."
-        )
-    lines.append(_ceilings(found))
-    lines.append(f"Classified: {100 * found['classified']:.1f} % of the kernel time.")
-    if found["unclassified"]:
-        lines.append("Not classified: " + "; ".join(_named(each) for each in found["unclassified"][:5]) + ".")
-    lines += ["", columns(("kernel", "category", "ms", "launches"), [_row(each) for each in found["functions"][:_TOP]])]
-    return "\n".join(lines)
-
-
-def _ceilings(found: Mapping[str, Any]) -> str:
-    parts = []
-    busy = "the kernels' time" if found["busy_ms"] is None else "busy time"
-    for name, ceiling in ((busy, found["ceiling"]), ("wall time", found["wall_ceiling"])):
-        if ceiling is not None:
-            free = "no limit" if ceiling["if_free"] is None else f"{ceiling['if_free']:.2f}x"
-            parts.append(
-                f"{free} of {name} if the expert GEMMs ({100 * ceiling['expert_gemm_share']:.1f} % of it) took no "
-                f"time, {ceiling['if_twice_as_fast']:.2f}x if half"
-            )
-    return f"Ceiling: {'; '.join(parts)}."
-
-
-def _row(found: Mapping[str, Any]) -> tuple[str, ...]:
-    category = found["category"] + "".join(f" + {each}" for each in found["fused_with"])
-    return (_plain(found["name"]), category, f"{found['ms']:.3f}", f"{found['launches']:.0f}")
-
-
-def _named(found: Mapping[str, Any]) -> str:
-    return f"{_plain(found['name'])} ({found['ms']:.3f} ms)"
-
-
-def difference(found: Mapping[str, Mapping[str, Any]], names: Sequence[str], texts: Sequence[str]) -> str:
+def difference(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> RenderableType:
     """The difference of two traces, phase by phase.
 
     Args:
-        found: by phase, kernels_record.difference.
         names: of the two.
-        texts: a paragraph for every phase.
     """
-    parts = []
-    for (name, each), text in zip(found.items(), texts, strict=True):
-        rows: list[tuple[str, ...]] = [
-            (
-                category,
-                f"{one['before_ms']:.3f}",
-                f"{one['after_ms']:.3f}",
-                _signed(one["change_ms"]),
-                f"{one['after_launches'] - one['before_launches']:+.0f}",
+    parts: list[RenderableType] = []
+    for name, change in changes.items():
+        parts.append(_change_table(name, change, names))
+        for adjective, kernels in (("New", change.new), ("Vanished", change.vanished)):
+            if kernels:
+                parts.append(_text(f"{adjective} kernels: {_listed(kernels)}."))
+        if change.text:
+            parts.append(_text(change.text))
+    return _paragraphs(parts)
+
+
+def _phase(name: str, phase: PhaseTime) -> RenderableType:
+    aside = ", ".join(f"{count} {reason}" for reason, count in phase.set_aside.items())
+    parts: list[RenderableType] = [
+        _text(
+            f"{name}: {phase.steps} step{'s' if phase.steps > 1 else ''}"
+            + (f" ({aside} set aside)" if aside else "")
+            + ", medians per step"
+        ),
+        _category_table(phase),
+    ]
+    if phase.busy_ms is not None:
+        wall = "There is no next step" if phase.wall_ms is None else f"To the next step: {phase.wall_ms:.3f} ms"
+        parts.append(
+            _text(
+                f"Busy {phase.busy_ms:.3f} ms (overlap {phase.overlap_ms:.3f} ms), idle between kernels "
+                f"{phase.idle_ms:.3f} ms. {wall}."
             )
-            for category, one in each["categories"].items()
-        ]
-        before = sum(one["before_ms"] for one in each["categories"].values())
-        rows.append(("TOTAL", f"{before:.3f}", f"{before + each['kernel_change_ms']:.3f}",
-                     _signed(each["kernel_change_ms"]), "-"))  # fmt: skip
-        if each["step_ms"] is not None:
-            rows += [
-                ("- overlap", "-", "-", _signed(-each["overlap_change_ms"]), "-"),
-                ("+ nothing running", "-", "-", _signed(each["waiting_change_ms"]), "-"),
-                ("+ residual", "-", "-", _signed(each["residual_ms"]), "-"),
-                (
-                    "= step" if each["step_is"] == "wall" else "= span of kernels",
-                    *(f"{one:.3f}" for one in each["step_ms"]),
-                    _signed(each["step_ms"][1] - each["step_ms"][0]),
-                    "-",
-                ),
-            ]
-        heads = (
-            f"{name}, ms" + ("" if name == WHOLE else " per step"),
-            _plain(names[0]),
-            _plain(names[1]),
-            "change",
-            "launches",
         )
-        parts.append(columns(heads, rows))
-        for which in ("new", "vanished"):
-            if each[which]:
-                listed = "; ".join(_named(one) for one in each[which][:5])
-                parts.append(f"{which.capitalize()} functions: {listed}.")
-        parts.append(_plain(text, len(text)))
-    return "\n\n".join(parts)
+    parts += [_text(_ceilings(phase)), _text(f"Classified: {100 * phase.classified:.1f} % of the kernel time.")]
+    if phase.unclassified:
+        parts.append(_text(f"Not classified: {_listed(phase.unclassified)}."))
+    return Group(*parts, _kernel_table(phase.functions[:_KERNELS]))
+
+
+def _category_table(phase: PhaseTime) -> Table:
+    table = _table("category", "ms", "% of total", "launches", "per layer")
+    for name, category in phase.categories.items():
+        per_layer = "-" if category.launches_per_layer is None else f"{category.launches_per_layer:.1f}"
+        _row(table, name, f"{category.ms:.3f}", f"{100 * category.share:.1f}", f"{category.launches:.0f}", per_layer)
+    _row(table, "TOTAL", f"{phase.total_ms:.3f}", "100.0", f"{phase.total_launches:.0f}", "-")
+    return table
+
+
+def _kernel_table(kernels: Iterable[KernelTime]) -> Table:
+    table = _table("kernel", "category", "ms", "launches", texts=2)
+    for kernel in kernels:
+        category = " + ".join((kernel.category, *kernel.fused_with))
+        _row(table, _short(kernel.name), category, f"{kernel.ms:.3f}", f"{kernel.launches:.0f}")
+    return table
+
+
+def _ceilings(phase: PhaseTime) -> str:
+    busy = "the kernels' time" if phase.busy_ms is None else "busy time"
+    parts = []
+    for name, ceiling in ((busy, phase.ceiling), ("wall time", phase.wall_ceiling)):
+        if ceiling is not None:
+            free = "no limit" if ceiling.if_free is None else f"{ceiling.if_free:.2f}x"
+            parts.append(
+                f"{free} of {name} if the expert GEMMs ({100 * ceiling.expert_gemm_share:.1f} % of it) took no time, "
+                f"{ceiling.if_twice_as_fast:.2f}x if half"
+            )
+    return f"Ceiling: {', and '.join(parts)}."
+
+
+def _change_table(name: str, change: PhaseChange, names: tuple[str, str]) -> Table:
+    """Categories, and how their changes add up to that of a step."""
+    unit = "ms" if name == WHOLE else "ms per step"
+    table = _table(f"{name}, {unit}", _short(names[0]), _short(names[1]), "change", "launches")
+    for category, part in change.categories.items():
+        launches = f"{part.after_launches - part.before_launches:+.0f}"
+        _row(table, category, f"{part.before_ms:.3f}", f"{part.after_ms:.3f}", _signed(part.change_ms), launches)
+    before = sum(part.before_ms for part in change.categories.values())
+    after = before + change.kernel_change_ms
+    _row(table, "TOTAL", f"{before:.3f}", f"{after:.3f}", _signed(change.kernel_change_ms), "-")
+    if change.step_ms is not None:
+        _row(table, "- overlap", "-", "-", _signed(-(change.overlap_change_ms or 0.0)), "-")
+        _row(table, "+ nothing running", "-", "-", _signed(change.waiting_change_ms or 0.0), "-")
+        _row(table, "+ residual", "-", "-", _signed(change.residual_ms or 0.0), "-")
+        before, after = change.step_ms
+        step = "= step" if change.step_is == "wall" else "= span of kernels"
+        _row(table, step, f"{before:.3f}", f"{after:.3f}", _signed(after - before), "-")
+    return table
+
+
+def _table(*heads: str, texts: int = 1) -> Table:
+    """A table without rows. Its first columns are texts, the others numbers."""
+    table = Table(box=MARKDOWN)
+    for at, head in enumerate(heads):
+        table.add_column(_text(head), justify="left" if at < texts else "right", overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*map(_text, cells))
+
+
+def _text(text: str) -> Text:
+    """Text that is no markup and moves no terminal's cursor, and a cell that does not break its table."""
+    return Text("".join(letter if letter.isprintable() else " " for letter in text).replace("|", "/"))
+
+
+def _paragraphs(parts: Sequence[RenderableType]) -> Group:
+    """Parts with an empty line after each. A table brings one before and after itself."""
+    pieces: list[RenderableType] = []
+    for part, following in zip_longest(parts, parts[1:]):
+        pieces.append(part)
+        if isinstance(part, Text) and not isinstance(following, Table):
+            pieces.append(Text())
+    return Group(*pieces)
+
+
+def _listed(kernels: Sequence[KernelTime]) -> str:
+    return "; ".join(f"{_short(kernel.name)} ({kernel.ms:.3f} ms)" for kernel in kernels[:_IN_SENTENCE])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
 
 
 def _signed(ms: float) -> str:
     text = f"{ms:+.3f}"
     return "+0.000" if text == "-0.000" else text
-
-
-def _plain(text: str, longest: int = _LONGEST) -> str:
-    """A name that breaks neither a terminal nor a table."""
-    shown = "".join(each if each.isprintable() else " " for each in text).replace("|", "/")
-    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from moe_eval.checkpoint import contents, precision
 from moe_eval.emulation.model import PRECISIONS as EMULATED
@@ -12,114 +11,105 @@ from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
+from moe_eval.records.run import Skipped
+from moe_eval.runner.request import ArmsRequest
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One precision of one checkpoint.
+    """One checkpoint with its settings.
 
     Attributes:
-        precision: as it is called in tables and file names; of a checkpoint that holds FP8 in blocks `fp8_block`,
-            whichever FP8 was asked for, and with weight-only kernels what they compute in, such as `nvfp4-w4a16`.
+        name: unique in a run.
+        precision: as it is called in tables and file names. Of a checkpoint that holds FP8 in blocks it is `fp8_block`,
+            whichever FP8 was named. With weight-only kernels it is what they compute in, such as `nvfp4-w4a16`.
     """
 
+    name: str
     precision: str
     settings: EngineSettings
 
 
-@dataclass(frozen=True)
-class Skip:
-    """A precision that is left out, and why."""
-
-    precision: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"Skipping {self.precision}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a command was given.
-
-    Attributes:
-        paths: checkpoints by `model`, `fp8` and `nvfp4`, None where there is none.
-        emulate: compute FP8 and NVFP4 from the one checkpoint `model`, in `scope`; None where the command cannot.
-        options: of the engine, for every arm; `settings` other fields of EngineSettings.
-    """
-
-    engine: str
-    precisions: Sequence[str]
-    paths: Mapping[str, str | None]
-    emulate: bool | None = False
-    scope: str = "experts"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-def plan(asked: Asked, gpus: Sequence[Gpu]) -> list[Arm | Skip]:
-    """The arms in the order asked for.
+def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
+    """The arms in the order of the request.
 
     Raises:
         UsageError: a precision that does not exist or is named twice, a checkpoint that is not there, or one that holds
             something else than its precision.
     """
-    if len(set(asked.precisions)) != len(asked.precisions) or not asked.precisions:
-        raise UsageError("--precisions needs names, each of them once.")
-    for name in asked.precisions:
+    if len(set(request.precisions)) != len(request.precisions) or not request.precisions:
+        raise UsageError("--precisions names nothing, or a name twice. Give each name once.")
+    for name in request.precisions:
         if name not in precision.PRECISIONS:
-            raise UsageError(f"There is no precision {name!r}; choose from {', '.join(precision.PRECISIONS)}.")
-    if asked.emulate and (asked.paths.get("fp8") or asked.paths.get("nvfp4")):
+            raise UsageError(f"There is no precision {name!r}. Choose from {', '.join(precision.PRECISIONS)}.")
+    if request.emulate and (request.paths.get("fp8") or request.paths.get("nvfp4")):
         raise UsageError(
-            "--emulate computes FP8 and NVFP4 from --model_path; leave out --fp8_model_path and --nvfp4_model_path, or "
+            "--emulate computes FP8 and NVFP4 from --model_path. Leave out --fp8_model_path and --nvfp4_model_path, or "
             "--emulate."
         )
-    found = [_planned(asked, name, gpus) for name in asked.precisions]
-    names = [each.precision for each in found]
+    planned = [_planned(request, name, gpus) for name in request.precisions]
+    names = [entry.arm if isinstance(entry, Skipped) else entry.name for entry in planned]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"Two of --precisions {','.join(asked.precisions)} are {name} here; give one of them.")
-    return found
+            raise UsageError(f"Two of --precisions {','.join(request.precisions)} are {name} here. Give one of them.")
+    return planned
 
 
-def _planned(asked: Asked, name: str, gpus: Sequence[Gpu]) -> Arm | Skip:
+def sentence(skipped: Skipped) -> str:
+    """Why an arm is left out, as a line for the user."""
+    return f"Skipping {skipped.arm}: {skipped.reason}"
+
+
+def _planned(request: ArmsRequest, name: str, gpus: Sequence[Gpu]) -> Arm | Skipped:
     plain = name in precision.DTYPE_OF
-    emulated = asked.emulate and name in EMULATED
+    emulated = bool(request.emulate) and name in EMULATED
     key = "model" if plain or emulated else name.removesuffix("_block")
-    path = asked.paths.get(key)
+    path = request.paths.get(key)
     if path is None:
         flag = "--model_path" if key == "model" else f"--{key}_model_path"
-        other = "" if plain or asked.emulate is None else ", or --emulate"
-        return Skip(name, f"no checkpoint of it was named (give {flag}{other})")
-    options = dict(asked.options)
-    held = runs = name
-    if emulated:
-        options |= {"emulate": True, "scope": asked.scope}
+        alternative = "" if plain or request.emulate is None else ", or --emulate"
+        return Skipped(name, None, f"no checkpoint of it was named (give {flag}{alternative})")
     if key == "model":
         contents.local_folder(path)
-    else:
-        held = _held(path, name, registry.named(asked.engine))
-        if asked.engine == "transformers":
-            other = "" if asked.emulate is None else "--emulate, or "
-            return Skip(held, f"the transformers engine does not run it natively (give {other}another --engine)")
-    if not emulated and asked.engine != "transformers":
-        backend = options.get("moe_backend")
-        chosen = None if backend in (None, "auto") else str(backend)
-        runs = precision.executed(held, chosen)
-        for gpu in gpus[:1]:
-            reason = precision.why_not(asked.engine, runs, gpu.sm, chosen)
-            if reason:
-                return Skip(held, reason)
-    return Arm(runs, EngineSettings(checkpoint=path, precision=held, options=options, **asked.settings))
+        if emulated:
+            return _arm(request, path, name, name, {"emulate": True, "scope": request.scope})
+        return _native(request, path, name, gpus)
+    held = _held(path, name, registry.named(request.engine))
+    if request.engine == "transformers":
+        alternative = "" if request.emulate is None else "--emulate, or "
+        reason = f"the transformers engine does not run it natively (give {alternative}another --engine)"
+        return Skipped(held, None, reason)
+    return _native(request, path, held, gpus)
+
+
+def _native(request: ArmsRequest, path: str, held: str, gpus: Sequence[Gpu]) -> Arm | Skipped:
+    """An arm whose kernels compute in its precision, unless the first GPU has none that do."""
+    if request.engine == "transformers":
+        return _arm(request, path, held, held, {})
+    backend = request.options.get("moe_backend")
+    chosen = None if backend in (None, "auto") else str(backend)
+    executed = precision.executed(held, chosen)
+    for gpu in gpus[:1]:
+        reason = precision.why_not(request.engine, executed, gpu.sm, chosen)
+        if reason:
+            return Skipped(held, None, reason)
+    return _arm(request, path, held, executed, {})
+
+
+def _arm(request: ArmsRequest, path: str, held: str, executed: str, options: dict[str, object]) -> Arm:
+    every = {**request.options, **options}
+    return Arm(executed, executed, EngineSettings(checkpoint=path, precision=held, options=every, **request.settings))
 
 
 def _held(path: str, name: str, engine: registry.EngineKind) -> str:
-    """The quantised precision that a checkpoint holds, or gets while this engine loads it; FP8 of either kind answers
-    to `fp8`."""
+    """The quantised precision that a checkpoint holds, or gets while this engine loads it.
+
+    FP8 of either kind answers to `fp8`.
+    """
     carried = contents.carried(contents.settings_folder(path))
     if carried.precision == name or (name == "fp8" and carried.precision == "fp8_block"):
         return str(carried.precision)
     if carried.method == "none" and name in engine.quantises:
         return name
-    found = carried.precision if carried.method == "none" else carried.method
-    raise UsageError(f"{path} was given for {name} and holds {found}; give a checkpoint that holds {name}.")
+    content = carried.precision if carried.method == "none" else carried.method
+    raise UsageError(f"{path} was given for {name} and holds {content}. Give a checkpoint that holds {name}.")

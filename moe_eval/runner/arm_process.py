@@ -1,4 +1,4 @@
-"""One arm in a process of its own, which loads it once and measures what it is asked to.
+"""One arm in a process of its own, which loads it once and does tasks.
 
 A fresh process gives the GPU's memory back, imports an engine's library under the arm's own environment, and leaves
 the other arms alone when it breaks down. Both ends speak lines of JSON over two pipes: the standard streams belong to
@@ -8,27 +8,31 @@ the engines, which print whatever they like.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TypeVar
+
+import msgspec
 
 from moe_eval.engines.base import EngineSettings
-from moe_eval.exits import terminable
+from moe_eval.records.labels import ArmLabels
 
 _LOOK_SECONDS = 0.5  # how often a silent arm is looked at
 _END_SECONDS = 60  # an engine that is closed frees gigabytes and ends workers of its own
 
 
+Result = TypeVar("Result")
+
+
 class ArmFailed(Exception):
-    """An arm could not do what it was asked; its process is gone or will be ended. The text is one sentence."""
+    """An arm could not do a task. Its process is gone or will be ended. The text is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,14 @@ class Load:
     engine: str
     settings: EngineSettings
     tokenizer: str
+
+
+class _Answer(msgspec.Struct):
+    """What an arm's process says of a task: its result, or the reason why there is none."""
+
+    status: str
+    error: str = ""
+    result: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class ArmProcess:
@@ -52,8 +64,8 @@ class ArmProcess:
         """Start it.
 
         Args:
-            patience: seconds that it may take for one answer before it counts as hanging; None for ever.
-            output: a file that what it prints is added to; by default it goes to standard error.
+            patience: seconds that it may take for one answer before it counts as hanging. None for ever.
+            output: a file that what it prints is added to. By default that goes to standard error.
             held: file descriptors that it keeps open until it ends, such as that of a lock.
         """
         self._patience = patience
@@ -64,7 +76,7 @@ class ArmProcess:
         # its own output goes beside the progress bar; in a session of its own it can be ended with all that it started,
         # and a terminal's Ctrl-C reaches it by this process alone
         with contextlib.ExitStack() as stack:
-            stream: Any = sys.stderr if output is None else stack.enter_context(output.open("ab"))
+            stream: IO[bytes] | IO[str] = sys.stderr if output is None else stack.enter_context(output.open("ab"))
             self._process = subprocess.Popen(
                 command,
                 stdout=stream,
@@ -76,33 +88,36 @@ class ArmProcess:
         os.close(answers)
         self._load = load
 
-    def load(self) -> dict[str, Any]:
+    def load(self) -> ArmLabels:
         """Load the arm and return its labels.
 
         Raises:
             ArmFailed: why it cannot be loaded.
         """
         assert self._load is not None
-        return self.ask("load", **asdict(self._load))
+        load = self._load
+        return self.ask("load", ArmLabels, engine=load.engine, settings=load.settings, tokenizer=load.tokenizer)
 
-    def ask(self, task: str, **arguments: Any) -> dict[str, Any]:
-        """Have the arm do one task of evaluators.tasks and return what it found.
+    def ask(self, task: str, kind: type[Result], **arguments: object) -> Result:
+        """Have the arm do one task of runner.arm_tasks.
+
+        Args:
+            kind: of the result.
 
         Raises:
             ArmFailed: with the arm's own sentence, or how its process ended.
         """
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either, which says more
-            os.write(self._asks, json.dumps({"task": task, "arguments": arguments}).encode() + b"\n")
+            os.write(self._asks, msgspec.json.encode({"task": task, "arguments": arguments}) + b"\n")
         line = self._line()
         if line is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_END_SECONDS)
             raise ArmFailed(f"its process ended with {_ended(self._process.returncode)} and left no result")
-        answer = json.loads(line)
-        if answer["status"] != "finished":
-            raise ArmFailed(answer["error"])
-        result: dict[str, Any] = answer["result"]
-        return result
+        answer = msgspec.json.decode(line, type=_Answer)
+        if answer.status != "finished":
+            raise ArmFailed(answer.error)
+        return msgspec.json.decode(answer.result, type=kind)
 
     def _line(self) -> bytes | None:
         """The next line of the arm; None where its process ends without one, even if a child of it holds the pipe."""
@@ -113,10 +128,10 @@ class ArmProcess:
                 raise ArmFailed(f"it did not answer within {self._patience:g} s and was ended")
             ended = self._process.poll() is not None  # looked at first: what it wrote before it ended is there to read
             ready, _, _ = select.select([self._answers], [], [], 0 if ended else _LOOK_SECONDS)
-            got = os.read(self._answers, 1 << 16) if ready else None
-            if got == b"" or (got is None and ended):
+            data = os.read(self._answers, 1 << 16) if ready else None
+            if data == b"" or (data is None and ended):
                 return None
-            self._unread += got or b""
+            self._unread += data or b""
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
@@ -155,56 +170,3 @@ def _ended(code: int | None) -> str:
     if code is not None and code < 0:
         return f"signal {signal.Signals(-code).name}"
     return f"code {code}"
-
-
-@dataclass(frozen=True)
-class Job:
-    """The perplexity that an arm is to measure.
-
-    Attributes:
-        stem: where it writes its arrays, `.npz`.
-        dataset, input_len, num_chunks: see evaluators.chunks.
-    """
-
-    stem: str
-    engine: str
-    settings: EngineSettings
-    tokenizer: str
-    dataset: str
-    input_len: int
-    num_chunks: int
-
-    @property
-    def arrays(self) -> Path:
-        return Path(f"{self.stem}.npz")
-
-
-@dataclass(frozen=True)
-class Found:
-    """How an arm's process ended, and what it measured."""
-
-    status: str
-    error: str | None = None
-    labels: Mapping[str, Any] = field(default_factory=dict)
-    figures: Mapping[str, Any] = field(default_factory=dict)
-
-
-def run(job: Job) -> Found:
-    """Measure a perplexity in a process of its own, its progress on this one's standard error.
-
-    Returns:
-        What it found; `failed` with the reason where it broke down, whatever way it did.
-    """
-    with terminable(), ArmProcess(Load(job.engine, job.settings, job.tokenizer)) as process:
-        try:
-            labels = process.load()
-            figures = process.ask(
-                "perplexity",
-                arrays=str(job.arrays),
-                dataset=job.dataset,
-                input_len=job.input_len,
-                num_chunks=job.num_chunks,
-            )
-        except ArmFailed as error:
-            return Found("failed", str(error))
-    return Found("finished", labels=labels, figures=figures)

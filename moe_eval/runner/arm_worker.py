@@ -5,19 +5,20 @@ It ends with the process that asks, also where that one is killed: a GPU is neve
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-from dataclasses import asdict
 from typing import Any
+
+import msgspec
 
 from moe_eval import exits
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.records.labels import ArmLabels
 
 _CLOSE_SECONDS = 60.0  # as long as arm.ArmProcess.end waits
 
@@ -29,27 +30,25 @@ class _Arm:
         self.engine: Any = None
         self.tokenizer: Any = None
 
-    def load(self, engine: str, settings: dict[str, Any], tokenizer: str) -> dict[str, Any]:
-        from moe_eval.checkpoint import tokenizer as tokens
+    def load(self, engine: str, settings: EngineSettings, tokenizer: str) -> ArmLabels:
+        from moe_eval.checkpoint import tokenizer as tokenizers
         from moe_eval.engines import registry
 
-        asked = EngineSettings(**settings)
-        self.tokenizer = tokens.load(tokenizer, asked)
-        self.engine = registry.load(engine, asked, self.tokenizer)
-        tokens.check(self.tokenizer, self.engine)
+        self.tokenizer = tokenizers.load(tokenizer, settings.revision, settings.trust_remote_code)
+        self.engine = registry.load(engine, settings, self.tokenizer)
+        facts = self.engine.facts
+        tokenizers.check(self.tokenizer, facts.vocabulary, facts.checkpoint)
         bos = self.tokenizer.bos_token_id
-        return {
-            "engine": asdict(self.engine.facts),
-            "prefix_token_id": int(self.tokenizer.eos_token_id if bos is None else bos),
-            "tokenizer": tokenizer,
-        }
+        prefix = int(self.tokenizer.eos_token_id if bos is None else bos)
+        return ArmLabels(facts, prefix, tokenizer)
 
-    def do(self, task: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def do(self, task: str, arguments: dict[str, Any]) -> object:
         if task == "load":
-            return self.load(**arguments)
+            settings = msgspec.convert(arguments["settings"], EngineSettings)
+            return self.load(arguments["engine"], settings, arguments["tokenizer"])
         from moe_eval.runner import arm_tasks
 
-        result: dict[str, Any] = getattr(arm_tasks, task)(self.engine, self.tokenizer, **arguments)
+        result: object = getattr(arm_tasks, task)(self.engine, self.tokenizer, **arguments)
         return result
 
     def close(self) -> None:
@@ -64,18 +63,18 @@ def main(argv: list[str]) -> int:
         The exit code; an arm that fails at a task ends there.
     """
     asks, answers = map(int, argv)
-    for each in (asks, answers):
-        os.set_inheritable(each, False)
+    for descriptor in (asks, answers):
+        os.set_inheritable(descriptor, False)
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read, args=(asks, lines), daemon=True).start()
     arm = _Arm()
     with exits.terminable():
         try:
             while (line := lines.get()) is not None:
-                asked = json.loads(line)
+                request = msgspec.json.decode(line)
                 try:
-                    result = arm.do(asked["task"], asked["arguments"])
-                finally:  # an arm that failed is asked no more, and closes its engine undisturbed
+                    result = arm.do(request["task"], request["arguments"])
+                finally:  # an arm that failed does no more tasks, and closes its engine undisturbed
                     lines.task_done()
                 _answer(answers, {"status": "finished", "result": result})
         except (UsageError, EngineError, KeyboardInterrupt) as error:
@@ -106,8 +105,8 @@ def _read(asks: int, lines: queue.Queue[bytes | None]) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def _answer(answers: int, content: dict[str, Any]) -> None:
-    data = json.dumps(content).encode() + b"\n"
+def _answer(answers: int, content: dict[str, object]) -> None:
+    data = msgspec.json.encode(content) + b"\n"
     while data:
         data = data[os.write(answers, data) :]
 

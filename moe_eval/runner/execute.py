@@ -1,68 +1,96 @@
-"""Executes steps: loads arms as they are needed, writes what each step found, and goes on where one breaks down."""
+"""Executes tasks: loads arms as they are needed, writes what each task gives, and goes on where one breaks down."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from moe_eval.data.workload import Shape
 from moe_eval.machine import gpu_memory
-from moe_eval.machine.nvml import Nvml, Sampler
+from moe_eval.machine.nvml import Nvml
+from moe_eval.machine.sampler import Sampler
 from moe_eval.records import disk
+from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.labels import ArmLabels, Status
+from moe_eval.records.latency import Routing, Sample, WarmUp
+from moe_eval.records.quality import QualityFigures
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
-from moe_eval.runner.folder import RunFolder
-from moe_eval.runner.steps import ROUTING_LOAD, Step
+from moe_eval.runner.folder import LOG, RunFolder
+from moe_eval.runner.results import LoadResult, TaskResult, TurnResult
+from moe_eval.runner.tasks import ROUTING_LOAD, Task
 
-LOG = "log.txt"
-_TAIL = 20  # lines of an arm's output that a failed step keeps
+_TAIL = 20  # lines of an arm's output that a failed task keeps
+
+
+class Observer(Protocol):
+    """Who hears of tasks."""
+
+    def begun(self, task: Task) -> None:
+        """Hear of a task that begins."""
+
+    def done(self, task: Task, reason: str | None) -> None:
+        """Hear of a task that has ended, with the reason where it failed."""
 
 
 @dataclass(frozen=True)
-class How:
-    """What steps are done with.
+class Conditions:
+    """What tasks are done with.
 
     Attributes:
-        loads: of every arm by name. `timed`: those that latency steps are of.
-        routing: the options that make the engine tell routed experts.
-        experts: of a layer, to choose from; None where routing is not counted.
-        workload: the file of the prompts; None where nothing is timed.
-        quality: arguments of tasks.perplexity beside `arrays`.
-        iterations, warm_ups: of a latency step.
-        together: whether all arms stay loaded at once.
-        patience: seconds that an arm may take for one step.
+        loads: of every arm by name. `timed`: those that latency tasks are of.
+        routing: the options that make the engine name routed experts.
+        experts: of a layer, to choose from. None where routing is not counted.
+        workload: the file of the prompts. None where nothing is timed.
+        dataset, input_len, num_chunks: of quality tasks.
+        iterations, warm_ups: of a latency task.
+        together: how many arms stay loaded at once, 1 where each is loaded alone.
+        patience: seconds that an arm may take for one task.
         uuids: of the GPUs that arms run on.
     """
 
     loads: Mapping[str, Load]
     timed: Sequence[str]
-    routing: Mapping[str, Any]
+    routing: Mapping[str, object]
     experts: int | None
     workload: Path | None
-    batch_sizes: Sequence[int]
     shapes: Sequence[Shape]
-    quality: Mapping[str, Any]
+    dataset: str
+    input_len: int
+    num_chunks: int
     iterations: int
     warm_ups: int
-    together: bool
+    together: int
     patience: float
     uuids: Sequence[str]
 
 
-class Executor:
-    """Does steps in order. Use it as a context manager: no process outlives it."""
+@dataclass
+class _Loaded:
+    """A process and what it holds. `warmed`: warm-ups by shape."""
 
-    def __init__(self, folder: RunFolder, how: How, lock: int) -> None:
-        self._folder, self._how, self._lock = folder, how, lock
+    process: ArmProcess
+    load: int
+    result: LoadResult | None = None
+    warmed: dict[Shape, WarmUp] = field(default_factory=dict)
+
+
+class Executor:
+    """Does tasks in order. Use it as a context manager: no process outlives it."""
+
+    def __init__(self, folder: RunFolder, conditions: Conditions, lock: int) -> None:
+        self._folder, self._conditions, self._lock = folder, conditions, lock
         self._stack = ExitStack()
         self._loaded: dict[str, _Loaded] = {}
-        self._broke: dict[str, str] = {}  # why arms broke down outside of a step of theirs
+        self._broke: dict[str, str] = {}  # why arms broke down outside of a task of theirs
+        self._before: int | None = None  # memory in use before the first of the loaded arms
+        self._ended: dict[Path, LoadResult] = {}  # loads of arms beside which others are loaded still
 
     def __enter__(self) -> Executor:
-        self._nvml = self._stack.enter_context(Nvml.open(self._how.uuids))
+        self._nvml = self._stack.enter_context(Nvml.open(self._conditions.uuids))
         self._sampler = self._stack.enter_context(Sampler(self._nvml))
         return self
 
@@ -70,77 +98,75 @@ class Executor:
         with self._stack:
             self._close_all()
 
-    def run(
-        self, steps: Sequence[Step], begun: Callable[[Step], None], done: Callable[[Step, str | None], None]
-    ) -> None:
-        """Do steps.
+    def run(self, tasks: Sequence[Task], observer: Observer) -> None:
+        """Do tasks.
 
-        A step that fails is written down with its reason and the arm's last output; the arm is loaded afresh for the
-        next one. One that cannot be loaded fails all of its steps of that load, and one that broke down in a warm-up
-        for another's turn fails its own next step.
-
-        Args:
-            begun: told every step before it begins; `done` after it ended, with the reason where it failed.
+        A task that fails is written down with its reason and the arm's last output. The arm is loaded afresh for the
+        next one. An arm that cannot be loaded fails all of its tasks of that load. One that broke down in a warm-up for
+        another's turn fails its own next task.
         """
         hopeless: dict[tuple[str, int], str] = {}
-        for at, step in enumerate(steps):
-            begun(step)
-            reason = hopeless.get((step.arm, step.load)) or self._broke.pop(step.arm, None)
+        for index, task in enumerate(tasks):
+            observer.begun(task)
             started = time.monotonic()
+            reason = hopeless.get((task.arm, task.load)) or self._broke.pop(task.arm, None)
             try:
                 if reason is not None:
                     raise ArmFailed(reason)
-                try:
-                    arm = self._arm(step)
-                except ArmFailed as error:
-                    hopeless[step.arm, step.load] = str(error)
-                    raise
-                if self._how.together and step.kind == "latency":
-                    self._gather([each for each in steps[at:] if each.kind == "latency"], hopeless)
-                result = self._do(step, arm)
+                result = self._do(task, self._ready(task, tasks[index:], hopeless))
             except ArmFailed as error:
-                self._close(step.arm)
+                self._close(task.arm)
                 reason = str(error)
-                self._folder.write(step, {"status": "failed", "error": reason, "output": self._tail(step.arm)})
+                self._folder.write(task, TaskResult(Status.FAILED, reason, self._tail(task.arm)))
             else:
-                seconds = round(time.monotonic() - started, 3)
-                self._folder.write(step, {"status": "finished", "seconds": seconds, "result": result})
-            done(step, reason)
+                self._folder.write(task, replace(result, seconds=round(time.monotonic() - started, 3)))
+            observer.done(task, reason)
 
-    def _gather(self, steps: Sequence[Step], hopeless: dict[tuple[str, int], str]) -> None:
-        """Load all arms of the first step's block, so that no turn of it runs on an emptier GPU than another."""
-        for step in steps:
-            of_block = (step.shape, step.block) == (steps[0].shape, steps[0].block)
-            if not of_block or step.arm in self._broke or (step.arm, step.load) in hopeless:
+    def _ready(self, task: Task, left: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> _Loaded:
+        """The loaded arm of a task, beside those that take turns with it."""
+        try:
+            arm = self._arm(task)
+        except ArmFailed as error:
+            hopeless[task.arm, task.load] = str(error)
+            raise
+        if self._conditions.together > 1 and task.kind == "latency":
+            self._gather([later for later in left if later.kind == "latency"], hopeless)
+        return arm
+
+    def _gather(self, tasks: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> None:
+        """Load all arms of the first task's block, so that no turn of it runs on an emptier GPU than another."""
+        for task in tasks:
+            of_block = (task.shape, task.block) == (tasks[0].shape, tasks[0].block)
+            if not of_block or task.arm in self._broke or (task.arm, task.load) in hopeless:
                 continue
             try:
-                self._arm(step)
+                self._arm(task)
             except ArmFailed as error:
-                self._close(step.arm)
-                hopeless[step.arm, step.load] = str(error)
+                self._close(task.arm)
+                hopeless[task.arm, task.load] = str(error)
 
-    def _arm(self, step: Step) -> _Loaded:
-        """The arm's process, loaded; others are ended first where arms do not stay together."""
-        found = self._loaded.get(step.arm)
-        if found is not None and found.load == step.load:
-            return found
-        alone = not self._how.together or step.load == ROUTING_LOAD
-        for name in [*self._loaded] if alone else [step.arm] if found else []:
+    def _arm(self, task: Task) -> _Loaded:
+        """The arm's process, loaded. Others are ended first where arms do not stay together."""
+        present = self._loaded.get(task.arm)
+        if present is not None and present.load == task.load:
+            return present
+        alone = self._conditions.together == 1 or task.load == ROUTING_LOAD
+        for name in [*self._loaded] if alone else [task.arm] if present else []:
             self._close(name)
-        before = gpu_memory.used(self._nvml)
-        load = self._how.loads[step.arm]
-        if step.load == ROUTING_LOAD:
-            settings = load.settings
-            load = replace(load, settings=replace(settings, options={**settings.options, **self._how.routing}))
-        log = self._folder.of_arm(step.arm) / LOG
-        process = ArmProcess(load, patience=self._how.patience, output=log, held=[self._lock])
-        made = _Loaded(process, step.load, before)
-        self._loaded[step.arm] = made
-        labels = process.load()
-        content = {"labels": disk.redact(labels), "before": before, "after": None}
-        disk.write_json(self._folder.load_file(step.arm, step.load), content)
-        made.content = content
-        return made
+        if not self._loaded:
+            self._before = gpu_memory.used(self._nvml)
+        load = self._conditions.loads[task.arm]
+        if task.load == ROUTING_LOAD:
+            options = {**load.settings.options, **self._conditions.routing}
+            load = replace(load, settings=replace(load.settings, options=options))
+        log = self._folder.of_arm(task.arm) / LOG
+        process = ArmProcess(load, patience=self._conditions.patience, output=log, held=[self._lock])
+        arm = _Loaded(process, task.load)
+        self._loaded[task.arm] = arm
+        labels = _redacted(process.load())
+        arm.result = LoadResult(labels, self._before, None, 1 if alone else self._conditions.together)
+        disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
+        return arm
 
     def _close(self, name: str) -> None:
         arm = self._loaded.get(name)
@@ -148,10 +174,13 @@ class Executor:
             return
         arm.process.end()
         del self._loaded[name]
-        if arm.content is not None:
-            # what other arms hold is not this one's to give back
-            after = gpu_memory.freed(self._nvml, arm.before) if not self._loaded else None
-            disk.write_json(self._folder.load_file(name, arm.load), {**arm.content, "after": after})
+        if arm.result is not None:
+            self._ended[self._folder.load_file(name, arm.load)] = arm.result
+        if not self._loaded:  # before, nobody could tell whose memory it is that is in use
+            after = gpu_memory.freed(self._nvml, self._before)
+            for file, result in self._ended.items():
+                disk.write_record(file, replace(result, after=after))
+            self._ended.clear()
 
     def _close_all(self) -> None:
         try:
@@ -162,65 +191,92 @@ class Executor:
                 arm.process.kill()
             raise
 
-    def _do(self, step: Step, arm: _Loaded) -> dict[str, Any]:
-        how, folder = self._how, self._folder.of_arm(step.arm)
-        if step.kind in ("perplexity", "noise"):
-            arrays = str(self._folder.arrays(step.arm, step.kind))
-            return arm.process.ask("perplexity", arrays=arrays, alone=step.kind == "noise", **how.quality)
-        if step.kind == "routing":
-            largest = max(how.shapes, key=lambda shape: shape.batch_size)
-            sizes = list(how.batch_sizes)
-            asked = {"workload": str(how.workload), "shape": asdict(largest)}
-            return arm.process.ask("routing", **asked, experts=how.experts, batch_sizes=sizes)
-        assert step.shape is not None
-        timed: dict[str, Any] = {"workload": str(how.workload), "shape": asdict(step.shape)}
-        if step.kind == "kernels":
-            return arm.process.ask("kernels", **timed, folder=str(folder), name=f"trace_{step.shape.name}")
-        return self._time(step, arm, timed)
+    def _do(self, task: Task, arm: _Loaded) -> TaskResult:
+        conditions, ask = self._conditions, arm.process.ask
+        if task.kind in ("quality", "noise"):
+            figures = ask(
+                "quality",
+                QualityFigures,
+                arrays=str(self._folder.arrays(task.arm, task.kind)),
+                dataset=conditions.dataset,
+                input_len=conditions.input_len,
+                num_chunks=conditions.num_chunks,
+                alone=task.kind == "noise",
+            )
+            return TaskResult(Status.FINISHED, quality=figures)
+        workload = str(conditions.workload)
+        if task.kind == "routing":
+            routing = ask(
+                "routing",
+                dict[int, Routing],
+                workload=workload,
+                shape=max(conditions.shapes, key=lambda shape: shape.batch_size),
+                experts=conditions.experts,
+                batch_sizes=sorted({shape.batch_size for shape in conditions.shapes}),
+            )
+            return TaskResult(Status.FINISHED, routing=routing)
+        assert task.shape is not None
+        if task.kind == "latency":
+            return TaskResult(Status.FINISHED, latency=self._turn(task.arm, arm, task.shape))
+        folder, name = str(self._folder.of_arm(task.arm)), f"trace_{task.shape.name}"
+        record = ask("kernels", KernelsRecord, workload=workload, shape=task.shape, folder=folder, name=name)
+        return TaskResult(Status.FINISHED, kernels=record)
 
-    def _time(self, step: Step, arm: _Loaded, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _turn(self, name: str, arm: _Loaded, shape: Shape) -> TurnResult:
         """One turn of an arm, after a warm-up where its process has not had one for this shape."""
-        assert step.shape is not None
-        for name in [step.arm, *self._loaded]:  # those that take turns with it are warm before it begins
-            other = self._loaded.get(name)
-            if other is None or name not in self._how.timed or step.shape in other.warmed:
-                continue
-            try:
-                other.warmed[step.shape] = other.process.ask("warm_up", **asked, least=self._how.warm_ups)
-            except ArmFailed as error:
-                if other is arm:
-                    raise
-                self._close(name)
-                self._broke[name] = f"{error}, in a warm-up before {step.arm}'s turn"
-        uuids = list(self._how.uuids)
-        found = arm.process.ask("measure", **asked, iterations=self._how.iterations, uuids=uuids)
-        samples = found["samples"]
-        seen = self._sampler.summary(samples[0]["started"], samples[-1]["ended"])
-        return {
-            "samples": samples,
-            "warm_up": arm.warmed[step.shape],
-            "gpus": [asdict(each) for each in seen],
-            "slow_samples": self._sampler.flagged([(each["started"], each["ended"]) for each in samples]),
-            "nvml": self._sampler.lost or self._nvml.why_not,
-        }
+        workload = str(self._conditions.workload)
+        for neighbour in [name, *self._loaded]:  # those that take turns with it are warm before it begins
+            self._warm_up(neighbour, name, shape)
+        samples = arm.process.ask(
+            "measure",
+            list[Sample],
+            workload=workload,
+            shape=shape,
+            iterations=self._conditions.iterations,
+            uuids=self._conditions.uuids,
+        )
+        return TurnResult(
+            samples=tuple(samples),
+            warm_up=arm.warmed[shape],
+            gpus=self._sampler.summary(samples[0].started, samples[-1].ended),
+            slow_samples=tuple(self._sampler.flagged([(sample.started, sample.ended) for sample in samples])),
+            nvml=self._sampler.lost or self._nvml.why_not,
+        )
 
-    def _tail(self, arm: str) -> list[str]:
+    def _warm_up(self, name: str, turn_of: str, shape: Shape) -> None:
+        """Warm an arm up for a shape, once a load. A failure is the arm's own, whosever turn it is."""
+        arm = self._loaded.get(name)
+        if arm is None or name not in self._conditions.timed or shape in arm.warmed:
+            return
+        try:
+            arm.warmed[shape] = arm.process.ask(
+                "warm_up",
+                WarmUp,
+                workload=str(self._conditions.workload),
+                shape=shape,
+                least=self._conditions.warm_ups,
+            )
+        except ArmFailed as error:
+            if name == turn_of:
+                raise
+            self._close(name)
+            self._broke[name] = f"{error}, in a warm-up before {turn_of}'s turn"
+
+    def _tail(self, arm: str) -> tuple[str, ...]:
         """The last lines that an arm has printed."""
         file = self._folder.of_arm(arm) / LOG
         if not file.is_file():
-            return []
+            return ()
         with file.open("rb") as text:
             text.seek(max(0, file.stat().st_size - (1 << 14)))
             lines = text.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
-        return [line[:500] for line in lines if line.strip()][-_TAIL:]
+        return tuple(line[:500] for line in lines if line.strip())[-_TAIL:]
 
 
-@dataclass
-class _Loaded:
-    """A process and what it holds. `warmed`: warm-ups by shape."""
-
-    process: ArmProcess
-    load: int
-    before: int | None
-    content: dict[str, Any] | None = None
-    warmed: dict[Shape, dict[str, Any]] = field(default_factory=dict)
+def _redacted(labels: ArmLabels) -> ArmLabels:
+    """The labels without the secrets that an engine was given."""
+    if labels.engine is None:
+        return labels
+    arguments = disk.redact(labels.engine.arguments)
+    assert isinstance(arguments, dict)
+    return replace(labels, engine=replace(labels.engine, arguments=arguments))

@@ -57,7 +57,7 @@ def cache_tokens(shapes: Sequence[Shape]) -> int:
 
 def positions(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model can read; None where its configuration does not say."""
-    stated = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
+    stated = contents.text_config(config).get("max_position_embeddings")
     return stated if isinstance(stated, int) else None
 
 

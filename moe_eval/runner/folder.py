@@ -1,42 +1,62 @@
-"""A run's folder: its plan, a lock, and one file for every step that has been done."""
+"""A run's folder: its plan, a lock, and one file for every task that has been done."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from moe_eval.errors import UsageError
-from moe_eval.evaluators.perplexity import Scores
+from moe_eval.evaluators.quality import Scores
+from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
-from moe_eval.runner.steps import ROUTING_LOAD, Step
+from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
+from moe_eval.runner.request import Command
+from moe_eval.runner.results import LoadResult, TaskResult
+from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task
 
-RUN = "run.json"
-SCHEMA = 1
+EARLIER = "earlier"  # the folder for files in whose place others were written
+LOG = "log.txt"
 # arms of a run that was killed close their engines before they let go of the lock
 _WAIT_SECONDS = 90.0
 _QUIET_SECONDS = 2.0  # of waiting that need no word
-_NEEDED = ("run_id", "status", "started", "asked", "evaluators", "skipped", "schedule", "machine", "versions", "git")
+Result = TypeVar("Result", TaskResult, LoadResult)
 
 
 def say(sentence: str) -> None:
-    """Tell the user on standard error, above a progress bar where there is one."""
-    from tqdm import tqdm
+    """Print a sentence to standard error."""
+    print(f"moe-eval: {sentence}", file=sys.stderr, flush=True)
 
-    tqdm.write(f"moe-eval: {sentence}", file=sys.stderr)
+
+def place(gpus: Sequence[Gpu]) -> str:
+    """The end of a record's file name: the first GPU's compute capability, or `cpu`."""
+    return f"sm{gpus[0].sm}" if gpus else "cpu"
 
 
 class RunFolder:
-    """Reads and writes the files of a run; whoever runs steps holds its lock."""
+    """Reads and writes the files of a run. Whoever runs tasks holds its lock, which all commands share.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Attributes:
+        where: the end of record names, see `place`.
+    """
+
+    def __init__(self, path: Path, command: Command = "run", where: str = "cpu") -> None:
+        self.path, self.command, self.where = path, command, where
+        prefix = _prefix(command)
+        self.run_file = path / f"{prefix}{RUN_FILE}"
+        self.arms = path / f"{prefix}arms"
+        self.rates_file = path / f"{prefix}rates.json"
+        self.comparison_file = path / f"{prefix}comparison.json"
+        self.page_file = path / f"{prefix}report.html"
+        self.text_file = path / f"{prefix}report.md"
 
     @contextmanager
     def locked(self, wait: float = _WAIT_SECONDS) -> Iterator[int]:
@@ -46,149 +66,164 @@ class RunFolder:
             UsageError: another run has it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        begun, told = time.monotonic(), False
         with (self.path / ".lock").open("w") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    waited = time.monotonic() - begun
-                    if waited > wait:
-                        raise UsageError(
-                            f"Another run is at work in {self.path}; wait until it has ended, or give another "
-                            "--output_dir."
-                        ) from None
-                    if waited > _QUIET_SECONDS and not told:
-                        say(f"Another run is at work in {self.path}; waiting up to {wait:.0f} s for its end.")
-                        told = True
-                    time.sleep(0.2)
+            self._wait(file.fileno(), wait)
             self._sweep()
             yield file.fileno()
 
+    def _wait(self, lock: int, seconds: float) -> None:
+        begun, announced = time.monotonic(), False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                waited = time.monotonic() - begun
+            if waited > seconds:
+                raise UsageError(
+                    f"Another run is at work in {self.path}. Wait until it has ended, or give another --output_dir."
+                )
+            if waited > _QUIET_SECONDS and not announced:
+                say(f"Another run is at work in {self.path}. Waiting up to {seconds:.0f} s for its end.")
+                announced = True
+            time.sleep(0.2)
+
     def _sweep(self) -> None:
         """Remove what a run that was killed was writing: files get their names when they are whole."""
-        for pattern in (".*.json.*", ".report.*", "arms/*/.*.json.*"):
-            for left in self.path.glob(pattern):
-                left.unlink()
-        for left in self.path.glob("arms/*/.trace-*"):
-            shutil.rmtree(left)
+        arms = [f"{_prefix(command)}arms" for command in ("run", "perf", "ppl")]
+        for pattern in (".*.json.*", ".*report.*", *(f"{folder}/*/.*.json.*" for folder in arms)):
+            for partial in self.path.glob(pattern):
+                partial.unlink()
+        for folder in arms:
+            for partial in self.path.glob(f"{folder}/*/.trace-*"):
+                shutil.rmtree(partial)
 
-    def run(self) -> dict[str, Any]:
-        """What the run is.
+    def set_aside(self, records: Collection[str]) -> None:
+        """Move the files of an earlier command of this kind to earlier/TIME.
+
+        Args:
+            records: names without suffixes that this command will write, beside the files of the run itself.
+        """
+        own = [self.run_file, self.arms, self.rates_file, self.comparison_file, self.page_file, self.text_file]
+        files = [file for file in own if file.exists()]
+        files += [file for file in self.path.glob("*.*") if file.name.partition(".")[0] in records]
+        if not files:
+            return
+        latest = max(file.stat().st_mtime for file in files)
+        target = self.path / EARLIER / f"{datetime.fromtimestamp(latest, timezone.utc):%Y%m%dT%H%M%S%f}"
+        target.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            file.rename(target / file.name)
+        say(f"{len(files)} files of an earlier command were moved to {target}.")
+
+    def run(self) -> RunRecord:
+        """The run that is here.
 
         Raises:
-            UsageError: there is no run here, or one of another schema.
+            UsageError: there is none, or it cannot be gone on with.
         """
-        file = self.path / RUN
-        try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if found["schema"] != SCHEMA:
-                raise UsageError(f"{file} has schema {found['schema']}; this moe_eval reads schema {SCHEMA}.")
-            missing = [key for key in _NEEDED if key not in found]
-            if missing:
-                raise KeyError(*missing[:1])
-            if not isinstance(found["evaluators"], dict) or "mode" not in found["schedule"]:
-                raise ValueError("evaluators or schedule")
-        except OSError:
-            raise UsageError(f"{self.path} holds no {RUN}; give the folder of a run, or leave out --resume.") from None
-        except (ValueError, KeyError, TypeError) as error:
+        if not self.exists():
             raise UsageError(
-                f"{file} is not the plan of a run ({type(error).__name__}: {error}); give another --output_dir."
-            ) from None
-        return found
+                f"{self.path} holds no {self.run_file.name}. Give the folder of a run, or leave out --resume."
+            )
+        maker = f"moe-eval {self.command}"
+        return disk.read_record(self.run_file, RunRecord, schemas=(RUN_SCHEMA,), maker=maker)
 
     def exists(self) -> bool:
-        return (self.path / RUN).exists()
-
-    def write_run(self, content: dict[str, Any]) -> None:
-        disk.write_json(self.path / RUN, {"schema": SCHEMA, **content})
+        return self.run_file.exists()
 
     def of_arm(self, arm: str) -> Path:
         """The folder of an arm."""
-        found = self.path / "arms" / arm
-        found.mkdir(parents=True, exist_ok=True)
-        return found
+        folder = self.arms / arm
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
-    def file(self, step: Step) -> Path:
-        return self.of_arm(step.arm) / f"{step.name}.json"
+    def file(self, task: Task) -> Path:
+        return self.of_arm(task.arm) / f"{task.name}.json"
 
     def load_file(self, arm: str, load: int) -> Path:
         """What a load of an arm has said of itself, and the memory that it took."""
         return self.of_arm(arm) / ("load_routing.json" if load == ROUTING_LOAD else f"load_{load}.json")
 
-    def arrays(self, arm: str, kind: str) -> Path:
-        """The scores that a step of this kind has left."""
-        return self.of_arm(arm) / f"{kind}.npz"
+    def loads(self, arm: str) -> list[LoadResult]:
+        """Its loads in order, without the one that routing was counted in."""
+        files = sorted(self.of_arm(arm).glob("load_[0-9]*.json"), key=lambda file: int(file.stem.partition("_")[2]))
+        results = [_read(file, LoadResult) for file in files]
+        return [result for result in results if result is not None]
 
-    def result(self, step: Step) -> dict[str, Any] | None:
-        """What a step has left; None where it has not run, or its file is damaged."""
-        found = _object(self.file(step), "status")
-        if found is None:
-            return None
-        whole = isinstance(found.get("result"), dict) if found["status"] == "finished" else "error" in found
-        return found if whole else None
+    def arrays(self, arm: str, kind: Kind) -> Path:
+        """The scores that a task of this kind leaves. A noise task scores windows in batches of one."""
+        return self.path / f"ppl_{arm}_{self.where}{'.batch1' if kind == 'noise' else ''}.npz"
 
-    def mend(self, steps: Sequence[Step]) -> list[str]:
-        """Forget the steps whose files cannot be read, so that they are done again.
+    def result(self, task: Task) -> TaskResult | None:
+        """What a task has left. None where it has not run, or its file is damaged."""
+        result = _read(self.file(task), TaskResult)
+        return result if result is not None and result.fits(task.kind) else None
 
-        A step that has finished needs what its load has said of itself, and a perplexity its scores.
+    def mend(self, tasks: Sequence[Task]) -> list[str]:
+        """Forget the tasks whose files cannot be read, so that they are done again.
+
+        A finished task needs what its load has said of itself, and a quality task its scores.
 
         Returns:
-            A sentence for every step that is forgotten.
+            A sentence for every task that is forgotten.
         """
-        for file in self.path.glob("arms/*/load_*.json"):
-            if not isinstance((_object(file, "before", "after", "labels") or {}).get("labels"), dict):
+        for file in self.arms.glob("*/load_*.json"):
+            if _read(file, LoadResult) is None:
                 file.unlink()
         return [
-            f"{file} is missing or damaged, so {step.arm} {step.name} is measured again."
-            for step, file in self._lost(steps)
+            f"{file} is missing or damaged, so {task.arm} {task.name} is measured again."
+            for task, file in self._lost(tasks)
         ]
 
-    def _lost(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Path]]:
-        for step in steps:
-            file, found = self.file(step), self.result(step)
-            damaged = file if file.exists() and found is None else None
-            if found is not None and found["status"] == "finished":
-                load, arrays = self.load_file(step.arm, step.load), self.arrays(step.arm, step.kind)
+    def _lost(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Path]]:
+        for task in tasks:
+            file, result = self.file(task), self.result(task)
+            damaged = file if file.exists() and result is None else None
+            if result is not None and result.is_finished:
+                load, arrays = self.load_file(task.arm, task.load), self.arrays(task.arm, task.kind)
                 if not load.exists():
                     damaged = load
-                elif step.kind in ("perplexity", "noise") and not _opens(arrays):
+                elif task.kind in ("quality", "noise") and not _opens(arrays):
                     damaged = arrays
             if damaged is not None:
                 file.unlink()
-                yield step, damaged
+                yield task, damaged
 
-    def done(self, step: Step) -> bool:
-        """Whether a step need not run again; one that failed has to."""
-        found = self.result(step)
-        return found is not None and found["status"] == "finished"
+    def done(self, task: Task) -> bool:
+        """Whether a task need not run again. One that failed has to."""
+        result = self.result(task)
+        return result is not None and result.is_finished
 
-    def write(self, step: Step, content: dict[str, Any]) -> None:
-        disk.write_json(self.file(step), content)
+    def write(self, task: Task, result: TaskResult) -> None:
+        disk.write_record(self.file(task), result)
 
-    def missing(self, steps: Sequence[Step]) -> list[Step]:
-        """The steps that are left, in order.
+    def missing(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks that are left, in order.
 
         Of a block nothing is kept unless it is there of all arms, where there are several: its ratio is free of drift
         only if they were measured one after the other.
         """
-        torn = {(step.shape, step.block) for step in steps if step.kind == "latency" and not self.done(step)}
-        whole = {(step.block, step.turn) for step in steps} > {(0, 0)}
+        done = {task for task in tasks if self.done(task)}
+        torn = {(task.shape, task.block) for task in tasks if task.kind == "latency" and task not in done}
+        in_blocks = {(task.block, task.turn) for task in tasks} > {(0, 0)}
         return [
-            step
-            for step in steps
-            if not self.done(step) or (whole and step.kind == "latency" and (step.shape, step.block) in torn)
+            task
+            for task in tasks
+            if task not in done or (in_blocks and task.kind == "latency" and (task.shape, task.block) in torn)
         ]
 
 
-def _object(file: Path, *keys: str) -> dict[str, Any] | None:
-    """A JSON object with these keys; None where the file holds no such thing."""
+def _prefix(command: str) -> str:
+    return "" if command == "run" else f"{command}_"
+
+
+def _read(file: Path, kind: type[Result]) -> Result | None:
+    """None where the file is not there or does not fit."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
-    return found if isinstance(found, dict) and found.keys() >= set(keys) else None
 
 
 def _opens(arrays: Path) -> bool:

@@ -1,50 +1,23 @@
-"""What a run will do, before anything is loaded: arms, skips with reasons, shapes, and a rough estimate."""
+"""What a run will do, before anything is loaded: arms, what is left out and why, shapes, tasks and a rough estimate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from moe_eval.checkpoint import contents, geometry
 from moe_eval.data import scoring_windows
 from moe_eval.data.workload import Shape
-from moe_eval.evaluators import floors
+from moe_eval.engines import registry
 from moe_eval.machine.hardware import Gpu
-from moe_eval.runner import arm_plan, fit, interleave, speed_run
-from moe_eval.runner import steps as ordered
-from moe_eval.runner.arm_plan import Arm, Skip
-from moe_eval.runner.interleave import Schedule
-from moe_eval.runner.steps import Step
+from moe_eval.records.by_arm import REPEAT_SUFFIX
+from moe_eval.records.run import EvaluatorName, Mode, RunRecord, Schedule, Skipped
+from moe_eval.runner import arm_plan, estimate, fit, limits, tasks
+from moe_eval.runner.arm_plan import Arm
+from moe_eval.runner.request import RunRequest
+from moe_eval.runner.tasks import Task
 
 TRACED_TOKENS = 9  # one of prefill and eight of decode
-# for the estimate of time alone: seconds of a load, of what a step does beside reading weights, and bytes a second
-_LOAD_SECONDS = {True: 60.0, False: 10.0}
-_STEP_SECONDS = {True: 3e-3, False: 10e-3}
-_BYTES_PER_SECOND = {True: 2e12, False: 5e9}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a run was asked for.
-
-    Attributes:
-        arms: see evaluators.plan. `evaluators`: names of steps.EVALUATORS.
-        dataset, input_len, num_chunks: of the perplexity, see evaluators.chunks; prompts are cut from it as well.
-        iterations, warm_ups, blocks: of the latency, see interleave.schedule; a block is one load of every arm
-            where they do not take turns.
-    """
-
-    arms: arm_plan.Asked
-    evaluators: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    dataset: str
-    input_len: int
-    num_chunks: int
-    iterations: int
-    warm_ups: int
-    blocks: int
 
 
 @dataclass(frozen=True)
@@ -52,122 +25,124 @@ class Plan:
     """What will run.
 
     Attributes:
-        arms: the reference first. `evaluators`: of every arm by name. `skipped`: (arm, evaluator or None for all of
-            them, reason).
+        arms: the reference first. `evaluators`: of every arm by name.
         traced: the shapes that are traced.
     """
 
     arms: tuple[Arm, ...]
-    evaluators: Mapping[str, tuple[str, ...]]
-    skipped: tuple[tuple[str, str | None, str], ...]
+    evaluators: Mapping[str, tuple[EvaluatorName, ...]]
+    skipped: tuple[Skipped, ...]
     schedule: Schedule
     shapes: tuple[Shape, ...]
     traced: tuple[Shape, ...]
-    steps: tuple[Step, ...]
+    tasks: tuple[Task, ...]
 
     @property
     def timed(self) -> tuple[str, ...]:
         """The arms whose latency is measured."""
-        return tuple(name for name, each in self.evaluators.items() if "latency" in each)
+        return tuple(name for name, evaluators in self.evaluators.items() if "latency" in evaluators)
+
+    def routed_as(self, name: str) -> str:
+        """The arm whose routing is this arm's as well: the first that is loaded alike."""
+        return _routed_as(name, [arm for arm in self.arms if arm.name in self.timed])
 
 
-def make(asked: Asked, gpus: Sequence[Gpu], *, routed: bool, before: Mapping[str, Any] | None = None) -> Plan:
+def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = None) -> Plan:
     """Plan a run.
 
     Args:
-        routed: whether the engine tells which experts tokens go through.
-        before: what run.json holds of a run that goes on: it keeps its arms and its schedule, though more memory is
-            free now. With less, the plan differs, see opened.check.
+        before: the run that goes on. It keeps its arms and its schedule, though more memory is free now. With less, the
+            plan differs, see resume.check.
 
     Raises:
-        UsageError: the model, the data or the shapes cannot be what was asked for.
+        UsageError: the model, the data or the shapes cannot be what the request names.
     """
-    planned = arm_plan.plan(asked.arms, gpus)
-    if "perplexity" in asked.evaluators:
-        scoring_windows.check(asked.input_len, asked.num_chunks)
-        scoring_windows.pages(asked.dataset)
-    if {"latency", "kernels"} & set(asked.evaluators):
-        planned = speed_run.fitted(planned, asked.shapes, gpus)
-    skipped: list[tuple[str, str | None, str]] = []
+    planned = arm_plan.plan(request.arms, gpus)
+    if "quality" in request.evaluators:
+        scoring_windows.check(request.input_len, request.num_chunks)
+        scoring_windows.read_documents(request.dataset)
+    if {"latency", "kernels"} & set(request.evaluators):
+        planned = limits.fitted(planned, request.shapes, gpus)
+    arms, skipped = _chosen(planned, request, before)
+    evaluators = {arm.name: _evaluators(arm, request) for arm in arms}
+    timed = [arm for arm in arms if "latency" in evaluators[arm.name]]
+    kept_apart = before is not None and before.schedule.mode != "interleaved"
+    fit_together = not kept_apart and len(timed) > 1 and limits.together(timed, request.shapes, gpus)
+    iterations = schedule(request.iterations, request.warm_ups, request.blocks, together=fit_together)
+    traced = tuple(replace(shape, output_len=min(shape.output_len, TRACED_TOKENS)) for shape in request.shapes)
+    routed = [arm.name for arm in timed if _routed_as(arm.name, timed) == arm.name]
+    if registry.named(request.arms.engine).routing is None:
+        routed = []
+    order = tasks.order(evaluators, request.shapes, traced, iterations, routed=routed)
+    return Plan(tuple(arms), evaluators, tuple(skipped), iterations, request.shapes, traced, tuple(order))
+
+
+def schedule(iterations: int, warm_ups: int, blocks: int, *, together: bool) -> Schedule:
+    """The schedule for at least that many iterations.
+
+    Args:
+        blocks: how often an arm is loaded where the arms do not fit `together`.
+    """
+    if together:
+        return Schedule("interleaved", math.ceil(iterations / 2), 2, warm_ups)
+    mode: Mode = "reloaded" if blocks > 1 else "sequential"
+    return Schedule(mode, blocks, math.ceil(iterations / blocks), warm_ups)
+
+
+def _chosen(
+    planned: Sequence[Arm | Skipped], request: RunRequest, before: RunRecord | None
+) -> tuple[list[Arm], list[Skipped]]:
+    """The arms that run, with a repeat of the first one second, and what is left out of them."""
     arms: list[Arm] = []
-    evaluators: dict[str, tuple[str, ...]] = {}
-    for each in planned:
-        if isinstance(each, Skip):
-            skipped.append((each.precision, None, each.reason))
-            continue
-        if before is not None and each.precision not in before["evaluators"]:
-            skipped.append((each.precision, None, "the run that goes on here began without it"))
-            continue
-        arm, chosen = each, asked.evaluators
-        if each.settings.options.get("emulate"):
-            for name in (one for one in chosen if one != "perplexity"):
-                skipped.append((each.precision, name, "it is emulated, so its speed says nothing"))
-            chosen = tuple(one for one in chosen if one == "perplexity")
-            # the limits of shapes that it does not run would only make it slower
-            free = replace(each.settings, max_length=None, batch_size=None, kv_tokens=None, heaviest_bytes=None)
-            arm = replace(each, settings=free)
-        if chosen:
-            arms.append(arm)
-            evaluators[arm.precision] = chosen
-    timed = [each for each in arms if "latency" in evaluators[each.precision]]
-    apart = before is not None and before["schedule"]["mode"] != "interleaved"
-    schedule = _schedule(asked, timed, gpus, apart)
-    traced = tuple(replace(each, output_len=min(each.output_len, TRACED_TOKENS)) for each in asked.shapes)
-    order = ordered.order(evaluators, asked.shapes, traced, schedule, routed=list(evaluators) if routed else ())
-    return Plan(tuple(arms), evaluators, tuple(skipped), schedule, asked.shapes, traced, tuple(order))
+    skipped: list[Skipped] = []
+    for entry in planned:
+        if isinstance(entry, Skipped):
+            skipped.append(entry)
+        elif before is not None and entry.name not in before.evaluators:
+            skipped.append(Skipped(entry.name, None, "the run that goes on here began without it"))
+        else:
+            evaluators = _evaluators(entry, request)
+            reason = "it is emulated, so its speed says nothing"
+            skipped += [Skipped(entry.name, name, reason) for name in request.evaluators if name not in evaluators]
+            arms += [_without_limits(entry)] * bool(evaluators)
+    if request.repeat_reference and arms:
+        arms.insert(1, replace(arms[0], name=arms[0].name + REPEAT_SUFFIX))
+    return arms, skipped
 
 
-def _schedule(asked: Asked, timed: Sequence[Arm], gpus: Sequence[Gpu], apart: bool) -> Schedule:
-    together = not apart and len(timed) > 1 and speed_run.together(timed, asked.shapes, gpus)
-    return interleave.schedule(asked.iterations, asked.warm_ups, asked.blocks, together=together)
+def _evaluators(arm: Arm, request: RunRequest) -> tuple[EvaluatorName, ...]:
+    """Emulated arms are scored and nothing else."""
+    return tuple(name for name in request.evaluators if name == "quality" or not arm.settings.options.get("emulate"))
 
 
-def tell(planned: Plan, asked: Asked, gpus: Sequence[Gpu]) -> str:
+def _without_limits(arm: Arm) -> Arm:
+    """An emulated arm runs no shape, whose limits would only make it slower."""
+    if not arm.settings.options.get("emulate"):
+        return arm
+    free = replace(arm.settings, max_length=None, batch_size=None, kv_tokens=None, heaviest_bytes=None)
+    return replace(arm, settings=free)
+
+
+def _routed_as(name: str, timed: Sequence[Arm]) -> str:
+    settings = next((arm.settings for arm in timed if arm.name == name), None)
+    return next((arm.name for arm in timed if arm.settings == settings), name)
+
+
+def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
     """The plan as text: what runs, what does not and why, and what it takes."""
     lines = ["Plan:"]
-    for each in planned.arms:
-        need = fit.need(_folder(each), each.precision, planned.shapes, each.settings.options, gpu=bool(gpus))
-        spread = f" on each of {count} GPUs" if (count := fit.gpu_count(each.settings.options)) > 1 else ""
-        emulated = " (emulated)" if each.settings.options.get("emulate") else ""
+    for arm in plan.arms:
+        need = limits.need(arm, plan.shapes, gpus)
+        spread = f" on each of {count} GPUs" if (count := fit.gpu_count(arm.settings.options)) > 1 else ""
+        emulated = " (emulated)" if arm.settings.options.get("emulate") else ""
         takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB{spread}"
         lines.append(
-            f"  {each.precision}{emulated}: {', '.join(planned.evaluators[each.precision])}; {takes}; "
-            f"{each.settings.checkpoint}"
+            f"  {arm.name}{emulated}: {', '.join(plan.evaluators[arm.name])}; {takes}; {arm.settings.checkpoint}"
         )
-    for arm, evaluator, reason in planned.skipped:
-        lines.append(f"  skipped: {arm}{f' {evaluator}' if evaluator else ''}: {reason}")
-    if planned.timed:
-        named = ", ".join(shape.name for shape in planned.shapes)
-        lines.append(f"  shapes: {named}; {planned.schedule.mode}, {planned.schedule.iterations} iterations each")
-    gpu = bool(gpus)
-    minutes = max(1, round(_seconds(planned, asked, gpu) / 60))
-    lines.append(
-        f"  {len(planned.steps)} steps, about {minutes} minute{'s' * (minutes > 1)} if a load takes "
-        f"{_LOAD_SECONDS[gpu]:.0f} s and weights are read at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
-    )
+    for entry in plan.skipped:
+        lines.append(f"  skipped: {entry.arm}{f' {entry.evaluator}' if entry.evaluator else ''}: {entry.reason}")
+    if plan.timed:
+        names = ", ".join(shape.name for shape in plan.shapes)
+        lines.append(f"  shapes: {names}; {plan.schedule.mode}, {plan.schedule.iterations} iterations each")
+    lines.append(f"  {len(plan.tasks)} tasks, {estimate.sentence(plan, request.num_chunks, gpus)}")
     return "\n".join(lines)
-
-
-def _seconds(planned: Plan, asked: Asked, gpu: bool) -> float:
-    """A rough guess, from the bytes that steps read."""
-    loads = {(step.arm, step.load) for step in planned.steps}
-    total = _LOAD_SECONDS[gpu] * len(loads)
-    for each in planned.arms:
-        sizes = geometry.read(contents.read_config(_folder(each)))
-        held = fit.need(_folder(each), each.precision, planned.shapes, each.settings.options, gpu=gpu).weights or 0
-        mine = [step for step in planned.steps if step.arm == each.precision and step.shape is not None]
-        for step in mine:
-            assert step.shape is not None
-            part = 1.0
-            if sizes is not None:
-                part = floors.expected_distinct(sizes.experts, sizes.top_k, step.shape.batch_size) / sizes.experts
-            one = step.shape.output_len * (held * part / _BYTES_PER_SECOND[gpu] + _STEP_SECONDS[gpu])
-            first = step.block == 0 and step.turn == 0
-            total += one * (planned.schedule.per_block + (planned.schedule.warm_ups if first else 0))
-        if "perplexity" in planned.evaluators[each.precision]:
-            total += (asked.num_chunks or 600) * (held / _BYTES_PER_SECOND[gpu] + _STEP_SECONDS[gpu])
-    return total
-
-
-def _folder(each: Arm) -> Path:
-    return contents.settings_folder(each.settings.checkpoint, each.settings.revision)

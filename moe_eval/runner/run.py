@@ -1,253 +1,249 @@
-"""A whole run: plan, steps, records, comparison and report, opened before the work and closed however it ends."""
+"""A whole run: plan, tasks and records, opened before the work and closed however it ends."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Protocol
+
+import msgspec
 
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data import prompts
 from moe_eval.data.workload import Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
+from moe_eval.evaluators.latency_record import Context
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
-from moe_eval.records import by_arm, disk
-from moe_eval.report import write
-from moe_eval.runner import fit, opened
+from moe_eval.records import disk
+from moe_eval.records.labels import Origin, Status
+from moe_eval.records.run import RunRecord
+from moe_eval.runner import fit, limits, resume
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
-from moe_eval.runner.execute import Executor, How
-from moe_eval.runner.folder import RunFolder, say
-from moe_eval.runner.plan import Asked, Plan
-from moe_eval.runner.speed_record import Context
-from moe_eval.runner.steps import Step
-from moe_eval.runner.views import Views
+from moe_eval.runner.execute import Conditions, Executor
+from moe_eval.runner.folder import RunFolder, place, say
+from moe_eval.runner.plan import Plan
+from moe_eval.runner.record_writer import RecordWriter
+from moe_eval.runner.request import RunRequest
+from moe_eval.runner.tasks import Task
 
-_RATES = "rates.json"
 _ENDED_BEFORE = "the run ended before the machine's rates were measured"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a run is made of beside its plan.
+class Progress(Protocol):
+    """Who hears how a run goes on."""
 
-    Attributes:
-        tokenizer: the folder or hub name; None where each checkpoint has its own.
-        shown: the command's options as a record has them, secrets removed.
-        patience: seconds that an arm may take for one step.
-        resume: go on with a run that is in the folder already.
-    """
+    def ready(self, tasks: Sequence[Task]) -> None:
+        """Hear of the tasks that are left, once the run is on disk."""
 
-    asked: Asked
-    tokenizer: str | None
-    shown: Mapping[str, str]
-    folder: Path
-    where: str
-    fusion_disabled: bool
-    patience: float
-    resume: bool
+    def begun(self, task: Task) -> None:
+        """Hear of a task that begins."""
+
+    def done(self, task: Task, reason: str | None) -> None:
+        """Hear of a task that has ended, with the reason where it failed."""
 
 
 class Run:
     """One run in its folder."""
 
-    def __init__(self, request: Request, plan: Plan, gpus: Sequence[Gpu]) -> None:
+    def __init__(self, request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> None:
         self.request, self.plan, self.gpus = request, plan, tuple(gpus)
-        self.folder = RunFolder(request.folder)
-        self.kind = registry.named(request.asked.arms.engine)
+        self.folder = RunFolder(request.folder, request.command, place(gpus))
 
-    def execute(
-        self,
-        begun: Callable[[Step], None],
-        done: Callable[[Step, str | None], None],
-        ready: Callable[[Sequence[Step]], None],
-    ) -> list[str]:
+    def execute(self, progress: Progress) -> list[str]:
         """Do what is left to do and write the records, also as it goes: a kill leaves those of what was measured.
 
-        A run that has finished stays as it is, but for records and reports that are made again.
-
-        Args:
-            begun, done: told every step; `ready` is told all that are left, once the run is on disk.
+        A run that has finished stays as it is, but for records that are made again.
 
         Returns:
-            A sentence for every step that failed.
+            A sentence for every task that failed.
 
         Raises:
             UsageError: the folder is in use, or holds another run.
             KeyboardInterrupt: with a sentence that says how to go on.
         """
         with self.folder.locked() as lock:
-            content = self._open()
-            for sentence in self.folder.mend(self.plan.steps):
+            record = self._open()
+            for sentence in self.folder.mend(self.plan.tasks):
                 say(sentence)
-            left = self.folder.missing(self.plan.steps)
-            settled = not left and content["status"] == "finished"
-            failed: list[str] = []
+            tasks = self.folder.missing(self.plan.tasks)
+            is_settled = not tasks and record.status is Status.FINISHED
+            with nullcontext() if is_settled else self._closed(record):
+                return self._work(record, tasks, progress, lock)
 
-            def ended(step: Step, reason: str | None) -> None:
-                if reason is not None:
-                    failed.append(f"{step.arm} {step.name}: {reason}")
-                shown(step)
-                done(step, reason)
+    def _work(self, record: RunRecord, tasks: Sequence[Task], progress: Progress, lock: int) -> list[str]:
+        workload = self._workload()
+        context = self._context(record, workload)
+        writer = self._writer(context, self._known_rates() or _ENDED_BEFORE)
+        writer.write_skipped()
+        observer = _Observer(progress, writer, self._waiting(tasks))
+        progress.ready(tasks)
+        try:
+            if self.plan.arms:
+                with Executor(self.folder, self._conditions(workload), lock) as executor:
+                    executor.run(tasks, observer)
+        except BaseException:  # what was measured is told as well as it can be, without a further measurement
+            self._writer(context, self._known_rates() or _ENDED_BEFORE).write()
+            raise
+        self._writer(context, self._rates() if self.plan.timed else "not measured").write()
+        return observer.failed
 
-            with nullcontext() if settled else self._closed(content):
-                work = self._workload()
-                shown = self._shown(left, work)
-                ready(left)
-                try:
-                    with Executor(self.folder, self._how(work), lock) as executor:
-                        executor.run(left, begun, ended)
-                except BaseException:  # what was measured is told as well as it can be, without a further measurement
-                    self._views(work, self._known_rates() or _ENDED_BEFORE).write()
-                    raise
-                self._views(work, self._rates() if self.plan.timed else "not measured").write()
-                self._conclude()
-            return failed
-
-    def _shown(self, left: Sequence[Step], work: Workload | None) -> Callable[[Step], None]:
-        """What writes the records of a step that has ended, but not between turns at a shape: arms would wait."""
-        views = self._views(work, self._known_rates() or _ENDED_BEFORE)
-        turns = self.plan.schedule.mode == "interleaved"
-        waiting = {
-            one for one, after in pairwise(left) if turns and one.kind == after.kind and one.shape == after.shape
+    def _waiting(self, tasks: Sequence[Task]) -> set[Task]:
+        """The turns after which another arm's turn at the same shape comes: it would wait while records are written."""
+        if self.plan.schedule.mode != "interleaved":
+            return set()
+        return {
+            task
+            for task, following in pairwise(tasks)
+            if task.kind == following.kind == "latency" and task.shape == following.shape
         }
-        return lambda step: None if step in waiting and step.kind == "latency" else views.write(step.kind)
 
-    def _conclude(self) -> None:
-        """The comparison and the report, unless there is nothing but traces that could not be made."""
-        if any(step.kind != "kernels" or self.folder.done(step) for step in self.plan.steps):
-            write.conclude(by_arm.read(self.folder.path), self.folder.path, self.folder.run())
-
-    def _open(self) -> dict[str, Any]:
-        """What is written down of this run; of the one in the folder where this goes on with it."""
-        now = opened.new(self.request.shown, self.plan, self.gpus)
-        if not self.folder.exists():
-            return now
-        before = self.folder.run()
-        if not self.request.resume:
+    def _open(self) -> RunRecord:
+        """The record of this run. It is that of the run in the folder where this goes on with it."""
+        current = resume.begin(self.request, self.plan, self.gpus)
+        if self.folder.exists() and self.request.resume:
+            before = self.folder.run()
+            resume.check(before, current, self.folder.path)
+            return before
+        if self.request.command != "run":
+            names = [arm.name for arm in self.plan.arms] + [entry.arm for entry in self.plan.skipped]
+            self.folder.set_aside({f"{self.request.command}_{name}_{self.folder.where}" for name in names})
+        elif self.folder.exists():
             raise UsageError(
-                f"{self.folder.path} holds a run already; give --resume to go on with it, or another --output_dir."
+                f"{self.folder.path} holds a run already. Give --resume to go on with it, or another --output_dir."
             )
-        opened.check(before, now, self.folder.path)
-        return before
+        return current
 
     @contextmanager
-    def _closed(self, content: dict[str, Any]) -> Iterator[None]:
-        """Write that the run is at work, and then how it ended; what was measured is in the records in any case."""
-        content = {**content, "status": "running", "error": None, "ended": None}
-        self.folder.write_run(content)
+    def _closed(self, record: RunRecord) -> Iterator[None]:
+        """Write that the run is at work, and then how it ended. What was measured is in the records in any case."""
+        record = replace(record, status=Status.RUNNING, error=None, ended=None)
+        disk.write_record(self.folder.run_file, record)
         try:
             yield
         except BaseException as error:
-            killed = isinstance(error, (KeyboardInterrupt, SystemExit))
-            reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
+            status = Status.KILLED if isinstance(error, (KeyboardInterrupt, SystemExit)) else Status.FAILED
+            sentence = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
             with suppress(OSError):  # a full disk is what ended it, perhaps
-                self.folder.write_run({**content, "status": "killed" if killed else "failed", "error": reason})
+                disk.write_record(self.folder.run_file, replace(record, status=status, error=sentence))
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(
-                    f"Interrupted; {self.folder.path} holds what was measured, and the same command with --resume goes "
+                    f"Interrupted. {self.folder.path} holds what was measured, and the same command with --resume goes "
                     "on."
                 ) from None
             raise
-        complete = not self.folder.missing(self.plan.steps)
+        is_complete = not self.folder.missing(self.plan.tasks)
         ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        status = "finished" if complete else "failed"
-        why = None if complete else "some steps failed; their records say why"
-        self.folder.write_run({**content, "status": status, "error": why, "ended": ended})
+        status = Status.FINISHED if is_complete else Status.FAILED
+        reason = None if is_complete else "some tasks failed; their records say why"
+        disk.write_record(self.folder.run_file, replace(record, status=status, error=reason, ended=ended))
 
     def _loads(self) -> dict[str, Load]:
-        engine, named = self.request.asked.arms.engine, self.request.tokenizer
-        return {
-            each.precision: Load(engine, each.settings, named or each.settings.checkpoint) for each in self.plan.arms
-        }
+        engine, tokenizer = self.request.arms.engine, self.request.tokenizer
+        return {arm.name: Load(engine, arm.settings, tokenizer or arm.settings.checkpoint) for arm in self.plan.arms}
 
     def _workload(self) -> Workload | None:
         """The prompts, frozen beside the plan."""
-        asked = self.request.asked
-        wanted = [each for each in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[each.precision])]
-        if not wanted:
+        timed = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
+        settings = [arm.settings for arm in timed]
+        if not settings:
             return None
-        named = self.request.tokenizer or wanted[0].settings.checkpoint
-        work = prompts.of_arms(asked.dataset, 0, self.plan.shapes, wanted, named)
-        disk.write_json(self._frozen(work), work.to_json())
-        return work
+        tokenizer = self.request.tokenizer or settings[0].checkpoint
+        workload = prompts.of_arms(self.request.dataset, self.request.seed, self.plan.shapes, settings, tokenizer)
+        disk.write_json(self._frozen(workload), workload.to_json())
+        return workload
 
-    def _frozen(self, work: Workload) -> Path:
-        return self.folder.path / f"workload_{work.digest}.json"
+    def _frozen(self, workload: Workload) -> Path:
+        return self.folder.path / f"workload_{workload.digest}.json"
 
     def _geometry(self) -> geometry.Geometry | None:
-        settings = self.plan.arms[0].settings
-        return geometry.read(contents.read_config(contents.settings_folder(settings.checkpoint, settings.revision)))
+        if not self.plan.arms:
+            return None
+        return geometry.read(contents.read_config(limits.folder(self.plan.arms[0])))
 
-    def _how(self, work: Workload | None) -> How:
-        asked, sizes = self.request.asked, self._geometry()
-        return How(
+    def _conditions(self, workload: Workload | None) -> Conditions:
+        request, sizes = self.request, self._geometry()
+        interleaved = self.plan.schedule.mode == "interleaved"
+        gpus = self.gpus[: fit.gpu_count(self.plan.arms[0].settings.options)]
+        return Conditions(
             loads=self._loads(),
             timed=self.plan.timed,
-            routing=self.kind.routing or {},
+            routing=registry.named(request.arms.engine).routing or {},
             experts=sizes.experts if sizes else None,
-            workload=self._frozen(work) if work else None,
-            batch_sizes=sorted({shape.batch_size for shape in self.plan.shapes}),
+            workload=self._frozen(workload) if workload else None,
             shapes=self.plan.shapes,
-            quality={"dataset": asked.dataset, "input_len": asked.input_len, "num_chunks": asked.num_chunks},
-            iterations=1 if self.plan.schedule.mode == "interleaved" else self.plan.schedule.per_block,
-            warm_ups=asked.warm_ups,
-            together=self.plan.schedule.mode == "interleaved",
-            patience=self.request.patience,
-            uuids=[gpu.uuid for gpu in self.gpus[: fit.gpu_count(self.plan.arms[0].settings.options)] if gpu.uuid],
+            dataset=request.dataset,
+            input_len=request.input_len,
+            num_chunks=request.num_chunks,
+            iterations=1 if interleaved else self.plan.schedule.per_block,
+            warm_ups=request.warm_ups,
+            together=len(self.plan.arms) if interleaved else 1,
+            patience=request.timeout_s,
+            uuids=[gpu.uuid for gpu in gpus if gpu.uuid],
         )
 
-    def _views(self, work: Workload | None, rates: Rates | str) -> Views:
-        run = self.folder.run()
-        unrouted = "not measured: the number of experts of this architecture is not known"
-        if self.kind.routing is None:
-            unrouted = f"not measured: {self.kind.title} does not tell which experts tokens go through"
-        context = Context(
-            run_id=run["run_id"],
-            workload=work,
+    def _context(self, record: RunRecord, workload: Workload | None) -> Context:
+        return Context(
+            origin=Origin(record.run_id, record.options, record.machine, record.versions, record.git),
+            workload=workload,
             schedule=self.plan.schedule,
-            machine=run["machine"],
-            versions=run["versions"],
-            git=run["git"],
-            asked=run["asked"],
             fusion_disabled=self.request.fusion_disabled,
             geometry=self._geometry(),
-            rates=rates,
         )
-        return Views(
-            folder=self.folder,
-            steps=self.plan.steps,
-            precisions={each.precision: each.precision for each in self.plan.arms},
-            loads=self._loads(),
-            context=context,
-            asked=run["asked"],
-            where=self.request.where,
-            unrouted=unrouted,
-        )
+
+    def _writer(self, context: Context, rates: Rates | str) -> RecordWriter:
+        kind = registry.named(self.request.arms.engine)
+        no_routing = "not measured: the number of experts of this architecture is not known"
+        if kind.routing is None:
+            no_routing = f"not measured: {kind.title} does not tell which experts tokens go through"
+        if isinstance(rates, Rates):
+            return RecordWriter(self.folder, self.plan, replace(context, rates=rates), no_routing)
+        return RecordWriter(self.folder, self.plan, replace(context, no_rates=rates), no_routing)
 
     def _known_rates(self) -> Rates | None:
         """What the machine can do at most, where this run has measured it."""
         try:
-            return Rates(**json.loads((self.folder.path / _RATES).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # a damaged file is measured again
+            return msgspec.json.decode(self.folder.rates_file.read_bytes(), type=Rates)
+        except (OSError, ValueError):  # a damaged file is measured again
             return None
 
     def _rates(self) -> Rates | str:
         """What the machine can do at most, measured once a run."""
-        known = self._known_rates()
-        if known is not None:
-            return known
-        with ArmProcess(None, patience=self.request.patience) as process:
+        known_rates = self._known_rates()
+        if known_rates is not None:
+            return known_rates
+        device = self.plan.arms[0].settings.device or ("cuda" if self.gpus else "cpu")
+        with ArmProcess(None, patience=self.request.timeout_s) as process:
             try:
-                device = self.plan.arms[0].settings.device or ("cuda" if self.gpus else "cpu")
-                found = process.ask("rates", device=device)
+                rates = process.ask("rates", Rates, device=device)
             except ArmFailed as error:
                 return f"the machine's rates were not measured ({error})"
-        disk.write_json(self.folder.path / _RATES, found)
-        return Rates(**found)
+        disk.write_record(self.folder.rates_file, rates)
+        return rates
+
+
+class _Observer:
+    """Hears of tasks: writes their records, and passes them on.
+
+    Attributes:
+        failed: a sentence for every task that failed.
+    """
+
+    def __init__(self, progress: Progress, writer: RecordWriter, waiting: set[Task]) -> None:
+        self._progress, self._writer, self._waiting = progress, writer, waiting
+        self.failed: list[str] = []
+
+    def begun(self, task: Task) -> None:
+        self._progress.begun(task)
+
+    def done(self, task: Task, reason: str | None) -> None:
+        if reason is not None:
+            self.failed.append(f"{task.arm} {task.name}: {reason}")
+        if task not in self._waiting:
+            self._writer.write(task.kind)
+        self._progress.done(task, reason)

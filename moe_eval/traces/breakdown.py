@@ -1,184 +1,238 @@
-"""Where the time of a trace goes: per phase, category and function, and what a faster expert GEMM could win at most."""
+"""Where the time of a trace goes, by phase, category and kernel, and the most that a faster expert GEMM could win."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces import phases, roles
-from moe_eval.traces.figures import TOP, Breakdown, Function, Phase, Share, ceiling
+from moe_eval.records.kernels import CategoryTime, Ceiling, KernelTime, PhaseTime
+from moe_eval.traces import roles, steps
 from moe_eval.traces.kernel_table import NONE, Ints, Kernels, Trace
-from moe_eval.traces.phases import Step
-from moe_eval.traces.precision_seen import observe
+from moe_eval.traces.observed_precision import ObservedPrecision, observe
 from moe_eval.traces.roles import NUMBER, Roles
+from moe_eval.traces.steps import Step
 from moe_eval.traces.taxonomy import CATEGORIES
 
+Floats = npt.NDArray[np.float64]
+
 _EXPERT, _OTHER = NUMBER["expert_gemm"], NUMBER["other"]
-_PHASE_ORDER = ("prefill", "mixed", "decode", phases.UNKNOWN, phases.WHOLE, phases.OUTSIDE)
+_PHASE_ORDER = ("prefill", "mixed", "decode", steps.UNKNOWN, steps.WHOLE, steps.OUTSIDE)
 _MS = 1e6
+_UNCLASSIFIED = 15  # kernels without a category that are listed
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A trace by phases.
+
+    Attributes:
+        phases: by name, with all their kernels.
+        steps_source, gates_source: how steps and gate GEMMs were found.
+        rows: kernels, copies and sets. `total_ns`: their durations together.
+    """
+
+    phases: Mapping[str, PhaseTime]
+    steps_source: str
+    gates_source: str
+    devices: int
+    rows: int
+    total_ns: int
+    observed: ObservedPrecision
+
+
+@dataclass(frozen=True)
+class _StepTimes:
+    """The times of a phase that are no category's, and its ceilings. Fields as in PhaseTime."""
+
+    ceiling: Ceiling
+    wall_ceiling: Ceiling | None = None
+    busy_ms: float | None = None
+    overlap_ms: float | None = None
+    span_ms: float | None = None
+    idle_ms: float | None = None
+    wall_ms: float | None = None
+    gap_ms: float | None = None
 
 
 def make(trace: Trace) -> Breakdown:
     """Break a trace down."""
-    found = roles.assign(trace)
+    assigned = roles.assign(trace)
     devices = roles.devices(trace)
-    steps = phases.find(trace, found, devices)
+    cut = steps.find(trace, assigned, devices)
     busy, alone = np.zeros(len(trace.kernels)), np.zeros(len(trace.kernels))
     if trace.timed:
         for rows in devices:
-            busy[rows] = _new(trace.kernels, rows)
-            others = rows[found.category[rows] != _EXPERT]
-            alone[others] = _new(trace.kernels, others)
+            busy[rows] = _added(trace.kernels, rows)
+            others = rows[assigned.category[rows] != _EXPERT]
+            alone[others] = _added(trace.kernels, others)
     by_phase: dict[str, list[Step]] = {}
-    for step in steps.steps:
+    for step in cut.steps:
         by_phase.setdefault(step.phase, []).append(step)
     return Breakdown(
-        tuple(
-            _phase(name, by_phase[name], trace, found, busy=busy, alone=alone)
+        {
+            name: _phase(by_phase[name], trace, assigned, busy=busy, alone=alone)
             for name in sorted(by_phase, key=_PHASE_ORDER.index)
-        ),
-        steps.found_by,
-        found.gates,
-        steps.devices,
+        },
+        cut.source,
+        assigned.gates,
+        cut.devices,
         len(trace.kernels),
         int(trace.kernels.duration_ns.sum()),
-        observe(trace, found),
+        observe(trace, assigned),
     )
 
 
-def _new(kernels: Kernels, rows: Ints) -> npt.NDArray[np.float64]:
+def ceiling(share: float) -> Ceiling:
+    """The ceiling for a share of a step, 0 to 1."""
+    share = min(1.0, max(0.0, share))
+    return Ceiling(share, 1 / (1 - share) if share < 1 else None, 1 / (1 - share / 2))
+
+
+def _added(kernels: Kernels, rows: Ints) -> Floats:
     """For every row of a device, by start, the nanoseconds that it adds to the union of the intervals before it."""
     start = kernels.start_ns[rows]
     end = start + kernels.duration_ns[rows]
     before = np.maximum.accumulate(end)
     before = np.concatenate([start[:1], before[:-1]]) if len(rows) else before
-    added: npt.NDArray[np.float64] = np.maximum(0, end - np.maximum(start, before)).astype(np.float64)
+    added: Floats = np.maximum(0, end - np.maximum(start, before)).astype(np.float64)
     return added
 
 
-def _phase(
-    name: str,
-    steps: Sequence[Step],
-    trace: Trace,
-    found: Roles,
-    *,
-    busy: npt.NDArray[np.float64],
-    alone: npt.NDArray[np.float64],
-) -> Phase:
-    counted = [step for step in steps if step.aside is None]
-    size, width = len(counted), len(CATEGORIES)
+def _phase(phase_steps: Sequence[Step], trace: Trace, assigned: Roles, *, busy: Floats, alone: Floats) -> PhaseTime:
+    """One phase.
+
+    Args:
+        busy, alone: of every row of the trace, the nanoseconds that it adds to the union of all kernels, and of all but
+            expert GEMMs.
+    """
+    counted = [step for step in phase_steps if step.aside is None]
+    size = len(counted)
     rows = np.concatenate([step.rows for step in counted])
     owner = np.repeat(np.arange(size), [len(step.rows) for step in counted])
-    kernels = trace.kernels
-    cell = owner * width + found.category[rows]
+    times, counts = _by_category(trace.kernels, assigned, rows, owner, size)
+    layers = _moe_layers(counted, assigned)
+    categories = _categories(times, counts, layers)
+    functions = _functions(trace, assigned, rows, size)
+    unclassified = tuple(kernel for kernel in functions if kernel.category == CATEGORIES[_OTHER])
+    all_ms = float(trace.kernels.duration_ns[rows].astype(np.float64).sum()) / _MS / size
+    busy_ms, alone_ms = (np.bincount(owner, column[rows], size) / _MS for column in (busy, alone))
+    step_times = _step_times(counted, times, busy_ms, alone_ms) if trace.timed else _untimed(times)
+    return PhaseTime(
+        steps=size,
+        set_aside=dict(Counter(step.aside for step in phase_steps if step.aside)),
+        moe_layers=layers,
+        categories=categories,
+        total_ms=float(np.median(times, axis=0).sum()),
+        total_launches=sum(category.launches for category in categories.values()),
+        busy_ms=step_times.busy_ms,
+        overlap_ms=step_times.overlap_ms,
+        span_ms=step_times.span_ms,
+        idle_ms=step_times.idle_ms,
+        wall_ms=step_times.wall_ms,
+        gap_ms=step_times.gap_ms,
+        ceiling=step_times.ceiling,
+        wall_ceiling=step_times.wall_ceiling,
+        classified=1 - sum(kernel.ms for kernel in unclassified) / all_ms if all_ms else 1.0,
+        unclassified=unclassified[:_UNCLASSIFIED],
+        functions=functions,
+        layers_ms=_layers(trace.kernels, assigned, rows, size),
+    )
+
+
+def _by_category(kernels: Kernels, assigned: Roles, rows: Ints, owner: Ints, size: int) -> tuple[Floats, Ints]:
+    """Milliseconds and launches by step and category, each of shape (steps, categories)."""
+    width = len(CATEGORIES)
+    cell = owner * width + assigned.category[rows]
     durations = kernels.duration_ns[rows].astype(np.float64)
-    times = np.bincount(cell, durations, size * width).reshape(size, width) / _MS
-    counts = np.bincount(cell, minlength=size * width).reshape(size, width)
+    times: Floats = np.bincount(cell, durations, size * width).reshape(size, width) / _MS
+    return times, np.bincount(cell, minlength=size * width).reshape(size, width)
+
+
+def _categories(times: Floats, counts: Ints, layers: int | None) -> dict[str, CategoryTime]:
+    """Medians over the steps of the categories that ran."""
     median_ms, launches = np.median(times, axis=0), np.median(counts, axis=0)
     total = float(median_ms.sum())
-    layers = _moe_layers(counted, found)
-    shares = [
-        Share(
-            CATEGORIES[at],
+    return {
+        category: CategoryTime(
             float(median_ms[at]),
             float(median_ms[at]) / total if total else 0.0,
             float(launches[at]),
             float(launches[at]) / layers if layers else None,
         )
-        for at in range(width)
+        for at, category in enumerate(CATEGORIES)
         if counts[:, at].any()
-    ]
-    functions = _functions(trace, found, rows, size)
-    unclassified = tuple(each for each in functions if each.category == CATEGORIES[_OTHER])
-    all_ms = float(durations.sum()) / _MS / size
-    per_step = [np.bincount(owner, each[rows], size) / _MS for each in (busy, alone)]
-    return Phase(
-        name=name,
-        steps=size,
-        aside={reason: sum(step.aside == reason for step in steps) for reason in {s.aside for s in steps if s.aside}},
-        shares=tuple(shares),
-        functions=functions,
-        kernel_ms=total,
-        classified=1 - sum(each.ms for each in unclassified) / all_ms if all_ms else 1.0,
-        unclassified=unclassified[:TOP],
-        moe_layers=layers,
-        layers=_layers(kernels, found, rows, size),
-        **(_times(counted, times, *per_step) if trace.timed else _untimed(times)),
-    )
+    }
 
 
-def _times(
-    steps: Sequence[Step],
-    times: npt.NDArray[np.float64],
-    busy: npt.NDArray[np.float64],
-    alone: npt.NDArray[np.float64],
-) -> dict[str, Any]:
-    """The times of a phase that are no category's, and its ceilings.
+def _step_times(counted: Sequence[Step], times: Floats, busy: Floats, alone: Floats) -> _StepTimes:
+    """The times of a phase's steps.
 
     Args:
         times: ms by step and category, shape (steps, categories).
         busy, alone: ms by step of the union of all kernels, and of all but expert GEMMs, shape (steps,).
     """
-    span = np.array([step.end_ns - step.start_ns for step in steps]) / _MS
+    span = np.array([step.end_ns - step.start_ns for step in counted]) / _MS
     busy = np.minimum(busy, span)  # inputs that began beside the step before may end between the two
     alone = np.minimum(alone, busy)
-    wall = np.array([math.nan if each.next_ns is None else (each.next_ns - each.start_ns) / _MS for each in steps])
+    wall = np.array([math.nan if step.next_ns is None else (step.next_ns - step.start_ns) / _MS for step in counted])
     experts = float(np.median(busy - alone))
     wall_ms = None if np.isnan(wall).all() else float(np.nanmedian(wall))
     busy_ms = float(np.median(busy))
-    return {
-        "busy_ms": busy_ms,
-        "overlap_ms": float(np.median(np.maximum(0, times.sum(axis=1) - busy))),
-        "span_ms": float(np.median(span)),
-        "idle_ms": float(np.median(np.maximum(0, span - busy))),
-        "wall_ms": wall_ms,
-        "gap_ms": None if wall_ms is None else float(np.nanmedian(np.maximum(0, wall - span))),
-        "busy_ceiling": ceiling(experts / busy_ms if busy_ms else 0.0),
-        "wall_ceiling": ceiling(experts / wall_ms) if wall_ms else None,
-    }
+    return _StepTimes(
+        busy_ms=busy_ms,
+        overlap_ms=float(np.median(np.maximum(0, times.sum(axis=1) - busy))),
+        span_ms=float(np.median(span)),
+        idle_ms=float(np.median(np.maximum(0, span - busy))),
+        wall_ms=wall_ms,
+        gap_ms=None if wall_ms is None else float(np.nanmedian(np.maximum(0, wall - span))),
+        ceiling=ceiling(experts / busy_ms if busy_ms else 0.0),
+        wall_ceiling=ceiling(experts / wall_ms) if wall_ms else None,
+    )
 
 
-def _untimed(times: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _untimed(times: Floats) -> _StepTimes:
     """The same of a summary, which has durations alone."""
-    share = float(times[:, _EXPERT].sum() / times.sum()) if times.sum() else 0.0
-    nothing = dict.fromkeys(("busy_ms", "overlap_ms", "span_ms", "idle_ms", "wall_ms", "gap_ms"))
-    return {**nothing, "busy_ceiling": ceiling(share), "wall_ceiling": None}
+    return _StepTimes(ceiling(float(times[:, _EXPERT].sum() / times.sum()) if times.sum() else 0.0))
 
 
-def _functions(trace: Trace, found: Roles, rows: Ints, steps: int) -> tuple[Function, ...]:
-    """Kernels by name and category, those that take the most first."""
+def _functions(trace: Trace, assigned: Roles, rows: Ints, size: int) -> tuple[KernelTime, ...]:
+    """Kernels by name and category, longest first."""
     kernels, width = trace.kernels, len(CATEGORIES)
-    cells = kernels.name[rows] * width + found.category[rows]
+    cells = kernels.name[rows] * width + assigned.category[rows]
     counts = np.bincount(cells)
     keys = np.flatnonzero(counts)
     times, counts = np.bincount(cells, kernels.duration_ns[rows])[keys], counts[keys]
     functions = [
-        Function(
+        KernelTime(
             kernels.names[key // width],
             CATEGORIES[key % width],
-            found.labels[key // width].fused_with,
-            float(time) / _MS / steps,
-            int(count) / steps,
+            assigned.labels[key // width].fused_with,
+            float(time) / _MS / size,
+            int(count) / size,
         )
         for key, time, count in zip(keys.tolist(), times.tolist(), counts.tolist(), strict=True)
     ]
-    return tuple(sorted(functions, key=lambda each: (-each.ms, each.name, each.category)))
+    return tuple(sorted(functions, key=lambda kernel: (-kernel.ms, kernel.name, kernel.category)))
 
 
-def _moe_layers(steps: Sequence[Step], found: Roles) -> int | None:
+def _moe_layers(counted: Sequence[Step], assigned: Roles) -> int | None:
     counts: list[int] = []
-    for rows in (step.rows for step in steps):
-        ids = found.block[rows[found.category[rows] == _EXPERT]]  # copies of another step run within a block as well
-        known = ids[ids != NONE]  # numbered in the order of rows
-        counts.append(int(np.count_nonzero(np.diff(known))) + 1 if len(known) else 0)
+    for rows in (step.rows for step in counted):
+        # copies of another step run within a block as well
+        ids = assigned.block[rows[assigned.category[rows] == _EXPERT]]
+        blocks = ids[ids != NONE]  # numbered in the order of rows
+        counts.append(int(np.count_nonzero(np.diff(blocks))) + 1 if len(blocks) else 0)
     return int(np.median(counts)) or None
 
 
-def _layers(kernels: Kernels, found: Roles, rows: Ints, steps: int) -> dict[int, float]:
-    known = rows[found.layer[rows] != NONE]
-    times = np.bincount(found.layer[known], kernels.duration_ns[known].astype(np.float64)) if len(known) else ()
-    return {layer: float(time) / _MS / steps for layer, time in enumerate(times) if time}
+def _layers(kernels: Kernels, assigned: Roles, rows: Ints, size: int) -> dict[int, float]:
+    in_layer = rows[assigned.layer[rows] != NONE]
+    if not len(in_layer):
+        return {}
+    times = np.bincount(assigned.layer[in_layer], kernels.duration_ns[in_layer].astype(np.float64))
+    return {layer: float(time) / _MS / size for layer, time in enumerate(times) if time}

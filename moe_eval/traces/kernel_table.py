@@ -1,13 +1,15 @@
-"""A trace as columns: what ran on the devices, when it was launched, and the named ranges of the host."""
+"""A trace as columns: kernels of the devices, when they were launched, and ranges of the host."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from moe_eval.records.kernels import TraceSource
 
 Ints = npt.NDArray[np.int64]
 
@@ -17,18 +19,18 @@ NONE = -1  # a time, a correlation id or a graph node that the trace does not ha
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernels, copies and sets of n rows, by start; every column but `names` has shape (n,).
+    """Kernels, copies and sets of n rows, by start. Every column but `names` has shape (n,).
 
     Attributes:
         names: distinct names. `name`: an index into them.
         kind: KERNEL, COPY or SET.
         start_ns, duration_ns: on the device's clock as the profiler aligned it with the host's.
-        device, stream, process: as the profiler numbers them; `stream` is unique within a device and process.
-        correlation: which launch it came from, unique within a process; all nodes of a graph's launch share one.
+        device, stream, process: as the profiler numbers them. `stream` is unique within a device and process.
+        correlation: which launch it came from, unique within a process. All nodes of a graph's launch share one.
         graph_node: its node where a CUDA graph was replayed and the profiler recorded nodes.
         replayed: whether it ran from a CUDA graph, also where nodes have no numbers.
-        bytes: moved by a copy or set. `blocks`: thread blocks of a kernel's grid, 0 where not told.
-        launch_ns, launch_thread: when and on which thread of the host the launch began; NONE where the launch is not in
+        bytes: moved by a copy or set. `blocks`: thread blocks of a kernel's grid, 0 where not known.
+        launch_ns, launch_thread: when and on which thread of the host the launch began, NONE where the launch is not in
             the trace. `captured_ns`, `captured_thread`: the same of a graph's node when the graph was captured.
     """
 
@@ -59,16 +61,16 @@ class Kernels:
 
     def take(self, rows: npt.NDArray[Any]) -> Kernels:
         """The rows of a mask or of indices."""
-        return Kernels(self.names, **{each: getattr(self, each)[rows] for each in _COLUMNS})
+        return Kernels(self.names, **{column: getattr(self, column)[rows] for column in _COLUMNS})
 
 
-_COLUMNS = tuple(each.name for each in fields(Kernels) if each.name != "names")
+_COLUMNS = tuple(field_.name for field_ in fields(Kernels) if field_.name != "names")
 _ZEROS = ("kind", "device", "stream", "process", "replayed", "bytes", "blocks")
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """Named ranges of the host (NVTX, the profiler's annotations), by start; columns of shape (n,).
+    """Named ranges of the host (NVTX, the profiler's annotations), by start. Columns have shape (n,).
 
     `thread` is unique across processes and means the same as `launch_thread` of Kernels.
     """
@@ -88,43 +90,43 @@ class Trace:
     """What a file holds.
 
     Attributes:
-        source: facts of the file for the record: `format`, the tool's `version`, `gpus` (names).
-        notes: sentences on what was left out of the file or is not in it.
+        notes: sentences on parts of the file that were left out or are missing.
         timed: False for a summary, whose rows have durations and counts but neither times nor order.
     """
 
     kernels: Kernels
     ranges: Ranges
-    source: Mapping[str, Any]
+    source: TraceSource
     notes: tuple[str, ...] = field(default=())
     timed: bool = True
 
 
 def kernels(names: Sequence[str], **columns: npt.ArrayLike) -> Kernels:
-    """A table of the columns given (at least name, start_ns and duration_ns), the others empty, put in order.
+    """A table of some columns (at least name, start_ns and duration_ns), the others empty, put in order.
 
     Rows that start at once are ordered by device, stream and name, so that their order in a file does not matter.
     """
     size = len(np.asarray(columns["name"]))
     full: dict[str, npt.NDArray[Any]] = {}
-    for each in _COLUMNS:
-        kind = np.bool_ if each == "replayed" else np.int64
-        given = columns.get(each)
-        empty = 0 if each in _ZEROS else NONE
-        full[each] = np.full(size, empty, kind) if given is None else np.asarray(given, kind)
+    for key in _COLUMNS:
+        kind = np.bool_ if key == "replayed" else np.int64
+        column = columns.get(key)
+        empty = 0 if key in _ZEROS else NONE
+        full[key] = np.full(size, empty, kind) if column is None else np.asarray(column, kind)
     start = full["start_ns"]
     if np.any(start[1:] <= start[:-1]):
         alphabet = np.argsort(np.argsort(np.array(names, dtype=object), kind="stable")) if names else np.array([0])
         keys = (full["duration_ns"], alphabet[full["name"]], full["stream"], full["device"], start)
-        full = {each: column[order] for order in [np.lexsort(keys)] for each, column in full.items()}
+        order = np.lexsort(keys)
+        full = {key: column[order] for key, column in full.items()}
     return Kernels(tuple(names), **full)
 
 
 def ranges(names: Sequence[str], **columns: npt.ArrayLike) -> Ranges:
     """A table of ranges, put in order: by start, the outer one of two that begin together first."""
-    full = {each: np.asarray(columns.get(each, ()), np.int64) for each in ("name", "start_ns", "end_ns", "thread")}
+    full = {key: np.asarray(columns.get(key, ()), np.int64) for key in ("name", "start_ns", "end_ns", "thread")}
     order = np.lexsort((-full["end_ns"], full["start_ns"]))
-    return Ranges(tuple(names), **{each: column[order] for each, column in full.items()})
+    return Ranges(tuple(names), **{key: column[order] for key, column in full.items()})
 
 
 def launches(
@@ -147,11 +149,11 @@ def launches(
     numbers = np.unique(process)
     span = int(max(correlation.max(), kernels_correlation.max(initial=0))) + 1
     at = np.minimum(np.searchsorted(numbers, kernels_process), len(numbers) - 1)
-    wanted = at * span + kernels_correlation
-    known = (numbers[at] == kernels_process) & (kernels_correlation >= 0)
+    kernel_keys = at * span + kernels_correlation
+    has_key = (numbers[at] == kernels_process) & (kernels_correlation >= 0)
     keys = np.searchsorted(numbers, process) * span + correlation
     order = np.argsort(keys, kind="stable")
-    place = np.searchsorted(keys[order], wanted, side="right") - 1
+    place = np.searchsorted(keys[order], kernel_keys, side="right") - 1
     row = order[np.maximum(place, 0)]
-    found: npt.NDArray[np.int64] = np.where(known & (place >= 0) & (keys[row] == wanted), row, NONE)
-    return found
+    launch: npt.NDArray[np.int64] = np.where(has_key & (place >= 0) & (keys[row] == kernel_keys), row, NONE)
+    return launch

@@ -1,4 +1,4 @@
-"""What the named ranges of a trace say: forward steps of a serving engine, and modules of a model."""
+"""The ranges of a trace by their text: forward steps of a serving engine, and modules of a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRTLLM = re.compile(r"_forward_step (\d+): (\d+) ctx reqs,(?: (\d+) ctx tokens,
 # vLLM: `execute_context_1(512)_generation_0(0)` (Worker.annotate_profile)
 _VLLM = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)")
 # SGLang: `step[EXTEND bs=2 toks=4096]`, `step[DECODE bs=16]`, any other ForwardMode (build_step_span_name). Drafts
-# (`step[DRAFT_EXTEND ...]`) are no steps: they run between two verifications, and belong to the one before
+# (`step[DRAFT_EXTEND ...]`) are no steps, as they run between two verifications, and belong to the one before
 _SGLANG = re.compile(r"step\[(EXTEND|SPLIT_PREFILL|DLLM_EXTEND|DECODE|TARGET_VERIFY|MIXED)\b")
 _SGLANG_PHASE: dict[str, Phase] = {
     **dict.fromkeys(("EXTEND", "SPLIT_PREFILL", "DLLM_EXTEND"), "prefill"),
@@ -42,12 +42,12 @@ class Module:
 @cache
 def step(text: str) -> Phase | None:
     """Which phase a range names if it is one forward step of an engine, else None."""
-    if found := _TRTLLM.search(text):
-        return _phase(int(found[2]), int(found[4]))
-    if found := _VLLM.search(text):
-        return _phase(int(found[1]), int(found[3]))
-    if found := _SGLANG.search(text):
-        return _SGLANG_PHASE[found[1]]
+    if match := _TRTLLM.search(text):
+        return _phase(int(match[2]), int(match[4]))
+    if match := _VLLM.search(text):
+        return _phase(int(match[1]), int(match[3]))
+    if match := _SGLANG.search(text):
+        return _SGLANG_PHASE[match[1]]
     return None
 
 
@@ -61,27 +61,28 @@ def _phase(context: int, generation: int) -> Phase | None:
 def module(text: str) -> Module | None:
     """The module of a layer that a range names, else None.
 
-    TensorRT-LLM's layer-wise marker writes Python's repr of a dict whose `Module` is the path; others write the path.
+    TensorRT-LLM's layer-wise marker writes Python's repr of a dict whose `Module` is the path. Others write the path.
     """
     path = text
     if text.startswith("{") and len(text) < _LONGEST:
         try:
-            found = ast.literal_eval(text)
-            path = str(found.get("Module", ""))
+            path = str(ast.literal_eval(text).get("Module", ""))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    at = _MODULE.search(path) if len(path) < _LONGEST and not any(each.isspace() for each in path) else None
-    return Module(path, int(at[1])) if at else None
+    if len(path) >= _LONGEST or any(letter.isspace() for letter in path):
+        return None
+    match = _MODULE.search(path)
+    return Module(path, int(match[1])) if match else None
 
 
-def known(text: str) -> bool:
-    """Whether a range says something to this project; others are not written to copies of a trace."""
+def is_known(text: str) -> bool:
+    """Whether a range names a step or a module. Others are not written to copies of a trace."""
     return step(text) is not None or module(text) is not None
 
 
-def only(ranges: Ranges, wanted: Ints) -> Ranges:
-    """The ranges whose name is one of the wanted indices of `names`."""
-    rows = np.isin(ranges.name, wanted)
+def only(ranges: Ranges, names: Ints) -> Ranges:
+    """The ranges whose name is one of these indices into `Ranges.names`."""
+    rows = np.isin(ranges.name, names)
     return Ranges(ranges.names, ranges.name[rows], ranges.start_ns[rows], ranges.end_ns[rows], ranges.thread[rows])
 
 
@@ -89,27 +90,27 @@ def innermost(ranges: Ranges, at_ns: Ints, thread: Ints) -> Ints:
     """For every moment on a thread the row of the innermost range around it, NONE where there is none.
 
     Args:
-        at_ns, thread: shape (n,); a moment of NONE is in no range.
+        at_ns, thread: shape (n,). A moment of NONE is in no range.
 
     Returns:
         Shape (n,).
     """
-    found = np.full(len(at_ns), NONE, np.int64)
-    for each in np.unique(ranges.thread):
-        rows = np.flatnonzero(ranges.thread == each)
-        asked = np.flatnonzero((thread == each) & (at_ns != NONE))
-        if not len(asked):
+    around = np.full(len(at_ns), NONE, np.int64)
+    for number in np.unique(ranges.thread):
+        rows = np.flatnonzero(ranges.thread == number)
+        moments = np.flatnonzero((thread == number) & (at_ns != NONE))
+        if not len(moments):
             continue
         starts, ends = ranges.start_ns[rows], ranges.end_ns[rows]
         parents = _parents(starts, ends)
-        place = np.searchsorted(starts, at_ns[asked], side="right") - 1
+        place = np.searchsorted(starts, at_ns[moments], side="right") - 1
         while True:
-            over = (place >= 0) & (ends[place] < at_ns[asked])
+            over = (place >= 0) & (ends[place] < at_ns[moments])
             if not over.any():
                 break
             place[over] = parents[place[over]]
-        found[asked] = np.where(place >= 0, rows[place], NONE)
-    return found
+        around[moments] = np.where(place >= 0, rows[place], NONE)
+    return around
 
 
 def _parents(starts: Ints, ends: Ints) -> Ints:

@@ -1,4 +1,4 @@
-"""What every kernel of a trace does: by its name, by the module that launched it, and by its place in the layer."""
+"""The category of every kernel of a trace: by name, by the module that launched it, and by place in the layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces import ranges as named
+from moe_eval.traces import ranges
 from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace
 from moe_eval.traces.taxonomy import CATEGORIES, Label, classify
 
@@ -26,13 +26,13 @@ _SUM = re.compile(r"sum_functor")
 
 @dataclass(frozen=True)
 class Roles:
-    """The rows of a trace with what they do; arrays of shape (n,).
+    """The rows of a trace with their categories. Arrays have shape (n,).
 
     Attributes:
         labels: of the distinct names. `category`: indices into CATEGORIES.
-        layer: of the model, where a range tells, else NONE. `block`: which MoE block of the trace a row is part of, in
-            order, NONE where the order of launches does not tell.
-        gates: how the gate's GEMM was told from the other dense ones.
+        layer: of the model, where a range names it, else NONE. `block`: which MoE block of the trace a row is part of,
+            in order, NONE where the order of launches does not show it.
+        gates: how the gate's GEMM was distinguished from the other dense ones.
     """
 
     labels: tuple[Label, ...]
@@ -43,7 +43,7 @@ class Roles:
 
 
 def assign(trace: Trace) -> Roles:
-    """Say what every row does."""
+    """Give every row a category."""
     rows = trace.kernels
     labels = tuple(classify(name) for name in rows.names)
     by_name = np.array([NUMBER[label.category] for label in labels] or [0], np.int64)
@@ -51,13 +51,13 @@ def assign(trace: Trace) -> Roles:
     category[rows.kind != KERNEL] = NUMBER["memory"]
     layer = np.full(len(rows), NONE, np.int64)
     block = layer.copy()
-    told = _by_module(trace, category, layer)
+    gate_sources = _by_module(trace, category, layer)
     if trace.timed:
         for device in devices(trace):
-            told |= _by_place(trace, labels, device, category, block)
+            gate_sources |= _by_place(trace, labels, device, category, block)
     if (by_name[rows.name] == NUMBER["gate_gemm"]).any():
-        told.add("by name")
-    return Roles(labels, category, layer, block, " and ".join(sorted(told)) or "not told apart")
+        gate_sources.add("by name")
+    return Roles(labels, category, layer, block, " and ".join(sorted(gate_sources)) or "not told apart")
 
 
 def devices(trace: Trace) -> list[Ints]:
@@ -65,15 +65,16 @@ def devices(trace: Trace) -> list[Ints]:
     rows = trace.kernels
     if not len(rows):
         return []
-    found = []
+    rows_by_device = []
     for process in _distinct(rows.process):
-        mine = np.flatnonzero(rows.process == process)
-        found += [mine[rows.device[mine] == device] for device in _distinct(rows.device[mine])]
-    return found
+        of_process = np.flatnonzero(rows.process == process)
+        number = rows.device[of_process]
+        rows_by_device += [of_process[number == device] for device in _distinct(number)]
+    return rows_by_device
 
 
 def _distinct(column: Ints) -> Ints:
-    """The distinct values; columns of one value, which are common, are not sorted for it."""
+    """The distinct values. Columns of a single value, which are common, are not sorted for it."""
     return column[:1] if column.min() == column.max() else np.unique(column)
 
 
@@ -84,14 +85,14 @@ def _routed(path: str) -> bool:
 
 def _by_module(trace: Trace, category: Ints, layer: Ints) -> set[str]:
     """Mark layers, and GEMMs of gates and experts, where ranges name modules."""
-    texts = {at: found for at, text in enumerate(trace.ranges.names) if (found := named.module(text))}
+    texts = {at: parsed for at, text in enumerate(trace.ranges.names) if (parsed := ranges.module(text))}
     if not texts:
         return set()
     rows = trace.kernels
-    modules = named.only(trace.ranges, np.array(list(texts), np.int64))
+    modules = ranges.only(trace.ranges, np.array(list(texts), np.int64))
     at_ns = np.where(rows.captured_ns != NONE, rows.captured_ns, rows.launch_ns)
     thread = np.where(rows.captured_ns != NONE, rows.captured_thread, rows.launch_thread)
-    around = named.innermost(modules, at_ns, thread)
+    around = ranges.innermost(modules, at_ns, thread)
     inside = np.flatnonzero(around != NONE)
     module = modules.name[around[inside]]
     size = len(trace.ranges.names)
@@ -109,7 +110,7 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
     """Read the order of launches on one device: attention, o_proj, gate, routing, expert GEMMs, their sum.
 
     A block is what runs between a layer's last attention kernel and its last expert GEMM. In it softmax and top-k are
-    the router's and not the sampler's; of two or more dense GEMMs before the routing the last one is the gate's; and a
+    the router's and not the sampler's; of two or more dense GEMMs before the routing the last is the gate's. A
     sum right after the expert GEMMs puts the experts' outputs together.
     """
     kinds = category[device]
@@ -139,16 +140,16 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
 
 def _beside_activation(kinds: Ints, early: Mask, number: Ints) -> Mask:
     """Which rows are the last GEMM before, or the first after, an activation of their block."""
-    found = np.zeros(len(kinds), np.bool_)
+    beside = np.zeros(len(kinds), np.bool_)
     gemms = np.flatnonzero(early & (kinds == NUMBER["dense_gemm"]))
     acts = np.flatnonzero(early & (kinds == NUMBER["activation"]))
     if len(gemms):
         for side in (-1, 0):
             at = np.searchsorted(gemms, acts) + side
-            there = (at >= 0) & (at < len(gemms))
-            row = gemms[at[there]]
-            found[row[number[row] == number[acts[there]]]] = True
-    return found
+            exists = (at >= 0) & (at < len(gemms))
+            row = gemms[at[exists]]
+            beside[row[number[row] == number[acts[exists]]]] = True
+    return beside
 
 
 def _gates(
@@ -156,7 +157,7 @@ def _gates(
 ) -> set[str]:
     """Mark the last of several dense GEMMs before the routing in every block, and the reduction that finishes it.
 
-    Blocks whose gate is known by its range or name are done; engines have both only for some steps. GEMMs around an
+    Blocks whose gate is known by its range or name are done. Engines have both only for some steps. GEMMs around an
     activation, or on a stream on which no attention of the block ran, are those of shared experts.
     """
     kinds = category[device]

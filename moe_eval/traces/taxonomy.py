@@ -1,15 +1,15 @@
-"""What a kernel does, by its name: the rules of taxonomy.toml, of which the first that fits decides."""
+"""The category of a kernel by its name: the first rule of taxonomy.toml that fits decides."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+
+import msgspec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,8 +34,8 @@ CATEGORIES = (
 )
 PRECISIONS = ("bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "mxfp8", "w4a16", "w8a16")
 
-# What is looked at of a name. The longest of vLLM 0.22.1's kernels has 3,338 characters when demangled and tells its
-# types in the first 1,400, so that nothing is lost, and a name of any length costs no more than one of this length.
+# The characters of a name that are searched. The longest of vLLM 0.22.1's kernels has 3,338 characters when demangled
+# and has its types in the first 1,400, so nothing is lost, and a name of any length costs no more than one of this one.
 SEARCHED = 8192
 
 _NO_METACHARACTERS = re.compile(r"[\w: ,<>&-]+")
@@ -45,14 +45,14 @@ _NOT_VERBATIM = re.compile(r"\\.|\[[^]]*\]|\(.*\)|.?[?*]|.?\{[^}]*\}|[\^$.+]", r
 
 @dataclass(frozen=True)
 class Label:
-    """What a name says of a kernel.
+    """A kernel by its name.
 
     Attributes:
-        category: one of CATEGORIES; "other" where no rule knows the name.
+        category: one of CATEGORIES, "other" where no rule knows the name.
         rule: the id of the rule that decided, "" for none.
-        fused_with: what else the kernel does.
-        precision: of the operands of a GEMM, one of PRECISIONS; None where the name does not tell.
-        backend: which library or compiler the kernel is from; None where the name does not tell.
+        fused_with: categories of the kernel's other work.
+        precision: of the operands of a GEMM, one of PRECISIONS. None where the name leaves it open.
+        backend: which library or compiler the kernel is from. None where the name leaves it open.
         selects: whether it chooses the experts of every token.
     """
 
@@ -66,7 +66,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A regular expression, with a piece that is in everything it matches: looking for that is many times faster.
+    """A regular expression, with a piece that is in every match: looking for that is many times faster.
 
     Attributes:
         text: the expression.
@@ -78,7 +78,7 @@ class Pattern:
     literal: str
     plain: bool
 
-    def found(self, name: str) -> bool:
+    def fits(self, name: str) -> bool:
         return self.literal in name and (self.plain or _finder(self.text)(name) is not None)
 
 
@@ -98,14 +98,14 @@ class Rule:
 
     def fits(self, name: str) -> bool:
         return (
-            any(each.found(name) for each in self.match)
-            and all(each.found(name) for each in self.also)
-            and not any(each.found(name) for each in self.unless)
+            any(pattern.fits(name) for pattern in self.match)
+            and all(pattern.fits(name) for pattern in self.also)
+            and not any(pattern.fits(name) for pattern in self.unless)
         )
 
     def label(self, name: str) -> Label:
-        fused = (category for pattern, categories in self.fused_with if pattern.found(name) for category in categories)
-        precision = next((each for pattern, each in self.evidence if pattern.found(name)), None)
+        fused = (category for pattern, categories in self.fused_with if pattern.fits(name) for category in categories)
+        precision = next((operands for pattern, operands in self.evidence if pattern.fits(name)), None)
         return Label(self.category, self.id, tuple(dict.fromkeys(fused)), precision, self.backend, self.selects)
 
 
@@ -116,56 +116,57 @@ def classify(name: str) -> Label:
     Safe for any string: it takes time in proportion to the name's length up to SEARCHED, and none beyond.
     """
     head = name[:SEARCHED]
-    index = _index()
-    candidates = sorted({rule for piece in index.keys() & _pieces(head) for rule in index[piece]} | set(index[()]))
-    found = next((rule for rule in map(rules().__getitem__, candidates) if rule.fits(head)), None)
-    return found.label(head) if found is not None else Label("other", "")
+    rule = next((rule for rule in rules() if rule.fits(head)), None)
+    return rule.label(head) if rule is not None else Label("other", "")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A rule as it stands in taxonomy.toml."""
+
+    id: str
+    category: str
+    match: tuple[str, ...]
+    also: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    fused_with: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
+    evidence: str | None = None
+    precision: str | None = None
+    backend: str | None = None
+    selects: bool = False
+
+
+@dataclass(frozen=True)
+class _Table:
+    """taxonomy.toml: the rules, and precisions by pattern in each kind of evidence."""
+
+    rule: tuple[_Row, ...]
+    evidence: Mapping[str, Mapping[str, str]]
 
 
 @cache
 def rules() -> tuple[Rule, ...]:
     """The rules in their order."""
     text = resources.files("moe_eval.traces").joinpath("taxonomy.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
-    return tuple(_rule(row, table["evidence"]) for row in table["rule"])
+    table = msgspec.convert(tomllib.loads(text), _Table)
+    return tuple(_rule(row, table.evidence) for row in table.rule)
 
 
-def _pieces(text: str) -> set[tuple[str, ...]]:
-    """Every three characters that stand side by side."""
-    return set(zip(text, text[1:], text[2:], strict=False))
-
-
-@cache
-def _index() -> dict[tuple[str, ...], list[int]]:
-    """From three characters to the rules that can only fit where these are: the rarest ones of a pattern's literal.
-
-    Some hundreds of patterns against a name of a thousand characters would be slow one by one. Rules that any name may
-    fit are under the empty tuple.
-    """
-    literals = [each.literal for rule in rules() for each in rule.match]
-    common = Counter(piece for literal in literals for piece in _pieces(literal))
-    index: dict[tuple[str, ...], list[int]] = {(): []}
-    for number, rule in enumerate(rules()):
-        for each in rule.match:
-            piece = min(_pieces(each.literal), key=lambda piece: (common[piece], piece), default=())
-            index.setdefault(piece, []).append(number)
-    return index
-
-
-def _rule(row: Mapping[str, Any], evidence: Mapping[str, Mapping[str, str]]) -> Rule:
-    told = evidence[row["evidence"]] if "evidence" in row else {"": row["precision"]} if "precision" in row else {}
-    fused = row.get("fused_with", {})
-    fused = fused if isinstance(fused, dict) else {"": fused}
+def _rule(row: _Row, evidence: Mapping[str, Mapping[str, str]]) -> Rule:
+    fused = row.fused_with if isinstance(row.fused_with, Mapping) else {"": row.fused_with}
+    precisions = {"": row.precision} if row.precision is not None else {}
+    if row.evidence is not None:
+        precisions = dict(evidence[row.evidence])
     return Rule(
-        row["id"],
-        row["category"],
-        _patterns(row["match"]),
-        _patterns(row.get("also", ())),
-        _patterns(row.get("unless", ())),
-        tuple((_pattern(text), tuple(categories)) for text, categories in fused.items()),
-        tuple((_pattern(text), precision) for text, precision in told.items()),
-        row.get("backend"),
-        row.get("selects", False),
+        row.id,
+        row.category,
+        _patterns(row.match),
+        _patterns(row.also),
+        _patterns(row.unless),
+        tuple((_pattern(text), categories) for text, categories in fused.items()),
+        tuple((_pattern(text), precision) for text, precision in precisions.items()),
+        row.backend,
+        row.selects,
     )
 
 
@@ -180,13 +181,13 @@ def _pattern(text: str) -> Pattern:
 
 
 def _literal(text: str) -> str:
-    """The longest run of characters that is in everything the expression matches; "" where alternatives are open."""
+    """The longest run of characters that is in every match, "" where the expression has alternatives."""
     runs = _NOT_VERBATIM.sub("\0", text).split("\0")
     return "" if any("|" in run for run in runs) else max(runs, key=len)
 
 
 @cache
 def _finder(text: str) -> Callable[[str], re.Match[str] | None]:
-    """Compiled when a name first needs it, as most names need few; an anchored one is tried at the beginning only."""
+    """Compiled when a name first needs it, as most need few. An anchored one is tried at the beginning only."""
     compiled = re.compile(text)
     return compiled.match if text.removeprefix("(?s)").startswith("^") else compiled.search

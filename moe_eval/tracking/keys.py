@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 
+from moe_eval.evaluators import kernels_record
 from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio
-from moe_eval.records.kernels import KernelsRecord, PhaseTime
+from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyMetrics, LatencyRecord, Metric
 from moe_eval.records.quality import Estimate, QualityRecord
@@ -72,23 +73,8 @@ def of_kernels(record: KernelsRecord) -> dict[str, float]:
     if not record.phases:
         return {}
     start = f"kernels/{record.shape}" if record.shape else "kernels"
-    keys: dict[str, float | None] = {**kernel_keys(start, record.phases)}
-    keys[f"{start}/profiler_overhead"] = record.profiler_overhead
-    return _finite(keys)
-
-
-def kernel_keys(start: str, phases: Mapping[str, PhaseTime]) -> dict[str, float]:
-    """Kernel times below a prefix: START/PHASE/NAME."""
-    keys: dict[str, float | None] = {}
-    for name, phase in phases.items():
-        for category, time in phase.categories.items():
-            keys[f"{start}/{name}/{category}_ms"] = time.ms
-            keys[f"{start}/{name}/{category}_share"] = time.share
-        keys[f"{start}/{name}/ceiling"] = phase.ceiling.if_free
-        keys[f"{start}/{name}/busy_ms"] = phase.busy_ms
-        keys[f"{start}/{name}/wall_ms"] = phase.wall_ms
-        keys[f"{start}/{name}/idle_ms"] = phase.idle_ms
-    return _finite(keys)
+    figures = {f"{start}/{key}": value for key, value in kernels_record.figures(record).items()}
+    return _finite({**figures, f"{start}/profiler_overhead": record.profiler_overhead})
 
 
 def _pair(comparison: ComparisonRecord | None, arm: str) -> Pair | None:

@@ -28,13 +28,13 @@ TOKENIZER_FILES = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "checkpoint"
-    made.mkdir()
-    (made / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
-    save_file({"a": np.arange(20.0), "b": np.ones((3, 4))}, made / "model.safetensors")
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    save_file({"a": np.arange(20.0), "b": np.ones((3, 4))}, checkpoint / "model.safetensors")
     for name in TOKENIZER_FILES:
-        (made / name).write_text(f"content of {name}")
-    return made
+        (checkpoint / name).write_text(f"content of {name}")
+    return checkpoint
 
 
 def flip(file: Path, at: int) -> None:
@@ -70,14 +70,14 @@ def test_one_byte_of_the_model_or_its_tokenizer_changes_the_fingerprint(folder: 
 
 
 def test_every_file_and_its_name_count(folder: Path) -> None:
-    seen = {contents.fingerprint(folder)}
+    fingerprints = {contents.fingerprint(folder)}
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
-    seen.add(contents.fingerprint(folder))
+    fingerprints.add(contents.fingerprint(folder))
     (folder / "pytorch_model.bin").write_bytes(b"")
-    seen.add(contents.fingerprint(folder))
+    fingerprints.add(contents.fingerprint(folder))
     (folder / "tokenizer.json").unlink()
-    seen.add(contents.fingerprint(folder))
-    assert len(seen) == 4
+    fingerprints.add(contents.fingerprint(folder))
+    assert len(fingerprints) == 4
 
 
 def test_notes_beside_a_checkpoint_do_not_count(folder: Path) -> None:
@@ -100,14 +100,14 @@ def test_a_large_file_counts_with_its_size_and_time(folder: Path, monkeypatch: p
     monkeypatch.setattr(contents, "_WHOLE", 64)
     monkeypatch.setattr(contents, "_ENDS", 10)
     file = folder / "model.safetensors"
-    seen = {contents.fingerprint(folder)}
+    fingerprints = {contents.fingerprint(folder)}
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
-    seen.add(contents.fingerprint(folder))
+    fingerprints.add(contents.fingerprint(folder))
     times, content = file.stat(), file.read_bytes()
     file.write_bytes(content[:100] + b"more" + content[100:])
     os.utime(file, ns=(0, times.st_mtime_ns))
-    seen.add(contents.fingerprint(folder))
-    assert len(seen) == 3
+    fingerprints.add(contents.fingerprint(folder))
+    assert len(fingerprints) == 3
 
 
 def test_a_folder_with_a_config_is_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +217,8 @@ def test_the_file_of_modelopt_and_the_config_may_agree_and_not_contradict(folder
     file.write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
     assert contents.carried(folder).precision == "fp8"
     file.write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
-    said = refused(lambda: contents.carried(folder))
-    assert said == f"{file} says modelopt NVFP4 and config.json beside it says fp8; remove the one that is wrong."
+    message = refused(lambda: contents.carried(folder))
+    assert message == f"{file} says modelopt NVFP4 and config.json beside it says fp8. Remove the wrong one."
 
 
 def test_a_file_of_modelopt_that_is_no_json(folder: Path) -> None:

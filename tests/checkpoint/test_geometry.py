@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moe_eval.checkpoint import geometry
 
-SMALL = {
+Settings = dict[str, Any]
+SMALL: Settings = {
     "vocab_size": 96,
     "hidden_size": 32,
     "intermediate_size": 40,
@@ -40,7 +42,7 @@ LATENT = {
 }
 QWEN3 = {**SMALL, "head_dim": 16, "num_experts": 6, "moe_intermediate_size": 12}
 DEEP = {**SMALL, "n_routed_experts": 6, "moe_intermediate_size": 12, "first_k_dense_replace": 2, "n_shared_experts": 2}
-FAMILIES: list[tuple[str, dict[str, Any]]] = [
+FAMILIES: list[tuple[str, Settings]] = [
     ("qwen3_moe", QWEN3),
     ("qwen3_moe", {**QWEN3, "mlp_only_layers": [1], "decoder_sparse_step": 2}),
     ("qwen3_moe", {**QWEN3, "tie_word_embeddings": True, "attention_bias": True}),
@@ -56,36 +58,10 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("deepseek_v3", LATENT),
 ]
 # the language model's own figures, from the checkpoints' config.json
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "Qwen3-30B-A3B": {
-        "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "num_attention_heads": 32,
-        "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768, "intermediate_size": 6144, "vocab_size": 151936, "tie_word_embeddings": False,
-        "decoder_sparse_step": 1, "mlp_only_layers": [], "sliding_window": None, "use_sliding_window": False,
-    },
-    "Mixtral-8x7B": {
-        "model_type": "mixtral", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 14336,
-        "vocab_size": 32000, "tie_word_embeddings": False, "sliding_window": None,
-    },
-    "DeepSeek-V3": {
-        "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168, "num_attention_heads": 128,
-        "num_key_value_heads": 128, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8,
-        "moe_intermediate_size": 2048, "intermediate_size": 18432, "vocab_size": 129280, "first_k_dense_replace": 3,
-        "moe_layer_freq": 1, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
-        "v_head_dim": 128, "tie_word_embeddings": False,
-    },
-    "Qwen1.5-MoE-A2.7B": {
-        "model_type": "qwen2_moe", "num_hidden_layers": 24, "hidden_size": 2048, "num_attention_heads": 16,
-        "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
-        "intermediate_size": 5632, "shared_expert_intermediate_size": 5632, "vocab_size": 151936,
-        "tie_word_embeddings": False, "sliding_window": 32768, "use_sliding_window": False,
-        "max_position_embeddings": 8192,
-    },
-}  # fmt: skip
+PUBLISHED: dict[str, Settings] = json.loads(Path(__file__).with_name("published_configs.json").read_text())
 
 
-def built(kind: str, settings: dict[str, Any]) -> tuple[dict[str, Any], torch.nn.Module]:
+def built(kind: str, settings: Settings) -> tuple[Settings, torch.nn.Module]:
     """A configuration as it stands in config.json, and its model without memory."""
     try:
         config = AutoConfig.for_model(kind, **settings)
@@ -112,46 +88,51 @@ def counted(model: torch.nn.Module) -> Counter[str]:
     return parts
 
 
+def active_params(sizes: geometry.Geometry) -> int:
+    """Parameters of one token's path, after which models are called (the A3B of Qwen3-30B-A3B)."""
+    return sizes.params.total - sizes.params.experts + sizes.moe_layers * sizes.top_k * sizes.expert_params
+
+
 @pytest.mark.parametrize(("kind", "settings"), FAMILIES)
-def test_every_part_holds_the_models_parameters(kind: str, settings: dict[str, Any]) -> None:
+def test_every_part_holds_the_models_parameters(kind: str, settings: Settings) -> None:
     config, model = built(kind, settings)
-    found = geometry.read(config)
-    assert found is not None
+    sizes = geometry.read(config)
+    assert sizes is not None
     parts = counted(model)
-    assert found.params.experts == parts["experts"]
-    assert found.params.attention == parts["attention"]
-    assert found.params.dense == parts["dense"]
-    assert found.params.head + found.params.embedding == parts["vocabulary"]
-    assert found.params.total == parts.total()
-    assert found.tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)  # type: ignore[operator]
-    assert (found.layers, found.experts, found.top_k, found.vocabulary) == (5, 6, 2, 96)
+    assert sizes.params.experts == parts["experts"]
+    assert sizes.params.attention == parts["attention"]
+    assert sizes.params.dense == parts["dense"]
+    assert sizes.params.head + sizes.params.embedding == parts["vocabulary"]
+    assert sizes.params.total == parts.total()
+    assert sizes.tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)  # type: ignore[operator]
+    assert (sizes.layers, sizes.experts, sizes.top_k, sizes.vocabulary) == (5, 6, 2, 96)
 
 
 @pytest.mark.parametrize(("kind", "settings"), FAMILIES)
-def test_a_tokens_cache_is_as_large_as_the_models(kind: str, settings: dict[str, Any]) -> None:
+def test_a_tokens_cache_is_as_large_as_the_models(kind: str, settings: Settings) -> None:
     config, model = built(kind, settings)
-    found = geometry.read(config)
-    assert found is not None
+    sizes = geometry.read(config)
+    assert sizes is not None
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     # with latent attention one matrix makes all that has to be kept; else what k_proj and v_proj make
-    kept = ("kv_a_proj_with_mqa.weight",) if "kv_lora_rank" in settings else ("k_proj.weight", "v_proj.weight")
-    values = sum(shape[0] for name, shape in shapes.items() if name.endswith(kept))
-    assert found.kv_bytes_per_token(2) == 2 * values
-    assert found.kv_bytes_per_token(0.5) == values / 2
+    cached = ("kv_a_proj_with_mqa.weight",) if "kv_lora_rank" in settings else ("k_proj.weight", "v_proj.weight")
+    values = sum(shape[0] for name, shape in shapes.items() if name.endswith(cached))
+    assert sizes.kv_bytes_per_token(2) == 2 * values
+    assert sizes.kv_bytes_per_token(0.5) == values / 2
     queries = next(shape[0] for name, shape in shapes.items() if name.endswith(("q_proj.weight", "q_b_proj.weight")))
     outputs = next(shape[1] for name, shape in shapes.items() if name.endswith("o_proj.weight"))
-    assert found.heads * found.head_dim == queries
-    assert found.heads * found.value_dim == outputs
+    assert sizes.heads * sizes.head_dim == queries
+    assert sizes.heads * sizes.value_dim == outputs
 
 
 def test_one_token_uses_its_experts_and_all_the_rest() -> None:
     config, model = built("qwen3_moe", {**QWEN3, "mlp_only_layers": [0, 3]})
-    found = geometry.read(config)
-    assert found is not None
-    assert found.moe_layers == 3
-    assert found.expert_params == 3 * 32 * 12
+    sizes = geometry.read(config)
+    assert sizes is not None
+    assert sizes.moe_layers == 3
+    assert sizes.expert_params == 3 * 32 * 12
     parts = counted(model)
-    assert found.active_params == parts.total() - parts["experts"] + parts["experts"] * 2 // 6
+    assert active_params(sizes) == parts.total() - parts["experts"] + parts["experts"] * 2 // 6
 
 
 @pytest.mark.parametrize(
@@ -164,35 +145,35 @@ def test_one_token_uses_its_experts_and_all_the_rest() -> None:
     ],
 )
 def test_published_counts(name: str, total: float, active: float) -> None:
-    found = geometry.read(PUBLISHED[name])
-    assert found is not None
-    assert found.params.total / 1e9 == pytest.approx(total, rel=0.003)
-    assert found.active_params / 1e9 == pytest.approx(active, rel=0.02)
+    sizes = geometry.read(PUBLISHED[name])
+    assert sizes is not None
+    assert sizes.params.total / 1e9 == pytest.approx(total, rel=0.003)
+    assert active_params(sizes) / 1e9 == pytest.approx(active, rel=0.02)
 
 
 def test_qwen3_30b_a3b_by_hand() -> None:
-    found = geometry.read(PUBLISHED["Qwen3-30B-A3B"])
-    assert found is not None
-    assert found.params.experts == 48 * 128 * 3 * 2048 * 768
-    assert 2 * found.params.experts / 1e9 == pytest.approx(58.0, abs=0.05)
-    assert found.kv_bytes_per_token(2) == 48 * 2 * 4 * 128 * 2
-    assert (found.layers, found.moe_layers, found.hidden, found.heads, found.kv_heads) == (48, 48, 2048, 32, 4)
-    assert (found.head_dim, found.experts, found.top_k, found.vocabulary, found.tied) == (128, 128, 8, 151936, False)
+    sizes = geometry.read(PUBLISHED["Qwen3-30B-A3B"])
+    assert sizes is not None
+    assert sizes.params.experts == 48 * 128 * 3 * 2048 * 768
+    assert 2 * sizes.params.experts / 1e9 == pytest.approx(58.0, abs=0.05)
+    assert sizes.kv_bytes_per_token(2) == 48 * 2 * 4 * 128 * 2
+    assert (sizes.layers, sizes.moe_layers, sizes.hidden, sizes.heads, sizes.kv_heads) == (48, 48, 2048, 32, 4)
+    assert (sizes.head_dim, sizes.experts, sizes.top_k, sizes.vocabulary, sizes.tied) == (128, 128, 8, 151936, False)
 
 
 def test_deepseeks_latent_cache_is_the_published_one() -> None:
-    found = geometry.read(PUBLISHED["DeepSeek-V3"])
-    assert found is not None
-    assert found.kv_bytes_per_token(2) == 70_272
-    assert found.kv_bytes_per_gpu(2, tensor=8) == 70_272, "a latent has no heads to split"
-    assert found.kv_bytes_per_gpu(2, tensor=8, pipeline=2) == 31 * 576 * 2, "61 layers on two GPUs"
+    sizes = geometry.read(PUBLISHED["DeepSeek-V3"])
+    assert sizes is not None
+    assert sizes.kv_bytes_per_token(2) == 70_272
+    assert sizes.kv_bytes_per_gpu(2, tensor=8) == 70_272, "a latent has no heads to split"
+    assert sizes.kv_bytes_per_gpu(2, tensor=8, pipeline=2) == 31 * 576 * 2, "61 layers on two GPUs"
 
 
 @pytest.mark.parametrize(("tensor", "heads"), [(1, 4), (2, 2), (4, 1), (8, 1)])
 def test_heads_are_split_until_every_gpu_has_one(tensor: int, heads: int) -> None:
-    found = geometry.read(PUBLISHED["Qwen3-30B-A3B"])
-    assert found is not None
-    assert found.kv_bytes_per_gpu(1, tensor) == 48 * 2 * heads * 128
+    sizes = geometry.read(PUBLISHED["Qwen3-30B-A3B"])
+    assert sizes is not None
+    assert sizes.kv_bytes_per_gpu(1, tensor) == 48 * 2 * heads * 128
 
 
 def test_the_language_model_of_a_larger_one() -> None:
@@ -207,13 +188,14 @@ def test_the_language_model_of_a_larger_one() -> None:
 
 def test_layers_of_which_every_other_one_has_a_router() -> None:
     deep = {**PUBLISHED["DeepSeek-V3"], "num_hidden_layers": 9}
-    found = [geometry.read({**deep, "moe_layer_freq": each}) for each in (1, 2, [0, 1, 1, 1, 0, 0, 0, 0, 1])]
+    frequencies = (1, 2, [0, 1, 1, 1, 0, 0, 0, 0, 1])
+    models = [geometry.read({**deep, "moe_layer_freq": frequency}) for frequency in frequencies]
     # 3 to 8; 4, 6 and 8; 3 and 8
-    assert [each and each.moe_layers for each in found] == [6, 3, 2]
+    assert [sizes and sizes.moe_layers for sizes in models] == [6, 3, 2]
     listed = ["dense", "sparse", "dense", "dense", "dense", "dense", "dense", "dense", "sparse"]
-    other = geometry.read({**deep, "mlp_layer_types": listed})
-    assert other is not None
-    assert other.moe_layers == 2
+    from_list = geometry.read({**deep, "mlp_layer_types": listed})
+    assert from_list is not None
+    assert from_list.moe_layers == 2
 
 
 @pytest.mark.parametrize(
@@ -232,7 +214,7 @@ def test_layers_of_which_every_other_one_has_a_router() -> None:
         {"mlp_layer_types": ["sparse"]},
     ],
 )
-def test_what_is_not_understood_has_no_sizes(change: dict[str, Any]) -> None:
+def test_what_is_not_understood_has_no_sizes(change: Settings) -> None:
     assert geometry.read({**PUBLISHED["Qwen3-30B-A3B"], **change}) is None
 
 

@@ -52,7 +52,7 @@ BACKENDS = {
 @pytest.mark.parametrize(("engine", "table"), [("trtllm", TRTLLM), ("vllm", VLLM)])
 def test_a_precision_runs_where_the_table_says(engine: str, table: dict[str, set[int]], sm: int) -> None:
     runs = {name for name in table if precision.why_not(engine, name, sm) is None}
-    assert runs == {name for name, there in table.items() if sm in there}
+    assert runs == {name for name, gpus in table.items() if sm in gpus}
 
 
 @pytest.mark.parametrize(("name", "backend"), BACKENDS)
@@ -64,10 +64,10 @@ def test_an_implementation_of_experts_runs_where_the_table_says(name: str, backe
 
 def test_the_reason_names_the_gpu_and_what_it_would_take() -> None:
     assert precision.why_not("trtllm", "fp8", 80) == "not supported on SM80 (it needs SM89 or newer)"
-    said = precision.why_not("trtllm", "nvfp4", 90)
-    assert said is not None
-    assert said.startswith("not supported on SM90 (it needs SM100 or SM103 or SM120 to SM121; ")
-    assert "weight-only, as nvfp4-w4a16, moe_backend=MARLIN can" in said
+    reason = precision.why_not("trtllm", "nvfp4", 90)
+    assert reason is not None
+    assert reason.startswith("not supported on SM90 (it needs SM100 or SM103 or SM120 to SM121, or moe_backend=")
+    assert "moe_backend=MARLIN for weight-only nvfp4-w4a16" in reason
     assert "weight-only" not in (precision.why_not("trtllm", "nvfp4", 80) or "")
     assert precision.why_not("trtllm", "fp8_block", 90, "TRTLLM") == (
         "not supported on SM90 with moe_backend=TRTLLM (AUTO, CUTLASS can)"
@@ -88,17 +88,17 @@ def test_the_reason_names_the_gpu_and_what_it_would_take() -> None:
     ],
 )
 def test_nvfp4_on_sm120_needs_a_version_that_has_it(version: str | None, runs: bool) -> None:
-    said = precision.why_not("trtllm", "nvfp4", 120, version=version)
-    assert (said is None) == runs
-    if said is not None:
-        assert said == f"not supported on SM120 by trtllm {version} (it needs >=1.3.0rc11)"
+    reason = precision.why_not("trtllm", "nvfp4", 120, version=version)
+    assert (reason is None) == runs
+    if reason is not None:
+        assert reason == f"not supported on SM120 by trtllm {version} (it needs >=1.3.0rc11)"
     assert precision.why_not("trtllm", "nvfp4", 100, version=version) is None
 
 
 def test_a_version_without_the_weight_only_kernel_is_not_pointed_to_it() -> None:
-    said = precision.why_not("trtllm", "nvfp4", 90, version="1.2.0")
-    assert said is not None
-    assert "MARLIN" not in said
+    reason = precision.why_not("trtllm", "nvfp4", 90, version="1.2.0")
+    assert reason is not None
+    assert "MARLIN" not in reason
 
 
 @pytest.mark.parametrize("engine", ["trtllm", "vllm"])
@@ -157,7 +157,7 @@ def test_marlin_is_in_rows_of_weight_only_precisions_alone() -> None:
 
 def test_a_precision_is_refused_with_what_there_is() -> None:
     precision.check("fp8", "x", ["bf16", "fp8"])
-    with pytest.raises(UsageError, match=r"no precision 'int4'; choose one of bf16, fp16, fp32, fp8, fp8_block, nvfp4"):
+    with pytest.raises(UsageError, match=r"no precision 'int4'\. Give one of bf16, fp16, fp32, fp8, fp8_block, nvfp4"):
         precision.check("int4", "x", ["bf16"])
-    with pytest.raises(UsageError, match=r"The x engine does not run precision fp8; it runs bf16, fp16"):
+    with pytest.raises(UsageError, match=r"The x engine does not run precision fp8\. Give one of bf16, fp16"):
         precision.check("fp8", "x", ["bf16", "fp16"])

@@ -15,8 +15,8 @@ from typing import IO, Any
 import pytest
 
 from moe_eval.cli import main
-from tests.traces import timeline
-from tests.traces.timeline import Timeline, generation
+from tests.doubles import chrome_trace, timeline
+from tests.doubles.timeline import Timeline, generation
 
 HOSTILE = 'evil\t|"<script>alert(1)</script>\x1b[31m\n' + "n" * 100_000
 
@@ -27,14 +27,13 @@ def chrome(path: Path, made: Timeline) -> Path:
     for row in made.rows:
         copy = str(row["text"]).startswith("Memcpy")
         args = {"device": 0, "stream": 7, "correlation": row["correlation"], "grid": [row.get("blocks", 1), 1, 1]}
-        events.append({"ph": "X", "cat": "gpu_memcpy" if copy else "kernel", "name": row["text"], "pid": 0, "tid": 7,
-                       "ts": int(row["start_ns"]) / 1000, "dur": int(row["duration_ns"]) / 1000,
-                       "args": args})  # fmt: skip
+        kernel = chrome_trace.kernel(row["text"], cat="gpu_memcpy" if copy else "kernel", args=args)
+        events.append(kernel | {"ts": int(row["start_ns"]) / 1000, "dur": int(row["duration_ns"]) / 1000})
         launch = "cudaGraphLaunch" if row.get("replayed") else "cudaLaunchKernel"
-        events.append({"ph": "X", "cat": "cuda_runtime", "name": launch, "pid": 99, "tid": 1, "dur": 1,
-                       "ts": int(row["launch_ns"]) / 1000, "args": {"correlation": row["correlation"]}})  # fmt: skip
-    path.write_text(json.dumps({"traceEvents": events, "deviceProperties": [{"name": "NVIDIA H100"}]}))
-    return path
+        events.append(
+            chrome_trace.call(launch, ts=int(row["launch_ns"]) / 1000, args={"correlation": row["correlation"]})
+        )
+    return chrome_trace.save(path, events, deviceProperties=[{"name": "NVIDIA H100"}])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_one_trace_on_screen_and_as_json(traces: list[str], tmp_path: Path, caps
     content = json.loads((tmp_path / "k.json").read_text())
     (record,) = content["traces"]
     assert (record["precision_seen"], record["moe_backend_seen"], record["verified"]) == ("bf16", "triton", None)
-    assert record["run_id"] is None
+    assert (record["origin"]["run_id"], content["difference"]) == (None, None)
     assert record["source"]["gpus"] == ["NVIDIA H100"]
     assert list(record["phases"]) == ["prefill", "decode"]
     decode = record["phases"]["decode"]
@@ -78,7 +77,7 @@ def test_two_traces_and_times_without_the_profiler(traces: list[str], capsys: py
     assert main(["kernels", *how]) == 0
     out = capsys.readouterr().out
     assert "decode: the expert GEMMs of fp8 take 0.024 ms less" in out
-    assert "measured without it: 1.006x" in out
+    assert "measured without it is 1.006x" in out
     assert "+ residual" in out
 
 
@@ -155,10 +154,9 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
         "cut.json.gz": good[: len(good) // 2],
         "half.json": b'{"traceEvents": [{"ph": "X", "name": ',
         "noise.bin": bytes(range(256)) * 10,
-        "cpu.json": json.dumps({"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 1, "dur": 2,
-                                                 "pid": 1, "tid": 1}]}).encode(),
+        "cpu.json": json.dumps({"traceEvents": [chrome_trace.mark("aten::mm", cat="cpu_op")]}).encode(),
         "no.sqlite": b"SQLite format 3\0" + bytes(100),
-    }.items():  # fmt: skip
+    }.items():
         (tmp_path / name).write_bytes(data)
         assert name in refused(capsys, "--input", str(tmp_path / name))
 
@@ -221,8 +219,8 @@ def test_an_ascii_terminal_and_a_reader_that_has_seen_enough_end_no_command_with
     assert b"?-kernel ?" in done.stdout
     names = "\n".join(["fused_moe_kernel"] * 100_000).encode()
     classify = "import sys; from moe_eval.cli import main; sys.exit(main(['kernels', 'classify']))"
-    with subprocess.Popen([sys.executable, "-c", classify], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as running:  # fmt: skip
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", classify], stdin=pipe, stdout=pipe, stderr=pipe) as running:
         assert running.stdin is not None
         assert running.stdout is not None
         assert running.stderr is not None

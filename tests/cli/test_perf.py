@@ -27,7 +27,7 @@ from moe_eval.runner import fit, interleave, speed_run
 from moe_eval.runner.folder import RunFolder
 from tests.cli.test_ppl import Ended, records_of
 from tests.conftest import ROOT, SHIPPED
-from tests.machine.test_nvml import ONE, TWO, Card, Fake
+from tests.doubles.nvml import ONE, TWO, Card, Fake
 from tests.runner.test_interleave import Process, Stage
 from tests.runner.test_speed_record import cells
 

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from moe_eval.comparison import comparable
-from tests import recorded_arms as made
+from tests.doubles import recorded_arms as made
 
 MS = {1: [[100.0, 101.0], [99.0, 100.0]]}
 
 
 @pytest.mark.parametrize(
-    ("changed", "one"),
+    ("change", "is_one"),
     [
         ({}, True),
         ({"run_id": "f" * 32}, False),
         ({"run_id": None}, False),
-        ({"asked": {"batch_size": "8"}}, False),
+        ({"options": {"batch_size": "8"}}, False),
         ({"git": "another"}, False),
-        ({"machine": {"gpus": []}}, False),
+        ({"machine": made.machine("NVIDIA H200")}, False),
     ],
 )
-@pytest.mark.parametrize("kind", ["perf", "ppl"])
-def test_one_run_is_one_start_of_a_command_on_one_machine(kind: str, changed: dict[str, Any], one: bool) -> None:
-    a = made.perf("bf16", MS) if kind == "perf" else made.ppl("bf16", made.scores())
-    b = made.perf("fp8", MS) if kind == "perf" else made.ppl("fp8", made.scores())
-    if kind == "ppl":
-        a["machine"] = b["machine"] = {"gpus": [made.GPU]}
-    assert comparable.one_run(a, {**b, **changed}) is one
-    assert comparable.one_run({**a, **changed}, b) is one
+@pytest.mark.parametrize("kind", ["latency", "quality"])
+def test_one_run_is_one_start_of_a_command_on_one_machine(kind: str, change: dict[str, Any], is_one: bool) -> None:
+    records = [made.latency(name, MS) if kind == "latency" else made.quality(name, made.scores()) for name in "ab"]
+    changed = [replace(record, origin=replace(record.origin, **change)) for record in records]
+    assert comparable.is_one_run(records[0], changed[1]) is is_one
+    assert comparable.is_one_run(changed[0], records[1]) is is_one
+
+
+def test_another_schedule_is_another_run() -> None:
+    records = [made.latency("bf16", MS), made.latency("fp8", MS, mode="reloaded")]
+    assert not comparable.is_one_run(*records)
 
 
 def test_records_that_name_no_run_are_of_none() -> None:
-    a, b = ({key: each for key, each in made.perf(name, MS).items() if key != "run_id"} for name in ("bf16", "fp8"))
-    assert not comparable.one_run(a, b)
-    assert not comparable.one_run(a, None)
+    records = [made.latency(name, MS, run_id=None) for name in ("bf16", "fp8")]
+    assert not comparable.is_one_run(*records)
+    assert not comparable.is_one_run(records[0], None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,27 +11,46 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_eval.comparison import gate
-from moe_eval.comparison.gate import FAILS, HOLDS, UNDECIDED, Condition
+from moe_eval.comparison.gate import Condition, GateResult
 from moe_eval.errors import UsageError
-from tests.comparison.test_verdict import QUALITY, RELOADED, TURNS, shape
+from moe_eval.records.comparison import (
+    ComparedArm,
+    ComparisonRecord,
+    Fairness,
+    PairSchedule,
+    QualityComparison,
+    SpeedRatios,
+    Verdict,
+)
+from moe_eval.records.labels import Status
+from moe_eval.records.quality import Estimate
+from moe_eval.records.run import Skipped
+from tests.doubles import comparisons as made
+from tests.doubles.comparisons import QUALITY, RELOADED, TURNS, Known, shape
 
+HOLDS, FAILS, UNDECIDED = GateResult
 FIGURES = ("speed", "ttft", "tpot", "ln_ppl", "kld", "top1")
 
 
 def comparison(
-    *known: tuple[float, float | None, float | None] | None, quality: Any = QUALITY, schedule: Any = TURNS, **more: Any
-) -> dict[str, Any]:
+    *interval: Known | None,
+    quality: QualityComparison | None = QUALITY,
+    schedule: PairSchedule = TURNS,
+    **changes: Any,
+) -> ComparisonRecord:
     """A pair with shapes of batch 1, 8 and so on, all of whose times have these ratios."""
-    rows = [shape(batch, each) for batch, each in zip((1, 8, 32), known, strict=False)]
-    for row in rows:
-        row["speed"]["ttft_ms"] = row["speed"]["e2e_ms"]
-    pair = {"reference": "bf16", "other": "fp8", "again": False, "differs": [], "schedule": schedule, "shapes": rows,
-            "quality": quality, "verdict": "pays", **more}  # fmt: skip
-    return {"pairs": [pair]}
+    rows = [shape(batch, ratio) for batch, ratio in zip((1, 8, 32), interval, strict=False)]
+    return made.comparison(made.pair(rows, schedule, quality, **changes))
 
 
-def code(text: str, found: dict[str, Any]) -> int:
-    return gate.check(found, gate.parse(text))[0]
+def code(text: str, record: ComparisonRecord) -> GateResult:
+    return gate.check(record, gate.parse(text))[0]
+
+
+def test_the_worst_result_counts() -> None:
+    assert GateResult.worst([]) is HOLDS
+    assert GateResult.worst([HOLDS, UNDECIDED]) is UNDECIDED
+    assert GateResult.worst([UNDECIDED, FAILS, HOLDS]) is FAILS
 
 
 def test_a_gate_is_read() -> None:
@@ -45,8 +65,8 @@ def test_a_gate_is_read() -> None:
 @given(st.sampled_from(FIGURES), st.sampled_from([">=", "<="]), st.floats(allow_nan=False, allow_infinity=False))
 def test_every_bound_is_read_as_it_is_written(name: str, sign: str, bound: float) -> None:
     bound = abs(math.sin(bound)) if name == "top1" else bound
-    (found,) = gate.parse(f"{name}{sign}{bound!r}")
-    assert (found.name, found.sign, found.bound, found.batch_size) == (name, sign, bound, None)
+    (record,) = gate.parse(f"{name}{sign}{bound!r}")
+    assert (record.name, record.sign, record.bound, record.batch_size) == (name, sign, bound, None)
 
 
 @pytest.mark.parametrize(
@@ -63,19 +83,19 @@ def test_what_is_no_gate_is_refused_with_what_is_allowed(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["speed", "ttft", "tpot", "ln_ppl"])
 def test_a_bound_is_held_against_the_ends_of_the_interval(name: str) -> None:
-    """Every order of two ends and a bound, equal ones as well."""
+    """Every order of both ends and a bound, equal ones as well."""
     for low in range(1, 6):
         for high in range(low, 6):
             middle = (low + high) / 2
-            ratio = {"value": middle, "error": 0.1, "low": float(low), "high": float(high)}
-            known = (middle, float(low), float(high))
-            found = comparison(known, quality={**QUALITY, "ln_ppl_ratio": ratio}, schedule=RELOADED)
+            ratio = Estimate(middle, 0.1, float(low), float(high))
+            quality = replace(QUALITY, ln_ppl_ratio=ratio)
+            record = comparison((middle, float(low), float(high)), quality=quality, schedule=RELOADED)
             for bound in range(7):
                 # all that the interval holds, in small steps
                 values = [low + (high - low) * step / 100 for step in range(101)]
                 for sign, holds in ((">=", [v >= bound for v in values]), ("<=", [v <= bound for v in values])):
                     expected = HOLDS if all(holds) else UNDECIDED if any(holds) else FAILS
-                    assert code(f"{name}{sign}{bound}", found) == expected, (low, high, sign, bound)
+                    assert code(f"{name}{sign}{bound}", record) == expected, (low, high, sign, bound)
 
 
 @pytest.mark.parametrize(("name", "value"), [("kld", 0.01), ("top1", 0.95)])
@@ -88,95 +108,107 @@ def test_figures_of_every_token_count_as_they_are(name: str, value: float) -> No
 
 
 def test_a_condition_is_about_every_shape_or_one() -> None:
-    found = comparison((1.0, 0.97, 1.03), (1.5, 1.4, 1.6))
+    record = comparison((1.0, 0.97, 1.03), (1.5, 1.4, 1.6))
     for text, expected in (
         ("speed>=1.2", FAILS), ("speed[b8]>=1.2", HOLDS), ("speed[b1]>=1.2", FAILS), ("speed[b1]>=1", UNDECIDED),
         ("speed>=0.9", HOLDS), ("speed>=1", UNDECIDED), ("speed[b64]>=0.1", UNDECIDED), ("tpot[b8]>=1.4", HOLDS),
     ):  # fmt: skip
-        assert code(text, found) == expected, text
+        assert code(text, record) == expected, text
     # one that failed counts more than one that is open
     assert code("speed>=1.2", comparison((1.0, 0.5, 2.0), (1.0, 0.9, 1.1))) == FAILS
 
 
 def test_codes_of_several_conditions() -> None:
-    found = comparison((1.2, 1.1, 1.3))
+    record = comparison((1.2, 1.1, 1.3))
     holds, fails, undecided = "speed>=1", "speed>=2", "speed>=1.2"
     for texts, expected in (
         ((holds, holds), HOLDS), ((holds, fails), FAILS), ((holds, undecided), UNDECIDED), ((undecided, fails), FAILS),
     ):  # fmt: skip
-        result, lines = gate.check(found, gate.parse(",".join(texts)))
+        result, lines = gate.check(record, gate.parse(",".join(texts)))
         assert result == expected
         assert len(lines) == 2
         assert all("fp8 against bf16: b1_i512_o256 1.20x, 1.10 to 1.30" in line for line in lines)
-    two = {"pairs": [*found["pairs"], {**comparison((1.0, 0.9, 1.1))["pairs"][0], "other": "nvfp4"}]}
-    result, lines = gate.check(two, gate.parse("speed>=1.15"))
+    slower = comparison((1.0, 0.9, 1.1), other="nvfp4")
+    both = replace(record, pairs=(*record.pairs, *slower.pairs))
+    result, lines = gate.check(both, gate.parse("speed>=1.15"))
     assert (result, len(lines)) == (FAILS, 2)
     assert lines[1].startswith("speed>=1.15 fails for nvfp4 against bf16")
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("verdict", "expected"),
     [("pays", HOLDS), ("does not pay", FAILS), ("inconclusive", UNDECIDED), ("not comparable", UNDECIDED)],
 )
-def test_the_verdict_is_a_condition(said: str, expected: int) -> None:
-    assert code("verdict==pays", comparison((1.2, 1.1, 1.3), verdict=said)) == expected
+def test_the_verdict_is_a_condition(verdict: str, expected: GateResult) -> None:
+    assert code("verdict==pays", comparison((1.2, 1.1, 1.3), verdict=Verdict(verdict))) == expected
 
 
 def test_what_is_missing_or_not_comparable_is_not_decided() -> None:
     for name in FIGURES:
         assert code(f"{name}>=0", comparison(quality=None)) == UNDECIDED
-        assert code(f"{name}<=1", comparison((1.2, 1.1, 1.3), differs=["another GPU"])) == UNDECIDED
-    assert code("ln_ppl<=9", comparison(quality={**QUALITY, "ln_ppl_ratio": None, "no_interval": "one document."})) == 2
+        assert (
+            code(f"{name}<=1", comparison((1.2, 1.1, 1.3), differs=("Speed was measured on another GPU.",)))
+            == UNDECIDED
+        )
+    assert code("ln_ppl<=9", comparison(quality=replace(QUALITY, ln_ppl_ratio=None, no_interval="One document."))) == 2
     for name in ("kld", "ln_ppl"):
-        unknown = {**QUALITY, "kld_mean": None, "ln_ppl_ratio": None, "no_interval": "not at hand"}
-        found, (line,) = gate.check(comparison(quality=unknown), gate.parse(f"{name}<=9"))
-        assert (found, line.endswith("not at hand")) == (UNDECIDED, True)
+        unknown = replace(QUALITY, divergence=None, ln_ppl_ratio=None, no_interval="Not at hand.")
+        record, (line,) = gate.check(comparison(quality=unknown), gate.parse(f"{name}<=9"))
+        assert (record, line.endswith("Not at hand.")) == (UNDECIDED, True)
     assert code("speed>=0", comparison((1.2, 1.1, 1.3), None)) == UNDECIDED  # one side broke down at batch 8
-    assert gate.check({"pairs": []}, gate.parse("speed>=0"))[0] == UNDECIDED
+    assert gate.check(made.comparison(), gate.parse("speed>=0"))[0] == UNDECIDED
     itself = comparison((1.2, 1.1, 1.3), other="bf16-again")
     assert gate.check(itself, gate.parse("speed>=9"))[0] == UNDECIDED, "an arm against itself is no condition"
 
 
 def test_unfair_shapes_are_not_decided_and_traced_ones_are_left_out() -> None:
-    found = comparison((1.2, 1.1, 1.3), (1.2, 1.1, 1.3))
-    rows = found["pairs"][0]["shapes"]
-    rows[1] |= {"fair": False, "fair_reason": "other experts"}
-    assert code("speed>=1", found) == UNDECIDED
-    assert code("speed[b1]>=1", found) == HOLDS
-    rows[1] |= {"fair": True, "medians": {}, "speed": dict.fromkeys(("e2e_ms", "ttft_ms", "tpot_ms"))}
-    assert code("speed>=1", found) == HOLDS
+    record = comparison((1.2, 1.1, 1.3), (1.2, 1.1, 1.3))
+    small, large = record.pairs[0].shapes
+    unfair = replace(large, fairness=Fairness(is_fair=False, reason="Other experts."))
+    record = made.comparison(replace(record.pairs[0], shapes=(small, unfair)))
+    assert code("speed>=1", record) == UNDECIDED
+    assert code("speed[b1]>=1", record) == HOLDS
+    traced = replace(large, figures={}, speed=SpeedRatios())
+    record = made.comparison(replace(record.pairs[0], shapes=(small, traced)))
+    assert code("speed>=1", record) == HOLDS
 
 
 def test_a_ratio_without_an_interval_is_known_to_three_percent() -> None:
-    for schedule in (TURNS, {**TURNS, "mode": "sequential"}):
-        found = comparison((1.2, None, None), schedule=schedule)
-        assert [code(f"speed>={bound}", found) for bound in (1.16, 1.17, 1.23, 1.24)] == [0, 2, 2, 1]
-        assert "no interval" in gate.check(found, gate.parse("speed>=1"))[1][0]
+    for schedule in (TURNS, replace(TURNS, mode="sequential")):
+        record = comparison((1.2, None, None), schedule=schedule)
+        assert [code(f"speed>={bound}", record) for bound in (1.16, 1.17, 1.23, 1.24)] == [0, 2, 2, 1]
+        assert "no interval" in gate.check(record, gate.parse("speed>=1"))[1][0]
 
 
 @pytest.mark.parametrize(
-    ("more", "line"),
+    ("changes", "line"),
     [
-        ({"arms": [{"name": "fp8", "status": "failed", "error": "out of memory."}]},
-         "fp8 failed (out of memory), so the gate cannot hold"),
-        ({"skipped": [{"arm": "nvfp4", "evaluator": None, "reason": "no checkpoint"}]},
-         "nvfp4 was left out (no checkpoint), so the gate cannot hold"),
-        ({"skipped": [{"arm": "nvfp4", "evaluator": each, "reason": "emulated"} for each in ("latency", "kernels")]},
-         "nvfp4 was left out (emulated), so the gate cannot hold"),
+        ({"arms": (ComparedArm("fp8", "fp8", Status.FAILED, "out of memory."),)},
+         "fp8 failed (out of memory), so the gate cannot hold."),
+        ({"skipped": (Skipped("nvfp4", None, "no checkpoint"),)},
+         "nvfp4 was left out (no checkpoint), so the gate cannot hold."),
+        ({"skipped": tuple(Skipped("nvfp4", name, "emulated") for name in ("latency", "kernels"))},
+         "nvfp4 was left out (emulated), so the gate cannot hold."),
     ],
 )  # fmt: skip
-def test_an_arm_that_is_missing_keeps_a_gate_from_holding(more: dict[str, Any], line: str) -> None:
-    found = {**comparison((1.2, 1.1, 1.3)), **more}
-    result, lines = gate.check(found, gate.parse("speed>=1"))
+def test_an_arm_that_is_missing_keeps_a_gate_from_holding(changes: dict[str, Any], line: str) -> None:
+    record = replace(comparison((1.2, 1.1, 1.3)), **changes)
+    result, lines = gate.check(record, gate.parse("speed>=1"))
     assert (result, lines[1:]) == (UNDECIDED, [line])
     assert lines[0].startswith("speed>=1 holds for fp8")
-    assert gate.check(found, gate.parse("speed>=2"))[0] == FAILS
-    nothing = gate.check({**found, "pairs": []}, gate.parse("speed>=1"))
+    assert gate.check(record, gate.parse("speed>=2"))[0] == FAILS
+    nothing = gate.check(replace(record, pairs=()), gate.parse("speed>=1"))
     assert (nothing[0], line in nothing[1]) == (UNDECIDED, True)
 
 
 def test_what_one_evaluator_left_out_is_told_by_the_pair() -> None:
-    arms = [{"name": "fp8", "status": "finished", "error": None}]
-    skipped = [{"arm": "fp8", "evaluator": "latency", "reason": "it is emulated"}]
-    found = {**comparison(), "arms": arms, "skipped": skipped}
-    assert [code(text, found) for text in ("kld<=1", "speed>=0.1")] == [HOLDS, UNDECIDED]
+    arms = (ComparedArm("fp8", "fp8", Status.FINISHED),)
+    record = replace(comparison(), arms=arms, skipped=(Skipped("fp8", "latency", "it is emulated"),))
+    assert [code(text, record) for text in ("kld<=1", "speed>=0.1")] == [HOLDS, UNDECIDED]
+
+
+def test_a_task_that_failed_keeps_a_gate_from_holding() -> None:
+    record = comparison((1.2, 1.1, 1.3))
+    result, lines = gate.check(record, gate.parse("speed>=1"), failed_tasks=2)
+    assert (result, lines[-1]) == (UNDECIDED, "2 tasks of the run failed, so the gate cannot hold.")
+    assert gate.check(record, gate.parse("speed>=2"), failed_tasks=1)[0] is FAILS

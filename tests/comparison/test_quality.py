@@ -1,95 +1,125 @@
-"""Quality of two recorded arms: recorded figures, scores of tokens, and what is left without them."""
+"""Quality of two recorded arms: scores of tokens, what was computed before, and what is left without them."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moe_eval.comparison import gate, pairs
-from moe_eval.records.by_arm import ArmResults
-from moe_eval.report import markdown
+from moe_eval.comparison import gate, quality
+from moe_eval.comparison.gate import GateResult
+from moe_eval.errors import UsageError
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import QualityComparison
 from tests.comparison.test_pairs import pair, scored
+from tests.doubles import recorded_arms as made
+from tests.doubles.comparisons import comparison
 
 
-def test_quality_of_the_recorded_pair_and_of_any_other(tmp_path: Path) -> None:
+def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison:
+    compared = quality.compare(reference, candidate)
+    assert compared is not None
+    return compared
+
+
+def test_quality_of_any_pair_by_the_scores_of_its_tokens(tmp_path: Path) -> None:
     arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02, "nvfp4": 0.1})
-    assert arms[1].ppl is not None
-    assert arms[2].ppl is not None
-    recorded = pair(arms[0], arms[1])["quality"]
-    assert recorded["ln_ppl_ratio"] == arms[1].ppl["ln_ppl_ratio"]
-    assert recorded["ln_ppl_ratio"]["value"] == pytest.approx(0.02, rel=1e-4)  # so many nats of every token
-    assert recorded["ppl_change"] == pytest.approx(math.exp(0.02) - 1, rel=1e-4)
-    assert recorded["noise_floor"] == pytest.approx(1e-4, rel=0.01)
+    compared = compare(arms[0], arms[1])
+    assert compared.ln_ppl_ratio is not None
+    assert compared.ln_ppl_ratio.value == pytest.approx(0.02, rel=1e-4)  # so many nats of every token
+    assert compared.ppl_change == pytest.approx(math.exp(0.02) - 1, rel=1e-4)
+    assert compared.noise_floor == pytest.approx(1e-4, rel=0.01)
+    assert compared.run_id == made.RUN
     # probabilities of three tokens, written down: D(reference || other) of 0.6, 0.3, 0.1 and the changed ones
     p, q = np.array([0.6, 0.3, 0.1]), np.array([0.6 - 0.002, 0.3, 0.1 + 0.002])
-    assert recorded["kld_mean"] == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-2)
-    assert recorded["same_top1"] == 1
-    # no record compares these two
-    between = pair(arms[1], arms[2])["quality"]
-    assert between["ln_ppl_ratio"]["value"] == pytest.approx(0.08, rel=1e-4)
-    back = pair(arms[2], arms[1])["quality"]
+    assert compared.divergence is not None
+    assert compared.divergence.mean == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-2)
+    assert compared.divergence.same_top1 == 1
+    between, back = compare(arms[1], arms[2]), compare(arms[2], arms[1])
+    assert between.ln_ppl_ratio is not None
+    assert back.ln_ppl_ratio is not None
+    assert between.ln_ppl_ratio.value == pytest.approx(0.08, rel=1e-4)
     for name, reverse in (("value", "value"), ("low", "high"), ("high", "low")):
-        assert between["ln_ppl_ratio"][name] == pytest.approx(-back["ln_ppl_ratio"][reverse], abs=1e-9)
-    assert (1 + between["ppl_change"]) * (1 + back["ppl_change"]) == pytest.approx(1)
-    assert back["flag"] is None  # a higher precision scores better, as it should
-    gone = [ArmResults(each.name, each.precision, ppl=each.ppl) for each in arms]
-    assert pair(gone[0], gone[1])["quality"] == recorded
-    elsewhere = ArmResults("fp8", "fp8", ppl=arms[1].ppl, folder=tmp_path / "elsewhere")
-    assert pair(arms[0], elsewhere)["quality"] == recorded
-    plain = pair(gone[1], gone[2])["quality"]
-    assert plain["ppl_change"] == pytest.approx(between["ppl_change"], rel=1e-3)
-    assert (plain["ln_ppl_ratio"], plain["kld_mean"], plain["same_top1"]) == (None, None, None)
-    assert plain["no_interval"] == "the scores of the tokens are not at hand"
-    assert "% perplexity (no interval)" in pair(gone[1], gone[2])["sentence"]
+        expected = -getattr(back.ln_ppl_ratio, reverse)
+        assert getattr(between.ln_ppl_ratio, name) == pytest.approx(expected, abs=1e-9)
+    assert between.ppl_change is not None
+    assert back.ppl_change is not None
+    assert (1 + between.ppl_change) * (1 + back.ppl_change) == pytest.approx(1)
+    assert back.flag is None  # a higher precision scores better, as it should
+
+
+def test_without_arrays_what_was_computed_before_counts_else_the_plain_change(tmp_path: Path) -> None:
+    arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02, "nvfp4": 0.1})
+    before = compare(arms[0], arms[1])
+    gone = [replace(arm, folder=None) for arm in arms]
+    assert compare(gone[0], replace(gone[1], compared={"bf16": before})) == before
+    elsewhere = replace(arms[1], folder=tmp_path / "elsewhere", compared={"bf16": before})
+    assert compare(arms[0], elsewhere) == before
+    plain = compare(gone[1], gone[2])
+    assert plain.ppl_change == pytest.approx(compare(arms[1], arms[2]).ppl_change, rel=1e-3)
+    assert (plain.ln_ppl_ratio, plain.divergence) == (None, None)
+    assert plain.no_interval == "The scores of the tokens are not at hand."
+    assert "% perplexity (no interval)" in pair(gone[1], gone[2]).sentence
+    # another run has an arm of this name as well
+    assert gone[0].quality is not None
+    foreign = replace(gone[0], quality=made.quality("bf16", made.scores(), run_id="f" * 32))
+    assert compare(foreign, replace(gone[1], compared={"bf16": before})).ln_ppl_ratio is None
+
+
+def test_damaged_arrays_and_those_of_other_windows_are_refused(tmp_path: Path) -> None:
+    arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02})
+    made.scores(0.02, digest="e" * 16).save(tmp_path / "ppl_fp8_cpu.npz")
+    with pytest.raises(UsageError, match=r"did not score the same windows\. Give both"):
+        quality.compare(*arms)
+    (tmp_path / "ppl_fp8_cpu.npz").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"ppl_fp8_cpu.npz is damaged .*Run moe-eval ppl again\."):
+        quality.compare(*arms)
 
 
 def test_a_lower_precision_that_scores_better_is_told_of(tmp_path: Path) -> None:
-    found = pair(*scored(tmp_path, {"bf16": 0.0, "fp8": -0.05}))
-    assert "implausible" in found["quality"]["flag"]
-    assert "implausible" in found["sentence"]
+    compared = pair(*scored(tmp_path, {"bf16": 0.0, "fp8": -0.05}))
+    assert compared.quality is not None
+    assert "implausible" in str(compared.quality.flag)
+    assert "Implausible" in compared.sentence
 
 
 def test_scales_that_were_calibrated_on_what_was_scored_are_told_of(tmp_path: Path) -> None:
-    arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02})
-    assert arms[1].ppl is not None
-    for source, told in (("16 windows of moe_sample", True), ("16 windows of wikitext", False)):
-        arms[1].ppl["labels"]["engine"]["arguments"] = {"calibration": source}
-        found = pairs.make(arms)
-        assert bool(found["pairs"][0]["quality"]["calibration"]) == told
-        assert ("calibrated" in markdown.render(found, {})) == told
+    for source, is_told in (("16 windows of moe_sample", True), ("16 windows of wikitext", False)):
+        arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02}, arguments={"calibration": source})
+        assert ("calibrated" in str(compare(*arms).calibration)) == is_told
 
 
 def test_scores_of_random_weights_decide_nothing(tmp_path: Path) -> None:
-    arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02})
-    for each in arms:
-        assert each.ppl is not None
-        each.ppl["labels"]["engine"]["weights"] = "random"
-    found = pair(*arms)
-    assert found["quality"]["kld_mean"] > 0
-    assert "random" in found["quality"]["flag"]
-    assert found["verdict"] == "inconclusive"
-    assert "perplexity" not in found["sentence"]
+    compared = pair(*scored(tmp_path, {"bf16": 0.0, "fp8": 0.02}, weights="random"))
+    assert compared.quality is not None
+    assert compared.quality.divergence is not None
+    assert compared.quality.divergence.mean > 0
+    assert "random" in str(compared.quality.flag)
+    assert compared.verdict == "inconclusive"
+    assert "perplexity" not in compared.sentence
     for condition in ("ln_ppl<=9", "kld<=9", "top1>=0"):
-        code, (line,) = gate.check({"pairs": [found]}, gate.parse(condition))
-        assert code == gate.UNDECIDED
+        result, (line,) = gate.check(comparison(compared), gate.parse(condition))
+        assert result is GateResult.UNDECIDED
         assert "the weights are random" in line
 
 
 def test_one_document_gives_a_change_without_an_interval(tmp_path: Path) -> None:
-    quality = pair(*scored(tmp_path, {"bf16": 0.0, "fp8": 0.02}, documents=1))["quality"]
-    assert quality["ln_ppl_ratio"] is None
-    assert "at least two documents" in quality["no_interval"]
-    assert quality["ppl_change"] == pytest.approx(math.exp(0.01) - 1, rel=1e-3)  # the one document is 0.01 nats worse
+    compared = compare(*scored(tmp_path, {"bf16": 0.0, "fp8": 0.02}, documents=1))
+    assert compared.ln_ppl_ratio is None
+    assert "at least two documents" in str(compared.no_interval)
+    assert compared.ppl_change == pytest.approx(math.exp(0.01) - 1, rel=1e-3)  # the one document is 0.01 nats worse
 
 
 def test_a_ratio_that_is_no_number_says_so(tmp_path: Path) -> None:
     arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02})
-    assert arms[1].ppl is not None
-    arms[1].ppl["ln_ppl_ratio"] = dict.fromkeys(("value", "error", "low", "high"))  # NaN, as it is read back
-    found = pair(*arms)
-    assert found["quality"]["ln_ppl_ratio"] is None
-    (line,) = gate.check({"pairs": [found]}, gate.parse("ln_ppl<=9"))[1]
-    assert line.endswith("there is no interval; the ratio of perplexities is no number")
+    broken = made.scores(0.02)
+    broken.logprobs[3] = np.nan
+    broken.save(tmp_path / "ppl_fp8_cpu.npz")
+    compared = pair(*arms)
+    assert compared.quality is not None
+    assert compared.quality.ln_ppl_ratio is None
+    (line,) = gate.check(comparison(compared), gate.parse("ln_ppl<=9"))[1]
+    assert line.endswith("there is no interval. The ratio of perplexities is no number.")

@@ -18,7 +18,7 @@ TITLE = re.compile(r"\s*= (?!=)(?:.* )?(?<!= )=\s*")
 
 WORDS = st.text(st.sampled_from("ab=é, "), max_size=8)
 BALANCED = st.builds(
-    lambda level, words: f" {'= ' * level}{words}{' =' * level} ", st.integers(1, 4), st.sampled_from(["a", "b c", "é"])
+    lambda level, title: f" {'= ' * level}{title}{' =' * level} ", st.integers(1, 4), st.sampled_from(["a", "b c", "é"])
 )
 LINES = st.lists(st.one_of(BALANCED, st.sampled_from(["", " ", " some text . ", " x = y "])), max_size=12)
 
@@ -105,7 +105,7 @@ def test_variable_unset_is_explained(monkeypatch: pytest.MonkeyPatch, value: str
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("absent.raw", None, "cannot be read"),
         ("empty.raw", b"", "is empty"),
@@ -114,13 +114,13 @@ def test_variable_unset_is_explained(monkeypatch: pytest.MonkeyPatch, value: str
     ],
 )
 def test_unusable_file_is_explained(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes | None, said: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     file = tmp_path / name
     if content is not None:
         file.write_bytes(content)
     monkeypatch.setenv(documents.VARIABLE, str(file))
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         documents.wikitext_local()
     assert str(file) in str(caught.value)
 

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
 
 from moe_eval.data import documents, scoring_windows
-from moe_eval.data.scoring_windows import Chunks
+from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.errors import UsageError
 from tests.conftest import SHIPPED
 
@@ -28,14 +28,14 @@ def letters(text: str) -> list[int]:
     return [ord(letter) for letter in text]
 
 
-def cut(pages: list[str] = PAGES, input_len: int = 10, num_chunks: int = 0, prefix: int = PREFIX) -> Chunks:
+def cut(pages: list[str] = PAGES, input_len: int = 10, num_chunks: int = 0, prefix: int = PREFIX) -> WindowSet:
     return scoring_windows.cut(pages, letters, prefix, input_len, num_chunks)
 
 
-def scored(found: Chunks) -> dict[int, list[int]]:
+def scored(windows: WindowSet) -> dict[int, list[int]]:
     """The scored tokens of every document."""
     tokens: dict[int, list[int]] = {}
-    for document, window in zip(found.documents, found.windows, strict=True):
+    for document, window in zip(windows.documents, windows.windows, strict=True):
         tokens.setdefault(document, []).extend(window.continuation)
     return tokens
 
@@ -47,70 +47,70 @@ def hf() -> HFLM:
 
 def test_windows_are_those_that_the_harness_scores(hf: HFLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness's own hf model rolls over the sample's documents, and what it would score is caught."""
-    seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    scored_by_hf: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
     def catch(requests: list[tuple[Any, list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
-        seen.extend((tuple(context), tuple(continuation)) for _, context, continuation in requests)
+        scored_by_hf.extend((tuple(context), tuple(continuation)) for _, context, continuation in requests)
         return [(0.0, True)] * len(requests)
 
     monkeypatch.setattr(hf, "_loglikelihood_tokens", catch)
-    pages = scoring_windows.pages("moe_sample")
+    pages = scoring_windows.read_documents("moe_sample")
     hf.loglikelihood_rolling(
         [Instance("loglikelihood_rolling", {}, (wikitext_detokenizer({"page": page}),), 0) for page in pages],
         disable_tqdm=True,
     )
     encode = hf.tokenizer.encode
-    found = scoring_windows.cut(pages, lambda text: list(encode(text, verbose=False)), hf.prefix_token_id, 128, 0)
-    assert [(each.context, each.continuation) for each in found.windows] == seen
-    assert found.total == len(seen) > len(pages)
-    counted = [process_results({"page": page}, (0.0,)) for page in pages]
-    assert list(found.words.values()) == [each["word_perplexity"][1] for each in counted]
-    assert list(found.bytes.values()) == [each["byte_perplexity"][1] for each in counted]
+    windows = scoring_windows.cut(pages, lambda text: list(encode(text, verbose=False)), hf.prefix_token_id, 128, 0)
+    assert [(window.context, window.continuation) for window in windows.windows] == scored_by_hf
+    assert windows.total == len(scored_by_hf) > len(pages)
+    metrics = [process_results({"page": page}, (0.0,)) for page in pages]
+    assert list(windows.word_counts.values()) == [metric["word_perplexity"][1] for metric in metrics]
+    assert list(windows.byte_counts.values()) == [metric["byte_perplexity"][1] for metric in metrics]
 
 
 @given(st.lists(st.text("ab \né", min_size=1, max_size=40), min_size=1, max_size=5), st.integers(1, 12))
 def test_every_token_is_scored_once_from_windows_that_fit(pages: list[str], input_len: int) -> None:
-    found = cut(pages, input_len)
+    windows = cut(pages, input_len)
     expected = [letters(wikitext_detokenizer({"page": page})) for page in pages]
-    assert scored(found) == {index: tokens for index, tokens in enumerate(expected) if tokens}
-    for document, window in zip(found.documents, found.windows, strict=True):
+    assert scored(windows) == {index: tokens for index, tokens in enumerate(expected) if tokens}
+    for document, window in zip(windows.documents, windows.windows, strict=True):
         assert len(window.inputs) <= input_len
         every = [PREFIX, *expected[document]]
         assert tuple(window.context + window.continuation) in {
-            tuple(every[at : at + len(window.context + window.continuation)]) for at in range(len(every))
+            tuple(every[start : start + len(window.context + window.continuation)]) for start in range(len(every))
         }
-    assert list(found.documents) == sorted(found.documents)
+    assert list(windows.documents) == sorted(windows.documents)
 
 
 def test_the_first_token_of_a_document_is_conditioned_on_the_prefix() -> None:
-    found = cut(prefix=7)
-    firsts = [found.windows[found.documents.index(document)] for document in range(3)]
+    windows = cut(prefix=7)
+    firsts = [windows.windows[windows.documents.index(document)] for document in range(3)]
     assert [window.context for window in firsts] == [(7,)] * 3
 
 
 @pytest.mark.parametrize("input_len", [1, 7, 10, 1000])
 def test_num_chunks_takes_the_first_windows_and_counts_whole_documents_alone(input_len: int) -> None:
     every = cut(input_len=input_len)
-    assert list(every.words) == [0, 1, 2]
-    for kept in range(1, every.total + 3):
-        found = cut(input_len=input_len, num_chunks=kept)
-        assert found.windows == every.windows[:kept]
-        assert found.documents == every.documents[:kept]
-        assert found.total == every.total
-        assert found.input_len == input_len
-        whole = [index for index in range(3) if every.documents[:kept].count(index) == every.documents.count(index)]
-        assert found.words == {index: len(re.split(r"\s+", PAGES[index])) for index in whole}
-        assert found.bytes == {index: len(PAGES[index].encode()) for index in whole}
+    assert list(every.word_counts) == [0, 1, 2]
+    for count in range(1, every.total + 3):
+        windows = cut(input_len=input_len, num_chunks=count)
+        assert windows.windows == every.windows[:count]
+        assert windows.documents == every.documents[:count]
+        assert windows.total == every.total
+        assert windows.input_len == input_len
+        whole = [index for index in range(3) if every.documents[:count].count(index) == every.documents.count(index)]
+        assert windows.word_counts == {index: len(re.split(r"\s+", PAGES[index])) for index in whole}
+        assert windows.byte_counts == {index: len(PAGES[index].encode()) for index in whole}
 
 
 def test_words_and_bytes_are_counted_before_the_detokeniser() -> None:
-    assert cut([" a @-@ é "]).words == {0: 5}
-    assert cut([" a @-@ é "]).bytes == {0: 10}
+    assert cut([" a @-@ é "]).word_counts == {0: 5}
+    assert cut([" a @-@ é "]).byte_counts == {0: 10}
     assert len(cut([" a @-@ é "]).windows[0].continuation) == len(" a-é ")
 
 
 def test_the_digest_is_the_same_for_the_same_and_another_for_anything_else() -> None:
-    others = [
+    sets = [
         cut(),
         cut(num_chunks=5),
         cut(input_len=11),
@@ -121,17 +121,17 @@ def test_the_digest_is_the_same_for_the_same_and_another_for_anything_else() -> 
         cut(["".join(PAGES)]),
         scoring_windows.cut(PAGES, lambda text: [ord(letter) + 1 for letter in text], PREFIX, 10, 0),
     ]
-    assert len({each.digest for each in others}) == len(others)
-    assert cut().digest == others[0].digest == cut(num_chunks=others[0].total).digest
-    assert all(re.fullmatch("[0-9a-f]{16}", each.digest) for each in others)
+    assert len({windows.digest for windows in sets}) == len(sets)
+    assert cut().digest == sets[0].digest == cut(num_chunks=sets[0].total).digest
+    assert all(re.fullmatch("[0-9a-f]{16}", windows.digest) for windows in sets)
 
 
 def test_the_digest_tells_where_documents_begin() -> None:
     """Windows of one token each and the same prefix: only the document's number differs."""
-    one = scoring_windows.cut(["aa"], letters, ord("a"), 1, 0)
-    two = scoring_windows.cut(["a", "a"], letters, ord("a"), 1, 0)
-    assert one.windows == two.windows
-    assert one.digest != two.digest
+    joined = scoring_windows.cut(["aa"], letters, ord("a"), 1, 0)
+    split = scoring_windows.cut(["a", "a"], letters, ord("a"), 1, 0)
+    assert joined.windows == split.windows
+    assert joined.digest != split.digest
 
 
 @pytest.mark.parametrize(("input_len", "num_chunks"), [(0, 1), (-1, 1), (10, -1)])
@@ -142,27 +142,27 @@ def test_numbers_that_make_no_window_are_refused(input_len: int, num_chunks: int
 
 def test_wikitext_local_has_the_words_and_bytes_of_wikitext_2(monkeypatch: pytest.MonkeyPatch, wikitext: Path) -> None:
     monkeypatch.setenv(documents.VARIABLE, str(wikitext))
-    pages = scoring_windows.pages("wikitext_local")
-    found = scoring_windows.cut(pages, lambda text: text.split(" "), PREFIX, 2048, 0)  # type: ignore[arg-type, return-value]
-    assert len(set(found.documents)) == len(pages) == 62
-    assert sum(found.words.values()) == 241_335
-    assert sum(found.bytes.values()) == 1_290_527
+    pages = scoring_windows.read_documents("wikitext_local")
+    windows = scoring_windows.cut(pages, lambda text: text.split(" "), PREFIX, 2048, 0)  # type: ignore[arg-type, return-value]
+    assert len(set(windows.documents)) == len(pages) == 62
+    assert sum(windows.word_counts.values()) == 241_335
+    assert sum(windows.byte_counts.values()) == 1_290_527
 
 
 def test_moe_sample_is_the_shipped_sample() -> None:
-    assert scoring_windows.pages("moe_sample") == list(documents.moe_sample()["test"]["page"])
+    assert scoring_windows.read_documents("moe_sample") == list(documents.moe_sample()["test"]["page"])
 
 
 def test_wikitext_is_the_test_split_of_the_harnesss_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
-    def load(*names: str, **more: str) -> Any:
-        asked.append((names, more))
+    def load(*names: str, **options: str) -> Any:
+        calls.append((names, options))
         return datasets.Dataset.from_dict({"page": PAGES})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert scoring_windows.pages("wikitext") == PAGES
-    assert asked == [(("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"), {"split": "test"})]
+    assert scoring_windows.read_documents("wikitext") == PAGES
+    assert calls == [(("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"), {"split": "test"})]
 
 
 def wrapped() -> Exception:
@@ -181,8 +181,8 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, error:
         raise error()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UsageError, match=r"the hub cannot be reached; set MOE_EVAL_WIKITEXT .* name moe_sample"):
-        scoring_windows.pages("wikitext")
+    with pytest.raises(UsageError, match=r"the hub cannot be reached\. Set MOE_EVAL_WIKITEXT .* give moe_sample"):
+        scoring_windows.read_documents("wikitext")
 
 
 def test_another_failure_of_the_data_set_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,11 +191,11 @@ def test_another_failure_of_the_data_set_is_not_called_a_missing_network(monkeyp
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(ValueError, match="broken"):
-        scoring_windows.pages("wikitext")
+        scoring_windows.read_documents("wikitext")
 
 
 def test_what_is_no_data_set_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"no data set 'c4'; choose wikitext, wikitext_local, moe_sample"):
-        scoring_windows.pages("c4")
-    with pytest.raises(UsageError, match="set MOE_EVAL_WIKITEXT"):
-        scoring_windows.pages("wikitext_local")
+    with pytest.raises(UsageError, match=r"no data set 'c4'\. Give one of wikitext, wikitext_local, moe_sample"):
+        scoring_windows.read_documents("c4")
+    with pytest.raises(UsageError, match="Set MOE_EVAL_WIKITEXT"):
+        scoring_windows.read_documents("wikitext_local")

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +19,11 @@ from moe_eval.errors import UsageError
 
 
 def encode(text: str) -> list[int]:
-    return [ord(each) - ord("a") for each in text]
+    return [ord(letter) - ord("a") for letter in text]
 
 
 def pcg64(seed: int) -> Iterator[int]:
-    """PCG XSL-RR 128/64 (O'Neill, 2014) in plain integers; only the seeding is NumPy's."""
+    """PCG XSL-RR 128/64 (O'Neill, 2014) in plain integers; the seeding is NumPy's."""
     start = np.random.PCG64(seed).state["state"]
     state, increment = int(start["state"]), int(start["inc"])
     while True:
@@ -34,13 +33,13 @@ def pcg64(seed: int) -> Iterator[int]:
 
 
 def test_shapes_are_named_as_metric_keys_spell_them() -> None:
-    found = workload.shapes([8, 1], 512, 256)
-    assert [each.name for each in found] == ["b8_i512_o256", "b1_i512_o256"]
-    assert [each.tokens for each in found] == [6144, 768]
+    shapes = workload.shapes([8, 1], 512, 256)
+    assert [shape.name for shape in shapes] == ["b8_i512_o256", "b1_i512_o256"]
+    assert [shape.tokens for shape in shapes] == [6144, 768]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "input_len", "output_len", "said"),
+    ("sizes", "input_len", "output_len", "message"),
     [
         ([], 8, 8, "no batch size"),
         ([1, 0], 8, 8, "batch size is 0"),
@@ -49,8 +48,8 @@ def test_shapes_are_named_as_metric_keys_spell_them() -> None:
         ([4, 1, 4], 8, 8, "Batch size 4 is given twice"),
     ],
 )
-def test_shapes_that_cannot_be_run_are_refused(sizes: list[int], input_len: int, output_len: int, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_shapes_that_cannot_be_run_are_refused(sizes: list[int], input_len: int, output_len: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         workload.shapes(sizes, input_len, output_len)
 
 
@@ -59,13 +58,15 @@ def test_shapes_that_cannot_be_run_are_refused(sizes: list[int], input_len: int,
 def test_prompts_of_text_are_its_slices_in_order_each_once(pages: list[str], length: int, batch: int) -> None:
     text = "".join(pages)
     expected: list[tuple[int, ...]] = []
-    for at in range(len(text) // length):
-        piece = tuple(encode(text[at * length : (at + 1) * length]))
+    for index in range(len(text) // length):
+        piece = tuple(encode(text[index * length : (index + 1) * length]))
         if piece not in expected:
             expected.append(piece)
     shapes = workload.shapes([batch], length, 4)
     if len(expected) < batch:
-        with pytest.raises(UsageError, match=rf"gives {len(expected)} different prompts of {length} .* needs {batch};"):
+        with pytest.raises(
+            UsageError, match=rf"gives {len(expected)} different prompts of {length} .* needs {batch}\."
+        ):
             workload.from_text(pages, encode, shapes, 8, "x")
     else:
         assert list(workload.from_text(pages, encode, shapes, 8, "x").pool) == expected[:batch]
@@ -77,16 +78,16 @@ def test_a_token_outside_the_vocabulary_is_named() -> None:
 
 
 def test_a_larger_batch_holds_the_smaller_ones_prompts() -> None:
-    found = workload.from_seed(3, workload.shapes([1, 4, 16], 8, 2), 100)
-    small, middle, large = (found.prompts(each) for each in found.shapes)
+    work = workload.from_seed(3, workload.shapes([1, 4, 16], 8, 2), 100)
+    small, middle, large = (work.prompts(shape) for shape in work.shapes)
     assert (len(small), len(middle), len(large)) == (1, 4, 16)
     assert large[:4] == middle
     assert middle[:1] == small
     alone = workload.from_seed(3, workload.shapes([4], 8, 2), 100)
     assert alone.pool == middle
-    for other in (Shape(17, 8, 2), Shape(1, 9, 2)):
-        with pytest.raises(UsageError, match=f"16 prompts of 8 tokens, which {other.name} does not fit"):
-            found.prompts(other)
+    for shape in (Shape(17, 8, 2), Shape(1, 9, 2)):
+        with pytest.raises(UsageError, match=f"16 prompts of 8 tokens, which do not fit {shape.name}"):
+            work.prompts(shape)
 
 
 def test_shapes_of_several_lengths_are_refused() -> None:
@@ -96,27 +97,27 @@ def test_shapes_of_several_lengths_are_refused() -> None:
 
 @pytest.mark.parametrize(("seed", "special"), [(0, ()), (12345, (0, 3, 99)), (2**63, (1, 500))])
 def test_random_prompts_are_pcg64s_on_every_platform(seed: int, special: tuple[int, ...]) -> None:
-    found = workload.from_seed(seed, workload.shapes([6], 20, 2), 100, special)
-    allowed = [each for each in range(100) if each not in special]
+    work = workload.from_seed(seed, workload.shapes([6], 20, 2), 100, special)
+    allowed = [token for token in range(100) if token not in special]
     stream = pcg64(seed)
-    assert found.pool == tuple(tuple(allowed[next(stream) % len(allowed)] for _ in range(20)) for _ in range(6))
+    assert work.pool == tuple(tuple(allowed[next(stream) % len(allowed)] for _ in range(20)) for _ in range(6))
 
 
 def test_the_digest_of_a_seed_is_the_same_everywhere() -> None:
-    found = workload.from_seed(0, workload.shapes([1, 8, 32], 512, 64), 151936, special=range(151643, 151936))
-    assert found.digest == "2d53f9d0deb9f18e"
+    work = workload.from_seed(0, workload.shapes([1, 8, 32], 512, 64), 151936, special=range(151643, 151936))
+    assert work.digest == "2d53f9d0deb9f18e"
 
 
 def test_random_prompts_are_uniform_and_leave_special_tokens_out() -> None:
-    found = workload.from_seed(7, workload.shapes([64], 500, 1), 50, special=(0, 49))
-    counts = Counter(token for prompt in found.pool for token in prompt)
+    work = workload.from_seed(7, workload.shapes([64], 500, 1), 50, special=(0, 49))
+    counts = Counter(token for prompt in work.pool for token in prompt)
     assert set(counts) == set(range(1, 49))
     assert distributions.chisquare(list(counts.values())).pvalue > 1e-3
 
 
 def test_all_prompts_differ_even_where_there_are_hardly_enough() -> None:
-    found = workload.from_seed(1, workload.shapes([27], 3, 1), 4, special=(2,))
-    assert sorted(found.pool) == sorted(product((0, 1, 3), repeat=3))
+    work = workload.from_seed(1, workload.shapes([27], 3, 1), 4, special=(2,))
+    assert sorted(work.pool) == sorted(product((0, 1, 3), repeat=3))
     with pytest.raises(UsageError, match="3 tokens that may be drawn make fewer than 28 different prompts of 3"):
         workload.from_seed(1, workload.shapes([28], 3, 1), 4, special=(2,))
     with pytest.raises(UsageError, match="seed is -1"):
@@ -134,7 +135,7 @@ def test_a_workload_survives_json(frozen: Workload) -> None:
 
 @pytest.mark.parametrize("change", ["token", "shape", "missing prompt", "order", "moved boundary"])
 def test_a_changed_workload_is_refused(frozen: Workload, change: str) -> None:
-    raw: dict[str, Any] = json.loads(json.dumps(frozen.to_json()))
+    raw = json.loads(json.dumps(frozen.to_json()))
     if change == "token":
         raw["pool"][2][3] = (raw["pool"][2][3] + 1) % 30
     elif change == "shape":
@@ -152,6 +153,6 @@ def test_a_changed_workload_is_refused(frozen: Workload, change: str) -> None:
 @pytest.mark.parametrize(
     "raw", [{}, {"shapes": 3}, {"shapes": [{"batch": 1}], "pool": []}, {"shapes": [4], "pool": []}]
 )
-def test_what_is_no_workload_is_refused(raw: dict[str, Any]) -> None:
+def test_what_is_no_workload_is_refused(raw: object) -> None:
     with pytest.raises(UsageError, match="not a workload"):
         workload.from_json(raw)

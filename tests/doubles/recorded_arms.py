@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,33 +11,21 @@ import numpy as np
 
 from moe_eval import stats
 from moe_eval.data import workload
-from moe_eval.data.workload import Shape
-from moe_eval.evaluators import kernels_record
-from moe_eval.evaluators.perplexity import Scores
+from moe_eval.evaluators import kernels_record, latency_record, quality_record
+from moe_eval.evaluators import quality as evaluator
+from moe_eval.evaluators.latency_record import Context, Measured
+from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.hardware import Gpu, Machine
-from moe_eval.machine.nvml import Summary
-from moe_eval.records import disk, schema_1
+from moe_eval.machine.sampler import GpuSummary
+from moe_eval.records import disk
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
-from moe_eval.records.latency import (
-    Floors,
-    LatencyFigures,
-    LatencyMetrics,
-    LatencyRecord,
-    Metric,
-    Routing,
-    Sample,
-    ShapeLatency,
-    SourceMedians,
-    Turn,
-    WarmUp,
-    WorkloadLabel,
-)
-from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures, QualityRecord
+from moe_eval.records.latency import LatencyRecord, Routing, Sample, Turn, WarmUp
+from moe_eval.records.quality import QualityFigures, QualityRecord
 from moe_eval.records.run import EVALUATORS, RUN_FILE, EvaluatorName, Mode, RunRecord, Schedule, Skipped
-from moe_eval.traces import breakdown
-from tests.traces.timeline import generation
+from moe_eval.traces.kernel_table import Trace
+from tests.doubles.timeline import generation
 
 Blocks = Sequence[Sequence[float]]
 INPUT, OUTPUT = 512, 257
@@ -77,6 +64,9 @@ SCORED_ON = replace(
 )
 
 
+_CLOCKS = GpuSummary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
+
+
 def machine(gpu: str | None = GPU) -> Machine:
     """A computer with one GPU, or none."""
     gpus = () if gpu is None else (Gpu(gpu, "9.0", 80 << 30, "GPU-0"),)
@@ -108,78 +98,30 @@ def latency(
     planned = planned or name.removesuffix(REPEAT_SUFFIX)
     work = workload.from_seed(seed, workload.shapes(list(e2e_ms), INPUT, OUTPUT), 1000)
     engine = replace(replace(TIMED_ON, precision=planned, device_name=gpu), **facts)
-    blocks = next(iter(e2e_ms.values()))
-    shapes = tuple(_shape(shape, e2e_ms[shape.batch_size], slow, experts) for shape in work.shapes)
-    return LatencyRecord(
-        arm=name,
-        precision=engine.precision,
-        precision_planned=planned,
-        status=status,
-        error=None if status is Status.FINISHED else "out of memory",
-        quant_algo=engine.quant_algo,
-        weights=engine.weights,
-        sm_version="9.0",
-        gpu_name=gpu,
-        engine=engine.name,
-        moe_backend=engine.moe_backend_observed,
-        workload=WorkloadLabel(work.digest, work.source),
-        schedule=Schedule(mode, len(blocks), len(blocks[0]), 5),
-        shapes=shapes,
+    measured = Measured(
+        name,
+        planned,
+        status,
+        None if status is Status.FINISHED else "out of memory",
+        ArmLabels(engine),
         routing=None if experts is None else {size: counted(size, experts) for size in e2e_ms},
         no_routing="not measured" if experts is None else None,
-        no_rates="not measured",
-        labels=ArmLabels(engine),
-        origin=Origin(run_id, {"output_dir": output_dir}, machine(gpu)),
     )
+    for shape in work.shapes:
+        blocks = e2e_ms[shape.batch_size]
+        measured.blocks[shape.name] = [[_sample(ms) for ms in block] for block in blocks]
+        flags = [tuple(at < slow for at in range(len(block))) for block in blocks]
+        measured.turns[shape.name] = [Turn(at, (_CLOCKS,), block) for at, block in enumerate(flags)]
+        measured.warm_ups[shape.name] = [WarmUp((1.0,) * 5, "noise is steady")]
+    blocks = next(iter(e2e_ms.values()))
+    schedule = Schedule(mode, len(blocks), len(blocks[0]), 5)
+    origin = Origin(run_id, {"output_dir": output_dir}, machine(gpu))
+    context = Context(origin, work, schedule, fusion_disabled=False, no_rates="not measured")
+    return latency_record.record(measured, context)
 
 
-def _shape(shape: Shape, e2e_ms: Blocks, slow: int, experts: float | None) -> ShapeLatency:
-    samples = [
-        [Sample(0.0, ms / 1000, {"host": ms / 4000}, {"host": ms / 1000}, None, ms / 100) for ms in block]
-        for block in e2e_ms
-    ]
-    ms = [ms for block in e2e_ms for ms in block]
-    flags = [[at < slow for at in range(len(block))] for block in e2e_ms]
-    count = sum(map(sum, flags))
-    notes = (f"{count} of {len(ms)} iterations ran at under 75 % of the GPU's default clock",) if count else ()
-    steps = max(shape.output_len - 1, 1)
-    tokens = shape.batch_size * shape.output_len
-    output_tok_s = [1000 * tokens / e2e for e2e in ms]
-    prefill_tok_s = [4000 * shape.batch_size * shape.input_len / e2e for e2e in ms]
-    metrics = LatencyMetrics(
-        ttft_ms=_metric([e2e / 4 for e2e in ms]),
-        tpot_ms=_metric([0.75 * e2e / steps for e2e in ms]),
-        e2e_ms=_metric(ms),
-        output_tok_s=_metric(output_tok_s),
-        prefill_tok_s=_metric(prefill_tok_s),
-        j_per_tok=_metric([e2e / 100 / tokens for e2e in ms], "nvml"),
-    )
-    medians = SourceMedians(statistics.median(ms) / 4, statistics.median(ms))
-    figures = LatencyFigures(metrics, statistics.fmean(ms), statistics.pstdev(ms), {"host": medians}, None, notes)
-    gpu = Summary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
-    return ShapeLatency(
-        name=shape.name,
-        batch_size=shape.batch_size,
-        input_len=shape.input_len,
-        output_len=shape.output_len,
-        num_iterations=len(ms),
-        warmup_iterations=(5,),
-        figures=figures,
-        output_tokens_per_sec=statistics.median(output_tok_s),
-        prefill_tokens_per_sec=statistics.median(prefill_tok_s),
-        notes=notes,
-        experts_per_layer_step=experts,
-        experts_of_independent_draws=None if experts is None else 60.0,
-        floors=Floors(no_floors="not computed: not measured"),
-        turns=tuple(Turn(at, (gpu,), tuple(block)) for at, block in enumerate(flags)),
-        warm_ups=(WarmUp((1.0,) * 5, "noise is steady"),),
-        blocks=tuple(map(tuple, samples)),
-    )
-
-
-def _metric(samples: Sequence[float], source: str = "host") -> Metric:
-    low, high = stats.median_interval(samples) or (None, None)
-    return Metric(statistics.median(samples), low, high, source, tuple(samples))
+def _sample(ms: float) -> Sample:
+    return Sample(0.0, ms / 1000, {"host": ms / 4000}, {"host": ms / 1000}, None, ms / 100)
 
 
 def scores(worse: float = 0.0, documents: int = 5, seed: int = 0, digest: str = "d" * 16) -> Scores:
@@ -198,20 +140,15 @@ def quality(
     name: str,
     of: Scores,
     *,
-    noise_floor: float | None = 1e-4,
+    noise_floor: bool = True,
     status: Status = Status.FINISHED,
     output_dir: str = "first",
     run_id: str | None = RUN,
     **facts: Any,
 ) -> QualityRecord:
-    """A quality record; `noise_floor` is how far batching moves ln(perplexity)."""
+    """A quality record; batching moves ln(perplexity) by 1e-4, where that was measured."""
     precision = name.removesuffix(REPEAT_SUFFIX)
-    engine = replace(replace(SCORED_ON, precision=precision), **facts)
     documents = len(set(of.documents.tolist()))
-    floor = None
-    if noise_floor is not None:
-        none = Divergence(0.0, 0.0, 0.0, 3, 1.0, 1.0)
-        floor = NoiseFloor(1, Estimate(noise_floor, 1e-5, noise_floor - 2e-5, noise_floor + 2e-5), None, none)
     figures = QualityFigures(
         dataset="moe_sample",
         dataset_digest=of.digest,
@@ -229,18 +166,16 @@ def quality(
         byte_ppl=None,
         bits_per_byte=None,
     )
-    return QualityRecord(
-        arm=name,
-        precision=precision,
-        status=status,
-        error=None if status is Status.FINISHED else "out of memory",
-        emulated=engine.emulated,
-        engine=engine.name,
-        moe_backend=engine.moe_backend_observed,
-        figures=figures if status is Status.FINISHED else None,
-        noise_floor=floor,
-        labels=ArmLabels(engine, 0, "x"),
+    return quality_record.record(
+        name,
+        precision,
+        status,
+        None if status is Status.FINISHED else "out of memory",
         origin=Origin(run_id, {"output_dir": output_dir}, machine(None)),
+        labels=ArmLabels(replace(replace(SCORED_ON, precision=precision), **facts), 0, "x"),
+        figures=figures if status is Status.FINISHED else None,
+        noise_floor=evaluator.noise_floor(scores(), scores(1e-4), 1) if noise_floor else None,
+        fusion_disabled=False,
     )
 
 
@@ -248,10 +183,13 @@ def kernels(
     name: str, *, fp8: bool = False, shape: str | None = f"b1_i{INPUT}_o9", label: str | None = None
 ) -> KernelsRecord:
     """The record of a made-up trace."""
-    trace = generation(graph=True, fp8=fp8).trace()
-    content = kernels_record.record(f"{name}.json.gz", trace, breakdown.make(trace), label)
-    record = disk.convert(schema_1.kernels(content, name), KernelsRecord, Path(name), "a test")
-    return replace(record, shape=shape, origin=Origin(RUN))
+    return traced(name, generation(graph=True, fp8=fp8).trace(), shape, label)
+
+
+def traced(name: str, trace: Trace, shape: str | None, label: str | None) -> KernelsRecord:
+    """The record of a trace."""
+    record = kernels_record.shortened(kernels_record.make(f"{name}.json.gz", trace, label))
+    return replace(record, arm=name, shape=shape, origin=Origin(RUN))
 
 
 def arm(name: str, e2e_ms: Mapping[int, Blocks], **options: Any) -> ArmRecords:

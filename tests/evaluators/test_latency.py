@@ -19,7 +19,7 @@ from moe_eval.evaluators.latency import Clock
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.labels import EngineFacts
 from moe_eval.runner import arm_tasks
-from tests.machine.test_nvml import ONE, Card, Fake
+from tests.doubles.nvml import ONE, Card, Fake
 
 FACTS = EngineFacts(
     name="made up", version="1", checkpoint="x", fingerprint="0", architecture="X", vocabulary=9, precision="bf16",

@@ -1,4 +1,4 @@
-"""Figures of timed iterations against arithmetic by hand, and what two arms' blocks amount to."""
+"""Figures of timed iterations against arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators import speed
-from moe_eval.evaluators.latency import Sample
+from moe_eval.records.latency import Sample
 
 SHAPE = Shape(4, 100, 11)
 
@@ -22,9 +22,9 @@ def sample(first: float, last: float, energy: float | None = None, engine: tuple
 
 
 def test_every_figure_of_one_sample() -> None:
-    found = speed.figures([sample(0.2, 1.2, 44.0)], SHAPE)
-    metrics = found["metrics"]
-    assert {name: metrics[name]["median"] for name in speed.METRICS} == pytest.approx(
+    figures = speed.figures([sample(0.2, 1.2, 44.0)], SHAPE)
+    metrics = vars(figures.metrics)
+    assert {name: metrics[name].median for name in speed.METRICS} == pytest.approx(
         {
             "ttft_ms": 200.0,
             "tpot_ms": 100.0,  # 1.0 s for the ten tokens after the first
@@ -34,84 +34,57 @@ def test_every_figure_of_one_sample() -> None:
             "j_per_tok": 1.0,  # 44 J for 44 tokens
         }
     )
-    assert {metric["source"] for metric in metrics.values()} == {"host", "nvml"}
-    assert (metrics["e2e_ms"]["low"], metrics["e2e_ms"]["high"]) == (None, None), "one sample bounds nothing"
-    assert found["std_latency_ms"] is None
+    assert {metric.source for metric in metrics.values()} == {"host", "nvml"}
+    assert (metrics["e2e_ms"].low, metrics["e2e_ms"].high) == (None, None), "one sample bounds nothing"
+    assert figures.std_latency_ms is None
 
 
 def test_samples_are_kept_and_the_interval_is_two_of_them() -> None:
     seconds = [1.0, 1.3, 1.1, 1.2, 1.5, 1.4, 0.9]
-    found = speed.figures([sample(0.1, each) for each in seconds], SHAPE)
-    e2e = found["metrics"]["e2e_ms"]
-    assert e2e["samples"] == [1000 * each for each in seconds]
-    assert e2e["median"] == 1200.0
-    assert (e2e["low"], e2e["high"]) == (900.0, 1500.0)
-    assert found["mean_latency_ms"] == pytest.approx(statistics.fmean(e2e["samples"]))
-    assert found["std_latency_ms"] == pytest.approx(statistics.stdev(e2e["samples"]))
+    figures = speed.figures([sample(0.1, last) for last in seconds], SHAPE)
+    e2e = figures.metrics.e2e_ms
+    assert e2e is not None
+    assert e2e.samples == tuple(1000 * last for last in seconds)
+    assert (e2e.low, e2e.median, e2e.high) == (900.0, 1200.0, 1500.0)
+    assert figures.mean_latency_ms == pytest.approx(statistics.fmean(e2e.samples))
+    assert figures.std_latency_ms == pytest.approx(statistics.stdev(e2e.samples))
 
 
 def test_one_new_token_has_no_time_per_token() -> None:
-    assert speed.figures([sample(0.2, 0.2)], Shape(1, 8, 1))["metrics"]["tpot_ms"] is None
+    assert speed.figures([sample(0.2, 0.2)], Shape(1, 8, 1)).metrics.tpot_ms is None
 
 
 @pytest.mark.parametrize("engine", [None, (0.2, 1.2)])
 @pytest.mark.parametrize("last", [0.2, 0.15])
 def test_calls_that_noise_turns_round_have_no_time_per_token(last: float, engine: tuple[float, float] | None) -> None:
     """One of five calls for all tokens took no longer than the call for the first: TPOT would be 0 or below."""
-    samples = [sample(0.2, each, engine=engine) for each in (1.2, 1.2, last, 1.2, 1.2)]
-    found = speed.figures(samples, SHAPE)
-    ratio = speed.compare([samples, samples], [samples, samples], SHAPE)["tpot_ms"]
-    assert "tpot_ms" not in found["sources"]["host"]
-    notes = [note for note in found["notes"] if "no time per token" in note]
+    samples = [sample(0.2, end, engine=engine) for end in (1.2, 1.2, last, 1.2, 1.2)]
+    figures = speed.figures(samples, SHAPE)
+    assert figures.sources["host"].tpot_ms is None
+    notes = [note for note in figures.notes if "no time per token" in note]
     if engine:  # whose clock is within one call
-        assert (found["metrics"]["tpot_ms"]["median"], notes) == (pytest.approx(100.0), [])
-        assert ratio is not None
+        assert figures.metrics.tpot_ms is not None
+        assert (figures.metrics.tpot_ms.median, notes) == (pytest.approx(100.0), [])
         return
-    assert (found["metrics"]["tpot_ms"], ratio) == (None, None)
+    assert figures.metrics.tpot_ms is None
     (note,) = notes
     assert "1 of 5 iterations took no longer for 11 tokens than for the first alone" in note
-    assert note.endswith("give more output tokens")
+    assert note.endswith("Give more output tokens")
 
 
 def test_tokens_are_timed_by_the_engine_and_calls_by_the_host_where_both_exist() -> None:
-    found = speed.figures([sample(0.2, 1.2, engine=(0.19, 1.19))], SHAPE)
-    metrics = found["metrics"]
-    assert (metrics["ttft_ms"]["source"], metrics["ttft_ms"]["median"]) == ("engine", 190.0)
-    assert metrics["tpot_ms"]["median"] == pytest.approx(100.0)
-    assert (metrics["e2e_ms"]["source"], metrics["e2e_ms"]["median"]) == ("host", 1200.0)
-    assert set(found["sources"]) == {"host", "engine"}
-    (note,) = found["notes"]
+    figures = speed.figures([sample(0.2, 1.2, engine=(0.19, 1.19))], SHAPE)
+    ttft, tpot, e2e = figures.metrics.ttft_ms, figures.metrics.tpot_ms, figures.metrics.e2e_ms
+    assert ttft is not None
+    assert tpot is not None
+    assert e2e is not None
+    assert (ttft.source, ttft.median) == ("engine", 190.0)
+    assert tpot.median == pytest.approx(100.0)
+    assert (e2e.source, e2e.median) == ("host", 1200.0)
+    assert set(figures.sources) == {"host", "engine"}
+    (note,) = figures.notes
     assert note.startswith("ttft_ms is 200.00 by host and 190.00 by engine, more than 2 % apart")
 
 
 def test_energy_that_one_sample_lacks_is_not_made_up() -> None:
-    assert speed.figures([sample(0.2, 1.2, 44.0), sample(0.2, 1.2)], SHAPE)["metrics"]["j_per_tok"] is None
-
-
-def blocks(*seconds: float) -> list[list[Sample]]:
-    return [[sample(each / 4, each), sample(each / 4, each)] for each in seconds]
-
-
-def test_the_ratio_says_how_much_faster_the_other_arm_is() -> None:
-    found = speed.compare(blocks(2.0, 2.2, 1.9), blocks(1.0, 1.1, 0.95), SHAPE)
-    for metric in ("e2e_ms", "ttft_ms", "tpot_ms"):
-        ratio = found[metric]
-        assert ratio is not None
-        assert ratio["value"] == pytest.approx(2.0)
-        assert ratio["low"] == pytest.approx(ratio["high"])
-        assert ratio["blocks"] == 3
-
-
-def test_blocks_that_one_arm_lacks_are_left_out() -> None:
-    half = blocks(1.0, 1.1)
-    found = speed.compare(blocks(2.0, 2.2, 9.0), [*half, []], SHAPE)["e2e_ms"]
-    assert found is not None
-    assert (found["blocks"], found["value"]) == (2, pytest.approx(2.0))
-    alone = speed.compare(blocks(2.0), blocks(1.0), SHAPE)["e2e_ms"]
-    assert alone == {"value": 2.0, "low": None, "high": None, "blocks": 1, "source": "host"}
-    assert speed.compare([], blocks(1.0), SHAPE)["e2e_ms"] is None
-
-
-def test_a_difference_of_calls_that_is_no_time_gives_no_ratio() -> None:
-    odd = [[sample(1.0, 0.9)], [sample(1.0, 0.9)]]
-    assert speed.compare(odd, odd, SHAPE)["tpot_ms"] is None
+    assert speed.figures([sample(0.2, 1.2, 44.0), sample(0.2, 1.2)], SHAPE).metrics.j_per_tok is None

@@ -73,6 +73,6 @@ def test_a_package_outside_of_any_repository_has_no_revision(
 def test_a_device_names_the_gpu_from_which_an_arm_takes_its_own(
     monkeypatch: pytest.MonkeyPatch, device: str | None, first: int
 ) -> None:
-    two = tuple(hardware.Gpu(name, "9.0", 1 << 30, name) for name in ("one", "two"))
-    monkeypatch.setattr(hardware, "gpus", lambda: two)
-    assert hardware.gpus_from(device) == two[first:]
+    pair = tuple(hardware.Gpu(name, "9.0", 1 << 30, name) for name in ("one", "two"))
+    monkeypatch.setattr(hardware, "gpus", lambda: pair)
+    assert hardware.gpus_from(device) == pair[first:]

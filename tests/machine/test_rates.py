@@ -8,12 +8,12 @@ from moe_eval.machine import rates
 
 
 def test_the_rates_of_this_cpu() -> None:
-    found = rates.measure_rates("cpu")
-    assert found.device == "cpu"
-    assert set(found.matrix_flops_per_s) == {"float32", "bfloat16"}
+    reached = rates.measure_rates("cpu")
+    assert reached.device == "cpu"
+    assert set(reached.matrix_flops_per_s) == {"float32", "bfloat16"}
     # any machine of the last 20 years, and none of the next 10
-    assert 1e8 < found.copy_bytes_per_s < 1e13
-    assert all(1e7 < each < 1e15 for each in found.matrix_flops_per_s.values())
+    assert 1e8 < reached.copy_bytes_per_s < 1e13
+    assert all(1e7 < flops_per_s < 1e15 for flops_per_s in reached.matrix_flops_per_s.values())
 
 
 class Clock:

@@ -1,10 +1,11 @@
-"""The record of a run: whole or not at all on disk, the same when read, and without secrets."""
+"""Records on disk: whole or not at all, read back by their class, and without secrets."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +13,67 @@ import pytest
 
 from moe_eval.errors import UsageError
 from moe_eval.records import disk
-from moe_eval.records.disk import DatasetFacts, HarnessRecord
-
-RECORD = HarnessRecord(
-    run_id="0123456789abcdef0123456789abcdef",
-    status="finished",
-    started="2026-01-02T03:04:05+00:00",
-    model_args={"pretrained": "a/b", "max_length": 512, "nested": {"list": [1, 2.5, None, True]}},
-    settings={"num_fewshot": 5, "tasks": ["wikitext", "prüfung"]},
-    seconds=12.5,
-    error="a “quoted” reason\nof two lines",
-    labels={"precision": "bf16", "max_length": 512},
-    machine={"gpu": None, "cores": 2},
-    versions={"torch": "2.8"},
-    git="abc123",
-    metrics={"wikitext/word_perplexity": 12.125, "wikitext/bits_per_byte": 0.1},
-    datasets=(
-        DatasetFacts("wikitext", "2.0", "hub:a:b", "test", 62, "0" * 16),
-        DatasetFacts("x", "1", "local:x", "t", 1, "f"),
-    ),
-    notes=("first", "second"),
-)
 
 
-def refused(folder: Path) -> str:
-    with pytest.raises(UsageError) as caught:
-        disk.read(folder)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+@dataclass(frozen=True)
+class Figure:
+    """A record of one number by size."""
+
+    by_size: dict[int, float | None]
+    notes: tuple[str, ...] = ()
+    schema: int = 2
+
+
+def read(file: Path) -> Figure:
+    return disk.read_record(file, Figure, schemas=(2,), maker="moe-eval perf")
 
 
 def test_a_record_is_the_same_after_writing_and_reading(tmp_path: Path) -> None:
-    RECORD.write(tmp_path)
-    assert disk.read(tmp_path) == RECORD
-    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+    file = tmp_path / "x.json"
+    disk.write_record(file, Figure({8: 1.5, 1: None}, ("é",)))
+    assert read(file) == Figure({8: 1.5, 1: None}, ("é",))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_a_record_of_a_run_that_has_just_begun_keeps_its_defaults(tmp_path: Path) -> None:
-    begun = HarnessRecord("f" * 32, "running", "2026-01-02T03:04:05+00:00", {}, {})
-    begun.write(tmp_path)
-    assert disk.read(tmp_path) == begun
-    replace(begun, status="failed", error="why").write(tmp_path)
-    assert disk.read(tmp_path) == replace(begun, status="failed", error="why")
+def test_a_number_that_is_none_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    disk.write_record(file, Figure({1: float("nan"), 2: float("inf")}))
+    assert read(file) == Figure({1: None, 2: None})
+    file.write_text('{"schema": 2, "by_size": {"1": NaN, "2": -Infinity}}')
+    assert read(file) == Figure({1: None, 2: None})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ("[]", "is not a record of moe-eval perf. Take it out of the folder."),
+        ('{"schema": 1}', "has schema 1. This moe_eval reads schema 2."),
+        ('{"schema": 2}', "missing required field `by_size`"),
+        ('{"schema": 2, "by_size": {"1": "x"}}', "got `str` - at `$.by_size[...]`"),
+        ('{"schema": 2, "by_size": {"1": true}}', "got `bool`"),
+        ('{"schema": 2, "by_size": {"1": 1e25}}', "no figure is as large as $.by_size.1"),
+        ('{"schema": 2, "by_size": {"1": %s}}' % 10**400, "is not a record of moe-eval perf"),
+    ],
+)
+def test_what_is_no_record_is_refused_with_the_path_of_what_does_not_fit(
+    tmp_path: Path, content: str, reason: str
+) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    with pytest.raises(UsageError) as refused:
+        read(file)
+    assert str(file) in str(refused.value)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_gpu_reaches_is_not_too_large(tmp_path: Path) -> None:
+    """Operations in a second, and in a prefill of many sequences."""
+    file = tmp_path / "x.json"
+    disk.write_record(file, Figure({1: 1.98e15, 2: 1e18}))
+    assert read(file).by_size == {1: 1.98e15, 2: 1e18}
 
 
 def test_json_is_written_as_utf8_text_that_others_may_read(tmp_path: Path) -> None:
@@ -96,7 +116,7 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk.os, step, full)
+        patch.setattr(os, step, full)
         with pytest.raises(OSError, match="No space left"):
             disk.write_json(file, {"new": 2})
     assert json.loads(file.read_text()) == {"old": 1}
@@ -104,54 +124,16 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_file_is_whole_at_the_moment_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    move = disk.os.replace
+    moves = []
+    move = os.replace
 
     def watching(source: str, target: Path) -> None:
-        seen.append((Path(source).parent, json.loads(Path(source).read_text()), target.exists()))
+        moves.append((Path(source).parent, json.loads(Path(source).read_text()), target.exists()))
         move(source, target)
 
-    monkeypatch.setattr(disk.os, "replace", watching)
+    monkeypatch.setattr(os, "replace", watching)
     disk.write_json(tmp_path / "x.json", {"a": 1})
-    assert seen == [(tmp_path, {"a": 1}, False)]
-
-
-def test_a_folder_without_a_record_is_refused(tmp_path: Path) -> None:
-    assert "holds no record.json" in refused(tmp_path)
-    assert "holds no record.json" in refused(tmp_path / "nowhere")
-    (tmp_path / "record.json").mkdir()
-    refused(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b'"text"', b"{}", b'{"schema": 1}', b"\xff\xfe"])
-def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "record.json").write_bytes(content)
-    assert f"{tmp_path / 'record.json'} is not a record of a run" in refused(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda raw: raw.pop("run_id"),
-        lambda raw: raw.pop("notes"),
-        lambda raw: raw.update(unknown=1),
-        lambda raw: raw.update(datasets=None),
-        lambda raw: raw.update(datasets=[{"task": "x"}]),
-        lambda raw: raw.update(datasets=["x"]),
-        lambda raw: raw.update(notes=None),
-    ],
-    ids=["no_id", "no_notes", "unknown_field", "no_data_sets", "half_a_data_set", "text_data_set", "null_notes"],
-)
-def test_a_record_with_the_wrong_fields_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    raw = json.loads(json.dumps(asdict(RECORD)))
-    change(raw)
-    (tmp_path / "record.json").write_text(json.dumps(raw))
-    assert "is not a record of a run" in refused(tmp_path)
-
-
-def test_a_record_of_another_schema_is_refused(tmp_path: Path) -> None:
-    disk.write_json(tmp_path / "record.json", asdict(RECORD) | {"schema": 2, "unknown": 1})
-    assert "has schema 2; this moe_eval reads schema 1" in refused(tmp_path)
+    assert moves == [(tmp_path, {"a": 1}, False)]
 
 
 @pytest.mark.parametrize(
@@ -170,8 +152,8 @@ def test_a_record_of_another_schema_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_secrets_are_removed_at_any_depth(name: str) -> None:
-    given = {name: "hunter2", "deep": [{"deeper": ({name: "hunter2"},)}]}
-    assert disk.redact(given) == {name: "[redacted]", "deep": [{"deeper": [{name: "[redacted]"}]}]}
+    content = {name: "hunter2", "deep": [{"deeper": ({name: "hunter2"},)}]}
+    assert disk.redact(content) == {name: "[redacted]", "deep": [{"deeper": [{name: "[redacted]"}]}]}
 
 
 @pytest.mark.parametrize("value", [271828, ["271828"], {"value": "271828"}], ids=["number", "list", "mapping"])
@@ -200,9 +182,9 @@ def test_what_only_sounds_like_a_secret_is_kept() -> None:
 
 
 def test_redaction_changes_nothing_but_a_copy() -> None:
-    given = {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
-    assert disk.redact(given) == {"hf_token": "[redacted]", "list": [1, [{"password": "[redacted]"}]], 3: None}
-    assert given == {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
+    content = {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
+    assert disk.redact(content) == {"hf_token": "[redacted]", "list": [1, [{"password": "[redacted]"}]], 3: None}
+    assert content == {"hf_token": "x", "list": [1, ({"password": "y"},)], 3: None}
 
 
 def test_user_and_password_of_an_address_never_reach_the_disk(tmp_path: Path) -> None:
@@ -213,6 +195,6 @@ def test_user_and_password_of_an_address_never_reach_the_disk(tmp_path: Path) ->
     disk.write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text()
     assert "hunter2" not in text
-    found = json.loads(text)
-    assert found["a"] == "https://[redacted]@example.org/x?y=1"
-    assert (found["mail"], found["plain"]) == (content["mail"], content["plain"])
+    written = json.loads(text)
+    assert written["a"] == "https://[redacted]@example.org/x?y=1"
+    assert (written["mail"], written["plain"]) == (content["mail"], content["plain"])

@@ -47,7 +47,9 @@ def test_arms_have_their_labels_and_figures(compared: tuple[str, ComparisonRecor
         assert {name: getattr(arm, name) for name in names} == {name: row[name] for name in names}
         assert arm.status.value == row["status"]
         assert {name: getattr(arm, name) for name in row["perplexity"] or ()} == (row["perplexity"] or {})
-        speed = {shape: {name: vars(figure) for name, figure in each.items()} for shape, each in arm.speed.items()}
+        speed = {
+            shape: {name: vars(figure) for name, figure in figures.items()} for shape, figures in arm.speed.items()
+        }
         assert speed == row["speed"]
         assert arm.kernels == row["kernels"]
 
@@ -89,7 +91,9 @@ def _same_speed(shape: ShapeComparison, before: Mapping[str, Any]) -> None:
         ends = [None if side is None or side.low is None else [side.low, side.high] for side in both]
         assert ends == before["intervals"][name]
     assert (shape.fairness.is_fair, shape.fairness.reason) == (before["fair"], before["fair_reason"])
-    clocks = shape.clocks and {name: list(values) for name, values in vars(shape.clocks).items()}
+    clocks: dict[str, list[float | None]] | None = None
+    if shape.clocks is not None:
+        clocks = {"sm_mhz": [*shape.clocks.sm_mhz], "slow_samples": [*shape.clocks.slow_samples]}
     assert clocks == before["clocks"]
     assert {arm: list(notes) for arm, notes in shape.notes.items()} == before["notes"]
 
@@ -106,11 +110,9 @@ def _same_kernels(shape: ShapeComparison, before: Mapping[str, Any]) -> None:
         assert {"busy": phase.ceiling_busy, "wall": phase.ceiling_wall} == ceiling
         for field in ("new", "vanished"):
             assert [kernel.name for kernel in getattr(phase, field)] == [row["name"] for row in phase_before[field]]
-    breakdown = shape.breakdown and {
-        phase: {category: list(ms) for category, ms in categories.items()}
-        for phase, categories in shape.breakdown.items()
-    }
-    assert breakdown == before["breakdown"]
+    assert (shape.breakdown is None) == (before["breakdown"] is None)
+    for name, categories in (shape.breakdown or {}).items():
+        assert {category: list(ms) for category, ms in categories.items()} == before["breakdown"][name]
     ceiling = shape.ceiling and {phase: vars(values) for phase, values in shape.ceiling.items()}
     assert ceiling == before["ceiling"]
     assert (shape.predicted and vars(shape.predicted)) == before["predicted"]

@@ -11,8 +11,10 @@ import pytest
 
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
+from moe_eval.records.run import Skipped
 from moe_eval.runner import arm_plan
-from moe_eval.runner.arm_plan import Arm, Asked, Skip
+from moe_eval.runner.arm_plan import Arm
+from moe_eval.runner.request import ArmsRequest
 
 A100 = Gpu("NVIDIA A100", "8.0", 80 << 30, None)
 H100 = Gpu("NVIDIA H100", "9.0", 80 << 30, None)
@@ -47,12 +49,13 @@ def paths(folder: Folders) -> dict[str, str | None]:
 
 def planned(
     paths: dict[str, str | None], names: str = "bf16,fp8,nvfp4", gpus: Sequence[Gpu] = (H100,), **more: Any
-) -> list[Arm | Skip]:
-    return arm_plan.plan(Asked(**{"engine": "trtllm", "precisions": names.split(","), "paths": paths} | more), gpus)
+) -> list[Arm | Skipped]:
+    options: dict[str, Any] = {"engine": "trtllm", "precisions": names.split(","), "paths": paths, **more}
+    return arm_plan.plan(ArmsRequest(**options), gpus)
 
 
-def ran(found: list[Arm | Skip]) -> list[str]:
-    return [each.precision for each in found if isinstance(each, Arm)]
+def ran(planned: list[Arm | Skipped]) -> list[str]:
+    return [entry.precision for entry in planned if isinstance(entry, Arm)]
 
 
 @pytest.mark.parametrize(
@@ -68,38 +71,42 @@ def ran(found: list[Arm | Skip]) -> list[str]:
     ids=["a100", "h100", "b200", "rtx", "the_first_of_two", "no_gpu_is_left_to_the_engine"],
 )
 def test_what_a_gpu_cannot_run_is_left_out(paths: dict[str, str | None], gpus: Sequence[Gpu], runs: list[str]) -> None:
-    found = planned(paths, gpus=gpus)
-    assert ran(found) == runs
-    assert [each.precision for each in found] == ["bf16", "fp8", "nvfp4"]
-    for each in found:
-        if isinstance(each, Skip):
-            assert str(each).startswith(f"Skipping {each.precision}: not supported on SM{gpus[0].sm} (it needs SM")
-            assert "\n" not in str(each)
+    arms = planned(paths, gpus=gpus)
+    assert ran(arms) == runs
+    names = [entry.arm if isinstance(entry, Skipped) else entry.name for entry in arms]
+    assert names == ["bf16", "fp8", "nvfp4"]
+    for entry in arms:
+        if isinstance(entry, Skipped):
+            sentence = arm_plan.sentence(entry)
+            assert sentence.startswith(f"Skipping {entry.arm}: not supported on SM{gpus[0].sm} (it needs SM")
+            assert "\n" not in sentence
 
 
 def test_arms_keep_the_order_and_get_their_checkpoint_and_the_options(paths: dict[str, str | None]) -> None:
     options = {"moe_backend": "CUTLASS", "disable_fusion": True}
-    found = planned(paths, "nvfp4,bf16,fp8", (B200,), options=options)
-    assert ran(found) == ["nvfp4", "bf16", "fp8"]
-    for each, key in zip(found, ("nvfp4", "model", "fp8"), strict=True):
-        assert isinstance(each, Arm)
-        assert each.settings.checkpoint == paths[key]
-        assert each.settings.precision == each.precision
-        assert each.settings.options == options
+    arms = planned(paths, "nvfp4,bf16,fp8", (B200,), options=options)
+    assert ran(arms) == ["nvfp4", "bf16", "fp8"]
+    for arm, key in zip(arms, ("nvfp4", "model", "fp8"), strict=True):
+        assert isinstance(arm, Arm)
+        assert arm.settings.checkpoint == paths[key]
+        assert arm.settings.precision == arm.precision
+        assert arm.settings.options == options
 
 
-@pytest.mark.parametrize("asked", ["fp8", "fp8_block"])
+@pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
 @pytest.mark.parametrize("gpu", [H100, B200])
-def test_an_fp8_checkpoint_of_blocks_is_fp8_block(folder: Folders, asked: str, gpu: Gpu) -> None:
-    (found,) = planned({"model": None, "fp8": folder("fp8_block"), "nvfp4": None}, asked, (gpu,))
-    assert isinstance(found, Arm)
-    assert (found.precision, found.settings.precision) == ("fp8_block", "fp8_block")
+def test_an_fp8_checkpoint_of_blocks_is_fp8_block(folder: Folders, precision: str, gpu: Gpu) -> None:
+    (arm,) = planned({"model": None, "fp8": folder("fp8_block"), "nvfp4": None}, precision, (gpu,))
+    assert isinstance(arm, Arm)
+    assert (arm.precision, arm.settings.precision) == ("fp8_block", "fp8_block")
 
 
 def test_fp8_of_blocks_is_judged_and_named_as_such_where_it_is_skipped(folder: Folders) -> None:
-    (found,) = planned({"fp8": folder("fp8_block")}, "fp8", (A100,))
-    assert isinstance(found, Skip)
-    assert str(found).startswith("Skipping fp8_block: not supported on SM80 (it needs SM90 or SM100 or SM103")
+    (arm,) = planned({"fp8": folder("fp8_block")}, "fp8", (A100,))
+    assert isinstance(arm, Skipped)
+    assert arm_plan.sentence(arm).startswith(
+        "Skipping fp8_block: not supported on SM80 (it needs SM90 or SM100 or SM103"
+    )
 
 
 def test_one_checkpoint_of_blocks_is_not_run_twice_under_one_name(folder: Folders) -> None:
@@ -119,20 +126,24 @@ def test_one_checkpoint_of_blocks_is_not_run_twice_under_one_name(folder: Folder
 def test_the_chosen_implementation_of_experts_decides(
     paths: dict[str, str | None], gpu: Gpu, backend: str, runs: bool
 ) -> None:
-    (found,) = planned(paths, "nvfp4", (gpu,), options={"moe_backend": backend})
-    assert isinstance(found, Arm) == runs
+    (arm,) = planned(paths, "nvfp4", (gpu,), options={"moe_backend": backend})
+    assert isinstance(arm, Arm) == runs
 
 
 def test_an_arm_of_weight_only_kernels_is_called_after_what_they_compute(paths: dict[str, str | None]) -> None:
-    (found,) = planned(paths, "nvfp4", (H100,), options={"moe_backend": "MARLIN"})
-    assert isinstance(found, Arm)
-    assert found.precision == "nvfp4-w4a16"
-    assert found.settings.precision == "nvfp4"
+    (arm,) = planned(paths, "nvfp4", (H100,), options={"moe_backend": "MARLIN"})
+    assert isinstance(arm, Arm)
+    assert arm.precision == "nvfp4-w4a16"
+    assert arm.settings.precision == "nvfp4"
 
 
 def test_a_precision_without_a_checkpoint_is_skipped_with_the_flag_to_give(paths: dict[str, str | None]) -> None:
-    said = [str(each) for each in planned(dict.fromkeys(paths), "bf16,fp8,fp8_block,nvfp4", (B200,))]
-    assert said == [
+    lines = [
+        arm_plan.sentence(entry)
+        for entry in planned(dict.fromkeys(paths), "bf16,fp8,fp8_block,nvfp4", (B200,))
+        if isinstance(entry, Skipped)
+    ]
+    assert lines == [
         "Skipping bf16: no checkpoint of it was named (give --model_path)",
         "Skipping fp8: no checkpoint of it was named (give --fp8_model_path, or --emulate)",
         "Skipping fp8_block: no checkpoint of it was named (give --fp8_model_path, or --emulate)",
@@ -141,9 +152,9 @@ def test_a_precision_without_a_checkpoint_is_skipped_with_the_flag_to_give(paths
 
 
 def test_the_transformers_engine_runs_no_quantised_checkpoint_natively(paths: dict[str, str | None]) -> None:
-    found = planned(paths, "bf16,fp16,fp32,fp8,nvfp4", (B200,), engine="transformers")
-    assert ran(found) == ["bf16", "fp16", "fp32"]
-    assert {each.reason for each in found if isinstance(each, Skip)} == {
+    arms = planned(paths, "bf16,fp16,fp32,fp8,nvfp4", (B200,), engine="transformers")
+    assert ran(arms) == ["bf16", "fp16", "fp32"]
+    assert {entry.reason for entry in arms if isinstance(entry, Skipped)} == {
         "the transformers engine does not run it natively (give --emulate, or another --engine)"
     }
 
@@ -151,7 +162,7 @@ def test_the_transformers_engine_runs_no_quantised_checkpoint_natively(paths: di
 @pytest.mark.parametrize("gpus", [(), (A100,), (H100,)])
 def test_emulated_precisions_run_anywhere_from_the_one_checkpoint(folder: Folders, gpus: Sequence[Gpu]) -> None:
     model = folder("bf16")
-    found = planned(
+    arms = planned(
         {"model": model, "fp8": None, "nvfp4": None},
         "bf16,fp8,fp8_block,nvfp4",
         gpus,
@@ -160,16 +171,16 @@ def test_emulated_precisions_run_anywhere_from_the_one_checkpoint(folder: Folder
         scope="all",
         options={"moe_backend": "eager"},
     )
-    assert ran(found) == ["bf16", "fp8", "fp8_block", "nvfp4"]
-    for each in found:
-        assert isinstance(each, Arm)
-        assert each.settings.checkpoint == model
-        more = {} if each.precision == "bf16" else {"emulate": True, "scope": "all"}
-        assert each.settings.options == {"moe_backend": "eager", **more}
+    assert ran(arms) == ["bf16", "fp8", "fp8_block", "nvfp4"]
+    for arm in arms:
+        assert isinstance(arm, Arm)
+        assert arm.settings.checkpoint == model
+        more = {} if arm.precision == "bf16" else {"emulate": True, "scope": "all"}
+        assert arm.settings.options == {"moe_backend": "eager", **more}
 
 
 @pytest.mark.parametrize(
-    ("asked", "given", "holds"),
+    ("precision", "held", "content"),
     [
         ("fp8", "nvfp4", "holds modelopt NVFP4"),
         ("nvfp4", "fp8", "holds modelopt FP8"),
@@ -178,28 +189,30 @@ def test_emulated_precisions_run_anywhere_from_the_one_checkpoint(folder: Folder
         ("nvfp4", "fp8_block", r"holds fp8 with blocks of \[128, 128\]"),
     ],
 )
-def test_a_checkpoint_of_another_precision_is_refused(folder: Folders, asked: str, given: str, holds: str) -> None:
+def test_a_checkpoint_of_another_precision_is_refused(folder: Folders, precision: str, held: str, content: str) -> None:
     for engine in ("trtllm", "transformers"):
-        with pytest.raises(UsageError, match=f"was given for {asked} and {holds}; give a checkpoint that holds"):
-            planned({asked.removesuffix("_block"): folder(given)}, asked, (B200,), engine=engine)
+        with pytest.raises(UsageError, match=f"was given for {precision} and {content}. Give a checkpoint that holds"):
+            planned({precision.removesuffix("_block"): folder(held)}, precision, (B200,), engine=engine)
 
 
-@pytest.mark.parametrize(("asked", "key"), [("bf16", "model"), ("fp8", "fp8"), ("nvfp4", "nvfp4")])
-def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path, asked: str, key: str) -> None:
+@pytest.mark.parametrize(("precision", "key"), [("bf16", "model"), ("fp8", "fp8"), ("nvfp4", "nvfp4")])
+def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(
+    tmp_path: Path, precision: str, key: str
+) -> None:
     with pytest.raises(UsageError, match="There is no folder"):
-        planned({key: str(tmp_path / "nowhere")}, asked, (B200,))
+        planned({key: str(tmp_path / "nowhere")}, precision, (B200,))
     with pytest.raises(UsageError, match=r"holds no config\.json"):
-        planned({key: str(tmp_path)}, asked, (B200,))
+        planned({key: str(tmp_path)}, precision, (B200,))
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "words"),
     [
-        (["bf16", "bf16"], "each of them once"),
-        ([], "each of them once"),
-        (["bf16", "int4"], "no precision 'int4'; choose from bf16"),
+        (["bf16", "bf16"], "Give each name once"),
+        ([], "Give each name once"),
+        (["bf16", "int4"], "no precision 'int4'. Choose from bf16"),
     ],
 )
-def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        arm_plan.plan(Asked("trtllm", names, paths), (B200,))
+def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        arm_plan.plan(ArmsRequest("trtllm", names, paths), (B200,))

@@ -15,11 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from moe_eval.data.workload import from_seed, shapes
+from moe_eval.data.workload import Shape, from_seed, shapes
 from moe_eval.engines.base import EngineSettings
+from moe_eval.records.latency import Routing, WarmUp
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from tests.conftest import SHIPPED
 
+SHAPE = Shape(2, 3, 3)
 SHIPPED_LOAD = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
 
 
@@ -42,13 +44,13 @@ def frozen(tmp_path: Path) -> Path:
 def test_an_arm_loads_once_and_answers_what_it_is_asked(frozen: Path) -> None:
     with ArmProcess(SHIPPED_LOAD) as process:
         labels = process.load()
-        assert (labels["engine"]["name"], labels["engine"]["worker"]) == ("transformers", "in_process")
-        shape = {"batch_size": 2, "input_len": 3, "output_len": 3}
-        asked = {"workload": str(frozen), "shape": shape, "experts": 16, "batch_sizes": [1, 2]}
-        found = process.ask("routing", **asked)
-        assert found == process.ask("routing", **asked)
-        assert set(found) == {"1", "2"}
-        assert found["1"]["distinct"] == 4.0, "one token goes through its top-4"
+        assert labels.engine is not None
+        assert (labels.engine.name, labels.engine.worker) == ("transformers", "in_process")
+        arguments = {"workload": str(frozen), "shape": SHAPE, "experts": 16, "batch_sizes": [1, 2]}
+        by_size = process.ask("routing", dict[int, Routing], **arguments)
+        assert by_size == process.ask("routing", dict[int, Routing], **arguments)
+        assert set(by_size) == {1, 2}
+        assert by_size[1].distinct == 4.0, "one token goes through its top-4"
 
 
 def test_an_arm_that_cannot_be_loaded_says_why_and_is_gone(tmp_path: Path) -> None:
@@ -68,11 +70,10 @@ def test_an_arm_holds_the_workload_against_its_digest(frozen: Path) -> None:
     raw = json.loads(frozen.read_text())
     raw["pool"][1][0] += 1
     frozen.write_text(json.dumps(raw))
-    shape = {"batch_size": 2, "input_len": 3, "output_len": 3}
     with ArmProcess(SHIPPED_LOAD) as process:
         process.load()
         with pytest.raises(ArmFailed, match="digest"):
-            process.ask("warm_up", workload=str(frozen), shape=shape, least=5)
+            process.ask("warm_up", WarmUp, workload=str(frozen), shape=SHAPE, least=5)
 
 
 def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(tmp_path: Path) -> None:
@@ -80,13 +81,13 @@ def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(tmp_path: Path) 
     file = tmp_path / "workload.json"
     file.write_text(json.dumps(from_seed(1, shapes([64], 200, 200), 100).to_json()))
     program = f"""
-        from moe_eval.arm import ArmProcess, Load
+        from moe_eval.runner.arm_process import ArmProcess, Load
         from moe_eval.engines.base import EngineSettings
         process = ArmProcess(Load("transformers", EngineSettings({str(SHIPPED)!r}, device="cpu"), {str(SHIPPED)!r}))
         process.load()
         print(process._process.pid, flush=True)
         shape = dict(batch_size=64, input_len=200, output_len=200)
-        process.ask("routing", workload={str(file)!r}, shape=shape, experts=16, batch_sizes=[64])
+        process.ask("routing", dict, workload={str(file)!r}, shape=shape, experts=16, batch_sizes=[64])
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -114,7 +115,7 @@ def test_what_an_arm_prints_is_added_to_its_file(tmp_path: Path) -> None:
     log.write_text("before\n")
     load = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
     with ArmProcess(load, output=log) as process, pytest.raises(ArmFailed, match="AttributeError"):
-        process.ask("no_such_task")
+        process.ask("no_such_task", object)
     assert log.read_text().startswith("before\nTraceback")
 
 
@@ -125,7 +126,7 @@ def test_a_lock_is_held_until_the_last_arm_has_ended(tmp_path: Path) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
     with ArmProcess(SHIPPED_LOAD, held=[file.fileno()]):
         file.close()
-        with (tmp_path / "lock").open("w") as other, pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with (tmp_path / "lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (tmp_path / "lock").open("w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

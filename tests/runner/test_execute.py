@@ -1,21 +1,25 @@
-"""Steps done by made-up arms: what is loaded when, what a failure costs, and that nothing is done twice or lost."""
+"""Tasks done by made-up arms: what is loaded when, what a failure costs, and that nothing is done twice or lost."""
 
 from __future__ import annotations
 
-import json
 import random
+import sys
+import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.runner import execute, steps
+from moe_eval.machine import gpu_memory
+from moe_eval.records.labels import Status
+from moe_eval.records.run import Mode
+from moe_eval.runner import execute
 from moe_eval.runner.execute import Executor
 from moe_eval.runner.folder import RunFolder
-from moe_eval.runner.interleave import Schedule
-from moe_eval.runner.steps import EVALUATORS, Step
-from tests.runner.stage import SHAPES, Stage, how, nothing
+from tests.doubles.arm_process import Process, Stage, routing
+from tests.doubles.executed import contents, ordered, run
+from tests.doubles.nvml import ONE, Card, Fake
+from tests.doubles.plays import SHAPES
 
 
 class Killed(BaseException):
@@ -27,39 +31,6 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     made = Stage()
     monkeypatch.setattr(execute, "ArmProcess", made)
     return made
-
-
-def ordered(
-    mode: str = "sequential", blocks: int = 1, arms: str = "ab", evaluators: tuple[str, ...] = EVALUATORS
-) -> list[Step]:
-    schedule = Schedule(mode, blocks, 2, 5)  # type: ignore[arg-type]
-    return steps.order(dict.fromkeys(arms, evaluators), SHAPES, SHAPES[:1], schedule, routed=list(arms))
-
-
-def run(folder: RunFolder, plan: list[Step], tmp_path: Path, arms: str = "ab", **more: Any) -> dict[str, str]:
-    """Do what is missing; returns why steps failed, by arm and name."""
-    failed: dict[str, str] = {}
-
-    def done(step: Step, reason: str | None) -> None:
-        if reason is not None:
-            failed[f"{step.arm} {step.name}"] = reason
-
-    with folder.locked(0) as lock, Executor(folder, how(arms, tmp_path, **more), lock) as executor:
-        executor.run(folder.missing(plan), nothing, done)
-    return failed
-
-
-def contents(folder: RunFolder) -> dict[str, Any]:
-    """Every file of every arm but logs, without what is a time."""
-    found = {}
-    for file in sorted(folder.path.glob("arms/*/*")):
-        if file.suffix == ".json":
-            content = json.loads(file.read_text())
-            content.pop("seconds", None)
-            found[str(file.relative_to(folder.path))] = content
-        elif file.name != execute.LOG:
-            found[str(file.relative_to(folder.path))] = file.read_bytes()
-    return found
 
 
 def test_every_arm_is_loaded_once_and_no_two_at_once(stage: Stage, tmp_path: Path) -> None:
@@ -76,7 +47,7 @@ def test_arms_that_take_turns_stay_loaded_and_are_warm_before_the_first_turn(sta
     assert run(folder, ordered("interleaved", 2), tmp_path, together=True, iterations=1) == {}
     assert stage.order("load") == ["a", "b", "a", "b"]
     assert stage.most_alive == 2
-    timed = [(arm, task) for arm, task, _ in stage.asked if task in ("warm_up", "measure")]
+    timed = [(request.arm, request.task) for request in stage.asked if request.task in ("warm_up", "measure")]
     first_shape = timed[: len(timed) // 2]
     assert first_shape[:2] == [("a", "warm_up"), ("b", "warm_up")]
     assert "".join(arm for arm, task in first_shape if task == "measure") == "abbabaab"
@@ -85,7 +56,7 @@ def test_arms_that_take_turns_stay_loaded_and_are_warm_before_the_first_turn(sta
 def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, tmp_path: Path) -> None:
     plan = ordered("interleaved", 1, "abc", ("latency",))
     assert run(RunFolder(tmp_path / "run"), plan, tmp_path, "abc", together=True, iterations=1) == {}
-    first = [(arm, task) for arm, task, _ in stage.asked][:9]
+    first = [(request.arm, request.task) for request in stage.asked][:9]
     assert first[:6] == [(arm, task) for task in ("load", "warm_up") for arm in "abc"]
     assert first[6:] == [(arm, "measure") for arm in "abc"]
 
@@ -94,7 +65,7 @@ def test_an_arm_that_cannot_be_there_keeps_no_other_from_its_turns(stage: Stage,
     folder, plan = RunFolder(tmp_path / "run"), ordered("interleaved", 2, "abc", ("latency",))
     stage.fails["b", "load"] = "out of memory"
     failed = run(folder, plan, tmp_path, "abc", together=True, iterations=1)
-    assert set(failed) == {f"b {step.name}" for step in plan if step.arm == "b"}
+    assert set(failed) == {f"b {task.name}" for task in plan if task.arm == "b"}
     assert set(failed.values()) == {"out of memory"}
     assert stage.order("load").count("b") == 2, "once for its turns, and once to tell routed experts"
 
@@ -107,7 +78,7 @@ def test_a_block_of_loads_is_repeated_whole(stage: Stage, tmp_path: Path) -> Non
     assert set(failed) == {f"b latency_{SHAPES[0].name}_{block}_0" for block in (0, 1)}
     stage.fails.clear()
     stage.asked.clear()
-    left = [(step.arm, step.shape, step.block) for step in folder.missing(plan)]
+    left = [(task.arm, task.shape, task.block) for task in folder.missing(plan)]
     assert left == [("a", SHAPES[0], 0), ("b", SHAPES[0], 0), ("b", SHAPES[0], 1), ("a", SHAPES[0], 1)]
     assert run(folder, plan, tmp_path) == {}
     assert stage.order("measure") == ["a", "b", "b", "a"]
@@ -117,7 +88,7 @@ def test_arms_that_are_loaded_once_are_not_timed_again_for_another_s_sake(stage:
     folder, plan = RunFolder(tmp_path / "run"), ordered("sequential")
     stage.fails["b", "measure", SHAPES[0].name] = "out of memory"
     run(folder, plan, tmp_path)
-    assert [(step.arm, step.shape) for step in folder.missing(plan)] == [("b", SHAPES[0])]
+    assert [(task.arm, task.shape) for task in folder.missing(plan)] == [("b", SHAPES[0])]
 
 
 def test_blocks_are_loads_of_their_own(stage: Stage, tmp_path: Path) -> None:
@@ -125,37 +96,37 @@ def test_blocks_are_loads_of_their_own(stage: Stage, tmp_path: Path) -> None:
     assert "".join(stage.order("load")) == "ab" + "ba" + "ab" + "ab"
 
 
-def test_a_step_that_fails_is_written_down_and_costs_no_other(stage: Stage, tmp_path: Path) -> None:
+def test_a_task_that_fails_is_written_down_and_costs_no_other(stage: Stage, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     stage.fails[("a", "measure", SHAPES[0].name)] = "out of memory"
     plan = ordered()
     assert run(folder, plan, tmp_path) == {"a latency_b1_i8_o4_0_0": "out of memory"}
-    failed = folder.result(next(step for step in plan if step.kind == "latency"))
+    failed = folder.result(next(task for task in plan if task.kind == "latency"))
     assert failed is not None
-    assert (failed["status"], failed["error"]) == ("failed", "out of memory")
-    assert failed["output"][0] == "arm a began"
+    assert (failed.status, failed.error) == (Status.FAILED, "out of memory")
+    assert failed.output[0] == "arm a began"
     before = contents(folder)
     stage.fails.clear()
     stage.asked.clear()
     assert run(folder, plan, tmp_path) == {}
-    assert stage.asked[0][:2] == ("a", "load")
-    assert [task for _, task, _ in stage.asked] == ["load", "warm_up", "measure"], "only what is missing is repeated"
+    assert stage.asked[0].arm == "a"
+    assert [request.task for request in stage.asked] == ["load", "warm_up", "measure"], "nothing else is repeated"
     assert {name for name, content in contents(folder).items() if before.get(name) != content} == {
         "arms/a/latency_b1_i8_o4_0_0.json"
     }
 
 
-def test_an_arm_that_cannot_be_loaded_fails_its_steps_and_the_others_go_on(stage: Stage, tmp_path: Path) -> None:
+def test_an_arm_that_cannot_be_loaded_fails_its_tasks_and_the_others_go_on(stage: Stage, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     stage.fails[("a", "load")] = "no such checkpoint"
     failed = run(folder, ordered(), tmp_path)
-    assert len(failed) == sum(step.arm == "a" for step in ordered())
+    assert len(failed) == sum(task.arm == "a" for task in ordered())
     assert set(failed.values()) == {"no such checkpoint"}
     assert stage.order("load") == ["a", "b", "a", "b"], "it is tried once a load"
-    assert all(folder.done(step) for step in ordered() if step.arm == "b")
+    assert all(folder.done(task) for task in ordered() if task.arm == "b")
 
 
-def test_an_arm_that_breaks_down_in_a_warm_up_for_another_fails_its_own_next_step(stage: Stage, tmp_path: Path) -> None:
+def test_an_arm_that_breaks_down_in_a_warm_up_for_another_fails_its_own_next_task(stage: Stage, tmp_path: Path) -> None:
     folder, plan = RunFolder(tmp_path / "run"), ordered("interleaved", 2)
     stage.fails["b", "warm_up", SHAPES[0].name] = "its process ended with signal SIGKILL"
 
@@ -167,10 +138,10 @@ def test_an_arm_that_breaks_down_in_a_warm_up_for_another_fails_its_own_next_ste
     failed = run(folder, plan, tmp_path, together=True, iterations=1)
     reason = "its process ended with signal SIGKILL, in a warm-up before a's turn"
     assert failed == {"b latency_b1_i8_o4_0_0": reason}
-    step = next(each for each in plan if each.kind == "latency" and each.arm == "b")
-    found = folder.result(step)
-    assert found is not None
-    assert (found["status"], found["error"], found["output"]) == ("failed", reason, ["arm b began"])
+    task = next(task for task in plan if task.kind == "latency" and task.arm == "b")
+    result = folder.result(task)
+    assert result is not None
+    assert (result.status, result.error, result.output) == (Status.FAILED, reason, ("arm b began",))
     assert run(folder, plan, tmp_path, together=True, iterations=1) == {}
 
 
@@ -187,7 +158,7 @@ def test_a_second_ctrl_c_leaves_no_arm_alive(stage: Stage, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("mode", ["sequential", "reloaded", "interleaved"])
 def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
-    stage: Stage, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = mode == "interleaved"
     plan = ordered(mode, 2 if mode != "sequential" else 1)
@@ -212,19 +183,19 @@ def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
         monkeypatch.setattr(execute, "ArmProcess", stage)
         stage.before = lambda arm, task: None
         assert run(folder, plan, tmp_path, **more) == {}
-        ours, theirs = contents(folder), contents(whole)
-        assert ours.keys() == theirs.keys()
-        assert {name for name in ours if ours[name] != theirs[name]} <= {
-            name for name in ours if name.endswith(".npz") or "load_" in name
+        resumed, undisturbed = contents(folder), contents(whole)
+        assert resumed.keys() == undisturbed.keys()
+        assert {name for name in resumed if resumed[name] != undisturbed[name]} <= {
+            name for name in resumed if name.endswith(".npz") or "load_" in name
         }
 
 
 def test_half_a_round_is_repeated_whole(stage: Stage, tmp_path: Path) -> None:
     folder, plan = RunFolder(tmp_path / "run"), ordered("interleaved", 2)
     run(folder, plan, tmp_path, together=True, iterations=1)
-    torn = [step for step in plan if step.kind == "latency"][5]
+    torn = [task for task in plan if task.kind == "latency"][5]
     folder.file(torn).unlink()
-    assert [(step.shape, step.block) for step in folder.missing(plan)] == [(torn.shape, torn.block)] * 4
+    assert [(task.shape, task.block) for task in folder.missing(plan)] == [(torn.shape, torn.block)] * 4
 
 
 def test_two_runs_in_one_folder_exclude_each_other(tmp_path: Path) -> None:
@@ -234,3 +205,107 @@ def test_two_runs_in_one_folder_exclude_each_other(tmp_path: Path) -> None:
         pass
     with folder.locked(0):
         pass
+
+
+@pytest.mark.parametrize("mode", ["interleaved", "reloaded"])
+def test_memory_before_and_after_is_written_down(
+    stage: Stage, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of arms that are loaded together it is known of all of them, and blamed on none."""
+    stage.card, stage.memory = Card(ONE, used=2 << 30), 20 << 30
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([stage.card]))
+    folder, together = RunFolder(tmp_path / "run"), mode == "interleaved"
+    assert run(folder, ordered(mode, 2), tmp_path, together=together, uuids=(ONE,)) == {}
+    for arm in "ab":
+        loads = [(load.before, load.after, load.together) for load in folder.loads(arm)]
+        assert loads == [(2 << 30, 2 << 30, 2 if together else 1)] * (1 if together else 2)
+        result = folder.result(next(task for task in ordered(mode, 2) if (task.kind, task.arm) == ("latency", arm)))
+        assert result is not None
+        assert result.latency is not None
+        assert result.latency.nvml is None
+
+
+def test_memory_that_never_comes_back_shows(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_memory, "_FREED_SECONDS", 0.3)
+    stage.card, stage.memory = Card(ONE, used=1 << 30), 20 << 30
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([stage.card]))
+    monkeypatch.setattr(Process, "end", Process.kill)
+    folder = RunFolder(tmp_path / "run")
+    assert run(folder, ordered(arms="a", evaluators=("latency",)), tmp_path, "a", uuids=(ONE,)) == {}
+    (load,) = folder.loads("a")
+    assert (load.before, load.after) == (1 << 30, 21 << 30)
+
+
+def test_without_nvml_the_reason_is_kept_and_nothing_is_made_up(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    folder, plan = RunFolder(tmp_path / "run"), ordered(arms="a", evaluators=("latency",))
+    assert run(folder, plan, tmp_path, "a", iterations=1, uuids=(ONE,)) == {}
+    (load,) = folder.loads("a")
+    assert (load.before, load.after) == (None, None)
+    result = folder.result(plan[0])
+    assert result is not None
+    assert result.latency is not None
+    assert "nvidia-ml-py is not installed" in str(result.latency.nvml)
+    assert (result.latency.gpus, result.latency.slow_samples) == ((), (None,))
+
+
+def test_a_gpu_that_is_lost_ends_no_run(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(ONE, fails={"nvmlDeviceGetPerformanceState": "NVMLError_GpuIsLost"})
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([card]))
+
+    def wait(_: str, task: str) -> None:
+        for thread in threading.enumerate():
+            if task == "measure" and thread.name == "moe-eval-nvml":
+                thread.join(5)  # it ends when the GPU is lost
+
+    stage.before = wait
+    folder, plan = RunFolder(tmp_path / "run"), ordered(arms="a", evaluators=("latency",))
+    assert run(folder, plan, tmp_path, "a", uuids=(ONE,)) == {}
+    result = folder.result(plan[0])
+    assert result is not None
+    assert result.latency is not None
+    assert str(result.latency.nvml).startswith(f"NVML lost {ONE}")
+
+
+def test_iterations_at_a_low_clock_are_flagged(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([Card(ONE, clocks=[900], default=1980)]))
+    stage.pause = 0.4
+    folder, plan = RunFolder(tmp_path / "run"), ordered(arms="a", evaluators=("latency",))
+    assert run(folder, plan, tmp_path, "a", iterations=1, uuids=(ONE,)) == {}
+    result = folder.result(plan[0])
+    assert result is not None
+    assert result.latency is not None
+    assert (result.latency.slow_samples, result.latency.gpus[0].sm_mhz_median) == ((True,), 900)
+
+
+def test_routing_is_counted_once_for_the_largest_batch_by_an_engine_that_tells(stage: Stage, tmp_path: Path) -> None:
+    folder, plan = RunFolder(tmp_path / "run"), ordered(arms="abc", evaluators=("latency",))
+    stage.fails["b", "load", 1] = "no such option"
+    assert run(folder, plan, tmp_path, "abc", uuids=(ONE,)) == {"b routing": "no such option"}
+    tasks = {task.arm: folder.result(task) for task in plan if task.kind == "routing"}
+    assert [result and result.routing for result in tasks.values()] == [
+        {size: routing(size) for size in (1, 2)},
+        None,
+        {size: routing(size) for size in (1, 2)},
+    ]
+    requests = [request for request in stage.asked if request.task == "routing"]
+    assert [request.arm for request in requests] == ["a", "c"]
+    for request in requests:
+        assert request.load is not None
+        assert request.load.settings.options == {"tell": True}
+        assert request.arguments["shape"] == {"batch_size": 2, "input_len": 8, "output_len": 4}
+        assert request.arguments["workload"] == str(tmp_path / "workload.json")
+        assert (request.arguments["experts"], request.arguments["batch_sizes"]) == (4, [1, 2])
+    timed = [request.load for request in stage.asked if request.task == "measure"]
+    assert all(load is not None and load.settings.options == {} for load in timed), "timed arms are loaded as they were"
+
+
+def test_measurements_meter_the_gpus_of_the_arms(stage: Stage, tmp_path: Path) -> None:
+    run(RunFolder(tmp_path / "run"), ordered(arms="a"), tmp_path, "a", uuids=("GPU-x",))
+    for request in stage.asked:
+        if request.task in ("warm_up", "measure"):
+            assert request.arguments["workload"] == str(tmp_path / "workload.json")
+        if request.task == "measure":
+            assert request.arguments["uuids"] == ["GPU-x"]

@@ -18,8 +18,8 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import fit
 from moe_eval.runner.fit import Need
 from tests.conftest import SHIPPED
-from tests.machine.test_nvml import ONE as ONE_GPU
-from tests.machine.test_nvml import Card, Fake
+from tests.doubles.nvml import ONE as ONE_GPU
+from tests.doubles.nvml import Card, Fake
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
 # Qwen/Qwen3-30B-A3B as published

@@ -6,46 +6,23 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from moe_eval.records.run import Mode
 from moe_eval.runner import execute
 from moe_eval.runner.folder import RunFolder
-from tests.runner.stage import Stage
-from tests.runner.test_execute import contents, ordered, run
+from tests.doubles.arm_process import Stage
+from tests.doubles.executed import everything, in_a_process, ordered, run
 
 POINTS = 20
 
 
-def in_a_process(work: Callable[[], object]) -> int:
-    """Do work in a process of its own that ends without cleaning up; returns its pid."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-def everything(folder: RunFolder) -> dict[str, Any]:
-    """What is on disk, arrays by their content: an archive of them has the time in it."""
-    found = contents(folder)
-    for name in [each for each in found if each.endswith(".npz")]:
-        with np.load(folder.path / name) as arrays:
-            found[name] = {key: arrays[key].tolist() for key in arrays}
-    return found
-
-
 @pytest.mark.parametrize("mode", ["sequential", "interleaved"])
-def test_twenty_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_twenty_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
     together = mode == "interleaved"
     plan = ordered(mode, 2 if together else 1)
     more: dict[str, Any] = {"together": together, "iterations": 1 if together else 2}

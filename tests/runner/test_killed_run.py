@@ -13,27 +13,24 @@ from typing import Any
 
 import pytest
 
-from moe_eval.report import write
-from tests.runner import plays
-from tests.runner.test_killed import POINTS, in_a_process
+from tests.doubles import plays
+from tests.doubles.executed import in_a_process
+
+POINTS = 20
 
 # what two runs never share: names of their own, and times
 _OWN = {"run_id", "started", "ended", "seconds"}
 
 
-def told(folder: Path) -> dict[str, Any]:
-    """All records of a run, its comparison and its report, without its own name and times."""
-    found = {file.name: plain(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))}
-    text, run = (folder / write.TEXT).read_text(), json.loads((folder / "run.json").read_text())
-    for own in _OWN & run.keys():  # by one word: a run may begin and end within one second
-        text = text.replace(str(run[own]), "its own")
-    return {**found, write.TEXT: text}
+def records(folder: Path) -> dict[str, Any]:
+    """All records of a run, without its own name and times."""
+    return {file.name: plain(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))}
 
 
 def plain(content: Any) -> Any:
     if isinstance(content, dict):
-        return {key: plain(each) for key, each in content.items() if key not in _OWN}
-    return [plain(each) for each in content] if isinstance(content, list) else content
+        return {key: plain(value) for key, value in content.items() if key not in _OWN}
+    return [plain(value) for value in content] if isinstance(content, list) else content
 
 
 def test_twenty_kills_leave_the_records_of_an_undisturbed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,8 +39,8 @@ def test_twenty_kills_leave_the_records_of_an_undisturbed_run(tmp_path: Path, mo
     started = time.monotonic()
     assert os.waitpid(in_a_process(partial(plays.execute_in, tmp_path / "whole")), 0)[1] == 0
     undisturbed = time.monotonic() - started
-    whole = told(tmp_path / "whole")
-    assert {"perf_bf16_cpu.json", "perf_fp32_cpu.json", "ppl_bf16_cpu.json", "comparison.json"} <= whole.keys()
+    whole = records(tmp_path / "whole")
+    assert {"perf_bf16_cpu.json", "perf_fp32_cpu.json", "ppl_bf16_cpu.json"} <= whole.keys()
 
     chance = random.Random(7)
     folder, killed, complete = tmp_path / "run-0", 0, 0
@@ -54,8 +51,8 @@ def test_twenty_kills_leave_the_records_of_an_undisturbed_run(tmp_path: Path, mo
         killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
         run = folder / "run.json"
         if run.is_file() and json.loads(run.read_text())["status"] == "finished":  # it came through: again from nothing
-            assert told(folder) == whole
+            assert records(folder) == whole
             complete += 1
             folder = tmp_path / f"run-{complete}"
     assert os.waitpid(in_a_process(partial(plays.execute_in, folder)), 0)[1] == 0
-    assert told(folder) == whole
+    assert records(folder) == whole

@@ -13,11 +13,11 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
-from moe_eval.runner.steps import Step
+from moe_eval.runner.tasks import Task
 from moe_eval.tracking import plan_run
-from tests.runner import plays
-from tests.runner.stage import Stage, nothing
-from tests.runner.test_killed import in_a_process
+from tests.doubles import plays
+from tests.doubles.arm_process import Stage
+from tests.doubles.executed import in_a_process
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,12 @@ def shown(client: MlflowClient) -> dict[str, tuple[str, str]]:
 def execute(folder: Path) -> list[str]:
     """As `moe-eval run` does: shown in MLflow while it is at work, logged however it ends."""
 
-    def ready(_: Sequence[Step]) -> None:
-        plan_run.open_run(folder)
+    class Opening(plays.Quiet):
+        def ready(self, tasks: Sequence[Task]) -> None:
+            plan_run.open_run(folder)
 
     try:
-        return plays.run(folder).execute(nothing, nothing, ready)
+        return plays.run(folder).execute(Opening())
     finally:
         plan_run.log(folder)
 
@@ -92,7 +93,7 @@ def test_arms_of_a_run_that_was_stopped_are_killed_and_not_failed(
         if task == "measure":
             raise stop
 
-    stage.fails["fp32", "perplexity"] = "out of memory"
+    stage.fails["fp32", "quality"] = "out of memory"
     stage.before = before
     with pytest.raises(stop):
         execute(tmp_path / "run")
@@ -105,7 +106,7 @@ def test_a_run_that_was_killed_outright_is_shown_as_killed_once_it_is_logged(
     client: MlflowClient, stage: Stage, tmp_path: Path
 ) -> None:
     def before(arm: str, task: str) -> None:
-        if (arm, task) == ("fp32", "perplexity"):
+        if (arm, task) == ("fp32", "quality"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     stage.before = before
@@ -153,7 +154,7 @@ def test_an_arm_has_no_records_of_one_whose_name_begins_alike(
     folder = tmp_path / "run"
     plays.execute_in(folder)
     run = json.loads((folder / "run.json").read_text())
-    run["evaluators"]["bf16_block"] = ["perplexity"]
+    run["evaluators"]["bf16_block"] = ["quality"]
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "ppl_fp32_cpu.json").rename(folder / "ppl_bf16_block_cpu.json")
     plan_run.log(folder)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from moe_eval.errors import UsageError
-from tests.runner import plays
-from tests.runner.stage import Stage
+from moe_eval.records.run import Skipped
+from tests.doubles import plays
+from tests.doubles.arm_process import Stage
 
 FOR_ONE = 3 << 29  # bytes of memory that hold one arm of the shipped model and not two
 
@@ -21,9 +22,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 @pytest.fixture
 def begun(tmp_path: Path, stage: Stage) -> Path:
-    """A run of two arms that took turns, in want of one step."""
+    """A run of two arms that took turns, in want of one task."""
     assert plays.execute_in(tmp_path / "begun") == []
-    (tmp_path / "begun" / "arms" / "fp32" / "perplexity.json").unlink()
+    (tmp_path / "begun" / "arms" / "fp32" / "quality.json").unlink()
     stage.asked.clear()
     return tmp_path / "begun"
 
@@ -41,7 +42,7 @@ def test_a_run_keeps_its_schedule_though_more_memory_is_free(
     latency.unlink()
     assert plays.execute_in(folder) == []
     again = plays.files(folder)
-    for name in ("perf_bf16_cpu.json", "perf_fp32_cpu.json", "comparison.json", "report.md"):
+    for name in ("perf_bf16_cpu.json", "perf_fp32_cpu.json"):
         assert again[name] == before[name], name
 
 
@@ -50,11 +51,11 @@ def test_a_run_begun_without_an_arm_goes_on_without_it(begun: Path, stage: Stage
     del run["evaluators"]["fp32"]
     plan = plays.run(begun).plan
     (begun / "run.json").write_text(json.dumps({**run, "schedule": {**run["schedule"], "mode": "sequential"}}))
-    found = plays.run(begun).plan
+    later = plays.run(begun).plan
     assert plan.skipped == ()
-    assert found.skipped == (("fp32", None, "the run that goes on here began without it"),)
-    assert {step.arm for step in found.steps} == {"bf16"}
-    assert found.schedule.mode == "sequential"
+    assert later.skipped == (Skipped("fp32", None, "the run that goes on here began without it"),)
+    assert {task.arm for task in later.tasks} == {"bf16"}
+    assert later.schedule.mode == "sequential"
 
 
 def test_a_run_does_not_go_on_where_its_arms_no_longer_fit_together(

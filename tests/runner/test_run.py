@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import pytest
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
-from moe_eval.records import by_arm
+from moe_eval.records import disk
+from moe_eval.records.labels import Status
+from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.quality import QualityRecord
 from moe_eval.runner import folder as folders
 from moe_eval.runner.folder import RunFolder
-from tests.runner import plays
-from tests.runner.stage import Stage
-from tests.runner.test_killed import everything, in_a_process
+from tests.doubles import plays
+from tests.doubles.arm_process import Stage
+from tests.doubles.executed import everything, in_a_process
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",
@@ -30,18 +34,19 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda whole: bytes(len(whole)),
     "an object": lambda _: b"{}\n",
 }
-OF_LOAD = {"perplexity", "measure", "warm_up", "load"}
+H100 = {"name": "NVIDIA H100", "capability": "9.0", "memory_bytes": 1, "uuid": "GPU-1"}
+OF_LOAD = {"quality", "measure", "warm_up", "load"}
 # what may be damaged, and what is asked of arms then
 FILES: list[tuple[str, set[str]]] = [
-    ("arms/bf16/perplexity.json", {"load", "perplexity"}),
-    ("arms/bf16/perplexity.npz", {"load", "perplexity"}),
-    ("arms/bf16/noise.json", {"load", "perplexity"}),
-    ("arms/bf16/noise.npz", {"load", "perplexity"}),
+    ("arms/bf16/quality.json", {"load", "quality"}),
+    ("ppl_bf16_cpu.npz", {"load", "quality"}),
+    ("arms/bf16/noise.json", {"load", "quality"}),
+    ("ppl_bf16_cpu.batch1.npz", {"load", "quality"}),
     ("arms/fp32/latency_b1_i8_o4_0_1.json", {"load", "warm_up", "measure"}),
     ("arms/fp32/load_0.json", OF_LOAD),
     ("arms/fp32/routing.json", {"load", "routing"}),
     ("arms/fp32/load_routing.json", {"load", "routing"}),
-    ("rates.json", set()),
+    ("rates.json", {"rates"}),
     ("workload_*.json", set()),
     ("perf_fp32_cpu.json", set()),
 ]
@@ -67,7 +72,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return plays.set_up(monkeypatch)
 
 
-@pytest.mark.parametrize("case", [(*each, damage) for each in FILES for damage in DAMAGE])
+@pytest.mark.parametrize("case", [(*file, damage) for file in FILES for damage in DAMAGE])
 def test_what_is_damaged_is_measured_again_and_nothing_else(
     whole: Path, copy: Path, stage: Stage, capsys: pytest.CaptureFixture[str], case: tuple[str, set[str], str]
 ) -> None:
@@ -75,12 +80,12 @@ def test_what_is_damaged_is_measured_again_and_nothing_else(
     (damaged,) = copy.glob(file)
     damaged.write_bytes(DAMAGE[damage](damaged.read_bytes()))
     assert plays.execute_in(copy) == []
-    told = capsys.readouterr().err.splitlines()
-    assert {task for _, task, _ in stage.asked} == again
-    assert len(told) == (5 if file.endswith("load_0.json") else bool(again))
-    assert all(line.startswith(f"moe-eval: {damaged} is missing or damaged, so ") for line in told)
+    lines = capsys.readouterr().err.splitlines()
+    assert {request.task for request in stage.asked} == again
+    assert len(lines) == (5 if file.endswith("load_0.json") else bool(again - {"rates"}))
+    assert all(line.startswith(f"moe-eval: {damaged} is missing or damaged, so ") for line in lines)
     assert everything(RunFolder(copy)) == everything(RunFolder(whole))
-    for name in (damaged.name, "rates.json", "comparison.json"):
+    for name in (damaged.name, "rates.json"):
         if (whole / name).exists():
             assert (copy / name).read_bytes() == (whole / name).read_bytes()
 
@@ -88,7 +93,7 @@ def test_what_is_damaged_is_measured_again_and_nothing_else(
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_plan_is_one_sentence(copy: Path, stage: Stage, damage: str) -> None:
     (copy / "run.json").write_bytes(DAMAGE[damage]((copy / "run.json").read_bytes()))
-    with pytest.raises(UsageError, match=r"run\.json is not the plan of a run"):
+    with pytest.raises(UsageError, match=r"run\.json (is damaged|has schema None)"):
         plays.execute_in(copy)
 
 
@@ -98,7 +103,7 @@ def test_a_damaged_plan_is_one_sentence(copy: Path, stage: Stage, damage: str) -
         ("machine", {"cpu": "another"}, "CPU another and now "),
         ("machine", {"cores": 4096}, "cores 4096 and now "),
         ("machine", {"driver": "1.2"}, "driver 1.2 and now "),
-        ("machine", {"gpus": [{"name": "NVIDIA H100", "uuid": "GPU-1"}]}, "GPUs NVIDIA H100 GPU-1 and now none"),
+        ("machine", {"gpus": [H100]}, "GPUs NVIDIA H100 GPU-1 and now none"),
         ("versions", {"torch": "1.0"}, f"torch 1.0 and now {hardware.versions()['torch']}"),
         ("versions", {"vllm": "1.0"}, f"vllm 1.0 and now {hardware.versions().get('vllm', 'none')}"),
         ("git", "abc", "revision abc and now "),
@@ -114,15 +119,15 @@ def test_a_run_goes_on_where_it_began_and_nowhere_else(
     with pytest.raises(UsageError) as caught:
         plays.execute_in(copy)
     assert f"began elsewhere ({words}" in str(caught.value)
-    assert "resume it there, or begin another" in str(caught.value)
+    assert "Resume it there, or begin another" in str(caught.value)
     assert plays.files(copy) == before
 
 
 def test_what_changes_no_measurement_may_be_given_anew(copy: Path, stage: Stage) -> None:
-    shown = {"timeout": "7200", "gate": "speed>=1", "resume": "True", "config": "run.yaml", "output_dir": "elsewhere"}
-    assert plays.execute_in(copy, **shown) == []
-    with pytest.raises(UsageError, match=r"other options \(blocks\)"):
-        plays.execute_in(copy, blocks="2")
+    options = {"timeout": 7200, "gate": "speed>=1", "config": "run.yaml", "output_dir": "elsewhere"}
+    assert plays.execute_in(copy, **options) == []
+    with pytest.raises(UsageError, match=r"other options \(precisions\)"):
+        plays.run_of(replace(plays.request(copy), options={"blocks": 1, "precisions": "fp32"})).execute(plays.Quiet())
 
 
 def test_a_run_that_has_finished_stays_as_it_is_when_it_is_resumed(copy: Path, stage: Stage) -> None:
@@ -145,19 +150,16 @@ def test_a_run_that_is_killed_outright_has_records_of_what_it_measured(tmp_path:
     stage.before = before
     assert os.waitpid(in_a_process(lambda: plays.execute_in(folder)), 0)[1] == signal.SIGKILL
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
-    found = {arm.name: arm for arm in by_arm.read(folder)}
-    of_run = RunFolder(folder)
-    for step in plays.run(folder).plan.steps:
-        if step.kind == "perplexity" and of_run.done(step):
-            record = found[step.arm].ppl
-            assert record is not None
-            assert record["status"] == "finished"
-        turns = [each for each in plays.run(folder).plan.steps if (each.kind, each.shape) == ("latency", step.shape)]
-        if step.kind == "latency" and all(map(of_run.done, turns)):
-            record = found[step.arm].perf
-            assert record is not None
-            assert step.shape is not None
-            assert step.shape.name in {row["name"] for row in record["shapes"]}
+    of_run, tasks = RunFolder(folder), plays.run(folder).plan.tasks
+    for task in tasks:
+        if task.kind == "quality" and of_run.done(task):
+            scored = disk.read_record(folder / f"ppl_{task.arm}_cpu.json", QualityRecord, schemas=(2,), maker="")
+            assert (scored.status, scored.figures is None) == (Status.FINISHED, False)
+        turns = [turn for turn in tasks if (turn.kind, turn.shape) == ("latency", task.shape)]
+        if task.kind == "latency" and all(map(of_run.done, turns)):
+            timed = disk.read_record(folder / f"perf_{task.arm}_cpu.json", LatencyRecord, schemas=(2,), maker="")
+            assert task.shape is not None
+            assert task.shape.name in {row.name for row in timed.shapes}
 
 
 @pytest.mark.parametrize(("options", "metered"), [({}, 1), ({"tensor_parallel_size": 2}, 2)])
@@ -166,17 +168,18 @@ def test_the_gpus_of_an_arm_are_metered_and_no_others(
 ) -> None:
     """Of a machine of eight GPUs, seven idle ones would count as throttled, and their energy as the arm's."""
     gpus = tuple(Gpu("made up", "9.0", 80 << 30, f"GPU-{at}") for at in range(8))
-    assert plays.execute_in(tmp_path / "run", gpus=gpus, options=options) == []
-    assert stage.uuids
-    assert {tuple(each) for each in stage.uuids} == {tuple(gpu.uuid for gpu in gpus[:metered])}
+    assert plays.execute_in(tmp_path / "run", gpus, engine_options=options) == []
+    metered_uuids = {tuple(request.arguments["uuids"]) for request in stage.asked if request.task == "measure"}
+    assert metered_uuids == {tuple(gpu.uuid for gpu in gpus[:metered])}
 
 
-def test_a_run_of_which_everything_failed_has_a_report_that_says_so(tmp_path: Path, stage: Stage) -> None:
+def test_a_run_of_which_everything_failed_has_records_that_say_so(tmp_path: Path, stage: Stage) -> None:
     folder = tmp_path / "run"
     stage.fails = {(arm, "load"): "no such checkpoint" for arm in plays.ARMS}
-    assert len(plays.execute_in(folder)) == len(plays.run(folder).plan.steps)
-    for page in ("report.md", "report.html"):
-        assert (folder / page).read_text(encoding="utf-8").count("no such checkpoint") >= 2
+    assert len(plays.execute_in(folder)) == len(plays.run(folder).plan.tasks)
+    for name in ("perf_bf16_cpu.json", "ppl_fp32_cpu.json"):
+        record = json.loads((folder / name).read_text())
+        assert (record["status"], record["error"]) == ("failed", "no such checkpoint")
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
 
 
@@ -208,4 +211,4 @@ def test_a_wait_for_another_run_is_told(
         time.sleep(1)
     waiting.join()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"moe-eval: Another run is at work in {tmp_path}; waiting up to 60 s for its end."
+    assert line == f"moe-eval: Another run is at work in {tmp_path}. Waiting up to 60 s for its end."

@@ -12,13 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_eval.traces import breakdown, kernel_table, phases, roles
+from moe_eval.records.kernels import TraceSource
+from moe_eval.traces import breakdown, kernel_table, roles
+from moe_eval.traces import steps as forward_steps
+from moe_eval.traces.breakdown import Breakdown
 from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.taxonomy import CATEGORIES
-from tests.traces import timeline
-from tests.traces.timeline import Timeline, generation
+from tests.doubles import timeline
+from tests.doubles.timeline import Timeline, generation
 
 LONE = timeline.MOE
+SOURCE = TraceSource("made up")
 
 
 def step_ranges(made: Timeline, style: str) -> list[tuple[str, int, int, int]]:
@@ -35,6 +39,15 @@ def step_ranges(made: Timeline, style: str) -> list[tuple[str, int, int, int]]:
         }[style]
         found.append((text, begin - 9500, begin - 9100 + 20_000, 7))
     return found
+
+
+def counted(found: Breakdown) -> list[tuple[str, int, dict[str, int]]]:
+    """Name, steps, and steps that are set aside, of every phase."""
+    return [(name, phase.steps, dict(phase.set_aside)) for name, phase in found.phases.items()]
+
+
+def step_counts(found: Breakdown) -> list[tuple[str, int]]:
+    return [(name, phase.steps) for name, phase in found.phases.items()]
 
 
 def expected(made: Timeline, phase: str) -> dict[str, float]:
@@ -56,27 +69,26 @@ def expected(made: Timeline, phase: str) -> dict[str, float]:
 def test_every_step_is_found_and_its_time_is_that_of_the_list(style: str | None, graph: bool, fp8: bool) -> None:
     made = generation(decode=6, graph=graph, fp8=fp8)
     found = breakdown.make(made.trace(ranges=step_ranges(made, style) if style else ()))
-    assert [(phase.name, phase.steps, phase.aside) for phase in found.phases] == [("prefill", 1, {}), ("decode", 6, {})]
-    assert found.found_by == ("step ranges" if style else "sampling after every step")
-    for phase in found.phases:
-        want = expected(made, phase.name)
-        assert {each.category: each.ms for each in phase.shares} == pytest.approx(want)
-        assert phase.kernel_ms == pytest.approx(sum(want.values()))
+    assert counted(found) == [("prefill", 1, {}), ("decode", 6, {})]
+    assert found.steps_source == ("step ranges" if style else "sampling after every step")
+    for phase_name, phase in found.phases.items():
+        want = expected(made, phase_name)
+        assert {category: time.ms for category, time in phase.categories.items()} == pytest.approx(want)
+        assert phase.total_ms == pytest.approx(sum(want.values()))
         assert phase.overlap_ms == pytest.approx(0)
         assert phase.moe_layers == 3
-        begin, end = next((begin, end) for name, begin, end in made.steps if name == phase.name)
+        begin, end = next((begin, end) for name, begin, end in made.steps if name == phase_name)
         assert phase.span_ms == pytest.approx((end - begin) / 1e6)
         assert phase.wall_ms == pytest.approx((end - begin + timeline.GAP_NS + 20_000) / 1e6)
-    decode = found.phase("decode")
-    assert decode is not None
-    assert decode.share("gate_gemm").launches_per_layer == 2
-    assert decode.share("expert_gemm").launches == 6
+    decode = found.phases["decode"]
+    assert decode.categories["gate_gemm"].launches_per_layer == 2
+    assert decode.categories["expert_gemm"].launches == 6
     f = expected(made, "decode")["expert_gemm"]
     busy, wall = decode.busy_ms or 0, decode.wall_ms or 0
-    assert decode.busy_ceiling.free == pytest.approx(1 / (1 - f / busy))
-    assert decode.busy_ceiling.at(2.0) == pytest.approx(1 / (1 - f / busy + f / busy / 2)) == decode.busy_ceiling.twice
+    assert decode.ceiling.if_free == pytest.approx(1 / (1 - f / busy))
+    assert decode.ceiling.at(2.0) == pytest.approx(1 / (1 - f / busy + f / busy / 2)) == decode.ceiling.if_twice_as_fast
     assert decode.wall_ceiling is not None
-    assert decode.wall_ceiling.free == pytest.approx(1 / (1 - f / wall))
+    assert decode.wall_ceiling.if_free == pytest.approx(1 / (1 - f / wall))
 
 
 def test_every_row_is_given_the_role_that_it_was_meant_to_have() -> None:
@@ -92,7 +104,7 @@ class Shared(Timeline):
 
     place = "after"
 
-    def layer(self, number: int, tokens: int, *, fp8: bool, split_k: bool, scale: int, **more: int | bool) -> None:
+    def layer(self, number: int, tokens: int, *, fp8: bool, split_k: bool, scale: int, **columns: int | bool) -> None:
         self.run("dense_gemm", timeline.QKV, 3000)
         self.run("attention", timeline.FLASH, 4000)
         self.run("dense_gemm", timeline.O_PROJ, 2000)
@@ -100,17 +112,17 @@ class Shared(Timeline):
             self._shared()
         self.run("gate_gemm", timeline.GATE, 1100)
         if self.place == "side":
-            self.now -= 1000
+            self.clock_ns -= 1000
             self._shared(stream=9)
         if self.place == "after":
             self._shared()
         self.run("routing_permute", timeline.TOPK, 900)
         self.run("expert_gemm", timeline.MOE, 9000)
 
-    def _shared(self, **more: int) -> None:
-        self.run("dense_gemm", timeline.QKV, 2000, **more)
-        self.run("activation", timeline.SILU, 500, **more)
-        self.run("dense_gemm", timeline.QKV, 1500, **more)
+    def _shared(self, **columns: int) -> None:
+        self.run("dense_gemm", timeline.QKV, 2000, **columns)
+        self.run("activation", timeline.SILU, 500, **columns)
+        self.run("dense_gemm", timeline.QKV, 1500, **columns)
 
 
 @pytest.mark.parametrize("place", ["before", "after", "side"])
@@ -157,7 +169,7 @@ def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
     made.run("memory", timeline.UPLOAD, 800)
     for layer in range(2):
         for part, meant in (("self_attn", "dense_gemm"), ("mlp.gate", "gate_gemm"), ("mlp.experts", "expert_gemm")):
-            begin = made.now
+            begin = made.clock_ns
             made.run(meant, timeline.QKV, 1000 + layer)
             modules.append((f"{{'Module': 'Qwen3MoeForCausalLM.model.layers.{layer}.{part}', 'Inputs': [[1, 2]]}}",
                             begin - 9100, begin - 8900, 7))  # fmt: skip
@@ -166,8 +178,8 @@ def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
     found = roles.assign(trace)
     assert [CATEGORIES[each] for each in found.category] == made.meant
     assert found.layer.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1]
-    (phase,) = breakdown.make(trace).phases
-    assert phase.layers == {0: pytest.approx(0.003), 1: pytest.approx(0.003003)}
+    (phase,) = breakdown.make(trace).phases.values()
+    assert phase.layers_ms == {0: pytest.approx(0.003), 1: pytest.approx(0.003003)}
 
 
 def test_a_graph_s_nodes_are_attributed_by_when_they_were_captured() -> None:
@@ -176,7 +188,7 @@ def test_a_graph_s_nodes_are_attributed_by_when_they_were_captured() -> None:
         [timeline.QKV], name=[0, 0], start_ns=[5000, 9000], duration_ns=[100, 100], launch_ns=[4000, 4000],
         launch_thread=[1, 1], captured_ns=[150, 950], captured_thread=[1, 1], replayed=[True, True],
     )  # fmt: skip
-    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
+    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), SOURCE)
     assert roles.assign(trace).layer.tolist() == [5, -1]
 
 
@@ -187,9 +199,8 @@ def test_ragged_steps_and_steps_far_from_the_others_are_set_aside_and_counted() 
     made.rows[slow + 1]["duration_ns"] = 900_000
     for row in made.rows[slow + 2 :]:
         row["start_ns"] = int(row["start_ns"]) + 900_000
-    decode = breakdown.make(made.trace()).phase("decode")
-    assert decode is not None
-    assert (decode.steps, decode.aside) == (7, {"ragged": 1, "far from the others": 1})
+    decode = breakdown.make(made.trace()).phases["decode"]
+    assert (decode.steps, decode.set_aside) == (7, {"ragged": 1, "far from the others": 1})
 
 
 def test_what_an_overlap_scheduler_launches_early_belongs_to_the_step_that_launched_it() -> None:
@@ -206,24 +217,24 @@ def test_what_an_overlap_scheduler_launches_early_belongs_to_the_step_that_launc
                 if at and row["text"] == timeline.UPLOAD:
                     row["start_ns"] = launched + 2000
     found = breakdown.make(made.trace(ranges=ranges))
-    assert [(phase.name, phase.steps, phase.aside) for phase in found.phases] == [("prefill", 1, {}), ("decode", 6, {})]
-    for phase, layers in zip(found.phases, (3, 3), strict=True):
-        assert phase.moe_layers == layers
+    assert counted(found) == [("prefill", 1, {}), ("decode", 6, {})]
+    for phase_name, phase in found.phases.items():
+        assert phase.moe_layers == 3
         assert (phase.busy_ms or 0) < (phase.span_ms or 0) < (phase.wall_ms or 0)
         for category in ("expert_gemm", "attention", "sampling"):
             want = statistics.median(
                 sum(int(row["duration_ns"]) for row, meant in zip(made.rows, made.meant, strict=True)
                     if meant == category and begin <= int(row["start_ns"]) < end)
-                for name, begin, end in made.steps if name == phase.name
+                for name, begin, end in made.steps if name == phase_name
             )  # fmt: skip
-            assert phase.share(category).ms == pytest.approx(want / 1e6)
+            assert phase.categories[category].ms == pytest.approx(want / 1e6)
 
 
 def test_sglang_s_verification_of_drafts_is_a_decode_step() -> None:
     made = generation(decode=5, graph=True)
     ranges = [(text.replace("DECODE", "TARGET_VERIFY"), *rest) for text, *rest in step_ranges(made, "sglang")]
     found = breakdown.make(made.trace(ranges=ranges))
-    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 1), ("decode", 5)]
+    assert step_counts(found) == [("prefill", 1), ("decode", 5)]
 
 
 def test_drafts_of_a_speculating_engine_do_not_pass_for_its_steps() -> None:
@@ -233,9 +244,8 @@ def test_drafts_of_a_speculating_engine_do_not_pass_for_its_steps() -> None:
         made.step("decode", 4, layers=6, graph=True)
         for _ in range(3):
             made.step("draft", 1, layers=1, graph=True)
-    decode = breakdown.make(made.trace()).phase("decode")
-    assert decode is not None
-    assert (decode.steps, decode.aside, decode.moe_layers) == (5, {"ragged": 15}, 6)
+    decode = breakdown.make(made.trace()).phases["decode"]
+    assert (decode.steps, decode.set_aside, decode.moe_layers) == (5, {"ragged": 15}, 6)
 
 
 def test_a_step_that_was_launched_before_the_recording_is_not_called_prefill() -> None:
@@ -248,7 +258,7 @@ def test_a_step_that_was_launched_before_the_recording_is_not_called_prefill() -
         if int(row["start_ns"]) < end:
             row.update(replayed=False, launch_ns=kernel_table.NONE, launch_thread=kernel_table.NONE)
     found = breakdown.make(made.trace())
-    assert [(phase.name, phase.steps) for phase in found.phases] == [("decode", 4), (phases.UNKNOWN, 1)]
+    assert step_counts(found) == [("decode", 4), (forward_steps.UNKNOWN, 1)]
 
 
 def test_a_last_step_that_is_cut_off_does_not_make_the_whole_ones_prefill() -> None:
@@ -257,8 +267,7 @@ def test_a_last_step_that_is_cut_off_does_not_make_the_whole_ones_prefill() -> N
         made.step("decode", 8, layers=6)
     _, begin, end = made.steps[-1]
     made.rows = [row for row in made.rows if int(row["start_ns"]) < begin + (end - begin) // 6]
-    (phase,) = breakdown.make(made.trace()).phases
-    assert (phase.name, phase.steps, phase.aside) == (phases.UNKNOWN, 4, {"ragged": 1})
+    assert counted(breakdown.make(made.trace())) == [(forward_steps.UNKNOWN, 4, {"ragged": 1})]
 
 
 def test_softmax_of_layers_whose_attention_is_not_known_does_not_end_a_step() -> None:
@@ -267,7 +276,7 @@ def test_softmax_of_layers_whose_attention_is_not_known_does_not_end_a_step() ->
         if row["text"] == timeline.FLASH:
             row["text"] = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>"
     found = breakdown.make(made.trace())
-    assert [phase.name for phase in found.phases] == [phases.WHOLE]
+    assert list(found.phases) == [forward_steps.WHOLE]
 
 
 def test_two_devices_are_steps_of_their_own() -> None:
@@ -279,33 +288,32 @@ def test_two_devices_are_steps_of_their_own() -> None:
     columns = {key: [row.get(key, 0) for row in both.rows] for key in ("start_ns", "duration_ns", "kind", "device",
                                                                      "blocks")}  # fmt: skip
     trace = Trace(kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
-                  kernel_table.ranges([]), {})  # fmt: skip
+                  kernel_table.ranges([]), SOURCE)  # fmt: skip
     found = breakdown.make(trace)
     assert found.devices == 2
-    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 2), ("decode", 8)]
-    alone = breakdown.make(one.trace()).phase("decode")
-    assert alone is not None
-    assert found.phases[1].kernel_ms == pytest.approx(alone.kernel_ms)
+    assert step_counts(found) == [("prefill", 2), ("decode", 8)]
+    alone = breakdown.make(one.trace()).phases["decode"]
+    assert found.phases["decode"].total_ms == pytest.approx(alone.total_ms)
 
 
 def test_a_trace_without_steps_is_one_whole() -> None:
     rows = kernel_table.kernels(["unheard_of", timeline.NORM], name=[0, 1], start_ns=[0, 50], duration_ns=[100, 100])
-    found = breakdown.make(Trace(rows, kernel_table.ranges([]), {}))
-    (phase,) = found.phases
-    assert (phase.name, phase.steps, found.found_by) == (phases.WHOLE, 1, "no steps were found")
+    found = breakdown.make(Trace(rows, kernel_table.ranges([]), SOURCE))
+    assert (step_counts(found), found.steps_source) == ([(forward_steps.WHOLE, 1)], "no steps were found")
+    (phase,) = found.phases.values()
     assert (phase.busy_ms, phase.overlap_ms, phase.wall_ms) == pytest.approx((150e-6, 50e-6, None))
     assert phase.classified == pytest.approx(0.5)
     assert [each.name for each in phase.unclassified] == ["unheard_of"]
-    assert phase.busy_ceiling.free == 1
+    assert phase.ceiling.if_free == 1
 
 
 def test_a_summary_has_shares_and_a_ceiling_but_no_times_of_steps() -> None:
     rows = kernel_table.kernels([LONE, timeline.NORM], name=[0, 0, 1], start_ns=[0, 0, 0], duration_ns=[300, 300, 400])
-    found = breakdown.make(Trace(rows, kernel_table.ranges([]), {}, timed=False))
-    (phase,) = found.phases
-    assert phase.share("expert_gemm").share == pytest.approx(0.6)
+    found = breakdown.make(Trace(rows, kernel_table.ranges([]), SOURCE, timed=False))
+    (phase,) = found.phases.values()
+    assert phase.categories["expert_gemm"].share == pytest.approx(0.6)
     assert (phase.busy_ms, phase.span_ms, phase.wall_ceiling) == (None, None, None)
-    assert phase.busy_ceiling.free == pytest.approx(2.5)
+    assert phase.ceiling.if_free == pytest.approx(2.5)
 
 
 rows_of = st.lists(
@@ -329,7 +337,7 @@ def made_of(rows: list[tuple[str, int, int, int, int]]) -> Trace:
         names, name=[names.index(row[0]) for row in rows], start_ns=[row[1] for row in rows],
         duration_ns=[row[2] for row in rows], device=[row[3] for row in rows], stream=[row[4] for row in rows],
     )  # fmt: skip
-    return Trace(kernels, kernel_table.ranges([]), {})
+    return Trace(kernels, kernel_table.ranges([]), SOURCE)
 
 
 @settings(max_examples=150)
@@ -340,12 +348,12 @@ def test_shares_add_up_and_the_order_of_rows_does_not_matter(
     found = breakdown.make(made_of(rows))
     assert breakdown.make(made_of(random.Random(seed).sample(rows, len(rows)))) == found
     assert found.total_ns == sum(row[2] for row in rows)
-    for phase in found.phases:
-        total = sum(each.share for each in phase.shares)
-        assert total == pytest.approx(1) or (total == 0 and phase.kernel_ms == 0)
+    for phase in found.phases.values():
+        total = sum(time.share for time in phase.categories.values())
+        assert total == pytest.approx(1) or (total == 0 and phase.total_ms == 0)
         assert (phase.busy_ms or 0) <= (phase.span_ms or 0) + 1e-12
         assert 0 <= phase.classified <= 1 + 1e-12
-        assert 0 <= phase.busy_ceiling.share <= 1
+        assert 0 <= phase.ceiling.expert_gemm_share <= 1
 
 
 @settings(max_examples=150)
@@ -356,14 +364,14 @@ def test_busy_time_is_the_number_of_nanoseconds_with_a_kernel_running(
     # without sampling and without a head's GEMM it is one whole
     cutting = (timeline.ARGMAX, timeline.QKV)
     one_device = [(timeline.NORM if row[0] in cutting else row[0], *row[1:3], 0, row[4]) for row in rows]
-    (phase,) = breakdown.make(made_of(one_device)).phases
+    (phase,) = breakdown.make(made_of(one_device)).phases.values()
     running, others = set(), set()
     for name, start, duration, *_ in one_device:
         running |= set(range(start, start + duration))
         if name != timeline.MOE:
             others |= set(range(start, start + duration))
     assert round((phase.busy_ms or 0) * 1e6) == len(running)
-    assert round(phase.busy_ceiling.share * len(running)) == len(running - others)
+    assert round(phase.ceiling.expert_gemm_share * len(running)) == len(running - others)
     assert round(((phase.overlap_ms or 0) + (phase.busy_ms or 0)) * 1e6) == sum(row[2] for row in one_device)
 
 
@@ -380,7 +388,7 @@ def test_launches_join_on_process_and_correlation_together() -> None:
 
 def test_steps_of_a_device_follow_each_other() -> None:
     trace = generation(decode=5).trace()
-    found = phases.find(trace, roles.assign(trace), roles.devices(trace))
+    found = forward_steps.find(trace, roles.assign(trace), roles.devices(trace))
     for one, two in pairwise(found.steps):
         assert one.next_ns == two.start_ns
     assert found.steps[-1].next_ns is None
@@ -393,30 +401,30 @@ def test_what_was_launched_before_the_recording_and_runs_first_is_outside_steps(
         made.run("memory", timeline.DOWNLOAD, 40_000, launch_ns=kernel_table.NONE, launch_thread=kernel_table.NONE)
     begun = len(made.rows)
     rest = generation(decode=3)
-    shift = made.now
+    shift = made.clock_ns
     made.rows += [{**row, "start_ns": int(row["start_ns"]) + shift, "launch_ns": int(row["launch_ns"]) + shift}
                   for row in rest.rows]  # fmt: skip
     found = breakdown.make(made.trace())
     alone = breakdown.make(rest.trace())
-    assert [(phase.name, phase.steps) for phase in found.phases] == [
+    assert step_counts(found) == [
         ("prefill", 1),
         ("decode", 3),
-        (phases.OUTSIDE, 1),
+        (forward_steps.OUTSIDE, 1),
     ]
-    assert found.phases[0].kernel_ms == pytest.approx(alone.phases[0].kernel_ms)
-    assert sum(each.launches for each in found.phases[2].shares) == begun
+    assert found.phases["prefill"].total_ms == pytest.approx(alone.phases["prefill"].total_ms)
+    assert sum(time.launches for time in found.phases[forward_steps.OUTSIDE].categories.values()) == begun
 
 
 def test_without_sampling_and_graphs_steps_are_found_by_the_pattern_of_layers() -> None:
     made = generation(decode=4)
     keep = [at for at, row in enumerate(made.rows) if row["text"] != timeline.ARGMAX]
     found = breakdown.make(made.trace(order=keep))
-    assert found.found_by == "the pattern of layers"
-    assert [(phase.name, phase.steps) for phase in found.phases] == [("prefill", 1), ("decode", 4)]
-    for phase in found.phases:
-        want = expected(made, phase.name)
+    assert found.steps_source == "the pattern of layers"
+    assert step_counts(found) == [("prefill", 1), ("decode", 4)]
+    for phase_name, phase in found.phases.items():
+        want = expected(made, phase_name)
         for category in ("expert_gemm", "gate_gemm", "attention", "routing_permute", "dense_gemm"):
-            assert phase.share(category).ms == pytest.approx(want[category]), category
+            assert phase.categories[category].ms == pytest.approx(want[category]), category
 
 
 def test_shared_experts_are_not_the_experts_that_tokens_are_routed_to() -> None:
@@ -424,6 +432,6 @@ def test_shared_experts_are_not_the_experts_that_tokens_are_routed_to() -> None:
     rows = kernel_table.kernels(
         [timeline.QKV], name=[0], start_ns=[500], duration_ns=[9], launch_ns=[150], launch_thread=[1]
     )
-    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), {})
+    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), SOURCE)
     found = roles.assign(trace)
     assert (CATEGORIES[found.category[0]], found.layer[0]) == ("dense_gemm", 0)

@@ -71,12 +71,11 @@ def read_model(settings: EngineSettings) -> Model:
             "a checkpoint in BF16, FP8 (ModelOpt or blocks of 128x128) or NVFP4."
         )
     config = contents.read_config(folder)
-    nested = config.get("text_config")
     held, dtype = _precision(settings, carried, contents.stored_dtype(config))
     return Model(
         name=str(local or settings.checkpoint),
         folder=folder,
-        config={**config, **nested} if isinstance(nested, dict) else config,
+        config=contents.text_config(config),
         carried=carried,
         precision=held,
         dtype=dtype,

@@ -79,13 +79,12 @@ def read_model(settings: EngineSettings, weights: Literal["checkpoint", "random"
             f"({carried.method}); give the configuration of the BF16 model with precision={carried.precision}."
         )
     config = contents.read_config(folder)
-    nested = config.get("text_config")
     held, dtype = _precision(settings, carried, contents.stored_dtype(config))
     origin = contents.fingerprint(folder) if local else f"{settings.checkpoint}@{folder.name}"
     return Model(
         name=str(local or settings.checkpoint),
         folder=folder,
-        config={**config, **nested} if isinstance(nested, dict) else config,
+        config=contents.text_config(config),
         carried=carried,
         precision=held,
         dtype=dtype,

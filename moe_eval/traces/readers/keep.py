@@ -7,13 +7,14 @@ from pathlib import Path
 
 from moe_eval.errors import UsageError
 from moe_eval.traces import ranges
-from moe_eval.traces.readers import files, nsys_export, scrub, torch_profiler
+from moe_eval.traces.readers import nsys_export, scrub, sources, torch_profiler
+from moe_eval.traces.readers.sources import TraceKind
 
 
 def keep(source: Path, folder: Path, name: str, *, cpu: bool = False) -> Path:
-    """Write a trace again without secrets, as FOLDER/NAME.json.gz or NAME.sqlite; one of that name is replaced.
+    """Write a trace again without secrets, as FOLDER/NAME.json.gz or NAME.sqlite. A file of that name is replaced.
 
-    Of the ranges those are kept that name steps and modules. The source is never changed.
+    Ranges that name steps and modules stay. The source is never changed.
 
     Args:
         cpu: the rows that count are operators of the CPU.
@@ -21,19 +22,19 @@ def keep(source: Path, folder: Path, name: str, *, cpu: bool = False) -> Path:
     Raises:
         UsageError: the source cannot be read, or is a summary, which needs no copy.
     """
-    kind = files.kind(source)
-    if kind == "torch profiler":
-        kept = folder / f"{name}.json.gz"
-        torch_profiler.scrub(source, kept, ranges.known, cpu=cpu)
-        return kept
-    if kind == "nsys csv":
-        raise UsageError(f"{source} is a summary; keep the export that it was made of.")
-    kept = folder / f"{name}.sqlite"
+    kind = sources.kind(source)
+    if kind is TraceKind.TORCH_PROFILER:
+        trace = folder / f"{name}.json.gz"
+        torch_profiler.scrub(source, trace, ranges.is_known, cpu=cpu)
+        return trace
+    if kind is TraceKind.NSYS_CSV:
+        raise UsageError(f"{source} is a summary. Keep the export that it was made of.")
+    trace = folder / f"{name}.sqlite"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".trace-") as scratch:
-        export = nsys_export.to_sqlite(source, Path(scratch)) if kind == "nsys report" else source
-        made = Path(scratch) / kept.name
-        if made.exists():  # the export of a report of that name
-            made = made.with_suffix(".kept")
-        scrub.copy(export, made, ranges.known)
-        made.replace(kept)
-    return kept
+        export = nsys_export.to_sqlite(source, Path(scratch)) if kind is TraceKind.NSYS_REPORT else source
+        copy = Path(scratch) / trace.name
+        if copy.exists():  # the export of a report of that name
+            copy = copy.with_suffix(".kept")
+        scrub.copy(export, copy, ranges.is_known)
+        copy.replace(trace)
+    return trace

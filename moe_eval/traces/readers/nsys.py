@@ -7,94 +7,103 @@ cloned from was captured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moe_eval.errors import UsageError
+from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Kernels, Ranges, Trace, kernels, launches, ranges
 from moe_eval.traces.readers import nsys_columns as columns
 from moe_eval.traces.readers import nsys_tables as tables
+from moe_eval.traces.readers.nsys_columns import Columns
 from moe_eval.traces.readers.nsys_tables import Export
 
 # CUpti_ActivityMemcpyKind, with the words of `nsys stats`
 COPIES = {
-    1: "Host-to-Device", 2: "Device-to-Host", 3: "Host-to-Array", 4: "Array-to-Host", 5: "Array-to-Array",
-    6: "Array-to-Device", 7: "Device-to-Array", 8: "Device-to-Device", 9: "Host-to-Host", 10: "Peer-to-Peer",
-    11: "Unified Host-to-Device", 12: "Unified Device-to-Host", 13: "Unified Device-to-Device",
-}  # fmt: skip
+    1: "Host-to-Device",
+    2: "Device-to-Host",
+    3: "Host-to-Array",
+    4: "Array-to-Host",
+    5: "Array-to-Array",
+    6: "Array-to-Device",
+    7: "Device-to-Array",
+    8: "Device-to-Device",
+    9: "Host-to-Host",
+    10: "Peer-to-Peer",
+    11: "Unified Host-to-Device",
+    12: "Unified Device-to-Host",
+    13: "Unified Device-to-Device",
+}
 _SMALL = 1 << 24  # ids up to here are counted in an array and not sorted
-
-_Columns = Mapping[str, Any]
 
 
 def read(path: Path) -> Trace:
-    """The kernels, copies, sets and NVTX ranges of an export; the file stays as it is.
+    """The kernels, copies, sets and NVTX ranges of an export. The file stays as it is.
 
     Raises:
         UsageError: it cannot be read, holds no kernels, or CUDA graphs were recorded as a whole and not by node.
     """
     export = tables.open_export(path)
-    asked = [columns.activity(export, kind) for kind in columns.ACTIVITIES]
-    asked += [query(export) for query in (columns.calls, columns.graphs, columns.nodes, columns.nvtx)]
-    *activities, calls, graphs, nodes, texts = columns.fetch(export, asked)
+    queries = [columns.activity(export, kind) for kind in columns.ACTIVITIES]
+    queries += [query(export) for query in (columns.calls, columns.graphs, columns.nodes, columns.nvtx)]
+    *activities, calls, graphs, nodes, nvtx = columns.fetch(export, queries)
     rows = _merged(activities)
-    for each in (rows, calls, graphs):
-        each["correlation"] = _ids(each["correlation"])
+    for table in (rows, calls, graphs):
+        table["correlation"] = _correlation_ids(table["correlation"])
     _check(export, rows, graphs)
     unsound = rows["duration"] < 0
     notes = _note(f"{{}} of {len(unsound):,} kernels, copies and sets have no end or one before their start", unsound)
     if notes:
         rows = {name: column[~unsound] for name, column in rows.items()}
-    made = _table(export, rows, calls, _clones_last(nodes))
-    found_ranges, said = _texts(export, texts)
-    notes += [*_missing(made, export), *said]
-    return Trace(made, found_ranges, _source(export), tuple(notes))
+    launched = _table(export, rows, calls, _clones_last(nodes))
+    nvtx_ranges, nvtx_notes = _texts(export, nvtx)
+    return Trace(launched, nvtx_ranges, _source(export), (*notes, *_missing(launched, export), *nvtx_notes))
 
 
-def _ids(given: Ints) -> Ints:
-    """Correlation ids have 32 bits in CUPTI; anything else is none."""
-    return np.where((given >> 32) == 0, given, NONE)
+def _correlation_ids(column: Ints) -> Ints:
+    """Correlation ids have 32 bits in CUPTI. Anything else is none."""
+    return np.where((column >> 32) == 0, column, NONE)
 
 
-def _check(export: Export, rows: _Columns, graphs: _Columns) -> None:
+def _check(export: Export, rows: Columns, graphs: Columns) -> None:
     by_graph = graphs["process"] >> columns.PID, graphs["correlation"]
     if len(by_graph[0]) and np.any(launches(*by_graph, rows["process"], rows["correlation"]) == NONE):
         raise UsageError(
-            f"{export.path} holds CUDA graphs as a whole and not the kernels inside them; record it again with nsys "
+            f"{export.path} holds CUDA graphs as a whole and not the kernels inside them. Record it again with nsys "
             "profile --cuda-graph-trace=node."
         )
     if not np.any((rows["kind"] == KERNEL) & (rows["duration"] >= 0)):
         raise UsageError(
-            f"{export.path} holds no kernels; record it again with nsys profile --trace=cuda,nvtx, on the process that "
+            f"{export.path} holds no kernels. Record it again with nsys profile --trace=cuda,nvtx, on the process that "
             "uses the GPU."
         )
 
 
-def _merged(activities: Sequence[_Columns]) -> dict[str, Any]:
+def _merged(activities: Sequence[Columns]) -> Columns:
     """The rows of several tables by start, with the `kind` of each."""
-    start = np.concatenate([each["start"] for each in activities])
+    start = np.concatenate([table["start"] for table in activities])
     order = np.argsort(start, kind="stable")
     place = np.empty(len(start), np.int64)
     place[order] = np.arange(len(start))
-    places = np.split(place, np.cumsum([len(each["start"]) for each in activities])[:-1])
+    places = np.split(place, np.cumsum([len(table["start"]) for table in activities])[:-1])
     kinds = [
-        {**each, "kind": np.full(len(each["start"]), kind)}
-        for kind, each in zip(columns.ACTIVITIES, activities, strict=True)
+        {**table, "kind": np.full(len(table["start"]), kind)}
+        for kind, table in zip(columns.ACTIVITIES, activities, strict=True)
     ]
     merged = {name: np.empty(len(start), np.int64) for name in kinds[0]}
-    for each, where in zip(kinds, places, strict=True):
+    for table, rows in zip(kinds, places, strict=True):
         for name, column in merged.items():
-            column[where] = each[name]
+            column[rows] = table[name]
     return merged
 
 
-def _table(export: Export, rows: _Columns, calls: _Columns, nodes: _Columns) -> Kernels:
+def _table(export: Export, rows: Columns, calls: Columns, nodes: Columns) -> Kernels:
     names, name = _names(export, rows["kind"], rows["name"])
-    known = calls["correlation"] != NONE
-    calls = {each: column[known] for each, column in calls.items()}
+    has_id = calls["correlation"] != NONE
+    calls = {key: column[has_id] for key, column in calls.items()}
     launch = launches(rows["process"], rows["correlation"], calls["thread"] >> columns.PID, calls["correlation"])
     captured = _captured(rows, nodes)
     kernel = rows["kind"] == KERNEL
@@ -125,16 +134,16 @@ def _of(column: Any, row: Ints, absent: int | bool) -> Any:
 
 
 def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints]:
-    """Names by kind and id, and every row's index into them; ids of different kinds may have one name."""
+    """Names by kind and id, and every row's index into them. Ids of different kinds may have the same name."""
     index: dict[str, int] = {}
     name = np.zeros(len(ids), np.int64)
-    for each in columns.ACTIVITIES:
-        rows = kind == each
+    for activity in columns.ACTIVITIES:
+        rows = kind == activity
         distinct, place = _distinct(ids[rows])
-        if each == KERNEL:
+        if activity == KERNEL:
             texts = tables.strings(export, distinct.tolist())
             labels = [texts.get(id_, f"(kernel without a name, {id_})") for id_ in distinct.tolist()]
-        elif each == COPY:
+        elif activity == COPY:
             labels = [f"[CUDA memcpy {COPIES.get(id_, f'kind {id_}')}]" for id_ in distinct.tolist()]
         else:
             labels = ["[CUDA memset]"] * len(distinct)
@@ -143,23 +152,23 @@ def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints
 
 
 def _distinct(values: Ints) -> tuple[Ints, Ints]:
-    """As np.unique with its inverse; sorting a million ids takes longer than reading them."""
+    """As np.unique with its inverse, but without sorting a million ids, which takes longer than reading them."""
     if not len(values) or values.min() < 0 or values.max() >= _SMALL:
         distinct, place = np.unique(values, return_inverse=True)
         return distinct, place
-    seen = np.zeros(int(values.max()) + 1, np.bool_)
-    seen[values] = True
-    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[values]
+    present = np.zeros(int(values.max()) + 1, np.bool_)
+    present[values] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[values]
 
 
 def _replays(export: Export, names: Ints) -> Any:
     """Which API calls launch a CUDA graph."""
     distinct, place = _distinct(names)
     texts = tables.strings(export, distinct.tolist())
-    return np.array(["GraphLaunch" in texts.get(each, "") for each in distinct.tolist()], np.bool_)[place]
+    return np.array(["GraphLaunch" in texts.get(id_, "") for id_ in distinct.tolist()], np.bool_)[place]
 
 
-def _captured(rows: _Columns, nodes: _Columns) -> Ints:
+def _captured(rows: Columns, nodes: Columns) -> Ints:
     """For every kernel the row of the node that its own was first cloned from, NONE where that is not in the trace."""
     none = np.full(len(rows["node"]), NONE, np.int64)
     if not len(nodes["node"]):
@@ -173,35 +182,36 @@ def _captured(rows: _Columns, nodes: _Columns) -> Ints:
         up = np.where(up == NONE, NONE, up[up])
     up = np.where((up != NONE) & first[up], up, NONE)  # nodes in a circle lead to none that is first
     rank = np.minimum(np.searchsorted(ids, rows["node"]), len(ids) - 1)
-    wanted = np.where((rows["node"] != NONE) & (ids[rank] == rows["node"]), rank, NONE)
-    found: Ints = _of(up, launches(rows["process"], wanted, process, node), NONE)
-    return found
+    own_rank = np.where((rows["node"] != NONE) & (ids[rank] == rows["node"]), rank, NONE)
+    captured: Ints = _of(up, launches(rows["process"], own_rank, process, node), NONE)
+    return captured
 
 
-def _clones_last(nodes: _Columns) -> _Columns:
+def _clones_last(nodes: Columns) -> Columns:
     """In the order in which `launches` prefers them: a node may have a row as it is made and another as a clone."""
     order = np.lexsort((-nodes["start"], nodes["original"] != NONE))
     return {name: column[order] for name, column in nodes.items()}
 
 
-def _texts(export: Export, rows: _Columns) -> tuple[Ranges, list[str]]:
+def _texts(export: Export, rows: Columns) -> tuple[Ranges, list[str]]:
     """The ranges, and sentences on those that are left out."""
     is_range = np.isin(rows["kind"], tables.range_types(export))
     is_open = is_range & (rows["end"] == NONE)
     wrong = is_range & ~is_open & (rows["end"] < rows["start"])
-    kept = is_range & ~is_open & ~wrong
-    words, word = columns.encoded(rows["text"])
-    ids, place = _distinct(np.where(word == NONE, rows["text_id"], NONE))
+    sound = is_range & ~is_open & ~wrong
+    inline_texts, inline = columns.encoded(rows["text"])
+    ids, place = _distinct(np.where(inline == NONE, rows["text_id"], NONE))
     texts = tables.strings(export, ids.tolist())
     index: dict[str, int] = {}
-    of_word = [index.setdefault(each, len(index)) for each in words]
-    of_id = [index.setdefault(texts.get(each, ""), len(index)) for each in ids.tolist()]
-    name = np.where(word == NONE, np.array(of_id, np.int64)[place], _of(np.array(of_word, np.int64), word, NONE))
-    given = {"name": name, "start_ns": rows["start"], "end_ns": rows["end"], "thread": rows["thread"]}
+    of_inline = [index.setdefault(text, len(index)) for text in inline_texts]
+    of_id = [index.setdefault(texts.get(id_, ""), len(index)) for id_ in ids.tolist()]
+    registered = np.array(of_id, np.int64)[place]
+    name = np.where(inline == NONE, registered, _of(np.array(of_inline, np.int64), inline, NONE))
+    table = {"name": name, "start_ns": rows["start"], "end_ns": rows["end"], "thread": rows["thread"]}
     notes = _note("{} NVTX ranges do not end within the recording", is_open) + _note(
         "{} NVTX ranges end before they start", wrong
     )
-    return ranges(tuple(index), **{each: column[kept] for each, column in given.items()}), notes
+    return ranges(tuple(index), **{key: column[sound] for key, column in table.items()}), notes
 
 
 def _note(sentence: str, rows: Any) -> list[str]:
@@ -209,14 +219,14 @@ def _note(sentence: str, rows: Any) -> list[str]:
     return [f"{sentence.format(f'{count:,}')} and are left out."] if count else []
 
 
-def _missing(made: Kernels, export: Export) -> list[str]:
-    """Sentences on what the export does not tell."""
+def _missing(table: Kernels, export: Export) -> list[str]:
+    """Sentences on what the export lacks."""
     notes = []
-    alone = int(np.count_nonzero(made.launch_ns == NONE))
+    alone = int(np.count_nonzero(table.launch_ns == NONE))
     if alone:
-        notes.append(f"The launches of {alone:,} of {len(made):,} kernels, copies and sets are not in the recording.")
-    nodes = made.graph_node != NONE
-    unknown = int(np.count_nonzero(nodes & (made.captured_ns == NONE)))
+        notes.append(f"The launches of {alone:,} of {len(table):,} kernels, copies and sets are not in the recording.")
+    nodes = table.graph_node != NONE
+    unknown = int(np.count_nonzero(nodes & (table.captured_ns == NONE)))
     if unknown:
         notes.append(
             f"The capture of {unknown:,} of {np.count_nonzero(nodes):,} kernels, copies and sets of CUDA graphs is not "
@@ -227,12 +237,12 @@ def _missing(made: Kernels, export: Export) -> list[str]:
     return notes
 
 
-def _source(export: Export) -> dict[str, Any]:
+def _source(export: Export) -> TraceSource:
     version, gpus = None, []
     if {"name", "value"} <= export.columns.get(tables.EXPORT, {}).keys():
         marks = ",".join("?" * len(tables.VERSIONS))
-        said = dict(export.rows(f"SELECT name, value FROM {tables.EXPORT} WHERE name IN ({marks})", tables.VERSIONS))
-        version = next((said[each] for each in tables.VERSIONS if said.get(each)), None)
+        facts = dict(export.rows(f"SELECT name, value FROM {tables.EXPORT} WHERE name IN ({marks})", tables.VERSIONS))
+        version = next((facts[name] for name in tables.VERSIONS if facts.get(name)), None)
     if "name" in export.columns.get(tables.GPUS, ()):
         gpus = [str(name) for (name,) in export.rows(f"SELECT name FROM {tables.GPUS} WHERE name IS NOT NULL")]
-    return {"format": "nsys sqlite", "version": version, "gpus": gpus}
+    return TraceSource("nsys sqlite", version, tuple(gpus))

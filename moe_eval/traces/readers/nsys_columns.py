@@ -1,4 +1,4 @@
-"""Reads columns of an Nsight Systems export into arrays: what is asked of each table, and several queries at once."""
+"""Reads columns of an Nsight Systems export into arrays: the queries of each table, and several of them at once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ import numpy as np
 
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints
 from moe_eval.traces.readers import nsys_tables as tables
-from moe_eval.traces.readers.nsys_tables import Export, connect, said
+from moe_eval.traces.readers.nsys_tables import Export, connect, one_sentence
 
 ACTIVITIES = {KERNEL: tables.KERNEL, COPY: tables.MEMCPY, SET: tables.MEMSET}
 PID = 24  # bits of a thread in globalTid; what is above them is the process, in globalPid likewise
 
 _PART = 1 << 18  # rows that are worth a query of their own
 _BATCH = 1 << 16  # rows that the driver hands over at once; its own 1,024 take half as long again
+
+
+Columns = dict[str, Any]  # by name, int64 arrays of numpy, and `text` as an Arrow array of bytes
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,17 @@ def activity(export: Export, kind: int) -> Query:
         return _number(export, table, name, absent)
 
     grid = " * ".join(column(f"grid{axis}", 0) for axis in "XYZ")
-    own = {
+    by_kind = {
         KERNEL: (_named(export), grid),
         COPY: (column("copyKind"), column("bytes", 0)),
         SET: ("0", column("bytes", 0)),
     }
-    name, size = own[kind]
-    there = {"start", "end"} <= export.columns.get(table, {}).keys()
+    name, size = by_kind[kind]
+    has_times = {"start", "end"} <= export.columns.get(table, {}).keys()
     numbers = {
         "start": column("start"),
         # one subtraction here tells apart what has no start, no end, or an end before its start: all below 0
-        "duration": 'IFNULL("end" - "start", -1)' if there else "-1",
+        "duration": 'IFNULL("end" - "start", -1)' if has_times else "-1",
         "device": column("deviceId", 0),
         "stream": column("streamId", 0),
         "correlation": column("correlationId"),
@@ -67,8 +70,8 @@ def activity(export: Export, kind: int) -> Query:
 
 
 def _named(export: Export) -> str:
-    there = [each for each in ("demangledName", "shortName") if each in export.columns.get(tables.KERNEL, ())]
-    return f"COALESCE({', '.join([*there, '-1', '-1'])})"
+    columns = [name for name in ("demangledName", "shortName") if name in export.columns.get(tables.KERNEL, ())]
+    return f"COALESCE({', '.join([*columns, '-1', '-1'])})"
 
 
 def calls(export: Export) -> Query:
@@ -90,10 +93,10 @@ def nodes(export: Export) -> Query:
 
 def nvtx(export: Export) -> Query:
     """Ranges, marks and domains."""
-    found = _plain(
+    query = _plain(
         export, tables.NVTX, start="start", end="end", kind="eventType", thread="globalTid", text_id="textId"
     )
-    return replace(found, text='"text"' if "text" in export.columns.get(tables.NVTX, ()) else "x''")
+    return replace(query, text='"text"' if "text" in export.columns.get(tables.NVTX, ()) else "x''")
 
 
 def _plain(export: Export, table: str, **columns: str) -> Query:
@@ -108,7 +111,7 @@ def _number(export: Export, table: str, column: str, absent: int = NONE) -> str:
     return f'"{column}"' if columns[column] else f'IFNULL("{column}", {absent})'
 
 
-def fetch(export: Export, queries: Sequence[Query]) -> list[dict[str, Any]]:
+def fetch(export: Export, queries: Sequence[Query]) -> list[Columns]:
     """Run queries side by side, those of long tables in parts.
 
     Returns:
@@ -116,14 +119,16 @@ def fetch(export: Export, queries: Sequence[Query]) -> list[dict[str, Any]]:
         where the export lacks the table.
     """
     workers = max(1, min(8, os.cpu_count() or 1))
-    with said(export.path), closing(connect(export.uri)) as connection:
-        parts = [_parts(connection, each.table, workers) if export.has(each.table) else [] for each in queries]
-    with said(export.path), ThreadPoolExecutor(workers) as pool:
+    with one_sentence(export.path), closing(connect(export.uri)) as connection:
+        parts = [_parts(connection, query.table, workers) if export.has(query.table) else [] for query in queries]
+    with one_sentence(export.path), ThreadPoolExecutor(workers) as pool:
         running = [
-            [pool.submit(_select, export.uri, query, *bounds) for bounds in each]
-            for query, each in zip(queries, parts, strict=True)
+            [pool.submit(_select, export.uri, query, *bounds) for bounds in query_parts]
+            for query, query_parts in zip(queries, parts, strict=True)
         ]
-        return [_joined(query, [part.result() for part in each]) for query, each in zip(queries, running, strict=True)]
+        return [
+            _joined(query, [part.result() for part in results]) for query, results in zip(queries, running, strict=True)
+        ]
 
 
 def encoded(texts: Any) -> tuple[list[str], Ints]:
@@ -131,10 +136,10 @@ def encoded(texts: Any) -> tuple[list[str], Ints]:
     if not len(texts):
         return [], np.zeros(0, np.int64)
     whole = texts.dictionary_encode().combine_chunks()
-    words = [each.decode("utf-8", "replace") for each in whole.dictionary.to_pylist()]
-    word = np.frombuffer(whole.indices.buffers()[1], np.int32)[whole.indices.offset :][: len(whole)].astype(np.int64)
-    empty = np.array([not each for each in words], np.bool_)
-    return words, np.where(empty[word], NONE, word)
+    distinct = [text.decode("utf-8", "replace") for text in whole.dictionary.to_pylist()]
+    index = np.frombuffer(whole.indices.buffers()[1], np.int32)[whole.indices.offset :][: len(whole)].astype(np.int64)
+    empty = np.array([not text for text in distinct], np.bool_)
+    return distinct, np.where(empty[index], NONE, index)
 
 
 def _select(uri: str, query: Query, first: int, last: int) -> Any:
@@ -158,30 +163,30 @@ def _select(uri: str, query: Query, first: int, last: int) -> Any:
         return arrow.RecordBatchReader.from_stream(stream).read_all()
 
 
-def _joined(query: Query, parts: Sequence[Any]) -> dict[str, Any]:
+def _joined(query: Query, parts: Sequence[Any]) -> Columns:
     arrow = importlib.import_module("pyarrow")
-    found: dict[str, Any] = {
+    columns: Columns = {
         name: integers([chunk for part in parts for chunk in part.column(at).chunks])
         for at, name in enumerate(query.numbers)
     }
     if query.text:
         chunks = [chunk for part in parts if len(part) for chunk in part.column("text").chunks]
-        found["text"] = arrow.chunked_array(chunks, type=arrow.binary())
-    return found
+        columns["text"] = arrow.chunked_array(chunks, type=arrow.binary())
+    return columns
 
 
 def integers(chunks: Sequence[Any]) -> Ints:
     """By way of the buffers: Arrow's own to_numpy imports pandas."""
-    whole = [each.cast("int64", safe=False) for each in chunks if len(each)]
-    parts = [np.frombuffer(each.buffers()[1], np.int64)[each.offset :][: len(each)] for each in whole]
+    whole = [chunk.cast("int64", safe=False) for chunk in chunks if len(chunk)]
+    parts = [np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :][: len(chunk)] for chunk in whole]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def _parts(connection: sqlite3.Connection, table: str, most: int) -> list[tuple[int, int]]:
+def _parts(connection: sqlite3.Connection, table: str, limit: int) -> list[tuple[int, int]]:
     # both in one SELECT would walk the whole table
     first, last = (connection.execute(f'SELECT {edge}(rowid) FROM "{table}"').fetchone()[0] for edge in ("min", "max"))
     if first is None:
         return []
-    count = min(most, 1 + (last - first) // _PART)
+    count = min(limit, 1 + (last - first) // _PART)
     edges = [first + (last + 1 - first) * at // count for at in range(count + 1)]
     return [(edges[at], edges[at + 1] - 1) for at in range(count)]

@@ -13,7 +13,7 @@ from moe_eval.errors import UsageError
 
 
 def to_sqlite(report: Path, folder: Path) -> Path:
-    """Run `nsys export` and return the database, FOLDER/NAME.sqlite; nothing is written beside the report.
+    """Run `nsys export` and return the database, FOLDER/NAME.sqlite. Nothing is written beside the report.
 
     Args:
         report: as `nsys profile` wrote it.
@@ -23,13 +23,13 @@ def to_sqlite(report: Path, folder: Path) -> Path:
         UsageError: there is no report or no nsys, or nsys failed.
     """
     if not report.is_file():
-        raise UsageError(f"There is no file {report}; give the .nsys-rep that nsys profile wrote.")
+        raise UsageError(f"There is no file {report}. Give the .nsys-rep that nsys profile wrote.")
     if folder.resolve() == report.resolve().parent:
-        raise UsageError(f"{report} lies in {folder}, where nothing is to be written; give another folder.")
+        raise UsageError(f"{report} lies in {folder}, where nothing is to be written. Give another folder.")
     nsys = shutil.which("nsys")
     if nsys is None:
         raise UsageError(
-            f"Only nsys can read {report} and it is not on PATH; run nsys export --type sqlite {report.name} where the "
+            f"Only nsys can read {report} and it is not on PATH. Run nsys export --type sqlite {report.name} where the "
             "report was made, and give the .sqlite."
         )
     # nsys takes % in a name of its output for a variable
@@ -45,9 +45,9 @@ def to_sqlite(report: Path, folder: Path) -> Path:
     )
     if done.returncode or not target.is_file():
         lines = [line.strip() for line in done.stdout.replace("\r", "\n").splitlines() if line.strip()]
-        said = lines[-1].rstrip(".") if lines else f"exit code {done.returncode}"
+        problem = lines[-1].rstrip(".") if lines else f"exit code {done.returncode}"
         raise UsageError(
-            f"nsys export could not read {report} ({said}); export it with the version of nsys that made it and give "
-            "the .sqlite."
+            f"nsys export could not read {report} ({problem}). Export it with the version of nsys that made it and "
+            "give the .sqlite."
         )
     return target

@@ -1,7 +1,7 @@
 """Reads what `nsys stats --format csv` wrote: cuda_gpu_trace (once gputrace) and cuda_gpu_kern_sum (once gpukernsum).
 
-The table may stand after notices and between other reports. Units are in the header, `(ns)` or `[ns]`; what has none is
-in nanoseconds or bytes.
+The table may stand after notices and between other reports. Units are in the header, `(ns)` or `[ns]`. Without a unit
+it is nanoseconds or bytes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import csv
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_eval.errors import UsageError
+from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Trace, kernels, ranges
 from moe_eval.traces.readers import nsys_columns
 
@@ -32,7 +34,8 @@ _BLANK = re.compile(rb"\r?\n[ \t]*\r?\n")
 _COPY = re.compile(r"\[CUDA memcpy ([HDAP])to([HDAP])\]")
 _SIDES = {"H": "Host", "D": "Device", "A": "Array", "P": "Peer"}
 _DEVICE = re.compile(r"(.*?)\s*\((\d+)\)")
-_MAKE = "make it with nsys stats --report cuda_gpu_trace --format csv"
+_COMMAND = "nsys stats --report cuda_gpu_trace --format csv"
+_MAKE = f"Make it with {_COMMAND}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class _Table:
 
     Attributes:
         path: its file.
-        columns: Arrow arrays by the header's words in lower case. `units`: likewise.
+        columns: Arrow arrays by the header's text in lower case. `units`: likewise.
         odd: lines with too few or too many cells.
     """
 
@@ -52,7 +55,7 @@ class _Table:
 
 
 def read(path: Path) -> Trace:
-    """The kernels, copies and sets of a trace; of a summary, rows that add up to every kernel's total.
+    """The kernels, copies and sets of a trace, or of a summary rows that add up to every kernel's total.
 
     Raises:
         UsageError: the file cannot be read, or holds neither of the two reports.
@@ -60,24 +63,24 @@ def read(path: Path) -> Trace:
     try:
         raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); give the CSV that nsys stats wrote.") from error
-    found: dict[str, re.Match[bytes]] = {}
+        raise UsageError(f"{path} cannot be read ({error.strerror}). Give the CSV that nsys stats wrote.") from error
+    headers: dict[str, re.Match[bytes]] = {}
     for match in _HEADER.finditer(raw):
         names = _cells(match.group()).keys()
         if {"start", "duration", "name"} <= names and names & {"grdx", "strm", "device"}:
-            found.setdefault("cuda_gpu_trace", match)
+            headers.setdefault("cuda_gpu_trace", match)
         elif {"total time", "instances", "name"} <= names:
-            found.setdefault("cuda_gpu_kern_sum", match)
+            headers.setdefault("cuda_gpu_kern_sum", match)
     for report, rows in (("cuda_gpu_trace", _trace), ("cuda_gpu_kern_sum", _summary)):
-        if report in found:
-            return rows(_lines(path, raw, found[report]), report)
-    raise UsageError(f"{path} has no table of kernels that nsys stats wrote; {_MAKE}.")
+        if report in headers:
+            return rows(_lines(path, raw, headers[report]), report)
+    raise UsageError(f"{path} has no table of kernels that nsys stats wrote. {_MAKE}.")
 
 
 def _cells(header: bytes) -> dict[str, str]:
-    """The units of a header's columns by their words in lower case."""
+    """The units of a header's columns by their text in lower case."""
     cells = next(csv.reader([header.decode("utf-8", "replace")]))
-    pairs = [_CELL.fullmatch(each.strip().lower()) for each in cells]
+    pairs = [_CELL.fullmatch(cell.strip().lower()) for cell in cells]
     return {pair.group(1): pair.group(2) or "" for pair in pairs if pair}
 
 
@@ -103,29 +106,28 @@ def _lines(path: Path, raw: bytes, header: re.Match[bytes]) -> _Table:
             ),
         )
     except ValueError as error:  # as pyarrow's own errors are
-        said = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"{path} is not the CSV of nsys stats from its header on ({said}); {_MAKE}.") from error
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"{path} is not the CSV of nsys stats from its header on ({problem}). {_MAKE}.") from error
     return _Table(path, {name: table.column(name) for name in units}, units, len(odd))
 
 
 def _trace(table: _Table, report: str) -> Trace:
     start, duration = _number(table, "start"), _number(table, "duration")
-    words, word = nsys_columns.encoded(table.columns["name"])
-    labels = [_COPY.sub(lambda m: f"[CUDA memcpy {_SIDES[m[1]]}-to-{_SIDES[m[2]]}]", each) for each in words]
+    texts, text = nsys_columns.encoded(table.columns["name"])
+    labels = [_COPY.sub(lambda m: f"[CUDA memcpy {_SIDES[m[1]]}-to-{_SIDES[m[2]]}]", name) for name in texts]
     index: dict[str, int] = {}
-    place = np.array([index.setdefault(each, len(index)) for each in labels], np.int64)
-    kinds = [COPY if each.startswith("[CUDA memcpy") else SET if each == "[CUDA memset]" else KERNEL for each in labels]
+    place = np.array([index.setdefault(label, len(index)) for label in labels], np.int64)
     gpus, device = _devices(table)
-    sound = (start >= 0) & (duration >= 0) & (word != NONE)
-    word = word[sound]
-    kind = np.array(kinds, np.int64)[word]
+    sound = (start >= 0) & (duration >= 0) & (text != NONE)
+    text = text[sound]
+    kind = np.array([_kind(label) for label in labels], np.int64)[text]
     grid = np.prod([_number(table, f"grd{axis}", 0) for axis in "xyz"], axis=0)[sound]
     size = _number(table, "bytes", 0)[sound]
     if not np.any(kind == KERNEL):
-        raise UsageError(f"{table.path} has no row of a kernel; {_MAKE} of a recording with --trace=cuda.")
-    made = kernels(
+        raise UsageError(f"{table.path} has no row of a kernel. {_MAKE} of a recording with --trace=cuda.")
+    rows = kernels(
         tuple(index),
-        name=place[word],
+        name=place[text],
         kind=kind,
         start_ns=start[sound],
         duration_ns=duration[sound],
@@ -135,58 +137,66 @@ def _trace(table: _Table, report: str) -> Trace:
         bytes=np.where(kind == KERNEL, 0, size),
         blocks=np.where(kind == KERNEL, grid, 0),
     )
-    notes = [*_left_out(table, ~sound), "A CSV of nsys stats tells neither launches, CUDA graphs nor NVTX ranges."]
-    return Trace(made, ranges(()), _source(report, gpus), tuple(notes))
+    notes = [*_left_out(table, ~sound), "A CSV of nsys stats has neither launches, CUDA graphs nor NVTX ranges."]
+    return Trace(rows, ranges(()), _source(report, gpus), tuple(notes))
+
+
+def _kind(label: str) -> int:
+    if label.startswith("[CUDA memcpy"):
+        return COPY
+    return SET if label == "[CUDA memset]" else KERNEL
 
 
 def _summary(table: _Table, report: str) -> Trace:
     total, count = _number(table, "total time"), _number(table, "instances")
-    words, word = nsys_columns.encoded(table.columns["name"])
-    sound = (total >= 0) & (count > 0) & (word != NONE)
+    texts, text = nsys_columns.encoded(table.columns["name"])
+    sound = (total >= 0) & (count > 0) & (text != NONE)
     if not np.any(sound):
-        raise UsageError(f"{table.path} has no row of a kernel; {_MAKE} of a recording with --trace=cuda.")
+        raise UsageError(f"{table.path} has no row of a kernel. {_MAKE} of a recording with --trace=cuda.")
     # by name, so that the order of lines does not matter
-    rows = sorted(
-        (words[at], int(n), int(ns)) for at, n, ns in zip(word[sound], count[sound], total[sound], strict=True)
+    lines = sorted(
+        (texts[at], int(n), int(ns)) for at, n, ns in zip(text[sound], count[sound], total[sound], strict=True)
     )
-    if sum(n for _, n, _ in rows) > MOST:
-        raise UsageError(f"{table.path} stands for more than {MOST:,} kernels; record fewer steps, or {_MAKE}.")
-    index = {name: at for at, name in enumerate(dict.fromkeys(name for name, _, _ in rows))}
-    counts = np.array([n for _, n, _ in rows])
-    each, rest = np.divmod(np.array([ns for _, _, ns in rows]), counts)
+    if sum(n for _, n, _ in lines) > MOST:
+        raise UsageError(f"{table.path} stands for more than {MOST:,} kernels. Record fewer steps, or use {_COMMAND}.")
+    index = {name: at for at, name in enumerate(dict.fromkeys(name for name, _, _ in lines))}
+    counts = np.array([n for _, n, _ in lines])
+    part, rest = np.divmod(np.array([ns for _, _, ns in lines]), counts)
     nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    made = kernels(
+    rows = kernels(
         tuple(index),
-        name=np.repeat([index[name] for name, _, _ in rows], counts),
+        name=np.repeat([index[name] for name, _, _ in lines], counts),
         start_ns=np.arange(len(nth)),
-        duration_ns=np.repeat(each, counts) + (nth < np.repeat(rest, counts)),
+        duration_ns=np.repeat(part, counts) + (nth < np.repeat(rest, counts)),
     )
-    notes = [*_left_out(table, ~sound), "A summary tells neither when kernels ran nor how long each of them took."]
-    return Trace(made, ranges(()), _source(report, []), tuple(notes), timed=False)
+    notes = [*_left_out(table, ~sound), "A summary has neither the times of kernels nor the duration of each launch."]
+    return Trace(rows, ranges(()), _source(report, ()), tuple(notes), timed=False)
 
 
 def _devices(table: _Table) -> tuple[list[str], Ints]:
     """The names of the GPUs, and every row's number: that behind the name, else the order in which they come."""
     if "device" not in table.columns:
         return [], np.zeros(len(table.columns["name"]), np.int64)
-    words, word = nsys_columns.encoded(table.columns["device"])
-    pairs = [_DEVICE.fullmatch(each.strip()) for each in words]
-    numbers = [int(pair[2]) if pair else int(each) if each.isdecimal() else at
-               for at, (pair, each) in enumerate(zip(pairs, words, strict=True))]  # fmt: skip
+    texts, text = nsys_columns.encoded(table.columns["device"])
+    pairs = [_DEVICE.fullmatch(label.strip()) for label in texts]
+    numbers = [
+        int(pair[2]) if pair else int(label) if label.isdecimal() else at
+        for at, (pair, label) in enumerate(zip(pairs, texts, strict=True))
+    ]
     names = {
-        number: pair[1] if pair else each for number, pair, each in zip(numbers, pairs, words, strict=True) if each
+        number: pair[1] if pair else label for number, pair, label in zip(numbers, pairs, texts, strict=True) if label
     }
-    return [names[each] for each in sorted(names)], np.array([*numbers, 0], np.int64)[word]
+    return [names[number] for number in sorted(names)], np.array([*numbers, 0], np.int64)[text]
 
 
 def _number(table: _Table, name: str, absent: int = NONE) -> Ints:
-    """A column in nanoseconds, bytes or as it is; `absent` where a cell is empty or not finite."""
+    """A column in nanoseconds, bytes or as it is, `absent` where a cell is empty or not finite."""
     if name not in table.columns:
         return np.full(len(table.columns["name"]), absent, np.int64)
     compute = importlib.import_module("pyarrow.compute")
     unit = table.units[name]
     if unit not in _UNITS:
-        raise UsageError(f"{table.path} has its {name} in {unit!r}, which is no unit known here; {_MAKE}.")
+        raise UsageError(f"{table.path} has its {name} in {unit!r}, which is no unit known here. {_MAKE}.")
     text = compute.replace_substring(compute.utf8_trim_whitespace(table.columns[name]), ",", "")
     text = compute.if_else(compute.equal(text, ""), None, text)
     try:
@@ -196,18 +206,20 @@ def _number(table: _Table, name: str, absent: int = NONE) -> Ints:
             except ValueError:
                 pass  # nanoseconds with a fraction
         numbers = compute.fill_null(compute.cast(text, "float64"), np.nan)
-        scaled = np.concatenate([np.array(each.to_pylist()) for each in numbers.chunks] or [np.zeros(0)]) * _UNITS[unit]
+        scaled = (
+            np.concatenate([np.array(chunk.to_pylist()) for chunk in numbers.chunks] or [np.zeros(0)]) * _UNITS[unit]
+        )
     except ValueError as error:
-        said = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"{table.path} has a {name} that is no number ({said}); {_MAKE}.") from error
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"{table.path} has a {name} that is no number ({problem}). {_MAKE}.") from error
     good = np.abs(scaled) < 2.0**62
     return np.where(good, np.rint(np.where(good, scaled, 0)), absent).astype(np.int64)
 
 
-def _source(report: str, gpus: list[str]) -> dict[str, Any]:
-    return {"format": f"nsys stats {report}", "version": None, "gpus": gpus}
+def _source(report: str, gpus: Iterable[str]) -> TraceSource:
+    return TraceSource(f"nsys stats {report}", None, tuple(gpus))
 
 
-def _left_out(table: _Table, unsound: Any) -> list[str]:
+def _left_out(table: _Table, unsound: npt.NDArray[np.bool_]) -> list[str]:
     count = table.odd + int(np.count_nonzero(unsound))
     return [f"{count:,} lines are cut short or have no time above 0 and are left out."] if count else []

@@ -1,6 +1,6 @@
 """The tables of an Nsight Systems export as columns, read side by side and without touching the file.
 
-Tables and columns as docs.nvidia.com/nsight-systems (SQLite Schema Reference) lists them; they come and go with the
+Tables and columns as docs.nvidia.com/nsight-systems (SQLite Schema Reference) lists them. They come and go with the
 version and with what was recorded, so everything is looked up by name and may be absent.
 """
 
@@ -29,14 +29,32 @@ EVENT_TYPES = "ENUM_NSYS_EVENT_TYPE"
 GPUS = "TARGET_INFO_GPU"
 EXPORT = "META_DATA_EXPORT"
 
-# all numbers that this project reads of an export, by table; nothing else is ever selected or copied
+# all numbers that this project reads of an export, by table: nothing else is ever selected or copied
 NUMBERS: Mapping[str, tuple[str, ...]] = {
     KERNEL: (
-        *("start", "end", "deviceId", "streamId", "correlationId", "globalPid", "demangledName", "shortName"),
-        *("graphNodeId", "gridX", "gridY", "gridZ"),
+        "start",
+        "end",
+        "deviceId",
+        "streamId",
+        "correlationId",
+        "globalPid",
+        "demangledName",
+        "shortName",
+        "graphNodeId",
+        "gridX",
+        "gridY",
+        "gridZ",
     ),
     MEMCPY: (
-        *("start", "end", "deviceId", "streamId", "correlationId", "globalPid", "bytes", "copyKind", "graphNodeId"),
+        "start",
+        "end",
+        "deviceId",
+        "streamId",
+        "correlationId",
+        "globalPid",
+        "bytes",
+        "copyKind",
+        "graphNodeId",
     ),
     MEMSET: ("start", "end", "deviceId", "streamId", "correlationId", "globalPid", "bytes", "graphNodeId"),
     RUNTIME: ("start", "end", "globalTid", "correlationId", "nameId"),
@@ -44,7 +62,7 @@ NUMBERS: Mapping[str, tuple[str, ...]] = {
     NODES: ("start", "end", "globalTid", "graphNodeId", "originalGraphNodeId"),
     NVTX: ("start", "end", "eventType", "globalTid", "textId"),
 }
-# push/pop and start/end ranges of NVTX, push/pop ranges of NVTXT; the numbers where an export does not say them
+# push/pop and start/end ranges of NVTX, push/pop ranges of NVTXT, and their numbers where an export does not name them
 RANGE_TYPES = {"NvtxPushPopRange": 59, "NvtxStartEndRange": 60, "NvtxtPushPopRange": 70}
 VERSIONS = ("EXPORT_PRODUCT_VERSION", "EXPORT_SCHEMA_VERSION")
 
@@ -67,14 +85,14 @@ class Export:
     def has(self, table: str) -> bool:
         return table in self.columns
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a query of a small table; text that is not UTF-8 is read with replacement characters."""
-        with said(self.path), closing(connect(self.uri)) as connection:
+    def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a query of a small table. Text that is not UTF-8 is read with replacement characters."""
+        with one_sentence(self.path), closing(connect(self.uri)) as connection:
             return connection.execute(sql, values).fetchall()
 
 
 def open_export(path: Path) -> Export:
-    """Look at a file and at what it holds; nothing is written, neither to it nor beside it.
+    """Look at a file and at its tables. Nothing is written, neither to it nor beside it.
 
     Raises:
         UsageError: the file is absent, empty, cut short, being written, damaged, or not an export of Nsight Systems.
@@ -82,7 +100,7 @@ def open_export(path: Path) -> Export:
     _check_file(path)
     # immutable: no locks and no -shm file beside the user's; _check_file has seen that nothing is pending
     uri = uri_of(path, "mode=ro&immutable=1")
-    with said(path), closing(connect(uri)) as connection:
+    with one_sentence(path), closing(connect(uri)) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         columns = {
             name: {
@@ -93,9 +111,9 @@ def open_export(path: Path) -> Export:
             }
             for name in names
         }
-    if STRINGS not in columns or not (EXPORT in columns or any(each in columns for each in NUMBERS)):
+    if STRINGS not in columns or not (EXPORT in columns or any(table in columns for table in NUMBERS)):
         raise UsageError(
-            f"{path} is an SQLite database but no export of Nsight Systems; make one with nsys export --type sqlite."
+            f"{path} is an SQLite database but no export of Nsight Systems. Make one with nsys export --type sqlite."
         )
     return Export(path, uri, columns)
 
@@ -105,15 +123,15 @@ def uri_of(path: Path, options: str) -> str:
 
 
 def strings(export: Export, ids: Collection[int]) -> dict[int, str]:
-    """The texts of some ids of StringIds; an id that it lacks is left out."""
-    wanted = [int(each) for each in ids]
-    found: dict[int, str] = {}
-    for at in range(0, len(wanted), 10_000):  # a statement of SQLite holds a million characters
-        some = ",".join(map(str, wanted[at : at + 10_000]))
-        found.update(
+    """The texts of some ids of StringIds. An id that it lacks is left out."""
+    numbers = [int(id_) for id_ in ids]
+    texts: dict[int, str] = {}
+    for at in range(0, len(numbers), 10_000):  # a statement of SQLite holds a million characters
+        some = ",".join(map(str, numbers[at : at + 10_000]))
+        texts.update(
             export.rows(f"SELECT id, CAST(value AS TEXT) FROM {STRINGS} WHERE id IN ({some}) AND value IS NOT NULL")
         )
-    return found
+    return texts
 
 
 def range_types(export: Export) -> tuple[int, ...]:
@@ -122,7 +140,7 @@ def range_types(export: Export) -> tuple[int, ...]:
         return tuple(RANGE_TYPES.values())
     marks = ",".join("?" * len(RANGE_TYPES))
     rows = export.rows(f"SELECT CAST(id AS INTEGER) FROM {EVENT_TYPES} WHERE name IN ({marks})", tuple(RANGE_TYPES))
-    return tuple(each for (each,) in rows) or tuple(RANGE_TYPES.values())
+    return tuple(id_ for (id_,) in rows) or tuple(RANGE_TYPES.values())
 
 
 def connect(uri: str) -> sqlite3.Connection:
@@ -132,29 +150,31 @@ def connect(uri: str) -> sqlite3.Connection:
 
 
 def _check_file(path: Path) -> None:
-    with said(path):
+    with one_sentence(path):
         if path.is_dir():
-            raise UsageError(f"{path} is a folder; give the .sqlite file that nsys export wrote.")
+            raise UsageError(f"{path} is a folder. Give the .sqlite file that nsys export wrote.")
         if not path.is_file():
-            raise UsageError(f"There is no file {path}; give the .sqlite file that nsys export wrote.")
+            raise UsageError(f"There is no file {path}. Give the .sqlite file that nsys export wrote.")
         with path.open("rb") as file:
             header = file.read(100)
         size = path.stat().st_size
-    again = "export it again with nsys export --type sqlite"
+    again = "Export it again with nsys export --type sqlite"
     if not size:
-        raise UsageError(f"{path} is empty (0 bytes); {again}.")
+        raise UsageError(f"{path} is empty (0 bytes). {again}.")
     if header[: len(_MAGIC)] != _MAGIC:
-        raise UsageError(f"{path} is not an SQLite database; {again}.")
+        raise UsageError(f"{path} is not an SQLite database. {again}.")
     # sqlite.org/fileformat.html, 1.3: page size, pages, and whether that number of pages is valid
     page = int.from_bytes(header[16:18], "big")
     whole = (1 << 16 if page == 1 else page) * int.from_bytes(header[28:32], "big")
     if len(header) < 100 or (header[24:28] == header[92:96] and size < whole):
-        raise UsageError(f"{path} is cut short ({size} of {max(whole, 100)} bytes); copy it whole or {again}.")
+        raise UsageError(
+            f"{path} is cut short ({size} of {max(whole, 100)} bytes). Copy it whole. {again} if that fails."
+        )
     for suffix in ("-wal", "-journal"):
         pending = path.with_name(path.name + suffix)
         if pending.is_file() and pending.stat().st_size:
             raise UsageError(
-                f"{path} is still being written, for {pending.name} is beside it; wait until that is done, or {again}."
+                f"{path} is still being written, for {pending.name} is beside it. Wait until that is done."
             )
     if header[19] == 1:  # no write-ahead log, of which a look at the lock would leave files beside the database
         _check_lock(path)
@@ -167,14 +187,14 @@ def _check_lock(path: Path) -> None:
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             raise UsageError(
-                f"{path} is locked by a program that writes it; wait until that is done, or read a copy."
+                f"{path} is locked by a program that writes it. Wait until that is done, or read a copy."
             ) from error
     except sqlite3.Error:
-        return  # what else is wrong with it is said where it is read
+        return  # whatever else is wrong with it shows where it is read
 
 
 @contextmanager
-def said(path: Path) -> Iterator[None]:
+def one_sentence(path: Path) -> Iterator[None]:
     """Turn what the libraries raise of a file into one sentence.
 
     pyarrow's own errors are ValueErrors and OSErrors.
@@ -184,11 +204,11 @@ def said(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise UsageError(
-            f"{path} may not be read ({error.strerror}); change its permissions or read a copy."
+            f"{path} may not be read ({error.strerror}). Change its permissions or read a copy."
         ) from error
     except (sqlite3.Error, adbc.Error, OSError, ValueError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UsageError(
-            f"{path} is damaged or not an export of Nsight Systems ({said}); export it again with nsys export --type "
-            "sqlite."
+            f"{path} is damaged or not an export of Nsight Systems ({problem}). Export it again with nsys export "
+            "--type sqlite."
         ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from moe_eval.errors import UsageError
@@ -20,7 +21,7 @@ def copy(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
     """Write a new database that nsys.read reads as it reads the source, with some ranges only.
 
     Args:
-        source: an export; it stays as it is.
+        source: an export. It stays as it is.
         target: does not exist yet.
         keep: whether an NVTX range of this text is copied.
 
@@ -29,7 +30,7 @@ def copy(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
     """
     export = tables.open_export(source)
     if target.exists():
-        raise UsageError(f"{target} exists already; give a name that is free.")
+        raise UsageError(f"{target} exists already. Give a name that is free.")
     try:
         with closing(sqlite3.connect(tables.uri_of(target, "mode=rwc"), uri=True)) as database:
             database.execute("PRAGMA secure_delete = ON")
@@ -38,7 +39,7 @@ def copy(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
             database.commit()
     except sqlite3.Error as error:
         target.unlink(missing_ok=True)
-        raise UsageError(f"{source} cannot be copied to {target} ({error}); mend what that says.") from error
+        raise UsageError(f"{source} cannot be copied to {target} ({error}). Mend what that says.") from error
     except BaseException:
         target.unlink(missing_ok=True)
         raise
@@ -47,7 +48,7 @@ def copy(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
 def _fill(database: sqlite3.Connection, export: Export, keep: Callable[[str], bool]) -> None:
     for table, numbers in tables.NUMBERS.items():
         if export.has(table) and table != tables.NVTX:
-            _numbers(database, table, [each for each in numbers if each in export.columns[table]])
+            _numbers(database, table, [column for column in numbers if column in export.columns[table]])
     _ranges(database, export, keep)
     _strings(database, export)
     _texts(database, export, tables.EXPORT, "name, value", tables.VERSIONS)
@@ -57,10 +58,11 @@ def _fill(database: sqlite3.Connection, export: Export, keep: Callable[[str], bo
 
 def _numbers(database: sqlite3.Connection, table: str, columns: list[str]) -> None:
     """SQLite keeps a text in a column of numbers, so every value is made a number."""
-    values = {each: f'CAST("{each}" AS INTEGER)' for each in columns}
+    values = {column: f'CAST("{column}" AS INTEGER)' for column in columns}
     if {"demangledName", "shortName"} <= values.keys():  # of two names only the one that is read
         values["demangledName"] = f"COALESCE({values['demangledName']}, {values.pop('shortName')})"
-    database.execute(f'CREATE TABLE "{table}" ({", ".join(f"{chr(34)}{each}{chr(34)} INTEGER" for each in values)})')
+    declared = ", ".join(f'"{column}" INTEGER' for column in values)
+    database.execute(f'CREATE TABLE "{table}" ({declared})')
     database.execute(f'INSERT INTO main."{table}" SELECT {", ".join(values.values())} FROM source."{table}"')
 
 
@@ -69,25 +71,23 @@ def _ranges(database: sqlite3.Connection, export: Export, keep: Callable[[str], 
     columns = export.columns.get(tables.NVTX)
     if columns is None:
         return
-    asked: dict[bytes, bool] = {}
 
-    def kept(text: bytes) -> bool:
-        if text not in asked:
-            asked[text] = bool(keep(text.decode("utf-8", "replace")))
-        return asked[text]
+    @cache
+    def is_kept(text: bytes) -> bool:
+        return bool(keep(text.decode("utf-8", "replace")))
 
-    database.create_function("kept", 1, kept, deterministic=True)
-    numbers = [each for each in tables.NUMBERS[tables.NVTX] if each in columns and each != "textId"]
-    own = "NULLIF(CAST(text AS TEXT), '')" if "text" in columns else "NULL"
+    database.create_function("kept", 1, is_kept, deterministic=True)
+    numbers = [column for column in tables.NUMBERS[tables.NVTX] if column in columns and column != "textId"]
+    inline = "NULLIF(CAST(text AS TEXT), '')" if "text" in columns else "NULL"
     registered = (
         f"(SELECT CAST(value AS TEXT) FROM source.{tables.STRINGS} AS strings WHERE strings.id = textId)"
         if "textId" in columns
         else "NULL"
     )
-    text = f"COALESCE({own}, {registered}, '')"
+    text = f"COALESCE({inline}, {registered}, '')"
     kinds = ",".join(map(str, tables.range_types(export)))
-    names = ", ".join(f'"{each}" INTEGER' for each in numbers)
-    values = ", ".join(f'CAST("{each}" AS INTEGER)' for each in numbers)
+    names = ", ".join(f'"{column}" INTEGER' for column in numbers)
+    values = ", ".join(f'CAST("{column}" AS INTEGER)' for column in numbers)
     database.execute(f"CREATE TABLE {tables.NVTX} ({names}, text TEXT)")
     database.execute(
         f"INSERT INTO main.{tables.NVTX} SELECT {values}, {text} FROM source.{tables.NVTX} "
@@ -97,12 +97,12 @@ def _ranges(database: sqlite3.Connection, export: Export, keep: Callable[[str], 
 
 def _strings(database: sqlite3.Connection, export: Export) -> None:
     """The texts that kernels and API calls are named by, and no other."""
-    named = [(tables.KERNEL, "demangledName"), (tables.KERNEL, "shortName"), (tables.RUNTIME, "nameId")]
+    name_columns = [(tables.KERNEL, "demangledName"), (tables.KERNEL, "shortName"), (tables.RUNTIME, "nameId")]
     here = {
         table: {name for (name,) in database.execute("SELECT name FROM pragma_table_info(?, 'main')", (table,))}
         for table in (tables.KERNEL, tables.RUNTIME)
     }
-    used = " UNION ".join(f'SELECT "{name}" FROM main."{table}"' for table, name in named if name in here[table])
+    used = " UNION ".join(f'SELECT "{name}" FROM main."{table}"' for table, name in name_columns if name in here[table])
     database.execute(f"CREATE TABLE {tables.STRINGS} (id INTEGER PRIMARY KEY, value TEXT)")
     database.execute(
         f"INSERT INTO main.{tables.STRINGS} SELECT id, CAST(value AS TEXT) FROM source.{tables.STRINGS} "
@@ -111,7 +111,7 @@ def _strings(database: sqlite3.Connection, export: Export) -> None:
 
 
 def _texts(database: sqlite3.Connection, export: Export, table: str, columns: str, names: Collection[str]) -> None:
-    """A small table's rows of these names; of all where there are none."""
+    """A small table's rows of these names, or all rows where no names are given."""
     if set(columns.split(", ")) <= export.columns.get(table, {}).keys():
         where = f"WHERE name IN ({','.join('?' * len(names))})" if names else ""
         database.execute(f"CREATE TABLE {table} ({columns})")

@@ -11,9 +11,11 @@ import msgspec
 import numpy as np
 
 from moe_eval.errors import UsageError
+from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import NONE, Kernels, Trace, kernels, ranges
-from moe_eval.traces.readers import chrome, torch_parts
-from moe_eval.traces.readers.chrome import NO_NAME, Args, Event, File, Id, Rows, Thread
+from moe_eval.traces.readers import chrome_columns, torch_parts
+from moe_eval.traces.readers.chrome_columns import Rows
+from moe_eval.traces.readers.chrome_events import NO_NAME, Args, Event, File, Id, Thread
 from moe_eval.traces.readers.torch_parts import Parts
 
 _FACTS = ("schemaVersion", "cuda_runtime_version", "hip_runtime_version")
@@ -22,10 +24,10 @@ _FACTS = ("schemaVersion", "cuda_runtime_version", "hip_runtime_version")
 def read(path: Path, *, cpu: bool = False) -> Trace:
     """Read a trace, `.json` or gzipped: an object with `traceEvents`, or a bare array of events.
 
-    Times are nanoseconds on the file's clock (`baseTimeNanoseconds` is not added), exact as far as the file tells them;
+    Times are nanoseconds on the file's clock (`baseTimeNanoseconds` is not added), exact as far as the file has them:
     torch 1 wrote whole microseconds. Kernels are joined to the calls of their process by correlation id, or where no
     row has one (ROCm in torch 1) to the last launch of the same operator. A kernel's own pid is its device: the kernels
-    of processes that were merged into one file are told apart by what stands before the number in `pid`, as SGLang
+    of processes that were merged into one file are distinguished by what stands before the number in `pid`, as SGLang
     merges, else by an id that one process alone has. `process` is the pid, or a running number where pids are texts,
     and NONE where it is not known. Threads have running numbers.
 
@@ -42,39 +44,39 @@ def read(path: Path, *, cpu: bool = False) -> Trace:
     rows, marks = parts.operators if cpu else parts.gpus, parts.annotations
     if not len(rows):
         raise UsageError(f"{path} has {_lack(parts, cpu)}.")
-    thread = chrome.numbers(rows.threads(), marks.threads()) if cpu else parts.thread
+    thread = chrome_columns.numbers(rows.threads(), marks.threads()) if cpu else parts.thread
     table = _operators(rows, thread) if cpu else kernels(parts.names, **parts.columns)
     names, name = marks.names()
-    at = [thread[each] for each in marks.threads()]
-    named = ranges(names, name=name, start_ns=marks.start, end_ns=marks.start + marks.duration, thread=at)
-    return Trace(table, named, _source(parts.file), tuple(_notes(parts, cpu)))
+    numbers = [thread[key] for key in marks.threads()]
+    annotations = ranges(names, name=name, start_ns=marks.start, end_ns=marks.start + marks.duration, thread=numbers)
+    return Trace(table, annotations, _source(parts.file), tuple(_notes(parts, cpu)))
 
 
 def _lack(parts: Parts, cpu: bool) -> str:
     if cpu:
-        return "no operators of the CPU; record it with ProfilerActivity.CPU among the activities"
+        return "no operators of the CPU. Record it with ProfilerActivity.CPU among the activities"
     if parts.gpus.left_out:
-        return f"{parts.gpus.left_out} kernels and none with a usable duration; record it again"
+        return f"{parts.gpus.left_out} kernels and none with a usable duration. Record it again"
     if len(parts.operators) or len(parts.annotations):
-        return "events of the CPU only and no kernels; record it with ProfilerActivity.CUDA among the activities"
-    return "no kernels; record it with ProfilerActivity.CUDA while the model runs"
+        return "events of the CPU only and no kernels. Record it with ProfilerActivity.CUDA among the activities"
+    return "no kernels. Record it with ProfilerActivity.CUDA while the model runs"
 
 
-def _source(file: File) -> dict[str, Any]:
+def _source(file: File) -> TraceSource:
     """Facts for the record. Versions are numbers in the file: 13000 is CUDA 13.0, 60342134 is HIP 6.3."""
     facts = [f"schema {file.schemaVersion}"] if type(file.schemaVersion) is int else []
     if type(file.cuda_runtime_version) is int:
         facts.append(f"CUDA {file.cuda_runtime_version // 1000}.{file.cuda_runtime_version % 1000 // 10}")
     if type(file.hip_runtime_version) is int:
         facts.append(f"HIP {file.hip_runtime_version // 10**7}.{file.hip_runtime_version % 10**7 // 10**5}")
-    return {"format": "torch profiler", "version": ", ".join(facts) or None, "gpus": list(_gpus(file).values())}
+    return TraceSource("torch profiler", ", ".join(facts) or None, tuple(_gpus(file).values()))
 
 
 def _gpus(file: File) -> dict[int, str]:
     """Names by device; a merged trace lists a device once for every process."""
     listed = file.deviceProperties if isinstance(file.deviceProperties, list) else []
-    named = [each for each in listed if isinstance(each, dict) and isinstance(each.get("name"), str)]
-    return {chrome.integer(each.get("id"), at): each["name"] for at, each in enumerate(named)}
+    gpus = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+    return {chrome_columns.integer(gpu.get("id"), at): gpu["name"] for at, gpu in enumerate(gpus)}
 
 
 def _notes(parts: Parts, cpu: bool) -> Iterator[str]:
@@ -92,26 +94,32 @@ def _notes(parts: Parts, cpu: bool) -> Iterator[str]:
 
 def _operators(rows: Rows, thread: dict[Thread, int]) -> Kernels:
     """Operators with their self time: those inside an operator lie within it on the same thread."""
-    at = np.array([thread[each] for each in rows.threads()], np.int64)
+    number = np.array([thread[key] for key in rows.threads()], np.int64)
     end = rows.start + rows.duration
-    starts, ends, threads, own = rows.start.tolist(), end.tolist(), at.tolist(), rows.duration.tolist()
+    starts, ends, threads, self_ns = rows.start.tolist(), end.tolist(), number.tolist(), rows.duration.tolist()
     around: list[int] = []
-    order = np.lexsort((-end, rows.start, at)).tolist()
+    order = np.lexsort((-end, rows.start, number)).tolist()
     for row in order:
         while around and (threads[around[-1]] != threads[row] or ends[around[-1]] <= starts[row]):
             around.pop()
         if around:
-            own[around[-1]] -= min(ends[row], ends[around[-1]]) - starts[row]
+            self_ns[around[-1]] -= min(ends[row], ends[around[-1]]) - starts[row]
         around.append(row)
     placed = list(starts)
     until: dict[int, int] = {}
     for row in order:
         placed[row] = max(starts[row], until.get(threads[row], starts[row]))
-        until[threads[row]] = placed[row] + own[row]
+        until[threads[row]] = placed[row] + self_ns[row]
     names, name = rows.names()
-    columns = {"start_ns": placed, "duration_ns": own, "stream": at, "launch_ns": rows.start, "launch_thread": at}
-    process = chrome.codes(rows.fields("pid"))
-    return kernels(names, name=name, device=np.full(len(at), NONE), process=process, **columns)
+    columns = {
+        "start_ns": placed,
+        "duration_ns": self_ns,
+        "stream": number,
+        "launch_ns": rows.start,
+        "launch_thread": number,
+    }
+    process = chrome_columns.codes(rows.fields("pid"))
+    return kernels(names, name=name, device=np.full(len(number), NONE), process=process, **columns)
 
 
 def scrub(source: Path, target: Path, keep: Callable[[str], bool], *, cpu: bool = False) -> None:
@@ -130,11 +138,11 @@ def scrub(source: Path, target: Path, keep: Callable[[str], bool], *, cpu: bool 
     parts = torch_parts.load(source)
     try:
         if target.exists() and target.samefile(source):
-            raise UsageError(f"{target} is the trace itself, which is not changed; write to another file.")
+            raise UsageError(f"{target} is the trace itself, which is not changed. Write to another file.")
         with target.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
             packed.write(msgspec.json.encode(_scrubbed(parts, keep, cpu)))
     except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}); choose another place.") from None
+        raise UsageError(f"{target} cannot be written ({error.strerror}). Choose another place.") from None
 
 
 def _scrubbed(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> File:
@@ -144,45 +152,51 @@ def _scrubbed(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> File:
 
 
 def _events(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> Iterator[Event]:
-    kept = parts.annotations.take(np.array([keep(each or NO_NAME) for each in parts.annotations.fields("name")], bool))
-    plain = [kept, parts.operators] if cpu else [kept]
-    hosts = [each for rows in (parts.calls, *plain) for each in rows.events]
-    texts = sorted({each.tid for each in hosts if not isinstance(each.tid, int)}, key=chrome.order)
-    tid = {each.tid: f"t{texts.index(each.tid):06}" if each.tid in texts else each.tid for each in hosts}
-    labels = sorted({chrome.split(each.pid)[0] for each in [*parts.gpus.events, *hosts]})
+    is_wanted = np.array([keep(name or NO_NAME) for name in parts.annotations.fields("name")], bool)
+    plain = [parts.annotations.take(is_wanted), *([parts.operators] if cpu else [])]
+    hosts = [event for rows in (parts.calls, *plain) for event in rows.events]
+    texts = sorted({event.tid for event in hosts if not isinstance(event.tid, int)}, key=chrome_columns.order)
+    tid = {event.tid: f"t{texts.index(event.tid):06}" if event.tid in texts else event.tid for event in hosts}
+    labels = sorted({chrome_columns.split(event.pid)[0] for event in [*parts.gpus.events, *hosts]})
 
-    def pid(each: Event, digits: str) -> Id:
+    def pid(event: Event, digits: str) -> Id:
         """The process with another label: labels keep apart, and in order, what they kept apart before."""
-        label = chrome.split(each.pid)[0]
-        return int(digits) if isinstance(each.pid, int) else f"[{labels.index(label):06}] {digits}" if label else digits
+        label = chrome_columns.split(event.pid)[0]
+        if isinstance(event.pid, int):
+            return int(digits)
+        return f"[{labels.index(label):06}] {digits}" if label else digits
 
-    used = ("start_ns", "duration_ns", "device", "stream", "correlation", "graph_node", "bytes", "blocks")
-    numbers = zip(*(parts.columns[name].tolist() for name in used), strict=True)
-    for each, (start, duration, device, stream, key, node, size, blocks) in zip(
-        parts.gpus.events, numbers, strict=True
-    ):
-        args = Args(node=node, device=device, stream=stream, bytes=size, grid=(blocks, 1, 1) if blocks else (0, 0, 0))
-        setattr(args, parts.key, key)
-        yield _event(each, (pid(each, str(abs(device) % 10**9)), stream), (start, duration), args)
+    yield from _gpu_events(parts, pid)
     for rows in (parts.calls, *plain):
         keys = rows.number(parts.key, NONE).tolist() if rows is parts.calls else [NONE] * len(rows)
-        for each, *times, key in zip(rows.events, rows.start.tolist(), rows.duration.tolist(), keys, strict=True):
+        for event, *times, key in zip(rows.events, rows.start.tolist(), rows.duration.tolist(), keys, strict=True):
             args = Args()
             setattr(args, parts.key, key)
-            yield _event(each, (pid(each, chrome.split(each.pid)[1]), tid[each.tid]), times, args)
+            yield _event(event, (pid(event, chrome_columns.split(event.pid)[1]), tid[event.tid]), times, args)
     for _ in range(parts.gpus.left_out + parts.annotations.left_out):
         yield Event("kernel")
     for _ in range(parts.operators.left_out if cpu else 0):
         yield Event("cpu_op")
 
 
-def _event(each: Event, thread: Thread, times: Sequence[int], args: Args) -> Event:
-    """An event with nothing of the old one but its kind and name."""
-    made = Event(each.cat, each.name, *thread, args=args)
-    made.ts, made.dur = (_microseconds(ns) for ns in times)
-    return made
+def _gpu_events(parts: Parts, pid: Callable[[Event, str], Id]) -> Iterator[Event]:
+    used = ("start_ns", "duration_ns", "device", "stream", "correlation", "graph_node", "bytes", "blocks")
+    numbers = zip(*(parts.columns[name].tolist() for name in used), strict=True)
+    for event, (start, duration, device, stream, key, node, size, blocks) in zip(
+        parts.gpus.events, numbers, strict=True
+    ):
+        args = Args(node=node, device=device, stream=stream, bytes=size, grid=(blocks, 1, 1) if blocks else (0, 0, 0))
+        setattr(args, parts.key, key)
+        yield _event(event, (pid(event, str(abs(device) % 10**9)), stream), (start, duration), args)
+
+
+def _event(source: Event, thread: Thread, times: Sequence[int], args: Args) -> Event:
+    """An event with nothing of another but its kind and name."""
+    event = Event(source.cat, source.name, *thread, args=args)
+    event.ts, event.dur = (_microseconds(ns) for ns in times)
+    return event
 
 
 def _microseconds(ns: int) -> Any:
-    """As Kineto writes them; a double would not tell every nanosecond."""
+    """As Kineto writes them: a double would lose nanoseconds."""
     return msgspec.Raw(f"{'-' * (ns < 0)}{abs(ns) // 1000}.{abs(ns) % 1000:03}".encode())

@@ -12,7 +12,7 @@ import pytest
 from moe_eval.errors import UsageError
 from moe_eval.traces.kernel_table import NONE, Trace
 from moe_eval.traces.readers import torch_profiler
-from tests.traces.chrome_trace import call, kernel, mark, save
+from tests.doubles.chrome_trace import call, kernel, mark, save
 
 Reader = Callable[..., Trace]
 
@@ -124,9 +124,9 @@ def test_hostile_names_come_through_unchanged(read: Reader) -> None:
 @pytest.mark.parametrize(
     ("content", "cpu", "sentence"),
     [
-        ([mark("m")], False, "events of the CPU only and no kernels; record it with ProfilerActivity.CUDA"),
-        ([], False, "no kernels; record it with ProfilerActivity.CUDA"),
-        ([kernel()], True, "no operators of the CPU; record it with ProfilerActivity.CPU"),
+        ([mark("m")], False, "events of the CPU only and no kernels. Record it with ProfilerActivity.CUDA"),
+        ([], False, "no kernels. Record it with ProfilerActivity.CUDA"),
+        ([kernel()], True, "no operators of the CPU. Record it with ProfilerActivity.CPU"),
         ([kernel(dur="x")], False, "1 kernels and none with a usable duration"),
         ({"a": 1}, False, "JSON without traceEvents"),
         ({"traceEvents": None}, False, "JSON without traceEvents"),

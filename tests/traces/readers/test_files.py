@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces.readers import files
-from tests.traces import chrome_trace
-from tests.traces.chrome_trace import found, kernel, save
+from moe_eval.traces.readers import files, sources
+from tests.doubles import chrome_trace
+from tests.doubles.chrome_trace import found, kernel, save
 
 TRACE_HEADER = (
     "Start (ns),Duration (ns),CorrId,GrdX,GrdY,GrdZ,BlkX,BlkY,BlkZ,Reg/Trd,StcSMem (MB),DymSMem (MB),Bytes (MB),"
@@ -44,13 +44,13 @@ def test_content_decides_and_no_suffix(tmp_path: Path, name: str, suffix: str) -
     content, kind = CONTENT[name]
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
-    assert files.kind(path) == kind
+    assert sources.kind(path) == kind
 
 
 def test_a_report_is_known_by_its_suffix(tmp_path: Path) -> None:
     path = tmp_path / "a.nsys-rep"
     path.write_bytes(b"\x8c\x01whatever")
-    assert files.kind(path) == "nsys report"
+    assert sources.kind(path) == "nsys report"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_bytes_come_back_whole_packed_or_not(tmp_path: Path) -> None:
         ("d", gzip.compress(content, 1) + bytes(512)),  # padding, as tapes have it
     ):
         (tmp_path / name).write_bytes(stored)
-        assert files.read_bytes(tmp_path / name) == content
+        assert sources.read_bytes(tmp_path / name) == content
 
 
 def damaged() -> dict[str, tuple[bytes, str]]:
@@ -119,9 +119,9 @@ def test_nothing_is_read_beyond_the_limit(tmp_path: Path, packed: bool) -> None:
     content = random.Random(1).randbytes(3 << 20)
     path = tmp_path / "a"
     path.write_bytes(gzip.compress(content, 1) if packed else content)
-    assert files.read_bytes(path, limit=len(content)) == content
+    assert sources.read_bytes(path, limit=len(content)) == content
     with pytest.raises(UsageError, match="holds more than 2 MiB"):
-        files.read_bytes(path, limit=len(content) - 1)
+        sources.read_bytes(path, limit=len(content) - 1)
 
 
 def test_what_shrinks_far_more_than_a_trace_is_not_unpacked(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_small_file_may_shrink_as_much_as_it_likes(tmp_path: Path) -> None:
 
 def test_a_trace_shrinks_far_less_than_that(tmp_path: Path) -> None:
     chrome_trace.write(tmp_path / "a.json.gz", steps=20, layers=8)
-    assert len(files.read_bytes(tmp_path / "a.json.gz")) < 100 * (tmp_path / "a.json.gz").stat().st_size
+    assert len(sources.read_bytes(tmp_path / "a.json.gz")) < 100 * (tmp_path / "a.json.gz").stat().st_size
 
 
 def test_a_folder_a_pipe_and_a_missing_file_get_one_sentence(tmp_path: Path) -> None:

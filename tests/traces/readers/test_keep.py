@@ -12,7 +12,7 @@ from moe_eval.errors import UsageError
 from moe_eval.traces import breakdown
 from moe_eval.traces.readers import files
 from moe_eval.traces.readers.keep import keep
-from tests.traces import chrome_trace, nsys_database
+from tests.doubles import chrome_trace, nsys_database
 
 SECRET = "hunter2-very-secret"
 

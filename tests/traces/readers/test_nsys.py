@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
 from moe_eval.traces.readers import nsys
 from tests.conftest import ROOT
-from tests.traces import nsys_database
-from tests.traces.sql import ask, change
+from tests.doubles import nsys_database
+from tests.doubles.sql import ask, change
 
 SHARED = ROOT.parent / "shared" / "data" / "nsys"
 TABLES = {
@@ -202,11 +203,11 @@ def test_the_real_export_leaves_what_was_launched_before_it_unattributed() -> No
 
 def test_what_the_source_and_the_notes_say(made: Path) -> None:
     trace = nsys.read(made)
-    assert trace.source == {"format": "nsys sqlite", "version": "2026.2.1.210", "gpus": ["NVIDIA H200"] * 2}
+    assert trace.source == TraceSource("nsys sqlite", "2026.2.1.210", ("NVIDIA H200",) * 2)
     assert trace.notes == ("The launches of 10 of 640 kernels, copies and sets are not in the recording.",)
     assert trace.timed
     change(made, "DELETE FROM META_DATA_EXPORT WHERE name = 'EXPORT_PRODUCT_VERSION'", "DROP TABLE TARGET_INFO_GPU")
-    assert nsys.read(made).source == {"format": "nsys sqlite", "version": "3.25.0", "gpus": []}
+    assert nsys.read(made).source == TraceSource("nsys sqlite", "3.25.0")
 
 
 def test_sizes_are_read_in_bytes_and_thread_blocks(made: Path) -> None:
@@ -245,7 +246,7 @@ def test_an_older_schema_without_optional_columns_and_tables_is_read(made: Path)
     assert np.array_equal(after.kernels.launch_ns, before.launch_ns)
     assert np.array_equal(after.kernels.replayed, before.replayed)
     assert {"nvjet_tst_64x8_64x16_4x1_v_bz_TNT", "void fused_moe::run_global"} <= set(after.kernels.names)
-    assert after.source["version"] is None
+    assert after.source.version is None
 
 
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])

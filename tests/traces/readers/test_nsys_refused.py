@@ -11,8 +11,8 @@ import pytest
 
 from moe_eval.errors import UsageError
 from moe_eval.traces.readers import nsys
-from tests.traces import nsys_database
-from tests.traces.sql import ask, change
+from tests.doubles import nsys_database
+from tests.doubles.sql import ask, change
 
 COPIES = "CUPTI_ACTIVITY_KIND_MEMCPY"
 

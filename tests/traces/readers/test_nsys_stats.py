@@ -12,7 +12,7 @@ import pytest
 from moe_eval.errors import UsageError
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
 from moe_eval.traces.readers import nsys, nsys_stats
-from tests.traces import nsys_database
+from tests.doubles import nsys_database
 
 NEW = (
     "Start (ns),Duration (ns),CorrId,GrdX,GrdY,GrdZ,BlkX,BlkY,BlkZ,Reg/Trd,StcSMem (MB),DymSMem (MB),Bytes (MB),"
@@ -70,9 +70,9 @@ def expected(trace: Trace) -> None:
     names = [rows.names[each] for each in rows.name]
     assert names == [GEMM, "[CUDA memcpy Host-to-Device]", "[CUDA memset]", "nvjet_tst_64x8"]
     assert rows.launch_ns.tolist() == [NONE] * 4
-    assert trace.source["gpus"] == ["NVIDIA H100 80GB HBM3"] * 2
+    assert trace.source.gpus == ("NVIDIA H100 80GB HBM3",) * 2
     assert trace.timed
-    assert trace.notes == ("A CSV of nsys stats tells neither launches, CUDA graphs nor NVTX ranges.",)
+    assert trace.notes == ("A CSV of nsys stats has neither launches, CUDA graphs nor NVTX ranges.",)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from moe_eval.errors import UsageError
 from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.readers import nsys, scrub
 from tests.conftest import ROOT
-from tests.traces import nsys_database
+from tests.doubles import nsys_database
 
 SHARED = ROOT.parent / "shared" / "data" / "nsys"
 # texts that are meant to come along, where a row is asked for
@@ -141,7 +141,7 @@ def test_a_text_in_a_column_of_numbers_does_not_come_along(made: Path, tmp_path:
 def test_every_text_of_the_copy_is_one_of_those_asked_for(made: Path, tmp_path: Path) -> None:
     plant(made)
     trace = copied(made, tmp_path / "copy.sqlite")
-    asked = {*trace.kernels.names, *trace.ranges.names, *trace.source["gpus"], "2026.2.1.210", "3.25.0"}
+    asked = {*trace.kernels.names, *trace.ranges.names, *trace.source.gpus, "2026.2.1.210", "3.25.0"}
     asked |= {"EXPORT_PRODUCT_VERSION", "EXPORT_SCHEMA_VERSION", *nsys_database.EVENT_TYPES.values()}
     calls = re.compile(r"cuda[A-Z]\w+_v\d+")
     with closing(sqlite3.connect(tmp_path / "copy.sqlite")) as database:

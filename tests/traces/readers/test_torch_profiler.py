@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
 from moe_eval.traces.readers import torch_profiler
 from tests.conftest import ROOT
-from tests.traces import chrome_trace
-from tests.traces.chrome_trace import Event, call, found, kernel, mark, merged, named, save
+from tests.doubles import chrome_trace
+from tests.doubles.chrome_trace import Event, call, found, kernel, mark, merged, named, save
 
 SHARED = ROOT.parent / "shared" / "data" / "traces"
 STEM = "vllm-0.22.1-h100-qwen3-30b-a3b-"
@@ -82,11 +83,7 @@ def test_a_generated_trace_is_read_as_a_loop_reads_it(tmp_path: Path, name: str,
     assert named(trace) == sorted(
         [(e["name"], ns(e["ts"]), ns(e["ts"]) + ns(e["dur"])) for e in marks], key=lambda m: m[1]
     )
-    assert trace.source == {
-        "format": "torch profiler",
-        "version": "schema 1, CUDA 13.0",
-        "gpus": ["NVIDIA H100 80GB HBM3"],
-    }
+    assert trace.source == TraceSource("torch profiler", "schema 1, CUDA 13.0", ("NVIDIA H100 80GB HBM3",))
     assert trace.notes == ()
     rows = trace.kernels
     layer = len(chrome_trace.LAYER)
@@ -255,5 +252,5 @@ def test_the_order_of_events_does_not_matter(tmp_path: Path) -> None:
 def test_facts_of_rocm_and_of_odd_headers(read: Reader) -> None:
     gpus = [{"id": 0, "name": "AMD Instinct MI300X"}, {"id": 0, "name": "AMD Instinct MI300X"}, {"id": 1}, 7]
     trace = read([kernel()], schemaVersion=1, hip_runtime_version=60342134, deviceProperties=gpus)
-    assert trace.source == {"format": "torch profiler", "version": "schema 1, HIP 6.3", "gpus": ["AMD Instinct MI300X"]}
-    assert read([kernel()], schemaVersion="x", deviceProperties=None).source["version"] is None
+    assert trace.source == TraceSource("torch profiler", "schema 1, HIP 6.3", ("AMD Instinct MI300X",))
+    assert read([kernel()], schemaVersion="x", deviceProperties=None).source.version is None

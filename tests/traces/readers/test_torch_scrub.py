@@ -13,8 +13,8 @@ import pytest
 from moe_eval.errors import UsageError
 from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.readers import torch_profiler
-from tests.traces import chrome_trace
-from tests.traces.chrome_trace import Event, call, found, kernel, labelled, mark, merged, named
+from tests.doubles import chrome_trace
+from tests.doubles.chrome_trace import Event, call, found, kernel, labelled, mark, merged, named
 
 
 def unpacked(path: Path) -> str:
@@ -26,7 +26,7 @@ def equal_but_ranges(one: Trace, other: Trace) -> None:
     for name, column in vars(one.kernels).items():
         if name != "names":
             assert np.array_equal(column, getattr(other.kernels, name)), name
-    assert (dict(one.source), one.notes, one.timed) == (dict(other.source), other.notes, other.timed)
+    assert (one.source, one.notes, one.timed) == (other.source, other.notes, other.timed)
 
 
 def contents() -> dict[str, list[Event]]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_eval.traces import cuts as begins
-from moe_eval.traces.cuts import IN_LAYER, OUTSIDE, WHOLE
+from moe_eval.traces import step_boundaries
 from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
+from moe_eval.traces.step_boundaries import IN_LAYER, OUTSIDE, WHOLE
 
 __all__ = ["OUTSIDE", "UNKNOWN", "WHOLE", "Step", "Steps", "find"]
 
@@ -30,11 +30,11 @@ class Step:
     """One forward step on one device.
 
     Attributes:
-        phase: `prefill`, `decode`, `mixed`; UNKNOWN where nothing tells; OUTSIDE for what ran before the first
-            step that a range names; WHOLE for a trace without steps.
+        phase: `prefill`, `decode` or `mixed`. UNKNOWN where nothing shows it. OUTSIDE before the first step that a
+            range names. WHOLE for a trace without steps.
         rows: of the trace's kernels, by start, shape (n,).
         start_ns, end_ns: of its first and last kernel's edges.
-        next_ns: when the next step of the device begins; None for the last one.
+        next_ns: when the next step of the device begins, None for the last.
         aside: why it does not count, None where it does.
     """
 
@@ -48,10 +48,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Steps:
-    """All steps, by device and start, and how they were found. `devices`: how many ran some."""
+    """All steps, by device and start, and how they were found (`source`). `devices`: how many ran some."""
 
     steps: tuple[Step, ...]
-    found_by: str
+    source: str
     devices: int
 
 
@@ -61,35 +61,35 @@ def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
     Args:
         devices: the rows of every device, by start.
     """
-    found: list[Step] = []
-    ways: set[str] = set()
+    steps: list[Step] = []
+    sources: set[str] = set()
     running = [rows for rows in devices if IN_LAYER[roles.category[rows]].any()] or list(devices)
     for device in running:
         early = _before(trace, roles, device)
         if early:
-            found += [replace(step, phase=OUTSIDE) for step in _steps(trace, device[:early], np.zeros(1, np.int64))]
-        rows, cuts, phases, way = begins.find(trace, roles, device[early:])
-        ways.add(way)
-        steps = _steps(trace, rows, cuts)
+            steps += [replace(step, phase=OUTSIDE) for step in _steps(trace, device[:early], np.zeros(1, np.int64))]
+        rows, cuts, phases, source = step_boundaries.find(trace, roles, device[early:])
+        sources.add(source)
+        cut = _steps(trace, rows, cuts)
         if phases is None:
-            phases = _phases(trace, roles, steps)
-        found += _aside([replace(step, phase=phase) for step, phase in zip(steps, phases, strict=True)], trace, roles)
-    return Steps(tuple(found), " and ".join(sorted(ways)), len(running))
+            phases = _phases(trace, roles, cut)
+        steps += _aside([replace(step, phase=phase) for step, phase in zip(cut, phases, strict=True)], trace, roles)
+    return Steps(tuple(steps), " and ".join(sorted(sources)), len(running))
 
 
 def _before(trace: Trace, roles: Roles, rows: Ints) -> int:
     """How many rows ran first, launched before the recording began, unless they lead to a layer that was as well."""
-    told = trace.kernels.launch_ns[rows] != NONE
-    if not trace.timed or not told.any():
+    launched = trace.kernels.launch_ns[rows] != NONE
+    if not trace.timed or not launched.any():
         return 0
-    lead = int(np.argmax(told | IN_LAYER[roles.category[rows]]))
-    return lead if told[lead] else 0
+    lead = int(np.argmax(launched | IN_LAYER[roles.category[rows]]))
+    return lead if launched[lead] else 0
 
 
 def _steps(trace: Trace, rows: Ints, cuts: Ints) -> list[Step]:
     """A step begins with its first row, or with its first kernel where copies of it ran beside the step before."""
     kernels, ends = trace.kernels, trace.kernels.end_ns
-    found: list[Step] = []
+    steps: list[Step] = []
     parts = np.split(rows, cuts[1:])
     starts, computed = [], 0
     for part in parts:
@@ -99,15 +99,15 @@ def _steps(trace: Trace, rows: Ints, cuts: Ints) -> list[Step]:
         computed = max(computed, int(ends[computing].max(initial=0)))
     for at, part in enumerate(parts):
         following = starts[at + 1] if at + 1 < len(parts) else None
-        found.append(Step(UNKNOWN, part, starts[at], int(ends[part].max()), following))
-    return found
+        steps.append(Step(UNKNOWN, part, starts[at], int(ends[part].max()), following))
+    return steps
 
 
 def _phases(trace: Trace, roles: Roles, steps: Sequence[Step]) -> list[str]:
     """Prefill or decode without ranges.
 
     Engines replay a graph that holds attention in decode alone. Where nothing is replayed, a step of many more tokens
-    than the smallest one is prefill; where all steps are alike nothing tells.
+    than the smallest one is prefill. Where all steps are alike the phase is unknown.
     """
     kernels = trace.kernels
     attention = [step.rows[roles.category[step.rows] == NUMBER["attention"]] for step in steps]
@@ -128,7 +128,7 @@ def _phases(trace: Trace, roles: Roles, steps: Sequence[Step]) -> list[str]:
 
 def _size(trace: Trace, roles: Roles, step: Step) -> float:
     """What grows with a step's tokens and not with its layers, as the first and the last step may be cut off: the
-    mean blocks of kernels that work token by token, else the mean time of kernels; 0 where no layer ran."""
+    mean blocks of kernels that work token by token, else the mean time of kernels. 0 where no layer ran."""
     if not IN_LAYER[roles.category[step.rows]].any():
         return 0.0
     rows = step.rows[np.isin(roles.category[step.rows], _PER_TOKEN)]
@@ -138,21 +138,21 @@ def _size(trace: Trace, roles: Roles, step: Step) -> float:
 
 def _aside(steps: Sequence[Step], trace: Trace, roles: Roles) -> list[Step]:
     """Set steps aside that have another number of layer kernels than most of their phase's time, or take far longer."""
-    found = list(steps)
+    marked = list(steps)
     for phase in {step.phase for step in steps}:
-        mine = [at for at, step in enumerate(steps) if step.phase == phase]
-        counts = {at: int(np.count_nonzero(IN_LAYER[roles.category[steps[at].rows]])) for at in mine}
+        members = [at for at, step in enumerate(steps) if step.phase == phase]
+        counts = {at: int(np.count_nonzero(IN_LAYER[roles.category[steps[at].rows]])) for at in members}
         spent: Counter[int] = Counter()
-        for at in mine:  # drafts of a speculating engine are more than the steps that verify them, and far shorter
+        for at in members:  # drafts of a speculating engine are more than the steps that verify them, and far shorter
             spent[counts[at]] += int(trace.kernels.duration_ns[steps[at].rows].sum())
         usual = max(spent.items(), key=lambda item: (item[1], item[0]))[0]
-        whole = [at for at in mine if counts[at] == usual]
+        whole = [at for at in members if counts[at] == usual]
         times = {at: int(trace.kernels.duration_ns[steps[at].rows].sum()) for at in whole}
         median = float(np.median(list(times.values())))
         far = [at for at in whole if not median / _FAR <= times[at] <= median * _FAR]
-        for at in mine:
+        for at in members:
             if counts[at] != usual:
-                found[at] = replace(steps[at], aside="ragged")
+                marked[at] = replace(steps[at], aside="ragged")
             elif at in far and len(far) <= len(whole) / 4:  # more of them are no exception
-                found[at] = replace(steps[at], aside="far from the others")
-    return found
+                marked[at] = replace(steps[at], aside="far from the others")
+    return marked

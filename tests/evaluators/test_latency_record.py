@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from moe_eval.runner.interleave import ArmRun, Schedule
+from moe_eval.runner.speed_record import Context
 
 from moe_eval.checkpoint.geometry import Geometry, Params
 from moe_eval.data import workload
@@ -20,8 +22,6 @@ from moe_eval.machine.rates import Rates
 from moe_eval.report import speed_table
 from moe_eval.runner import speed_record
 from moe_eval.runner.arm_process import Load
-from moe_eval.runner.interleave import ArmRun, Schedule
-from moe_eval.runner.speed_record import Context
 
 WORK = workload.from_seed(0, workload.shapes([4, 1], 10, 5), 100)
 GEOMETRY = Geometry(

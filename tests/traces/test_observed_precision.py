@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from moe_eval.traces import kernel_table, precision_seen, roles
+from moe_eval.records.kernels import TraceSource
+from moe_eval.traces import kernel_table, observed_precision, roles
 from moe_eval.traces.kernel_table import Trace
-from tests.traces import timeline
-from tests.traces.timeline import generation
+from moe_eval.traces.observed_precision import ObservedPrecision
+from tests.doubles import timeline
+from tests.doubles.timeline import generation
 
 GROUPED = (
     "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cutlass::gemm::GroupProblemShape<cute::tuple<"
@@ -28,24 +30,24 @@ NAMES = [
 
 def experts(name: str) -> Trace:
     rows = kernel_table.kernels([name], name=[0, 0], start_ns=[0, 100], duration_ns=[50, 50])
-    return Trace(rows, kernel_table.ranges([]), {})
+    return Trace(rows, kernel_table.ranges([]), TraceSource("made up"))
 
 
 @pytest.mark.parametrize(("name", "precision", "backend"), NAMES, ids=[f"{each[2]}-{each[1]}" for each in NAMES])
 def test_a_gemm_s_name_tells(name: str, precision: str, backend: str) -> None:
     trace = experts(name)
-    found = precision_seen.observe(trace, roles.assign(trace))
+    found = observed_precision.observe(trace, roles.assign(trace))
     assert (found.precision, found.backend) == (precision, backend)
-    assert precision_seen.contradiction(precision if precision != "w4a16" else "nvfp4-w4a16", found) is None
+    assert observed_precision.contradiction(precision if precision != "w4a16" else "nvfp4-w4a16", found) is None
 
 
 @pytest.mark.parametrize("fp8", [False, True])
 def test_where_a_triton_kernel_s_name_does_not_the_quantisation_of_its_inputs_does(fp8: bool) -> None:
     trace = generation(fp8=fp8).trace()
-    found = precision_seen.observe(trace, roles.assign(trace))
+    found = observed_precision.observe(trace, roles.assign(trace))
     assert (found.precision, found.backend) == ("fp8" if fp8 else "bf16", "triton")
-    assert precision_seen.contradiction("fp8" if fp8 else "bf16", found) is None
-    wrong = precision_seen.contradiction("bf16" if fp8 else "fp8", found)
+    assert observed_precision.contradiction("fp8" if fp8 else "bf16", found) is None
+    wrong = observed_precision.contradiction("bf16" if fp8 else "fp8", found)
     assert wrong is not None
     assert wrong.startswith("the label says")
 
@@ -66,10 +68,10 @@ def test_without_quantisation_the_type_is_that_of_kernels_around_and_none_where_
     for row in made.rows:
         row["text"] = str(row["text"]).replace("c10::BFloat16", types[0]).replace("__nv_bfloat16", types[1])
     trace = made.trace()
-    found = precision_seen.observe(trace, roles.assign(trace))
+    found = observed_precision.observe(trace, roles.assign(trace))
     assert (found.precision, found.backend) == (precision, "triton")
     assert found.evidence.startswith("no kernel quantises the experts' inputs")
-    assert (precision_seen.contradiction("fp8", found) is None) == (precision is None)
+    assert (observed_precision.contradiction("fp8", found) is None) == (precision is None)
 
 
 def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
@@ -81,7 +83,7 @@ def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
         rows.append(row)
     made.rows = rows
     trace = made.trace()
-    assert precision_seen.observe(trace, roles.assign(trace)).precision == "bf16"
+    assert observed_precision.observe(trace, roles.assign(trace)).precision == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -104,26 +106,26 @@ def test_what_names_leave_open_is_not_made_up(
         elif row["text"] == timeline.QUANT:
             row["text"] = str(quant)
     trace = made.trace()
-    found = precision_seen.observe(trace, roles.assign(trace))
+    found = observed_precision.observe(trace, roles.assign(trace))
     assert found.precision in precision
-    assert [each for each in ("fp8", "nvfp4") if precision_seen.contradiction(each, found)] == contradicted
+    assert [each for each in ("fp8", "nvfp4") if observed_precision.contradiction(each, found)] == contradicted
 
 
 def test_a_summary_does_not_tell_whose_inputs_are_quantised() -> None:
     rows = kernel_table.kernels([timeline.MOE, timeline.QUANT], name=[0, 1], start_ns=[0, 0], duration_ns=[9, 1])
-    trace = Trace(rows, kernel_table.ranges([]), {}, timed=False)
-    assert precision_seen.observe(trace, roles.assign(trace)).precision is None
+    trace = Trace(rows, kernel_table.ranges([]), TraceSource("made up"), timed=False)
+    assert observed_precision.observe(trace, roles.assign(trace)).precision is None
 
 
 def test_labels_and_what_contradicts_them() -> None:
-    marlin = precision_seen.Seen("w4a16", "marlin", "e")
-    assert "dequantised the weights" in (precision_seen.contradiction("nvfp4", marlin) or "")
-    assert precision_seen.contradiction("fp8_block", precision_seen.Seen("fp8", "triton", "e")) is None
-    assert precision_seen.contradiction("fp32", precision_seen.Seen("bf16", "triton", "e")) is None
-    assert precision_seen.contradiction("nvfp4", precision_seen.Seen("fp8", None, "e")) is not None
-    assert precision_seen.contradiction("nvfp4", precision_seen.Seen(None, None, "e")) is None
+    marlin = ObservedPrecision("w4a16", "marlin", "e")
+    assert "dequantised the weights" in (observed_precision.contradiction("nvfp4", marlin) or "")
+    assert observed_precision.contradiction("fp8_block", ObservedPrecision("fp8", "triton", "e")) is None
+    assert observed_precision.contradiction("fp32", ObservedPrecision("bf16", "triton", "e")) is None
+    assert observed_precision.contradiction("nvfp4", ObservedPrecision("fp8", None, "e")) is not None
+    assert observed_precision.contradiction("nvfp4", ObservedPrecision(None, None, "e")) is None
     trace = experts("unheard_of")
-    assert precision_seen.observe(trace, roles.assign(trace)).precision is None
+    assert observed_precision.observe(trace, roles.assign(trace)).precision is None
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_the_quantiser_says_to_what_and_one_that_does_not_is_no_evidence(quantis
         if row["text"] == timeline.QUANT:
             row["text"] = quantiser
     trace = made.trace()
-    found = precision_seen.observe(trace, roles.assign(trace))
+    found = observed_precision.observe(trace, roles.assign(trace))
     assert (found.precision, found.backend) == (precision, "triton")
     label = {"int8": "fp8"}.get(str(precision), precision or "nvfp4")
-    assert (precision_seen.contradiction(label, found) is None) == (precision != "int8")
+    assert (observed_precision.contradiction(label, found) is None) == (precision != "int8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_eval.traces import ranges as named
+from moe_eval.traces import ranges as range_texts
 from moe_eval.traces.kernel_table import COPY, NONE, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import CATEGORIES
@@ -17,7 +17,7 @@ _UPLOAD = ("HtoD", "Host-to-Device", "HostToDevice")
 
 
 def find(trace: Trace, roles: Roles, rows: Ints) -> tuple[Ints, Ints, list[str] | None, str]:
-    """A device's rows step by step, where steps begin among them, their phases where ranges tell, and what told."""
+    """A device's rows by step, where steps begin, their phases where ranges name them, and the source of all this."""
     if not trace.timed:
         return rows, np.zeros(1, np.int64), [WHOLE], "a summary has no steps"
     by_range = _by_ranges(trace, rows)
@@ -46,9 +46,9 @@ def _by_ranges(trace: Trace, rows: Ints) -> tuple[Ints, Ints, list[str]] | None:
     A kernel whose launch is unknown belongs with the one before it.
     """
     kernels = trace.kernels
-    texts = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := named.step(text))}
-    ranges = named.only(trace.ranges, np.array(list(texts), np.int64))
-    threads = [each for each in np.unique(ranges.thread) if (kernels.launch_thread[rows] == each).any()]
+    texts = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := range_texts.step(text))}
+    ranges = range_texts.only(trace.ranges, np.array(list(texts), np.int64))
+    threads = [number for number in np.unique(ranges.thread) if (kernels.launch_thread[rows] == number).any()]
     mine = np.isin(ranges.thread, threads)
     starts = ranges.start_ns[mine]
     if not len(starts):

@@ -1,0 +1,82 @@
+"""The floors of one shape beside its measured times, or why there are none."""
+
+from __future__ import annotations
+
+from moe_eval.checkpoint import precision
+from moe_eval.checkpoint.geometry import Geometry
+from moe_eval.data.workload import Shape
+from moe_eval.evaluators import floors
+from moe_eval.machine.rates import Rates
+from moe_eval.records.labels import EngineFacts
+from moe_eval.records.latency import Floor, FloorReached, Floors, LatencyMetrics, Metric
+
+# what matrices are multiplied in, by precision: rates are measured by torch's name of the type
+_MULTIPLIED_IN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
+
+
+def read(
+    engine: EngineFacts | None,
+    executed: str,
+    shape: Shape,
+    metrics: LatencyMetrics,
+    *,
+    geometry: Geometry | None,
+    rates: Rates | str,
+    distinct_experts: float | None,
+) -> Floors:
+    """The least time of a prefill and of a decode step, and what share of the measured one it is.
+
+    Args:
+        executed: the precision that the loaded kernels compute in.
+        rates: of one GPU, or why they are not known.
+        distinct_experts: of a decode step, as counted. None where they were not.
+    """
+    if geometry is None:
+        return Floors(no_floors="not computed: the sizes of this architecture are not known")
+    if isinstance(rates, str):
+        return Floors(no_floors=f"not computed: {rates}")
+    if engine is None or engine.weight_bytes is None:
+        return Floors(no_floors="not computed: the engine does not tell the bytes of the loaded weights")
+    width = precision.cache_bytes(str(engine.kv_cache_dtype))
+    if width is None:
+        reason = f"the width of a key-value cache of {engine.kv_cache_dtype} is not known"
+        return Floors(no_floors=f"not computed: {reason}")
+    per_token = geometry.kv_bytes_per_token(width)
+    dtype = _MULTIPLIED_IN.get(executed.removesuffix("_block"))
+    machine = _of_gpus(rates, engine.gpus or 1)
+    prefill = floors.prefill(
+        geometry,
+        engine.weight_bytes,
+        machine,
+        tokens=shape.batch_size * shape.input_len,
+        input_len=shape.input_len,
+        kv_bytes_per_token=per_token,
+        dtype=dtype,
+    )
+    decode_step = None
+    if shape.output_len > 1:
+        step = floors.decode_step(
+            geometry,
+            engine.weight_bytes,
+            machine,
+            batch=shape.batch_size,
+            # the cache grows by a token a step: the first step finds input_len, the last input_len + output_len - 2
+            context=shape.input_len + shape.output_len / 2 - 1,
+            kv_bytes_per_token=per_token,
+            dtype=dtype,
+            distinct_experts=distinct_experts,
+        )
+        decode_step = _reached(step, metrics.tpot_ms)
+    return Floors(prefill=_reached(prefill, metrics.ttft_ms), decode_step=decode_step)
+
+
+def _of_gpus(rates: Rates, gpus: int) -> Rates:
+    """The rates of several alike GPUs that share a model."""
+    flops = {name: rate * gpus for name, rate in rates.matrix_flops_per_s.items()}
+    return Rates(rates.copy_bytes_per_s * gpus, flops, rates.device)
+
+
+def _reached(floor: Floor, measured: Metric | None) -> FloorReached:
+    """A floor beside the measured time. A median of 0 is no time."""
+    predicted, median = 1000 * floor.seconds, measured.median if measured else None
+    return FloorReached(floor, predicted, median, predicted / median if median else None)

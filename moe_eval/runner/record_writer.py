@@ -1,0 +1,145 @@
+"""Writes the records of a run from what its tasks have left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from moe_eval.evaluators import latency_record, quality, quality_record
+from moe_eval.evaluators.latency_record import Context, Measured
+from moe_eval.evaluators.quality import Scores
+from moe_eval.records import disk
+from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.labels import ArmLabels, Status
+from moe_eval.records.latency import MemoryUse, Routing, Turn
+from moe_eval.records.quality import NoiseFloor
+from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.plan import Plan
+from moe_eval.runner.results import TaskResult
+from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task
+
+UNMEASURED = "the run ended before it was measured"
+
+
+@dataclass(frozen=True)
+class RecordWriter:
+    """Makes the records of a folder.
+
+    Attributes:
+        no_routing: why routing was not counted, where no arm's engine tells.
+    """
+
+    folder: RunFolder
+    plan: Plan
+    context: Context
+    no_routing: str
+
+    def write(self, kind: Kind | None = None) -> None:
+        """Write perf_*, ppl_* and kernels_* records beside the plan.
+
+        Args:
+            kind: of a task that has just ended, whose results alone are new. None for all of them.
+        """
+        precisions = {arm.name: arm.precision for arm in self.plan.arms}
+        for arm, precision in precisions.items():
+            if kind in (None, "latency", "routing") and self._tasks(arm, "latency"):
+                self._write(f"perf_{arm}", latency_record.record(self._measured(arm, precision), self.context))
+            if kind in (None, "quality", "noise"):
+                self._write_quality(arm, precision)
+        if kind in (None, "kernels"):
+            self._write_kernels()
+
+    def write_skipped(self) -> None:
+        """Write a record for every arm that `perf` or `ppl` was to measure and left out."""
+        for entry in self.plan.skipped:
+            if entry.evaluator is not None:
+                continue
+            if self.folder.command == "perf":
+                skipped = Measured(entry.arm, entry.arm, Status.SKIPPED, entry.reason)
+                self._write(f"perf_{entry.arm}", latency_record.record(skipped, self.context))
+            elif self.folder.command == "ppl":
+                skipped_quality = quality_record.record(
+                    entry.arm,
+                    entry.arm,
+                    Status.SKIPPED,
+                    entry.reason,
+                    origin=self.context.origin,
+                    labels=ArmLabels(),
+                    figures=None,
+                    fusion_disabled=self.context.fusion_disabled,
+                )
+                self._write(f"ppl_{entry.arm}", skipped_quality)
+
+    def _measured(self, arm: str, precision: str) -> Measured:
+        """An arm's latency tasks, put together."""
+        measured = Measured(arm, precision, Status.FINISHED, labels=self._labels(arm), memory=self._memory(arm))
+        for task in self._tasks(arm, "latency"):
+            assert task.shape is not None
+            result = self.folder.result(task)
+            turn = result.latency if result else None
+            if turn is None:
+                measured.status = Status.FAILED
+                measured.error = measured.error or (result.error if result else UNMEASURED)
+                continue
+            name = task.shape.name
+            blocks = measured.blocks.setdefault(name, [[] for _ in range(self.plan.schedule.blocks)])
+            blocks[task.block] += turn.samples
+            measured.turns.setdefault(name, []).append(Turn(task.block, turn.gpus, turn.slow_samples))
+            warm_ups = measured.warm_ups.setdefault(name, [])
+            if turn.warm_up not in warm_ups:  # turns of one load share theirs
+                warm_ups.append(turn.warm_up)
+            measured.nvml = measured.nvml or turn.nvml
+        measured.routing, measured.no_routing = self._routing(arm)
+        return measured
+
+    def _routing(self, arm: str) -> tuple[Mapping[int, Routing] | None, str | None]:
+        result = self.folder.result(Task("routing", self.plan.routed_as(arm), ROUTING_LOAD))
+        if result is None:
+            return None, self.no_routing
+        return result.routing, None if result.is_finished else f"not measured: {result.error}"
+
+    def _write_quality(self, arm: str, precision: str) -> None:
+        result = self.folder.result(Task("quality", arm)) if self._tasks(arm, "quality") else None
+        if result is None:
+            return
+        record = quality_record.record(
+            arm,
+            precision,
+            result.status,
+            result.error,
+            origin=self.context.origin,
+            labels=self._labels(arm),
+            figures=result.quality,
+            noise_floor=self._noise_floor(arm) if result.is_finished else None,
+            fusion_disabled=self.context.fusion_disabled,
+        )
+        self._write(f"ppl_{arm}", record)
+
+    def _noise_floor(self, arm: str) -> NoiseFloor | None:
+        if not all(map(self.folder.done, self._tasks(arm, "noise"))) or not self._tasks(arm, "noise"):
+            return None
+        scores, alone = (Scores.load(self.folder.arrays(arm, kind)) for kind in ("quality", "noise"))
+        return quality.noise_floor(scores, alone, 1)
+
+    def _write_kernels(self) -> None:
+        for task in self.plan.tasks:
+            if task.kind != "kernels":
+                continue
+            assert task.shape is not None
+            result = self.folder.result(task) or TaskResult(Status.FAILED, UNMEASURED)
+            record = result.kernels or KernelsRecord(shape=task.shape.name)
+            record = replace(record, arm=task.arm, status=result.status, error=result.error, origin=self.context.origin)
+            self._write(f"kernels_{task.arm}", record, f"_{task.shape.name}")
+
+    def _tasks(self, arm: str, kind: Kind) -> list[Task]:
+        return [task for task in self.plan.tasks if task.arm == arm and task.kind == kind]
+
+    def _labels(self, arm: str) -> ArmLabels:
+        loads = self.folder.loads(arm)
+        return loads[0].labels if loads else ArmLabels()
+
+    def _memory(self, arm: str) -> tuple[MemoryUse, ...]:
+        return tuple(MemoryUse(load.before, load.after, load.together) for load in self.folder.loads(arm))
+
+    def _write(self, name: str, record: object, suffix: str = "") -> None:
+        disk.write_record(self.folder.path / f"{name}_{self.folder.where}{suffix}.json", record)

@@ -1,0 +1,78 @@
+"""What a command that loads arms was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from moe_eval.data.workload import Shape
+from moe_eval.records.labels import OptionValue
+from moe_eval.records.run import EvaluatorName
+
+Command = Literal["run", "perf", "ppl"]
+
+
+class SharedSettings(TypedDict, total=False):
+    """Fields of EngineSettings that are the same for all arms."""
+
+    dtype: str
+    device: str
+    revision: str
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True)
+class ArmsRequest:
+    """Which arms.
+
+    Attributes:
+        precisions: by name, the reference first.
+        paths: checkpoints by `model`, `fp8` and `nvfp4`. None where there is none.
+        emulate: compute FP8 and NVFP4 from the one checkpoint `model`, in `scope`. None where the command cannot.
+        options: of the engine, for every arm. `settings`: of every arm's EngineSettings.
+    """
+
+    engine: str
+    precisions: Sequence[str]
+    paths: Mapping[str, str | None]
+    emulate: bool | None = False
+    scope: str = "experts"
+    options: Mapping[str, object] = field(default_factory=dict)
+    settings: SharedSettings = field(default_factory=SharedSettings)
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What is measured of the arms, and where its records go.
+
+    Attributes:
+        tokenizer: the folder or hub name. None where each checkpoint has its own.
+        dataset, seed: what prompts are cut from and windows are scored of. The seed is of `random` prompts.
+        input_len: tokens of a window and of a prompt. `num_chunks`: windows to score, 0 for all.
+        iterations, warm_ups, blocks: see plan.schedule. A block is one load of every arm where they take no turns.
+        repeat_reference: measure the reference a second time, as an arm of its own.
+        options: of the command as a record has them, secrets removed.
+        timeout_s: seconds that an arm may take for one task.
+        resume: go on with the run that is in the folder.
+    """
+
+    command: Command
+    arms: ArmsRequest
+    tokenizer: str | None
+    evaluators: tuple[EvaluatorName, ...]
+    shapes: tuple[Shape, ...]
+    dataset: str
+    seed: int
+    input_len: int
+    num_chunks: int
+    iterations: int
+    warm_ups: int
+    blocks: int
+    repeat_reference: bool
+    folder: Path
+    options: Mapping[str, OptionValue]
+    fusion_disabled: bool
+    timeout_s: float
+    resume: bool

@@ -1,0 +1,130 @@
+"""Opens the file of a trace: which profiler wrote it, by its content, and its bytes within bounds."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import IO
+
+from moe_eval.errors import UsageError
+
+LIMIT = 4 << 30  # bytes of JSON; reading them takes about two and a half times as much memory
+# Chrome traces shrink 10 to 30 times (those of vLLM 22 to 27 times): a file that shrinks far more is made to do harm
+_RATIO, _RATIO_FROM = 200, 64 << 20
+_CHUNK = 4 << 20
+_HEAD = 1 << 16
+_SQLITE, _GZIP, BOM = b"SQLite format 3\0", b"\x1f\x8b", b"\xef\xbb\xbf"
+_READABLE = (
+    "moe-eval kernels reads .nsys-rep, .sqlite and `nsys stats` CSV of Nsight Systems, and .json or .json.gz of "
+    "torch's profiler."
+)
+_OTHERS = {
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd. Unpack it with `zstd -d`",
+    b"PK\x03\x04": "is a zip archive. Unpack it",
+    b"\xfd7zXZ\0": "is compressed with xz. Unpack it with `xz -d`",
+    b"BZh": "is compressed with bzip2. Unpack it with `bzip2 -d`",
+}
+_PERFETTO = (".pftrace", ".perfetto-trace", ".pb")
+
+
+class TraceKind(str, Enum):
+    """Which profiler wrote a file, in which format."""
+
+    NSYS_SQLITE = "nsys sqlite"
+    NSYS_REPORT = "nsys report"
+    NSYS_CSV = "nsys csv"
+    TORCH_PROFILER = "torch profiler"
+
+
+def kind(path: Path) -> TraceKind:
+    """The kind of a file, by its first bytes, and of a report of Nsight Systems by its suffix.
+
+    Raises:
+        UsageError: it cannot be opened, or is nothing that is read.
+    """
+    with _opened(path) as file:
+        head = file.read(_HEAD)
+    if path.suffix == ".nsys-rep":
+        return TraceKind.NSYS_REPORT
+    if head.startswith(_SQLITE):
+        return TraceKind.NSYS_SQLITE
+    if head.startswith(_GZIP) or head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
+        return TraceKind.TORCH_PROFILER
+    if any(_is_header(line) for line in head.splitlines()):
+        return TraceKind.NSYS_CSV
+    problem = next((text for magic, text in _OTHERS.items() if head.startswith(magic)), "is no trace that is known")
+    if path.suffix in _PERFETTO:
+        problem = "is a trace of Perfetto's own format. Export the profiler's Chrome trace"
+    raise UsageError(f"{path} {problem}. {_READABLE}")
+
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """A whole file, unpacked where its first bytes are gzip's. Nothing is read beyond `limit` bytes of content.
+
+    Raises:
+        UsageError: it cannot be read, is empty, damaged or larger, or gzip shrank it more than it shrinks a trace.
+    """
+    with _opened(path) as file:
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+        if packed:
+            return b"".join(_unpacked(path, file, limit))
+        if path.stat().st_size > limit:
+            raise _too_large(path, limit)
+        return file.read()
+
+
+def _unpacked(path: Path, file: IO[bytes], limit: int) -> Iterator[bytes]:
+    size = 0
+    source = gzip.GzipFile(fileobj=file)
+    try:
+        while chunk := source.read(_CHUNK):
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(path, limit)
+            if size > _RATIO_FROM and size > _RATIO * file.tell():
+                raise UsageError(
+                    f"{path} unpacks to more than {_RATIO} times its size, which no trace does. Unpack it yourself if "
+                    "you trust it."
+                )
+            yield chunk
+    except EOFError:
+        raise UsageError(f"{path} is cut off: its gzip stream has no end. Copy or record it again.") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UsageError(f"{path} is damaged ({error}). Copy or record it again.") from None
+
+
+def _too_large(path: Path, limit: int) -> UsageError:
+    return UsageError(
+        f"{path} holds more than {limit >> 20} MiB, the most that is read. Record fewer steps, without stacks and "
+        "shapes."
+    )
+
+
+def _is_header(line: bytes) -> bool:
+    """Whether a line is the header of a CSV of `nsys stats`, of any age."""
+    cells = {cell.strip(b' "').partition(b"(")[0].strip() for cell in line.removeprefix(BOM).split(b",")}
+    return b"Name" in cells and not cells.isdisjoint((b"Start", b"Duration", b"Time", b"Total Time"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is there and has content; every failure of the system in one sentence."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}. Give the trace itself.")
+        with path.open("rb", buffering=0) as file:
+            if not file.read(1):
+                raise UsageError(f"{path} is empty. Record it again and let the profiler finish writing.")
+            file.seek(0)
+            yield file
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist. Check the path.") from None
+    except PermissionError:
+        raise UsageError(f"{path} may not be read by this user. Change its permissions.") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror or error}). Check the file.") from None

@@ -1,0 +1,133 @@
+"""The difference of two traces, and the paragraph about it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_eval.comparison import kernels
+from moe_eval.data.workload import Shape
+from moe_eval.evaluators import kernels_record
+from moe_eval.records.comparison import PhaseChange
+from moe_eval.records.kernels import KernelsRecord
+from tests.doubles import timeline
+from tests.doubles.timeline import Timeline, generation
+
+NAMES = ("bf16", "fp8")
+
+
+def record(made: Timeline) -> KernelsRecord:
+    return kernels_record.make("made up", made.trace(), None)
+
+
+def changes(before: KernelsRecord, after: KernelsRecord, ratio: float | None = None) -> dict[str, PhaseChange]:
+    return kernels.changes(before, after, NAMES, {"decode": ratio})
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[KernelsRecord, KernelsRecord]:
+    return record(generation(graph=True)), record(generation(graph=True, fp8=True))
+
+
+def test_the_difference_names_what_quantisation_costs_and_what_the_experts_gain(
+    both: tuple[KernelsRecord, KernelsRecord],
+) -> None:
+    by_phase = changes(*both, 1.01)
+    assert list(by_phase) == ["prefill", "decode"]
+    decode = by_phase["decode"]
+    change = {name: category.change_ms for name, category in decode.categories.items()}
+    # three layers, two GEMMs each: 4 us less, and a quantisation of 0.6 us before each
+    assert change["expert_gemm"] == pytest.approx(-3 * 2 * 4e-3)
+    assert change["quant_dequant"] == pytest.approx(3 * 2 * 0.6e-3)
+    assert decode.kernel_change_ms == pytest.approx(sum(change.values())) == pytest.approx(-3 * 2 * 3.4e-3)
+    assert {category for category, ms in change.items() if abs(ms) > 1e-12} == {"expert_gemm", "quant_dequant"}
+    assert [kernel.name for kernel in decode.new] == [timeline.QUANT]
+    assert decode.vanished == ()
+    # one more gap before each of the six new kernels
+    assert decode.waiting_change_ms == pytest.approx(6 * timeline.GAP_NS / 1e6)
+    assert decode.residual_ms == pytest.approx(0)
+    assert decode.step_ms is not None
+    step_change = decode.step_ms[1] - decode.step_ms[0]
+    assert step_change == pytest.approx(decode.kernel_change_ms + (decode.waiting_change_ms or 0))
+    # nine against five microseconds a GEMM: 1.8 times, of the part of the step that is theirs
+    share = 6 * 9e-3 / decode.busy_ms[0] if decode.busy_ms else 0
+    assert decode.expert_gemm_ratio == pytest.approx(1.8)
+    assert decode.ceiling_busy == pytest.approx(1 / (1 - share + share / 1.8))
+    for part in ("0.024 ms less", "quant_dequant +0.004 ms", "(+6 launches)", "measured without it is 1.010x"):
+        assert part in decode.text
+    assert f"{decode.predicted_ratio_busy:.3f}x" in decode.text
+
+
+def test_the_difference_of_a_trace_with_itself_is_nothing(both: tuple[KernelsRecord, KernelsRecord]) -> None:
+    for phase in changes(both[0], both[0]).values():
+        assert all(category.change_ms == 0 for category in phase.categories.values())
+        parts = (phase.kernel_change_ms, phase.waiting_change_ms, phase.residual_ms, phase.overlap_change_ms)
+        assert parts == (0, 0, 0, 0)
+        ratios = (phase.predicted_ratio_busy, phase.predicted_ratio_step)
+        assert (phase.new, phase.vanished, ratios) == ((), (), (1, 1))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5000)), min_size=2, max_size=6))
+def test_swapping_negates_and_the_parts_add_up_to_the_step(steps: list[tuple[bool, int]]) -> None:
+    records = []
+    for fp8 in (False, True):
+        made = Timeline()
+        made.step("prefill", 512)
+        for wide, wait in steps:
+            made.step("decode", 1, fp8=fp8, split_k=wide)
+            made.clock_ns += wait * (2 if fp8 else 1)
+        records.append(record(made))
+    there, back = changes(records[0], records[1]), changes(records[1], records[0])
+    assert list(there) == list(back)
+    for forward, backward in zip(there.values(), back.values(), strict=True):
+        assert list(forward.categories) == list(backward.categories)
+        for name, category in forward.categories.items():
+            assert category.change_ms == -backward.categories[name].change_ms
+        assert forward.kernel_change_ms == pytest.approx(-backward.kernel_change_ms)
+        assert forward.waiting_change_ms == pytest.approx(-(backward.waiting_change_ms or 0))
+        assert forward.residual_ms == pytest.approx(-(backward.residual_ms or 0))
+        assert (forward.new, forward.vanished) == (backward.vanished, backward.new)
+        assert forward.step_ms is not None
+        parts = forward.kernel_change_ms - (forward.overlap_change_ms or 0)
+        parts += (forward.waiting_change_ms or 0) + (forward.residual_ms or 0)
+        assert parts == pytest.approx(forward.step_ms[1] - forward.step_ms[0])
+
+
+def test_a_residual_is_shown_and_not_hidden() -> None:
+    records = []
+    for kinds in ([(0, 0)] * 3, [(3, 0), (0, 3), (0, 0)]):
+        made = Timeline()
+        for norm, attention in kinds:
+            made.run("norm", timeline.NORM, 1_000_000 * (1 + norm))
+            made.run("attention", timeline.FLASH, 1_000_000 * (1 + attention))
+            made.run("expert_gemm", timeline.MOE, 1_000_000)
+            made.run("sampling", timeline.ARGMAX, 1000)
+            made.clock_ns += 1000
+        records.append(record(made))
+    (change,) = changes(records[0], records[1]).values()
+    assert change.kernel_change_ms == pytest.approx(0)  # no category's median has moved, and yet most steps are longer
+    assert change.residual_ms == pytest.approx(3, rel=0.01)
+    assert "left unexplained" in change.text
+
+
+def test_long_names_are_new_by_their_end_and_cut_where_they_are_listed() -> None:
+    records = []
+    for end in "ab":
+        made = generation(decode=2)
+        made.run("other", "k" * 1500 + end, 1_000_000)
+        records.append(record(made))
+    (kernel,) = changes(records[0], records[1])["decode"].new
+    assert kernel.name == "k" * 1000 + "..."
+    again = kernels_record.shortened(records[0])
+    assert changes(again, kernels_record.shortened(records[1]))["decode"].new == ()
+
+
+def test_a_timed_shape_finds_its_trace() -> None:
+    assert kernels.sizes("b8_i512_o256") == Shape(8, 512, 256)
+    assert kernels.sizes("b8_i512") is None
+    assert kernels.matching("b8_i512_o9", ["b8_i512_o5", "b8_i512_o9"]) == "b8_i512_o9"
+    assert kernels.matching("b8_i512_o256", ["b1_i512_o9", "b8_i512_o9"]) == "b8_i512_o9"
+    assert kernels.matching("b8_i512_o256", ["b8_i512_o5", "b8_i512_o9"]) is None
+    assert kernels.matching("whole", ["b8_i512_o5"]) is None

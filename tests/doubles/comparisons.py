@@ -1,0 +1,142 @@
+"""Pairs of arms whose ratios and qualities are set, for the rules of verdicts, gates and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from moe_eval.comparison import verdict
+from moe_eval.records.comparison import (
+    CategoryChange,
+    ComparedArm,
+    ComparisonRecord,
+    Fairness,
+    Interval,
+    Pair,
+    PairSchedule,
+    PhaseChange,
+    Predicted,
+    QualityComparison,
+    Ratio,
+    ShapeComparison,
+    Sides,
+    SpeedRatios,
+    Verdict,
+)
+from moe_eval.records.labels import Status
+from moe_eval.records.quality import Divergence, Estimate
+
+Known = tuple[float, float | None, float | None]
+TURNS = PairSchedule("interleaved", 4, 2, one_run=True)
+RELOADED = replace(TURNS, mode="reloaded")
+# by the interval of a ratio, the verdict on it
+ABOVE, BELOW, NOTHING_TO_GAIN, WIDE = (1.2, 1.1, 1.3), (0.8, 0.7, 0.9), (1.0, 0.97, 1.03), (1.02, 0.9, 1.16)
+VERDICTS: dict[Known, Verdict] = {
+    ABOVE: Verdict.PAYS,
+    BELOW: Verdict.DOES_NOT_PAY,
+    NOTHING_TO_GAIN: Verdict.DOES_NOT_PAY,
+    WIDE: Verdict.INCONCLUSIVE,
+}
+QUALITY = QualityComparison(
+    ln_ppl_ratio=Estimate(math.log(1.004), 1e-3, math.log(1.001), math.log(1.007)),
+    ppl_change=0.004,
+    divergence=Divergence(mean=0.01, median=0.005, p99=0.1, k=64, covered=0.9, same_top1=0.95),
+)
+FAIR = Fairness(is_fair=True)
+UNFAIR = Fairness(is_fair=False, reason="bf16 reads 50.0 experts. fp8 reads 40.0.")
+UNCHECKED = Fairness(is_fair=None, reason="bf16: not measured")
+
+
+def ratio(value: float, low: float | None, high: float | None, blocks: int = 4) -> Ratio:
+    """A ratio of times by the host's clock."""
+    return Ratio(value, low, high, blocks, "host")
+
+
+def shape(batch: int, interval: Known | None, fairness: Fairness = FAIR) -> ShapeComparison:
+    """A shape of a comparison by its batch size and the interval of the ratio of all its times."""
+    times = None if interval is None else ratio(*interval)
+    return ShapeComparison(
+        name=f"b{batch}_i512_o256",
+        batch_size=batch,
+        input_len=512,
+        output_len=256,
+        speed=SpeedRatios(times, times, times),
+        figures={"e2e_ms": Sides(Interval(1.0), Interval(1.0))},
+        fairness=fairness,
+    )
+
+
+def traced(batch: int, interval: Known, change: dict[str, float], waiting: float) -> ShapeComparison:
+    """A shape with a decode step of 5 ms of which the experts are 2."""
+    before = {"expert_gemm": 2.0, "quant_dequant": 0.0, "routing_permute": 0.5, "attention": 2.0}
+    total = sum(change.values())
+    decode = PhaseChange(
+        categories={
+            name: CategoryChange(ms, ms + change.get(name, 0.0), change.get(name, 0.0), 1.0, 1.0)
+            for name, ms in before.items()
+        },
+        kernel_change_ms=total,
+        step_is="wall",
+        step_ms=(5.0, 5.0 + total + waiting),
+        busy_ms=(4.5, 4.5 + total),
+        overlap_change_ms=0.0,
+        waiting_change_ms=waiting,
+        residual_ms=0.0,
+        expert_gemm_ratio=None,
+        ceiling_busy=None,
+        ceiling_wall=None,
+        predicted_ratio_busy=4.5 / (4.5 + total),
+        predicted_ratio_step=5 / (5 + total + waiting),
+    )
+    predicted = Predicted(busy=4.5 / (4.5 + total), step=5 / (5 + total + waiting))
+    return replace(shape(batch, interval), kernels={"decode": decode}, predicted=predicted)
+
+
+def arms(**changes: dict[str, Any]) -> dict[str, ComparedArm]:
+    """Two arms that finished, but for the changes of either."""
+    return {
+        name: replace(ComparedArm(name, name, Status.FINISHED), **changes.get(name, {})) for name in ("bf16", "fp8")
+    }
+
+
+def pair(
+    shapes: Sequence[ShapeComparison] = (),
+    schedule: PairSchedule | None = TURNS,
+    quality: QualityComparison | None = QUALITY,
+    **changes: Any,
+) -> Pair:
+    """A pair of these shapes, before its verdict."""
+    undecided = Pair(
+        reference="bf16",
+        other="fp8",
+        verdict=Verdict.PAYS,
+        sentence="",
+        because="",
+        settled_by=None,
+        differs=(),
+        labels=(),
+        is_repeat=False,
+        schedule=schedule,
+        shapes=tuple(shapes),
+        quality=quality,
+    )
+    return replace(undecided, **changes)
+
+
+def decide(
+    shapes: Sequence[ShapeComparison],
+    schedule: PairSchedule | None = TURNS,
+    quality: QualityComparison | None = QUALITY,
+    *,
+    of_arms: dict[str, dict[str, Any]] | None = None,
+    **changes: Any,
+) -> Pair:
+    """The verdict on a pair of these shapes."""
+    return verdict.decide(pair(shapes, schedule, quality, **changes), arms(**(of_arms or {})))
+
+
+def comparison(*pairs: Pair, **changes: Any) -> ComparisonRecord:
+    """A comparison of these pairs, whose arms are not described."""
+    return replace(ComparisonRecord("bf16", (), pairs), **changes)

@@ -1,0 +1,111 @@
+"""Plans of made-up arms that are called by letters, done by an Executor, and what they leave on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_eval.engines.base import EngineSettings
+from moe_eval.records.run import EVALUATORS, EvaluatorName, Mode, Schedule
+from moe_eval.runner import tasks
+from moe_eval.runner.arm_process import Load
+from moe_eval.runner.execute import Conditions, Executor
+from moe_eval.runner.folder import LOG, RunFolder
+from moe_eval.runner.tasks import Task
+from tests.doubles.plays import SHAPES, Quiet
+
+
+def ordered(
+    mode: Mode = "sequential",
+    blocks: int = 1,
+    arms: str = "ab",
+    evaluators: tuple[EvaluatorName, ...] = EVALUATORS,
+) -> list[Task]:
+    """The tasks of these arms at two shapes."""
+    schedule = Schedule(mode, blocks, 2, 5)
+    return tasks.order(dict.fromkeys(arms, evaluators), SHAPES, SHAPES[:1], schedule, routed=list(arms))
+
+
+def conditions(arms: str, folder: Path, *, together: bool, iterations: int, uuids: tuple[str, ...] = ()) -> Conditions:
+    """What arms of these letters are measured with."""
+    workload = folder / "workload.json"
+    workload.write_text("{}")
+    return Conditions(
+        loads={name: Load("made up", EngineSettings(name), name) for name in arms},
+        timed=list(arms),
+        routing={"tell": True},
+        experts=4,
+        workload=workload,
+        shapes=SHAPES,
+        dataset="none",
+        input_len=8,
+        num_chunks=0,
+        iterations=iterations,
+        warm_ups=5,
+        together=len(arms) if together else 1,
+        patience=60,
+        uuids=uuids,
+    )
+
+
+def run(
+    folder: RunFolder,
+    plan: list[Task],
+    scratch: Path,
+    arms: str = "ab",
+    *,
+    together: bool = False,
+    iterations: int = 2,
+    uuids: tuple[str, ...] = (),
+) -> dict[str, str]:
+    """Do what is missing. Returns why tasks failed, by arm and name."""
+    observer = Quiet()
+    with (
+        folder.locked(0) as lock,
+        Executor(
+            folder, conditions(arms, scratch, together=together, iterations=iterations, uuids=uuids), lock
+        ) as executor,
+    ):
+        executor.run(folder.missing(plan), observer)
+    return observer.failed
+
+
+def contents(folder: RunFolder) -> dict[str, Any]:
+    """Every file of every arm but logs, without what is a time, and all scores."""
+    by_name: dict[str, Any] = {}
+    for file in sorted([*folder.arms.glob("*/*"), *folder.path.glob("*.npz")]):
+        name = str(file.relative_to(folder.path))
+        if file.suffix == ".json":
+            content = json.loads(file.read_text())
+            content.pop("seconds", None)
+            by_name[name] = content
+        elif file.name != LOG:
+            by_name[name] = file.read_bytes()
+    return by_name
+
+
+def everything(folder: RunFolder) -> dict[str, Any]:
+    """The same, with scores by their content: an archive of them has the time in it."""
+    by_name = contents(folder)
+    for name in [name for name in by_name if name.endswith(".npz")]:
+        with np.load(folder.path / name) as arrays:
+            by_name[name] = {key: arrays[key].tolist() for key in arrays}
+    return by_name
+
+
+def in_a_process(work: Callable[[], object]) -> int:
+    """Do work in a process of its own that ends without cleaning up. Returns its pid."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
