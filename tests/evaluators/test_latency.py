@@ -129,7 +129,7 @@ def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
     traced.facts = replace(engine.facts, device=device)
     latency.mark_traced(traced)
     if refused:
-        with pytest.raises(UsageError, match="name moe_latency before moe_kernels, or time in a fresh process"):
+        with pytest.raises(UsageError, match="Name moe_latency before moe_kernels, or time in a fresh process"):
             latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     else:
         assert latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
