@@ -20,12 +20,14 @@ from moe_eval.machine.sampler import Sampler
 from moe_eval.records.latency import LatencyMetrics
 from moe_eval.tracking import keys
 
+Answer = Mapping[str, Any]  # as `answers` yields it and the harness keeps it
+
 
 class MoeLatency(ShapesTask):
     """The times of every shape."""
 
     kind = LATENCY
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[Mapping[str, object]] = {
         "batch_sizes": [1],
         "input_len": 512,
         "output_len": 256,
@@ -43,7 +45,7 @@ class MoeLatency(ShapesTask):
             )
 
     @staticmethod
-    def figures(answer: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    def figures(answer: Answer) -> Iterator[tuple[str, float]]:
         for name in speed.METRICS:
             metric = getattr(_metrics(answer), name)
             if metric is not None:
@@ -85,7 +87,7 @@ def answers(
             }
 
 
-def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def notes(rows: Sequence[Mapping[str, list[Answer]]]) -> list[str]:
     """What a reader of the task's figures has to know: a sentence for each shape and reason."""
     sentences = []
     for row in rows:
@@ -100,7 +102,7 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def metrics(rows: Sequence[Mapping[str, list[Answer]]]) -> dict[str, float]:
     """Samples of the task as metrics of the common schema: latency/SHAPE/NAME, with the bounds of its interval."""
     values: dict[str, float] = {}
     for row in rows:
@@ -109,5 +111,5 @@ def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return values
 
 
-def _metrics(answer: Mapping[str, Any]) -> LatencyMetrics:
+def _metrics(answer: Answer) -> LatencyMetrics:
     return msgspec.convert(answer["metrics"], LatencyMetrics)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from moe_eval.harness import KERNELS, LATENCY, kernels, latency
 from moe_eval.records.harness import DatasetFacts
 
-Samples = Mapping[str, list[dict[str, Any]]]
+Json = Mapping[str, Any]  # of the harness, whose types nobody states
+Samples = Mapping[str, list[Json]]
 EMULATED = "emulated by quantise-dequantise arithmetic: the quality counts, the speed says nothing"
 _FILES = ("json", "csv", "parquet", "arrow", "text", "pandas", "xml", "webdataset")  # loaders of `datasets` for files
 _KEY = re.compile(r"[^\w.:/ -]")  # what MLflow refuses in a metric's name
@@ -25,7 +26,7 @@ class Outcome:
     `verified` is False where the kernels that ran are not those of the arm's precision.
     """
 
-    labels: Mapping[str, Any]
+    labels: Json
     metrics: Mapping[str, float]
     datasets: tuple[DatasetFacts, ...]
     notes: tuple[str, ...]
@@ -49,7 +50,7 @@ class Outcome:
         ]
 
 
-def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
+def read(results: Json, samples: Samples) -> Outcome:
     """Turn the dictionary that simple_evaluate returns into an Outcome.
 
     Every number of the harness is kept as `harness/TASK/METRIC[/FILTER]`. Where exactly one task measures
@@ -71,7 +72,7 @@ def read(results: Mapping[str, Any], samples: Samples) -> Outcome:
     return Outcome(labels, metrics, tuple(_datasets(results, samples)), tuple(notes), not contradictions)
 
 
-def _harness_metrics(by_task: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float]]:
+def _harness_metrics(by_task: Mapping[str, Json]) -> list[tuple[str, float]]:
     metrics = []
     for task, values in by_task.items():
         for name, value in values.items():
@@ -84,16 +85,16 @@ def _harness_metrics(by_task: Mapping[str, Mapping[str, Any]]) -> list[tuple[str
     return metrics
 
 
-def _quality(rows: list[dict[str, Any]], scored: Mapping[str, int]) -> tuple[dict[str, float], list[str]]:
+def _quality(rows: Sequence[Json], scored: Mapping[str, int]) -> tuple[dict[str, float], list[str]]:
     """Corpus figures of a rolling task: its samples hold (log-likelihood in nats, words or bytes) pairs."""
     nats = -math.fsum(row["word_perplexity"][0] for row in rows)
-    words = sum(row["word_perplexity"][1] for row in rows)
+    word_count = sum(row["word_perplexity"][1] for row in rows)
     size = sum(row["byte_perplexity"][1] for row in rows)
     quality = {
-        "quality/word_ppl": _exp(nats / words),
+        "quality/word_ppl": _exp(nats / word_count),
         "quality/bits_per_byte": nats / size / math.log(2),
         "quality/nats": nats,
-        "quality/words": float(words),
+        "quality/words": float(word_count),
         "quality/bytes": float(size),
         "quality/documents": float(len(rows)),
     }
@@ -108,7 +109,7 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
 
 
-def _datasets(results: Mapping[str, Any], samples: Samples) -> list[DatasetFacts]:
+def _datasets(results: Json, samples: Samples) -> list[DatasetFacts]:
     datasets = []
     for task, rows in samples.items():
         config = results["configs"].get(task, {})
