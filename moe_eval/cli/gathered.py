@@ -64,18 +64,18 @@ def _folder(source: str, scratch: Path) -> Path:
 
 def _arms(sources: Sequence[str], folders: Sequence[Path]) -> list[ArmRecords]:
     arms: list[ArmRecords] = []
-    read: list[tuple[str, ArmRecords]] = []
+    earlier_arms: list[tuple[str, ArmRecords]] = []
     for source, folder in zip(sources, folders, strict=True):
         of_source = by_arm.read(folder)
         for arm in of_source:
-            first = next((name for name, earlier in read if _is_one_measurement(arm, earlier)), None)
+            first = next((name for name, earlier in earlier_arms if _is_one_measurement(arm, earlier)), None)
             if first is not None:
                 raise UsageError(
                     f"{arm.name} comes twice: {first} and {source} hold the same measurement. Give each source once."
                 )
         names = {arm.name for arm in arms}
         arms += [replace(arm, name=_name_at(arm, source)) if arm.name in names else arm for arm in of_source]
-        read += [(source, arm) for arm in of_source]
+        earlier_arms += [(source, arm) for arm in of_source]
     names_of_all = [arm.name for arm in arms]
     doubled = sorted({name for name in names_of_all if names_of_all.count(name) > 1})
     if doubled:
