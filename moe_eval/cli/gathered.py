@@ -25,7 +25,7 @@ class Gathered:
     Attributes:
         arms: the first source's reference first. One whose name is taken is named by its source.
         runs: all that the sources hold a record of.
-        first_run: of the first source; None where it holds none.
+        first_run: of the first source. None where it holds none.
     """
 
     arms: Sequence[ArmRecords]
@@ -55,7 +55,7 @@ def gathered(sources: Sequence[str]) -> Iterator[Gathered]:
 
 
 def _folder(source: str, scratch: Path) -> Path:
-    """Where the records of a source are; those of MLflow are fetched."""
+    """Where the records of a source are. Those of MLflow are fetched."""
     folder = Path(source)
     # the package's own folder has the name of the default experiment
     is_folder = folder.is_dir() and (len(folder.parts) > 1 or any(folder.glob("*.json")))
