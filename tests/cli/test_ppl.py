@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.quality import QualityFigures, QualityRecord
 from tests.cli.commands import Ended, cells, quiet_tracking, start
 from tests.conftest import SHIPPED
-from tests.doubles import plays
+from tests.doubles import arm_process, plays
 from tests.doubles.arm_process import Stage
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
@@ -193,8 +194,9 @@ def checkpoint(folder: Path, algorithm: str) -> str:
 
 
 def test_an_arm_that_a_gpu_cannot_run_is_a_line_and_a_record_and_the_others_go_on(
-    command: Command, tmp_path: Path
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(arm_process, "FACTS", replace(arm_process.FACTS, device="cuda:0"))
     paths = [f"--{name}_model_path={checkpoint(tmp_path / name, name.upper())}" for name in ("fp8", "nvfp4")]
     ended = command(f"--model_path={SHIPPED}", *paths, "--disable_fusion", gpus=(H100,))
     assert ended.code == 0, ended.err
@@ -261,7 +263,7 @@ def test_where_every_precision_is_skipped_there_is_no_table_and_no_failure(comma
         (["--precisions", "bf16,bf16"], "Give each name once."),
         (["--precisions", " , "], "Give each name once."),
         (["--dataset", "c4"], "no data set 'c4'"),
-        (["--dataset", "wikitext_local"], "set MOE_EVAL_WIKITEXT"),
+        (["--dataset", "wikitext_local"], "Set MOE_EVAL_WIKITEXT"),
         (["--disable_fusion"], "--disable_fusion is a setting of TensorRT-LLM"),
         (["--engine", "foo"], "no engine 'foo'"),
         (["--input_len", "0"], "--input_len 0 --num_chunks 100 make no windows"),
