@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from types import ModuleType
 
-from moe_eval.cli.options.command_line import Command, shown
+from moe_eval.cli.options.command_line import Command, default_text
 from moe_eval.cli.options.commands import COMMANDS
 from moe_eval.cli.options.option import Option, options_of
 from moe_eval.data import workload
@@ -57,7 +57,7 @@ def _command(command: Command) -> Iterator[str]:
         if option.declared.group != group:
             group = option.declared.group
             yield from ("", f"### {command.name}: {group}", "", "| option | default | meaning |", "|---|---|---|")
-        yield f"| `{_spelled(option)}` | {_code(shown(option.default))} | {_cell(option.declared.help)} |"
+        yield f"| `{_spelled(option)}` | {_code(default_text(option.default))} | {_cell(option.declared.help)} |"
 
 
 def _spelled(option: Option) -> str:

@@ -12,17 +12,19 @@ TrackingError where MLflow did.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_eval.errors import UsageError
+from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 
 if TYPE_CHECKING:
     import pandas
+
+    from moe_eval.cli.options.measuring import RunOptions
 
 _COLUMNS = ("arm", "precision", "evaluator", "shape", "metric", "median", "low", "high")
 _FIGURES = {
@@ -117,23 +119,8 @@ def run(**options: object) -> Results:
         TrackingError: the run is on disk, and MLflow did not take it.
     """
     from moe_eval.cli.execute import measure
-    from moe_eval.cli.options import config
-    from moe_eval.cli.options.command_line import nearest
-    from moe_eval.cli.options.measuring import RunOptions
-    from moe_eval.cli.options.option import options_of
-    from moe_eval.errors import EngineError, TrackingError
 
-    known_names = [name for name in options_of(RunOptions) if name not in ("dry_run", "gate")]
-    for name in options:
-        if name not in known_names:
-            meant = nearest(name, known_names)
-            fix = f"Did you mean {meant}?" if meant else "docs/reference/options.md lists them."
-            raise UsageError(f"There is no option {name}. {fix}")
-    values = config.checked(options, RunOptions)
-    file = values.get("config")
-    if isinstance(file, Path):
-        values = {**config.read(file, "run", RunOptions), **values}
-    checked = RunOptions(**values)  # type: ignore[arg-type]  # every value was read as its field's type
+    checked = _checked(options)
     outcome = measure(checked, lambda _: None)
     if outcome.failures and not outcome.arms:
         raise EngineError(f"No task finished. The first reason: {outcome.failures[0]}.")
@@ -141,6 +128,25 @@ def run(**options: object) -> Results:
         raise TrackingError(outcome.tracking_failure)
     comparison = outcome.comparison if outcome.arms else None
     return Results(outcome.arms, comparison, tuple(outcome.failures), checked.output_dir)
+
+
+def _checked(options: Mapping[str, object]) -> RunOptions:
+    from moe_eval.cli.options import config
+    from moe_eval.cli.options.command_line import nearest
+    from moe_eval.cli.options.measuring import RunOptions
+    from moe_eval.cli.options.option import options_of
+
+    names = [name for name in options_of(RunOptions) if name not in ("dry_run", "gate")]
+    for name in options:
+        if name not in names:
+            meant = nearest(name, names)
+            fix = f"Did you mean {meant}?" if meant else "docs/reference/options.md lists them."
+            raise UsageError(f"There is no option {name}. {fix}")
+    values = config.checked(options, RunOptions)
+    file = values.get("config")
+    if isinstance(file, Path):
+        values = {**config.read(file, "run", RunOptions), **values}
+    return RunOptions(**values)  # type: ignore[arg-type]  # every value was read as its field's type
 
 
 def compare(*sources: str | Path, across: Collection[str] = ()) -> Results:

@@ -40,30 +40,30 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _run(words: list[str]) -> None:
+def _run(arguments: list[str]) -> None:
     from moe_eval.cli.options.command_line import nearest
     from moe_eval.cli.options.commands import COMMANDS
 
-    if not words:
+    if not arguments:
         raise UsageError(f"moe-eval needs a command: {', '.join(COMMANDS)}. `moe-eval --help` explains them.")
-    if words[0] in ("-h", "--help"):
+    if arguments[0] in ("-h", "--help"):
         print(_help())
         return
-    if words[0] == "--version":
+    if arguments[0] == "--version":
         from moe_eval import __version__
 
         print(f"moe-eval {__version__}")
         return
-    if words[0] not in COMMANDS:
-        meant = nearest(words[0], COMMANDS)
+    if arguments[0] not in COMMANDS:
+        meant = nearest(arguments[0], COMMANDS)
         fix = f"Did you mean {meant}?" if meant else f"Give one of {', '.join(COMMANDS)}."
-        raise UsageError(f"There is no command {words[0]}. {fix}")
-    options = COMMANDS[words[0]].read(words[1:])
+        raise UsageError(f"There is no command {arguments[0]}. {fix}")
+    options = COMMANDS[arguments[0]].read(arguments[1:])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that a terminal cannot show ends no command
     # a command may import torch, which takes seconds that the others need not wait
-    import_module(f"moe_eval.cli.{words[0]}").run(options)
+    import_module(f"moe_eval.cli.{arguments[0]}").run(options)
 
 
 def _help() -> str:

@@ -111,19 +111,20 @@ def measure(options: MeasuringOptions, out: Say) -> Outcome:
     request = request_of(options)
     gpus = gpus_of(request)
     plan = planning.make(request, gpus, _before(request))
+    if plan.arms and not options.dry_run:
+        _check(request, plan)
+        make_folder(request.folder)
     out(planning.describe(plan, request, gpus))
     nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped))
     if options.dry_run:
         return nothing
     if plan.arms:
-        _check(request, plan)
-        make_folder(request.folder)
         return _measured(request, plan, gpus, out)
     print("No precision was left to run. The lines above say what each of them needs.", file=sys.stderr)
     if request.command != "run":  # perf and ppl leave a record of what is skipped
         make_folder(request.folder)
-        with TaskProgress() as shown:
-            Run(request, plan, gpus).execute(shown)
+        with TaskProgress() as display:
+            Run(request, plan, gpus).execute(display)
     return nothing
 
 
@@ -153,8 +154,8 @@ def _measured(request: RunRequest, plan: Plan, gpus: Sequence[Gpu], out: Say) ->
     run = Run(request, plan, gpus)
     tracked = _Tracked(folder, command, out)
     try:
-        with terminable(), TaskProgress() as shown:
-            failures = run.execute(_Progress(shown, tracked))
+        with terminable(), TaskProgress() as display:
+            failures = run.execute(_Progress(display, tracked))
         arms, comparison = conclude(folder, command)
     finally:
         tracked.close()
@@ -171,14 +172,14 @@ def _measured(request: RunRequest, plan: Plan, gpus: Sequence[Gpu], out: Say) ->
 class _Progress:
     """Opens the run in MLflow when its tasks are known, and shows how far they are."""
 
-    def __init__(self, shown: TaskProgress, tracked: _Tracked) -> None:
-        self._shown, self._tracked = shown, tracked
-        self.begun, self.done = shown.begun, shown.done
+    def __init__(self, display: TaskProgress, tracked: _Tracked) -> None:
+        self._display, self._tracked = display, tracked
+        self.begun, self.done = display.begun, display.done
 
     def ready(self, tasks: Sequence[Task]) -> None:
         """These tasks are left."""
         self._tracked.open()
-        self._shown.ready(tasks)
+        self._display.ready(tasks)
 
 
 class _Tracked:

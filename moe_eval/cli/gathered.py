@@ -25,7 +25,7 @@ class Gathered:
     Attributes:
         arms: the first source's reference first. One whose name is taken is named by its source.
         runs: all that the sources hold a record of.
-        first_run: of the first source; None where it holds none.
+        first_run: of the first source. None where it holds none.
     """
 
     arms: Sequence[ArmRecords]
@@ -55,7 +55,7 @@ def gathered(sources: Sequence[str]) -> Iterator[Gathered]:
 
 
 def _folder(source: str, scratch: Path) -> Path:
-    """Where the records of a source are; those of MLflow are fetched."""
+    """Where the records of a source are. Those of MLflow are fetched."""
     folder = Path(source)
     # the package's own folder has the name of the default experiment
     is_folder = folder.is_dir() and (len(folder.parts) > 1 or any(folder.glob("*.json")))
@@ -64,18 +64,18 @@ def _folder(source: str, scratch: Path) -> Path:
 
 def _arms(sources: Sequence[str], folders: Sequence[Path]) -> list[ArmRecords]:
     arms: list[ArmRecords] = []
-    read: list[tuple[str, ArmRecords]] = []
+    earlier_arms: list[tuple[str, ArmRecords]] = []
     for source, folder in zip(sources, folders, strict=True):
         of_source = by_arm.read(folder)
         for arm in of_source:
-            first = next((name for name, earlier in read if _is_one_measurement(arm, earlier)), None)
+            first = next((name for name, earlier in earlier_arms if _is_one_measurement(arm, earlier)), None)
             if first is not None:
                 raise UsageError(
                     f"{arm.name} comes twice: {first} and {source} hold the same measurement. Give each source once."
                 )
         names = {arm.name for arm in arms}
         arms += [replace(arm, name=_name_at(arm, source)) if arm.name in names else arm for arm in of_source]
-        read += [(source, arm) for arm in of_source]
+        earlier_arms += [(source, arm) for arm in of_source]
     names_of_all = [arm.name for arm in arms]
     doubled = sorted({name for name in names_of_all if names_of_all.count(name) > 1})
     if doubled:

@@ -31,6 +31,6 @@ def run(options: PerfOptions) -> None:
 
 
 def _table(arms: Sequence[ArmRecords], comparison: ComparisonRecord) -> RenderableType | None:
-    """The arms that finished; None where none has."""
+    """The arms that finished. None where none has."""
     records = [arm.latency for arm in arms if arm.latency and arm.latency.status is Status.FINISHED]
     return speed_table.render(records, comparison) if records else None

@@ -22,7 +22,7 @@ from moe_eval.runner.request import RunRequest
 
 
 def record(options: PerfOptions) -> None:
-    """Outside Nsight Systems print its command for every precision and shape; inside run one iteration of one of them.
+    """Outside Nsight Systems print its command for every precision and shape. Inside it run one iteration.
 
     Raises:
         UsageError: the engine runs in another process, more than one iteration is asked for, or there is no GPU.

@@ -20,6 +20,6 @@ def run(options: PplOptions) -> None:
 
 
 def _table(arms: Sequence[ArmRecords], comparison: ComparisonRecord) -> RenderableType | None:
-    """The arms that finished; None where none has."""
+    """The arms that finished. None where none has."""
     records = [arm.quality for arm in arms if arm.quality and arm.quality.status is Status.FINISHED]
     return quality_table.render(records, comparison) if records else None

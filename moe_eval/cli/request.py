@@ -72,7 +72,7 @@ def _evaluators(options: MeasuringOptions) -> tuple[EvaluatorName, ...]:
 
 
 def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
-    """The arms, and their tokenizer; None where each checkpoint has its own."""
+    """The arms, and their tokenizer. None where each checkpoint has its own."""
     from lm_eval.utils import simple_parse_args_string
 
     emulation = options if isinstance(options, EmulationOptions) else None

@@ -154,14 +154,14 @@ def check(engine: Engine, shape: Shape) -> None:
         )
 
 
-def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, least: int) -> WarmUp:
-    """Run whole iterations, at least `least`, until their times have settled (stats.settled)."""
+def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, minimum: int) -> WarmUp:
+    """Run whole iterations, at least `minimum`, until their times have settled (stats.settled)."""
     seconds: list[float] = []
     extra = 0.0
     while True:
         call_seconds, _ = clock.time(prompts, shape.output_len)
         seconds.append(call_seconds["host"])
-        if len(seconds) < least:
+        if len(seconds) < minimum:
             continue
         ended = stats.settled(seconds)
         if ended:

@@ -47,7 +47,7 @@ class HarnessRecord:
         settings: the harness's options that differ from nothing.
         labels: what the model said of itself (engine facts, window, BOS policy, tokens scored).
         machine, versions, git: where and with what it ran.
-        metrics: by MLflow key; units are in the names.
+        metrics: by MLflow key; units are in the names. None where a metric is no number.
         datasets: one for each task.
         notes: sentences a reader of the numbers has to know.
     """
@@ -63,7 +63,7 @@ class HarnessRecord:
     machine: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     git: str | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     datasets: tuple[DatasetFacts, ...] = ()
     notes: tuple[str, ...] = ()
     schema: int = HARNESS_SCHEMA

@@ -78,8 +78,8 @@ def failed(comparison: ComparisonRecord) -> list[Table]:
         if arm.status is not Status.FINISHED
     ]
     for part in comparison.skipped:
-        words = f"without {plain(part.evaluator)}" if part.evaluator else "skipped"
-        rows.append((named(part.arm), "", words, plain(part.reason, LONGEST_SENTENCE)))
+        phrase = f"without {plain(part.evaluator)}" if part.evaluator else "skipped"
+        rows.append((named(part.arm), "", phrase, plain(part.reason, LONGEST_SENTENCE)))
     return without_empty_columns("Arms that were skipped or failed", ("arm", "precision", "status", "reason"), rows)
 
 
@@ -119,12 +119,12 @@ def speed(comparison: ComparisonRecord) -> list[Table]:
     rows = []
     for arm in _alone(comparison, pair_tables.has_speed):
         for shape, figures in arm.speed.items():
-            for metric, words in METRICS.items():
+            for metric, phrase in METRICS.items():
                 figure = figures.get(metric)
                 if figure is not None:
                     digits = digits_of([figure.median])
                     cells = (number(figure.median, digits), pair_tables.bounds_of(figure, digits))
-                    rows.append((named(arm.name), plain(shape), f"{words}, {UNITS[metric]}", *cells))
+                    rows.append((named(arm.name), plain(shape), f"{phrase}, {UNITS[metric]}", *cells))
     return without_empty_columns(
         "Speed of single arms (medians)", ("arm", "shape", "metric", "median", "95 % interval"), rows
     )

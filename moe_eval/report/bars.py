@@ -28,12 +28,12 @@ def stacked(title: str, bars: Sequence[Bar], order: Sequence[str]) -> Chart | No
         return None
     indices = [index for index, key in enumerate(order) if any(parts.get(key, 0) > 0 for _, parts in bars)]
     digits = digits_of([max(sum(parts.values()) for _, parts in bars)])
-    words = ". ".join(
+    description = ". ".join(
         f"{plain(name)}: "
         + ", ".join(f"{category(order[index])} {number(parts.get(order[index], 0.0), digits)} ms" for index in indices)
         for name, parts in bars
     )
-    return Chart(title, f"{words}.", partial(_draw_stacked, bars, order, indices, digits))
+    return Chart(title, f"{description}.", partial(_draw_stacked, bars, order, indices, digits))
 
 
 def _draw_stacked(bars: Sequence[Bar], order: Sequence[str], indices: Sequence[int], digits: int) -> Figure:
@@ -154,81 +154,60 @@ def waterfall(
     rows.append(_Row(arm, 0.0, after, _STEP, number(after, digits)))
     if not any(row.begin or row.end for row in rows):
         return None
-    words = ". ".join(f"{plain(row.name)} {row.text} ms" for row in rows)
-    return Chart(title, f"{words}.", partial(_draw_waterfall, rows))
+    description = ". ".join(f"{plain(row.name)} {row.text} ms" for row in rows)
+    return Chart(title, f"{description}.", partial(_draw_waterfall, rows))
 
 
 def _draw_waterfall(rows: Sequence[_Row]) -> Figure:
-    from matplotlib.patches import Patch
-
     figure, axes = canvas(0.75 + 0.27 * len(rows), (1.9, 0.9, 0.65, 0.05))
     edges = [0.0, *(edge for row in rows for edge in (row.begin, row.end))]
     margin = 0.02 * (max(edges) - min(edges))
     axes.set_xlim(min(edges) - (margin if min(edges) < 0 else 0), max(edges))
     axes.set_ylim(-len(rows) + 0.4, 0.6)
     for index, row in enumerate(rows):
-        hatch = _HATCHES[1] if row.colour == _COST else ""
-        (box,) = axes.barh(
-            [-index],
-            [row.end - row.begin],
-            0.68,
-            left=row.begin,
-            facecolor=row.colour,
-            hatch=hatch,
-            edgecolor=COLOURS["page"],
-            linewidth=0.6,
-        )
-        box.set_gid(f"row-{index}")
-        axes.annotate(
-            row.text,
-            (1, -index),
-            (50, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-        )
-        if index + 1 < len(rows):
-            axes.plot(
-                [row.end] * 2,
-                [-index, -index - 1],
-                color=COLOURS["soft"],
-                linewidth=0.8,
-                linestyle=(0, (2, 2)),
-                zorder=0.5,
-            )
+        _draw_row(axes, index, row, is_last=index + 1 == len(rows))
     axes.axvline(0, color=COLOURS["soft"], linewidth=0.8)
-    axes.set_yticks(
-        [-index for index in range(len(rows))],
-        [fitted(row.name, 1.75) for row in rows],
-        fontsize=9,
-        color=COLOURS["text"],
-    )
+    names = [fitted(row.name, 1.75) for row in rows]
+    axes.set_yticks([-index for index in range(len(rows))], names, fontsize=9, color=COLOURS["text"])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("ms per step")
-    patches = [
-        Patch(facecolor=_GAIN, edgecolor=COLOURS["page"]),
-        Patch(facecolor=_COST, edgecolor=COLOURS["page"], hatch=_HATCHES[1]),
-    ]
-    figure.legend(
-        patches,
-        ["less time", "more time"],
-        loc="lower left",
-        ncols=1,
-        bbox_to_anchor=(0.01, 0),
-        borderaxespad=0,
-        labelspacing=0.35,
-    )
+    _draw_meanings(figure)
     return figure
 
 
-def _merged(changes: Sequence[tuple[str, float]], least: float) -> list[tuple[str, float]]:
-    """Changes below `least` as a single one, at the end, where there are several."""
-    small = [change for _, change in changes if 0 < abs(change) < least]
+def _draw_row(axes: Axes, index: int, row: _Row, *, is_last: bool) -> None:
+    """A bar with its value at the right, and the line that leads to the next."""
+    hatch = _HATCHES[1] if row.colour == _COST else ""
+    length, page = row.end - row.begin, COLOURS["page"]
+    (box,) = axes.barh([-index], [length], 0.68, left=row.begin, facecolor=row.colour, hatch=hatch, edgecolor=page)
+    box.set_gid(f"row-{index}")
+    place = ("axes fraction", "data")
+    axes.annotate(row.text, (1, -index), (50, 0), place, "offset points", ha="right", va="center")
+    if not is_last:
+        style, colour = (0, (2, 2)), COLOURS["soft"]
+        axes.plot([row.end] * 2, [-index, -index - 1], linestyle=style, color=colour, linewidth=0.8, zorder=0.5)
+
+
+def _draw_meanings(figure: Figure) -> None:
+    """What the colours of a waterfall mean."""
+    from matplotlib.patches import Patch
+
+    page = COLOURS["page"]
+    patches = [
+        Patch(facecolor=_GAIN, edgecolor=page),
+        Patch(facecolor=_COST, edgecolor=page, hatch=_HATCHES[1]),
+    ]
+    names = ["less time", "more time"]
+    figure.legend(patches, names, loc="lower left", bbox_to_anchor=(0.01, 0), borderaxespad=0, labelspacing=0.35)
+
+
+def _merged(changes: Sequence[tuple[str, float]], smallest: float) -> list[tuple[str, float]]:
+    """Changes below `smallest` as a single one, at the end, where there are several."""
+    small = [change for _, change in changes if 0 < abs(change) < smallest]
     if len(small) < 2:
         return [(name, change) for name, change in changes if change]
-    large = [(name, change) for name, change in changes if abs(change) >= least]
+    large = [(name, change) for name, change in changes if abs(change) >= smallest]
     return [*large, (f"{len(small)} smaller changes", sum(small))]
 
 
@@ -236,8 +215,8 @@ def lengths(title: str, rows: Sequence[tuple[int, str, float]], unit: str, digit
     """A bar for every arm: its colour's index, its name and its size."""
     if max((size for _, _, size in rows), default=0.0) <= 0:
         return None
-    words = ". ".join(f"{plain(name)}: {number(size, digits)} {unit}" for _, name, size in rows)
-    return Chart(title, f"{words}.", partial(_draw_lengths, rows, unit, digits))
+    description = ". ".join(f"{plain(name)}: {number(size, digits)} {unit}" for _, name, size in rows)
+    return Chart(title, f"{description}.", partial(_draw_lengths, rows, unit, digits))
 
 
 def _draw_lengths(rows: Sequence[tuple[int, str, float]], unit: str, digits: int) -> Figure:

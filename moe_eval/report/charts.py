@@ -40,7 +40,7 @@ def speed(comparison: ComparisonRecord) -> list[Figure]:
     """The ratios over batch size, for every metric and pair of lengths; shapes that are not fair are left out."""
     shapes = [shape for pair in comparable(comparison) for shape in pair.shapes]
     lengths = list(dict.fromkeys(map(_lengths, shapes)))
-    figures = (_speed_figure(comparison, metric, words) for metric in _TIMES for words in lengths)
+    figures = (_speed_figure(comparison, metric, length) for metric in _TIMES for length in lengths)
     return [figure for figure in figures if figure is not None]
 
 

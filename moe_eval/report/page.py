@@ -8,7 +8,6 @@ from importlib import resources
 from itertools import count
 
 import jinja2
-from markupsafe import Markup
 
 from moe_eval.records.comparison import ComparisonRecord, Verdict
 from moe_eval.records.run import RunRecord
@@ -59,8 +58,8 @@ def render(comparison: ComparisonRecord, run: RunRecord | None, draw: Callable[[
     return template.render(
         title=sections.title_of(comparison),
         sections=sections.of_report(comparison, run),
-        style=Markup(files.joinpath("style.css").read_text(encoding="utf-8")),
-        draw=lambda chart: Markup(draw(chart, next(ids))),
+        style=files.joinpath("style.css").read_text(encoding="utf-8"),
+        draw=lambda chart: draw(chart, next(ids)),
     )
 
 

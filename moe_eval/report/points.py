@@ -73,12 +73,12 @@ def ratios(title: str, series: Sequence[Series]) -> Chart | None:
     series = [arm for arm in series if arm.points]
     if not series:
         return None
-    words = ". ".join(
+    description = ". ".join(
         f"{plain(arm.name)} at batch {batch}: {point.words(3, 'x')}"
         for arm in series
         for batch, point in sorted(arm.points.items())
     )
-    return Chart(title, f"{words}. Above 1x is faster than the reference.", partial(_draw_ratios, series))
+    return Chart(title, f"{description}. Above 1x is faster than the reference.", partial(_draw_ratios, series))
 
 
 def _draw_ratios(series: Sequence[Series]) -> Figure:
@@ -190,9 +190,9 @@ def quality(title: str, series: Sequence[Series], noise: float | None) -> Chart 
     series = [arm for arm in series if arm.points]
     if not series:
         return None
-    words = ". ".join(f"{plain(arm.name)}: {arm.points[0].words(5, '', signed=True)}" for arm in series)
+    description = ". ".join(f"{plain(arm.name)}: {arm.points[0].words(5, '', signed=True)}" for arm in series)
     band = f" The noise floor is {number(noise, 6)} on both sides of zero." if noise else ""
-    return Chart(title, f"{words}.{band}", partial(_draw_quality, series, noise))
+    return Chart(title, f"{description}.{band}", partial(_draw_quality, series, noise))
 
 
 def _draw_quality(series: Sequence[Series], noise: float | None) -> Figure:
@@ -208,7 +208,7 @@ def _draw_quality(series: Sequence[Series], noise: float | None) -> Figure:
     for row, arm in enumerate(series):
         point = arm.points[0]
         below, above = point.bounds
-        words = point.words(5, "", signed=True)
+        phrase = point.words(5, "", signed=True)
         axes.errorbar(
             [point.value],
             [-row],
@@ -220,7 +220,7 @@ def _draw_quality(series: Sequence[Series], noise: float | None) -> Figure:
             markerfacecolor=arm.colour if point.has_interval else COLOURS["page"],
             label=f"{arm.index}",
         )
-        name = f"{fitted(arm.name, WIDTH - 0.5 - len(words) / 13)}: {words}"
+        name = f"{fitted(arm.name, WIDTH - 0.5 - len(phrase) / 13)}: {phrase}"
         ground = {"facecolor": COLOURS["page"], "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
         axes.text(low, -row + 0.3, name, va="bottom", bbox=ground)
     values = ticks(low, high)

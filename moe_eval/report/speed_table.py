@@ -129,10 +129,10 @@ def _clocks(shape: ShapeLatency) -> str:
     """Which clock each figure is by, and which others are in the record."""
     e2e, ttft = shape.metrics.e2e_ms, shape.metrics.ttft_ms
     used = {metric.source for metric in (e2e, ttft) if metric is not None}
-    words = [f"e2e by {e2e.source}"] if e2e else []
-    words += [f"TTFT and TPOT by {ttft.source}"] if ttft else []
+    clocks = [f"e2e by {e2e.source}"] if e2e else []
+    clocks += [f"TTFT and TPOT by {ttft.source}"] if ttft else []
     rest = sorted(set(shape.figures.sources) - used)
-    return ", ".join([*words, *([f"also recorded by {' and '.join(rest)}"] if rest else [])])
+    return ", ".join([*clocks, *([f"also recorded by {' and '.join(rest)}"] if rest else [])])
 
 
 def _memory(record: LatencyRecord) -> Iterable[str]:

@@ -86,12 +86,12 @@ def _category_rows(change: PhaseChange | None, breakdown: Mapping[str, tuple[flo
         rows.append((category(name), *cells))
     if change is None:
         return rows
-    rows += [(words, "", "", number(value, digits, signed=True), "", "") for words, value in rest_of_change(change)]
+    rows += [(phrase, "", "", number(value, digits, signed=True), "", "") for phrase, value in rest_of_change(change)]
     if change.step_ms is not None:
         before, after = change.step_ms
-        words = "step" if change.step_is == "wall" else "span of kernels"
+        phrase = "step" if change.step_is == "wall" else "span of kernels"
         moved = number(after - before, digits, signed=True)
-        rows.append((words, number(before, digits), number(after, digits), moved, "", ""))
+        rows.append((phrase, number(before, digits), number(after, digits), moved, "", ""))
     return rows
 
 
@@ -101,8 +101,8 @@ def _single_rows(change: PhaseChange | None, reference: str, arm: str) -> list[t
         return []
     sides = ((f"{arm} only", change.new), (f"{reference} only", change.vanished))
     return [
-        (plain(kernel.name), words, category(kernel.category), number(kernel.ms, 3), number(kernel.launches, 0))
-        for words, functions in sides
+        (plain(kernel.name), phrase, category(kernel.category), number(kernel.ms, 3), number(kernel.launches, 0))
+        for phrase, functions in sides
         for kernel in functions
     ]
 
@@ -114,7 +114,7 @@ def rest_of_change(change: PhaseChange) -> list[tuple[str, float]]:
         ("waiting", finite(change.waiting_change_ms), 1),
         ("residual", finite(change.residual_ms), 1),
     ]
-    return [(words, sign * value) for words, value, sign in parts if value is not None]
+    return [(phrase, sign * value) for phrase, value, sign in parts if value is not None]
 
 
 def of_one_arm(arm: ComparedArm, shape: str, phase: str, times: Mapping[str, float]) -> list[Table]:

@@ -51,12 +51,12 @@ def _frozen(file: str) -> Workload:
     return from_json(read_object(Path(file)))
 
 
-def warm_up(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], least: int) -> WarmUp:
+def warm_up(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], minimum: int) -> WarmUp:
     """Warm an arm up for one shape of the workload in a file."""
     latency.refuse_profiler()
     sizes = Shape(**shape)
     latency.check(engine, sizes)
-    return latency.warm_up(latency.Clock(engine, Nvml.open(())), _frozen(workload).prompts(sizes), sizes, least)
+    return latency.warm_up(latency.Clock(engine, Nvml.open(())), _frozen(workload).prompts(sizes), sizes, minimum)
 
 
 def measure(

@@ -122,7 +122,7 @@ class Executor:
                 self._folder.write(task, replace(result, seconds=round(time.monotonic() - started, 3)))
             observer.done(task, reason)
 
-    def _ready(self, task: Task, left: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> _Loaded:
+    def _ready(self, task: Task, remaining: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> _Loaded:
         """The loaded arm of a task, beside those that take turns with it."""
         try:
             arm = self._arm(task)
@@ -130,7 +130,7 @@ class Executor:
             hopeless[task.arm, task.load] = str(error)
             raise
         if self._conditions.together > 1 and task.kind == "latency":
-            self._gather([later for later in left if later.kind == "latency"], hopeless)
+            self._gather([later for later in remaining if later.kind == "latency"], hopeless)
         return arm
 
     def _gather(self, tasks: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> None:
@@ -254,7 +254,7 @@ class Executor:
                 WarmUp,
                 workload=str(self._conditions.workload),
                 shape=shape,
-                least=self._conditions.warm_ups,
+                minimum=self._conditions.warm_ups,
             )
         except ArmFailed as error:
             if name == turn_of:

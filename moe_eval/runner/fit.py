@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -27,14 +26,17 @@ _SLACK_TOKENS = 64
 # what an engine splits a model by; context parallelism splits its key-value cache no further here, which errs on the
 # safe side
 _PARALLEL = (
-    *("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"),
-    *("prefill_context_parallel_size", "data_parallel_size"),
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "context_parallel_size",
+    "prefill_context_parallel_size",
+    "data_parallel_size",
 )
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of memory that one arm needs on each of its GPUs; None where files and configuration do not say."""
+    """Bytes of memory that one arm needs on each of its GPUs. None where files and configuration do not say."""
 
     weights: int | None
     cache: int | None
@@ -55,27 +57,27 @@ def cache_tokens(shapes: Sequence[Shape]) -> int:
     return max((shape.tokens + shape.batch_size * _SLACK_TOKENS for shape in shapes), default=0)
 
 
-def positions(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a model can read; None where its configuration does not say."""
+def positions(config: Mapping[str, object]) -> int | None:
+    """How many tokens a model can read. None where its configuration does not say."""
     stated = contents.text_config(config).get("max_position_embeddings")
     return stated if isinstance(stated, int) else None
 
 
-def check_window(name: str, config: Mapping[str, Any], shapes: Sequence[Shape]) -> None:
+def check_window(name: str, config: Mapping[str, object], shapes: Sequence[Shape]) -> None:
     """Refuse shapes that are longer than the model.
 
     Raises:
         UsageError: with both lengths.
     """
-    most = positions(config)
+    limit = positions(config)
     longest = max(shape.input_len + shape.output_len for shape in shapes)
-    if most is not None and longest > most:
+    if limit is not None and longest > limit:
         raise UsageError(
-            f"--input_len and --output_len make {longest} tokens and {name} has {most} positions; give shorter ones."
+            f"--input_len and --output_len make {longest} tokens and {name} has {limit} positions. Give shorter ones."
         )
 
 
-def gpu_count(options: Mapping[str, Any]) -> int:
+def gpu_count(options: Mapping[str, object]) -> int:
     """Over how many GPUs an engine's options spread an arm.
 
     Raises:
@@ -84,7 +86,7 @@ def gpu_count(options: Mapping[str, Any]) -> int:
     return math.prod(number(options, name) or 1 for name in _PARALLEL)
 
 
-def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str, Any], *, gpu: bool) -> Need:
+def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str, object], *, gpu: bool) -> Need:
     """What an arm needs.
 
     Args:
@@ -107,8 +109,8 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str,
         weights = int(quantised * _WEIGHT_BYTES.get(base, plain) + (sizes.params.total - quantised) * plain)
     cache = None
     if sizes is not None:
-        asked = str(options.get("kv_cache_dtype", "auto"))
-        width = precision.cache_bytes(asked if asked != "auto" else carried.kv_cache or "") or plain
+        cache_dtype = str(options.get("kv_cache_dtype", "auto"))
+        width = precision.cache_bytes(cache_dtype if cache_dtype != "auto" else carried.kv_cache or "") or plain
         tensor, pipeline = (number(options, name) or 1 for name in _PARALLEL[:2])
         cache = int(cache_tokens(shapes) * sizes.kv_bytes_per_gpu(width, tensor, pipeline))
     return Need((weights or 0) // gpu_count(options) or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU)
@@ -118,7 +120,7 @@ def _size(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def _stored_size(config: Mapping[str, Any], stored: int | None, sizes: geometry.Geometry | None) -> int:
+def _stored_size(config: Mapping[str, object], stored: int | None, sizes: geometry.Geometry | None) -> int:
     """Bytes of a stored weight; of a configuration that does not state the type, what the files' size comes nearest."""
     if contents.states_dtype(config) or not stored or sizes is None:
         return _size(contents.stored_dtype(config))
@@ -130,24 +132,24 @@ def memory(gpus: Sequence[Gpu]) -> int:
     if not gpus:
         return int(psutil.virtual_memory().available)
     with Nvml.open([gpus[0].uuid]) as nvml:
-        used = sum(each or 0 for each in nvml.used_bytes())
+        used = sum(gpu_bytes or 0 for gpu_bytes in nvml.used_bytes())
     return int(_USABLE * gpus[0].memory_bytes) - used
 
 
-def too_large(wanted: Need, available: int) -> str | None:
-    """Why an arm cannot be loaded here; None where it can, or where nobody can tell."""
-    if wanted.total is None or wanted.total <= available:
+def too_large(required: Need, available: int) -> str | None:
+    """Why an arm cannot be loaded here. None where it can, or where nobody can tell."""
+    if required.total is None or required.total <= available:
         return None
     return (
-        f"it needs {wanted}, and {available / 2**30:.1f} GiB can be used here; give smaller or fewer sequences, or use "
-        "a larger GPU"
+        f"it needs {required}, and {available / 2**30:.1f} GiB can be used here; give smaller or fewer sequences, or "
+        "use a larger GPU"
     )
 
 
-def together(wanted: Sequence[Need], available: int) -> bool:
-    """Whether all arms can be loaded at once; not where a need is unknown.
+def together(needs: Sequence[Need], available: int) -> bool:
+    """Whether all arms can be loaded at once. They cannot where a need is unknown.
 
     Of a cache of unknown size an engine takes whatever is free, and leaves nothing for the next arm.
     """
-    totals = [None if each.cache is None else each.total for each in wanted]
+    totals = [None if need.cache is None else need.total for need in needs]
     return None not in totals and sum(total for total in totals if total is not None) <= available

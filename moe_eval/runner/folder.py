@@ -104,8 +104,8 @@ class RunFolder:
         Args:
             records: names without suffixes that this command will write, beside the files of the run itself.
         """
-        own = [self.run_file, self.arms, self.rates_file, self.comparison_file, self.page_file, self.text_file]
-        files = [file for file in own if file.exists()]
+        of_run = [self.run_file, self.arms, self.rates_file, self.comparison_file, self.page_file, self.text_file]
+        files = [file for file in of_run if file.exists()]
         files += [file for file in self.path.glob("*.*") if file.name.partition(".")[0] in records]
         if not files:
             return

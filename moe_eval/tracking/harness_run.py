@@ -39,7 +39,8 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
     run = client.create_run(experiment_id, started, _tags(record), _title(record))
     run_id = run.info.run_id
     try:
-        metrics, datasets = record.metrics, record.datasets
+        metrics = {key: value for key, value in record.metrics.items() if value is not None}
+        datasets = record.datasets
         store.log_labels(client, run_id, params=_params(record), metrics=metrics, datasets=datasets, ended=ended)
         client.log_artifacts(run_id, str(folder))
         client.set_terminated(run_id, ENDED[record.status], ended)

@@ -73,9 +73,8 @@ def of_kernels(record: KernelsRecord) -> dict[str, float]:
     if not record.phases:
         return {}
     start = f"kernels/{record.shape}" if record.shape else "kernels"
-    keys: dict[str, float | None] = {f"{start}/{key}": value for key, value in kernels_record.figures(record).items()}
-    keys[f"{start}/profiler_overhead"] = record.profiler_overhead
-    return _finite(keys)
+    figures = {f"{start}/{key}": value for key, value in kernels_record.figures(record).items()}
+    return _finite({**figures, f"{start}/profiler_overhead": record.profiler_overhead})
 
 
 def _pair(comparison: ComparisonRecord | None, arm: str) -> Pair | None:

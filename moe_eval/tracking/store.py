@@ -162,8 +162,8 @@ def name() -> str:
     """The tracking store without a user's password."""
     import mlflow
 
-    named = os.environ.get("MLFLOW_TRACKING_URI") or mlflow.get_tracking_uri()
-    return _CREDENTIALS.sub("", named)
+    address = os.environ.get("MLFLOW_TRACKING_URI") or mlflow.get_tracking_uri()
+    return _CREDENTIALS.sub("", address)
 
 
 def _called() -> str:

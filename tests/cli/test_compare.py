@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moe_eval.cli import main
+from moe_eval.records import disk
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.labels import Status
+from moe_eval.records.run import RUN_FILE, Skipped
 from moe_eval.runner.folder import RunFolder
-from tests import recorded_arms as made
+from tests.doubles import recorded_arms as made
 from tests.doubles.servers import recorded_run
 
 MS = {1: [[100.0, 101.0], [100.0, 99.0]]}
@@ -43,7 +47,7 @@ def test_a_measurement_is_not_compared_with_itself(
         assert compared(tmp_path, *words) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "bf16 comes twice" in line
-        assert "give each source once" in line
+        assert "Give each source once." in line
     assert not (tmp_path / "out").exists()
 
 
@@ -77,7 +81,7 @@ def test_what_is_no_gate_is_refused_before_anything_is_made(
 
 
 def test_a_gate_does_not_hold_on_half_an_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    half = made.arm("fp8", FASTER, reference="bf16", status="failed")
+    half = made.arm("fp8", FASTER, status=Status.FAILED)
     both = folder(tmp_path / "both", made.arm("bf16", MS), half)
     assert compared(tmp_path, both, "--gate", "speed[b1]>=0.1") == 2
     assert "fp8 failed (out of memory), so the gate cannot hold" in capsys.readouterr().out
@@ -88,8 +92,8 @@ def test_a_gate_does_not_hold_where_a_run_left_an_arm_out(
     ran: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder(ran).run()
-    skipped = [["nvfp4", None, "there is no checkpoint"], ["fp8", "kernels", "it is emulated"]]
-    RunFolder(ran).write_run({**run, "skipped": skipped})
+    skipped = (Skipped("nvfp4", None, "there is no checkpoint"), Skipped("fp8", "kernels", "it is emulated"))
+    disk.write_record(ran / RUN_FILE, replace(run, skipped=skipped))
     assert compared(tmp_path, ran, "--gate", "speed>=0.5") == 2
     assert "nvfp4 was left out (there is no checkpoint), so the gate cannot hold" in capsys.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -100,26 +104,23 @@ def test_a_gate_does_not_hold_where_a_run_left_an_arm_out(
     other = folder(tmp_path / "other", made.arm("nvfp4", times, run_id="f" * 32))
     assert compared(tmp_path, ran, other, "--gate", "speed>=0.5") == 0
     # a run that was killed before it came to an arm
-    RunFolder(ran).write_run({**run, "evaluators": {**run["evaluators"], "nvfp4": ["latency"]}})
+    disk.write_record(ran / RUN_FILE, replace(run, evaluators={**run.evaluators, "nvfp4": ("latency",)}))
     assert compared(tmp_path, ran, "--gate", "speed>=0.5") == 2
 
 
 def test_a_gate_is_told_where_nothing_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    both = folder(tmp_path / "both", made.arm("bf16", MS), made.arm("fp8", FASTER, reference="bf16", gpu="another"))
+    both = folder(tmp_path / "both", made.arm("bf16", MS), made.arm("fp8", FASTER, gpu="another"))
     assert compared(tmp_path, both, "--gate", "speed>=1") == 2
     assert "speed>=1 not decided for fp8 against bf16: not comparable" in capsys.readouterr().out
     assert compared(tmp_path, both) == 2
 
 
 def test_the_verdict_of_an_arm_without_speed_has_its_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = made.scores()
-    arms = [made.ppl(name, base, ("bf16", base)) for name in ("bf16", "fp8")]
-    arms[1]["labels"]["engine"]["emulated"] = True
-    path = folder(tmp_path / "both")
-    for each in arms:
-        (path / f"ppl_{each['precision']}_cpu.json").write_text(json.dumps(each))
-    assert compared(tmp_path, path) == 0
-    assert "Verdict: inconclusive, quality only: " in capsys.readouterr().out
+    scores = made.scores()
+    records = [made.quality("bf16", scores), made.quality("fp8", scores, emulated=True)]
+    arms = [ArmRecords(record.arm, record.precision, quality=record) for record in records]
+    assert compared(tmp_path, folder(tmp_path / "both", *arms)) == 0
+    assert "Verdict: Inconclusive, quality only. " in capsys.readouterr().out
 
 
 def test_one_arm_in_two_folders_pays_nothing_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[st
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         assert main(["log", str(folder)]) == 0
     client = MlflowClient(uri)
-    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    return folder, uri, {str(each.info.run_name): str(each.info.run_id) for each in found}
+    logged_runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return folder, uri, {str(run.info.run_name): str(run.info.run_id) for run in logged_runs}
 
 
 def test_children_of_one_run_have_the_quality_that_was_recorded(
@@ -32,7 +32,7 @@ def test_children_of_one_run_have_the_quality_that_was_recorded(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert main(["compare", ids["bf16"], ids["fp8"], "--output_dir", str(tmp_path)]) == 0
     of_run, apart = (
-        json.loads((each / "comparison.json").read_text(encoding="utf-8"))["pairs"][0] for each in (folder, tmp_path)
+        json.loads((place / "comparison.json").read_text(encoding="utf-8"))["pairs"][0] for place in (folder, tmp_path)
     )
     assert apart["quality"] == of_run["quality"]
     assert apart["sentence"] == of_run["sentence"]
@@ -45,8 +45,8 @@ def test_a_run_is_not_compared_with_itself_in_mlflow(
 ) -> None:  # fmt: skip
     folder, uri, ids = logged
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    for two in ((ids["moe-eval run"],) * 2, (str(folder), ids["moe-eval run"]), (ids["fp8"], "moe_eval")):
-        assert main(["compare", *two, "--output_dir", str(tmp_path / "out")]) == 2
+    for sources in ((ids["moe-eval run"],) * 2, (str(folder), ids["moe-eval run"]), (ids["fp8"], "moe_eval")):
+        assert main(["compare", *sources, "--output_dir", str(tmp_path / "out")]) == 2
         assert "comes twice" in capsys.readouterr().err
 
 

@@ -34,12 +34,14 @@ class Doctor:
         assert cli.main(["doctor", *arguments]) == 0
         return self._capsys.readouterr().out
 
-    def found(self, **more: Any) -> dict[str, Any]:
+    def content(self, **more: Any) -> dict[str, Any]:
         parsed: dict[str, Any] = json.loads(self("--json", **more))
         return parsed
 
     def runs(self, engine: str, **more: Any) -> set[str]:
-        return {row["precision"] for row in self.found(**more)["precisions"] if row["runs"] and row["engine"] == engine}
+        return {
+            row["precision"] for row in self.content(**more)["precisions"] if row["runs"] and row["engine"] == engine
+        }
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_tensorrt_llm_runs_what_the_first_gpu_can(examined: Doctor, gpus: tuple[
 
 def test_transformers_runs_plain_precisions_anywhere_and_emulates_the_others(examined: Doctor) -> None:
     for gpus in ((), (H100,), (B200,)):
-        rows = [row for row in examined.found(gpus=gpus)["precisions"] if row["engine"] == "transformers"]
+        rows = [row for row in examined.content(gpus=gpus)["precisions"] if row["engine"] == "transformers"]
         said = {row["precision"]: row["why_not"] for row in rows}
         assert {name for name, reason in said.items() if reason is None} == {"bf16", "fp16", "fp32"}
         assert {said[name] for name in ("fp8", "fp8_block", "nvfp4")} == {"emulated alone (emulate=true)"}
@@ -85,28 +87,28 @@ def test_an_engine_without_a_version_is_judged_as_the_newest(examined: Doctor) -
 
 @pytest.mark.parametrize("gpus", [(), (H100,), (B200,), (H100, H100)], ids=["none", "h100", "b200", "two"])
 def test_the_page_and_the_json_say_the_same(examined: Doctor, gpus: tuple[Gpu, ...]) -> None:
-    page, found = examined(gpus=gpus).splitlines(), examined.found(gpus=gpus)
-    assert [gpu["name"] for gpu in found["machine"]["gpus"]] == [gpu.name for gpu in gpus]
+    page, content = examined(gpus=gpus).splitlines(), examined.content(gpus=gpus)
+    assert [gpu["name"] for gpu in content["machine"]["gpus"]] == [gpu.name for gpu in gpus]
     for index, gpu in enumerate(gpus):
         assert f"- GPU {index}: {gpu.name}, SM{gpu.sm}, {gpu.memory_bytes >> 30}.0 GiB" in page
     assert ("- no GPU that torch can use" in page) == (not gpus)
-    assert found["engines"] == {"trtllm": "1.3.0rc12", "vllm": None, "transformers": "4.57.0"}
+    assert content["engines"] == {"trtllm": "1.3.0rc12", "vllm": None, "transformers": "4.57.0"}
     shown = page[page.index("## Precisions of the experts") + 2 :]
     assert shown == [
         f"- {row['precision']} on {row['engine']}: {'yes' if row['runs'] else row['why_not']}"
-        for row in found["precisions"]
-        if found["engines"][row["engine"]]
+        for row in content["precisions"]
+        if content["engines"][row["engine"]]
     ]
-    assert all(row["runs"] == (row["why_not"] is None) for row in found["precisions"])
-    assert len({(row["engine"], row["precision"]) for row in found["precisions"]}) == len(found["precisions"]) == 24
+    assert all(row["runs"] == (row["why_not"] is None) for row in content["precisions"])
+    assert len({(row["engine"], row["precision"]) for row in content["precisions"]}) == len(content["precisions"]) == 24
 
 
 def test_an_engine_that_is_not_installed_runs_nothing_and_is_told_with_how_to_get_it(examined: Doctor) -> None:
     page = examined(gpus=(B200,), tensorrt_llm=None)
     assert "- trtllm: TensorRT-LLM is not installed (pip install 'moe-eval[trtllm]'" in page
     assert "on trtllm:" not in page
-    found = examined.found(gpus=(B200,), tensorrt_llm=None)
-    assert {row["why_not"] for row in found["precisions"] if row["engine"] == "trtllm"} == {
+    content = examined.content(gpus=(B200,), tensorrt_llm=None)
+    assert {row["why_not"] for row in content["precisions"] if row["engine"] == "trtllm"} == {
         "TensorRT-LLM is not installed"
     }
 
@@ -127,11 +129,11 @@ def test_json_with_a_self_test_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["doctor", "--json", "--selftest"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "moe-eval: --selftest prints a page of Markdown; leave out --json.\n"
+    assert err == "moe-eval: --selftest prints a page of Markdown. Leave out --json.\n"
 
 
 def test_the_json_of_this_very_machine_parses(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"machine", "engines", "precisions"}
-    assert found["engines"]["transformers"]
+    content = json.loads(capsys.readouterr().out)
+    assert set(content) == {"machine", "engines", "precisions"}
+    assert content["engines"]["transformers"]

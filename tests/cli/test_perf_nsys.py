@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,9 @@ import pytest
 import torch
 
 from moe_eval import cli
-from moe_eval.cli import perf_nsys
+from moe_eval.cli.options.commands import PERF
+from moe_eval.cli.options.measuring import PerfOptions
+from moe_eval.cli.request import request_of
 from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, EngineSettings, GenerationRequest
 from moe_eval.errors import EngineError
@@ -24,6 +25,7 @@ from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.labels import EngineFacts
 from moe_eval.runner.arm_process import ArmProcess
+from moe_eval.runner.request import ArmsRequest
 from tests.conftest import SHIPPED
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
@@ -64,40 +66,44 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
-def parsed(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]) -> tuple[Namespace, Any]:
-    """What the command makes of its arguments: its options and the request of arms."""
-    seen: list[Any] = []
-    with monkeypatch.context() as patched:
-        patched.setattr(perf_nsys, "run", lambda *given: seen.append(given))
-        assert cli.main(list(arguments)) == 0
-    return seen[0][:2]
+def parsed(arguments: Sequence[str]) -> tuple[PerfOptions, ArmsRequest]:
+    """What the command makes of its arguments: its options and the arms."""
+    options = PERF.read(arguments[1:])
+    return options, request_of(options).arms
 
 
 def test_outside_it_prints_a_command_for_every_precision_and_shape_that_does_just_that_one(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Command, tmp_path: Path
 ) -> None:
     model = shutil.copytree(SHIPPED, tmp_path / "it's a model")
-    given = ["--model_path", str(model), "--engine", "transformers", "--precisions", "bf16,fp32", "--batch_size=1,2"]
-    ended = command(*given, "--model_args", "attn_implementation=eager", "--warmup_iterations", "7")
+    words_of_arms = [
+        "--model_path",
+        str(model),
+        "--engine",
+        "transformers",
+        "--precisions",
+        "bf16,fp32",
+        "--batch_size=1,2",
+    ]
+    ended = command(*words_of_arms, "--model_args", "attn_implementation=eager", "--warmup_iterations", "7")
     assert (ended.code, ended.err) == (0, "")
-    typed, request = parsed(monkeypatch, sys.argv[1:])
-    found, reports = [], []
+    typed, arms = parsed(sys.argv[1:])
+    singles, reports = [], []
     for line in ended.out.splitlines():
         words = shlex.split(line)
         at = words.index("moe-eval")
         assert words[:2] == ["nsys", "profile"]
         options = words[2:at]
         assert {"--cuda-graph-trace=node", "--trace=cuda,nvtx", "--capture-range=cudaProfilerApi"} <= set(options)
-        (report,) = [Path(each.removeprefix("--output=")) for each in options if each.startswith("--output=")]
+        (report,) = [Path(word.removeprefix("--output=")) for word in options if word.startswith("--output=")]
         reports.append(report)
-        again, asked = parsed(monkeypatch, words[at + 1 :])
-        found.append((again.precisions, again.batch_size))
+        single, arms_of_it = parsed(words[at + 1 :])
+        singles.append((*single.precisions, *single.batch_size))
         assert report.parent == tmp_path / "an out"
-        assert report.name.startswith(f"profile_{again.precisions}_cpu")
-        one = {"precisions": again.precisions, "batch_size": again.batch_size}
-        assert vars(again) == {**vars(typed), **one}
-        assert asked.asked == replace(request.asked, precisions=[again.precisions])
-    assert found == [("bf16", "1"), ("bf16", "2"), ("fp32", "1"), ("fp32", "2")]
+        assert report.name.startswith(f"profile_{single.precisions[0]}_cpu")
+        assert single == replace(typed, precisions=single.precisions, batch_size=single.batch_size)
+        assert arms_of_it == replace(arms, precisions=single.precisions)
+    assert singles == [("bf16", 1), ("bf16", 2), ("fp32", 1), ("fp32", 2)]
     assert len(set(reports)) == 4, "none overwrites another"
 
 
@@ -202,23 +208,23 @@ def test_layers_get_their_ranges_on_request(command: Command, inside: Inside, en
 
 
 @pytest.mark.parametrize(
-    ("arguments", "gpu", "said"),
+    ("arguments", "gpu", "sentence"),
     [
         (["--precisions", "bf16,fp16"], True, "one of --precisions and one --batch_size"),
         ([*GPU, "--batch_size", "1,2"], True, "one of --precisions and one --batch_size"),
         ([*GPU, "--model_args", "tensor_parallel_size=2"], True, "on several GPUs it is in others"),
         (GPU, False, "records kernels of a GPU and there is none here"),
         (["--precisions", "bf16", "--layerwise_nvtx"], True, "Transformers puts no ranges around its layers"),
-        ([*GPU, "--warmup_iterations", "4"], True, "--warmup_iterations 4 is too few"),
+        ([*GPU, "--warmup_iterations", "4"], True, "--warmup_iterations 4 is out of range"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_before_anything_is_loaded(
-    command: Command, inside: Inside, arguments: list[str], gpu: bool, said: str
+    command: Command, inside: Inside, arguments: list[str], gpu: bool, sentence: str
 ) -> None:
     inside.gpu = gpu
     ended = command(*arguments, gpus=(H100,) if gpu else ())
     assert ended.code == 2
-    assert said in ended.err.splitlines()[-1]
+    assert sentence in ended.err.splitlines()[-1]
     assert (ended.out, inside.loaded, inside.events) == ("", [], [])
 
 
@@ -232,14 +238,14 @@ def test_a_shape_that_the_loaded_engine_cannot_run_is_refused(command: Command, 
 
 @pytest.mark.parametrize("mode", ["perf", "nsys"])
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
-        (["--num_iterations", "0"], "--num_iterations 0 is too few"),
-        (["--num_iterations", "-3"], "--num_iterations -3 is too few"),
-        (["--blocks", "0"], "--blocks 0 is too few"),
-        (["--warmup_iterations", "4"], "--warmup_iterations 4 is too few; give 5 or more"),
-        (["--batch_size", "1,x"], "--batch_size 1,x is not a list of whole numbers"),
-        (["--batch_size", ""], "is not a list of whole numbers"),
+        (["--num_iterations", "0"], "--num_iterations 0 is out of range"),
+        (["--num_iterations", "-3"], "--num_iterations -3 is out of range"),
+        (["--blocks", "0"], "--blocks 0 is out of range"),
+        (["--warmup_iterations", "4"], "--warmup_iterations 4 is out of range. Give 5 or more."),
+        (["--batch_size", "1,x"], "--batch_size 1,x cannot be read. Give a whole number or a list of them."),
+        (["--batch_size", ""], "--batch_size cannot be read. Give a whole number or a list of them."),
         (["--batch_size", "2,1,2"], "Batch size 2 is given twice"),
         (["--batch_size", "0"], "batch size is 0"),
         (["--input_len", "0"], "input length in tokens is 0"),
@@ -249,7 +255,7 @@ def test_a_shape_that_the_loaded_engine_cannot_run_is_refused(command: Command, 
         (["--dataset", "c4"], "no data set 'c4'"),
         (["--dataset", "random", "--seed", "-1"], "The seed is -1"),
         (["--precisions", "int4"], "no precision 'int4'"),
-        (["--precisions", "bf16,bf16"], "each of them once"),
+        (["--precisions", "bf16,bf16"], "Give each name once."),
         (["--model_args", "nonsense=1"], "knows no argument 'nonsense'"),
         (["--model_args", "tokenizer=/no/where"], "no usable tokenizer in /no/where"),
         (["--engine", "trtllm", "--model_args", "tensor_parallel_size=two"], "tensor_parallel_size=two is not a whole"),
@@ -261,30 +267,30 @@ def test_a_shape_that_the_loaded_engine_cannot_run_is_refused(command: Command, 
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_any_arm(
-    command: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str, mode: str
+    command: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str, mode: str
 ) -> None:
     monkeypatch.setattr(ArmProcess, "__init__", lambda *_: pytest.fail("an arm was started"))
     ended = command("--precisions=bf16", *arguments, "--mode", mode)
     assert ended.code == 2
-    assert [said in line for line in ended.err.splitlines() if line.startswith("moe-eval: ")] == [True]
+    assert [sentence in line for line in ended.err.splitlines() if line.startswith("moe-eval: ")] == [True]
     assert ended.err.splitlines()[-1].startswith("moe-eval: ")
     assert ended.out == ""
     assert not ended.folder.exists()
 
 
 @pytest.mark.parametrize(
-    ("variables", "arguments", "said"),
+    ("variables", "arguments", "sentence"),
     [
-        ({"NSYS_PROFILING_SESSION_ID": "7"}, [], "timed under Nsight Systems; run without it (for a trace give --mode"),
-        ({}, ["--layerwise_nvtx"], "--layerwise_nvtx slows every layer down; give it with --mode nsys"),
+        ({"NSYS_PROFILING_SESSION_ID": "7"}, [], "timed under Nsight Systems"),
+        ({}, ["--layerwise_nvtx"], "--layerwise_nvtx slows every layer down. Give it with --mode nsys."),
     ],
 )
 def test_what_is_for_a_trace_alone_is_refused_where_time_is_measured(
-    command: Command, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], arguments: list[str], said: str
+    command: Command, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], arguments: list[str], sentence: str
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     ended = command("--precisions", "bf16", *arguments, "--mode", "perf")
     assert ended.code == 2
-    assert said in ended.err.splitlines()[-1]
+    assert sentence in ended.err.splitlines()[-1]
     assert not ended.folder.exists()

@@ -24,6 +24,7 @@ from mlflow.entities import Run
 
 from moe_eval.cli import main
 from moe_eval.records import by_arm
+from moe_eval.records.labels import Status
 from moe_eval.runner import fit
 from moe_eval.runner.folder import RunFolder
 from tests.conftest import ROOT
@@ -44,8 +45,8 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     running.send_signal(signal.SIGKILL)
     running.communicate()
     stamps = {file: file.stat().st_mtime_ns for file in (folder / "arms" / "bf16").glob("*_*.json")}
-    assert len(stamps) >= 4, "the first arm's steps were on disk"
-    assert {arm.name: (arm.perf or {})["status"] for arm in by_arm.read(folder)} == {"bf16": "finished"}
+    assert len(stamps) >= 4, "the first arm's tasks were on disk"
+    statuses = {arm.name: arm.latency and arm.latency.status for arm in by_arm.read(folder)}
+    assert statuses == {"bf16": Status.FINISHED}
     again = start(folder)
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err[-3000:]
@@ -76,62 +78,67 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_every_record_is_there(ran: tuple[Path, str]) -> None:
     folder, _ = ran
     run = read(folder / "run.json")
-    assert (run["status"], run["evaluators"]["fp8"]) == ("finished", ["perplexity"])
-    assert ["fp8", "latency", "it is emulated, so its speed says nothing"] in run["skipped"]
+    assert (run["status"], run["evaluators"]["fp8"]) == ("finished", ["quality"])
+    reason = "it is emulated, so its speed says nothing"
+    assert {"arm": "fp8", "evaluator": "latency", "reason": reason} in run["skipped"]
     perf = read(folder / "perf_bf16_cpu.json")
     assert (perf["status"], [row["batch_size"] for row in perf["shapes"]]) == ("finished", [1, 2])
     for row in perf["shapes"]:
-        assert len(row["metrics"]["e2e_ms"]["samples"]) == 2
+        assert len(row["figures"]["metrics"]["e2e_ms"]["samples"]) == 2
         assert row["experts_per_layer_step"] >= 4
         assert row["floors"]["decode_step"]["predicted_ms"] > 0
     for arm in ("bf16", "fp8"):
         ppl = read(folder / f"ppl_{arm}_cpu.json")
-        assert (ppl["num_chunks"], ppl["reference"], ppl["emulated"]) == (12, "bf16", arm == "fp8")
-        assert ppl["divergence"]["mean"] == 0 if arm == "bf16" else ppl["divergence"]["mean"] > 1e-4
-        assert ppl["noise_floor"]["divergence"]["mean"] < 1e-2
+        assert (ppl["figures"]["num_chunks"], ppl["emulated"]) == (12, arm == "fp8")
+    comparison = read(folder / "comparison.json")
+    assert comparison["reference"] == "bf16"
+    assert comparison["pairs"][0]["quality"]["divergence"]["mean"] > 1e-4
+    assert read(folder / "ppl_bf16_cpu.json")["noise_floor"]["divergence"]["mean"] < 1e-2
     kernels = read(folder / "kernels_bf16_cpu_b2_i64_o4.json")
     assert (kernels["status"], set(kernels["phases"]) >= {"prefill", "decode"}) == ("finished", True)
     assert (folder / "arms" / "bf16" / kernels["trace"]).is_file()
-    assert {read(file)["run_id"] for kind in ("perf", "ppl", "kernels") for file in folder.glob(f"{kind}_*.json")} == {
-        run["run_id"]
-    }
+    assert {
+        read(file)["origin"]["run_id"] for kind in ("perf", "ppl", "kernels") for file in folder.glob(f"{kind}_*.json")
+    } == {run["run_id"]}
 
 
 def runs(folder: Path) -> dict[str, Run]:
     client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
-    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    return {str(each.info.run_name): each for each in found}
+    logged = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return {str(run.info.run_name): run for run in logged}
 
 
-def test_mlflow_has_one_parent_and_a_child_for_each_arm_with_the_same_keys(ran: tuple[Path, str]) -> None:
+def test_mlflow_has_one_parent_and_a_child_for_each_arm(ran: tuple[Path, str]) -> None:
     folder, out = ran
-    found = runs(folder)
-    assert {name: each.info.status for name, each in found.items()} == dict.fromkeys(
+    logged = runs(folder)
+    assert {name: run.info.status for name, run in logged.items()} == dict.fromkeys(
         ("moe-eval run", "bf16", "fp8"), "FINISHED"
     )
-    parent = found["moe-eval run"].info.run_id
+    parent = logged["moe-eval run"].info.run_id
     assert out.count(parent) == 2, "it is the run that was opened before the work, and before the kill"
     for arm in ("bf16", "fp8"):
-        assert found[arm].data.tags["mlflow.parentRunId"] == parent
-        assert found[arm].data.tags["moe_eval.checkpoint.precision"] == arm
-    one, two = (found[arm].data.metrics for arm in ("bf16", "fp8"))
-    assert one.keys() == two.keys()
+        assert logged[arm].data.tags["mlflow.parentRunId"] == parent
+        assert logged[arm].data.tags["moe_eval.checkpoint.precision"] == arm
+    bf16, fp8 = (logged[arm].data.metrics for arm in ("bf16", "fp8"))
     perf, ppl = read(folder / "perf_bf16_cpu.json"), read(folder / "ppl_fp8_cpu.json")
     for row in perf["shapes"]:
-        assert one[f"speed/{row['name']}/e2e_ms"] == row["metrics"]["e2e_ms"]["median"]
-        assert math.isnan(two[f"speed/{row['name']}/e2e_ms"]), "an emulated arm has no speed"
-    assert two["quality/token_ppl"] == ppl["perplexity"]
-    assert two["quality/kld_mean"] == ppl["divergence"]["mean"]
-    assert one["quality/kld_mean"] == 0
-    assert one["kernels/b1_i64_o4/decode/expert_gemm_ms"] > 0
-    assert [each.dataset.digest for each in found["fp8"].inputs.dataset_inputs] == [ppl["dataset_digest"][:16]]
+        assert bf16[f"latency/{row['name']}/e2e_ms"] == row["figures"]["metrics"]["e2e_ms"]["median"]
+    assert not [key for key in fp8 if key.startswith(("latency/", "kernels/"))], "an emulated arm has no speed"
+    assert not any(math.isnan(value) for value in (*bf16.values(), *fp8.values()))
+    assert fp8["quality/token_ppl"] == ppl["figures"]["perplexity"]
+    divergence = read(folder / "comparison.json")["pairs"][0]["quality"]["divergence"]
+    assert fp8["quality/kld_mean"] == divergence["mean"]
+    assert bf16["kernels/b1_i64_o4/decode/expert_gemm_ms"] > 0
+    inputs = [entry.dataset.digest for entry in logged["fp8"].inputs.dataset_inputs]
+    assert inputs == [ppl["figures"]["dataset_digest"][:16]]
 
 
 def test_artifacts_are_the_records_and_traces_and_hold_no_secret(ran: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = ran
     client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
     stored = {
-        name: {each.path for each in client.list_artifacts(run.info.run_id)} for name, run in runs(folder).items()
+        name: {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+        for name, run in runs(folder).items()
     }
     assert {"run.json", "rates.json"} <= stored["moe-eval run"]
     assert stored["fp8"] == {"ppl_fp8_cpu.json"}
@@ -152,10 +159,10 @@ def test_artifacts_are_the_records_and_traces_and_hold_no_secret(ran: tuple[Path
 
 def test_logging_again_changes_nothing(ran: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = ran
-    before = {name: each.info.run_id for name, each in runs(folder).items()}
+    before = {name: run.info.run_id for name, run in runs(folder).items()}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'own.db'}")
     assert main(["log", str(folder)]) == 0
-    assert {name: each.info.run_id for name, each in runs(folder).items()} == before
+    assert {name: run.info.run_id for name, run in runs(folder).items()} == before
 
 
 def test_a_store_that_breaks_in_the_middle_keeps_nothing_half_made(
@@ -168,9 +175,9 @@ def test_a_store_that_breaks_in_the_middle_keeps_nothing_half_made(
         assert main(["log", str(folder)]) == 2
     assert f"log it later with `moe-eval log {folder}`" in capsys.readouterr().err
     client = MlflowClient(f"sqlite:///{tmp_path / 'other.db'}")
-    assert client.search_runs([each.experiment_id for each in client.search_experiments()]) == []
+    assert client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]) == []
     assert main(["log", str(folder)]) == 0
-    assert len(client.search_runs([each.experiment_id for each in client.search_experiments()])) == 3
+    assert len(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])) == 3
 
 
 def test_the_comparison_and_the_report_are_on_disk_and_on_the_parent(ran: tuple[Path, str]) -> None:
@@ -178,12 +185,12 @@ def test_the_comparison_and_the_report_are_on_disk_and_on_the_parent(ran: tuple[
     comparison = read(folder / "comparison.json")
     (pair,) = comparison["pairs"]
     assert (comparison["reference"], pair["other"], pair["verdict"]) == ("bf16", "fp8", "inconclusive")
-    assert f"Verdict: {pair['sentence']}." in out
+    assert f"Verdict: {pair['sentence']}" in out
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert html.escape(pair["sentence"]) in page
-    assert pair["sentence"].split(";")[0] in (folder / "report.md").read_text(encoding="utf-8")
+    assert pair["sentence"].split(".")[0] in (folder / "report.md").read_text(encoding="utf-8")
     client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
-    stored = {each.path for each in client.list_artifacts(runs(folder)["moe-eval run"].info.run_id)}
+    stored = {artifact.path for artifact in client.list_artifacts(runs(folder)["moe-eval run"].info.run_id)}
     assert {"comparison.json", "report.html", "report.md"} <= stored
 
 
@@ -216,13 +223,16 @@ def test_arms_are_compared_again_from_mlflow_as_from_the_folder(
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence(
-    ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    ran: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     case: tuple[list[str], str],
-) -> None:  # fmt: skip
+) -> None:
     sources, words = case
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{ran[0].parent / 'own.db'}")
-    given = [each.replace("{folder}", str(ran[0])) for each in sources]
-    assert main(["compare", *given, "--output_dir", str(tmp_path / "out")]) == 2
+    words_of_sources = [source.replace("{folder}", str(ran[0])) for source in sources]
+    assert main(["compare", *words_of_sources, "--output_dir", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("moe-eval: ")
     assert words in line
@@ -230,7 +240,7 @@ def test_what_cannot_be_compared_is_one_sentence(
 
 def test_the_plan_was_shown_first(ran: tuple[Path, str]) -> None:
     _, out = ran
-    assert out.startswith("Plan:\n  bf16: perplexity, latency, kernels; about ")
+    assert out.startswith("Plan:\n  bf16: quality, latency, kernels; about ")
     assert "skipped: fp8 kernels: it is emulated" in out
     assert "b1_i64_o4, b2_i64_o4; sequential, 2 iterations each" in out
 
@@ -243,9 +253,12 @@ def test_the_plan_was_shown_first(ran: tuple[Path, str]) -> None:
     ],
 )
 def test_a_folder_with_another_run_is_left_alone(
-    ran: tuple[Path, str], capsys: pytest.CaptureFixture[str], options: list[str], words: str,
+    ran: tuple[Path, str],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     before = (ran[0] / "run.json").read_bytes()
     assert main(["run", *OPTIONS, *options, "--output_dir", str(ran[0])]) == 2
@@ -276,7 +289,7 @@ def test_a_run_that_goes_on_is_planned_as_it_began_and_when_its_processes_have_e
 
 def test_a_dry_run_shows_the_plan_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *OPTIONS, "--dry_run", "--output_dir", str(tmp_path / "out")]) == 0
-    assert "fp8 (emulated): perplexity" in capsys.readouterr().out
+    assert "fp8 (emulated): quality" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,20 +297,20 @@ def test_the_example_in_the_repository_is_a_plan(tmp_path: Path, capsys: pytest.
     example = ROOT / "docs" / "run.yaml"
     assert main(["run", "--config", str(example), "--dry_run", "--output_dir", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "bf16: perplexity, latency, kernels" in out
-    assert "nvfp4 (emulated): perplexity" in out
+    assert "bf16: quality, latency, kernels" in out
+    assert "nvfp4 (emulated): quality" in out
     assert "b1_i128_o16, b4_i128_o16" in out
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--evaluators", "speed"], "perplexity, latency, kernels"),
-        (["--evaluators", ""], "perplexity, latency, kernels"),
-        (["--num_iterations", "0"], "--num_iterations 0 is too few"),
-        (["--warmup_iterations", "2"], "give 5 or more"),
+        (["--evaluators", "speed"], "quality, latency, kernels. Did you mean latency?"),
+        (["--evaluators", ""], "quality, latency, kernels"),
+        (["--num_iterations", "0"], "--num_iterations 0 is out of range"),
+        (["--warmup_iterations", "2"], "Give 5 or more"),
         (["--timeout", "0"], "--timeout 0"),
-        (["--batch_size", "many"], "whole numbers"),
+        (["--batch_size", "many"], "a whole number or a list of them"),
         (["--dataset", "no_such_text"], "no_such_text"),
         (["--input_len", "1021", "--output_len", "9"], "1030"),
     ],
@@ -306,7 +319,7 @@ def test_bad_input_is_one_sentence_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
 ) -> None:
     assert main(["run", *OPTIONS, *options, "--output_dir", str(tmp_path / "out")]) == 2
-    found = capsys.readouterr()
-    assert words in found.err
-    assert "Traceback" not in found.err
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert "Traceback" not in shown.err
     assert not (tmp_path / "out").exists()

@@ -37,18 +37,18 @@ def runs(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     started = {}
     for name, options, double in (("trtllm", TRTLLM, "v1_4_0rc1"), ("vllm", VLLM, "vllm_0_22")):
         folder = tmp_path_factory.mktemp(name)
-        how = {"folder": folder, "double": DOUBLES / double, "program": "moe-eval"}
-        started[name] = commands.start(*common, *options, **how), folder
-    found = {}
+        place = {"folder": folder, "double": DOUBLES / double, "program": "moe-eval"}
+        started[name] = commands.start(*common, *options, **place), folder
+    records_by_engine = {}
     for name, (running, folder) in started.items():
         ended = running.wait(600)
         assert ended.code == 0, ended.err[-3000:]
         assert not ended.left
-        found[name] = (
+        records_by_engine[name] = (
             ended,
-            {file.name: json.loads(file.read_text()) for file in sorted((folder / "records").glob("*.json"))},
+            {file.name: json.loads(file.read_text()) for file in sorted((folder / "records").glob("*_*.json"))},
         )
-    return found
+    return records_by_engine
 
 
 def check_figures(record: dict[str, Any]) -> None:
@@ -56,46 +56,51 @@ def check_figures(record: dict[str, Any]) -> None:
     for row in record["shapes"]:
         samples = [sample for block in row["blocks"] for sample in block]
         assert len(samples) == row["num_iterations"] == ITERATIONS
-        assert set(row["sources"]) == {"host", "engine"}
-        for source, medians in row["sources"].items():
+        figures = row["figures"]
+        assert set(figures["sources"]) == {"host", "engine"}
+        for source, medians in figures["sources"].items():
             for name, moment in (("ttft_ms", "first"), ("e2e_ms", "last")):
-                assert medians[name] == pytest.approx(1000 * statistics.median(one[moment][source] for one in samples))
-        whole = [one["last"]["host"] for one in samples]
-        first = [one["first"]["engine"] for one in samples]
-        steps = [(one["last"]["engine"] - one["first"]["engine"]) / (MADE - 1) for one in samples]
+                seconds = [sample[moment][source] for sample in samples]
+                assert medians[name] == pytest.approx(1000 * statistics.median(seconds))
+        whole = [sample["last"]["host"] for sample in samples]
+        first = [sample["first"]["engine"] for sample in samples]
+        steps = [(sample["last"]["engine"] - sample["first"]["engine"]) / (MADE - 1) for sample in samples]
         expected = {
-            "ttft_ms": ("engine", [1000 * each for each in first]),
-            "tpot_ms": ("engine", [1000 * each for each in steps]),
-            "e2e_ms": ("host", [1000 * each for each in whole]),
-            "output_tok_s": ("host", [row["batch_size"] * MADE / each for each in whole]),
-            "prefill_tok_s": ("engine", [row["batch_size"] * READ / each for each in first]),
+            "ttft_ms": ("engine", [1000 * seconds for seconds in first]),
+            "tpot_ms": ("engine", [1000 * seconds for seconds in steps]),
+            "e2e_ms": ("host", [1000 * seconds for seconds in whole]),
+            "output_tok_s": ("host", [row["batch_size"] * MADE / seconds for seconds in whole]),
+            "prefill_tok_s": ("engine", [row["batch_size"] * READ / seconds for seconds in first]),
         }
         for name, (source, values) in expected.items():
-            assert row["metrics"][name]["source"] == source
-            assert row["metrics"][name]["samples"] == pytest.approx(values)
-            assert row["metrics"][name]["median"] == pytest.approx(statistics.median(values))
+            assert figures["metrics"][name]["source"] == source
+            assert figures["metrics"][name]["samples"] == pytest.approx(values)
+            assert figures["metrics"][name]["median"] == pytest.approx(statistics.median(values))
         assert min(row["warmup_iterations"]) >= 5
 
 
 def test_tensorrt_llm_leaves_a_record_with_its_labels(runs: dict[str, Run]) -> None:
     ended, records = runs["trtllm"]
     record = records["perf_bf16_cpu.json"]
-    assert list(records) == ["perf_bf16_cpu.json", f"workload_{record['workload']['digest']}.json"]
-    assert (record["status"], record["error"], record["reference"]) == ("finished", None, None)
+    names = {"perf_bf16_cpu.json", "perf_comparison.json", "perf_run.json", "perf_rates.json"}
+    assert set(records) == names | {f"workload_{record['workload']['digest']}.json"}
+    assert (record["status"], record["error"]) == ("finished", None)
+    assert records["perf_comparison.json"]["reference"] == "bf16"
     check_figures(record)
     engine = record["labels"]["engine"]
     assert (engine["name"], engine["version"], engine["worker"]) == ("trtllm", "1.4.0rc1", "in_process")
     assert (record["quant_algo"], record["weights"], engine["max_batch"]) == ("none", "checkpoint", 1)
     assert record["moe_backend"] == "TrtllmCutlassFusedMoeImpl"
-    assert record["routing"] == "not measured: TensorRT-LLM does not tell which experts tokens go through"
+    assert record["routing"] is None
+    assert record["no_routing"] == "not measured: TensorRT-LLM does not tell which experts tokens go through"
     assert record["shapes"][0]["experts_per_layer_step"] is None
     assert "| bf16 | 1 " in ended.out
 
 
 def test_tensorrt_llm_was_loaded_once_and_asked_for_no_more_than_it_says(runs: dict[str, Run]) -> None:
     ended, records = runs["trtllm"]
-    (made,) = [event for event in ended.events if event["event"] == "construct"]
-    assert made["kwargs"]["max_batch_size"] == 1
+    (construct,) = [event for event in ended.events if event["event"] == "construct"]
+    assert construct["kwargs"]["max_batch_size"] == 1
     (warm_ups,) = records["perf_bf16_cpu.json"]["shapes"][0]["warmup_iterations"]
     prompts = [event["prompt_len"] for event in ended.events if event["event"] == "request"]
     # a warm-up is one call, an iteration one for the first token and one for all; the rest is the self-test
@@ -104,7 +109,7 @@ def test_tensorrt_llm_was_loaded_once_and_asked_for_no_more_than_it_says(runs: d
 
 def test_vllm_leaves_a_record_for_each_precision(runs: dict[str, Run]) -> None:
     ended, records = runs["vllm"]
-    assert list(records)[:-1] == ["perf_bf16_cpu.json", "perf_fp8_cpu.json"]
+    assert {"perf_bf16_cpu.json", "perf_fp8_cpu.json", "perf_comparison.json"} <= set(records)
     for precision in ("bf16", "fp8"):
         record = records[f"perf_{precision}_cpu.json"]
         assert (record["status"], record["error"], record["precision"]) == ("finished", None, precision)
@@ -115,10 +120,10 @@ def test_vllm_leaves_a_record_for_each_precision(runs: dict[str, Run]) -> None:
         assert (record["weights"], engine["max_batch"], engine["gpus"]) == ("checkpoint", 2, 0)
         assert f"| {precision} " in ended.out
     bf16, fp8 = (records[f"perf_{precision}_cpu.json"] for precision in ("bf16", "fp8"))
-    assert (bf16["quant_algo"], bf16["reference"], fp8["reference"]) == ("none", None, "bf16")
+    assert (bf16["quant_algo"], records["perf_comparison.json"]["reference"]) == ("none", "bf16")
     assert "FP8" in fp8["quant_algo"]
     assert "while loading" in fp8["quant_algo"], "the folder holds BF16"
-    loaded = [each["labels"]["engine"]["weight_bytes"] for each in (bf16, fp8)]
+    loaded = [record["labels"]["engine"]["weight_bytes"] for record in (bf16, fp8)]
     assert loaded[1]["experts"] < 0.6 * loaded[0]["experts"]
     assert bf16["workload"] == fp8["workload"]
 
@@ -139,7 +144,9 @@ def of_transformers() -> tuple[list[list[int]], list[Any]]:
 def test_vllm_s_routing_is_counted_apart_from_the_timing(
     runs: dict[str, Run], of_transformers: tuple[list[list[int]], list[Any]]
 ) -> None:
-    *records, workload = runs["vllm"][1].values()
+    files = runs["vllm"][1]
+    records = [files["perf_bf16_cpu.json"], files["perf_fp8_cpu.json"]]
+    (workload,) = [content for name, content in files.items() if name.startswith("workload_")]
     prompts, routed = of_transformers
     assert workload["pool"] == prompts
     for record in records:
@@ -158,6 +165,7 @@ def test_vllm_s_routing_is_counted_apart_from_the_timing(
             expected = np.stack([np.bincount(chosen[:, at].ravel(), minlength=EXPERTS) for at in range(LAYERS)])
             # bfloat16 in another order, and FP8, move a token whose scores are close
             assert np.abs(load - expected).sum() < 0.1 * 2 * expected.sum()
-    versus = [row["versus_reference"] for row in runs["vllm"][1]["perf_fp8_cpu.json"]["shapes"]]
-    assert [each["unchecked_because"] for each in versus] == [None, None]
-    assert all(each["fair"] is (each["unfair_because"] is None) for each in versus)
+    (pair,) = files["perf_comparison.json"]["pairs"]
+    fairness = [shape["fairness"] for shape in pair["shapes"]]
+    assert [fair["is_fair"] is None for fair in fairness] == [False, False]
+    assert all(fair["is_fair"] is (fair["reason"] is None) for fair in fairness)

@@ -183,7 +183,7 @@ class Process:
         )
 
     def _do_warm_up(self, arguments: Mapping[str, Any]) -> WarmUp:
-        return WarmUp((1.0,) * arguments["least"], "noise below 0.5 %")
+        return WarmUp((1.0,) * arguments["minimum"], "noise below 0.5 %")
 
     def _do_measure(self, arguments: Mapping[str, Any]) -> list[Sample]:
         started, ended = 1.0, 2.0

@@ -100,8 +100,8 @@ def parsed(text: str) -> Page:
             assert str(attributes["href"])[1:] in ids
         for target in re.findall(r"url\(#(.+?)\)", " ".join(map(str, attributes.values()))):
             assert target in ids
-    words = " ".join(parser.text)
-    assert not re.search(r"\b(nan|inf|None|null|undefined)\b", words), words
+    sentences = " ".join(parser.text)
+    assert not re.search(r"\b(nan|inf|None|null|undefined)\b", sentences), sentences
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         root = ET.fromstring(svg)
         assert root.get("role") == "img"

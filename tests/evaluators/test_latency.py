@@ -37,10 +37,10 @@ def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: TimedEngine
     (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     assert [call.max_new_tokens for call in engine.calls] == [1, 5]
     assert all(call.ignore_eos and call.timed and call.temperature == 0 for call in engine.calls)
-    assert found.first == pytest.approx({"host": 0.1})
-    assert found.last == pytest.approx({"host": 0.5})
-    assert (found.started, found.ended) == pytest.approx((100.1, 100.6)), "of the second call"
-    assert (found.request_first, found.energy_j) == (None, None)
+    assert sample.first == pytest.approx({"host": 0.1})
+    assert sample.last == pytest.approx({"host": 0.5})
+    assert (sample.started, sample.ended) == pytest.approx((100.1, 100.6)), "of the second call"
+    assert (sample.request_first, sample.energy_j) == (None, None)
 
 
 def test_as_many_samples_as_asked_for(engine: TimedEngine) -> None:
@@ -57,17 +57,17 @@ def test_another_number_of_tokens_than_asked_for_is_no_timing(engine: TimedEngin
 
 def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(engine: TimedEngine) -> None:
     engine.times = [(0.11, 0.41), (0.15, 0.45), (0.12, 0.49)]
-    (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
-    assert found.first == pytest.approx({"host": 0.1, "engine": 0.15})
-    assert found.last == pytest.approx({"host": 0.5, "engine": 0.49})
-    assert found.request_first == 0.12
+    (sample,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+    assert sample.first == pytest.approx({"host": 0.1, "engine": 0.15})
+    assert sample.last == pytest.approx({"host": 0.5, "engine": 0.49})
+    assert sample.request_first == 0.12
 
 
 def test_times_of_some_requests_are_no_times_of_the_batch(engine: TimedEngine) -> None:
     engine.times = [(0.11, 0.41), None, (0.12, 0.49)]
-    (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
-    assert set(found.first) == set(found.last) == {"host"}
-    assert found.request_first is None
+    (sample,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+    assert set(sample.first) == set(sample.last) == {"host"}
+    assert sample.request_first is None
 
 
 @pytest.mark.parametrize(("worker", "expected"), [("in_process", {"host", "cuda_events"}), ("spawned", {"host"})])
@@ -115,8 +115,8 @@ def test_energy_is_what_nvml_counts_over_a_call_that_is_long_enough(
 
     engine.during = burn
     with Nvml.open([ONE]) as nvml:
-        (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, nvml)
-    assert found.energy_j == joules
+        (sample,) = latency.measure(engine, PROMPTS, SHAPE, 1, nvml)
+    assert sample.energy_j == joules
 
 
 @pytest.mark.parametrize(("device", "refused"), [("cuda:0", True), ("cpu", False)])
@@ -128,7 +128,7 @@ def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
     traced.facts = replace(engine.facts, device=device)
     latency.mark_traced(traced)
     if refused:
-        with pytest.raises(UsageError, match="name moe_latency before moe_kernels, or time in a fresh process"):
+        with pytest.raises(UsageError, match="Name moe_latency before moe_kernels, or time in a fresh process"):
             latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     else:
         assert latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
@@ -136,14 +136,14 @@ def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
 
 def warmed(engine: TimedEngine, seconds: Sequence[float], least: int) -> latency.WarmUp:
     engine.seconds = lambda call, _: seconds[min(call, len(seconds) - 1)]
-    found = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, least)
-    assert found.seconds == pytest.approx([*seconds, *[seconds[-1]] * 999][: len(engine.calls)])
+    warm_up = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, minimum)
+    assert warm_up.seconds == pytest.approx([*seconds, *[seconds[-1]] * 999][: len(engine.calls)])
     assert {call.max_new_tokens for call in engine.calls} == {5}, "whole iterations"
-    return found
+    return warm_up
 
 
 @pytest.mark.parametrize(
-    ("seconds", "least", "count"),
+    ("seconds", "minimum", "count"),
     [
         ([0.2], 5, 5),
         ([0.2], 9, 9),
@@ -156,21 +156,21 @@ def warmed(engine: TimedEngine, seconds: Sequence[float], least: int) -> latency
 def test_a_warm_up_ends_when_times_have_settled(
     engine: TimedEngine, seconds: Sequence[float], least: int, count: int
 ) -> None:
-    found = warmed(engine, seconds, least)
-    assert len(found.seconds) == pytest.approx(count, abs=1 if count >= 10 else 0)  # sums of floats
-    assert found.ended == "noise of the last 5 below 0.5 %"
+    warm_up = warmed(engine, seconds, minimum)
+    assert len(warm_up.seconds) == pytest.approx(count, abs=1 if count >= 10 else 0)  # sums of floats
+    assert warm_up.ended == "noise of the last 5 below 0.5 %"
 
 
 @pytest.mark.parametrize(
-    ("each", "least", "count"),
+    ("duration", "minimum", "count"),
     [(1.0, 5, 20), (1.0, 25, 25), (12.0, 5, 6), (40.0, 5, 5)],  # 20 iterations, or 15 s beyond the least
 )
 def test_a_warm_up_that_never_settles_ends(
     engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, each: float, least: int, count: int
 ) -> None:
     monkeypatch.setattr(latency.stats, "settled", lambda _: None)
-    found = warmed(engine, [each], least)
-    assert (len(found.seconds), found.ended) == (count, "it did not settle")
+    warm_up = warmed(engine, [duration], minimum)
+    assert (len(warm_up.seconds), warm_up.ended) == (count, "it did not settle")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_nothing_is_timed_under_a_profiler(
     monkeypatch.setenv(variable, "1")
     for timed in (
         lambda: latency.measure(engine, PROMPTS, SHAPE, 1, BLIND),
-        lambda: arm_tasks.warm_up(engine, None, shape=vars(SHAPE), workload="", least=5),
+        lambda: arm_tasks.warm_up(engine, None, shape=vars(SHAPE), workload="", minimum=5),
     ):
         with pytest.raises(UsageError, match=f"timed under {title}"):
             timed()

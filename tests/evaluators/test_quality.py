@@ -3,80 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
-from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
+from lm_eval.tasks.wikitext.preprocess_wikitext import process_results
 
 from moe_eval import stats
-from moe_eval.data import scoring_windows
-from moe_eval.data.scoring_windows import WindowSet
-from moe_eval.data.window import Window
-from moe_eval.engines.base import WindowScores, unheard
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import quality
 from moe_eval.evaluators.quality import Scores
-
-Array = npt.NDArray[Any]
-ALPHABET = " =\nabcdefgh,."
-PREFIX = len(ALPHABET)
-VOCABULARY = PREFIX + 1
-PAGES = [f" = {letter} = \n " + f"a {letter} , b . \n {letter}c d " * (3 + at) for at, letter in enumerate("defgh")]
-
-
-class Table:
-    """An engine with a row of log-probabilities for every token."""
-
-    def __init__(self, distance: float = 0.0, max_length: int = 64, better: float = 0.0) -> None:
-        logits = np.random.default_rng(0).normal(0, 1.5, (VOCABULARY, VOCABULARY))
-        logits = logits + np.random.default_rng(1).normal(0, distance, logits.shape)
-        self.rows = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) + better
-        self.facts = SimpleNamespace(max_length=max_length)
-        self.asked: list[int] = []
-
-    def score(
-        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
-    ) -> list[WindowScores]:
-        self.asked.append(top_k)
-        windows = [self._scores(window, min(top_k, VOCABULARY)) for window in windows]
-        for index in reversed(range(len(windows))):
-            done(index, windows[index])
-        return windows
-
-    def _scores(self, window: Window, k: int) -> WindowScores:
-        rows = self.rows[list(window.inputs)][-len(window.continuation) :]
-        ids = np.argsort(-rows, axis=1, kind="stable")[:, :k]
-        own = np.array(window.continuation)
-        return WindowScores(
-            logprobs=rows[np.arange(len(own)), own].astype(np.float32),
-            greedy=rows.argmax(1) == own,
-            top_ids=ids.astype(np.int64),
-            top_logprobs=np.take_along_axis(rows, ids, 1).astype(np.float32),
-        )
-
-    def of_page(self, page: str) -> Array:
-        """Every token's log-probability, without windows."""
-        tokens = encode(wikitext_detokenizer({"page": page}))
-        return self.rows[[PREFIX, *tokens[:-1]], tokens]
-
-
-def encode(text: str) -> list[int]:
-    return [ALPHABET.index(letter) for letter in text]
-
-
-def cut(input_len: int = 16, num_chunks: int = 0) -> WindowSet:
-    return scoring_windows.cut(PAGES, encode, PREFIX, input_len, num_chunks)
-
-
-def measure(table: Table, windows: WindowSet, top_k: int = 5) -> Scores:
-    return quality.measure(table, windows, top_k)  # type: ignore[arg-type]
+from tests.doubles.table_engine import PAGES, VOCABULARY, Table, cut, measure
 
 
 @pytest.mark.parametrize("input_len", [1, 16, 64])
@@ -134,7 +73,7 @@ def test_scores_fall_apart_by_document_and_by_window() -> None:
 def test_measuring_asks_for_64_top_tokens_and_tells_of_every_window() -> None:
     table, windows, indices = Table(), cut(), []
     scores = quality.measure(table, windows, done=lambda index, _: indices.append(index))  # type: ignore[arg-type]
-    assert table.asked == [quality.TOP_K] == [64]
+    assert table.top_ks == [quality.TOP_K] == [64]
     assert sorted(indices) == list(range(len(windows.windows)))
     assert scores.top_ids.shape == (len(scores.logprobs), VOCABULARY)
 

@@ -50,8 +50,8 @@ def drawn(chart: Chart | None) -> tuple[Figure, Axes]:
 
 def boxes(axes: Axes, start: str) -> dict[str, Rectangle]:
     """Bars by the rest of their id."""
-    named = {str(patch.get_gid()): patch for patch in axes.patches if isinstance(patch, Rectangle)}
-    return {name.removeprefix(start): patch for name, patch in named.items() if name.startswith(start)}
+    patches = {str(patch.get_gid()): patch for patch in axes.patches if isinstance(patch, Rectangle)}
+    return {name.removeprefix(start): patch for name, patch in patches.items() if name.startswith(start)}
 
 
 def whiskers(axes: Axes) -> dict[str, ErrorbarContainer]:

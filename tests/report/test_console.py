@@ -59,10 +59,10 @@ def test_a_terminal_gets_a_display_with_failures_above_it(monkeypatch: pytest.Mo
     terminal = _Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     _show_tasks()
-    shown = terminal.getvalue()
-    assert "moe-eval: fp8 latency_b1 failed after 0.0 s: Out of memory." in shown
-    assert "2/2" in shown
-    assert "began" not in shown
+    output = terminal.getvalue()
+    assert "moe-eval: fp8 latency_b1 failed after 0.0 s: Out of memory." in output
+    assert "2/2" in output
+    assert "began" not in output
 
 
 def test_sentences_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:

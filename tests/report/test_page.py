@@ -71,8 +71,8 @@ def test_the_speed_table_row_by_row() -> None:
         "tpot_ms": "time per output token, ms",
     }
     for shape in comparison.pairs[0].shapes:
-        for metric, words in metrics.items():
-            (cells,) = [row for row in rows if row[:2] == [shape.name, words]]
+        for metric, label in metrics.items():
+            (cells,) = [row for row in rows if row[:2] == [shape.name, label]]
             row = dict(zip(heads, cells, strict=True))
             ratio, sides = ratio_of(shape, metric), shape.figures[metric]
             assert ratio is not None
@@ -108,11 +108,11 @@ def test_time_per_step_adds_up_as_shown() -> None:
 def test_verdicts_come_first_and_headings_are_in_order() -> None:
     comparison = compared_arms.comparison()
     page = read(comparison)
-    words = "".join(page.text)
+    page_text = "".join(page.text)
     sentences = [text for pair in comparison.pairs for text in (pair.sentence, pair.because, pair.settled_by) if text]
-    places = [words.index(text) for text in sentences]
+    places = [page_text.index(text) for text in sentences]
     assert places == sorted(places)
-    assert max(places) < words.index("Speed-up of end-to-end time")
+    assert max(places) < page_text.index("Speed-up of end-to-end time")
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -127,10 +127,10 @@ def test_verdicts_come_first_and_headings_are_in_order() -> None:
         "How it was measured",
     ]
     assert [text for text in page.text if text in titles][: len(titles)] == titles
-    assert "GPU: NVIDIA H100 80GB HBM3 against NVIDIA B200" in words
-    assert "CUDA out of memory <at load>" in words
-    assert "wikitext_local" in words
-    assert "each was loaded again in every block" in words
+    assert "GPU: NVIDIA H100 80GB HBM3 against NVIDIA B200" in page_text
+    assert "CUDA out of memory <at load>" in page_text
+    assert "wikitext_local" in page_text
+    assert "each was loaded again in every block" in page_text
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +162,14 @@ def test_the_page_needs_nothing_beside_it_and_can_be_read_without_seeing(drawn_p
 
 def test_charts_hold_the_numbers_in_words() -> None:
     svgs = re.findall(r"<svg.*?</svg>", html(compared_arms.comparison()), re.DOTALL)
-    words = [ET.fromstring(svg).findtext(f"{NS}desc") for svg in svgs]
-    assert words[0] == (
+    descriptions = [ET.fromstring(svg).findtext(f"{NS}desc") for svg in svgs]
+    assert descriptions[0] == (
         "fp8 at batch 1: 1.040x (0.981x to 1.102x). fp8 at batch 8: 1.292x (1.268x to 1.317x). fp8 at batch 32: "
         "1.443x (1.441x to 1.445x). Above 1x is faster than the reference."
     )
-    assert any("fp8: +0.00401 (+0.00239 to +0.00563). nvfp4: +0.02310 (+0.01830 to +0.02790)" in str(t) for t in words)
+    assert any(
+        "fp8: +0.00401 (+0.00239 to +0.00563). nvfp4: +0.02310 (+0.01830 to +0.02790)" in str(t) for t in descriptions
+    )
 
 
 def test_the_page_is_the_same_each_time(drawn_page: str) -> None:

@@ -80,8 +80,8 @@ NOTHING: Mapping[str, tuple[Mapping[str, object], str]] = {
 @pytest.mark.parametrize("part", NOTHING)
 def test_a_missing_part_takes_its_charts_and_columns_with_it(part: str) -> None:
     values, lost = NOTHING[part]
-    words = "".join(read(with_shapes(lambda shape: replace(shape, **values))).text)  # type: ignore[arg-type]
-    assert lost not in words
+    page_text = "".join(read(with_shapes(lambda shape: replace(shape, **values))).text)  # type: ignore[arg-type]
+    assert lost not in page_text
     assert part == "figures" or lost in "".join(read(compared_arms.comparison()).text)
 
 

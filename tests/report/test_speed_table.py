@@ -46,12 +46,12 @@ def test_an_interval_has_the_digits_that_tell_its_side_of_1() -> None:
     (shape,) = comparison.pairs[0].shapes
     assert shape.speed.e2e_ms
     expected = {(1.00004, 1.2): "1.00004 to 1.20000", (1.0, 1.2): "1.000 to 1.200", (0.9996, 1.2): "0.9996 to 1.2000"}
-    for (low, high), words in expected.items():
+    for (low, high), text_of_interval in expected.items():
         ratio = replace(shape.speed.e2e_ms, low=low, high=high)
         changed = replace(shape, speed=replace(shape.speed, e2e_ms=ratio))
         pair = replace(comparison.pairs[0], shapes=(changed,))
         text = speed([arm.latency for arm in arms if arm.latency], replace(comparison, pairs=(pair,)))
-        assert cells(text)[1]["speed-up: 95 % interval"] == words
+        assert cells(text)[1]["speed-up: 95 % interval"] == text_of_interval
 
 
 def test_an_unfair_shape_has_no_ratio_and_says_why() -> None:

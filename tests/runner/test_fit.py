@@ -49,20 +49,20 @@ def shipped_parameters() -> int:
 
 @pytest.mark.parametrize(("runs", "size"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_the_shipped_model_takes_its_parameters_in_the_type_it_runs_in(runs: str, size: int) -> None:
-    found = fit.need(SHIPPED, runs, ONE, {}, gpu=False)
-    assert found.weights == pytest.approx(size * shipped_parameters(), rel=0.005)  # a file has a header
+    need = fit.need(SHIPPED, runs, ONE, {}, gpu=False)
+    assert need.weights == pytest.approx(size * shipped_parameters(), rel=0.005)  # a file has a header
     # 8 sequences of 768 tokens and a block of 64; 5 layers, keys and values of 2 heads of 32 each
-    assert found.cache == 8 * (768 + 64) * 5 * 2 * 2 * 32 * size
-    assert found.total == (found.weights or 0) + (found.cache or 0) + found.beside
+    assert need.cache == 8 * (768 + 64) * 5 * 2 * 2 * 32 * size
+    assert need.total == (need.weights or 0) + (need.cache or 0) + need.beside
 
 
 @pytest.mark.parametrize("indexed", [True, False])
 def test_qwen3_30b_takes_61_gb_whether_or_not_its_weights_are_there(tmp_path: Path, indexed: bool) -> None:
     here = folder(tmp_path, QWEN3, QWEN3_BYTES if indexed else None)
-    found = fit.need(here, "bf16", ONE, {}, gpu=True)
-    assert found.weights == pytest.approx(QWEN3_BYTES, rel=1e-3)
-    assert found.cache == 8 * (768 + 64) * 48 * 2 * 4 * 128 * 2 == 654_311_424
-    assert fit.too_large(found, fit.memory((H100,))) is None
+    need = fit.need(here, "bf16", ONE, {}, gpu=True)
+    assert need.weights == pytest.approx(QWEN3_BYTES, rel=1e-3)
+    assert need.cache == 8 * (768 + 64) * 48 * 2 * 4 * 128 * 2 == 654_311_424
+    assert fit.too_large(need, fit.memory((H100,))) is None
     assert fit.too_large(fit.need(here, "fp32", ONE, {}, gpu=True), fit.memory((H100,))) is not None
 
 
@@ -72,13 +72,13 @@ def test_qwen3_30b_takes_61_gb_whether_or_not_its_weights_are_there(tmp_path: Pa
 def test_quantised_while_loading_it_keeps_embedding_head_and_routers(
     tmp_path: Path, runs: str, bytes_each: float
 ) -> None:
-    found = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), runs, ONE, {}, gpu=True).weights
+    need = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), runs, ONE, {}, gpu=True).weights
     experts = 48 * 128 * 3 * 2048 * 768
     attention = 48 * 2048 * 128 * (32 + 4 + 4 + 32)
     plain = 2 * 151936 * 2048 + 48 * 128 * 2048
-    assert found == pytest.approx(bytes_each * (experts + attention) + 2 * plain, rel=1e-9)
+    assert need == pytest.approx(bytes_each * (experts + attention) + 2 * plain, rel=1e-9)
     if runs == "fp8":
-        assert 31e9 < found < 32e9
+        assert 31e9 < need < 32e9
 
 
 def test_a_quantised_checkpoint_takes_what_is_stored(tmp_path: Path) -> None:
@@ -103,16 +103,16 @@ def test_each_gpu_holds_its_share_of_weights_and_heads(
     tmp_path: Path, options: dict[str, Any], width: int, gpus: int, heads: int
 ) -> None:
     assert fit.gpu_count(options) == gpus
-    found = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), "bf16", ONE, options, gpu=True)
-    assert found.weights == QWEN3_BYTES // gpus
-    assert found.cache == 8 * (768 + 64) * 48 * 2 * heads * 128 * width
+    need = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), "bf16", ONE, options, gpu=True)
+    assert need.weights == QWEN3_BYTES // gpus
+    assert need.cache == 8 * (768 + 64) * 48 * 2 * heads * 128 * width
 
 
 def test_a_cache_that_the_checkpoint_holds_in_fp8_is_half_as_large(tmp_path: Path) -> None:
     plain = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), "bf16", ONE, {}, gpu=True)
     quantised = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
-    found = fit.need(folder(tmp_path, {**QWEN3, "quantization_config": quantised}, 31 << 30), "fp8", ONE, {}, gpu=True)
-    assert plain.cache == 2 * (found.cache or 0)
+    need = fit.need(folder(tmp_path, {**QWEN3, "quantization_config": quantised}, 31 << 30), "fp8", ONE, {}, gpu=True)
+    assert plain.cache == 2 * (need.cache or 0)
 
 
 @pytest.mark.parametrize(("stored", "runs", "held"), [(2, "bf16", 2), (4, "bf16", 2), (2, "fp32", 4)])
@@ -130,18 +130,18 @@ def test_a_parallel_size_that_is_none_is_refused() -> None:
 
 
 def test_of_an_architecture_that_is_not_known_only_the_weights_count(tmp_path: Path) -> None:
-    found = fit.need(
+    need = fit.need(
         folder(tmp_path, {"model_type": "unheard_of", "dtype": "bfloat16"}, 7 << 30), "bf16", ONE, {}, gpu=True
     )
-    assert (found.weights, found.cache) == (7 << 30, None)
-    assert found.total == (7 << 30) + found.beside
+    assert (need.weights, need.cache) == (7 << 30, None)
+    assert need.total == (7 << 30) + need.beside
 
 
 def test_where_nothing_is_known_nothing_is_refused_and_nothing_shares_the_machine(tmp_path: Path) -> None:
-    found = fit.need(folder(tmp_path, {"model_type": "unheard_of"}), "bf16", ONE, {}, gpu=True)
-    assert found.total is None
-    assert fit.too_large(found, 0) is None
-    assert not fit.together([found], 1 << 50)
+    need = fit.need(folder(tmp_path, {"model_type": "unheard_of"}), "bf16", ONE, {}, gpu=True)
+    assert need.total is None
+    assert fit.too_large(need, 0) is None
+    assert not fit.together([need], 1 << 50)
 
 
 def test_the_cache_is_that_of_the_largest_shape() -> None:
@@ -149,11 +149,13 @@ def test_the_cache_is_that_of_the_largest_shape() -> None:
 
 
 def test_what_does_not_fit_is_said_with_both_sides() -> None:
-    wanted = Need(60 << 30, 3 << 29, 8 << 30)
-    assert fit.too_large(wanted, wanted.total or 0) is None
-    said = fit.too_large(wanted, (wanted.total or 0) - 1)
-    assert said is not None
-    assert said.startswith("it needs 60.0 GiB of weights, 1.5 of key-value cache and about 8 beside them, and 69.5 GiB")
+    need = Need(60 << 30, 3 << 29, 8 << 30)
+    assert fit.too_large(need, need.total or 0) is None
+    reason = fit.too_large(need, (need.total or 0) - 1)
+    assert reason is not None
+    assert reason.startswith(
+        "it needs 60.0 GiB of weights, 1.5 of key-value cache and about 8 beside them, and 69.5 GiB"
+    )
 
 
 def test_arms_fit_together_where_their_sum_does() -> None:

@@ -39,8 +39,8 @@ def postgres() -> Iterator[str]:
 @contextlib.contextmanager
 def cluster(data: Path, as_user: Any) -> Iterator[str]:
     binaries, port = POSTGRES[-1].parent, free_port()
-    made = ["-D", data, "-U", "mlflow", "-A", "trust", "--no-locale", "-E", "UTF8"]
-    subprocess.run([binaries / "initdb", *made], check=True, capture_output=True, **as_user)
+    options_of_data = ["-D", data, "-U", "mlflow", "-A", "trust", "--no-locale", "-E", "UTF8"]
+    subprocess.run([binaries / "initdb", *options_of_data], check=True, capture_output=True, **as_user)
     options = ["-D", data, "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
     running = subprocess.Popen([binaries / "postgres", *options], stderr=subprocess.DEVNULL, **as_user)
     try:

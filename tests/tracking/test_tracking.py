@@ -138,7 +138,7 @@ def test_what_mlflow_limits_does_not_keep_a_record_out(store: Path) -> None:
     [run] = runs()
     assert run.data.params["model_args.long"].startswith("xxx")
     assert run.data.params["model_args.option_249"] == "249"
-    assert len(run.data.metrics) == 1102
+    assert len(run.data.metrics) == 1100, "what is no number has no key"
     assert run.data.tags["mlflow.note.content"].startswith("nnn")
 
 

@@ -38,15 +38,15 @@ class Command(Generic[Options]):
     description: str
     examples: tuple[tuple[str, str], ...]
 
-    def read(self, words: Sequence[str]) -> Options:
-        """The options that words ask for.
+    def read(self, arguments: Sequence[str]) -> Options:
+        """The options that a command line asks for.
 
         Raises:
             UsageError: one of them is no option, or has no such value.
             SystemExit: with 0, after --help.
         """
         parser = _parser(self)
-        spelled = _spelled(words, self)
+        spelled = _spelled(arguments, self)
         if spelled.count(f"--{_CONFIG}") > 1:
             raise UsageError("--config is given twice. Write all options into one file.")
         parsed: dict[str, Value] = vars(parser.parse_intermixed_args(spelled))
@@ -117,11 +117,11 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
 
 def explained(option: Option) -> str:
     """The help of an option, with its default where it has one that says something."""
-    text = shown(option.default)
+    text = default_text(option.default)
     return f"{option.declared.help} (default: {text})" if text else option.declared.help
 
 
-def shown(default: Value) -> str:
+def default_text(default: Value) -> str:
     """A default as the command line writes it. Empty for none, an empty list and a switch that is off."""
     if default is None or default is False:
         return ""
@@ -142,24 +142,23 @@ def _converter(option: Option) -> Callable[[str], Value]:
     return convert
 
 
-def _spelled(words: Sequence[str], command: Command[Options]) -> list[str]:
+def _spelled(arguments: Sequence[str], command: Command[Options]) -> list[str]:
     """The words with the options' own names: a dash in a name counts as an underscore.
 
     Raises:
         UsageError: there is no option of a name.
     """
     labels = [option.label for option in options_of(command.options).values() if not option.declared.is_positional]
-    known = {*labels, "--help", "-h"}
     spelled: list[str] = []
-    for index, word in enumerate(words):
+    for index, word in enumerate(arguments):
         if word == "--":
-            return [*spelled, *words[index:]]
+            return [*spelled, *arguments[index:]]
         name, sign, value = word.partition("=")
         if not name.startswith("-") or name == "-" or _NUMBER.fullmatch(word):
             spelled.append(word)
             continue
         label = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
-        if label not in known:
+        if label not in (*labels, "--help", "-h"):
             raise UsageError(_no_option(label, command.name, labels))
         spelled += [label, value] if sign and label == f"--{_CONFIG}" else [f"{label}{sign}{value}"]
     return spelled

@@ -39,7 +39,7 @@ class Declared:
     Attributes:
         group: the heading in --help.
         metavar: stands for the value in --help. None for the name.
-        bounds: the least and the greatest number; None where there is no such bound.
+        bounds: the least and the greatest number. None where there is no such bound.
         unit: of a number, in the plural.
         synonyms: names that people try, and what they mean here.
         is_positional: the values stand without the option's name.
