@@ -21,15 +21,35 @@ from moe_eval.machine.rates import Rates
 
 H100 = Rates(3.0e12, {"bfloat16": 770e12, "float8_e4m3fn": 1270e12}, "H100")
 QWEN3 = {
-    "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "num_attention_heads": 32,
-    "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768, "vocab_size": 151936, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 48,
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}
 # two layers, one with a router; every part a number that can be followed by hand
 TOY = Geometry(
-    layers=2, moe_layers=1, experts=4, top_k=2, hidden=8, heads=2, kv_heads=1, head_dim=3, value_dim=5, kv_values=8,
-    vocabulary=100, tied=False, expert_params=10, params=Params(40, 30, 7, 800, 800),
-)  # fmt: skip
+    layers=2,
+    moe_layers=1,
+    experts=4,
+    top_k=2,
+    hidden=8,
+    heads=2,
+    kv_heads=1,
+    head_dim=3,
+    value_dim=5,
+    kv_values=8,
+    vocabulary=100,
+    tied=False,
+    expert_params=10,
+    params=Params(40, 30, 7, 800, 800),
+)
 TOY_BYTES = {"experts": 80, "embedding": 1600, "other": 1000}
 UNIT = Rates(1.0, {"bfloat16": 1.0}, "one byte and one FLOP a second")
 
@@ -148,10 +168,20 @@ def test_what_does_not_exist_is_refused() -> None:
 
 
 SHAPED = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
-    "mlp_only_layers": [1], "experts_implementation": "eager", "attn_implementation": "eager",
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "mlp_only_layers": [1],
+    "experts_implementation": "eager",
+    "attn_implementation": "eager",
+}
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 7)])
