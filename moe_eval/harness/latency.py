@@ -21,8 +21,6 @@ from moe_eval.machine.sampler import Sampler
 from moe_eval.records.latency import LatencyMetrics
 from moe_eval.tracking import keys
 
-Answer = Mapping[str, Any]  # as `answers` yields it and the harness keeps it
-
 
 class MoeLatency(ShapesTask):
     """The times of every shape."""

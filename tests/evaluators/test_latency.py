@@ -17,9 +17,10 @@ from moe_eval.evaluators import latency
 from moe_eval.evaluators.latency import Clock
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.labels import EngineFacts
+from moe_eval.records.latency import WarmUp
 from moe_eval.runner import arm_tasks
 from tests.doubles.nvml import ONE, Card, Fake
-from tests.doubles.timed_engine import FACTS, TimedEngine
+from tests.doubles.timed_engine import FACTS, MadeUp
 
 SHAPE = Shape(3, 2, 5)
 PROMPTS = [[1, 2], [3, 4], [5, 6]]
@@ -27,14 +28,14 @@ BLIND = Nvml(None, {}, "none here")
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> TimedEngine:
-    made = TimedEngine()
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=made.perf_counter))
-    return made
+def engine(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    engine = MadeUp()
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=engine.perf_counter))
+    return engine
 
 
-def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: TimedEngine) -> None:
-    (found,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
+def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: MadeUp) -> None:
+    (sample,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     assert [call.max_new_tokens for call in engine.calls] == [1, 5]
     assert all(call.ignore_eos and call.timed and call.temperature == 0 for call in engine.calls)
     assert sample.first == pytest.approx({"host": 0.1})
@@ -43,19 +44,19 @@ def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: TimedEngine
     assert (sample.request_first, sample.energy_j) == (None, None)
 
 
-def test_as_many_samples_as_asked_for(engine: TimedEngine) -> None:
+def test_as_many_samples_as_asked_for(engine: MadeUp) -> None:
     assert len(latency.measure(engine, PROMPTS, SHAPE, 4, BLIND)) == 4
     assert len(engine.calls) == 8
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
-def test_another_number_of_tokens_than_asked_for_is_no_timing(engine: TimedEngine, wrong: int) -> None:
+def test_another_number_of_tokens_than_asked_for_is_no_timing(engine: MadeUp, wrong: int) -> None:
     engine.wrong = wrong
     with pytest.raises(EngineError, match=f"made {5 + wrong} tokens where 5 were asked for"):
         latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, 5)
 
 
-def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(engine: TimedEngine) -> None:
+def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(engine: MadeUp) -> None:
     engine.times = [(0.11, 0.41), (0.15, 0.45), (0.12, 0.49)]
     (sample,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     assert sample.first == pytest.approx({"host": 0.1, "engine": 0.15})
@@ -63,7 +64,7 @@ def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(eng
     assert sample.request_first == 0.12
 
 
-def test_times_of_some_requests_are_no_times_of_the_batch(engine: TimedEngine) -> None:
+def test_times_of_some_requests_are_no_times_of_the_batch(engine: MadeUp) -> None:
     engine.times = [(0.11, 0.41), None, (0.12, 0.49)]
     (sample,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
     assert set(sample.first) == set(sample.last) == {"host"}
@@ -72,37 +73,37 @@ def test_times_of_some_requests_are_no_times_of_the_batch(engine: TimedEngine) -
 
 @pytest.mark.parametrize(("worker", "expected"), [("in_process", {"host", "cuda_events"}), ("spawned", {"host"})])
 def test_cuda_events_time_what_runs_in_this_process(
-    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, worker: Any, expected: set[str]
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, worker: Any, expected: set[str]
 ) -> None:
-    seen: list[str] = []
+    events: list[str] = []
     engine.facts = replace(FACTS, device="cuda:0", worker=worker)
-    engine.during = lambda: seen.append("generate")
+    engine.during = lambda: events.append("generate")
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
         def record(self) -> None:
-            seen.append("record")
+            events.append("record")
 
         def synchronize(self) -> None:
-            seen.append("wait")
+            events.append("wait")
 
         def elapsed_time(self, _: Event) -> float:
             return 480.0
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append("synchronize"))
-    found, _ = Clock(engine, BLIND).time(PROMPTS, 5)
-    assert set(found) == expected
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("synchronize"))
+    sample, _ = Clock(engine, BLIND).time(PROMPTS, 5)
+    assert set(sample) == expected
     if worker == "in_process":
-        assert found["cuda_events"] == pytest.approx(0.48), "seconds, of an event's milliseconds"
-        assert seen == ["synchronize", "record", "generate", "record", "wait"]
+        assert sample["cuda_events"] == pytest.approx(0.48), "seconds, of an event's milliseconds"
+        assert events == ["synchronize", "record", "generate", "record", "wait"]
 
 
 @pytest.mark.parametrize(("per_token", "fails", "joules"), [(0.25, {}, 300.0), (0.15, {}, None), (0.25, {"x"}, None)])
 def test_energy_is_what_nvml_counts_over_a_call_that_is_long_enough(
-    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, per_token: float, fails: set[str], joules: float | None
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, per_token: float, fails: set[str], joules: float | None
 ) -> None:
     card = Card(ONE)
     if fails:
@@ -121,10 +122,10 @@ def test_energy_is_what_nvml_counts_over_a_call_that_is_long_enough(
 
 @pytest.mark.parametrize(("device", "refused"), [("cuda:0", True), ("cpu", False)])
 def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
-    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, device: str, refused: bool
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, device: str, refused: bool
 ) -> None:
     monkeypatch.setattr(latency, "_traced", [])
-    traced = TimedEngine()
+    traced = MadeUp()
     traced.facts = replace(engine.facts, device=device)
     latency.mark_traced(traced)
     if refused:
@@ -134,7 +135,7 @@ def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
         assert latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
 
 
-def warmed(engine: TimedEngine, seconds: Sequence[float], least: int) -> latency.WarmUp:
+def warmed(engine: MadeUp, seconds: Sequence[float], minimum: int) -> WarmUp:
     engine.seconds = lambda call, _: seconds[min(call, len(seconds) - 1)]
     warm_up = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, minimum)
     assert warm_up.seconds == pytest.approx([*seconds, *[seconds[-1]] * 999][: len(engine.calls)])
@@ -154,7 +155,7 @@ def warmed(engine: TimedEngine, seconds: Sequence[float], least: int) -> latency
     ],
 )
 def test_a_warm_up_ends_when_times_have_settled(
-    engine: TimedEngine, seconds: Sequence[float], least: int, count: int
+    engine: MadeUp, seconds: Sequence[float], minimum: int, count: int
 ) -> None:
     warm_up = warmed(engine, seconds, minimum)
     assert len(warm_up.seconds) == pytest.approx(count, abs=1 if count >= 10 else 0)  # sums of floats
@@ -166,7 +167,7 @@ def test_a_warm_up_ends_when_times_have_settled(
     [(1.0, 5, 20), (1.0, 25, 25), (12.0, 5, 6), (40.0, 5, 5)],  # 20 iterations, or 15 s beyond the least
 )
 def test_a_warm_up_that_never_settles_ends(
-    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, each: float, least: int, count: int
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, duration: float, minimum: int, count: int
 ) -> None:
     monkeypatch.setattr(latency.stats, "settled", lambda _: None)
     warm_up = warmed(engine, [duration], minimum)
@@ -181,7 +182,7 @@ def test_a_warm_up_that_never_settles_ends(
     ],
 )
 def test_nothing_is_timed_under_a_profiler(
-    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, variable: str, title: str
+    engine: MadeUp, monkeypatch: pytest.MonkeyPatch, variable: str, title: str
 ) -> None:
     latency.refuse_profiler()
     monkeypatch.setenv(variable, "1")
@@ -194,7 +195,7 @@ def test_nothing_is_timed_under_a_profiler(
     assert not engine.calls
 
 
-def test_nothing_is_timed_under_torchs_profiler(engine: TimedEngine) -> None:
+def test_nothing_is_timed_under_torchs_profiler(engine: MadeUp) -> None:
     with (
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
         pytest.raises(UsageError, match="timed under torch's profiler"),
@@ -204,7 +205,7 @@ def test_nothing_is_timed_under_torchs_profiler(engine: TimedEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "facts", "said"),
+    ("shape", "facts", "sentence"),
     [
         (Shape(1, 60, 5), FACTS, "60 tokens and 5 new ones do not fit into the window of 64"),
         (Shape(5, 2, 2), FACTS, "5 sequences are more than this arm runs at once (4)"),
@@ -214,13 +215,13 @@ def test_nothing_is_timed_under_torchs_profiler(engine: TimedEngine) -> None:
     ],
 )
 def test_a_shape_that_the_engine_cannot_run_at_once_is_refused(
-    engine: TimedEngine, shape: Shape, facts: EngineFacts, said: str | None
+    engine: MadeUp, shape: Shape, facts: EngineFacts, sentence: str | None
 ) -> None:
     engine.facts = facts
-    if said is None:
+    if sentence is None:
         latency.check(engine, shape)
         return
     with pytest.raises(UsageError) as refused:
         latency.measure(engine, PROMPTS, shape, 1, BLIND)
-    assert said in str(refused.value)
+    assert sentence in str(refused.value)
     assert not engine.calls

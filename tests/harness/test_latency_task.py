@@ -27,21 +27,21 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
-from tests.doubles.timed_engine import TimedEngine
+from tests.doubles.timed_engine import MadeUp
 from tests.engines.trtllm.conftest import installed
 from tests.harness.running import Command, Ended, record, run_folders, samples, sentence
 
 pytestmark = pytest.mark.usefixtures("few_tasks")
 
-METADATA = {"batch_sizes": [1, 2, 3], "input_len": 16, "output_len": 24, "num_iterations": 6, "prompts": "moe_sample"}
+ASKED = {"batch_sizes": [1, 2, 3], "input_len": 16, "output_len": 24, "num_iterations": 6, "prompts": "moe_sample"}
 NAMES = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "prefill_tok_s")
 OURS = f"pretrained={SHIPPED},engine=transformers,track=off"
 
 
 def asking(model_args: str, task: str = "moe_latency", **changes: Any) -> tuple[str, ...]:
-    metadata = {**METADATA, "batch_sizes": [1], "num_iterations": 1, **changes}
+    asked = {**ASKED, "batch_sizes": [1], "num_iterations": 1, **changes}
     model = ("--model", "trtllm_moe", "--model_args", model_args)
-    return *model, "--tasks", task, "--metadata", json.dumps(metadata)
+    return *model, "--tasks", task, "--metadata", json.dumps(asked)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
     folder, commands = tmp_path_factory.mktemp("ran"), Commands()
     try:
         running = commands.start(
-            *["--model", "trtllm_moe", "--tasks", "moe_sample,moe_latency", "--limit", "2", "--metadata"],
-            json.dumps(METADATA),
+            *("--model", "trtllm_moe", "--tasks", "moe_sample,moe_latency", "--limit", "2"),
+            *("--metadata", json.dumps(ASKED)),
             folder=folder,
             double=None,
             variables={"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'own.db'}", "CUDA_VISIBLE_DEVICES": ""},
@@ -70,8 +70,8 @@ def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended,
     assert content["status"] == "finished"
     assert "part of the documents only: not a result for the whole task" in content["notes"]
     client = MlflowClient(f"sqlite:///{folder / 'own.db'}")
-    runs = client.search_runs([item.experiment_id for item in client.search_experiments()])
-    assert [item.info.status for item in runs] == ["FINISHED"]
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in runs] == ["FINISHED"]
     logged = runs[0].data.metrics
     assert logged == pytest.approx(content["metrics"])
     for shape in ("b1_i16_o24", "b2_i16_o24"):
@@ -79,9 +79,9 @@ def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended,
             low, value, high = (logged[f"latency/{shape}/{name}{bound}"] for bound in ("_low", "", "_high"))
             assert 0 < low <= value <= high, name
     rows = [row["word_perplexity"] for row in samples(run, "moe_sample")]
-    word_ppl = math.exp(-sum(nats for nats, _ in rows) / sum(count for _, count in rows))
+    word_ppl = math.exp(-sum(nats for nats, _ in rows) / sum(words for _, words in rows))
     assert logged["quality/word_ppl"] == pytest.approx(word_ppl)
-    assert [item["task"] for item in content["datasets"]] == ["moe_latency", "moe_sample"], "timed first"
+    assert [dataset["task"] for dataset in content["datasets"]] == ["moe_latency", "moe_sample"], "timed first"
     assert content["settings"]["metadata"]["batch_sizes"] == [1, 2, 3]
 
 
@@ -89,11 +89,11 @@ def test_the_harness_s_table_shows_both_tasks_and_a_limit_cuts_shapes(ran: tuple
     ended, folder = ran
     (run,) = run_folders(folder)
     metrics = record(run)["metrics"]
-    table = dict(re.findall(r"\|(\w+)\s*\|(?:↓|↑)\s*\|\s*([\d.]+)\|", ended.out))
-    assert float(table["word_perplexity"]) == pytest.approx(metrics["quality/word_ppl"], abs=1e-4)
+    shown = dict(re.findall(r"\|(\w+)\s*\|(?:↓|↑)\s*\|\s*([\d.]+)\|", ended.out))
+    assert float(shown["word_perplexity"]) == pytest.approx(metrics["quality/word_ppl"], abs=1e-4)
     for shape in ("b1_i16_o24", "b2_i16_o24"):
         for name in NAMES:
-            assert float(table[f"{name}_{shape}"]) == pytest.approx(metrics[f"speed/{shape}/{name}"], abs=1e-4)
+            assert float(shown[f"{name}_{shape}"]) == pytest.approx(metrics[f"latency/{shape}/{name}"], abs=1e-4)
     upwards = set(re.findall(r"\|(\w+)\s*\|↑", ended.out))
     assert upwards == {f"{name}_{shape}" for name in NAMES[3:] for shape in ("b1_i16_o24", "b2_i16_o24")}
     assert [row["doc"]["batch_size"] for row in samples(run, "moe_latency")] == [1, 2]
@@ -112,17 +112,17 @@ def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> Non
             assert metrics[key] == metrics[f"harness/moe_latency/{name}_b{batch}_i16_o24"] == statistics.median(values)
             # of six values nothing narrower than all of them holds the median in 95 of 100 cases: 1 - 2 / 2**6 do
             assert (metrics[f"{key}_low"], metrics[f"{key}_high"]) == (min(values), max(values))
-        for first, step, last, output_tok_s, prefill_tok_s in zip(*times.values(), strict=True):
+        for first, step, last, made, read in zip(*times.values(), strict=True):
             assert step == pytest.approx((last - first) / 23)
-            assert output_tok_s == pytest.approx(1000 * batch * 24 / last)
-            assert prefill_tok_s == pytest.approx(1000 * batch * 16 / first)
+            assert made == pytest.approx(1000 * batch * 24 / last)
+            assert read == pytest.approx(1000 * batch * 16 / first)
         assert len(answer["warm_up"]["seconds"]) >= 5
         assert "moe_sample" in answer["workload"]["source"]
     assert not [key for key in metrics if "j_per_tok" in key], "there is no GPU whose energy could be read"
 
 
 @pytest.mark.parametrize(
-    ("changes", "parts"),
+    ("changes", "words"),
     [
         ({"num_iterations": 0}, ("0 iterations", "at least 1")),
         ({"warmup_iterations": 4}, ("4 of warm-up", "after 5")),
@@ -138,10 +138,10 @@ def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> Non
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_timed_ends_with_a_sentence_and_a_failed_record(
-    command: Command, tmp_path: Path, changes: dict[str, Any], parts: tuple[str, ...]
+    command: Command, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     message = sentence(command(*asking(**{"model_args": OURS, **changes})))
-    assert all(word in message for word in parts), message
+    assert all(word in message for word in words), message
     (run,) = run_folders(tmp_path)
     assert record(run)["status"] == "failed"
     assert record(run)["error"] == message.replace("moe_eval: ", "UsageError: ")
@@ -157,25 +157,25 @@ def test_a_shape_that_cannot_be_timed_shows_before_anything_is_scored(
 
 
 @pytest.mark.parametrize(
-    ("key", "meant"),
+    ("named", "meant"),
     [("batch_size", "batch_sizes"), ("num_iteration", "num_iterations"), ("input_length", "input_len")],
 )
-def test_a_slip_in_the_metadata_is_told(command: Command, tmp_path: Path, key: str, meant: str) -> None:
-    message = sentence(command(*asking(OURS, **{key: 3})))
-    assert message == f"moe_eval: No task of moe_eval knows {key} in the metadata. Give {meant}."
+def test_a_slip_in_the_metadata_is_told(command: Command, tmp_path: Path, named: str, meant: str) -> None:
+    message = sentence(command(*asking(OURS, **{named: 3})))
+    assert message == f"moe_eval: The metadata names {named}, which no task of ours knows; did you mean {meant}?"
     assert run_folders(tmp_path) == []
-    ended = command(
+    asked = command(
         "--model", "trtllm_moe", "--model_args", OURS, "--tasks", "no_such", "--metadata", '{"batch_size": 2}'
     )
-    assert "No task of moe_eval" not in ended.err, "no task of ours is asked for"
+    assert "did you mean" not in asked.err, "no task of ours is asked for"
 
 
 def test_the_gpu_that_the_engine_is_on_is_metered(monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for: list[list[str]] = []
-    gpus = tuple(Gpu("made up", "9.0", 1 << 30, uuid) for uuid in ("GPU-0", "GPU-1"))
-    monkeypatch.setattr(hardware, "gpus", lambda: gpus)
+    two = tuple(Gpu("made up", "9.0", 1 << 30, uuid) for uuid in ("GPU-0", "GPU-1"))
+    monkeypatch.setattr(hardware, "gpus", lambda: two)
     monkeypatch.setattr(task.Nvml, "open", lambda uuids: asked_for.append(uuids) or Nvml(None, {}, "made up"))
-    engine = TimedEngine()
+    engine = MadeUp()
     engine.facts = replace(engine.facts, device="cuda:1", gpus=1, worker="spawned")
     doc = {"batch_size": 1, "input_len": 2, "output_len": 5, "prompts": "random", "num_iterations": 1}
     request = Instance("moe_latency", {}, ("b1", {**doc, "warmup_iterations": 5}), 0)
@@ -185,9 +185,7 @@ def test_the_gpu_that_the_engine_is_on_is_metered(monkeypatch: pytest.MonkeyPatc
 
 def test_what_a_reader_of_the_figures_has_to_know_is_in_the_record() -> None:
     answer = {
-        "shape": "b8_i16_o4",
-        "notes": ["ttft_ms is far apart"],
-        "slow_samples": [True, None, False],
+        **{"shape": "b8_i16_o4", "notes": ["ttft_ms is far apart"], "slow_samples": [True, None, False]},
         "warm_up": {"seconds": [1.0] * 7, "ended": latency.UNSETTLED},
     }
     assert task.notes([{"filtered_resps": [answer]}]) == [
@@ -215,24 +213,16 @@ def test_what_other_tasks_keep_from_run_to_run_leaves_timings_alone(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
-    options = (
-        "--use_cache",
-        str(tmp_path / "answers"),
-        "--cache_requests",
-        "true",
-        "--num_fewshot",
-        "2",
-        "--limit",
-        "1",
-    )
+    kept = ("--use_cache", str(tmp_path / "answers"), "--cache_requests", "true", "--num_fewshot", "2", "--limit", "1")
     for sizes in ([1], [1], [2]):
-        arguments = asking(OURS, "moe_sample,moe_latency", batch_sizes=sizes, num_iterations="2")
-        assert command(*arguments, *options).code == 0
-    fresh, again, larger = sorted(run_folders(tmp_path), key=lambda run: (run / "record.json").stat().st_mtime)
-    metrics = [record(run)["metrics"] for run in (fresh, again, larger)]
-    assert ["quality/token_ppl" in values for values in metrics] == [True, False, False], "the other task was cached"
+        asked = asking(OURS, "moe_sample,moe_latency", batch_sizes=sizes, num_iterations="2")
+        assert command(*asked, *kept).code == 0
+    first_run, again, larger = sorted(run_folders(tmp_path), key=lambda run: (run / "record.json").stat().st_mtime)
+    metrics = [record(run)["metrics"] for run in (first_run, again, larger)]
+    assert ["quality/token_ppl" in logged for logged in metrics] == [True, False, False], "the other task was cached"
     first, second = (
-        samples(run, "moe_latency")[0]["filtered_resps"][0]["metrics"]["e2e_ms"]["samples"] for run in (fresh, again)
+        samples(run, "moe_latency")[0]["filtered_resps"][0]["metrics"]["e2e_ms"]["samples"]
+        for run in (first_run, again)
     )
     assert len(first) == len(second) == 2
     assert first != second
@@ -251,11 +241,11 @@ def test_a_command_for_another_model_stops_before_it_is_loaded(
 
 @pytest.mark.parametrize("form", ["name", "file", "group", "tag", "object"])
 def test_however_another_model_is_given_the_task_it_is_refused(form: str, tmp_path: Path) -> None:
-    task_file = tasks_folder() / "moe_latency.yaml"
+    ours = tasks_folder() / "moe_latency.yaml"
     (tmp_path / "group.yaml").write_text("group: timed_group\ntask: [moe_latency]\n")
-    (tmp_path / "tag.yaml").write_text(f"include: {task_file}\ntask: own_latency\ntag: timed_tag\n")
+    (tmp_path / "tag.yaml").write_text(f"include: {ours}\ntask: own_latency\ntag: timed_tag\n")
     manager = TaskManager(include_path=str(tmp_path))
-    names = {"name": "moe_latency", "file": str(task_file), "group": "timed_group", "tag": "timed_tag"}
-    task = names.get(form) or MoeLatency({"task": "moe_latency", "metadata": {"version": 1.0}})
+    named = {"name": "moe_latency", "file": str(ours), "group": "timed_group", "tag": "timed_tag"}
+    task = named.get(form) or MoeLatency({"task": "moe_latency", "metadata": {"version": 1.0}})
     with pytest.raises(UsageError, match="--model trtllm_moe"):
         lm_eval.simple_evaluate(model="dummy", tasks=[task], task_manager=manager)
