@@ -49,7 +49,7 @@ def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> Re
         remarks = [text for text in (cost.flag, cost.calibration) if text]
         lines += [f"{arm}: {paragraph(remark)}" for remark in remarks]
         lines += [f"{arm}: no interval. {paragraph(cost.no_interval)}"] if cost.no_interval else []
-    return Group(rich_table(Table("", _HEADS, cells)), lines_of(["", *dict.fromkeys(lines)]))
+    return Group(rich_table(Table("", _HEADS, cells)), lines_of(list(dict.fromkeys(lines))))
 
 
 def _row(record: QualityRecord, cost: QualityComparison | None, *, is_first: bool) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def render(records: Sequence[LatencyRecord], comparison: ComparisonRecord) -> Re
     memory = [sentence for record in records for sentence in _memory(record)]
     # each sentence once
     lines = dict.fromkeys([*_labels(records), *memory, *notes])
-    return Group(rich_table(Table("", _HEADS, cells)), lines_of(["", *lines]))
+    return Group(rich_table(Table("", _HEADS, cells)), lines_of(list(lines)))
 
 
 def _row(
