@@ -105,7 +105,7 @@ def figures(scores: Scores, windows: WindowSet, dataset: str) -> QualityFigures:
     """
     by_document = zip(dict.fromkeys(windows.documents), scores.by_document(), strict=True)
     whole = [logprobs for index, logprobs in by_document if index in windows.word_counts]
-    words, size = sum(windows.word_counts.values()), sum(windows.byte_counts.values())
+    word_count, size = sum(windows.word_counts.values()), sum(windows.byte_counts.values())
     byte_ppl = stats.perplexity(whole, size) if whole else None
     return QualityFigures(
         dataset=dataset,
@@ -118,9 +118,9 @@ def figures(scores: Scores, windows: WindowSet, dataset: str) -> QualityFigures:
         tokens=len(scores.logprobs),
         documents=len(set(windows.documents)),
         whole_documents=len(whole),
-        words=words,
+        words=word_count,
         bytes=size,
-        word_ppl=stats.perplexity(whole, words) if whole else None,
+        word_ppl=stats.perplexity(whole, word_count) if whole else None,
         byte_ppl=byte_ppl,
         bits_per_byte=None if byte_ppl is None else float(np.log2(byte_ppl)),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from moe_eval.checkpoint import precision
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.data.workload import Shape
@@ -41,33 +44,52 @@ def read(
     if width is None:
         reason = f"the width of a key-value cache of {engine.kv_cache_dtype} is not known"
         return Floors(no_floors=f"not computed: {reason}")
-    per_token = geometry.kv_bytes_per_token(width)
-    dtype = _MULTIPLIED_IN.get(executed.removesuffix("_block"))
-    machine = _of_gpus(rates, engine.gpus or 1)
-    prefill = floors.prefill(
+    arm = _Arm(
         geometry,
         engine.weight_bytes,
-        machine,
-        tokens=shape.batch_size * shape.input_len,
-        input_len=shape.input_len,
-        kv_bytes_per_token=per_token,
-        dtype=dtype,
+        _of_gpus(rates, engine.gpus or 1),
+        geometry.kv_bytes_per_token(width),
+        _MULTIPLIED_IN.get(executed.removesuffix("_block")),
     )
     decode_step = None
     if shape.output_len > 1:
-        step = floors.decode_step(
-            geometry,
-            engine.weight_bytes,
-            machine,
+        decode_step = _reached(arm.decode_step(shape, distinct_experts), metrics.tpot_ms)
+    return Floors(prefill=_reached(arm.prefill(shape), metrics.ttft_ms), decode_step=decode_step)
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """What the floors of all shapes of an arm share."""
+
+    geometry: Geometry
+    weight_bytes: Mapping[str, int]
+    rates: Rates
+    kv_bytes_per_token: float
+    dtype: str | None
+
+    def prefill(self, shape: Shape) -> Floor:
+        return floors.prefill(
+            self.geometry,
+            self.weight_bytes,
+            self.rates,
+            tokens=shape.batch_size * shape.input_len,
+            input_len=shape.input_len,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            dtype=self.dtype,
+        )
+
+    def decode_step(self, shape: Shape, distinct_experts: float | None) -> Floor:
+        return floors.decode_step(
+            self.geometry,
+            self.weight_bytes,
+            self.rates,
             batch=shape.batch_size,
             # the cache grows by a token a step: the first step finds input_len, the last input_len + output_len - 2
             context=shape.input_len + shape.output_len / 2 - 1,
-            kv_bytes_per_token=per_token,
-            dtype=dtype,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            dtype=self.dtype,
             distinct_experts=distinct_experts,
         )
-        decode_step = _reached(step, metrics.tpot_ms)
-    return Floors(prefill=_reached(prefill, metrics.ttft_ms), decode_step=decode_step)
 
 
 def _of_gpus(rates: Rates, gpus: int) -> Rates:

@@ -124,5 +124,5 @@ def test_arms_that_read_prompts_over_other_numbers_of_steps_are_no_fair_opponent
     fairness = speed.fairness(arms[0], arms[1], SHAPE)
     assert fairness.is_fair is (steps[0] == steps[1])
     if steps[0] != steps[1]:
-        words = f"bf16 reads 2048 prompt tokens over {steps[0]} steps and fp8 over {steps[1]}"
-        assert str(fairness.reason).startswith(words)
+        sentence = f"bf16 reads 2048 prompt tokens over {steps[0]} steps and fp8 over {steps[1]}"
+        assert str(fairness.reason).startswith(sentence)

@@ -15,22 +15,24 @@ Times = tuple[float, float] | None
 
 @dataclass
 class MadeUp:
-    """An engine whose calls last what `seconds` says of their number and length, on its own `now`."""
+    """An engine whose calls last what `seconds` says of their number and length, on its own `clock`."""
 
     seconds: Callable[[int, int], float] = lambda call, tokens: 0.1 * tokens
     facts: EngineFacts = FACTS
-    now: float = 100.0
+    clock: float = 100.0
     calls: list[GenerationRequest] = field(default_factory=list)
     wrong: int = 0
     times: Sequence[Times] = (None, None, None)
     during: Callable[[], object] = lambda: None
 
     def perf_counter(self) -> float:
-        return self.now
+        return self.clock
 
     def generate(self, prompts: Sequence[Sequence[int]], request: GenerationRequest) -> list[Completion]:
-        self.now += self.seconds(len(self.calls), request.max_new_tokens)
+        self.clock += self.seconds(len(self.calls), request.max_new_tokens)
         self.calls.append(request)
         self.during()
-        made = (7,) * (request.max_new_tokens + self.wrong)
-        return [Completion(made, "length", each and RequestTimes(0.0, *each)) for each in self.times[: len(prompts)]]
+        tokens = (7,) * (request.max_new_tokens + self.wrong)
+        return [
+            Completion(tokens, "length", times and RequestTimes(0.0, *times)) for times in self.times[: len(prompts)]
+        ]

@@ -21,26 +21,46 @@ from moe_eval.machine.rates import Rates
 
 H100 = Rates(3.0e12, {"bfloat16": 770e12, "float8_e4m3fn": 1270e12}, "H100")
 QWEN3 = {
-    "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "num_attention_heads": 32,
-    "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768, "vocab_size": 151936, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 48,
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}
 # two layers, one with a router; every part a number that can be followed by hand
 TOY = Geometry(
-    layers=2, moe_layers=1, experts=4, top_k=2, hidden=8, heads=2, kv_heads=1, head_dim=3, value_dim=5, kv_values=8,
-    vocabulary=100, tied=False, expert_params=10, params=Params(40, 30, 7, 800, 800),
-)  # fmt: skip
+    layers=2,
+    moe_layers=1,
+    experts=4,
+    top_k=2,
+    hidden=8,
+    heads=2,
+    kv_heads=1,
+    head_dim=3,
+    value_dim=5,
+    kv_values=8,
+    vocabulary=100,
+    tied=False,
+    expert_params=10,
+    params=Params(40, 30, 7, 800, 800),
+)
 TOY_BYTES = {"experts": 80, "embedding": 1600, "other": 1000}
 UNIT = Rates(1.0, {"bfloat16": 1.0}, "one byte and one FLOP a second")
 
 
 def qwen3() -> tuple[Geometry, dict[str, int]]:
     """Qwen3-30B-A3B and its bytes in BF16."""
-    found = geometry.read(QWEN3)
-    assert found is not None
-    parts = found.params
-    other = parts.attention + parts.dense + parts.head
-    return found, {"experts": 2 * parts.experts, "embedding": 2 * parts.embedding, "other": 2 * other}
+    sizes = geometry.read(QWEN3)
+    assert sizes is not None
+    parts = sizes.params
+    rest = parts.attention + parts.dense + parts.head
+    return sizes, {"experts": 2 * parts.experts, "embedding": 2 * parts.embedding, "other": 2 * rest}
 
 
 def step(of: Geometry, weight_bytes: Mapping[str, int], rates: Rates = H100, **settings: Any) -> floors.Floor:
@@ -67,21 +87,21 @@ def test_expected_distinct_experts_of_simulated_draws(batch: int) -> None:
 
 
 def test_a_decode_step_by_hand() -> None:
-    found = step(TOY, TOY_BYTES, UNIT, batch=3, context=10, kv_bytes_per_token=4, distinct_experts=3)
+    floor = step(TOY, TOY_BYTES, UNIT, batch=3, context=10, kv_bytes_per_token=4, distinct_experts=3)
     # all of other, 3 of 4 experts, 3 of 100 rows of the embedding; 10 entries of the cache read and 1 written, thrice
-    assert found.bytes == 1000 + 60 + 48 + 3 * 11 * 4
+    assert floor.bytes == 1000 + 60 + 48 + 3 * 11 * 4
     # 2 x (attention 30, dense 7, 2 experts of 10, head 800), and in 2 layers 2 heads of 3 + 5 over 10 tokens
-    assert found.flops == 3 * (2 * (30 + 7 + 20 + 800) + 2 * 2 * 2 * (3 + 5) * 10)
-    assert (found.distinct_experts, found.distinct_source) == (3, "counted")
+    assert floor.flops == 3 * (2 * (30 + 7 + 20 + 800) + 2 * 2 * 2 * (3 + 5) * 10)
+    assert (floor.distinct_experts, floor.distinct_source) == (3, "counted")
 
 
 def test_a_prefill_by_hand() -> None:
-    found = floors.prefill(
+    floor = floors.prefill(
         TOY, TOY_BYTES, UNIT, tokens=12, input_len=4, kv_bytes_per_token=4, dtype="bfloat16", distinct_experts=4
     )
-    assert found.bytes == 1000 + 80 + 192 + 12 * 4
+    assert floor.bytes == 1000 + 80 + 192 + 12 * 4
     # the head for the last token of 3 prompts; 1 + 2 + 3 + 4 pairs in each
-    assert found.flops == 12 * 2 * (30 + 7 + 20) + 3 * 2 * 800 + 3 * 10 * 2 * 2 * 2 * (3 + 5)
+    assert floor.flops == 12 * 2 * (30 + 7 + 20) + 3 * 2 * 800 + 3 * 10 * 2 * 2 * 2 * (3 + 5)
 
 
 def test_the_slower_of_memory_and_arithmetic_bounds() -> None:
@@ -96,26 +116,26 @@ def test_the_slower_of_memory_and_arithmetic_bounds() -> None:
 
 @pytest.mark.parametrize("dtype", [None, "float4_e2m1fn_x2"])
 def test_without_a_rate_for_the_type_arithmetic_is_left_out(dtype: str | None) -> None:
-    found = step(TOY, TOY_BYTES, Rates(1e9, {"bfloat16": 1.0}, ""), batch=3, context=10, dtype=dtype)
-    assert (found.bound, found.flops_seconds) == ("memory", None)
-    assert found.seconds == found.memory_seconds == found.bytes / 1e9
+    floor = step(TOY, TOY_BYTES, Rates(1e9, {"bfloat16": 1.0}, ""), batch=3, context=10, dtype=dtype)
+    assert (floor.bound, floor.flops_seconds) == ("memory", None)
+    assert floor.seconds == floor.memory_seconds == floor.bytes / 1e9
 
 
 def test_qwen3_30b_a3b_at_batch_32_reads_what_was_predicted() -> None:
-    found = step(*qwen3(), batch=32, context=0)
+    floor = step(*qwen3(), batch=32, context=0)
     # 53.7 GB and 17.9 ms were predicted with all of the embedding (0.62 GB), of which a step reads 32 rows
-    assert found.bytes / 1e9 == pytest.approx(53.7 - 0.62, abs=0.05)
-    assert 1e3 * found.seconds == pytest.approx(17.9 - 0.2, abs=0.05)
-    assert (found.bound, found.distinct_source) == ("memory", "independent draws")
-    assert found.distinct_experts == pytest.approx(111.8, abs=0.05)
+    assert floor.bytes / 1e9 == pytest.approx(53.7 - 0.62, abs=0.05)
+    assert 1e3 * floor.seconds == pytest.approx(17.9 - 0.2, abs=0.05)
+    assert (floor.bound, floor.distinct_source) == ("memory", "independent draws")
+    assert floor.distinct_experts == pytest.approx(111.8, abs=0.05)
 
 
 def test_qwen3_30b_a3b_at_batch_1_takes_about_two_milliseconds() -> None:
-    found = step(*qwen3(), batch=1, context=544)
+    floor = step(*qwen3(), batch=1, context=544)
     # 2.2 ms is the 3.35 B active parameters with all of the embedding
-    assert 1e3 * found.seconds == pytest.approx(2.2, rel=0.1)
-    assert found.bytes == pytest.approx(2 * (3.3528e9 - 0.3112e9) + 545 * 98304, rel=1e-4)
-    assert found.distinct_experts == pytest.approx(8)
+    assert 1e3 * floor.seconds == pytest.approx(2.2, rel=0.1)
+    assert floor.bytes == pytest.approx(2 * (3.3528e9 - 0.3112e9) + 545 * 98304, rel=1e-4)
+    assert floor.distinct_experts == pytest.approx(8)
 
 
 def test_quantised_experts_and_fewer_of_them_take_less() -> None:
@@ -131,11 +151,11 @@ def test_quantised_experts_and_fewer_of_them_take_less() -> None:
 def test_a_prefill_of_long_prompts_reads_every_expert_and_computes() -> None:
     sizes, weights = qwen3()
     settings = {"input_len": 512, "kv_bytes_per_token": sizes.kv_bytes_per_token(2), "dtype": "bfloat16"}
-    found = floors.prefill(sizes, weights, H100, tokens=32 * 512, **settings)
-    assert found.distinct_experts == pytest.approx(128)
-    assert found.bound == "compute"
+    floor = floors.prefill(sizes, weights, H100, tokens=32 * 512, **settings)
+    assert floor.distinct_experts == pytest.approx(128)
+    assert floor.bound == "compute"
     # 2 FLOPs for each of about 2.7 B active parameters without vocabulary, and some attention
-    assert found.flops == pytest.approx(2 * 32 * 512 * 2.73e9, rel=0.08)
+    assert floor.flops == pytest.approx(2 * 32 * 512 * 2.73e9, rel=0.08)
     alone = floors.prefill(sizes, weights, H100, tokens=512, **settings)
     assert alone.bound == "memory"
 
@@ -148,10 +168,20 @@ def test_what_does_not_exist_is_refused() -> None:
 
 
 SHAPED = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
-    "mlp_only_layers": [1], "experts_implementation": "eager", "attn_implementation": "eager",
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "mlp_only_layers": [1],
+    "experts_implementation": "eager",
+    "attn_implementation": "eager",
+}
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 7)])
@@ -178,5 +208,5 @@ def test_flops_are_those_that_torch_counts_in_the_model(batch: int, length: int)
     above = batch * length * (length - 1) // 2 * 3 * 4 * (2 * 16 * 2)
     assert causal.flops == prefilled - above
     stepped, _ = counted(input_ids=ids[:, :1], past_key_values=output.past_key_values, use_cache=True)
-    found = floors.decode_step(sizes, weights, UNIT, batch=batch, context=length + 1, **settings)
-    assert found.flops == stepped
+    floor = floors.decode_step(sizes, weights, UNIT, batch=batch, context=length + 1, **settings)
+    assert floor.flops == stepped

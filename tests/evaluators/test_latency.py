@@ -29,9 +29,9 @@ BLIND = Nvml(None, {}, "none here")
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
-    made = MadeUp()
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=made.perf_counter))
-    return made
+    engine = MadeUp()
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=engine.perf_counter))
+    return engine
 
 
 def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: MadeUp) -> None:
@@ -75,30 +75,30 @@ def test_times_of_some_requests_are_no_times_of_the_batch(engine: MadeUp) -> Non
 def test_cuda_events_time_what_runs_in_this_process(
     engine: MadeUp, monkeypatch: pytest.MonkeyPatch, worker: Any, expected: set[str]
 ) -> None:
-    seen: list[str] = []
+    events: list[str] = []
     engine.facts = replace(FACTS, device="cuda:0", worker=worker)
-    engine.during = lambda: seen.append("generate")
+    engine.during = lambda: events.append("generate")
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
         def record(self) -> None:
-            seen.append("record")
+            events.append("record")
 
         def synchronize(self) -> None:
-            seen.append("wait")
+            events.append("wait")
 
         def elapsed_time(self, _: Event) -> float:
             return 480.0
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append("synchronize"))
-    found, _ = Clock(engine, BLIND).time(PROMPTS, 5)
-    assert set(found) == expected
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("synchronize"))
+    sample, _ = Clock(engine, BLIND).time(PROMPTS, 5)
+    assert set(sample) == expected
     if worker == "in_process":
-        assert found["cuda_events"] == pytest.approx(0.48), "seconds, of an event's milliseconds"
-        assert seen == ["synchronize", "record", "generate", "record", "wait"]
+        assert sample["cuda_events"] == pytest.approx(0.48), "seconds, of an event's milliseconds"
+        assert events == ["synchronize", "record", "generate", "record", "wait"]
 
 
 @pytest.mark.parametrize(("per_token", "fails", "joules"), [(0.25, {}, 300.0), (0.15, {}, None), (0.25, {"x"}, None)])
@@ -205,7 +205,7 @@ def test_nothing_is_timed_under_torchs_profiler(engine: MadeUp) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "facts", "said"),
+    ("shape", "facts", "sentence"),
     [
         (Shape(1, 60, 5), FACTS, "60 tokens and 5 new ones do not fit into the window of 64"),
         (Shape(5, 2, 2), FACTS, "5 sequences are more than this arm runs at once (4)"),
@@ -215,13 +215,13 @@ def test_nothing_is_timed_under_torchs_profiler(engine: MadeUp) -> None:
     ],
 )
 def test_a_shape_that_the_engine_cannot_run_at_once_is_refused(
-    engine: MadeUp, shape: Shape, facts: EngineFacts, said: str | None
+    engine: MadeUp, shape: Shape, facts: EngineFacts, sentence: str | None
 ) -> None:
     engine.facts = facts
-    if said is None:
+    if sentence is None:
         latency.check(engine, shape)
         return
     with pytest.raises(UsageError) as refused:
         latency.measure(engine, PROMPTS, shape, 1, BLIND)
-    assert said in str(refused.value)
+    assert sentence in str(refused.value)
     assert not engine.calls

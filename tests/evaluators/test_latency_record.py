@@ -143,7 +143,7 @@ def test_gpus_that_share_a_model_are_that_much_faster_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "engine", "words"),
+    ("context", "engine", "sentence"),
     [
         (replace(CONTEXT, geometry=None), ENGINE, "sizes of this architecture are not known"),
         (replace(CONTEXT, rates=None, no_rates="no rates (why)"), ENGINE, "no rates (why)"),
@@ -151,9 +151,9 @@ def test_gpus_that_share_a_model_are_that_much_faster_together() -> None:
         (CONTEXT, replace(ENGINE, weight_bytes=None), "does not tell the bytes of the loaded weights"),
     ],
 )
-def test_a_floor_that_cannot_be_computed_is_a_sentence(context: Context, engine: EngineFacts, words: str) -> None:
+def test_a_floor_that_cannot_be_computed_is_a_sentence(context: Context, engine: EngineFacts, sentence: str) -> None:
     floors = recorded(arm(engine=engine), context).shapes[0].floors
-    assert words in str(floors.no_floors)
+    assert sentence in str(floors.no_floors)
     assert (floors.prefill, floors.decode_step) == (None, None)
 
 
@@ -223,7 +223,7 @@ GRAPHS = replace(CUDA, cuda_graph_batch_sizes=(1, 2, 8))
 
 
 @pytest.mark.parametrize(
-    ("engine", "words"),
+    ("engine", "sentence"),
     [
         (replace(CUDA, cuda_graph_batch_sizes=()), "decode ran without CUDA graphs"),
         (
@@ -245,10 +245,10 @@ GRAPHS = replace(CUDA, cuda_graph_batch_sizes=(1, 2, 8))
         (replace(CUDA, max_step_tokens=40, cuda_graph_batch_sizes=(1, 4)), None),
     ],
 )
-def test_steps_and_kernels_that_are_not_what_they_seem_are_notes(engine: EngineFacts, words: str | None) -> None:
+def test_steps_and_kernels_that_are_not_what_they_seem_are_notes(engine: EngineFacts, sentence: str | None) -> None:
     record = recorded(arm("nvfp4", engine=engine))
-    assert [words in note for note in record.shapes[0].notes if words] == ([True] if words else [])
-    assert bool(record.shapes[0].notes) == (words is not None)
+    assert [sentence in note for note in record.shapes[0].notes if sentence] == ([True] if sentence else [])
+    assert bool(record.shapes[0].notes) == (sentence is not None)
     assert record.precision == engine.precision
     assert (record.arm, record.precision_planned) == ("nvfp4", "nvfp4")
 

@@ -38,16 +38,16 @@ def drawn(seed: int, lengths: list[int], layers: int, experts: int, top_k: int) 
 )
 @settings(max_examples=150)
 def test_every_count_is_that_of_sets(seed: int, decoded: list[int], layers: int, experts: int, top_k: int) -> None:
-    read = 3
-    arrays = drawn(seed, [read + length for length in decoded], layers, experts, top_k)
+    input_len = 3
+    arrays = drawn(seed, [input_len + length for length in decoded], layers, experts, top_k)
     sizes = list(range(1, len(decoded) + 1))
-    by_size = routing.read(arrays, read, experts, sizes)
+    by_size = routing.read(arrays, input_len, experts, sizes)
     assert list(by_size) == sizes
     for size, counted in by_size.items():
         batch = arrays[:size]
         steps = min(decoded[:size])
         different = [
-            len({int(expert) for prompt in batch for expert in prompt[read + t, layer]})
+            len({int(expert) for prompt in batch for expert in prompt[input_len + t, layer]})
             for t in range(steps)
             for layer in range(layers)
         ]
@@ -59,8 +59,8 @@ def test_every_count_is_that_of_sets(seed: int, decoded: list[int], layers: int,
         assert counted.load == tuple(tuple(load[expert] for expert in range(experts)) for load in loads)
         entropies = [-sum(n / load.total() * math.log(n / load.total()) for n in load.values()) for load in loads]
         assert counted.effective == pytest.approx(sum(map(math.exp, entropies)) / layers)
-        most = [max(load.values()) * experts / load.total() for load in loads]
-        assert counted.max_over_mean == pytest.approx(sum(most) / layers)
+        maxima = [max(load.values()) * experts / load.total() for load in loads]
+        assert counted.max_over_mean == pytest.approx(sum(maxima) / layers)
 
 
 def test_a_step_is_made_of_the_same_row_of_every_prompt() -> None:
@@ -102,7 +102,7 @@ def test_a_batch_of_prompts_that_are_not_there_is_refused(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "words"),
+    ("second", "sentence"),
     [
         (np.zeros((4, 2, 2), dtype=int), "prompt 1 has shape"),
         (np.zeros((4, 2), dtype=int), "prompt 1 has shape"),
@@ -111,8 +111,8 @@ def test_a_batch_of_prompts_that_are_not_there_is_refused(size: int) -> None:
         (np.full((4, 1, 2), -1), "names experts -1 to -1 of 8"),
     ],
 )
-def test_what_cannot_be_routing_is_refused(second: Array, words: str) -> None:
-    with pytest.raises(EngineError, match=words):
+def test_what_cannot_be_routing_is_refused(second: Array, sentence: str) -> None:
+    with pytest.raises(EngineError, match=sentence):
         routing.read([*drawn(0, [4], 1, 8, 2), second], 2, 8, [1, 2])
 
 

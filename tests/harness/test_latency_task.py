@@ -66,14 +66,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
 def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended, Path]) -> None:
     _, folder = ran
     (run,) = run_folders(folder)
-    found = record(run)
-    assert found["status"] == "finished"
-    assert "part of the documents only: not a result for the whole task" in found["notes"]
+    content = record(run)
+    assert content["status"] == "finished"
+    assert "part of the documents only: not a result for the whole task" in content["notes"]
     client = MlflowClient(f"sqlite:///{folder / 'own.db'}")
-    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    assert [each.info.status for each in runs] == ["FINISHED"]
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in runs] == ["FINISHED"]
     logged = runs[0].data.metrics
-    assert logged == pytest.approx(found["metrics"])
+    assert logged == pytest.approx(content["metrics"])
     for shape in ("b1_i16_o24", "b2_i16_o24"):
         for name in NAMES:
             low, value, high = (logged[f"latency/{shape}/{name}{bound}"] for bound in ("_low", "", "_high"))
@@ -81,8 +81,8 @@ def test_one_run_holds_quality_and_speed_on_disk_and_in_mlflow(ran: tuple[Ended,
     rows = [row["word_perplexity"] for row in samples(run, "moe_sample")]
     word_ppl = math.exp(-sum(nats for nats, _ in rows) / sum(words for _, words in rows))
     assert logged["quality/word_ppl"] == pytest.approx(word_ppl)
-    assert [each["task"] for each in found["datasets"]] == ["moe_latency", "moe_sample"], "timed first"
-    assert found["settings"]["metadata"]["batch_sizes"] == [1, 2, 3]
+    assert [dataset["task"] for dataset in content["datasets"]] == ["moe_latency", "moe_sample"], "timed first"
+    assert content["settings"]["metadata"]["batch_sizes"] == [1, 2, 3]
 
 
 def test_the_harness_s_table_shows_both_tasks_and_a_limit_cuts_shapes(ran: tuple[Ended, Path]) -> None:
@@ -140,11 +140,11 @@ def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> Non
 def test_what_cannot_be_timed_ends_with_a_sentence_and_a_failed_record(
     command: Command, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    told = sentence(command(*asking(**{"model_args": OURS, **changes})))
-    assert all(word in told for word in words), told
+    message = sentence(command(*asking(**{"model_args": OURS, **changes})))
+    assert all(word in message for word in words), message
     (run,) = run_folders(tmp_path)
     assert record(run)["status"] == "failed"
-    assert record(run)["error"] == told.replace("moe_eval: ", "UsageError: ")
+    assert record(run)["error"] == message.replace("moe_eval: ", "UsageError: ")
 
 
 @pytest.mark.parametrize("changes", [{"input_len": 1021}, {"prompts": "no_such_text"}])
@@ -161,8 +161,8 @@ def test_a_shape_that_cannot_be_timed_shows_before_anything_is_scored(
     [("batch_size", "batch_sizes"), ("num_iteration", "num_iterations"), ("input_length", "input_len")],
 )
 def test_a_slip_in_the_metadata_is_told(command: Command, tmp_path: Path, named: str, meant: str) -> None:
-    told = sentence(command(*asking(OURS, **{named: 3})))
-    assert told == f"moe_eval: The metadata names {named}, which no task of ours knows; did you mean {meant}?"
+    message = sentence(command(*asking(OURS, **{named: 3})))
+    assert message == f"moe_eval: The metadata names {named}, which no task of ours knows; did you mean {meant}?"
     assert run_folders(tmp_path) == []
     asked = command(
         "--model", "trtllm_moe", "--model_args", OURS, "--tasks", "no_such", "--metadata", '{"batch_size": 2}'
@@ -217,11 +217,12 @@ def test_what_other_tasks_keep_from_run_to_run_leaves_timings_alone(
     for sizes in ([1], [1], [2]):
         asked = asking(OURS, "moe_sample,moe_latency", batch_sizes=sizes, num_iterations="2")
         assert command(*asked, *kept).code == 0
-    one, again, other = sorted(run_folders(tmp_path), key=lambda run: (run / "record.json").stat().st_mtime)
-    metrics = [record(run)["metrics"] for run in (one, again, other)]
-    assert ["quality/token_ppl" in each for each in metrics] == [True, False, False], "the other task was cached"
+    first_run, again, larger = sorted(run_folders(tmp_path), key=lambda run: (run / "record.json").stat().st_mtime)
+    metrics = [record(run)["metrics"] for run in (first_run, again, larger)]
+    assert ["quality/token_ppl" in logged for logged in metrics] == [True, False, False], "the other task was cached"
     first, second = (
-        samples(run, "moe_latency")[0]["filtered_resps"][0]["metrics"]["e2e_ms"]["samples"] for run in (one, again)
+        samples(run, "moe_latency")[0]["filtered_resps"][0]["metrics"]["e2e_ms"]["samples"]
+        for run in (first_run, again)
     )
     assert len(first) == len(second) == 2
     assert first != second

@@ -31,13 +31,13 @@ def folder(tmp_path: Path) -> Folders:
     """The folder of a checkpoint in this precision."""
 
     def make(name: str) -> str:
-        made = tmp_path / name
-        made.mkdir(exist_ok=True)
+        path = tmp_path / name
+        path.mkdir(exist_ok=True)
         config: dict[str, Any] = {"model_type": "qwen3_moe", "torch_dtype": "bfloat16"}
-        (made / "config.json").write_text(json.dumps(config | (BLOCKS if name == "fp8_block" else {})))
+        (path / "config.json").write_text(json.dumps(config | (BLOCKS if name == "fp8_block" else {})))
         if name in MODELOPT:
-            (made / "hf_quant_config.json").write_text(json.dumps(MODELOPT[name]))
-        return str(made)
+            (path / "hf_quant_config.json").write_text(json.dumps(MODELOPT[name]))
+        return str(path)
 
     return make
 
@@ -48,9 +48,9 @@ def paths(folder: Folders) -> dict[str, str | None]:
 
 
 def planned(
-    paths: dict[str, str | None], names: str = "bf16,fp8,nvfp4", gpus: Sequence[Gpu] = (H100,), **more: Any
+    paths: dict[str, str | None], names: str = "bf16,fp8,nvfp4", gpus: Sequence[Gpu] = (H100,), **changes: Any
 ) -> list[Arm | Skipped]:
-    options: dict[str, Any] = {"engine": "trtllm", "precisions": names.split(","), "paths": paths, **more}
+    options: dict[str, Any] = {"engine": "trtllm", "precisions": names.split(","), "paths": paths, **changes}
     return arm_plan.plan(ArmsRequest(**options), gpus)
 
 
@@ -175,8 +175,8 @@ def test_emulated_precisions_run_anywhere_from_the_one_checkpoint(folder: Folder
     for arm in arms:
         assert isinstance(arm, Arm)
         assert arm.settings.checkpoint == model
-        more = {} if arm.precision == "bf16" else {"emulate": True, "scope": "all"}
-        assert arm.settings.options == {"moe_backend": "eager", **more}
+        emulated = {} if arm.precision == "bf16" else {"emulate": True, "scope": "all"}
+        assert arm.settings.options == {"moe_backend": "eager", **emulated}
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,13 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "sentence"),
     [
         (["bf16", "bf16"], "Give each name once"),
         ([], "Give each name once"),
         (["bf16", "int4"], "no precision 'int4'. Choose from bf16"),
     ],
 )
-def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: list[str], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
         arm_plan.plan(ArmsRequest("trtllm", names, paths), (B200,))

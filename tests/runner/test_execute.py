@@ -6,6 +6,7 @@ import random
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,9 +29,9 @@ class Killed(BaseException):
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    made = Stage()
-    monkeypatch.setattr(execute, "ArmProcess", made)
-    return made
+    stage = Stage()
+    monkeypatch.setattr(execute, "ArmProcess", stage)
+    return stage
 
 
 def test_every_arm_is_loaded_once_and_no_two_at_once(stage: Stage, tmp_path: Path) -> None:
@@ -78,8 +79,8 @@ def test_a_block_of_loads_is_repeated_whole(stage: Stage, tmp_path: Path) -> Non
     assert set(failed) == {f"b latency_{SHAPES[0].name}_{block}_0" for block in (0, 1)}
     stage.fails.clear()
     stage.asked.clear()
-    left = [(task.arm, task.shape, task.block) for task in folder.missing(plan)]
-    assert left == [("a", SHAPES[0], 0), ("b", SHAPES[0], 0), ("b", SHAPES[0], 1), ("a", SHAPES[0], 1)]
+    missing = [(task.arm, task.shape, task.block) for task in folder.missing(plan)]
+    assert missing == [("a", SHAPES[0], 0), ("b", SHAPES[0], 0), ("b", SHAPES[0], 1), ("a", SHAPES[0], 1)]
     assert run(folder, plan, tmp_path) == {}
     assert stage.order("measure") == ["a", "b", "b", "a"]
 
@@ -162,27 +163,27 @@ def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
 ) -> None:
     together = mode == "interleaved"
     plan = ordered(mode, 2 if mode != "sequential" else 1)
-    more = {"together": together, "iterations": 1 if together else 2}
+    conditions: dict[str, Any] = {"together": together, "iterations": 1 if together else 2}
     whole = RunFolder(tmp_path / "whole")
-    run(whole, plan, tmp_path, **more)
+    run(whole, plan, tmp_path, **conditions)
     answers = len(stage.asked)
     for at in [*random.Random(1).sample(range(answers), 8), 0]:
         folder = RunFolder(tmp_path / f"killed-{at}")
-        left = [at]
+        answers_left = [at]
 
-        def before(arm: str, task: str, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] < 0:
+        def before(arm: str, task: str, answers_left: list[int] = answers_left) -> None:
+            answers_left[0] -= 1
+            if answers_left[0] < 0:
                 raise Killed
 
         stage.before = before
         monkeypatch.setattr(Executor, "__exit__", lambda *_: None)  # a killed process cleans nothing up
         with pytest.raises(Killed):
-            run(folder, plan, tmp_path, **more)
+            run(folder, plan, tmp_path, **conditions)
         monkeypatch.undo()
         monkeypatch.setattr(execute, "ArmProcess", stage)
         stage.before = lambda arm, task: None
-        assert run(folder, plan, tmp_path, **more) == {}
+        assert run(folder, plan, tmp_path, **conditions) == {}
         resumed, undisturbed = contents(folder), contents(whole)
         assert resumed.keys() == undisturbed.keys()
         assert {name for name in resumed if resumed[name] != undisturbed[name]} <= {
@@ -200,8 +201,8 @@ def test_half_a_round_is_repeated_whole(stage: Stage, tmp_path: Path) -> None:
 
 def test_two_runs_in_one_folder_exclude_each_other(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    other = RunFolder(tmp_path / "run")
-    with folder.locked(0), pytest.raises(UsageError, match="Another run is at work"), other.locked(0.3):
+    second = RunFolder(tmp_path / "run")
+    with folder.locked(0), pytest.raises(UsageError, match="Another run is at work"), second.locked(0.3):
         pass
     with folder.locked(0):
         pass

@@ -24,12 +24,25 @@ from tests.doubles.nvml import Card, Fake
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
 # Qwen/Qwen3-30B-A3B as published
 QWEN3: dict[str, Any] = {
-    "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "num_attention_heads": 32,
-    "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768, "intermediate_size": 6144, "vocab_size": 151936, "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16", "max_position_embeddings": 40960, "decoder_sparse_step": 1, "mlp_only_layers": [],
-    "sliding_window": None, "use_sliding_window": False,
-}  # fmt: skip
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 48,
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "intermediate_size": 6144,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "max_position_embeddings": 40960,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "sliding_window": None,
+    "use_sliding_window": False,
+}
 QWEN3_BYTES = 61_064_245_248  # total_size of its model.safetensors.index.json
 ONE = shapes([8], 512, 256)
 

@@ -25,22 +25,22 @@ POINTS = 20
 def test_twenty_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
     together = mode == "interleaved"
     plan = ordered(mode, 2 if together else 1)
-    more: dict[str, Any] = {"together": together, "iterations": 1 if together else 2}
+    conditions: dict[str, Any] = {"together": together, "iterations": 1 if together else 2}
     monkeypatch.setattr(execute, "ArmProcess", Stage())
     whole = RunFolder(tmp_path / "whole")
-    assert run(whole, plan, tmp_path, **more) == {}
+    assert run(whole, plan, tmp_path, **conditions) == {}
 
     slow = Stage()
     slow.before = lambda arm, task: time.sleep(0.01)
     monkeypatch.setattr(execute, "ArmProcess", slow)
     started = time.monotonic()
-    assert os.waitpid(in_a_process(lambda: run(RunFolder(tmp_path / "timed"), plan, tmp_path, **more)), 0)[1] == 0
+    assert os.waitpid(in_a_process(lambda: run(RunFolder(tmp_path / "timed"), plan, tmp_path, **conditions)), 0)[1] == 0
     undisturbed = time.monotonic() - started
 
     chance = random.Random(7)
     folder, killed, complete = RunFolder(tmp_path / "run-0"), 0, 0
     while killed < POINTS:
-        pid = in_a_process(partial(run, folder, plan, tmp_path, **more))
+        pid = in_a_process(partial(run, folder, plan, tmp_path, **conditions))
         time.sleep(chance.uniform(0, undisturbed))
         os.kill(pid, signal.SIGKILL)
         killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
@@ -50,5 +50,5 @@ def test_twenty_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert everything(folder) == everything(whole)
             complete += 1
             folder = RunFolder(tmp_path / f"run-{complete}")
-    assert os.waitpid(in_a_process(lambda: run(folder, plan, tmp_path, **more)), 0)[1] == 0
+    assert os.waitpid(in_a_process(lambda: run(folder, plan, tmp_path, **conditions)), 0)[1] == 0
     assert everything(folder) == everything(whole)

@@ -173,9 +173,9 @@ def test_arms_that_do_not_fit_together_are_loaded_in_every_block_in_turned_order
 def test_no_schedule_has_fewer_iterations_than_the_request(
     iterations: int, blocks: int, together: bool, mode: str, planned: tuple[int, int]
 ) -> None:
-    made = schedule(iterations, 5, blocks, together=together)
-    assert (made.mode, made.blocks, made.per_block, made.warm_ups) == (mode, *planned, 5)
-    assert made.iterations >= iterations
+    plan = schedule(iterations, 5, blocks, together=together)
+    assert (plan.mode, plan.blocks, plan.per_block, plan.warm_ups) == (mode, *planned, 5)
+    assert plan.iterations >= iterations
 
 
 def test_files_of_an_earlier_command_are_kept_beside_those_of_the_next(
@@ -189,8 +189,8 @@ def test_files_of_an_earlier_command_are_kept_beside_those_of_the_next(
     assert perf(tmp_path, precisions=("bf16",))
     (earlier,) = (tmp_path / "earlier").iterdir()
     assert capsys.readouterr().err.startswith("moe-eval: 4 files of an earlier command were moved to ")
-    own = {"perf_run.json", "perf_rates.json", "perf_bf16_cpu.json", "perf_arms"}
-    assert {file.name for file in earlier.iterdir()} == own
+    names = {"perf_run.json", "perf_rates.json", "perf_bf16_cpu.json", "perf_arms"}
+    assert {file.name for file in earlier.iterdir()} == names
     for name, content in plays.files(earlier).items():
         assert before[name] == content
     assert latency(tmp_path, "bf16").status is Status.FAILED

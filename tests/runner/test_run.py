@@ -98,7 +98,7 @@ def test_a_damaged_plan_is_one_sentence(copy: Path, stage: Stage, damage: str) -
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "sentence"),
     [
         ("machine", {"cpu": "another"}, "CPU another and now "),
         ("machine", {"cores": 4096}, "cores 4096 and now "),
@@ -110,7 +110,7 @@ def test_a_damaged_plan_is_one_sentence(copy: Path, stage: Stage, damage: str) -
     ],
 )
 def test_a_run_goes_on_where_it_began_and_nowhere_else(
-    copy: Path, stage: Stage, key: str, value: Any, words: str
+    copy: Path, stage: Stage, key: str, value: Any, sentence: str
 ) -> None:
     run = json.loads((copy / "run.json").read_text())
     run[key] = {**run[key], **value} if isinstance(value, dict) else value
@@ -118,7 +118,7 @@ def test_a_run_goes_on_where_it_began_and_nowhere_else(
     before = plays.files(copy)
     with pytest.raises(UsageError) as caught:
         plays.execute_in(copy)
-    assert f"began elsewhere ({words}" in str(caught.value)
+    assert f"began elsewhere ({sentence}" in str(caught.value)
     assert "Resume it there, or begin another" in str(caught.value)
     assert plays.files(copy) == before
 
@@ -140,11 +140,11 @@ def test_a_run_that_has_finished_stays_as_it_is_when_it_is_resumed(copy: Path, s
 
 @pytest.mark.parametrize("at", range(3, 20, 2))
 def test_a_run_that_is_killed_outright_has_records_of_what_it_measured(tmp_path: Path, stage: Stage, at: int) -> None:
-    folder, left = tmp_path / "run", [at]
+    folder, answers_left = tmp_path / "run", [at]
 
     def before(_: str, task: str) -> None:
-        left[0] -= task != "end"
-        if left[0] < 0:
+        answers_left[0] -= task != "end"
+        if answers_left[0] < 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     stage.before = before
@@ -199,13 +199,13 @@ def test_a_wait_for_another_run_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "_QUIET_SECONDS", 0.1)
-    one, other = RunFolder(tmp_path), RunFolder(tmp_path)
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
 
     def wait() -> None:
-        with other.locked(60):
+        with second.locked(60):
             pass
 
-    with one.locked():
+    with first.locked():
         waiting = threading.Thread(target=wait)
         waiting.start()
         time.sleep(1)
