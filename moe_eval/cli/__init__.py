@@ -50,9 +50,9 @@ def _run(arguments: list[str]) -> None:
         print(_help())
         return
     if arguments[0] == "--version":
-        from moe_eval import __version__
+        from importlib.metadata import version
 
-        print(f"moe-eval {__version__}")
+        print(f"moe-eval {version('moe-eval')}")
         return
     if arguments[0] not in COMMANDS:
         meant = nearest(arguments[0], COMMANDS)
