@@ -26,7 +26,7 @@ from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.data import scoring_windows
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
-from moe_eval.evaluators import perplexity
+from moe_eval.evaluators import quality
 from moe_eval.machine import hardware
 
 WIDTH = {
@@ -86,13 +86,13 @@ def run(args: argparse.Namespace, model: Path) -> None:
         args.num_chunks,
     )
 
-    def scored(dtype: str, **settings: Any) -> tuple[perplexity.Scores, float, Any]:
-        asked = EngineSettings(str(model), dtype=dtype, device=args.device, **settings)
-        engine = registry.load("transformers", asked, tokenizer)
+    def scored(dtype: str, **settings: Any) -> tuple[quality.Scores, float, Any]:
+        engine_settings = EngineSettings(str(model), dtype=dtype, device=args.device, **settings)
+        engine = registry.load("transformers", engine_settings, tokenizer)
         times = []
         for _ in range(args.repeats):
             start = time.perf_counter()
-            scores = perplexity.measure(engine, cut)
+            scores = quality.measure(engine, cut)
             times.append(time.perf_counter() - start)
         engine.close()
         return scores, statistics.median(times), engine.facts
@@ -107,33 +107,41 @@ def run(args: argparse.Namespace, model: Path) -> None:
         arms.append((f"{name}, {scope}", *scored(args.dtype, precision=name, options=options)[:2]))
     plain = statistics.median([before, scored(args.dtype)[1]])
 
-    what = "shipped model" if model == SHIPPED else f"random weights, {args.random} layers"
-    print(f"{what} on {facts.device_name}, {args.dtype}, torch {hardware.versions()['torch']}, Transformers "
-          f"{facts.version}; {args.dataset}: {len(cut.windows)} windows of at most {args.input_len} tokens, "
-          f"{len(reference.logprobs):,} tokens, {len(set(cut.documents))} documents, k {perplexity.TOP_K}; one pass "
-          f"unquantised {plain:.1f} s")  # fmt: skip
+    model_name = "shipped model" if model == SHIPPED else f"random weights, {args.random} layers"
+    print(
+        f"{model_name} on {facts.device_name}, {args.dtype}, torch {hardware.versions()['torch']}, Transformers "
+        f"{facts.version}. {args.dataset}: {len(cut.windows)} windows of at most {args.input_len} tokens, "
+        f"{len(reference.logprobs):,} tokens, {len(set(cut.documents))} documents, k {quality.TOP_K}. One pass "
+        f"unquantised takes {plain:.1f} s."
+    )
     print("| arm | word ppl | ln(ppl ratio), 95 % interval | KLD mean | median | p99 | same top-1 | time |")
     print("|---|---|---|---|---|---|---|---|")
     show("unquantised", cut, reference, reference, 1.0)
     show("again, batch size 1", cut, reference, again, None)
-    for name, found, seconds in arms:
-        show(name, cut, reference, found, seconds / plain)
+    for name, scores, seconds in arms:
+        show(name, cut, reference, scores, seconds / plain)
 
 
 def show(
     name: str,
-    cut: scoring_windows.WindowSet,
-    reference: perplexity.Scores,
-    found: perplexity.Scores,
-    ratio: float | None,
+    windows: scoring_windows.WindowSet,
+    reference: quality.Scores,
+    scores: quality.Scores,
+    time_ratio: float | None,
 ) -> None:
-    figures = perplexity.figures(found, cut)
-    compared = stats.ln_ratio(reference.by_document(), found.by_document())
-    apart = stats.divergence(reference.top_ids, reference.top_logprobs, found.top_ids, found.top_logprobs)
-    word = figures["word_ppl"] if figures["word_ppl"] is not None else np.nan
-    print(f"| {name} | {word:.3f} | {compared.value:+.5f}, {compared.low:+.5f} to {compared.high:+.5f} | "
-          f"{apart.mean:.2e} | {apart.median:.2e} | {apart.p99:.2e} | {100 * apart.same_top1:.2f} % | "
-          f"{'' if ratio is None else f'{ratio:.2f}x'} |")  # fmt: skip
+    figures = quality.figures(scores, windows, "")
+    word_ppl = figures.word_ppl if figures.word_ppl is not None else np.nan
+    ratio = stats.ln_ratio(reference.by_document(), scores.by_document())
+    divergence = stats.divergence(reference.top_ids, reference.top_logprobs, scores.top_ids, scores.top_logprobs)
+    cells = (
+        name,
+        f"{word_ppl:.3f}",
+        f"{ratio.value:+.5f}, {ratio.low:+.5f} to {ratio.high:+.5f}",
+        *(f"{value:.2e}" for value in (divergence.mean, divergence.median, divergence.p99)),
+        f"{100 * divergence.same_top1:.2f} %",
+        "" if time_ratio is None else f"{time_ratio:.2f}x",
+    )
+    print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -37,13 +37,10 @@ def main() -> None:
             output_dir=FOLDER,
         )
 
-    records = moe_eval.read(FOLDER)
-    print(records.to_dataframe())
-
-    comparison = moe_eval.compare(FOLDER)
-    for pair in comparison.pairs:
+    results = moe_eval.read(FOLDER)
+    for pair in results.comparison.pairs:
         print(f"{pair.other} against {pair.reference}: {pair.verdict.value}. {pair.sentence}")
-    print(comparison.to_dataframe())
+    print(results.to_dataframe())
 
 
 if __name__ == "__main__":
