@@ -7,8 +7,6 @@ page.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import statistics
 import sys
@@ -16,133 +14,143 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from h100 import QWEN3_30B_A3B
-
-from moe_eval.comparison import kernels
+from moe_eval.comparison import kernels, pairs
 from moe_eval.evaluators import kernels_record
-from moe_eval.records.comparison import PhaseChange
+from moe_eval.records import by_arm
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.labels import Status
+from moe_eval.records.latency import FloorReached, LatencyRecord
 from moe_eval.report import kernels_table, speed_table
-from moe_eval.report.console import print_renderable
-from moe_eval.report.quality_table import columns
+from moe_eval.report.console import plain_text
+from moe_eval.report.markdown import columns
 from moe_eval.traces.readers import files
 
 MEANING = "## What it means"
 TRACED = (1, 8, 32)
 ARMS = ("bf16", "fp8")
-_HOW = """Qwen3-30B-A3B's shape with random weights (normal 0.02, norms 1, another seed for every tensor), prompts of
-WikiText-2 cut with the shipped model's tokenizer, so that tokens repeat as they do in text. vLLM has no tuned
-configuration of its Triton experts for this shape on an H100 and says so; another backend or a tuned one would be
-faster. Made by `benchmarks/h100.py`, which says how."""
+_HOW = """This is Qwen3-30B-A3B's shape with random weights (normal 0.02, norms 1, another seed for every tensor).
+The prompts are WikiText-2, cut with the shipped model's tokenizer, so that tokens repeat as they do in text.
+vLLM has no tuned configuration of its Triton experts for this shape on an H100, and says so.
+Another backend, or a tuned one, would be faster. `benchmarks/h100.py` made the figures and says how."""
 
 
 def write_page(out: Path, file: Path) -> None:
-    finished, run = (_speeds(each) for each in (out, out / "run"))
-    same = [same_page(found) for each in sorted(out.glob("aa*")) if (found := _speeds(each))]
+    speed, run = (read_arms(folder) for folder in (out, out / "run"))
+    repeats = [repeat_page(arms) for folder in sorted(out.glob("aa*")) if (arms := read_arms(folder))]
     parts = ["# One H100: BF16 against FP8 through vLLM", _HOW]
-    parts += ["## Speed", speed_page(finished) if finished else "Not run yet."]
+    parts += ["## Speed", speed_page(speed) if speed else "Not run yet."]
     parts += ["### Experts and floors", floors_page(run) if run else "Not run yet."]
     if MEANING in (before := file.read_text() if file.is_file() else ""):
         parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
-    parts += ["## BF16 against itself", *(same or ["Not run yet."])]
+    parts += ["## BF16 against itself", *(repeats or ["Not run yet."])]
     traces = out / "traces"
-    parts += ["## Where the time goes", kernels_page(traces, finished) if traces.is_dir() else "Not run yet."]
+    parts += ["## Where the time goes", kernels_page(traces, speed) if traces.is_dir() else "Not run yet."]
     inside_file = out / "inside.json"
-    parts += ["## The evaluator and scoring", inside_page(json.loads(inside_file.read_text()))
-              if inside_file.is_file() else "Not run yet."]  # fmt: skip
+    inside = inside_page(json.loads(inside_file.read_text())) if inside_file.is_file() else "Not run yet."
+    parts += ["## The evaluator and scoring", inside]
     file.write_text("\n\n".join(parts) + "\n")
 
 
-def _speeds(folder: Path) -> list[dict[str, Any]]:
-    """The finished records of a folder, the reference first."""
-    found = [json.loads(each.read_text()) for each in sorted(folder.glob("perf_*_sm*.json"))]
-    return sorted(
-        (each for each in found if each["status"] == "finished"), key=lambda each: each["reference"] is not None
-    )
+def read_arms(folder: Path) -> list[ArmRecords]:
+    """The arms of a folder whose latency was measured, the reference first; none where there is no folder."""
+    if not any(folder.glob("perf_*_sm*.json")):
+        return []
+    return [arm for arm in by_arm.read(folder) if arm.latency and arm.latency.status is Status.FINISHED]
 
 
-def speed_page(found: Sequence[dict[str, Any]]) -> str:
+def latency(arms: Sequence[ArmRecords]) -> list[LatencyRecord]:
+    return [arm.latency for arm in arms if arm.latency is not None]
+
+
+def table(arms: Sequence[ArmRecords]) -> str:
+    return plain_text(speed_table.render(latency(arms), pairs.compare(arms))).strip()
+
+
+def speed_page(arms: Sequence[ArmRecords]) -> str:
     clocks = []
-    for record in found:
-        for row in record["shapes"]:
-            name = (record["arm"], str(row["batch_size"]))
-            seen = [gpu for block in row["gpu"] for gpu in block["gpus"]]
+    for record in latency(arms):
+        for shape in record.shapes:
+            gpus = [gpu for turn in shape.turns for gpu in turn.gpus]
             clocks.append(
-                (*name, f"{statistics.median(gpu['sm_mhz_median'] for gpu in seen):.0f}",
-                 f"{min(gpu['sm_mhz_min'] for gpu in seen):.0f}",
-                 f"{statistics.fmean(gpu['power_w_mean'] for gpu in seen):.0f}",
-                 f"{max(gpu['temperature_c_max'] for gpu in seen):.0f}",
-                 ", ".join(sorted({reason for gpu in seen for reason in gpu["reasons"]})) or "none")
-            )  # fmt: skip
-    first = found[0]
+                (
+                    record.arm,
+                    str(shape.batch_size),
+                    f"{statistics.median(gpu.sm_mhz_median for gpu in gpus):.0f}",
+                    f"{min(gpu.sm_mhz_min for gpu in gpus):.0f}",
+                    f"{statistics.fmean(gpu.power_w_mean for gpu in gpus):.0f}",
+                    f"{max(gpu.temperature_c_max for gpu in gpus):.0f}",
+                    ", ".join(sorted({reason for gpu in gpus for reason in gpu.reasons})) or "none",
+                )
+            )
+    first = latency(arms)[0]
+    machine, versions = first.origin.machine, first.origin.versions
+    kernels_of_arms = ", ".join(f"{record.arm}: {record.quant_algo}, {record.moe_backend}" for record in latency(arms))
+    heads = ("arm", "batch", "SM MHz median", "lowest", "W mean", "deg C most", "reasons to slow down")
     return "\n\n".join(
         [
-            f"{first['gpu_name']}, driver {first['machine']['driver']}, vLLM {first['versions']['vllm']}, "
-            f"torch {first['versions']['torch']}; "
-            + "; ".join(f"{each['arm']}: {each['quant_algo']}, {each['moe_backend']}" for each in found),
-            speed_table.render(found),
+            f"{first.gpu_name}, driver {machine.driver if machine else None}, vLLM {versions['vllm']}, torch "
+            f"{versions['torch']}. {kernels_of_arms}.",
+            table(arms),
             "### Clocks",
-            columns(
-                ("arm", "batch", "SM MHz median", "lowest", "W mean", "deg C most", "reasons to slow down"), clocks
-            ),
+            columns(heads, clocks),
         ]
     )
 
 
-def floors_page(found: Sequence[dict[str, Any]]) -> str:
+def floors_page(arms: Sequence[ArmRecords]) -> str:
     """Experts that were counted, and the floors that follow from them."""
     experts, floors = [], []
-    for record in found:
-        for row in record["shapes"]:
-            name = (record["arm"], str(row["batch_size"]))
-            fair = (row["versus_reference"] or {}).get("fair")
-            experts.append(
-                (*name, f"{row['experts_per_layer_step']:.2f}", f"{row['experts_of_independent_draws']:.2f}",
-                 "reference" if fair is None else "yes" if fair else "no")
-            )  # fmt: skip
-            for phase, floor in row["floors"].items():
-                floors.append(
-                    (*name, phase.replace("_", " "), f"{floor['bytes'] / 1e9:.1f}", floor["bound"],
-                     f"{floor['predicted_ms']:.2f}", *_reached(floor))
-                )  # fmt: skip
-    rates, workload = found[0]["rates"], found[0]["workload"]
-    matrix = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in rates["matrix_flops_per_s"].items())
+    for record in latency(arms):
+        for shape in record.shapes:
+            place = (record.arm, str(shape.batch_size))
+            experts.append((*place, f"{shape.experts_per_layer_step:.2f}", f"{shape.experts_of_independent_draws:.2f}"))
+            for phase, reached in (("prefill", shape.floors.prefill), ("decode step", shape.floors.decode_step)):
+                if reached is not None:
+                    floors.append((*place, phase, *_floor_cells(reached)))
+    first = latency(arms)[0]
+    assert first.rates is not None
+    assert first.workload is not None
+    matrix = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in first.rates.matrix_flops_per_s.items())
     return "\n\n".join(
         [
             "Of one `moe-eval run` at another time, on another machine of the kind ([its report](h100-run.md)), with "
-            f"the same weights and prompts (digest {workload['digest']}).",
-            columns(("arm", "batch", "experts per layer and step", "if drawn independently", "fair"), experts),
-            f"Measured rates: copy {rates['copy_bytes_per_s'] / 1e12:.2f} TB/s, {matrix}.",
+            f"the same weights and prompts (digest {first.workload.digest}).",
+            columns(("arm", "batch", "experts per layer and step", "if drawn independently"), experts),
+            f"Measured rates: copy {first.rates.copy_bytes_per_s / 1e12:.2f} TB/s, {matrix}.",
             columns(("arm", "batch", "phase", "GB", "bound", "floor ms", "measured ms", "reached"), floors),
         ]
     )
 
 
-def _reached(floor: dict[str, Any]) -> tuple[str, str]:
-    if floor["measured_ms"] is None:
-        return "-", "-"
-    return f"{floor['measured_ms']:.2f}", f"{100 * floor['fraction_of_floor']:.0f} %"
+def _floor_cells(reached: FloorReached) -> tuple[str, ...]:
+    cells = (f"{reached.floor.bytes / 1e9:.1f}", reached.floor.bound, f"{reached.predicted_ms:.2f}")
+    if reached.measured_ms is None or reached.fraction is None:
+        return (*cells, "-", "-")
+    return (*cells, f"{reached.measured_ms:.2f}", f"{100 * reached.fraction:.0f} %")
 
 
-def same_page(found: Sequence[dict[str, Any]]) -> str:
-    experts = found[0]["labels"]["engine"]["weight_bytes"]["experts"]
-    shape = QWEN3_30B_A3B
-    layer = shape["num_experts"] * 3 * shape["hidden_size"] * shape["moe_intermediate_size"] * 2  # bytes in BF16
-    return f"### {experts // layer} of {shape['num_hidden_layers']} layers\n\n{speed_table.render(found)}"
+def repeat_page(arms: Sequence[ArmRecords]) -> str:
+    engine = latency(arms)[0].labels.engine
+    assert engine is not None
+    assert engine.weight_bytes is not None
+    layer = 128 * 3 * 2048 * 768 * 2  # bytes of the experts of one layer in BF16
+    return f"### {engine.weight_bytes['experts'] // layer} of 48 layers\n\n{table(arms)}"
 
 
-def kernels_page(folder: Path, records: Sequence[dict[str, Any]]) -> str:
+def kernels_page(folder: Path, arms: Sequence[ArmRecords]) -> str:
     """Decode steps of both arms, their difference, and what it predicts beside what was measured."""
     parts = [
-        "One prefill and eight decode steps under torch's profiler, in runs of their own; categories and ceilings as "
-        "in [kernels.md](../kernels.md). The ratio measured without the profiler is that of the TPOT above."
+        "One prefill and eight decode steps under torch's profiler, in runs of their own. Categories and ceilings are "
+        "those of [the method](../method/kernels.md). The ratio without the profiler is that of the TPOT above."
     ]
     ceilings = []
     for batch in TRACED:
         stems = [f"{arm}_b{batch}_i512_o9" for arm in ARMS]
-        records_of_arms = [kernels_record.make(stem, files.read(folder / f"{stem}.json.gz"), None) for stem in stems]
-        changes = kernels.changes(*records_of_arms, ARMS, {"decode": measured(records, batch)})
-        parts += [f"### Batch {batch}", difference_text({"decode": changes["decode"]})]
-        for arm, stem, record in zip(ARMS, stems, records_of_arms, strict=True):
+        reference, other = (kernels_record.make(stem, files.read(folder / f"{stem}.json.gz"), None) for stem in stems)
+        changes = kernels.changes(reference, other, ARMS, {"decode": measured(arms, batch)})
+        difference = kernels_table.difference({"decode": changes["decode"]}, ARMS)
+        parts += [f"### Batch {batch}", plain_text(difference).strip()]
+        for arm, stem, record in zip(ARMS, stems, (reference, other), strict=True):
             times = json.loads((folder / f"{stem}_times.json").read_text())
             plain = statistics.median(sample["last"]["cuda_events"] for sample in times["samples"])
             phase = record.phases["decode"]
@@ -160,49 +168,57 @@ def kernels_page(folder: Path, records: Sequence[dict[str, Any]]) -> str:
                     f"{100 * (times['profiled']['cuda_events'] / plain - 1):+.0f} %",
                 )
             )
-    heads = ("arm", "batch", "experts ran", "classified", "expert GEMM", "ceiling, busy", "ceiling, wall",
-             "busy, GEMM twice as fast", "profiler's cost")  # fmt: skip
+    heads = (
+        "arm",
+        "batch",
+        "experts ran",
+        "classified",
+        "expert GEMM",
+        "ceiling, busy",
+        "ceiling, wall",
+        "busy, GEMM twice as fast",
+        "profiler's cost",
+    )
     return "\n\n".join([*parts, "### Ceilings of a decode step", columns(heads, ceilings)])
 
 
-def difference_text(changes: dict[str, PhaseChange]) -> str:
-    """The tables and paragraphs of a difference as Markdown."""
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        print_renderable(kernels_table.difference(changes, ARMS))
-    return text.getvalue().strip()
-
-
-def measured(records: Sequence[dict[str, Any]], batch: int) -> float | None:
+def measured(arms: Sequence[ArmRecords], batch: int) -> float | None:
     """How many times shorter the second arm's TPOT is than the first's, where both were measured."""
     tpot = {
-        record["arm"]: row["metrics"]["tpot_ms"]["median"]
-        for record in records
-        for row in record["shapes"]
-        if row["batch_size"] == batch
+        record.arm: shape.metrics.tpot_ms.median
+        for record in latency(arms)
+        for shape in record.shapes
+        if shape.batch_size == batch and shape.metrics.tpot_ms is not None
     }
     return tpot[ARMS[0]] / tpot[ARMS[1]] if set(ARMS) <= set(tpot) else None
 
 
-def inside_page(found: dict[str, Any]) -> str:
-    rows = [(each["name"], "{:.4f}".format(each["ratio"][0]), "{:.4f} to {:.4f}".format(*each["ratio"][1:]),
-             str(len(each["first_s"]))) for each in (*found["cost"], found["score_vs_prefill"],
-                                                     found["score_vs_lm_eval"])]  # fmt: skip
+def inside_page(inside: dict[str, Any]) -> str:
+    ratios = [*inside["cost"], inside["score_vs_prefill"], inside["score_vs_lm_eval"]]
+    rows = [
+        (
+            ratio["name"],
+            "{:.4f}".format(ratio["ratio"][0]),
+            "{:.4f} to {:.4f}".format(*ratio["ratio"][1:]),
+            str(len(ratio["first_s"])),
+        )
+        for ratio in ratios
+    ]
 
-    def rate(seconds: list[list[float]]) -> str:
-        return f"{found['tokens'] / statistics.median(one for block in seconds for one in block):,.0f} tokens/s"
+    def rate(blocks: list[list[float]]) -> str:
+        seconds = statistics.median(second for block in blocks for second in block)
+        return f"{inside['tokens'] / seconds:,.0f} tokens/s"
 
-    facts, scored = found["facts"], found["score_vs_prefill"]
+    facts, scored = inside["facts"], inside["score_vs_prefill"]
     return "\n\n".join(
         [
             f"{facts['device_name']}, vLLM {facts['version']}, {facts['precision']}, {facts['moe_backend_observed']}, "
-            f"worker {facts['worker']}:\n"
-            "one process, one load, turns of A B B A; ratios of seconds with a 95 % interval "
-            "by block.",
+            f"worker {facts['worker']}. One process and one load took turns of A B B A. Ratios are of seconds, with a "
+            "95 % interval by block.",
             columns(("ratio", "value", "95 % interval", "blocks"), rows),
-            f"Prefill {rate(scored['first_s'])}, scoring {rate(scored['second_s'])},\n"
-            f"lm-evaluation-harness's vllm {rate(found['score_vs_lm_eval']['first_s'])}. The two scorings differ by\n"
-            f"at most {found['largest_difference_nats']:.3g} nats in a window.",
+            f"Prefill {rate(scored['first_s'])}, scoring {rate(scored['second_s'])}, lm-evaluation-harness's vllm "
+            f"{rate(inside['score_vs_lm_eval']['first_s'])}. The two scorings differ by at most "
+            f"{inside['largest_difference_nats']:.3g} nats in a window.",
         ]
     )
 
