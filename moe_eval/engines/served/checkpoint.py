@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.served.traits import Traits
+from moe_eval.engines.served.library import Traits
 from moe_eval.errors import UsageError
 
 # quantisations that the libraries' readers know, by the first word of contents.Carried.method
@@ -22,13 +22,10 @@ class Model:
 
     Attributes:
         name: the folder or the hub's name.
-        folder: with its JSON files.
         config: config.json, the settings of the language model itself on the top level.
         precision: what the experts will compute in.
         dtype: torch's name of the type outside quantised layers.
         online: whether the engine quantises the weights while it loads them.
-        weights: where the weights come from.
-        fingerprint: see EngineFacts.
     """
 
     name: str

@@ -13,9 +13,9 @@ from moe_eval.emulation import model as emulation
 from moe_eval.emulation.model import Emulation
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number
+from moe_eval.engines.registry import EMULATION
 from moe_eval.errors import UsageError
 
-OPTIONS = ("emulate", "scope", "activations", "calibration_windows")
 _WINDOWS, _WINDOW_TOKENS = 16, 512
 
 
@@ -43,7 +43,7 @@ def requested(settings: EngineSettings) -> Emulation | None:
 
 
 def _check_not_emulated(settings: EngineSettings) -> None:
-    stray = [name for name in OPTIONS[1:] if name in settings.options]
+    stray = [name for name in EMULATION[1:] if name in settings.options]
     if stray:
         raise UsageError(f"{stray[0]} is a setting of emulation. Add emulate=true, or omit {stray[0]}.")
     if settings.precision in emulation.PRECISIONS:
