@@ -109,11 +109,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
 
 
 def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
-    """Load a checkpoint on the engine of this name.
-
-    Raises:
-        UsageError: the engine or the checkpoint cannot meet the settings.
-    """
+    """Load a checkpoint on the engine of this name."""
     check_options(name, settings.options)
     engine: Engine = importlib.import_module(check(name).module).load(settings, tokenizer)
     return engine

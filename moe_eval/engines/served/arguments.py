@@ -37,9 +37,6 @@ def check_names(
         library: title and version.
         elsewhere: settings that the user cannot set, and what to do instead.
         spellings: the library's name of a setting by other tools' names.
-
-    Raises:
-        UsageError: for the first such setting.
     """
     names = [name for name in accepted if name not in elsewhere]
     for option in options:

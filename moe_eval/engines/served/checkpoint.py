@@ -53,11 +53,7 @@ class Model:
 def read_model(
     traits: Traits, settings: EngineSettings, weights: Literal["checkpoint", "random"] = "checkpoint"
 ) -> Model:
-    """Read what the checkpoint is.
-
-    Raises:
-        UsageError: it is not here, is damaged, or neither has the requested precision nor can be quantised to it.
-    """
+    """Read what the checkpoint is."""
     local = contents.local_folder(settings.checkpoint)
     folder = contents.settings_folder(settings.checkpoint, settings.revision)
     if local and weights == "checkpoint":
@@ -110,16 +106,13 @@ def _precision(traits: Traits, settings: EngineSettings, carried: contents.Carri
                 raise UsageError(f"{traits.title} quantises 16-bit weights, and these are {dtype}. Add dtype=bfloat16.")
             return requested, dtype
     if requested not in (None, executed):
+        limits = ""
+        if traits.online and carried.method != "none":
+            limits = f"{traits.title} does not quantise it again, as it is {carried.method}. "
+        elif traits.online:
+            limits = f"While it loads, {traits.title} quantises it to {' and '.join(traits.online)} only. "
         raise UsageError(
-            f"{settings.checkpoint} is {executed}, not precision={requested}. {_online_limits(traits, carried)}"
+            f"{settings.checkpoint} is {executed}, not precision={requested}. {limits}"
             f"Give a checkpoint in {requested}, or omit precision."
         )
     return executed, dtype
-
-
-def _online_limits(traits: Traits, carried: contents.Carried) -> str:
-    if not traits.online:
-        return ""
-    if carried.method != "none":
-        return f"{traits.title} does not quantise it again, as it is {carried.method}. "
-    return f"While it loads, {traits.title} quantises it to {' and '.join(traits.online)} only. "

@@ -30,9 +30,6 @@ def take_placement(traits: Traits, options: dict[str, object], *, launched: bool
 
     Args:
         launched: whether ranks of a launcher are there.
-
-    Raises:
-        UsageError: `worker` has no such value, or an in-process worker is to use several GPUs.
     """
     worker = options.pop("worker", None)
     if worker not in (None, "in_process", "spawned"):
@@ -108,11 +105,7 @@ def make(
 
 
 def check_machine(plan: Plan, *, launched: bool = False) -> None:
-    """Refuse what this machine cannot run. Without a GPU the library itself reports the lack.
-
-    Raises:
-        UsageError: there are too few GPUs, or they do not run the precision.
-    """
+    """Refuse what this machine cannot run. Without a GPU the library itself reports the lack."""
     traits, settings, options, world = plan.traits, plan.settings, plan.options, plan.placement.world
     if settings.device is not None and not settings.device.startswith("cuda"):
         raise UsageError(

@@ -64,9 +64,6 @@ def build(installed: Library, options: Mapping[str, object], defaults: Mapping[s
     Returns:
         Keyword arguments, nested configs as the library's own objects. Block reuse is always off: reused blocks return
         no logits, and they would skip the prefill that is to be timed.
-
-    Raises:
-        UsageError: the first setting that this version does not take, with its own spelling if it has one.
     """
     here, accepted = f"TensorRT-LLM {installed.version}", (*installed.fields, *NESTED, *OWN)
     check_names(here, options, accepted, _ELSEWHERE, _SPELLINGS)

@@ -84,9 +84,6 @@ def load(*, in_process: bool, disable_fusion: bool) -> Library:
 
     Args:
         disable_fusion: turn Qwen3's fusion of all-reduce and norm off.
-
-    Raises:
-        UsageError: it cannot be imported, is older than FLOOR, or was imported before under other variables.
     """
     _set_environment({IN_PROCESS: "1" if in_process else None} | ({NO_FUSION: "1"} if disable_fusion else {}))
     module = import_library(TRTLLM)

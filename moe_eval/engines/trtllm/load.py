@@ -43,10 +43,6 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         settings: options are the constructor's own arguments by name, those of arguments.NESTED, `worker`
             (in_process or spawned) and `disable_fusion`.
         tokenizer: of Transformers, for stop texts and for the text of the self-test.
-
-    Raises:
-        UsageError: the checkpoint, the machine or the installed version lacks something.
-        EngineError: the self-test failed.
     """
     options, launched = dict(settings.options), observe.launched()
     place = plans.take_placement(TRTLLM, options, launched=launched)

@@ -58,9 +58,6 @@ def build(installed: Library, options: Mapping[str, object], defaults: Mapping[s
 
     Returns:
         Keyword arguments. Prefix caching is always off: it would skip the prefill that is to be timed.
-
-    Raises:
-        UsageError: the first setting that this version does not take, with its own spelling if it has one.
     """
     check_names(f"vLLM {installed.version}", options, (*installed.fields, *OWN), _ELSEWHERE, _SPELLINGS)
     settings = {**{name: value for name, value in defaults.items() if name in installed.fields}, **options}

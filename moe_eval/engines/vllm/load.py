@@ -38,9 +38,6 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
             random) and `cuda_graph_batch_sizes`. With precision fp8 or fp8_block a 16-bit checkpoint is quantised
             while it loads.
         tokenizer: of Transformers, for stop texts and the end of texts.
-
-    Raises:
-        UsageError: the checkpoint, the machine or the installed version lacks something.
     """
     options = dict(settings.options)
     weights = random_weights.take_weights(options)
