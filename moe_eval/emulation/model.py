@@ -82,15 +82,11 @@ def apply(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> 
     Args:
         model: of Transformers. Its experts may be lists of linear layers or fused three-dimensional parameters.
         calibrate: runs text through the model. It has to pass every site at least once.
-
-    Raises:
-        UsageError: the model has no experts, experts of an unknown form, a weight that is not a number, or a site that
-            calibration did not pass.
     """
     applied = Applied(emulation)
     fused = list(_fused(model))
     linear = list(_linear(model, emulation.scope, [name for name, _ in fused]))
-    if not fused and not any(_in_experts(name) for name, _ in linear):
+    if not fused and not any(_NUMBER.search(name) for name, _ in linear):
         raise UsageError(f"{type(model).__name__} has no experts to emulate {emulation.precision} in.")
     for name, module in fused:
         _instrument_fused(applied, name, module)
@@ -129,12 +125,8 @@ def _linear(model: Any, scope: str, fused: Sequence[str]) -> Iterator[tuple[str,
         inside = any(name.startswith(f"{experts}.") for experts in fused)
         if not isinstance(module, nn.Linear) or _EXCLUDED.search(name) or inside:
             continue
-        if scope == "all" or _in_experts(name):
+        if scope == "all" or _NUMBER.search(name):
             yield name, module
-
-
-def _in_experts(name: str) -> bool:
-    return _NUMBER.search(name) is not None
 
 
 def _instrument_fused(applied: Applied, name: str, module: nn.Module) -> None:
@@ -162,7 +154,7 @@ def _sharing(linear: Sequence[tuple[str, nn.Linear]]) -> Iterator[dict[str, Tens
     """An expert's gate and up projections together, which engines run as one product with one scale."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, module in linear:
-        key = re.sub(r"\.(gate_proj|up_proj|w1|w3)$", ".gate_up_proj", name) if _in_experts(name) else name
+        key = re.sub(r"\.(gate_proj|up_proj|w1|w3)$", ".gate_up_proj", name) if _NUMBER.search(name) else name
         groups.setdefault(key, {})[f"{name}.weight"] = module.weight
     yield from groups.values()
 
@@ -182,11 +174,8 @@ def _round(applied: Applied, weights: Mapping[str, Tensor]) -> None:
     amax = torch.stack(list(largest.values())).amax()
     precision = applied.emulation.precision
     for weight in weights.values():
-        if precision == "fp8":
-            rounded = formats.fp8(weight, amax)
-        elif precision == "fp8_block":
-            rounded = formats.fp8_blocks(weight)
+        if precision == "fp8_block":
+            weight.copy_(formats.fp8_blocks(weight))
         else:
-            rounded = formats.nvfp4(weight, amax)
-        weight.copy_(rounded)
+            weight.copy_((formats.fp8 if precision == "fp8" else formats.nvfp4)(weight, amax))
         applied.matrices += 1

@@ -11,11 +11,7 @@ _SWITCH = {"on": True, "off": False, "true": True, "false": False}
 
 
 def number(options: Mapping[str, object], name: str) -> int | None:
-    """A whole number above 0, or None if the option is not set.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """A whole number above 0, or None if the option is not set. Anything else is a UsageError."""
     value = options.get(name)
     if value is None:
         return None
@@ -29,11 +25,7 @@ def number(options: Mapping[str, object], name: str) -> int | None:
 
 
 def flag(options: dict[str, object], name: str) -> bool | None:
-    """Take a switch out of the options, or None if it is not set.
-
-    Raises:
-        UsageError: it is neither on nor off.
-    """
+    """Take a switch out of the options, or None if it is not set. Anything else is a UsageError."""
     value = options.pop(name, None)
     if value is None or isinstance(value, bool):
         return value
@@ -43,11 +35,7 @@ def flag(options: dict[str, object], name: str) -> bool | None:
 
 
 def sizes(name: str, value: object) -> list[int]:
-    """A list of whole numbers above 0, which may be written 1:8:32.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """A list of whole numbers above 0, which may be written 1:8:32. Anything else is a UsageError."""
     parts = value if isinstance(value, (list, tuple)) else str(value).strip("[]").replace(",", ":").split(":")
     try:
         numbers = [int(str(part)) for part in parts]
@@ -59,11 +47,7 @@ def sizes(name: str, value: object) -> list[int]:
 
 
 def parse_json(name: str, text: str) -> object:
-    """A list or dictionary that is written as JSON.
-
-    Raises:
-        UsageError: it is not JSON.
-    """
+    """A list or dictionary that is written as JSON. Anything else is a UsageError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -19,12 +19,9 @@ class EngineKind:
     """The name, installation and abilities of an engine.
 
     Attributes:
-        title: as its makers write it.
-        package: the package that is imported.
-        install: the command that installs the package.
+        package: what is imported, and `install` the command that installs it.
         options: the names of EngineSettings.options that it takes, or None if its installed version decides.
         module: the module here whose `load(settings, tokenizer)` returns an Engine.
-        cpu: whether it also runs without a GPU.
         claims: arguments of the harness that are options of this engine under the same name.
         quantises: precisions to which it can quantise a 16-bit checkpoint while it loads.
         routing: the options that make it report routed experts (Engine.routing). If there are any, it is loaded with
@@ -44,6 +41,8 @@ class EngineKind:
     layer_ranges: Mapping[str, object] | None = None
 
 
+# options of emulation
+EMULATION = ("emulate", "scope", "activations", "calibration_windows")
 ENGINES = {
     "trtllm": EngineKind(
         "TensorRT-LLM",
@@ -69,15 +68,7 @@ ENGINES = {
         "Transformers",
         "transformers",
         "pip install transformers",
-        (
-            "attn_implementation",
-            "moe_backend",
-            "max_tokens_per_batch",
-            "emulate",
-            "scope",
-            "activations",
-            "calibration_windows",
-        ),
+        ("attn_implementation", "moe_backend", "max_tokens_per_batch", *EMULATION),
         "moe_eval.engines.transformers.load",
         cpu=True,
         routing={},
@@ -86,11 +77,7 @@ ENGINES = {
 
 
 def named(name: str) -> EngineKind:
-    """Return the engine of this name, whether or not it can run here.
-
-    Raises:
-        UsageError: there is no such engine.
-    """
+    """Return the engine of this name, whether or not it can run here."""
     kind = ENGINES.get(name)
     if kind is None:
         raise UsageError(f"There is no engine {name!r}. Choose {', '.join(ENGINES)}.")
@@ -98,11 +85,7 @@ def named(name: str) -> EngineKind:
 
 
 def check(name: str) -> EngineKind:
-    """Return the engine of this name if it can run here.
-
-    Raises:
-        UsageError: there is no such engine, or its library is not installed.
-    """
+    """Return the engine of this name if its library is installed here."""
     kind = named(name)
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
@@ -113,11 +96,7 @@ def check(name: str) -> EngineKind:
 
 
 def check_options(name: str, options: Iterable[str]) -> None:
-    """Refuse options that the engine of this name does not take.
-
-    Raises:
-        UsageError: with the options that it takes.
-    """
+    """Refuse options that the engine of this name does not take."""
     accepted = named(name).options
     if accepted is None:
         return
@@ -130,11 +109,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
 
 
 def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
-    """Load a checkpoint on the engine of this name.
-
-    Raises:
-        UsageError: the engine or the checkpoint cannot meet the settings.
-    """
+    """Load a checkpoint on the engine of this name."""
     check_options(name, settings.options)
     engine: Engine = importlib.import_module(check(name).module).load(settings, tokenizer)
     return engine

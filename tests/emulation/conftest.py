@@ -11,27 +11,9 @@ import transformers
 from torch import Tensor
 
 from tests.conftest import SAMPLE, SHIPPED
+from tests.engines.conftest import FAMILIES, VOCABULARY
 
-VOCABULARY = 101
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 40,  # no multiple of a block's 16 or 128
-    "intermediate_size": 56,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
-        **_SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=8
-    ),
-    "mixtral": lambda: transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
-    "llama": lambda: transformers.LlamaConfig(**_SIZES),
-}
+SIZES = {"hidden_size": 40, "intermediate_size": 56}  # no multiples of a block's 16 or 128
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +21,7 @@ def made() -> Callable[..., Any]:
     """A model of this family, every time with the same weights."""
 
     def fresh(family: str, backend: str = "grouped_mm", dtype: torch.dtype = torch.float32) -> Any:
-        config = FAMILIES[family]()
+        config = FAMILIES[family](**SIZES)
         more = {} if family == "llama" else {"experts_implementation": backend}
         with torch.random.fork_rng():
             torch.manual_seed(7)

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
-import moe_eval
 from moe_eval.data.window import Window
 from moe_eval.engines import registry
-from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.base import EngineSettings, WindowScores
 from moe_eval.engines.transformers.engine import TransformersEngine
+from moe_eval.machine import hardware
+from tests.conftest import SHIPPED
 
+LONGEST = 1022  # of the shipped model's 1,024 positions, with served engines
 VOCABULARY = 101
 MAX_LENGTH = 64
+
+Distribution = Callable[[Window], Tensor]
+TEXTS = ("The history of", "He was born in the town of", "In", "== Early life ==\n The", "The history of")
+NEW = 12
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -33,28 +45,18 @@ _SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_GPT2: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": MAX_LENGTH,
-    "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
-        **_SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=8
+_MOE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+# a family's configuration, with other sizes if they are given
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "qwen3_moe": lambda **more: transformers.Qwen3MoeConfig(
+        **_SIZES | more, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=8
     ),
-    "mixtral": lambda: transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
-    "gpt2": lambda: transformers.GPT2Config(**_GPT2),
-    "llama": lambda: transformers.LlamaConfig(**_SIZES),
+    "mixtral": lambda **more: transformers.MixtralConfig(**_SIZES | _MOE | more),
+    "gpt2": lambda: transformers.GPT2Config(**_SIZES),
+    "llama": lambda **more: transformers.LlamaConfig(**_SIZES | more),
     # A cap near the size of the logits, and a sliding window shorter than the test's windows.
     "gemma2": lambda: transformers.Gemma2Config(**_SIZES, head_dim=8, final_logit_softcapping=3.0, sliding_window=16),
-    "granitemoe": lambda: transformers.GraniteMoeConfig(
-        **_SIZES, num_local_experts=4, num_experts_per_tok=2, logits_scaling=3.0
-    ),
+    "granitemoe": lambda: transformers.GraniteMoeConfig(**_SIZES, **_MOE, logits_scaling=3.0),
     "cohere": lambda: transformers.CohereConfig(**_SIZES, logit_scale=0.5),
 }
 
@@ -91,12 +93,37 @@ def mixtral(checkpoint_of: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def shipped() -> Path:
-    return Path(moe_eval.__file__).parent / "assets" / "tiny-qwen3-moe"
+    return SHIPPED
 
 
 @pytest.fixture(scope="session")
-def tokenizer(shipped: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(shipped)
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(SHIPPED)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the machine have these GPUs."""
+
+    def have(*found: hardware.Gpu) -> None:
+        monkeypatch.setattr(hardware, "gpus", lambda: found)
+
+    return have
+
+
+@pytest.fixture
+def spoil(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the shipped checkpoint, fields of config.json replaced and further JSON files beside it."""
+
+    def copied(*, files: dict[str, Any] | None = None, **fields: Any) -> Path:
+        folder = Path(shutil.copytree(SHIPPED, tmp_path / "checkpoint"))
+        for name, content in {"config.json": fields, **(files or {})}.items():
+            file = folder / name
+            old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            file.write_text(json.dumps(old | content), encoding="utf-8")
+        return folder
+
+    return copied
 
 
 @pytest.fixture(scope="session")
@@ -156,3 +183,54 @@ def mixed_windows() -> Sequence[Window]:
         Window(tuple(tokens[:context]), tuple(tokens[context:]))
         for (context, _), tokens in zip(sizes, drawn, strict=True)
     ]
+
+
+def window(seed: int, context: int, continuation: int) -> Window:
+    """Random tokens of the shipped vocabulary."""
+    drawn = torch.randint(0, 4096, (context + continuation,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Window(tuple(drawn[:context]), tuple(drawn[context:]))
+
+
+def check(oracle: Distribution, windows: Sequence[Window], found: Sequence[WindowScores]) -> None:
+    assert len(found) == len(windows)
+    for window, scores in zip(windows, found, strict=True):
+        expected = oracle(window)
+        targets = torch.tensor(window.continuation)
+        assert scores.logprobs.dtype == np.float32
+        logprobs = expected.gather(1, targets[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(scores.logprobs, logprobs, rtol=1e-4, atol=1e-4)
+        assert scores.greedy.tolist() == (expected.argmax(1) == targets).tolist()
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer: Any) -> list[list[int]]:
+    return [tokenizer.encode(text) for text in TEXTS]
+
+
+@pytest.fixture(scope="session")
+def greedy(plain_model: Callable[[Path], Any], prompts: list[list[int]]) -> list[list[int]]:
+    """What the shipped model says after each prompt alone; none of these rows holds an end-of-text token."""
+    model = plain_model(SHIPPED)
+    rows = []
+    for prompt in prompts:
+        out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NEW)
+        rows.append(out[0, len(prompt) :].tolist())
+    assert all(len(row) == NEW and model.generation_config.eos_token_id not in row for row in rows)
+    return rows
+
+
+@contextmanager
+def on_path(folder: Path, forget: Callable[[], None], variables: Sequence[str]) -> Iterator[None]:
+    """A double's folder on the path for as long as loading takes; an engine goes on without it."""
+    path, environment = list(sys.path), {name: os.environ.pop(name) for name in variables if name in os.environ}
+    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        try:
+            yield
+        finally:
+            forget()
+            sys.path[:] = path
+            for name in variables:
+                os.environ.pop(name, None)
+            os.environ.update(environment)

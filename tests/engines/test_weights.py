@@ -22,38 +22,28 @@ Start = Callable[..., TransformersEngine]
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 VOCABULARY, HIDDEN, LAYERS = (_SIZES[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers"))
 EMBEDDING = VOCABULARY * HIDDEN
-# configuration, and the weights that routers choose from: three matrices for each expert of each layer
-MODELS: dict[str, tuple[Callable[[bool], Any], int]] = {
-    "llama": (lambda tied: transformers.LlamaConfig(**_SIZES, tie_word_embeddings=tied), 0),
-    "qwen3_moe": (
-        lambda tied: transformers.Qwen3MoeConfig(**_SIZES, **MOE, num_experts=4, head_dim=8, tie_word_embeddings=tied),
-        LAYERS * 4 * 3 * 24 * HIDDEN,
-    ),
+QWEN3 = {**MOE, "num_experts": 4, "head_dim": 8}
+QWEN2 = {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 40}
+INNER = _SIZES["intermediate_size"]
+# kind and settings of a configuration, and the experts that routers choose from, of three matrices each
+MODELS: dict[str, tuple[str, dict[str, int], int]] = {
+    "llama": ("Llama", {}, 0),
+    "qwen3_moe": ("Qwen3Moe", QWEN3, LAYERS * 4 * 3 * 24 * HIDDEN),
     "qwen3_moe, every other layer dense": (
-        lambda tied: transformers.Qwen3MoeConfig(
-            **_SIZES, **MOE, num_experts=4, head_dim=8, decoder_sparse_step=2, tie_word_embeddings=tied
-        ),
-        LAYERS // 2 * 4 * 3 * 24 * HIDDEN,
+        "Qwen3Moe",
+        QWEN3 | {"decoder_sparse_step": 2},
+        LAYERS * 2 * 3 * 24 * HIDDEN,
     ),
-    "qwen2_moe, with shared experts": (
-        lambda tied: transformers.Qwen2MoeConfig(
-            **_SIZES, **MOE, num_experts=4, shared_expert_intermediate_size=40, tie_word_embeddings=tied
-        ),
-        LAYERS * 4 * 3 * 24 * HIDDEN,
-    ),
-    "mixtral": (
-        lambda tied: transformers.MixtralConfig(
-            **_SIZES, num_local_experts=6, num_experts_per_tok=2, tie_word_embeddings=tied
-        ),
-        LAYERS * 6 * 3 * _SIZES["intermediate_size"] * HIDDEN,
-    ),
-    "granitemoe": (
-        lambda tied: transformers.GraniteMoeConfig(
-            **_SIZES, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=tied
-        ),
-        LAYERS * 4 * 3 * _SIZES["intermediate_size"] * HIDDEN,
-    ),
+    "qwen2_moe, with shared experts": ("Qwen2Moe", QWEN2, LAYERS * 4 * 3 * 24 * HIDDEN),
+    "mixtral": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}, LAYERS * 6 * 3 * INNER * HIDDEN),
+    "granitemoe": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2}, LAYERS * 4 * 3 * INNER * HIDDEN),
 }
+
+
+def model_of(name: str, tied: bool) -> Any:
+    kind, more, _ = MODELS[name]
+    config = getattr(transformers, f"{kind}Config")(**_SIZES, **more, tie_word_embeddings=tied)
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def in_file(folder: Path) -> dict[str, int]:
@@ -68,8 +58,7 @@ def in_file(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("name", MODELS)
 def test_parts_of_a_model(name: str, tied: bool, size: int, tmp_path: Path) -> None:
-    configured, experts = MODELS[name]
-    model = transformers.AutoModelForCausalLM.from_config(configured(tied))
+    model, experts = model_of(name, tied), MODELS[name][-1]
     model.save_pretrained(tmp_path)
     stored = in_file(tmp_path)
     assert ("lm_head.weight" in stored) is not tied
@@ -83,8 +72,8 @@ def test_parts_of_a_model(name: str, tied: bool, size: int, tmp_path: Path) -> N
 
 
 def test_a_shared_expert_is_read_in_every_step(tmp_path: Path) -> None:
-    with_shared, experts = MODELS["qwen2_moe, with shared experts"]
-    model = transformers.AutoModelForCausalLM.from_config(with_shared(False))
+    name = "qwen2_moe, with shared experts"
+    model, experts = model_of(name, False), MODELS[name][-1]
     model.save_pretrained(tmp_path)
     stored = in_file(tmp_path)
     shared = sum(numbers for tensor, numbers in stored.items() if "shared_expert" in tensor)

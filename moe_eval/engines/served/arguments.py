@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from moe_eval.errors import UsageError
@@ -19,26 +19,34 @@ ELSEWHERE = {
     "generation_config": "Give sampling arguments with --gen_kwargs, because greedy has to stay greedy.",
 }
 # the spellings of other tools
-SPELLINGS = {
-    "tp": "tensor_parallel_size",
-    "tp_size": "tensor_parallel_size",
-    "pp": "pipeline_parallel_size",
-    "pp_size": "pipeline_parallel_size",
-}
+SPELLINGS = dict.fromkeys(("tp", "tp_size"), "tensor_parallel_size") | dict.fromkeys(
+    ("pp", "pp_size"), "pipeline_parallel_size"
+)
 
 
-def unknown_setting(library: str, name: str, names: Collection[str], spellings: Mapping[str, str]) -> UsageError:
-    """The error for a setting that a version does not have, with its own spelling if it has one.
+def check_names(
+    library: str,
+    options: Iterable[str],
+    accepted: Collection[str],
+    elsewhere: Mapping[str, str],
+    spellings: Mapping[str, str],
+) -> None:
+    """Refuse settings that a version does not have, with its own spelling if it has one.
 
     Args:
         library: title and version.
-        names: the settings that it has.
+        elsewhere: settings that the user cannot set, and what to do instead.
         spellings: the library's name of a setting by other tools' names.
     """
-    spelling = spellings.get(name)
-    close = [spelling] if spelling in names else difflib.get_close_matches(name, names, 1, 0.75)
-    advice = f"Did you mean {close[0]}?" if close else "Omit it, or use a version that has it."
-    return UsageError(f"{library} has no setting {name}. {advice}")
+    names = [name for name in accepted if name not in elsewhere]
+    for option in options:
+        if option in elsewhere:
+            raise UsageError(f"{option} is not an option of moe_eval. {elsewhere[option]}")
+        if option not in names:
+            spelling = spellings.get(option)
+            close = [spelling] if spelling in names else difflib.get_close_matches(option, names, 1, 0.75)
+            advice = f"Did you mean {close[0]}?" if close else "Omit it, or use a version that has it."
+            raise UsageError(f"{library} has no setting {option}. {advice}")
 
 
 def mismatch(annotation: Any, value: object) -> str | None:

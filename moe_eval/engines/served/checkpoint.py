@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.served.traits import Traits
+from moe_eval.engines.served.library import Traits
 from moe_eval.errors import UsageError
 
 # quantisations that the libraries' readers know, by the first word of contents.Carried.method
@@ -22,13 +22,10 @@ class Model:
 
     Attributes:
         name: the folder or the hub's name.
-        folder: with its JSON files.
         config: config.json, the settings of the language model itself on the top level.
         precision: what the experts will compute in.
         dtype: torch's name of the type outside quantised layers.
         online: whether the engine quantises the weights while it loads them.
-        weights: where the weights come from.
-        fingerprint: see EngineFacts.
     """
 
     name: str
@@ -56,11 +53,7 @@ class Model:
 def read_model(
     traits: Traits, settings: EngineSettings, weights: Literal["checkpoint", "random"] = "checkpoint"
 ) -> Model:
-    """Read what the checkpoint is.
-
-    Raises:
-        UsageError: it is not here, is damaged, or neither has the requested precision nor can be quantised to it.
-    """
+    """Read what the checkpoint is."""
     local = contents.local_folder(settings.checkpoint)
     folder = contents.settings_folder(settings.checkpoint, settings.revision)
     if local and weights == "checkpoint":
@@ -113,16 +106,13 @@ def _precision(traits: Traits, settings: EngineSettings, carried: contents.Carri
                 raise UsageError(f"{traits.title} quantises 16-bit weights, and these are {dtype}. Add dtype=bfloat16.")
             return requested, dtype
     if requested not in (None, executed):
+        limits = ""
+        if traits.online and carried.method != "none":
+            limits = f"{traits.title} does not quantise it again, as it is {carried.method}. "
+        elif traits.online:
+            limits = f"While it loads, {traits.title} quantises it to {' and '.join(traits.online)} only. "
         raise UsageError(
-            f"{settings.checkpoint} is {executed}, not precision={requested}. {_online_limits(traits, carried)}"
+            f"{settings.checkpoint} is {executed}, not precision={requested}. {limits}"
             f"Give a checkpoint in {requested}, or omit precision."
         )
     return executed, dtype
-
-
-def _online_limits(traits: Traits, carried: contents.Carried) -> str:
-    if not traits.online:
-        return ""
-    if carried.method != "none":
-        return f"{traits.title} does not quantise it again, as it is {carried.method}. "
-    return f"While it loads, {traits.title} quantises it to {' and '.join(traits.online)} only. "

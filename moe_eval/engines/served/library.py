@@ -1,22 +1,79 @@
-"""Imports the library of a served engine and says what is wrong with its installation."""
+"""The library of a served engine: its traits as data, its import, and its errors as messages for the user."""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
-from moe_eval.engines.served.traits import Traits
-from moe_eval.errors import UsageError
+import pydantic
+
+from moe_eval.checkpoint import hub
+from moe_eval.errors import EngineError, UsageError
+
+_MEMORY = ("out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
+_NO_GPU = (
+    "Found no NVIDIA driver",
+    "No CUDA GPUs are available",
+    "no CUDA-capable device",
+    "libcuda.so",
+    "Failed to infer device type",
+)
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """A failure that the user can mend.
+
+    `message` is a format string over `title`, `task`, `checkpoint` and `detail`, the library's own message.
+    """
+
+    markers: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the shared code has to know of a served engine.
+
+    Attributes:
+        readable: the checkpoints to give in place of an unreadable one.
+        parallel_sizes: options whose product is the number of GPUs.
+        cluster_option: the option that spreads a model over several machines.
+        cluster_fix: how to use more GPUs than this machine has.
+        memory_fix: what to change where the GPU's memory runs out.
+        online: precisions that 16-bit weights are quantised to while they load, and the library's name for each.
+        fatal_errors: error classes that say that the engine's process has ended.
+    """
+
+    name: str
+    title: str
+    package: str
+    requirements: str
+    versions: str
+    readable: str
+    parallel_sizes: tuple[str, ...]
+    cluster_option: str
+    cluster_fix: str
+    memory_fix: str
+    online: Mapping[str, str] = field(default_factory=dict)
+    failures: tuple[KnownFailure, ...] = ()
+    fatal_errors: tuple[str, ...] = ()
+
+    @property
+    def known_failures(self) -> tuple[KnownFailure, ...]:
+        """This library's failures, then those of every served engine."""
+        memory = f"The GPU's memory does not suffice for {{task}} {{checkpoint}}. {self.memory_fix}"
+        no_gpu = "{title} finds no NVIDIA GPU here. Run it where nvidia-smi shows one, or give engine=transformers."
+        return (*self.failures, KnownFailure(_MEMORY, memory), KnownFailure(_NO_GPU, no_gpu))
 
 
 def import_library(traits: Traits) -> ModuleType:
-    """Import the library.
-
-    Raises:
-        UsageError: it cannot be imported.
-    """
+    """Import the library, or raise a UsageError."""
     try:
         return importlib.import_module(traits.package)
     # shared libraries, MPI and torch raise errors of any class if they do not fit this machine
@@ -30,14 +87,39 @@ def import_library(traits: Traits) -> ModuleType:
 
 @contextmanager
 def expected_api(traits: Traits, version: str) -> Iterator[None]:
-    """Inspect a library inside.
-
-    Raises:
-        UsageError: the library lacks something that the code inside needs.
-    """
+    """Raise a UsageError if the library lacks something that the code inside needs."""
     try:
         yield
     except (AttributeError, ImportError, KeyError, TypeError) as error:
         raise UsageError(
             f"{traits.title} {version} has an API that moe_eval does not know ({error}). Use {traits.versions}."
         ) from error
+
+
+def describe_failure(traits: Traits, error: BaseException, version: str, checkpoint: str, task: str) -> Exception:
+    """The error to raise in place of one of the library's: a UsageError if the user can change something.
+
+    `task` is what was going on, such as `loading`.
+    """
+    if isinstance(error, (UsageError, EngineError)):
+        return error
+    text = " ".join(str(error).split())
+    for failure in traits.known_failures:
+        if any(marker in text for marker in failure.markers):
+            names = {"title": traits.title, "task": task, "checkpoint": checkpoint, "detail": text[:200].rstrip(". ")}
+            return UsageError(failure.message.format(**names))
+    if hub.unreachable(error):
+        return UsageError(hub.sentence(checkpoint))
+    if isinstance(error, pydantic.ValidationError):  # its text would show every argument
+        text = ", ".join(str(problem["msg"]) for problem in error.errors())
+    reason = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    if type(error).__name__ in traits.fatal_errors:
+        reason = "its process has ended, its last output is above"
+    if task == "loading":
+        return UsageError(f"{traits.title} {version} cannot load {checkpoint} ({reason}).")
+    return EngineError(f"{traits.title} {version} failed while {task} {checkpoint} ({reason}).")
+
+
+def reach(root: Any, path: str) -> Any:
+    """An attribute of an attribute, or None where the installed version lacks one on the way."""
+    return functools.reduce(lambda value, name: getattr(value, name, None), path.split("."), root)

@@ -1,29 +1,53 @@
-"""What is settled before a served engine's library is imported."""
+"""What to load and where, settled before a served engine's library is imported."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.served import checkpoint
-from moe_eval.engines.served.checkpoint import Model
-from moe_eval.engines.served.placement import Placement, check_machine
-from moe_eval.engines.served.traits import Traits
+from moe_eval.engines.options import number
+from moe_eval.engines.served.checkpoint import Model, read_model
+from moe_eval.engines.served.library import Traits
+from moe_eval.errors import UsageError
+from moe_eval.machine import hardware
 
 # in place of a checkpoint's fingerprint if its weights are not read
 _DUMMY_FINGERPRINT = "random weights (load_format=dummy)"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to load, and where.
+class Placement:
+    """Over how many GPUs the engine is to run, and whether in this process."""
 
-    Attributes:
-        settings: the user's.
-        options: those of the settings that are the library's own.
+    world: int
+    in_process: bool
+
+
+def take_placement(traits: Traits, options: dict[str, object], *, launched: bool = False) -> Placement:
+    """Take `worker` out of the options and multiply the parallel sizes.
+
+    Args:
+        launched: whether ranks of a launcher are there.
     """
+    worker = options.pop("worker", None)
+    if worker not in (None, "in_process", "spawned"):
+        raise UsageError(f"worker={worker} does not exist. Give worker=in_process or worker=spawned.")
+    world = 1
+    for size in traits.parallel_sizes:
+        world *= number(options, size) or 1
+    if worker == "in_process" and world > 1:
+        raise UsageError(f"worker=in_process is for one GPU, and the parallel sizes ask for {world}. Omit worker.")
+    # only in this process can CUDA events, torch's profiler and the observers reach the model
+    return Placement(world, worker == "in_process" or (worker is None and world == 1 and not launched))
 
+
+@dataclass(frozen=True)
+class Plan:
+    """What to load, and where. `options` are those of the settings that are the library's own."""
+
+    traits: Traits
     settings: EngineSettings
     options: dict[str, object]
     placement: Placement
@@ -44,6 +68,11 @@ class Plan:
     def fingerprint(self) -> str:
         """What identifies the weights."""
         return _DUMMY_FINGERPRINT if self.dummy else self.model.fingerprint
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """The memory of the smallest GPU, or None if there is none."""
+        return min((gpu.memory_bytes for gpu in hardware.gpus()[: self.placement.world]), default=None)
 
     def constructor_arguments(self, tokenizer: Any) -> dict[str, object]:
         """The arguments of the library's LLM that say what to load."""
@@ -68,12 +97,41 @@ def make(
     weights: Literal["checkpoint", "random"] = "checkpoint",
     launched: bool = False,
 ) -> Plan:
-    """Read the checkpoint and check the machine.
+    """Read the checkpoint and check the machine, or raise a UsageError."""
+    model = read_model(traits, settings, weights)
+    plan = Plan(traits, settings, options, placement, model, int(str(model.config.get("vocab_size") or len(tokenizer))))
+    check_machine(plan, launched=launched)
+    return plan
 
-    Raises:
-        UsageError: the checkpoint or the machine lacks something.
-    """
-    model = checkpoint.read_model(traits, settings, weights)
-    check_machine(traits, settings, options, model, placement.world, launched=launched)
-    vocabulary = int(str(model.config.get("vocab_size") or len(tokenizer)))
-    return Plan(settings, options, placement, model, vocabulary)
+
+def check_machine(plan: Plan, *, launched: bool = False) -> None:
+    """Refuse what this machine cannot run. Without a GPU the library itself reports the lack."""
+    traits, settings, options, world = plan.traits, plan.settings, plan.options, plan.placement.world
+    if settings.device is not None and not settings.device.startswith("cuda"):
+        raise UsageError(
+            f"{traits.title} runs on NVIDIA GPUs only, not on device={settings.device}. Omit device, and choose GPUs "
+            "with CUDA_VISIBLE_DEVICES."
+        )
+    gpus = hardware.gpus()
+    if world > max(1, len(gpus)) and not launched and traits.cluster_option not in options:
+        raise UsageError(
+            f"The parallel sizes ask for {world} GPUs, and this machine has {len(gpus)}. Give a smaller "
+            f"tensor_parallel_size, or {traits.cluster_fix}."
+        )
+    requested = str(options.get("moe_backend", "auto")).replace("-", "_")
+    backend = None if requested.lower() == "auto" else requested
+    executed = precision.executed(plan.model.precision, backend)
+    for gpu in gpus[:world]:
+        reason = precision.why_not(traits.name, executed, gpu.sm, backend)
+        if reason:
+            raise UsageError(
+                f"{traits.title} cannot run {settings.checkpoint} in {plan.model.precision} on {gpu.name}: {reason}."
+            )
+
+
+def device_name(world: int) -> str:
+    """The hardware's name for the labels, with the number of GPUs if there are several."""
+    gpus = hardware.gpus()[:world]
+    if not gpus:
+        return "cpu"
+    return f"{world} x {gpus[0].name}" if world > 1 else gpus[0].name

@@ -13,21 +13,24 @@ from moe_eval.emulation import model as emulation
 from moe_eval.emulation.model import Emulation
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number
+from moe_eval.engines.registry import EMULATION
 from moe_eval.errors import UsageError
 
-OPTIONS = ("emulate", "scope", "activations", "calibration_windows")
 _WINDOWS, _WINDOW_TOKENS = 16, 512
 
 
 def requested(settings: EngineSettings) -> Emulation | None:
-    """The emulation that the options request, or None for none.
-
-    Raises:
-        UsageError: an option has no such value, or belongs to an emulation that is turned off.
-    """
+    """The emulation that the options request, or None for none."""
     options = dict(settings.options)
     if not flag(options, "emulate"):
-        _check_not_emulated(settings)
+        stray = [name for name in EMULATION[1:] if name in settings.options]
+        if stray:
+            raise UsageError(f"{stray[0]} is a setting of emulation. Add emulate=true, or omit {stray[0]}.")
+        if settings.precision in emulation.PRECISIONS:
+            raise UsageError(
+                f"The transformers engine runs {', '.join(precision.DTYPE_OF)}, not {settings.precision}. Add "
+                "emulate=true for its quality, or choose another engine."
+            )
         return None
     if settings.precision is None:
         raise UsageError(f"emulate=true needs a precision. Give precision={' or '.join(emulation.PRECISIONS)}.")
@@ -42,17 +45,6 @@ def requested(settings: EngineSettings) -> Emulation | None:
     return Emulation(settings.precision, scope, activations, windows if activations == "static" else 0)
 
 
-def _check_not_emulated(settings: EngineSettings) -> None:
-    stray = [name for name in OPTIONS[1:] if name in settings.options]
-    if stray:
-        raise UsageError(f"{stray[0]} is a setting of emulation. Add emulate=true, or omit {stray[0]}.")
-    if settings.precision in emulation.PRECISIONS:
-        raise UsageError(
-            f"The transformers engine runs {', '.join(precision.DTYPE_OF)}, not {settings.precision}. Add emulate=true "
-            "for its quality, or choose another engine."
-        )
-
-
 def _choice(options: Mapping[str, object], name: str, choices: tuple[str, ...], default: str) -> str:
     value = str(options.get(name, default))
     if value not in choices:
@@ -62,14 +54,7 @@ def _choice(options: Mapping[str, object], name: str, choices: tuple[str, ...], 
 
 @torch.inference_mode()
 def start(model: Any, request: Emulation, tokenizer: Any, window: int) -> dict[str, object]:
-    """Put an emulation into a loaded model, calibrated on the sample articles of the package.
-
-    Returns:
-        The labels.
-
-    Raises:
-        UsageError: the model cannot be emulated, or the text is too short for so many windows.
-    """
+    """Put an emulation into a loaded model, calibrated on the package's sample articles, and return its labels."""
     text = resources.files("moe_eval").joinpath("assets/moe_sample.raw").read_text(encoding="utf-8")
     tokens = tokenizer.encode(text, verbose=False)
     size = min(window, _WINDOW_TOKENS)

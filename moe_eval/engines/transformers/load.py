@@ -35,9 +35,6 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
             batched_mm, grouped_mm, or auto), max_tokens_per_batch (padded tokens) and those of
             transformers_emulation.
         tokenizer: of Transformers, for stop texts and for calibration.
-
-    Raises:
-        UsageError: the checkpoint or the engine lacks something.
     """
     max_tokens = number(settings.options, "max_tokens_per_batch")
     emulation = transformers_emulation.requested(settings)
@@ -47,7 +44,9 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
         precision.check(settings.precision, "transformers", RUNS)
     config = _config(settings)
     dtype = _dtype(settings, config)
-    device = _device(settings.device)
+    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    hardware.check_device(name)
+    device = torch.device(name)
     window = _window(settings.max_length, config)
     model = _model(settings, config, dtype, device)
     head = Head(model, config)
@@ -67,11 +66,13 @@ def _facts(
 ) -> EngineFacts:
     """The labels of a model that is not emulated."""
     cuda = device.type == "cuda"
+    folder = contents.local_folder(settings.checkpoint)
+    commit = f"{settings.checkpoint}@{getattr(config, '_commit_hash', None)}"
     return EngineFacts(
         name="transformers",
         version=transformers.__version__,
         checkpoint=settings.checkpoint,
-        fingerprint=_fingerprint(settings.checkpoint, config),
+        fingerprint=contents.fingerprint(folder) if folder else commit,
         architecture=type(model).__name__,
         vocabulary=head.weight.shape[0],
         precision=precision.OF_DTYPE[dtype],
@@ -82,7 +83,7 @@ def _facts(
         max_length=window,
         worker="in_process",
         attention_backend=getattr(model.config, "_attn_implementation", None),
-        moe_backend_requested=_moe_backend(settings),
+        moe_backend_requested=str(settings.options.get("moe_backend", "auto")),
         moe_backend_observed=getattr(model.config, "_experts_implementation", None),
         kv_cache_dtype=dtype,
         cuda_graph_batch_sizes=(),
@@ -91,10 +92,6 @@ def _facts(
         gpus=1 if cuda else 0,
         weight_bytes=weights.by_part(model),
     )
-
-
-def _moe_backend(settings: EngineSettings) -> str:
-    return str(settings.options.get("moe_backend", "auto"))
 
 
 def _config(settings: EngineSettings) -> Any:
@@ -150,17 +147,9 @@ def _dtype(settings: EngineSettings, config: Any) -> str:
     return dtype
 
 
-def _device(requested: str | None) -> torch.device:
-    name = requested or ("cuda" if torch.cuda.is_available() else "cpu")
-    hardware.check_device(name)
-    return torch.device(name)
-
-
 def _window(requested: int | None, config: Any) -> int:
-    positions = next(
-        (size for name in ("n_positions", "max_position_embeddings", "n_ctx") if (size := getattr(config, name, None))),
-        None,
-    )
+    stated = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
+    positions = next(filter(None, stated), None)
     if requested is None:
         return int(positions or 2048)  # lm-evaluation-harness's own default if a model states no window
     if requested < 1 or (positions is not None and requested > positions):
@@ -177,8 +166,9 @@ def _model(settings: EngineSettings, config: Any, dtype: str, device: torch.devi
     }
     if attention := settings.options.get("attn_implementation"):
         arguments["attn_implementation"] = attention
-    if _moe_backend(settings) != "auto":
-        arguments["experts_implementation"] = _moe_backend(settings)
+    backend = str(settings.options.get("moe_backend", "auto"))
+    if backend != "auto":
+        arguments["experts_implementation"] = backend
     model, info = _from_hub(transformers.AutoModelForCausalLM, settings, **arguments)
     missing = sorted(str(name) for name in info["missing_keys"])
     if missing or info["mismatched_keys"]:
@@ -208,8 +198,3 @@ def _probe(model: Any, head: Head) -> None:
             f"{type(model).__name__} changes its logits behind the output head in a way that this engine does not "
             "know. Use lm_eval --model hf for this checkpoint."
         )
-
-
-def _fingerprint(name: str, config: Any) -> str:
-    folder = contents.local_folder(name)
-    return contents.fingerprint(folder) if folder else f"{name}@{getattr(config, '_commit_hash', None)}"

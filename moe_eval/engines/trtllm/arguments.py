@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_eval.engines.options import parse_json, sizes
-from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, first_reason, mismatch, unknown_setting
+from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, check_names, first_reason, mismatch
 from moe_eval.engines.trtllm.installed import Library
 from moe_eval.errors import UsageError
 
@@ -45,11 +45,8 @@ _ELSEWHERE = {
 # the spellings of other tools and other versions
 _SPELLINGS = {
     **SPELLINGS,
-    "ep": "moe_expert_parallel_size",
-    "ep_size": "moe_expert_parallel_size",
-    "expert_parallel_size": "moe_expert_parallel_size",
-    "free_gpu_memory_fraction": "kv_cache_free_gpu_memory_fraction",
-    "gpu_memory_utilization": "kv_cache_free_gpu_memory_fraction",
+    **dict.fromkeys(("ep", "ep_size", "expert_parallel_size"), "moe_expert_parallel_size"),
+    **dict.fromkeys(("free_gpu_memory_fraction", "gpu_memory_utilization"), "kv_cache_free_gpu_memory_fraction"),
     "max_model_len": "max_seq_len",
     "attn_implementation": "attn_backend",
     "use_cuda_graph": "cuda_graph_batch_sizes",
@@ -67,11 +64,12 @@ def build(installed: Library, options: Mapping[str, object], defaults: Mapping[s
     Returns:
         Keyword arguments, nested configs as the library's own objects. Block reuse is always off: reused blocks return
         no logits, and they would skip the prefill that is to be timed.
-
-    Raises:
-        UsageError: the first setting that this version does not take, with its own spelling if it has one.
     """
-    _check_names(installed, options)
+    here, accepted = f"TensorRT-LLM {installed.version}", (*installed.fields, *NESTED, *OWN)
+    check_names(here, options, accepted, _ELSEWHERE, _SPELLINGS)
+    for name in options:
+        if name in NESTED and not takes(installed, name):
+            raise UsageError(f"{here} has no {'.'.join(NESTED[name])}, which {name} sets. Omit it.")
     settings = {**{name: value for name, value in defaults.items() if takes(installed, name)}, **options}
     arguments = {name: _validated(installed, name, value) for name, value in settings.items() if name not in NESTED}
     for config, fields in _nested(installed, settings).items():
@@ -111,27 +109,13 @@ def takes(installed: Library, name: str) -> bool:
 
 def plain(arguments: Arguments) -> dict[str, object]:
     """Arguments as JSON: of a nested config the fields that were set, of other objects their text."""
-    labels: dict[str, object] = {}
-    for name, value in arguments.items():
-        if hasattr(value, "model_dump"):
-            labels[name] = json.loads(value.model_dump_json(exclude_unset=True))
-        else:
-            labels[name] = json.loads(json.dumps(value, default=str))
-    return labels
 
+    def as_json(value: Any) -> str:
+        if hasattr(value, "model_dump_json"):
+            return str(value.model_dump_json(exclude_unset=True))
+        return json.dumps(value, default=str)
 
-def _check_names(installed: Library, options: Mapping[str, object]) -> None:
-    for name in options:
-        if takes(installed, name):
-            continue
-        here = f"TensorRT-LLM {installed.version}"
-        if name in _ELSEWHERE:
-            raise UsageError(f"{name} is not an option of moe_eval. {_ELSEWHERE[name]}")
-        if name in NESTED:
-            config, field = NESTED[name]
-            raise UsageError(f"{here} has no {config}.{field}, which {name} sets. Omit it.")
-        names = [option for option in (*installed.fields, *NESTED, *OWN) if option not in _ELSEWHERE]
-        raise unknown_setting(here, name, names, _SPELLINGS)
+    return {name: json.loads(as_json(value)) for name, value in arguments.items()}
 
 
 def _validated(installed: Library, name: str, setting: object) -> object:
@@ -146,12 +130,12 @@ def _validated(installed: Library, name: str, setting: object) -> object:
 def _config(installed: Library, config: str, fields: Mapping[str, object]) -> Any:
     from pydantic import ValidationError
 
-    options = {field: name for name, (parent, field) in NESTED.items() if parent == config}
     try:
         return installed.configs[config](**fields)
     except ValidationError as error:
         wrong = next((str(part) for part in error.errors()[0]["loc"]), config)
-        name = options.get(wrong, f"{config}.{wrong}")
+        options = {path: name for name, path in NESTED.items()}
+        name = options.get((config, wrong), f"{config}.{wrong}")
         raise UsageError(
             f"{name}={fields.get(wrong)} does not suit TensorRT-LLM {installed.version}: {first_reason(error)}."
         ) from None

@@ -29,12 +29,11 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
-from moe_eval.engines.served import failures
+from moe_eval.engines.served.library import describe_failure, reach
 from moe_eval.engines.trtllm import tracing
-from moe_eval.engines.trtllm.installed import Library
+from moe_eval.engines.trtllm.installed import TRTLLM, Library
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
-from moe_eval.engines.trtllm.traits import TRTLLM
 from moe_eval.engines.trtllm.workers import Waiter, Workers
 from moe_eval.errors import UsageError, WorkerDied
 from moe_eval.records.labels import EngineFacts
@@ -73,9 +72,6 @@ class Session:
         Args:
             task: what the requests are for, for messages.
             max_tokens: of prompts in flight at once, or None for no limit.
-
-        Raises:
-            UsageError, EngineError: the library failed.
         """
         waiter = Waiter(self.workers)
         flying: deque[tuple[int, Any]] = deque()
@@ -98,7 +94,7 @@ class Session:
             self._abandon()
             raise
         except Exception as error:
-            raise failures.describe(TRTLLM, error, self.installed.version, self.checkpoint, task) from error
+            raise describe_failure(TRTLLM, error, self.installed.version, self.checkpoint, task) from error
         finally:
             for _, handle in flying:
                 abort = getattr(handle, "abort", None)
@@ -124,15 +120,13 @@ class Session:
         try:
             self.workers.check()
         except WorkerDied:
-            self._abandon()
-            return
+            return self._abandon()
         self._closed = True
         ending = threading.Thread(target=self.llm.shutdown, daemon=True)
         ending.start()
         ending.join(_SHUTDOWN_SECONDS)
         if ending.is_alive():
-            self._abandon()
-            return
+            return self._abandon()
         self.workers.end()
         self.llm = None  # with it goes the model of an engine in this process
         gc.collect()
@@ -183,8 +177,7 @@ class TrtllmEngine:
     ) -> list[WindowScores]:
         """Score by a given form of log-probabilities, whichever the self-test chose."""
         requests.check_windows(windows, self.facts.max_length)
-        scores = []
-        prompts = [reader.prompt(window) for window in windows]
+        scores, prompts = [], [reader.prompt(window) for window in windows]
         for index, output in self.session.stream(prompts, reader.sampling, "scoring", self.session.max_tokens):
             scores.append(reader.read(output, windows[index], top_k))
             done(index, scores[-1])
@@ -199,9 +192,12 @@ class TrtllmEngine:
         requests.check_prompts(prompts, request.max_new_tokens, self.facts.max_length)
         completions: list[Completion] = []
         metrics: list[Any] = []
-        for index, output in self.session.stream(prompts, self._sampling(request), "generating with"):
+        sampling = requests.sampling(request, self.ends)
+        if request.timed and "return_perf_metrics" in self.session.installed.sampling:
+            sampling["return_perf_metrics"] = True
+        for index, output in self.session.stream(prompts, sampling, "generating with"):
             completions.append(requests.completion(TRTLLM.title, output.outputs[0], request, self.ends))
-            metrics.append(_timing(output.outputs[0]))
+            metrics.append(reach(output.outputs[0], "request_perf_metrics.timing_metrics"))
             if not request.timed:
                 done(index, completions[-1])
         if request.timed:
@@ -215,20 +211,14 @@ class TrtllmEngine:
     def _trusts_times(self, prompts: Sequence[TokenIds]) -> bool:
         """Whether the library's times are right for these prompts. Warns if they are not."""
         several_steps = sum(map(len, prompts)) > (self.facts.max_step_tokens or 0)
-        trusted = not several_steps or self.session.installed.times_own_tokens
-        if not trusted:
-            log.warning(
-                "TensorRT-LLM %s dates the first token of waiting requests too early. Its own times are omitted, "
-                "because these prompts take several steps.",
-                self.session.installed.version,
-            )
-        return trusted
-
-    def _sampling(self, request: GenerationRequest) -> dict[str, object]:
-        settings = requests.sampling(request, self.ends)
-        if request.timed and "return_perf_metrics" in self.session.installed.sampling:
-            settings["return_perf_metrics"] = True
-        return settings
+        if not several_steps or self.session.installed.times_own_tokens:
+            return True
+        log.warning(
+            "TensorRT-LLM %s dates the first token of waiting requests too early. Its own times are omitted, "
+            "because these prompts take several steps.",
+            self.session.installed.version,
+        )
+        return False
 
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
         raise UsageError("TensorRT-LLM does not report which experts tokens go through. Use vLLM or Transformers.")
@@ -247,13 +237,11 @@ class TrtllmEngine:
         self.session.close()
 
 
-def _timing(output: Any) -> Any:
-    """TensorRT-LLM's timing_metrics: timedeltas on a steady clock. Only their differences have a meaning."""
-    return getattr(getattr(output, "request_perf_metrics", None), "timing_metrics", None)
-
-
 def _times(metrics: Sequence[Any]) -> list[RequestTimes | None]:
-    """The times of every request of a batch, counted from the arrival of the first request."""
+    """The times of every request of a batch, counted from the arrival of the first request.
+
+    TensorRT-LLM's timing_metrics are timedeltas on a steady clock. Only their differences have a meaning.
+    """
     start = min((timing.arrival_time for timing in metrics if timing is not None), default=None)
 
     def request_times(timing: Any) -> RequestTimes:

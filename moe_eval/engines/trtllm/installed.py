@@ -14,14 +14,30 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from moe_eval.engines.served.library import expected_api, import_library
-from moe_eval.engines.trtllm.traits import FLOOR, TRTLLM
+from moe_eval.engines.served.library import Traits, expected_api, import_library
 from moe_eval.errors import UsageError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
+FLOOR = "1.1"
+
+TRTLLM = Traits(
+    name="trtllm",
+    title="TensorRT-LLM",
+    package="tensorrt_llm",
+    requirements="torch, CUDA and MPI",
+    versions=f"a version from {FLOOR} to 1.4",
+    readable="BF16, FP8 (ModelOpt or blocks of 128x128) or NVFP4",
+    parallel_sizes=("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"),
+    cluster_option="orchestrator_type",
+    cluster_fix="start one process per GPU with mpirun and trtllm-llmapi-launch",
+    memory_fix=(
+        "Give a smaller max_num_tokens, max_batch_size or kv_cache_free_gpu_memory_fraction, or more GPUs with "
+        "tensor_parallel_size."
+    ),
+)
 # read by tensorrt_llm when it is imported or when its first model is built
 IN_PROCESS = "TLLM_WORKER_USE_SINGLE_PROCESS"
 NO_FUSION = "TRTLLM_QWEN3_EAGER_FUSION_DISABLED"
@@ -29,13 +45,9 @@ NO_FUSION = "TRTLLM_QWEN3_EAGER_FUSION_DISABLED"
 
 @dataclass(frozen=True)
 class Library:
-    """What the installed version offers.
+    """What the installed version offers: the constructor's arguments, and their classes where they are nested.
 
-    Attributes:
-        fields: the constructor's arguments by name.
-        configs: the classes of its nested settings by the name of the constructor's argument.
-        sampling: the names of SamplingParams.
-        moe_backends: the names that moe_config.backend takes.
+    `sampling` are the names of SamplingParams, `moe_backends` those that moe_config.backend takes.
     """
 
     version: str
@@ -58,11 +70,7 @@ class Library:
             return False
 
     def sampling_params(self, **values: Any) -> Any:
-        """A SamplingParams of these values.
-
-        Raises:
-            UsageError: this version lacks one of them.
-        """
+        """A SamplingParams of these values, or a UsageError if this version lacks one of them."""
         lacking = sorted(set(values) - self.sampling)
         if lacking:
             raise UsageError(
@@ -75,11 +83,7 @@ def load(*, in_process: bool, disable_fusion: bool) -> Library:
     """Import tensorrt_llm with the right environment variables and inspect it.
 
     Args:
-        in_process: run the engine in this process.
         disable_fusion: turn Qwen3's fusion of all-reduce and norm off.
-
-    Raises:
-        UsageError: it cannot be imported, is older than FLOOR, or was imported before under other variables.
     """
     _set_environment({IN_PROCESS: "1" if in_process else None} | ({NO_FUSION: "1"} if disable_fusion else {}))
     module = import_library(TRTLLM)

@@ -14,14 +14,14 @@ from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
 from moe_eval.engines.requests import end_tokens
-from moe_eval.engines.served import failures, placement
+from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
+from moe_eval.engines.served.library import describe_failure
 from moe_eval.engines.served.plan import Plan
-from moe_eval.engines.served.plan import make as make_plan
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
+from moe_eval.engines.trtllm.installed import TRTLLM
 from moe_eval.engines.trtllm.readers import ContextLogits
-from moe_eval.engines.trtllm.traits import TRTLLM
 from moe_eval.engines.trtllm.workers import Workers, descendants
 from moe_eval.machine import hardware
 from moe_eval.records.labels import EngineFacts
@@ -43,15 +43,11 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         settings: options are the constructor's own arguments by name, those of arguments.NESTED, `worker`
             (in_process or spawned) and `disable_fusion`.
         tokenizer: of Transformers, for stop texts and for the text of the self-test.
-
-    Raises:
-        UsageError: the checkpoint, the machine or the installed version lacks something.
-        EngineError: the self-test failed.
     """
     options, launched = dict(settings.options), observe.launched()
-    place = placement.take_placement(TRTLLM, options, launched=launched)
+    place = plans.take_placement(TRTLLM, options, launched=launched)
     disable_fusion = flag(options, "disable_fusion")
-    plan = make_plan(TRTLLM, settings, options, place, tokenizer, launched=launched)
+    plan = plans.make(TRTLLM, settings, options, place, tokenizer, launched=launched)
     library = installed.load(in_process=place.in_process, disable_fusion=bool(disable_fusion))
     limits = _limits(plan)
     constructor = _constructor(plan, library, limits)
@@ -71,10 +67,9 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
 
 def _limits(plan: Plan) -> sizing.Limits:
     """The window and token limits that the memory of the smallest GPU allows."""
-    world, heaviest = plan.placement.world, plan.settings.heaviest_bytes
-    smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[:world]), default=None)
-    sizes = [size for size in (contents.weight_bytes(plan.model.folder), heaviest) if size is not None]
-    free = sizing.free_bytes(smallest, max(sizes, default=None), world)
+    weights = (contents.weight_bytes(plan.model.folder), plan.settings.heaviest_bytes)
+    heaviest = max((size for size in weights if size is not None), default=None)
+    free = sizing.free_bytes(plan.gpu_bytes, heaviest, plan.placement.world)
     at_once = sizing.tokens_at_once(plan.vocabulary, free)
     return sizing.limits(plan.options, plan.settings.max_length, plan.model.positions, at_once)
 
@@ -92,15 +87,13 @@ def _constructor(plan: Plan, library: installed.Library, limits: sizing.Limits) 
     if plan.settings.kv_tokens is not None:
         defaults["kv_cache_max_tokens"] = plan.settings.kv_tokens
     if not plan.placement.in_process:
-        defaults["env_overrides"] = forwarded = _forwarded(os.environ)
+        forwarded = {name: text for name, text in os.environ.items() if _FORWARDED.match(name)}
+        forwarded = {name: text for name, text in forwarded.items() if not _SECRET.search(name)}
+        defaults["env_overrides"] = forwarded
         overrides = options.get("env_overrides")
         if isinstance(overrides, Mapping):
             options["env_overrides"] = {**forwarded, **overrides}
     return arguments.build(library, options, defaults)
-
-
-def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if _FORWARDED.match(name) and not _SECRET.search(name)}
 
 
 def _session(plan: Plan, library: installed.Library, constructor: Arguments, tokenizer: Any) -> Session:
@@ -111,7 +104,7 @@ def _session(plan: Plan, library: installed.Library, constructor: Arguments, tok
     except BaseException as error:
         Workers(descendants() - before).kill()
         if isinstance(error, Exception):
-            raise failures.describe(TRTLLM, error, library.version, name, "loading") from error
+            raise describe_failure(TRTLLM, error, library.version, name, "loading") from error
         raise
     # in this process compilers come and go, and Ray ends idle workers by itself: their end is no failure
     watched = not plan.placement.in_process and plan.options.get("orchestrator_type") in (None, "rpc")
@@ -156,7 +149,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
         emulated=False,
         dtype=model.dtype,
         device="cuda" if gpus else "cpu",
-        device_name=placement.device_name(gpus, world),
+        device_name=plans.device_name(world),
         max_length=window,
         worker=observe.worker(llm, len(session.workers)),
         attention_backend=observe.attention_backend(llm),

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from moe_eval.engines import weights
+from moe_eval.engines.served.library import reach
 
 # set by MPI launchers for every process they start
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TLLM_SPAWN_PROXY_PROCESS", "tllm_mpi_size")
+_MODEL = "_executor.engine.model_engine.model"
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
@@ -22,7 +24,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 def worker(llm: Any, processes: int) -> Literal["in_process", "spawned"] | None:
     """Where the engine runs: in this process, or in `processes` others that it started."""
-    if _model(llm) is not None:
+    if reach(llm, _MODEL) is not None:
         return "in_process"
     return "spawned" if processes or launched() else None
 
@@ -33,24 +35,15 @@ def moe_backend(llm: Any) -> str | None:
     The wrapper ConfigurableMoE holds what computes as its `backend`. The class name is reported as it is, because
     packages and class hierarchies move between versions.
     """
-    layers = getattr(getattr(_model(llm), "model", None), "layers", None)
-    names: dict[str, None] = {}
-    for layer in layers or ():
-        experts = getattr(getattr(layer, "mlp", None), "experts", None)
-        if experts is not None:
-            names[type(getattr(experts, "backend", experts)).__name__] = None
+    experts = (reach(layer, "mlp.experts") for layer in reach(llm, f"{_MODEL}.model.layers") or ())
+    names = dict.fromkeys(type(getattr(part, "backend", part)).__name__ for part in experts if part is not None)
     return "+".join(names) or None
 
 
 def weight_bytes(llm: Any) -> Mapping[str, int] | None:
     """Bytes of the loaded weights by part, or None if the model is in another process."""
-    model = _model(llm)
+    model = reach(llm, _MODEL)
     return None if model is None else weights.by_part(model)
-
-
-def _model(llm: Any) -> Any:
-    engine = getattr(getattr(llm, "_executor", None), "engine", None)
-    return getattr(getattr(engine, "model_engine", None), "model", None)
 
 
 def cuda_graph_batch_sizes(llm: Any) -> tuple[int, ...] | None:
@@ -58,28 +51,26 @@ def cuda_graph_batch_sizes(llm: Any) -> tuple[int, ...] | None:
 
     The constructor's list goes beyond the largest batch, and larger sizes are never recorded.
     """
-    args = getattr(llm, "args", None)
-    if args is None or not hasattr(args, "cuda_graph_config"):
-        return None
-    if args.cuda_graph_config is None:
+    args: Any = getattr(llm, "args", None)
+    if hasattr(args, "cuda_graph_config") and args.cuda_graph_config is None:
         return ()
-    sizes = getattr(args.cuda_graph_config, "batch_sizes", None)
-    largest = getattr(args, "max_batch_size", None)
+    sizes, largest = reach(args, "cuda_graph_config.batch_sizes"), reach(args, "max_batch_size")
     return None if sizes is None else tuple(int(size) for size in sizes if largest is None or size <= largest)
 
 
 def cuda_graph_padding(llm: Any) -> bool | None:
     """Whether batches between two sizes run as the larger one, or None if the constructor does not say."""
-    return getattr(getattr(getattr(llm, "args", None), "cuda_graph_config", None), "enable_padding", None)
+    padding: bool | None = reach(llm, "args.cuda_graph_config.enable_padding")
+    return padding
 
 
 def loop(llm: Any) -> threading.Thread | None:
     """The thread of an engine's loop, or None if it is in another process."""
-    thread = getattr(getattr(getattr(llm, "_executor", None), "engine", None), "worker_thread", None)
+    thread = reach(llm, "_executor.engine.worker_thread")
     return thread if isinstance(thread, threading.Thread) else None
 
 
 def attention_backend(llm: Any) -> str | None:
     """The attention implementation as the constructor has it."""
-    name = getattr(getattr(llm, "args", None), "attn_backend", None)
+    name = reach(llm, "args.attn_backend")
     return None if name is None else str(name)

@@ -80,11 +80,7 @@ class ContextLogits:
 
 
 def rows(output: Any, tokens: int) -> torch.Tensor:
-    """The context logits, shape (tokens, vocabulary).
-
-    Raises:
-        EngineError: there are none, or not one row for every token.
-    """
+    """The context logits, shape (tokens, vocabulary)."""
     logits = output.context_logits
     if logits is None:
         raise EngineError(
@@ -138,11 +134,7 @@ class PromptLogprobs:
 
 
 def _entry(entry: Any, token: int, k: int) -> tuple[float, bool]:
-    """The log-probability of a token, and whether no other token is more probable.
-
-    Raises:
-        EngineError: the entry does not hold the token, or neither its rank nor another token.
-    """
+    """The log-probability of a token, and whether no other token is more probable."""
     scored = entry.get(token)
     if scored is None:
         raise EngineError(f"TensorRT-LLM's prompt log-probabilities lack token {token} of the prompt.")

@@ -65,9 +65,6 @@ def limits(options: Mapping[str, object], max_length: int | None, positions: int
         max_length: the user's window.
         positions: what the model supports. TensorRT-LLM cuts a larger max_seq_len down to it without an error.
         at_once: see tokens_at_once.
-
-    Raises:
-        UsageError: the limits contradict each other.
     """
     longest = min(positions, number(options, "max_seq_len") or positions)
     if longest < _MIN_LIMIT:

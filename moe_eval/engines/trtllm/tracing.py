@@ -33,9 +33,6 @@ def nsys_command(
             run are not those of the deployed engine.
 
     Source: TensorRT-LLM, docs/source/developer-guide/perf-analysis.md and examples/layer_wise_benchmarks.
-
-    Raises:
-        UsageError: the iterations make no range.
     """
     first, last = iterations
     if not 0 <= first <= last:
@@ -61,12 +58,7 @@ def _sets_markers(program: Sequence[str]) -> bool:
 
 @contextmanager
 def by_library(llm: Any, target: Path) -> Iterator[None]:
-    """The library's own profiler in its workers, a prototype of 2026.
-
-    Raises:
-        UsageError: this version has none.
-        EngineError: it left no trace.
-    """
+    """The library's own profiler in its workers, a prototype of 2026."""
     if not hasattr(llm, "start_profile"):
         raise UsageError(
             "This version of TensorRT-LLM cannot trace its spawned workers. Give worker=in_process, or profile the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -23,11 +24,9 @@ def descendants() -> frozenset[int]:
     """Process ids below this one, without MPI's daemons and the resource tracker of Python's multiprocessing."""
     pids = set()
     for process in psutil.Process(os.getpid()).children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
             if process.name() not in _DAEMONS and "resource_tracker" not in " ".join(process.cmdline()):
                 pids.add(process.pid)
-        except psutil.Error:
-            continue  # it ended meanwhile
     return frozenset(pids)
 
 
@@ -38,24 +37,17 @@ class Workers:
     """
 
     def __init__(self, pids: Collection[int], loop: threading.Thread | None = None) -> None:
-        """Watch processes, and the thread of an engine's loop if it is in this process."""
         self._loop = loop
         self._processes = []
         for pid in sorted(pids):
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 self._processes.append(psutil.Process(pid))
-            except psutil.NoSuchProcess:
-                continue
 
     def __len__(self) -> int:
         return len(self._processes)
 
     def check(self) -> None:
-        """Check that all workers live.
-
-        Raises:
-            WorkerDied: a worker has died.
-        """
+        """Check that all workers live."""
         if self._loop is not None and not self._loop.is_alive():
             raise WorkerDied(
                 f"The loop of TensorRT-LLM's engine in this process has ended. Its last output is above. {_RESUME}"
@@ -69,21 +61,16 @@ class Workers:
 
     def end(self) -> None:
         """Wait a little for the processes to end, then kill the others."""
-        _, alive = psutil.wait_procs(self._processes, timeout=_GRACE_SECONDS)
-        self._kill(alive)
+        psutil.wait_procs(self._processes, timeout=_GRACE_SECONDS)
+        self.kill()
 
     def kill(self) -> None:
         """End the processes at once."""
-        self._kill([process for process in self._processes if _lives(process)])
-
-    @staticmethod
-    def _kill(processes: list[psutil.Process]) -> None:
-        for process in processes:
-            try:
+        living = [process for process in self._processes if _lives(process)]
+        for process in living:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(processes, timeout=_GRACE_SECONDS)
+        psutil.wait_procs(living, timeout=_GRACE_SECONDS)
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -110,11 +97,7 @@ class Waiter:
                 self._answers.put((None, error))
 
     def wait(self, call: Callable[[], Any]) -> Any:
-        """Run `call` and return its result.
-
-        Raises:
-            WorkerDied: a worker died meanwhile.
-        """
+        """Run `call` and return its result."""
         self._calls.put(call)
         while True:
             try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_eval.engines.options import parse_json, sizes
-from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, mismatch, unknown_setting
+from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, check_names, mismatch
 from moe_eval.engines.vllm.installed import Library
 from moe_eval.errors import UsageError
 from moe_eval.records import disk
@@ -36,13 +36,11 @@ _ELSEWHERE = {
 # the spellings of other tools and other engines
 _SPELLINGS = {
     **SPELLINGS,
-    "ep": "enable_expert_parallel",
-    "moe_expert_parallel_size": "enable_expert_parallel",
+    **dict.fromkeys(("ep", "moe_expert_parallel_size"), "enable_expert_parallel"),
     "max_batch_size": "max_num_seqs",
     "max_num_tokens": "max_num_batched_tokens",
     "max_seq_len": "max_model_len",
-    "attn_backend": "attention_backend",
-    "attn_implementation": "attention_backend",
+    **dict.fromkeys(("attn_backend", "attn_implementation"), "attention_backend"),
     "kv_cache_free_gpu_memory_fraction": "gpu_memory_utilization",
     "cuda_graph_sizes": "cuda_graph_batch_sizes",
 }
@@ -60,11 +58,8 @@ def build(installed: Library, options: Mapping[str, object], defaults: Mapping[s
 
     Returns:
         Keyword arguments. Prefix caching is always off: it would skip the prefill that is to be timed.
-
-    Raises:
-        UsageError: the first setting that this version does not take, with its own spelling if it has one.
     """
-    _check_names(installed, options)
+    check_names(f"vLLM {installed.version}", options, (*installed.fields, *OWN), _ELSEWHERE, _SPELLINGS)
     settings = {**{name: value for name, value in defaults.items() if name in installed.fields}, **options}
     graphs = settings.pop("cuda_graph_batch_sizes", None)
     arguments = {name: _validated(installed, name, value) for name, value in settings.items()}
@@ -90,16 +85,6 @@ def plain(arguments: Arguments) -> dict[str, object]:
     """Arguments as JSON, without secrets: of objects that are no JSON their text."""
     labels: dict[str, object] = disk.redact(json.loads(json.dumps(dict(arguments), default=str)))
     return labels
-
-
-def _check_names(installed: Library, options: Mapping[str, object]) -> None:
-    for name in options:
-        if name in _ELSEWHERE:
-            raise UsageError(f"{name} is not an option of moe_eval. {_ELSEWHERE[name]}")
-        if name in installed.fields or name in OWN:
-            continue
-        names = [option for option in (*installed.fields, *OWN) if option not in _ELSEWHERE]
-        raise unknown_setting(f"vLLM {installed.version}", name, names, _SPELLINGS)
 
 
 def _validated(installed: Library, name: str, setting: Any) -> Any:

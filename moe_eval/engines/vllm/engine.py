@@ -20,10 +20,9 @@ import torch
 from moe_eval.data.window import Window
 from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
-from moe_eval.engines.served import failures
+from moe_eval.engines.served.library import describe_failure, reach
 from moe_eval.engines.vllm import readers, tracing
-from moe_eval.engines.vllm.installed import Library
-from moe_eval.engines.vllm.traits import VLLM
+from moe_eval.engines.vllm.installed import VLLM, Library
 from moe_eval.errors import UsageError
 from moe_eval.records.labels import EngineFacts
 
@@ -44,22 +43,11 @@ class Session:
 
     def stream(
         self, prompts: Sequence[TokenIds], sampling: dict[str, object], task: str
-    ) -> closing[Generator[tuple[int, Any, list[Any]], None, None]]:
+    ) -> Generator[tuple[int, Any, list[Any]], None, None]:
         """(index, RequestOutput, readers.keep_tensors' list) of every prompt, as soon as it is finished.
 
-        Leaving the context aborts the requests that are not finished.
-
-        Args:
-            task: what the requests are for, for messages.
-
-        Raises:
-            UsageError, EngineError: the library failed.
+        Closing it aborts the requests that are not finished. `task` is what they are for, for messages.
         """
-        return closing(self._stream(prompts, sampling, task))
-
-    def _stream(
-        self, prompts: Sequence[TokenIds], sampling: dict[str, object], task: str
-    ) -> Generator[tuple[int, Any, list[Any]], None, None]:
         engine = self.llm.llm_engine
         waiting = iter(enumerate(prompts))
         flying: dict[str, tuple[int, list[Any]]] = {}
@@ -95,14 +83,14 @@ class Session:
         return outputs
 
     def _described(self, error: Exception, task: str) -> Exception:
-        return failures.describe(VLLM, error, self.installed.version, self.checkpoint, task)
+        return describe_failure(VLLM, error, self.installed.version, self.checkpoint, task)
 
     def close(self) -> None:
         """Shut the engine core down and give its memory back."""
         llm, self.llm = self.llm, None
         if llm is None:
             return
-        core = getattr(getattr(llm, "llm_engine", None), "engine_core", None)
+        core = reach(llm, "llm_engine.engine_core")
         del llm
         if core is not None:
             with contextlib.suppress(Exception):  # a core that broke down may refuse
@@ -156,7 +144,7 @@ class VllmEngine:
             sampling: dict[str, object] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
             sampling |= {"prompt_logprobs": k, "flat_logprobs": True}
             prompts = [windows[index].context + windows[index].continuation for index in chosen]
-            with self.session.stream(prompts, sampling, "scoring") as outputs:
+            with closing(self.session.stream(prompts, sampling, "scoring")) as outputs:
                 for at, output, tensors in outputs:
                     index = chosen[at]
                     result = readers.scores(output, tensors, windows[index], k)
@@ -192,15 +180,16 @@ class VllmEngine:
                 completions[index] = self._completion(output, request, start)
                 done(index, completions[index])
         else:
-            with self.session.stream(prompts, sampling, "generating with") as stream:
+            with closing(self.session.stream(prompts, sampling, "generating with")) as stream:
                 for index, output, _ in stream:
                     completions[index] = self._completion(output, request)
                     done(index, completions[index])
         return [completions[index] for index in range(len(prompts))]
 
     def _sampling(self, request: GenerationRequest) -> dict[str, object]:
-        # vLLM's own default temperature is 1
-        return {"temperature": request.temperature, **requests.sampling(request, self.ends)}
+        # explicit, because vLLM's own default temperature is 1, and its other defaults changed between versions
+        chosen = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+        return {**chosen, **requests.sampling(request, self.ends)}
 
     def _completion(self, output: Any, request: GenerationRequest, start: float | None = None) -> Completion:
         completion = requests.completion(VLLM.title, output.outputs[0], request, self.ends)
@@ -215,7 +204,7 @@ class VllmEngine:
         requests.check_prompts(prompts, max_new_tokens, self.facts.max_length)
         sampling = self._sampling(GenerationRequest(max_new_tokens, ignore_eos=True))
         chosen: dict[int, npt.NDArray[np.int16]] = {}
-        with self.session.stream(prompts, sampling, "tracing the experts of") as outputs:
+        with closing(self.session.stream(prompts, sampling, "tracing the experts of")) as outputs:
             for index, output, _ in outputs:
                 chosen[index] = readers.experts(output, len(prompts[index]))
         return readers.routed_layers([chosen[index] for index in range(len(prompts))])

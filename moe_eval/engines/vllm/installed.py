@@ -10,9 +10,42 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from moe_eval.engines.served.library import expected_api, import_library
-from moe_eval.engines.vllm.traits import VLLM
+from moe_eval.engines.served.library import KnownFailure, Traits, expected_api, import_library
 
+VLLM = Traits(
+    name="vllm",
+    title="vLLM",
+    package="vllm",
+    requirements="torch and CUDA",
+    versions="a version from 0.18 to 0.22",
+    readable="BF16, FP8 (per tensor or blocks of 128x128) or NVFP4",
+    parallel_sizes=(
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "prefill_context_parallel_size",
+        "data_parallel_size",
+    ),
+    cluster_option="distributed_executor_backend",
+    cluster_fix="distributed_executor_backend=ray for several machines",
+    memory_fix=(
+        "Give a smaller max_num_batched_tokens, max_num_seqs or gpu_memory_utilization, or more GPUs with "
+        "tensor_parallel_size."
+    ),
+    online={"fp8": "fp8_per_tensor", "fp8_block": "fp8_per_block"},
+    failures=(
+        KnownFailure(
+            (
+                "No available memory for the cache blocks",
+                "KV cache is needed",
+                "less than desired GPU memory utilization",
+            ),
+            "The GPU's free memory does not hold a key-value cache for {checkpoint} ({detail}). Give a smaller "
+            "max_length, another gpu_memory_utilization or more GPUs with tensor_parallel_size, or end other "
+            "programs on the GPU.",
+        ),
+    ),
+    fatal_errors=("EngineDeadError", "EngineGenerateError"),
+)
 # read when an LLM is built: whether the engine core is a process of its own
 MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 # vLLM logs to standard output by default, where results are printed
@@ -21,12 +54,9 @@ _LOG_STREAM = ("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 @dataclass(frozen=True)
 class Library:
-    """What the installed version offers.
+    """What the installed version offers: the settings of EngineArgs, and what `quantization` takes.
 
-    Attributes:
-        fields: the settings of EngineArgs by name.
-        quantizations: what `quantization` takes.
-        final_only: the output kind that returns a request only when it is finished.
+    `final_only` is the output kind that returns a request only when it is finished.
     """
 
     version: str
@@ -37,14 +67,7 @@ class Library:
 
 
 def load(*, in_process: bool) -> Library:
-    """Import vllm and inspect it.
-
-    Args:
-        in_process: run the engine in this process. vLLM reads this when an LLM is built.
-
-    Raises:
-        UsageError: it cannot be imported, or has another API than this engine knows.
-    """
+    """Import vllm and inspect it, or raise a UsageError."""
     os.environ[MULTIPROCESSING] = "0" if in_process else "1"
     os.environ.setdefault(*_LOG_STREAM)
     module = import_library(VLLM)

@@ -10,14 +10,14 @@ from typing import Any
 from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.requests import end_tokens
-from moe_eval.engines.served import failures, placement
+from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
+from moe_eval.engines.served.library import describe_failure, reach
 from moe_eval.engines.served.plan import Plan
-from moe_eval.engines.served.plan import make as make_plan
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
-from moe_eval.engines.vllm.traits import VLLM
+from moe_eval.engines.vllm.installed import VLLM
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.records.labels import EngineFacts
@@ -38,21 +38,23 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
             random) and `cuda_graph_batch_sizes`. With precision fp8 or fp8_block a 16-bit checkpoint is quantised
             while it loads.
         tokenizer: of Transformers, for stop texts and the end of texts.
-
-    Raises:
-        UsageError: the checkpoint, the machine or the installed version lacks something.
     """
     options = dict(settings.options)
     weights = random_weights.take_weights(options)
-    place = placement.take_placement(VLLM, options)
-    if weights == "random":
-        random_weights.check_placement(place)
-    plan = make_plan(VLLM, settings, options, place, tokenizer, weights=weights)
+    place = plans.take_placement(VLLM, options)
+    if weights == "random" and not place.in_process:
+        raise UsageError(
+            "weights=random is for one GPU, as it fills the model in this process. Omit worker and the parallel sizes, "
+            "or give a checkpoint with weights."
+        )
+    plan = plans.make(VLLM, settings, options, place, tokenizer, weights=weights)
     library = installed.load(in_process=place.in_process)
     limits = sizing.limits(options, settings.max_length, plan.model.positions)
     library_options = options | {"max_model_len": limits.max_model_len}
     constructor = arguments.build(library, library_options, _defaults(plan, limits))
     constructor = {**constructor, **_weight_arguments(library, plan.model)}
+    profiler = constructor.get("profiler_config")
+    trace_folder = profiler.get("torch_profiler_dir") if isinstance(profiler, Mapping) else None
     _warn(plan)
     session = _session(plan, library, constructor, tokenizer)
     try:
@@ -65,15 +67,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
         session,
         end_tokens(plan.model.folder, tokenizer),
         reports_experts=bool(constructor.get("enable_return_routed_experts")),
-        trace_folder=_trace_folder(constructor),
+        trace_folder=Path(trace_folder) if trace_folder else None,
     )
-
-
-def _trace_folder(constructor: Arguments) -> Path | None:
-    """Where vLLM's own profiler writes, if it is configured."""
-    profiler = constructor.get("profiler_config")
-    folder = profiler.get("torch_profiler_dir") if isinstance(profiler, Mapping) else None
-    return Path(folder) if folder else None
 
 
 def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
@@ -92,8 +87,7 @@ def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
         defaults["kv_cache_memory_bytes"] = cache
     if cache is not None or "kv_cache_memory_bytes" in options:
         return defaults | {"gpu_memory_utilization": sizing.MIN_UTILIZATION}
-    smallest = min((gpu.memory_bytes for gpu in hardware.gpus()[: plan.placement.world]), default=None)
-    return defaults | sizing.memory(smallest, plan.vocabulary, limits.window)
+    return defaults | sizing.memory(plan.gpu_bytes, plan.vocabulary, limits.window)
 
 
 def _weight_arguments(library: installed.Library, model: Model) -> dict[str, object]:
@@ -126,7 +120,7 @@ def _session(plan: Plan, library: installed.Library, constructor: Arguments, tok
     try:
         llm = library.module.LLM(**plan.constructor_arguments(tokenizer), **constructor)
     except Exception as error:
-        failure = failures.describe(VLLM, error, library.version, plan.settings.checkpoint, "loading")
+        failure = describe_failure(VLLM, error, library.version, plan.settings.checkpoint, "loading")
         error.__traceback__ = None  # its frames hold what was allocated
         release()
         raise failure from error
@@ -134,7 +128,7 @@ def _session(plan: Plan, library: installed.Library, constructor: Arguments, tok
     # log lines and counters for a server take time in every step, and nobody reads them here
     if getattr(engine, "logger_manager", None) is not None:
         engine.logger_manager = None
-    sequences = getattr(getattr(engine.vllm_config, "scheduler_config", None), "max_num_seqs", None) or _SEQUENCES
+    sequences = reach(engine, "vllm_config.scheduler_config.max_num_seqs") or _SEQUENCES
     # one set running and the next one waiting
     return Session(library, llm, plan.settings.checkpoint, max_requests=2 * int(sequences))
 
@@ -142,7 +136,7 @@ def _session(plan: Plan, library: installed.Library, constructor: Arguments, tok
 def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) -> EngineFacts:
     """The labels, observed on the built engine where it can be reached."""
     config, module, model = session.llm.llm_engine.vllm_config, observe.model(session.llm), plan.model
-    world = int(getattr(getattr(config, "parallel_config", None), "world_size", 1))
+    world = int(reach(config, "parallel_config.world_size") or 1)
     gpus = hardware.gpus()[:world]
     requested, observed = str(constructor.get("moe_backend", "auto")), observe.moe_backend(module)
     kernels = (observed or requested).upper().replace("+", "/").split("/")
@@ -157,7 +151,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
         emulated="EMULATION" in kernels,
         dtype=observe.dtype(config) or model.dtype,
         device="cuda" if gpus else "cpu",
-        device_name=placement.device_name(gpus, world),
+        device_name=plans.device_name(world),
         max_length=window,
         worker=observe.worker(module),
         attention_backend=observe.attention_backend(module),
@@ -170,7 +164,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
         quant_algo=observe.quant_algo(module, config, model.carried.method),
         weights=plan.weights,
         max_batch=session.max_requests // 2,
-        max_step_tokens=getattr(getattr(config, "scheduler_config", None), "max_num_batched_tokens", None),
+        max_step_tokens=reach(config, "scheduler_config.max_num_batched_tokens"),
         gpus=world if gpus else 0,
         weight_bytes=observe.weight_bytes(module),
         arguments=arguments.plain(constructor),

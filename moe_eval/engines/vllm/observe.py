@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from moe_eval.engines import weights
+from moe_eval.engines.served.library import reach
 
 # the tensors of quantised weights
 _QUANTISED = re.compile(r"weight(_scale\w*|_packed)?$")
@@ -24,8 +25,7 @@ def model(llm: Any) -> Any:
 
     Only in this process LLMEngine has a `model_executor`, and its `driver_worker` is the worker itself.
     """
-    executor = getattr(getattr(llm, "llm_engine", None), "model_executor", None)
-    if getattr(executor, "driver_worker", None) is None or not hasattr(llm, "apply_model"):
+    if reach(llm, "llm_engine.model_executor.driver_worker") is None or not hasattr(llm, "apply_model"):
         return None
     return llm.apply_model(_identity)[0]
 
@@ -56,16 +56,13 @@ def moe_backend(model: Any) -> str | None:
     """
     names: dict[str, None] = {}
     for method in _experts(model):
-        chosen = [value.name for name, value in vars(method).items() if name.endswith("_backend") and _is_enum(value)]
+        backends = (value for name, value in vars(method).items() if name.endswith("_backend"))
+        chosen = [backend.name for backend in backends if isinstance(backend, enum.Enum)]
         experts: Any = getattr(method, "experts_cls", None)
         if any(base.__name__ == "FallbackExperts" for base in getattr(experts, "__mro__", ())):
             chosen.append(experts.__name__)
         names["/".join([type(method).__name__, *chosen])] = None
     return "+".join(names) or None
-
-
-def _is_enum(value: Any) -> bool:
-    return isinstance(value, enum.Enum)
 
 
 def quant_algo(model: Any, config: Any, stated: str) -> str:
@@ -84,39 +81,34 @@ def quant_algo(model: Any, config: Any, stated: str) -> str:
         return f"{online}, quantised by vLLM while loading, dynamic activations"
     if stated != "none":
         return stated
-    requested = getattr(getattr(config, "model_config", None), "quantization", None)
+    requested = reach(config, "model_config.quantization")
     return f"{requested or type(quantisation).__name__}, quantised by vLLM while loading"
 
 
 def attention_backend(model: Any) -> str | None:
     """The attention implementation of the layers."""
-    names: dict[str, None] = {}
-    for module in model.modules() if model is not None else ():
-        backend: Any = getattr(module, "attn_backend", None)
-        if hasattr(backend, "get_name"):
-            names[str(backend.get_name())] = None
-    return "+".join(names) or None
+    modules = model.modules() if model is not None else ()
+    backends: Iterator[Any] = (getattr(module, "attn_backend", None) for module in modules)
+    return "+".join(dict.fromkeys(str(each.get_name()) for each in backends if hasattr(each, "get_name"))) or None
 
 
 def cuda_graph_batch_sizes(config: Any) -> tuple[int, ...] | None:
     """The sizes that run as CUDA graphs, as vLLM filled them in, or None if it does not say."""
-    compilation = getattr(config, "compilation_config", None)
-    mode = getattr(getattr(compilation, "cudagraph_mode", None), "name", None)
-    if mode == "NONE" or getattr(getattr(config, "model_config", None), "enforce_eager", False):
+    if reach(config, "compilation_config.cudagraph_mode.name") == "NONE" or reach(config, "model_config.enforce_eager"):
         return ()
-    sizes = getattr(compilation, "cudagraph_capture_sizes", None)
+    sizes = reach(config, "compilation_config.cudagraph_capture_sizes")
     return None if sizes is None else tuple(sorted(int(size) for size in sizes))
 
 
 def kv_cache_dtype(config: Any) -> str | None:
     """The type of the key-value cache, where `auto` is the model's own."""
-    name = getattr(getattr(config, "cache_config", None), "cache_dtype", None)
+    name = reach(config, "cache_config.cache_dtype")
     return dtype(config) if name == "auto" else None if name is None else str(name)
 
 
 def dtype(config: Any) -> str | None:
     """Torch's name of the type of weights and activations outside quantised layers."""
-    kind = getattr(getattr(config, "model_config", None), "dtype", None)
+    kind = reach(config, "model_config.dtype")
     return None if kind is None else str(kind).removeprefix("torch.")
 
 

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from moe_eval.engines.served.placement import Placement
 from moe_eval.errors import UsageError
 
 LOAD_FORMAT = "moe_eval_random"
@@ -29,30 +28,13 @@ Kind = Literal["ones", "zeros", "normal"]
 
 
 def take_weights(options: dict[str, object]) -> Literal["checkpoint", "random"]:
-    """Take `weights` out of the options.
-
-    Raises:
-        UsageError: there are no such weights, or load_format is set as well.
-    """
+    """Take `weights` out of the options."""
     weights = options.pop("weights", None) or "checkpoint"
     if weights not in ("checkpoint", "random"):
         raise UsageError(f"weights={weights} does not exist. Give weights=checkpoint or weights=random.")
     if weights == "random" and "load_format" in options:
         raise UsageError("weights=random and load_format contradict each other. Give only one.")
     return "random" if weights == "random" else "checkpoint"
-
-
-def check_placement(placement: Placement) -> None:
-    """Refuse workers that cannot be filled from this process.
-
-    Raises:
-        UsageError: the engine is not to run in this process.
-    """
-    if not placement.in_process:
-        raise UsageError(
-            "weights=random is for one GPU, as it fills the model in this process. Omit worker and the parallel sizes, "
-            "or give a checkpoint with weights."
-        )
 
 
 def seed(name: str) -> int:
@@ -69,23 +51,18 @@ def kind(name: str) -> Kind:
 
 @torch.no_grad()
 def fill(name: str, tensor: Tensor) -> bool:
-    """Fill a tensor by its name.
+    """Fill a tensor by its name, and return whether it could be: it is floating and has memory of its own.
 
-    Returns:
-        Whether it could be filled: it is floating and has memory of its own.
-
-    Raises:
-        UsageError: it is of a quantised type, for which random values mean nothing.
+    A quantised type is a UsageError, because random values mean nothing for it.
     """
     if tensor.is_meta or not tensor.is_floating_point():
         return False
     if torch.finfo(tensor.dtype).bits < 16:
         raise UsageError(f"weights=random cannot fill {name}, which is quantised already. Give a BF16 configuration.")
-    content = kind(name)
-    if content == "normal":
+    if kind(name) == "normal":
         tensor.data.normal_(0.0, _STD, generator=torch.Generator(tensor.device).manual_seed(seed(name)))
     else:
-        tensor.data.fill_(1.0 if content == "ones" else 0.0)
+        tensor.data.fill_(1.0 if kind(name) == "ones" else 0.0)
     return True
 
 
@@ -97,9 +74,6 @@ def fill_model(model: nn.Module, deferred: Callable[[nn.Module], bool], quantise
     Args:
         deferred: whether a module's weights have no memory before they are loaded.
         quantise: `quantise(module, put)` gives such a module its memory, calls `put` and quantises the result.
-
-    Raises:
-        UsageError: a parameter could not be filled.
     """
     unfilled: set[str] = set()
 
@@ -125,11 +99,7 @@ def fill_model(model: nn.Module, deferred: Callable[[nn.Module], bool], quantise
 
 
 def register() -> str:
-    """Teach vLLM the load format, once a process, and return its name.
-
-    Raises:
-        UsageError: this version loads in another way.
-    """
+    """Teach vLLM the load format, once a process, and return its name."""
     try:
         loaders = importlib.import_module("vllm.model_executor.model_loader")
         layerwise = importlib.import_module("vllm.model_executor.model_loader.reload.layerwise")

@@ -26,7 +26,6 @@ def keep_tensors(engine: Any, request: str) -> list[Any]:
     """Keep the tensors of a request's prompt log-probabilities, instead of the objects that vLLM makes of them.
 
     Args:
-        engine: the LLMEngine.
         request: the name that its add_request returned.
 
     Returns:
@@ -47,9 +46,6 @@ def scores(output: Any, tensors: list[Any], window: Window, top_k: int) -> Windo
         tensors: see keep_tensors.
         top_k: how many of the most probable tokens were requested. With 0 a token counts as greedy if no token is as
             probable: vLLM's rank also counts ties, which occur in 16 bits (see `ambiguous`).
-
-    Raises:
-        EngineError: the log-probabilities are not those of the window's tokens.
     """
     prompt, width = len(window.context) + len(window.continuation), top_k + 1
     ids, logprobs, ranks = _from_tensors(tensors) if tensors else _from_lists(output.prompt_logprobs, width)
@@ -107,17 +103,12 @@ def times(output: Any, start: float | None = None) -> RequestTimes | None:
     if metrics is None or not metrics.scheduled_ts:
         return None
     arrival = metrics.queued_ts if start is None else start
-    return RequestTimes(
-        metrics.scheduled_ts - arrival, metrics.first_token_ts - arrival, metrics.last_token_ts - arrival
-    )
+    moments = (metrics.scheduled_ts, metrics.first_token_ts, metrics.last_token_ts)
+    return RequestTimes(*(moment - arrival for moment in moments))
 
 
 def experts(output: Any, prompt: int) -> npt.NDArray[np.int16]:
-    """The experts of every token that was read, shape (tokens, layers, top k).
-
-    Raises:
-        EngineError: there are none, or not a row for every token.
-    """
+    """The experts of every token that was read, shape (tokens, layers, top k)."""
     completion = output.outputs[0]
     routed = completion.routed_experts
     tokens = prompt + len(completion.token_ids) - 1
@@ -129,11 +120,7 @@ def experts(output: Any, prompt: int) -> npt.NDArray[np.int16]:
 
 
 def routed_layers(chosen: list[npt.NDArray[np.int16]]) -> list[npt.NDArray[np.int16]]:
-    """The experts without layers that have no router, for which vLLM returns zeros.
-
-    Raises:
-        EngineError: every layer is empty, so the experts' kernel routes by itself.
-    """
+    """The experts without layers that have no router, for which vLLM returns zeros."""
     top_k = chosen[0].shape[2] if chosen else 0
     if top_k < 2:  # one expert of index 0 for every token is possible
         return chosen

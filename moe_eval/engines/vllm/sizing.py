@@ -42,9 +42,6 @@ def limits(options: Mapping[str, object], max_length: int | None, positions: int
         options: the user's max_model_len counts.
         max_length: the user's window.
         positions: what the model supports. vLLM refuses a larger max_model_len.
-
-    Raises:
-        UsageError: the limits contradict each other.
     """
     longest = min(positions, number(options, "max_model_len") or positions)
     if longest < _MIN_LIMIT:

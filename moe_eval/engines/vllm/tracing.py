@@ -19,10 +19,6 @@ def by_library(llm: Any, folder: Path | None, target: Path) -> Iterator[None]:
     Args:
         folder: where the profiler was configured to write.
         target: the file of the trace.
-
-    Raises:
-        UsageError: the profiler was not configured when the engine was loaded.
-        EngineError: the profiler left no trace.
     """
     if folder is None:
         raise UsageError(

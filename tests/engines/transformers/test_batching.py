@@ -14,34 +14,17 @@ ROWS = st.none() | st.integers(1, 10)
 
 
 @given(LENGTHS, TOKENS, ROWS)
-def test_every_index_is_in_exactly_one_batch(lengths: list[int], tokens: int | None, rows: int | None) -> None:
-    batches = plan_batches(lengths, tokens, rows)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert all(batches)
-
-
-@given(LENGTHS, TOKENS, ROWS)
-def test_only_a_single_too_long_sequence_breaks_a_bound(
+def test_batches_hold_every_index_once_and_are_as_large_as_the_bounds_allow(
     lengths: list[int], tokens: int | None, rows: int | None
 ) -> None:
-    for batch in plan_batches(lengths, tokens, rows):
+    batches = plan_batches(lengths, tokens, rows)
+    order = [index for batch in batches for index in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert all(batches)
+    assert [lengths[index] for index in order] == sorted(lengths, reverse=True), "lengths never rise"
+    for batch in batches:
         assert rows is None or len(batch) <= rows
         assert tokens is None or len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
-
-
-@given(LENGTHS, TOKENS, ROWS)
-def test_lengths_never_rise_from_the_first_sequence_to_the_last(
-    lengths: list[int], tokens: int | None, rows: int | None
-) -> None:
-    order = [lengths[index] for batch in plan_batches(lengths, tokens, rows) for index in batch]
-    assert order == sorted(lengths, reverse=True)
-
-
-@given(LENGTHS, TOKENS, ROWS)
-def test_a_batch_ends_only_where_the_next_sequence_would_break_a_bound(
-    lengths: list[int], tokens: int | None, rows: int | None
-) -> None:
-    batches = plan_batches(lengths, tokens, rows)
     for batch in batches[:-1]:
         grown = len(batch) + 1
         assert (rows is not None and grown > rows) or (tokens is not None and grown * lengths[batch[0]] > tokens)
@@ -59,22 +42,19 @@ def test_equal_lengths_keep_the_order_given(lengths: list[int], rows: int | None
 
 
 @pytest.mark.parametrize(
-    ("tokens", "rows", "expected"),
+    ("lengths", "tokens", "rows", "expected"),
     [
-        (None, None, [[2, 0, 3, 1]]),
-        (None, 3, [[2, 0, 3], [1]]),
-        (20, None, [[2, 0], [3, 1]]),
-        (19, None, [[2], [0, 3, 1]]),
-        (9, None, [[2], [0], [3], [1]]),
-        (20, 1, [[2], [0], [3], [1]]),
+        ([6, 2, 10, 5], None, None, [[2, 0, 3, 1]]),
+        ([6, 2, 10, 5], None, 3, [[2, 0, 3], [1]]),
+        ([6, 2, 10, 5], 20, None, [[2, 0], [3, 1]]),
+        ([6, 2, 10, 5], 19, None, [[2], [0, 3, 1]]),
+        ([6, 2, 10, 5], 9, None, [[2], [0], [3], [1]]),
+        ([6, 2, 10, 5], 20, 1, [[2], [0], [3], [1]]),
+        ([3, 100, 3], 10, None, [[1], [0, 2]]),
     ],
 )
-def test_batches_of_lengths_6_2_10_5(tokens: int | None, rows: int | None, expected: list[list[int]]) -> None:
-    assert plan_batches([6, 2, 10, 5], tokens, rows) == expected
-
-
-def test_a_sequence_over_the_token_bound_has_a_batch_of_its_own() -> None:
-    assert plan_batches([3, 100, 3], 10, None) == [[1], [0, 2]]
+def test_batches_of_a_few(lengths: list[int], tokens: int | None, rows: int | None, expected: list[list[int]]) -> None:
+    assert plan_batches(lengths, tokens, rows) == expected
 
 
 @given(LENGTHS, TOKENS, ROWS)

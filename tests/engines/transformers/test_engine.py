@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,10 @@ from moe_eval.data.window import Window
 from moe_eval.engines.base import WindowScores
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
+from tests.engines.conftest import check
 
 Start = Callable[..., TransformersEngine]
 Oracle = Callable[[Path, Window], Tensor]
-
-
-def check(oracle: Oracle, folder: Path, windows: Sequence[Window], found: Sequence[WindowScores]) -> None:
-    assert len(found) == len(windows)
-    for window, scores in zip(windows, found, strict=True):
-        expected = oracle(folder, window)
-        targets = torch.tensor(window.continuation)
-        logprobs = expected.gather(1, targets[:, None])[:, 0].numpy()
-        np.testing.assert_allclose(scores.logprobs, logprobs, rtol=1e-4, atol=1e-4)
-        assert scores.greedy.tolist() == (expected.argmax(1) == targets).tolist()
 
 
 def record_batches(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
@@ -47,7 +39,7 @@ def test_every_family_is_scored_as_by_itself(
     family: Path, start: Start, oracle: Oracle, mixed_windows: Sequence[Window]
 ) -> None:
     assert oracle(family, mixed_windows[0]).std() > 0.3, "logits too even to tell a wrong position from a right one"
-    check(oracle, family, mixed_windows, start(family).score(mixed_windows))
+    check(partial(oracle, family), mixed_windows, start(family).score(mixed_windows))
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 500])
@@ -89,7 +81,7 @@ def test_scores_do_not_depend_on_the_batches(
 ) -> None:
     engine = start(mixtral, **bounds)
     batches = record_batches(engine, monkeypatch)
-    check(oracle, mixtral, mixed_windows, engine.score(mixed_windows))
+    check(partial(oracle, mixtral), mixed_windows, engine.score(mixed_windows))
     assert sum(map(len, batches)) == len(mixed_windows)
     for lengths in batches:
         assert most_rows is None or len(lengths) <= most_rows
@@ -110,7 +102,7 @@ def test_windows_that_read_the_same_tokens_share_one_pass(
     ]
     engine = start(llama)
     batches = record_batches(engine, monkeypatch)
-    check(oracle, llama, windows, engine.score(windows))
+    check(partial(oracle, llama), windows, engine.score(windows))
     assert sorted(length for lengths in batches for length in lengths) == [2, 5]
 
 
@@ -142,7 +134,7 @@ def test_a_batch_that_does_not_fit_is_split_and_scored_right(
 ) -> None:
     engine, finished = start(mixtral), {}
     fail_above(engine, 1, monkeypatch)
-    check(oracle, mixtral, mixed_windows, engine.score(mixed_windows, done=finished.__setitem__))
+    check(partial(oracle, mixtral), mixed_windows, engine.score(mixed_windows, done=finished.__setitem__))
     assert sorted(finished) == list(range(len(mixed_windows)))
 
 

@@ -14,31 +14,12 @@ import torch
 from moe_eval.data.window import Window
 from moe_eval.engines.base import Completion, GenerationRequest
 from moe_eval.engines.transformers.engine import TransformersEngine
-
-TEXTS = ("The history of", "He was born in the town of", "In", "== Early life ==\n The", "The history of")
-NEW = 12
+from tests.engines.conftest import NEW, TEXTS
 
 
 @pytest.fixture(scope="module")
 def engine(shipped: Path, start: Callable[..., TransformersEngine]) -> TransformersEngine:
     return start(shipped, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def prompts(tokenizer: Any) -> list[list[int]]:
-    return [tokenizer.encode(text) for text in TEXTS]
-
-
-@pytest.fixture(scope="module")
-def greedy(shipped: Path, plain_model: Callable[[Path], Any], prompts: list[list[int]]) -> list[list[int]]:
-    """What the model says after each prompt alone; none of these rows holds an end-of-text token."""
-    model = plain_model(shipped)
-    rows = []
-    for prompt in prompts:
-        out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NEW)
-        rows.append(out[0, len(prompt) :].tolist())
-    assert all(len(row) == NEW and model.generation_config.eos_token_id not in row for row in rows)
-    return rows
 
 
 def until_text(tokenizer: Any, tokens: list[int], stop: str) -> Completion:

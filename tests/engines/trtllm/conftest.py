@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -20,16 +16,15 @@ from torch import Tensor
 
 from moe_eval.data.window import Window
 from moe_eval.engines import registry
-from moe_eval.engines.base import EngineSettings, WindowScores
+from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.trtllm.engine import TrtllmEngine
-from moe_eval.machine import hardware
 from tests.conftest import SHIPPED
 from tests.contract.conftest import DOUBLES, VERSIONS, _forget, double, double_path, version
+from tests.engines.conftest import LONGEST, Distribution, on_path, window
 
-__all__ = ["double", "double_path", "version"]
+__all__ = ["Distribution", "double", "double_path", "version"]
 
 Load = Callable[..., TrtllmEngine]
-Distribution = Callable[[Window], Tensor]
 VARIABLES = (
     "TRTLLM_DOUBLE",
     "TRTLLM_DOUBLE_LOG",
@@ -56,11 +51,6 @@ def _own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    return transformers.AutoTokenizer.from_pretrained(SHIPPED)
-
-
 def settings(folder: Path | str = SHIPPED, **given: Any) -> EngineSettings:
     return EngineSettings(checkpoint=str(folder), **{"dtype": "float32", **given})
 
@@ -71,21 +61,9 @@ def started(tokenizer: Any, folder: Path | str = SHIPPED, **given: Any) -> Trtll
     return engine
 
 
-@contextmanager
-def installed(name: str) -> Iterator[None]:
-    """One double on the path for as long as loading takes; an engine goes on without it."""
-    path, environment = list(sys.path), {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
-    _forget()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(DOUBLES / f"v{name.replace('.', '_')}"))
-        try:
-            yield
-        finally:
-            _forget()
-            sys.path[:] = path
-            for each in VARIABLES:
-                os.environ.pop(each, None)
-            os.environ.update(environment)
+def installed(name: str) -> AbstractContextManager[None]:
+    """One double on the path for as long as loading takes."""
+    return on_path(DOUBLES / f"v{name.replace('.', '_')}", _forget, VARIABLES)
 
 
 @pytest.fixture(scope="session")
@@ -124,76 +102,19 @@ def events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], l
     return read
 
 
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let the machine have these GPUs."""
-
-    def have(*found: hardware.Gpu) -> None:
-        monkeypatch.setattr(hardware, "gpus", lambda: found)
-
-    return have
-
-
-@pytest.fixture
-def spoil(tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the shipped checkpoint, fields of config.json replaced and further JSON files beside it."""
-
-    def copied(*, files: dict[str, Any] | None = None, **fields: Any) -> Path:
-        folder = Path(shutil.copytree(SHIPPED, tmp_path / "checkpoint"))
-        for name, content in {"config.json": fields, **(files or {})}.items():
-            file = folder / name
-            old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            file.write_text(json.dumps(old | content), encoding="utf-8")
-        return folder
-
-    return copied
+@pytest.fixture(scope="session")
+def oracle(oracle: Callable[[Path, Window], Tensor]) -> Distribution:
+    """The shipped model's log-probabilities (n, vocabulary) at a window's n scored positions."""
+    return cache(partial(oracle, SHIPPED))
 
 
 @pytest.fixture(scope="session")
-def plain_model() -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="session")
-def oracle(plain_model: Any) -> Distribution:
-    """Log-probabilities (n, vocabulary) in float64 at a window's n scored positions: one pass, no batch, no cache."""
-
-    @cache
-    @torch.no_grad()
-    def distribution(window: Window) -> Tensor:
-        logits = plain_model(input_ids=torch.tensor([window.inputs])).logits[0]
-        return torch.log_softmax(logits[-len(window.continuation) :].double(), dim=-1)
-
-    return distribution
-
-
-def check(oracle: Distribution, windows: Sequence[Window], found: Sequence[WindowScores]) -> None:
-    assert len(found) == len(windows)
-    for window, scores in zip(windows, found, strict=True):
-        expected = oracle(window)
-        targets = torch.tensor(window.continuation)
-        assert scores.logprobs.dtype == np.float32
-        logprobs = expected.gather(1, targets[:, None])[:, 0].numpy()
-        np.testing.assert_allclose(scores.logprobs, logprobs, rtol=1e-4, atol=1e-4)
-        assert scores.greedy.tolist() == (expected.argmax(1) == targets).tolist()
-
-
-def window(seed: int, context: int, continuation: int) -> Window:
-    """Random tokens of the shipped vocabulary."""
-    drawn = torch.randint(0, 4096, (context + continuation,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Window(tuple(drawn[:context]), tuple(drawn[context:]))
-
-
-LONGEST = 1022  # of the shipped model's 1,024 positions
-
-
-@pytest.fixture(scope="session")
-def windows(plain_model: Any) -> list[Window]:
+def windows(plain_model: Callable[[Path], Any]) -> list[Window]:
     """Of many shapes, in no order: extremes, repeated ones, ones that share long beginnings, and a greedy one."""
     found = [window(1, 1, 1), window(2, 70, 1), window(3, 1, 70), window(4, LONGEST, 1), window(5, 9, 30)]
     shared = window(6, 200, 60)
     everything = shared.context + shared.continuation
     found += [shared, Window(everything[:100], everything[100:]), Window(everything[:-1], everything[-1:])]
     found += [Window(everything[:200], (7, 8)), Window(everything[:64], (1,)), shared, window(1, 1, 1)]
-    made = plain_model.generate(torch.tensor([everything[:20]]), do_sample=False, max_new_tokens=8)[0].tolist()
+    made = plain_model(SHIPPED).generate(torch.tensor([everything[:20]]), do_sample=False, max_new_tokens=8)[0].tolist()
     return [*found, Window(tuple(made[:20]), tuple(made[20:])), Window((5,), window(7, 1, LONGEST).continuation)]

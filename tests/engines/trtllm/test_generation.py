@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
 from moe_eval.data.window import Window
@@ -18,27 +17,10 @@ from moe_eval.engines import requests
 from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import EngineError, WorkerDied
+from tests.engines.conftest import NEW
 from tests.engines.trtllm.conftest import EVERY, NEWEST, OLDEST, Load, started
 
-TEXTS = ("The history of", "He was born in the town of", "In", "== Early life ==\n The", "The history of")
-NEW = 12
 CLASSES = {"1.2.0": "CutlassFusedMoE", "1.3.0rc8": "CutlassFusedMoE", "1.4.0rc1": "TrtllmCutlassFusedMoeImpl"}
-
-
-@pytest.fixture(scope="session")
-def prompts(tokenizer: Any) -> list[list[int]]:
-    return [tokenizer.encode(text) for text in TEXTS]
-
-
-@pytest.fixture(scope="session")
-def greedy(plain_model: Any, prompts: list[list[int]]) -> list[list[int]]:
-    """What the model says after each prompt alone; none of these rows holds an end-of-text token."""
-    rows = []
-    for prompt in prompts:
-        out = plain_model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NEW)
-        rows.append(out[0, len(prompt) :].tolist())
-    assert all(len(row) == NEW and plain_model.generation_config.eos_token_id not in row for row in rows)
-    return rows
 
 
 @pytest.mark.parametrize("ignore_eos", [True, False])

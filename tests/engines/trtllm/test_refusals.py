@@ -12,9 +12,9 @@ from moe_eval.checkpoint import precision
 from moe_eval.data.window import Window
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.served.checkpoint import read_model
-from moe_eval.engines.served.placement import check_machine
+from moe_eval.engines.served.plan import Placement, make
 from moe_eval.engines.trtllm.engine import TrtllmEngine
-from moe_eval.engines.trtllm.traits import TRTLLM
+from moe_eval.engines.trtllm.installed import TRTLLM
 from moe_eval.engines.trtllm.workers import descendants
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine.hardware import Gpu
@@ -87,12 +87,12 @@ def test_precisions_and_the_gpus_that_run_them(
 ) -> None:
     gpus(gpu)
     given = settings(spoil(dtype="bfloat16", **form), dtype="auto")
-    model = read_model(TRTLLM, given)
-    assert model.precision == held
+    assert read_model(TRTLLM, given).precision == held
+    place = Placement(1, in_process=True)
     if runs:
-        check_machine(TRTLLM, given, {"moe_backend": backend}, model, 1)
+        make(TRTLLM, given, {"moe_backend": backend}, place, None)
         return
-    said = refusal(lambda: check_machine(TRTLLM, given, {"moe_backend": backend}, model, 1))
+    said = refusal(lambda: make(TRTLLM, given, {"moe_backend": backend}, place, None))
     assert said.startswith("TensorRT-LLM cannot run ")
     assert f"in {held} on {gpu.name}: " in said
     assert f"SM{gpu.sm}" in said
@@ -128,7 +128,7 @@ def test_quantisations_that_no_reader_of_the_library_knows(load: Load, spoil: Ca
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"precision": "fp8", "dtype": "auto"}, ", not precision=fp8. Give a checkpoint"),
+        ({"precision": "fp8", "dtype": "auto"}, "is bf16, not precision=fp8. Give a checkpoint in fp8"),
         ({"precision": "bf16", "dtype": "float32"}, "is fp32, not precision=bf16"),
         ({"dtype": "int8"}, "dtype=int8 is not supported"),
         ({"device": "cpu"}, "TensorRT-LLM runs on NVIDIA GPUs only, not on device=cpu"),
@@ -143,12 +143,6 @@ def test_quantisations_that_no_reader_of_the_library_knows(load: Load, spoil: Ca
 def test_settings_that_make_no_sense(load: Load, events: Any, given: dict[str, Any], says: str) -> None:
     assert says in refusal(lambda: load(**given))
     assert events("construct") == []
-
-
-@OLDEST
-def test_a_precision_that_the_checkpoint_does_not_hold(load: Load) -> None:
-    said = refusal(lambda: load(precision="fp8", dtype="auto"))
-    assert "is bf16, not precision=fp8. Give a checkpoint in fp8" in said
 
 
 @OLDEST

@@ -18,7 +18,8 @@ from moe_eval.engines.base import WindowScores
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
 from moe_eval.engines.trtllm.readers import PromptLogprobs
 from moe_eval.engines.trtllm.workers import Workers
-from tests.engines.trtllm.conftest import LONGEST, NEWEST, OLDEST, Distribution, Load, check, window
+from tests.engines.conftest import LONGEST, check, window
+from tests.engines.trtllm.conftest import NEWEST, OLDEST, Distribution, Load
 
 FROM = {
     "1.2.0": "context_logits, checked against generation",

@@ -18,7 +18,8 @@ from moe_eval.data.window import Window
 from moe_eval.engines.trtllm import selftest
 from moe_eval.engines.trtllm.readers import ContextLogits, PromptLogprobs
 from moe_eval.errors import EngineError
-from tests.engines.trtllm.conftest import EVERY, NEWEST, Distribution, Load, check, window
+from tests.engines.conftest import check, window
+from tests.engines.trtllm.conftest import EVERY, NEWEST, Distribution, Load
 
 CONTEXT = ContextLogits(torch.device("cpu"))
 

@@ -16,7 +16,8 @@ from moe_eval.data.window import Window
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import UsageError, WorkerDied
-from tests.engines.trtllm.conftest import NEWEST, Distribution, Load, check, installed, started, window
+from tests.engines.conftest import check, window
+from tests.engines.trtllm.conftest import NEWEST, Distribution, Load, installed, started
 
 Spawned = tuple[TrtllmEngine, list[dict[str, Any]], list[psutil.Process]]
 Launched = tuple[TrtllmEngine, list[dict[str, Any]], list[psutil.Process], dict[str, Any]]

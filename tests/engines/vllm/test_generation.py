@@ -20,32 +20,21 @@ from moe_eval.engines.vllm import readers
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.errors import EngineError, UsageError
 from tests.conftest import SHIPPED
+from tests.engines.conftest import NEW
 from tests.engines.vllm.conftest import Load
 
-TEXTS = ("The history of", "He was born in the town of", "In", "== Early life ==\n The", "The history of")
-NEW = 12
 TELLING = {"enable_return_routed_experts": True, "enforce_eager": True}
-
-
-@pytest.fixture(scope="session")
-def prompts(tokenizer: Any) -> list[list[int]]:
-    return [tokenizer.encode(text) for text in TEXTS]
-
-
-@pytest.fixture(scope="session")
-def greedy(reference: TransformersEngine, prompts: list[list[int]]) -> list[Completion]:
-    return reference.generate(prompts, GenerationRequest(NEW, ignore_eos=True))
 
 
 @pytest.mark.parametrize("ignore_eos", [True, False])
 @pytest.mark.parametrize("timed", [True, False])
 def test_completions_of_fixed_length_are_transformers_greedy_ones(
-    engine: VllmEngine, prompts: list[list[int]], greedy: list[Completion], ignore_eos: bool, timed: bool
+    engine: VllmEngine, prompts: list[list[int]], greedy: list[list[int]], ignore_eos: bool, timed: bool
 ) -> None:
     finished: dict[int, Completion] = {}
     request = GenerationRequest(NEW, ignore_eos=ignore_eos, timed=timed)
     completions = engine.generate(prompts, request, done=finished.__setitem__)
-    assert [each.token_ids for each in completions] == [each.token_ids for each in greedy]
+    assert [list(each.token_ids) for each in completions] == greedy
     assert {each.finish_reason for each in completions} == {"length"}
     assert finished == dict(enumerate(completions))
     assert all((each.times is not None) == timed for each in completions)
@@ -90,15 +79,15 @@ def test_a_stop_text_ends_a_completion_and_stays_in_it(
 
 
 def test_the_end_token_ends_a_completion_and_is_left_out(
-    load: Load, spoil: Callable[..., Path], prompts: list[list[int]], greedy: list[Completion]
+    load: Load, spoil: Callable[..., Path], prompts: list[list[int]], greedy: list[list[int]]
 ) -> None:
-    end = greedy[1].token_ids[4]
-    first = greedy[1].token_ids.index(end)
+    expected = tuple(greedy[1])
+    end = expected[4]
     folder = spoil(files={"generation_config.json": {"eos_token_id": [0, end]}})
     engine = load(folder)
     found = engine.generate(prompts[1:2], GenerationRequest(NEW))[0]
-    assert found == Completion(greedy[1].token_ids[:first], "stop")
-    assert engine.generate(prompts[1:2], GenerationRequest(NEW, ignore_eos=True))[0].token_ids == greedy[1].token_ids
+    assert found == Completion(expected[: expected.index(end)], "stop")
+    assert engine.generate(prompts[1:2], GenerationRequest(NEW, ignore_eos=True))[0].token_ids == expected
 
 
 def test_sampling_is_passed_on(engine: VllmEngine, prompts: list[list[int]]) -> None:

@@ -17,7 +17,8 @@ from moe_eval.engines.vllm import readers
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.errors import EngineError
 from tests.conftest import SAMPLE
-from tests.engines.vllm.conftest import LONGEST, Load, window
+from tests.engines.conftest import LONGEST, window
+from tests.engines.vllm.conftest import Load
 
 
 @pytest.fixture(scope="session")

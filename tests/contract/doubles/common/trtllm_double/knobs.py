@@ -20,19 +20,7 @@ NO_DRIVER = (
     "http://www.nvidia.com/Download/index.aspx"
 )
 _KNOWN = frozenset(
-    (
-        "die_after",
-        "end_loop_at",
-        "oom_load",
-        "oom_at",
-        "fail_at",
-        "no_gpu",
-        "shift",
-        "shift_logits",
-        "short_output",
-        "no_rank",
-        "version",
-    )
+    "die_after end_loop_at oom_load oom_at fail_at no_gpu shift shift_logits short_output no_rank version".split()  # noqa: SIM905
 )
 
 

@@ -1,5 +1,5 @@
 """SamplingParams under the path it is defined at."""
 
-from ._double import API
+from ._api import API
 
 SamplingParams = API.SamplingParams

@@ -1,6 +1,6 @@
 """The LLM API."""
 
-from .._double import API
+from .._api import API
 from ..executor import RequestError
 from .llm_args import CudaGraphConfig, KvCacheConfig, LlmArgs, MoeConfig, TorchCompileConfig, TorchLlmArgs
 

@@ -1,6 +1,6 @@
 """Errors and results of the executor."""
 
-from .._double import API
+from ._api import API
 
 # what API was built from is importable only now
 from trtllm_double.outputs import Logprob, RequestError  # isort: skip

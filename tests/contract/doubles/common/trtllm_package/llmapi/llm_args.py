@@ -1,6 +1,6 @@
 """The argument classes."""
 
-from .._double import API
+from .._api import API
 
 KvCacheConfig = API.llm_args["KvCacheConfig"]
 CudaGraphConfig = API.llm_args["CudaGraphConfig"]
