@@ -15,7 +15,6 @@ from moe_eval.evaluators import kernels_record, latency
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.traces.readers import files
-from moe_eval.traces.readers.keep import keep
 
 WARM_UPS, UNPROFILED = 2, 5
 
@@ -48,7 +47,7 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
             raise EngineError(f"{engine.facts.name} left no trace.")
         cpu = engine.facts.device == "cpu"
         trace = files.read(raw, cpu=cpu)
-        file = keep(raw, folder, name, cpu=cpu)
+        file = files.keep(raw, folder, name, cpu=cpu)
     label = None if engine.facts.emulated else engine.facts.precision
     unprofiled = 1000 * statistics.median(plain)
     return replace(

@@ -42,22 +42,20 @@ class Query:
 def activity(export: Export, kind: int) -> Query:
     """Kernels, copies or sets: `name` is an id of StringIds or a kind of copy, `size` is in thread blocks or bytes."""
     table = ACTIVITIES[kind]
+    present = export.columns.get(table, {})
 
     def column(name: str, absent: int = NONE) -> str:
         return _number(export, table, name, absent)
 
-    grid = " * ".join(column(f"grid{axis}", 0) for axis in "XYZ")
-    by_kind = {
-        KERNEL: (_named(export), grid),
-        COPY: (column("copyKind"), column("bytes", 0)),
-        SET: ("0", column("bytes", 0)),
-    }
-    name, size = by_kind[kind]
-    has_times = {"start", "end"} <= export.columns.get(table, {}).keys()
+    name, size = column("copyKind") if kind == COPY else "0", column("bytes", 0)
+    if kind == KERNEL:
+        names = [text for text in ("demangledName", "shortName") if text in present]
+        name = f"COALESCE({', '.join([*names, '-1', '-1'])})"
+        size = " * ".join(column(f"grid{axis}", 0) for axis in "XYZ")
     numbers = {
         "start": column("start"),
         # below 0 for a row without start or end, or with an end before its start
-        "duration": 'IFNULL("end" - "start", -1)' if has_times else "-1",
+        "duration": 'IFNULL("end" - "start", -1)' if {"start", "end"} <= present.keys() else "-1",
         "device": column("deviceId", 0),
         "stream": column("streamId", 0),
         "correlation": column("correlationId"),
@@ -67,11 +65,6 @@ def activity(export: Export, kind: int) -> Query:
         "size": size,
     }
     return Query(table, numbers)
-
-
-def _named(export: Export) -> str:
-    columns = [name for name in ("demangledName", "shortName") if name in export.columns.get(tables.KERNEL, ())]
-    return f"COALESCE({', '.join([*columns, '-1', '-1'])})"
 
 
 def calls(export: Export) -> Query:

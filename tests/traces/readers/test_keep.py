@@ -11,7 +11,7 @@ import pytest
 from moe_eval.errors import UsageError
 from moe_eval.traces import breakdown
 from moe_eval.traces.readers import files
-from moe_eval.traces.readers.keep import keep
+from moe_eval.traces.readers.files import keep
 from tests.doubles import chrome_trace, nsys_database
 
 SECRET = "hunter2-very-secret"

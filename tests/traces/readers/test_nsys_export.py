@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces.readers import nsys_export
+from moe_eval.traces.readers import files
 
 FAKE = """#!{python}
 import pathlib, sys
@@ -46,7 +46,7 @@ def test_a_report_is_exported_beside_nothing_of_the_user_s(
 ) -> None:
     monkeypatch.chdir(fake / "theirs")
     Path(name).write_text("mine")
-    database = nsys_export.to_sqlite(Path(name), fake / "ours")
+    database = files.to_sqlite(Path(name), fake / "ours")
     assert database.read_text() == "database of mine"
     assert database.parent == fake / "ours"
     assert database.suffix == ".sqlite"
@@ -60,7 +60,7 @@ def test_a_report_is_exported_beside_nothing_of_the_user_s(
 def test_an_nsys_that_fails_is_quoted(fake: Path, content: str, says: str) -> None:
     (fake / "theirs" / "run.nsys-rep").write_text(content)
     with pytest.raises(UsageError, match=says) as error:
-        nsys_export.to_sqlite(fake / "theirs" / "run.nsys-rep", fake / "ours")
+        files.to_sqlite(fake / "theirs" / "run.nsys-rep", fake / "ours")
     assert "run.nsys-rep" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -70,14 +70,14 @@ def test_without_nsys_the_sentence_says_where_to_export(fake: Path, monkeypatch:
     report.write_text("mine")
     monkeypatch.setenv("PATH", str(fake / "ours"))
     with pytest.raises(UsageError, match=r"nsys export --type sqlite run\.nsys-rep where the report was made"):
-        nsys_export.to_sqlite(report, fake / "ours")
+        files.to_sqlite(report, fake / "ours")
 
 
 def test_neither_an_absent_report_nor_the_report_s_own_folder_is_taken(fake: Path) -> None:
     report = fake / "theirs" / "run.nsys-rep"
     with pytest.raises(UsageError, match="There is no file"):
-        nsys_export.to_sqlite(report, fake / "ours")
+        files.to_sqlite(report, fake / "ours")
     report.write_text("mine")
     with pytest.raises(UsageError, match="another folder"):
-        nsys_export.to_sqlite(report, fake / "theirs")
+        files.to_sqlite(report, fake / "theirs")
     assert os.listdir(fake / "theirs") == ["run.nsys-rep"]
