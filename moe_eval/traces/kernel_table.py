@@ -152,3 +152,8 @@ def launches(kernels_process: Ints, kernels_correlation: Ints, process: Ints, co
     row = order[np.maximum(place, 0)]
     launch: Ints = np.where(has_key & (place >= 0) & (keys[row] == kernel_keys), row, NONE)
     return launch
+
+
+def pick(column: npt.NDArray[Any], rows: Ints, absent: int | bool) -> npt.NDArray[Any]:
+    """The column at the rows, `absent` where a row is NONE."""
+    return np.append(column, absent).astype(column.dtype)[rows]  # NONE is -1, the last

@@ -15,7 +15,19 @@ import numpy as np
 
 from moe_eval.errors import UsageError
 from moe_eval.records.kernels import TraceSource
-from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Kernels, Ranges, Trace, kernels, launches, ranges
+from moe_eval.traces.kernel_table import (
+    COPY,
+    KERNEL,
+    NONE,
+    Ints,
+    Kernels,
+    Ranges,
+    Trace,
+    kernels,
+    launches,
+    pick,
+    ranges,
+)
 from moe_eval.traces.readers import nsys_columns as columns
 from moe_eval.traces.readers import nsys_tables as tables
 from moe_eval.traces.readers.nsys_columns import Columns
@@ -97,19 +109,14 @@ def _table(export: Export, rows: Columns, calls: Columns, nodes: Columns) -> Ker
         process=rows["process"],
         correlation=rows["correlation"],
         graph_node=rows["node"],
-        replayed=(rows["node"] != NONE) | _of(_replays(export, calls["name"]), launch, False),
+        replayed=(rows["node"] != NONE) | pick(_replays(export, calls["name"]), launch, False),
         bytes=np.where(kernel, 0, rows["size"]),
         blocks=np.where(kernel, rows["size"], 0),
-        launch_ns=_of(calls["start"], launch, NONE),
-        launch_thread=_of(calls["thread"], launch, NONE),
-        captured_ns=_of(nodes["start"], captured, NONE),
-        captured_thread=_of(nodes["thread"], captured, NONE),
+        launch_ns=pick(calls["start"], launch, NONE),
+        launch_thread=pick(calls["thread"], launch, NONE),
+        captured_ns=pick(nodes["start"], captured, NONE),
+        captured_thread=pick(nodes["thread"], captured, NONE),
     )
-
-
-def _of(column: Any, row: Ints, absent: int | bool) -> Any:
-    """The column at the rows, `absent` where the row is NONE."""
-    return np.append(column, absent).astype(column.dtype)[row]  # NONE is -1, the last
 
 
 def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints]:
@@ -163,7 +170,7 @@ def _captured(rows: Columns, nodes: Columns) -> Ints:
     up = np.where((up != NONE) & first[up], up, NONE)  # nodes in a circle lead to none that is first
     rank = np.minimum(np.searchsorted(ids, rows["node"]), len(ids) - 1)
     own_rank = np.where((rows["node"] != NONE) & (ids[rank] == rows["node"]), rank, NONE)
-    captured: Ints = _of(up, launches(rows["process"], own_rank, process, node), NONE)
+    captured: Ints = pick(up, launches(rows["process"], own_rank, process, node), NONE)
     return captured
 
 
@@ -180,7 +187,7 @@ def _texts(export: Export, rows: Columns) -> tuple[Ranges, list[str]]:
     of_inline = [index.setdefault(text, len(index)) for text in inline_texts]
     of_id = [index.setdefault(texts.get(id_, ""), len(index)) for id_ in ids.tolist()]
     registered = np.array(of_id, np.int64)[place]
-    name = np.where(inline == NONE, registered, _of(np.array(of_inline, np.int64), inline, NONE))
+    name = np.where(inline == NONE, registered, pick(np.array(of_inline, np.int64), inline, NONE))
     table = {"name": name, "start_ns": rows["start"], "end_ns": rows["end"], "thread": rows["thread"]}
     notes = _note("{} NVTX ranges do not end within the recording", is_open) + _note(
         "{} NVTX ranges end before they start", wrong
