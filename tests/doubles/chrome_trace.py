@@ -186,7 +186,7 @@ def call(name: str = "cudaLaunchKernel", **changes: Any) -> Event:
     return _without_gaps(base | changes)
 
 
-def mark(name: str, **changes: Any) -> Event:
+def mark(name: str = "m0", **changes: Any) -> Event:
     """An annotation around `call`."""
     base = {"ph": "X", "cat": "user_annotation", "name": name, "pid": 42, "tid": 42, "ts": 80.0, "dur": 50.0}
     return _without_gaps(base | changes)

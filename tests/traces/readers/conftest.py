@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,17 @@ from tests.doubles.chrome_trace import save
 Reader = Callable[..., Trace]
 
 
+@pytest.fixture(scope="session")
+def usual_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("nsys") / "made.sqlite"
+    nsys_database.write(path)
+    return path
+
+
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
-    nsys_database.write(tmp_path / "made.sqlite")
-    return tmp_path / "made.sqlite"
+def made(usual_database: Path, tmp_path: Path) -> Path:
+    """A database that the test may change."""
+    return Path(shutil.copy(usual_database, tmp_path))
 
 
 @pytest.fixture

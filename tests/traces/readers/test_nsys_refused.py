@@ -97,7 +97,7 @@ VIEW = "CREATE VIEW KERNELS AS SELECT 1 AS rowid, 1 AS start, 2 AS end, 3 AS sho
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "text": (
-        lambda path: path.write_text("no database, but long enough to be one " * 100),
+        lambda path: path.write_text("no database, but long enough " * 100),
         "is not an SQLite database",
     ),
     "short": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "is cut short"),

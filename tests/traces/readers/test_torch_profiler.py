@@ -117,7 +117,7 @@ def union(spans: list[tuple[int, int]]) -> int:
 
 def test_operators_of_the_cpu_are_rows_of_their_self_time(read: Reader) -> None:
     def op(name: str, ts: float, dur: float, tid: int = 1) -> Event:
-        return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 42, "tid": tid, "ts": ts, "dur": dur, "args": {}}
+        return mark(name, cat="cpu_op", tid=tid, ts=ts, dur=dur)
 
     events = [
         op("inner", 11, 4),
