@@ -137,14 +137,9 @@ def _only(kernels: Sequence[KernelTime], others: Sequence[KernelTime]) -> tuple[
 
 
 def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:
-    """A paragraph: the gain of the expert GEMMs, its costs elsewhere, and the speed-up that follows.
+    """A paragraph on the phase of this name: the gain of the expert GEMMs, its costs elsewhere, and the speed-up.
 
-    Args:
-        name: of the phase.
-        names: of the two traces.
-
-    Returns:
-        An empty text for a phase in which nothing ran.
+    It is empty for a phase in which nothing ran.
     """
     per = "in all" if name == WHOLE else "per step"
     if change.step_ms is None or change.waiting_change_ms is None:

@@ -20,13 +20,10 @@ WARM_UPS, UNPROFILED = 2, 5
 
 
 def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: Path, name: str) -> KernelsRecord:
-    """Trace one run of a shape and break it down.
+    """Trace one run of a shape, break it down, and keep the trace in `folder` under that name.
 
-    The same run is timed without the profiler right before, so that the record has the profiler's overhead. The
-    trace stays in `folder` under that name, without anything that the breakdown does not need.
-
-    Returns:
-        The record without the arm and its origin, which the caller fills in.
+    The same run is timed without the profiler right before, so that the record has the profiler's overhead. The record
+    lacks the arm and its origin, which the caller fills in.
 
     Raises:
         UsageError: the engine cannot be traced the way it is loaded.

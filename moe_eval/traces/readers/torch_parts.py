@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import compress
-from operator import not_
+from operator import attrgetter, not_
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,8 @@ def _columns(rows: Rows, calls: Rows, launch: Ints, thread: dict[Thread, int]) -
         "kind": np.fromiter(map(_KINDS.__getitem__, rows.fields("cat")), np.int64, len(rows)),
         "start_ns": rows.start,
         "duration_ns": rows.duration,
-        "device": rows.device(),
-        "stream": rows.stream(),
+        "device": rows.place("device", lambda event: chrome_columns.integer(chrome_columns.split(event.pid)[1], 0)),
+        "stream": rows.place("stream", attrgetter("tid")),
         "graph_node": np.where(node > 0, node, NONE),
         "replayed": (node > 0) | pick(is_graph, launch, False),
         "bytes": rows.number("bytes", 0),
