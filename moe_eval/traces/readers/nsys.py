@@ -39,6 +39,13 @@ _COPIES = (
     "Device-to-Device, Host-to-Host, Peer-to-Peer, Unified Host-to-Device, Unified Device-to-Host, "
     "Unified Device-to-Device"
 )
+# calls of CUDA's API, graphs that were recorded as a whole, nodes as they were made or cloned, ranges with marks
+_PLAIN = {
+    tables.RUNTIME: {"start": "start", "thread": "globalTid", "correlation": "correlationId", "name": "nameId"},
+    tables.GRAPH_TRACE: {"process": "globalPid", "correlation": "correlationId"},
+    tables.NODES: {"start": "start", "thread": "globalTid", "node": "graphNodeId", "original": "originalGraphNodeId"},
+    tables.NVTX: {"start": "start", "end": "end", "kind": "eventType", "thread": "globalTid", "text_id": "textId"},
+}
 _SMALL = 1 << 24  # ids up to here are counted in an array and not sorted
 
 
@@ -50,7 +57,7 @@ def read(path: Path) -> Trace:
     """
     export = tables.open_export(path)
     queries = [columns.activity(export, kind) for kind in columns.ACTIVITIES]
-    queries += [query(export) for query in (columns.calls, columns.graphs, columns.nodes, columns.nvtx)]
+    queries += [columns.plain(export, table, **names) for table, names in _PLAIN.items()]
     *activities, calls, graphs, nodes, nvtx = columns.fetch(export, queries)
     rows = _merged(activities)
     for table in (rows, calls, graphs):

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,33 +67,12 @@ def activity(export: Export, kind: int) -> Query:
     return Query(table, numbers)
 
 
-def calls(export: Export) -> Query:
-    """Calls of CUDA's API."""
-    return _plain(export, tables.RUNTIME, start="start", thread="globalTid", correlation="correlationId", name="nameId")
-
-
-def graphs(export: Export) -> Query:
-    """CUDA graphs that were recorded as a whole."""
-    return _plain(export, tables.GRAPH_TRACE, process="globalPid", correlation="correlationId")
-
-
-def nodes(export: Export) -> Query:
-    """Where nodes of CUDA graphs were made or cloned."""
-    return _plain(
-        export, tables.NODES, start="start", thread="globalTid", node="graphNodeId", original="originalGraphNodeId"
-    )
-
-
-def nvtx(export: Export) -> Query:
-    """Ranges, marks and domains."""
-    query = _plain(
-        export, tables.NVTX, start="start", end="end", kind="eventType", thread="globalTid", text_id="textId"
-    )
-    return replace(query, text='"text"' if "text" in export.columns.get(tables.NVTX, ()) else "x''")
-
-
-def _plain(export: Export, table: str, **columns: str) -> Query:
-    return Query(table, {name: _number(export, table, column) for name, column in columns.items()})
+def plain(export: Export, table: str, **columns: str) -> Query:
+    """Columns of a table by the names that they get, and of NVTX_EVENTS the texts."""
+    text = None
+    if table == tables.NVTX:
+        text = '"text"' if "text" in export.columns.get(table, ()) else "x''"
+    return Query(table, {name: _number(export, table, column) for name, column in columns.items()}, text)
 
 
 def _number(export: Export, table: str, column: str, absent: int = NONE) -> str:
