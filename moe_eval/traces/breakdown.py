@@ -30,13 +30,7 @@ _TIMED = ("busy_ms", "overlap_ms", "span_ms", "idle_ms", "wall_ms", "gap_ms", "w
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A trace by phases.
-
-    Attributes:
-        phases: by name, with all their kernels.
-        steps_source, gates_source: how steps and gate GEMMs were found.
-        rows: kernels, copies and sets. `total_ns`: their durations together.
-    """
+    """A trace by phases, each with all its kernels. `total_ns`: the durations of all rows together."""
 
     phases: Mapping[str, PhaseTime]
     steps_source: str
@@ -89,12 +83,7 @@ def _added(kernels: Kernels, rows: Ints) -> Floats:
 
 
 def _phase(phase_steps: Sequence[Step], trace: Trace, assigned: Roles, *, busy: Floats, alone: Floats) -> PhaseTime:
-    """One phase.
-
-    Args:
-        busy, alone: of every row of the trace, the nanoseconds that it adds to the union of all kernels, and of all but
-            expert GEMMs.
-    """
+    """One phase. `busy`, `alone`: what `_added` gives of all rows of the trace, and of all but expert GEMMs."""
     counted = [step for step in phase_steps if step.aside is None]
     size = len(counted)
     rows = np.concatenate([step.rows for step in counted])
@@ -148,9 +137,8 @@ def _categories(times: Floats, counts: Ints, layers: int | None) -> dict[str, Ca
 def _with_times(phase: PhaseTime, counted: Sequence[Step], total: Floats, busy: Floats, alone: Floats) -> PhaseTime:
     """A phase with the times of its steps.
 
-    Args:
-        total, busy, alone: ms by step of all kernels together, of their union, and of that of all but expert GEMMs,
-            shape (steps,).
+    `total`, `busy` and `alone`, of shape (steps,), are the ms of all kernels, of their union, and of that of all but
+    expert GEMMs.
     """
     span = np.array([step.end_ns - step.start_ns for step in counted]) / _MS
     busy = np.minimum(busy, span)  # inputs that began beside the step before may end between the two

@@ -260,10 +260,10 @@ def test_every_row_of_the_facts_lands_in_its_category() -> None:
         for name in split(example):
             names += [SHORT.get(name, name)] if not name.startswith("<") else []
         key = without_remarks(match_on)
-        built = (
-            f"{part[1:]}tst_64x8" if part[0] == "^" else f"void a::{part}<float, 8>(float*)" for part in split(key)
-        )
-        names += BUILT.get(key, [] if key in REMARKS else built)
+        parts = [] if key in REMARKS else split(key)
+        whole = "void a::{}<float, 8>(float*, int)"
+        built = [f"{part[1:]}tst_64x8" if part[0] == "^" else whole.format(part) for part in parts]
+        names += BUILT.get(key, built)
         wrong += [(label_text, name, classify(name)) for name in names if classify(name).category not in expected]
     assert wrong == []
 

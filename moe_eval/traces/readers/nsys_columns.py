@@ -84,12 +84,7 @@ def _number(export: Export, table: str, column: str, absent: int = NONE) -> str:
 
 
 def fetch(export: Export, queries: Sequence[Query]) -> list[Columns]:
-    """Run queries side by side, those of long tables in parts.
-
-    Returns:
-        For every query int64 arrays by name, in the table's order, and of `text` an Arrow array of bytes. Empty ones
-        where the export lacks the table.
-    """
+    """Run queries side by side, those of long tables in parts. Columns of a table that the export lacks are empty."""
     workers = max(1, min(8, os.cpu_count() or 1))
     with one_sentence(export.path), closing(connect(export.uri)) as connection:
         parts = [_parts(connection, query.table, workers) if export.has(query.table) else [] for query in queries]
