@@ -182,9 +182,9 @@ def _functions(trace: Trace, assigned: Roles, rows: Ints, size: int) -> tuple[Ke
 
 def _moe_layers(counted: Sequence[Step], assigned: Roles) -> int | None:
     counts: list[int] = []
-    for rows in (step.rows for step in counted):
+    for step in counted:
         # copies of another step run within a block as well
-        ids = assigned.block[rows[assigned.category[rows] == _EXPERT]]
+        ids = assigned.block[step.rows[assigned.category[step.rows] == _EXPERT]]
         blocks = ids[ids != NONE]  # numbered in the order of rows
         counts.append(int(np.count_nonzero(np.diff(blocks))) + 1 if len(blocks) else 0)
     return int(np.median(counts)) or None

@@ -51,11 +51,7 @@ class Parts:
 
 
 def load(path: Path) -> Parts:
-    """Read a file.
-
-    Raises:
-        UsageError: it cannot be read, or is no Chrome trace.
-    """
+    """Read a file. A UsageError says why it cannot be read, or is no Chrome trace."""
     collects = gc.isenabled()
     gc.disable()  # it would look through millions of objects again and again, none of them in a cycle
     try:
