@@ -6,11 +6,17 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint.precision import PRECISIONS, WEIGHT_ONLY
 from moe_eval.cli.options.reading import KernelsOptions
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.records import disk
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from moe_eval.comparison.kernels import KernelsReport
 
 _LABELS = (*PRECISIONS, *WEIGHT_ONLY.values())
 
@@ -34,10 +40,9 @@ def run(options: KernelsOptions) -> None:
         raise UsageError("--tpot_ms is for two traces. Give the times of both, in ms and above 0.")
     if options.output:
         _check_output(options.output, options.input)
-    from moe_eval.cli import kernels_report
     from moe_eval.report.console import print_renderable
 
-    report, parts = kernels_report.make(options.input, labels, options.tpot_ms)
+    report, parts = _report(options.input, labels, options.tpot_ms)
     if options.output:
         disk.write_record(options.output, report)
     for part in parts:
@@ -67,6 +72,39 @@ def _labels(options: KernelsOptions) -> list[str | None]:
             "for each, in their order."
         )
     return list(options.precisions)
+
+
+def _report(
+    paths: Sequence[Path], labels: Sequence[str | None], tpot_ms: Sequence[float] | None
+) -> tuple[KernelsReport, list[RenderableType]]:
+    """Break traces down, and compare them where there are two, the first being the reference.
+
+    Returns:
+        The report, and its paragraphs.
+    """
+    from moe_eval.comparison import kernels
+    from moe_eval.evaluators import kernels_record
+    from moe_eval.report import kernels_table
+    from moe_eval.traces.readers import files
+
+    records = [
+        kernels_record.make(path.name, files.read(path), label) for path, label in zip(paths, labels, strict=True)
+    ]
+    short = tuple(map(kernels_record.shortened, records))
+    parts = [kernels_table.trace(record) for record in short]
+    if len(records) < 2:
+        return kernels.KernelsReport(short), parts
+    before, after = (label or path.name for path, label in zip(paths, labels, strict=True))
+    names = (before, after) if before != after else (f"{before} (1)", f"{after} (2)")
+    measured = {"decode": tpot_ms[0] / tpot_ms[1]} if tpot_ms else {}
+    changes = kernels.changes(records[0], records[1], names, measured)
+    if changes:
+        parts.append(kernels_table.difference(changes, names))
+    else:
+        parts.append("The traces have no phase in common, so there is no difference to show.")
+    if tpot_ms and "decode" not in changes:
+        parts.append("--tpot_ms is not used, as decode was not found in both traces.")
+    return kernels.KernelsReport(short, changes), parts
 
 
 def _classify() -> None:

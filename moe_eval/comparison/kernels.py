@@ -16,6 +16,10 @@ from moe_eval.traces.taxonomy import CATEGORIES
 _KERNELS = 10  # new and vanished kernels that are listed
 _GEMMS = ("expert_gemm", "dense_gemm", "gate_gemm")
 _SMALL = 0.005  # changes under this part of the step are not mentioned
+# the fields of a change that traces without times leave empty
+_TIMED = (
+    "step_ms busy_ms overlap_change_ms waiting_change_ms residual_ms predicted_ratio_busy predicted_ratio_step".split()  # noqa: SIM905
+)
 _SHAPE = re.compile(r"b(\d+)_i(\d+)_o(\d+)")
 
 
@@ -25,17 +29,6 @@ class KernelsReport:
 
     traces: tuple[KernelsRecord, ...]
     difference: Mapping[str, PhaseChange] | None = None
-
-
-@dataclass(frozen=True)
-class _StepChange:
-    """The times of a step before and after, and the parts of their change. Fields as in PhaseChange."""
-
-    step_ms: tuple[float, float]
-    busy_ms: tuple[float, float]
-    overlap_change_ms: float
-    waiting_change_ms: float
-    residual_ms: float
 
 
 def matching(name: str, among: Iterable[str]) -> str | None:
@@ -87,7 +80,6 @@ def _phase_change(
     categories = _category_changes(before, after)
     kernel_change = sum(change.change_ms for change in categories.values())
     is_wall = before.wall_ms is not None and after.wall_ms is not None
-    step = _step_change(before, after, is_wall, kernel_change)
     gemms = [phase.categories.get("expert_gemm") for phase in (before, after)]
     ratio = gemms[0].ms / gemms[1].ms if gemms[0] and gemms[1] and gemms[0].ms and gemms[1].ms else None
     wall_ceiling = before.wall_ceiling
@@ -95,20 +87,29 @@ def _phase_change(
         categories=categories,
         kernel_change_ms=kernel_change,
         step_is="wall" if is_wall else "span",
-        step_ms=step.step_ms if step else None,
-        busy_ms=step.busy_ms if step else None,
-        overlap_change_ms=step.overlap_change_ms if step else None,
-        waiting_change_ms=step.waiting_change_ms if step else None,
-        residual_ms=step.residual_ms if step else None,
+        **dict.fromkeys(_TIMED),
         expert_gemm_ratio=ratio,
         ceiling_busy=None if ratio is None else before.ceiling.at(ratio),
         ceiling_wall=None if ratio is None or wall_ceiling is None else wall_ceiling.at(ratio),
-        predicted_ratio_busy=_ratio(step.busy_ms) if step else None,
-        predicted_ratio_step=_ratio(step.step_ms) if step else None,
         measured_ratio=measured,
+        text="",
         new=_only(after.functions, before.functions),
         vanished=_only(before.functions, after.functions),
     )
+    old, new = (_step_times(phase, is_wall) for phase in (before, after))
+    if old and new:
+        overlap = new[2] - old[2]
+        waiting = (new[0] - new[1]) - (old[0] - old[1])
+        change = replace(
+            change,
+            step_ms=(old[0], new[0]),
+            busy_ms=(old[1], new[1]),
+            overlap_change_ms=overlap,
+            waiting_change_ms=waiting,
+            residual_ms=(new[0] - old[0]) - (kernel_change - overlap + waiting),
+            predicted_ratio_busy=old[1] / new[1] if new[1] else None,
+            predicted_ratio_step=old[0] / new[0] if new[0] else None,
+        )
     return replace(change, text=explain(name, change, names))
 
 
@@ -122,18 +123,6 @@ def _category_changes(before: PhaseTime, after: PhaseTime) -> dict[str, Category
     return category_changes
 
 
-def _step_change(before: PhaseTime, after: PhaseTime, is_wall: bool, kernel_change: float) -> _StepChange | None:
-    """None where a trace has no times."""
-    old = _step_times(before, is_wall)
-    new = _step_times(after, is_wall)
-    if old is None or new is None:
-        return None
-    overlap = new[2] - old[2]
-    waiting = (new[0] - new[1]) - (old[0] - old[1])
-    residual = (new[0] - old[0]) - (kernel_change - overlap + waiting)
-    return _StepChange((old[0], new[0]), (old[1], new[1]), overlap, waiting, residual)
-
-
 def _step_times(phase: PhaseTime, is_wall: bool) -> tuple[float, float, float] | None:
     """Step, busy and overlap in ms."""
     step_ms = phase.wall_ms if is_wall else phase.span_ms
@@ -142,24 +131,15 @@ def _step_times(phase: PhaseTime, is_wall: bool) -> tuple[float, float, float] |
     return step_ms, phase.busy_ms, phase.overlap_ms
 
 
-def _ratio(times: tuple[float, float]) -> float | None:
-    return times[0] / times[1] if times[1] else None
-
-
 def _only(kernels: Sequence[KernelTime], others: Sequence[KernelTime]) -> tuple[KernelTime, ...]:
     other_names = {kernel.name for kernel in others}
     return tuple(short_name(kernel) for kernel in kernels if kernel.name not in other_names)[:_KERNELS]
 
 
 def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:
-    """A paragraph: the gain of the expert GEMMs, its costs elsewhere, and the speed-up that follows.
+    """A paragraph on the phase of this name: the gain of the expert GEMMs, its costs elsewhere, and the speed-up.
 
-    Args:
-        name: of the phase.
-        names: of the two traces.
-
-    Returns:
-        An empty text for a phase in which nothing ran.
+    It is empty for a phase in which nothing ran.
     """
     per = "in all" if name == WHOLE else "per step"
     if change.step_ms is None or change.waiting_change_ms is None:

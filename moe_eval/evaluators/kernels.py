@@ -15,19 +15,15 @@ from moe_eval.evaluators import kernels_record, latency
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.traces.readers import files
-from moe_eval.traces.readers.keep import keep
 
 WARM_UPS, UNPROFILED = 2, 5
 
 
 def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: Path, name: str) -> KernelsRecord:
-    """Trace one run of a shape and break it down.
+    """Trace one run of a shape, break it down, and keep the trace in `folder` under that name.
 
-    The same run is timed without the profiler right before, so that the record has the profiler's overhead. The
-    trace stays in `folder` under that name, without anything that the breakdown does not need.
-
-    Returns:
-        The record without the arm and its origin, which the caller fills in.
+    The same run is timed without the profiler right before, so that the record has the profiler's overhead. The record
+    lacks the arm and its origin, which the caller fills in.
 
     Raises:
         UsageError: the engine cannot be traced the way it is loaded.
@@ -48,7 +44,7 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
             raise EngineError(f"{engine.facts.name} left no trace.")
         cpu = engine.facts.device == "cpu"
         trace = files.read(raw, cpu=cpu)
-        file = keep(raw, folder, name, cpu=cpu)
+        file = files.keep(raw, folder, name, cpu=cpu)
     label = None if engine.facts.emulated else engine.facts.precision
     unprofiled = 1000 * statistics.median(plain)
     return replace(

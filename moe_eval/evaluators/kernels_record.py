@@ -60,9 +60,8 @@ def shortened(record: KernelsRecord) -> KernelsRecord:
 
 def short_name(kernel: KernelTime) -> KernelTime:
     """The kernel with at most 1,000 characters of its name."""
-    if len(kernel.name) <= _NAME_LENGTH:
-        return kernel
-    return replace(kernel, name=f"{kernel.name[:_NAME_LENGTH]}...")
+    short = len(kernel.name) <= _NAME_LENGTH
+    return kernel if short else replace(kernel, name=f"{kernel.name[:_NAME_LENGTH]}...")
 
 
 def figures(record: KernelsRecord) -> dict[str, float]:

@@ -35,11 +35,7 @@ def trace(record: KernelsRecord) -> RenderableType:
 
 
 def difference(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> RenderableType:
-    """The difference of two traces, phase by phase.
-
-    Args:
-        names: of the two.
-    """
+    """The difference of two traces, phase by phase."""
     parts: list[RenderableType] = []
     for name, change in changes.items():
         parts.append(_change_table(name, change, names))

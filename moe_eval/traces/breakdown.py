@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +24,13 @@ _EXPERT, _OTHER = NUMBER["expert_gemm"], NUMBER["other"]
 _PHASE_ORDER = ("prefill", "mixed", "decode", steps.UNKNOWN, steps.WHOLE, steps.OUTSIDE)
 _MS = 1e6
 _UNCLASSIFIED = 15  # kernels without a category that are listed
+# the fields of a phase that a summary, which has durations alone, leaves empty
+_TIMED = ("busy_ms", "overlap_ms", "span_ms", "idle_ms", "wall_ms", "gap_ms", "wall_ceiling")
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A trace by phases.
-
-    Attributes:
-        phases: by name, with all their kernels.
-        steps_source, gates_source: how steps and gate GEMMs were found.
-        rows: kernels, copies and sets. `total_ns`: their durations together.
-    """
+    """A trace by phases, each with all its kernels. `total_ns`: the durations of all rows together."""
 
     phases: Mapping[str, PhaseTime]
     steps_source: str
@@ -43,20 +39,6 @@ class Breakdown:
     rows: int
     total_ns: int
     observed: ObservedPrecision
-
-
-@dataclass(frozen=True)
-class _StepTimes:
-    """The times of a phase that are no category's, and its ceilings. Fields as in PhaseTime."""
-
-    ceiling: Ceiling
-    wall_ceiling: Ceiling | None = None
-    busy_ms: float | None = None
-    overlap_ms: float | None = None
-    span_ms: float | None = None
-    idle_ms: float | None = None
-    wall_ms: float | None = None
-    gap_ms: float | None = None
 
 
 def make(trace: Trace) -> Breakdown:
@@ -73,11 +55,9 @@ def make(trace: Trace) -> Breakdown:
     by_phase: dict[str, list[Step]] = {}
     for step in cut.steps:
         by_phase.setdefault(step.phase, []).append(step)
+    phases = sorted(by_phase, key=_PHASE_ORDER.index)
     return Breakdown(
-        {
-            name: _phase(by_phase[name], trace, assigned, busy=busy, alone=alone)
-            for name in sorted(by_phase, key=_PHASE_ORDER.index)
-        },
+        {name: _phase(by_phase[name], trace, assigned, busy=busy, alone=alone) for name in phases},
         cut.source,
         assigned.gates,
         cut.devices,
@@ -97,60 +77,45 @@ def _added(kernels: Kernels, rows: Ints) -> Floats:
     """For every row of a device, by start, the nanoseconds that it adds to the union of the intervals before it."""
     start = kernels.start_ns[rows]
     end = start + kernels.duration_ns[rows]
-    before = np.maximum.accumulate(end)
-    before = np.concatenate([start[:1], before[:-1]]) if len(rows) else before
+    before = np.append(start[:1], np.maximum.accumulate(end)[:-1])
     added: Floats = np.maximum(0, end - np.maximum(start, before)).astype(np.float64)
     return added
 
 
 def _phase(phase_steps: Sequence[Step], trace: Trace, assigned: Roles, *, busy: Floats, alone: Floats) -> PhaseTime:
-    """One phase.
-
-    Args:
-        busy, alone: of every row of the trace, the nanoseconds that it adds to the union of all kernels, and of all but
-            expert GEMMs.
-    """
+    """One phase. `busy`, `alone`: what `_added` gives of all rows of the trace, and of all but expert GEMMs."""
     counted = [step for step in phase_steps if step.aside is None]
     size = len(counted)
     rows = np.concatenate([step.rows for step in counted])
     owner = np.repeat(np.arange(size), [len(step.rows) for step in counted])
-    times, counts = _by_category(trace.kernels, assigned, rows, owner, size)
+    width = len(CATEGORIES)
+    cell = owner * width + assigned.category[rows]
+    durations = trace.kernels.duration_ns[rows].astype(np.float64)
+    times = np.bincount(cell, durations, size * width).reshape(size, width) / _MS
+    counts = np.bincount(cell, minlength=size * width).reshape(size, width)
     layers = _moe_layers(counted, assigned)
     categories = _categories(times, counts, layers)
     functions = _functions(trace, assigned, rows, size)
     unclassified = tuple(kernel for kernel in functions if kernel.category == CATEGORIES[_OTHER])
-    all_ms = float(trace.kernels.duration_ns[rows].astype(np.float64).sum()) / _MS / size
-    busy_ms, alone_ms = (np.bincount(owner, column[rows], size) / _MS for column in (busy, alone))
-    step_times = _step_times(counted, times, busy_ms, alone_ms) if trace.timed else _untimed(times)
-    return PhaseTime(
+    all_ms = float(durations.sum()) / _MS / size
+    phase = PhaseTime(
         steps=size,
         set_aside=dict(Counter(step.aside for step in phase_steps if step.aside)),
         moe_layers=layers,
         categories=categories,
         total_ms=float(np.median(times, axis=0).sum()),
         total_launches=sum(category.launches for category in categories.values()),
-        busy_ms=step_times.busy_ms,
-        overlap_ms=step_times.overlap_ms,
-        span_ms=step_times.span_ms,
-        idle_ms=step_times.idle_ms,
-        wall_ms=step_times.wall_ms,
-        gap_ms=step_times.gap_ms,
-        ceiling=step_times.ceiling,
-        wall_ceiling=step_times.wall_ceiling,
+        **dict.fromkeys(_TIMED),
+        ceiling=ceiling(float(times[:, _EXPERT].sum() / times.sum()) if times.sum() else 0.0),
         classified=1 - sum(kernel.ms for kernel in unclassified) / all_ms if all_ms else 1.0,
         unclassified=unclassified[:_UNCLASSIFIED],
         functions=functions,
         layers_ms=_layers(trace.kernels, assigned, rows, size),
     )
-
-
-def _by_category(kernels: Kernels, assigned: Roles, rows: Ints, owner: Ints, size: int) -> tuple[Floats, Ints]:
-    """Milliseconds and launches by step and category, each of shape (steps, categories)."""
-    width = len(CATEGORIES)
-    cell = owner * width + assigned.category[rows]
-    durations = kernels.duration_ns[rows].astype(np.float64)
-    times: Floats = np.bincount(cell, durations, size * width).reshape(size, width) / _MS
-    return times, np.bincount(cell, minlength=size * width).reshape(size, width)
+    if not trace.timed:
+        return phase
+    busy_ms, alone_ms = (np.bincount(owner, column[rows], size) / _MS for column in (busy, alone))
+    return _with_times(phase, counted, times.sum(axis=1), busy_ms, alone_ms)
 
 
 def _categories(times: Floats, counts: Ints, layers: int | None) -> dict[str, CategoryTime]:
@@ -169,12 +134,11 @@ def _categories(times: Floats, counts: Ints, layers: int | None) -> dict[str, Ca
     }
 
 
-def _step_times(counted: Sequence[Step], times: Floats, busy: Floats, alone: Floats) -> _StepTimes:
-    """The times of a phase's steps.
+def _with_times(phase: PhaseTime, counted: Sequence[Step], total: Floats, busy: Floats, alone: Floats) -> PhaseTime:
+    """A phase with the times of its steps.
 
-    Args:
-        times: ms by step and category, shape (steps, categories).
-        busy, alone: ms by step of the union of all kernels, and of all but expert GEMMs, shape (steps,).
+    `total`, `busy` and `alone`, of shape (steps,), are the ms of all kernels, of their union, and of that of all but
+    expert GEMMs.
     """
     span = np.array([step.end_ns - step.start_ns for step in counted]) / _MS
     busy = np.minimum(busy, span)  # inputs that began beside the step before may end between the two
@@ -183,9 +147,10 @@ def _step_times(counted: Sequence[Step], times: Floats, busy: Floats, alone: Flo
     experts = float(np.median(busy - alone))
     wall_ms = None if np.isnan(wall).all() else float(np.nanmedian(wall))
     busy_ms = float(np.median(busy))
-    return _StepTimes(
+    return replace(
+        phase,
         busy_ms=busy_ms,
-        overlap_ms=float(np.median(np.maximum(0, times.sum(axis=1) - busy))),
+        overlap_ms=float(np.median(np.maximum(0, total - busy))),
         span_ms=float(np.median(span)),
         idle_ms=float(np.median(np.maximum(0, span - busy))),
         wall_ms=wall_ms,
@@ -193,11 +158,6 @@ def _step_times(counted: Sequence[Step], times: Floats, busy: Floats, alone: Flo
         ceiling=ceiling(experts / busy_ms if busy_ms else 0.0),
         wall_ceiling=ceiling(experts / wall_ms) if wall_ms else None,
     )
-
-
-def _untimed(times: Floats) -> _StepTimes:
-    """The same of a summary, which has durations alone."""
-    return _StepTimes(ceiling(float(times[:, _EXPERT].sum() / times.sum()) if times.sum() else 0.0))
 
 
 def _functions(trace: Trace, assigned: Roles, rows: Ints, size: int) -> tuple[KernelTime, ...]:
@@ -222,9 +182,9 @@ def _functions(trace: Trace, assigned: Roles, rows: Ints, size: int) -> tuple[Ke
 
 def _moe_layers(counted: Sequence[Step], assigned: Roles) -> int | None:
     counts: list[int] = []
-    for rows in (step.rows for step in counted):
+    for step in counted:
         # copies of another step run within a block as well
-        ids = assigned.block[rows[assigned.category[rows] == _EXPERT]]
+        ids = assigned.block[step.rows[assigned.category[step.rows] == _EXPERT]]
         blocks = ids[ids != NONE]  # numbered in the order of rows
         counts.append(int(np.count_nonzero(np.diff(blocks))) + 1 if len(blocks) else 0)
     return int(np.median(counts)) or None

@@ -84,6 +84,10 @@ class Ranges:
     def __len__(self) -> int:
         return len(self.name)
 
+    def take(self, rows: npt.NDArray[Any]) -> Ranges:
+        """The rows of a mask or of indices."""
+        return Ranges(self.names, self.name[rows], self.start_ns[rows], self.end_ns[rows], self.thread[rows])
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -129,20 +133,11 @@ def ranges(names: Sequence[str], **columns: npt.ArrayLike) -> Ranges:
     return Ranges(tuple(names), **{key: column[order] for key, column in full.items()})
 
 
-def launches(
-    kernels_process: Ints, kernels_correlation: Ints, process: Ints, correlation: Ints
-) -> npt.NDArray[np.int64]:
+def launches(kernels_process: Ints, kernels_correlation: Ints, process: Ints, correlation: Ints) -> Ints:
     """For every kernel the row of its launch, NONE where it is not among them.
 
     Correlation ids are unique within a process only, so both have to agree. Of several launches with one id the last
-    row counts.
-
-    Args:
-        kernels_process, kernels_correlation: of the kernels, shape (n,).
-        process, correlation: of the launches, shape (m,).
-
-    Returns:
-        Shape (n,).
+    row counts. The kernels' arrays and the result have shape (n,), those of the launches (m,).
     """
     if not len(process):
         return np.full(len(kernels_process), NONE, np.int64)
@@ -155,5 +150,10 @@ def launches(
     order = np.argsort(keys, kind="stable")
     place = np.searchsorted(keys[order], kernel_keys, side="right") - 1
     row = order[np.maximum(place, 0)]
-    launch: npt.NDArray[np.int64] = np.where(has_key & (place >= 0) & (keys[row] == kernel_keys), row, NONE)
+    launch: Ints = np.where(has_key & (place >= 0) & (keys[row] == kernel_keys), row, NONE)
     return launch
+
+
+def pick(column: npt.NDArray[Any], rows: Ints, absent: int | bool) -> npt.NDArray[Any]:
+    """The column at the rows, `absent` where a row is NONE."""
+    return np.append(column, absent).astype(column.dtype)[rows]  # NONE is -1, the last

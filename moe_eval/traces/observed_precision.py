@@ -103,12 +103,8 @@ def _by_names(trace: Trace, times: Counter[int], by_name: Mapping[int, str], bac
     if part >= _AGREEING:
         evidence = f"expert GEMMs of {' and '.join(precisions)}, mostly {_longest(trace, times)}"
         return ObservedPrecision(_weighted(by_name, times)[0], backend, evidence)
-    return ObservedPrecision(
-        None,
-        backend,
-        f"{100 * part:.0f} % of the expert GEMMs' time is {', '.join(precisions)}, and the names of the others have no "
-        "precision",
-    )
+    evidence = f"{100 * part:.0f} % of the expert GEMMs' time is {', '.join(precisions)}"
+    return ObservedPrecision(None, backend, f"{evidence}, and the names of the others have no precision")
 
 
 def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> ObservedPrecision:
@@ -154,11 +150,8 @@ def _unquantised(trace: Trace, inside: npt.NDArray[np.bool_], backend: str | Non
         evidence = f"{plain}, and names have {' and '.join(types) if types else 'no type'}"
         return ObservedPrecision(None, backend, evidence)
     first = names[next(iter(by_name))][:_NAME_LENGTH]
-    return ObservedPrecision(
-        types[0],
-        backend,
-        f"{plain}, so their products are of the type of {first}, whatever their weights are stored in",
-    )
+    evidence = f"{plain}, so their products are of the type of {first}, whatever their weights are stored in"
+    return ObservedPrecision(types[0], backend, evidence)
 
 
 def _makes(name: str) -> str | None:

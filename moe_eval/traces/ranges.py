@@ -80,20 +80,10 @@ def is_known(text: str) -> bool:
     return step(text) is not None or module(text) is not None
 
 
-def only(ranges: Ranges, names: Ints) -> Ranges:
-    """The ranges whose name is one of these indices into `Ranges.names`."""
-    rows = np.isin(ranges.name, names)
-    return Ranges(ranges.names, ranges.name[rows], ranges.start_ns[rows], ranges.end_ns[rows], ranges.thread[rows])
-
-
 def innermost(ranges: Ranges, at_ns: Ints, thread: Ints) -> Ints:
     """For every moment on a thread the row of the innermost range around it, NONE where there is none.
 
-    Args:
-        at_ns, thread: shape (n,). A moment of NONE is in no range.
-
-    Returns:
-        Shape (n,).
+    Arrays have shape (n,). A moment of NONE is in no range.
     """
     around = np.full(len(at_ns), NONE, np.int64)
     for number in np.unique(ranges.thread):

@@ -89,7 +89,7 @@ def _by_module(trace: Trace, category: Ints, layer: Ints) -> set[str]:
     if not texts:
         return set()
     rows = trace.kernels
-    modules = ranges.only(trace.ranges, np.array(list(texts), np.int64))
+    modules = trace.ranges.take(np.isin(trace.ranges.name, list(texts)))
     at_ns = np.where(rows.captured_ns != NONE, rows.captured_ns, rows.launch_ns)
     thread = np.where(rows.captured_ns != NONE, rows.captured_thread, rows.launch_thread)
     around = ranges.innermost(modules, at_ns, thread)

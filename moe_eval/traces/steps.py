@@ -1,4 +1,4 @@
-"""Finds the forward steps of a trace, and whether each is prefill or decode."""
+"""Finds the forward steps of a trace, where each begins, and whether it is prefill or decode."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_eval.traces import step_boundaries
-from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace
+from moe_eval.traces import ranges
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
-from moe_eval.traces.step_boundaries import IN_LAYER, OUTSIDE, WHOLE
+from moe_eval.traces.taxonomy import CATEGORIES
 
-__all__ = ["OUTSIDE", "UNKNOWN", "WHOLE", "Step", "Steps", "find"]
-
-UNKNOWN = "step"
+WHOLE, OUTSIDE, UNKNOWN = "whole trace", "outside steps", "step"
+_IN_LAYER = np.array([name in ("attention", "expert_gemm") for name in CATEGORIES])
+_UPLOAD = ("HtoD", "Host-to-Device", "HostToDevice")
 
 # kernels whose grid grows with the tokens of a step and with nothing else
 _PER_TOKEN = [NUMBER[name] for name in ("norm", "rope_kv", "activation", "elementwise", "quant_dequant")]
@@ -63,12 +63,12 @@ def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
     """
     steps: list[Step] = []
     sources: set[str] = set()
-    running = [rows for rows in devices if IN_LAYER[roles.category[rows]].any()] or list(devices)
+    running = [rows for rows in devices if _IN_LAYER[roles.category[rows]].any()] or list(devices)
     for device in running:
         early = _before(trace, roles, device)
         if early:
             steps += [replace(step, phase=OUTSIDE) for step in _steps(trace, device[:early], np.zeros(1, np.int64))]
-        rows, cuts, phases, source = step_boundaries.find(trace, roles, device[early:])
+        rows, cuts, phases, source = _boundaries(trace, roles, device[early:])
         sources.add(source)
         cut = _steps(trace, rows, cuts)
         if phases is None:
@@ -82,7 +82,7 @@ def _before(trace: Trace, roles: Roles, rows: Ints) -> int:
     launched = trace.kernels.launch_ns[rows] != NONE
     if not trace.timed or not launched.any():
         return 0
-    lead = int(np.argmax(launched | IN_LAYER[roles.category[rows]]))
+    lead = int(np.argmax(launched | _IN_LAYER[roles.category[rows]]))
     return lead if launched[lead] else 0
 
 
@@ -131,7 +131,7 @@ def _size(trace: Trace, roles: Roles, step: Step) -> float:
 
     It is the mean blocks of kernels that work token by token, else the mean time of kernels. 0 where no layer ran.
     """
-    if not IN_LAYER[roles.category[step.rows]].any():
+    if not _IN_LAYER[roles.category[step.rows]].any():
         return 0.0
     rows = step.rows[np.isin(roles.category[step.rows], _PER_TOKEN)]
     blocks = trace.kernels.blocks[rows]
@@ -143,7 +143,7 @@ def _aside(steps: Sequence[Step], trace: Trace, roles: Roles) -> list[Step]:
     marked = list(steps)
     for phase in {step.phase for step in steps}:
         members = [at for at, step in enumerate(steps) if step.phase == phase]
-        counts = {at: int(np.count_nonzero(IN_LAYER[roles.category[steps[at].rows]])) for at in members}
+        counts = {at: int(np.count_nonzero(_IN_LAYER[roles.category[steps[at].rows]])) for at in members}
         spent: Counter[int] = Counter()
         for at in members:  # drafts of a speculating engine are more than the steps that verify them, and far shorter
             spent[counts[at]] += int(trace.kernels.duration_ns[steps[at].rows].sum())
@@ -158,3 +158,99 @@ def _aside(steps: Sequence[Step], trace: Trace, roles: Roles) -> list[Step]:
             elif at in far and len(far) <= len(whole) / 4:  # more of them are no exception
                 marked[at] = replace(steps[at], aside="far from the others")
     return marked
+
+
+def _boundaries(trace: Trace, roles: Roles, rows: Ints) -> tuple[Ints, Ints, list[str] | None, str]:
+    """A device's rows by step, where steps begin, their phases where ranges name them, and the source of all this."""
+    if not trace.timed:
+        return rows, np.zeros(1, np.int64), [WHOLE], "a summary has no steps"
+    by_range = _by_ranges(trace, rows)
+    if by_range is not None:
+        return (*by_range, "step ranges")
+    kinds = roles.category[rows]
+    layers = np.flatnonzero(_IN_LAYER[kinds])
+    sampling = np.flatnonzero(kinds == NUMBER["sampling"])
+    if (kinds == NUMBER["attention"]).any() and len(layers) and len(sampling):  # without, softmax may be a layer's own
+        cuts = _after_sampling(trace, rows, layers, sampling)
+        return rows, cuts, None, "sampling after every step"
+    graphs = _graph_launches(trace, roles, rows)
+    if len(graphs) > 1:
+        return rows, graphs, None, "launches of CUDA graphs"
+    heads = _between_layers(roles, rows)
+    if len(heads) > 1:
+        return rows, heads, None, "the pattern of layers"
+    return rows, np.zeros(1, np.int64), [WHOLE], "no steps were found"
+
+
+def _by_ranges(trace: Trace, rows: Ints) -> tuple[Ints, Ints, list[str]] | None:
+    """Steps by the ranges of the threads that launch to this device.
+
+    A step lasts from its range's begin to the next one's: sampling is launched after the range has ended. Kernels
+    that a step launches early on another stream (inputs of an overlap scheduler) run beside the step before and are not
+    its part. A kernel whose launch is unknown belongs with the one before it.
+    """
+    kernels = trace.kernels
+    texts = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := ranges.step(text))}
+    steps = trace.ranges.take(np.isin(trace.ranges.name, list(texts)))
+    threads = [number for number in np.unique(steps.thread) if (kernels.launch_thread[rows] == number).any()]
+    launching = np.isin(steps.thread, threads)
+    starts = steps.start_ns[launching]
+    if not len(starts):
+        return None
+    launched = kernels.launch_ns[rows]
+    last = np.maximum.accumulate(np.where(launched == NONE, NONE, np.arange(len(rows))))
+    step = np.where(last == NONE, -1, np.searchsorted(starts, launched[last], side="right") - 1)
+    if np.any(step[1:] < step[:-1]):
+        order = np.argsort(step, kind="stable")
+        rows, step = rows[order], step[order]
+    present, cuts = np.unique(step, return_index=True)
+    phases = [texts[at] for at in steps.name[launching].tolist()]
+    step_phases: list[str] = [phases[at] if at >= 0 else OUTSIDE for at in present.tolist()]
+    return rows, cuts.astype(np.int64), step_phases
+
+
+def _after_sampling(trace: Trace, rows: Ints, layers: Ints, sampling: Ints) -> Ints:
+    """A step ends with its last sampling kernel, and the next begins with the upload of its inputs."""
+    after = np.searchsorted(layers, sampling)  # how many kernels of layers came before
+    last_of_each = np.flatnonzero(np.append(np.diff(after) > 0, True))
+    kernels = trace.kernels
+    uploads = np.array([any(word in name for word in _UPLOAD) for name in kernels.names] or [False])
+    is_upload = (kernels.kind[rows] == COPY) & uploads[kernels.name[rows]]
+    upload_rows = np.flatnonzero(is_upload)
+    cuts = [0]
+    for at in last_of_each.tolist():
+        if after[at] in (0, len(layers)):  # nothing of a layer before it, or after it
+            continue
+        row, following = int(sampling[at]), int(layers[after[at]])
+        upload = int(np.searchsorted(upload_rows, row))
+        begin = int(upload_rows[upload]) if upload < len(upload_rows) else following
+        cuts.append(begin if begin < following else row + 1)
+    return np.array(cuts, np.int64)
+
+
+def _graph_launches(trace: Trace, roles: Roles, rows: Ints) -> Ints:
+    """A step begins with every launch of a graph that holds attention."""
+    kernels = trace.kernels
+    ids = kernels.correlation[rows]
+    whole = kernels.replayed[rows] & (roles.category[rows] == NUMBER["attention"])
+    begins = [np.argmax(ids == launch) for launch in np.unique(ids[whole])]
+    return np.unique(np.array([0, *begins], np.int64))
+
+
+def _between_layers(roles: Roles, rows: Ints) -> Ints:
+    """A step ends where more dense GEMMs follow a layer's experts than do within a step: those of the head.
+
+    The head is taken for the last of them but for as many as a layer begins with.
+    """
+    kinds, blocks = roles.category[rows], roles.block[rows]
+    dense = np.flatnonzero(kinds == NUMBER["dense_gemm"])
+    inside = np.flatnonzero(blocks != NONE)
+    if not len(inside):
+        return np.zeros(1, np.int64)
+    closes = inside[np.flatnonzero(np.diff(blocks[inside], append=-2))]  # the last row of every block
+    begins = inside[np.flatnonzero(np.diff(blocks[inside], prepend=-2))]
+    first, last = np.searchsorted(dense, closes[:-1]), np.searchsorted(dense, begins[1:])
+    usual = int(np.median(last - first)) if len(first) else 0
+    longer = np.flatnonzero(last - first > usual)
+    cuts = [int(dense[last[at] - usual - 1]) + 1 for at in longer]
+    return np.array([0, *cuts], np.int64)

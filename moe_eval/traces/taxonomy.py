@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -16,21 +16,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-CATEGORIES = (
-    "expert_gemm",
-    "attention",
-    "gate_gemm",
-    "dense_gemm",
-    "routing_permute",
-    "quant_dequant",
-    "norm",
-    "rope_kv",
-    "activation",
-    "allreduce",
-    "sampling",
-    "memory",
-    "elementwise",
-    "other",
+CATEGORIES = tuple(
+    """
+    expert_gemm attention gate_gemm dense_gemm routing_permute quant_dequant norm rope_kv activation allreduce sampling
+    memory elementwise other
+    """.split()  # noqa: SIM905
 )
 PRECISIONS = ("bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "mxfp8", "w4a16", "w8a16")
 
@@ -160,18 +150,14 @@ def _rule(row: _Row, evidence: Mapping[str, Mapping[str, str]]) -> Rule:
     return Rule(
         row.id,
         row.category,
-        _patterns(row.match),
-        _patterns(row.also),
-        _patterns(row.unless),
+        tuple(map(_pattern, row.match)),
+        tuple(map(_pattern, row.also)),
+        tuple(map(_pattern, row.unless)),
         tuple((_pattern(text), categories) for text, categories in fused.items()),
         tuple((_pattern(text), precision) for text, precision in precisions.items()),
         row.backend,
         row.selects,
     )
-
-
-def _patterns(texts: Iterable[str]) -> tuple[Pattern, ...]:
-    return tuple(_pattern(text) for text in texts)
 
 
 @cache

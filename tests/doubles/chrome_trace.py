@@ -21,61 +21,12 @@ HOST, DEVICE = (1785, 1785), (0, 7)  # pid and tid: of a GPU, the device and the
 START = 4_521_180_000_000
 _BASE = 1_790_857_026_000_000_000
 
-_CUTE = "cute::tuple<cute::C<64>, cute::C<128>, cute::C<128> >, 128, cutlass::bfloat16_t, float, cutlass::arch::Sm90, "
+_ROWS = [
+    row.split("\t") for row in Path(__file__).with_name("chrome_layer.tsv").read_text(encoding="utf-8").splitlines()
+]
 # of one layer: name, nanoseconds in prefill and in decode, grid
-LAYER = (
-    ("triton_red_fused_fused_add_rms_norm_1", 5_900, 2_176, (1, 1, 1)),
-    ("nvjet_sm90_tst_64x8_64x16_4x1_v_bz_TNT", 31_200, 9_824, (4, 20, 1)),
-    ("triton_red_fused_2", 4_100, 1_280, (2, 1, 1)),
-    ("triton_poi_fused_3", 4_400, 1_825, (3, 1, 1)),
-    (
-        "void vllm::reshape_and_cache_flash_kernel<__nv_bfloat16, __nv_bfloat16, (vllm::Fp8KVCacheDataType)0>"
-        "(__nv_bfloat16 const*, __nv_bfloat16 const*, __nv_bfloat16*, __nv_bfloat16*, long const*, long, long, int)",
-        3_900,
-        2_176,
-        (1, 1, 1),
-    ),
-    (
-        "void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<flash::"
-        f"CollectiveMainloopFwdSm90<2, {_CUTE}true, false, false, true, true, false> > > >(flash::Params)",
-        48_300,
-        10_944,
-        (132, 1, 1),
-    ),
-    ("nvjet_sm90_tst_64x8_64x16_4x1_v_bz_splitK_TNT", 22_700, 8_960, (4, 16, 1)),
-    (
-        "void cublasLt::splitKreduce_kernel<32, 16, int, float, __nv_bfloat16, float, __nv_bfloat16, false, float, "
-        "__nv_bfloat16, __nv_bfloat16, true, false, false, false>(cublasLt::cublasSplitKParams<float>, float const*)",
-        2_700,
-        1_728,
-        (64, 1, 1),
-    ),
-    ("nvjet_sm90_tst_64x8_64x16_2x1_v_bz_TNT", 8_200, 5_440, (2, 1, 1)),
-    (
-        "void vllm::moe::topkGating<8, 128, 4, 16, 32, int, __nv_bfloat16, (vllm::moe::ScoringFunc)0>(__nv_bfloat16 "
-        "const*, bool const*, float*, int, int*, int*, int, int, int, bool, float const*)",
-        6_300,
-        4_288,
-        (1, 1, 1),
-    ),
-    ("fused_moe_kernel", 412_000, 21_217, (192, 1, 1)),
-    (
-        "void vllm::act_and_mul_kernel<c10::BFloat16, __nv_bfloat162, &(c10::BFloat16 vllm::silu_kernel<c10::BFloat16>"
-        "(c10::BFloat16 const&)), true>(c10::BFloat16*, c10::BFloat16 const*, int)",
-        19_500,
-        1_856,
-        (8, 1, 1),
-    ),
-    ("fused_moe_kernel", 263_000, 12_576, (256, 1, 1)),
-    (
-        "void at::native::reduce_kernel<128, 4, at::native::ReduceOp<c10::BFloat16, at::native::func_wrapper_t"
-        "<c10::BFloat16, at::native::sum_functor<c10::BFloat16, float, c10::BFloat16> >, unsigned int, 4> >",
-        9_100,
-        4_992,
-        (4, 1, 1),
-    ),
-)
-_HEAD = (("nvjet_sm90_tst_384x8_64x4_2x1_v_bz_TNT", 214_085, 214_085, (396, 1, 1)),)
+LAYER = tuple((name, int(prefill), int(decode), grid.split("x")) for prefill, decode, grid, name in _ROWS)
+_HEAD = (("nvjet_sm90_tst_384x8_64x4_2x1_v_bz_TNT", 214_085, 214_085, ["396", "1", "1"]),)
 _ANNOTATION = {
     ("vllm", True): "execute_context_1(512)_generation_0(0)",
     ("vllm", False): "execute_context_0(0)_generation_1(1)",
@@ -131,10 +82,10 @@ class _Writer:
         self.gpu += duration + 512
         return made
 
-    def kernel(self, name: str, duration: int, grid: tuple[int, int, int]) -> list[str]:
+    def kernel(self, name: str, duration: int, grid: list[str]) -> list[str]:
         args = (
             f'"queued":0,"device":{DEVICE[0]},"context":1,"stream":{DEVICE[1]},"registers per thread":168,'
-            f'"shared memory":213248,"blocks per SM":0.007576,"warps per SM":0.030303,"grid":{list(grid)},'
+            f'"shared memory":213248,"blocks per SM":0.007576,"warps per SM":0.030303,"grid":[{", ".join(grid)}],'
             '"block":[128, 1, 1],"est. achieved occupancy %":0'
         )
         return self.device("kernel", name, duration, args)
@@ -235,7 +186,7 @@ def call(name: str = "cudaLaunchKernel", **changes: Any) -> Event:
     return _without_gaps(base | changes)
 
 
-def mark(name: str, **changes: Any) -> Event:
+def mark(name: str = "m0", **changes: Any) -> Event:
     """An annotation around `call`."""
     base = {"ph": "X", "cat": "user_annotation", "name": name, "pid": 42, "tid": 42, "ts": 80.0, "dur": 50.0}
     return _without_gaps(base | changes)

@@ -102,6 +102,16 @@ class Rank:
     def tid(self) -> int:
         return self.pid + 101 + self.number
 
+    @property
+    def late(self) -> int:
+        """Nanoseconds after the first rank at which its rows begin."""
+        return 7 * self.number
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Device, context and stream."""
+        return self.number, 1 + self.number, 7 + 8 * self.number
+
 
 def write(
     path: Path,
@@ -159,7 +169,7 @@ def create(database: sqlite3.Connection, schema: str = "2026", absent: Collectio
 
 
 class _Writer:
-    """Writes rows of every rank, those of a later one 7 ns after the first's."""
+    """Writes rows of every rank."""
 
     def __init__(self, database: sqlite3.Connection, ranks: Sequence[Rank]) -> None:
         self._database = database
@@ -199,18 +209,12 @@ class _Writer:
         for clone, label in enumerate(["Graph Node Creation", "Graph Node Clone", "Graph Node Clone"]):
             since = clone * 700 * len(body)
             name = self._id(label)
-            rows = [
-                (time + since, place, None if clone == 0 else clone * GRAPH + place) for place, time in enumerate(times)
-            ]
-            self._insert(
-                "CUDA_GRAPH_NODE_EVENTS",
-                "start end eventClass globalTid nameId graphNodeId originalGraphNodeId",
-                [
-                    (start + 7 * each.number, start + 300, 0, each.tid, name, (clone + 1) * GRAPH + place, original)
-                    for start, place, original in rows
-                    for each in self._ranks
-                ],
-            )
+            for place, time in enumerate(times):
+                nodes = (clone + 1) * GRAPH + place, clone * GRAPH + place if clone else None
+                self._insert(
+                    "CUDA_GRAPH_NODE_EVENTS start end eventClass globalTid nameId graphNodeId originalGraphNodeId",
+                    [(time + since + rank.late, time + since + 300, 0, rank.tid, name, *nodes) for rank in self._ranks],
+                )
         if nvtx:
             self._modules(body, times)
         return begin + 2100 * len(body) + 5000
@@ -218,34 +222,18 @@ class _Writer:
     def kernels(self, rows: Iterable[tuple[int, int, int, str, int | None]]) -> None:
         """Kernels by start, duration, correlation, name and node."""
         columns = (
-            "start end deviceId contextId streamId correlationId globalPid demangledName shortName gridX graphNodeId "
+            "start end deviceId contextId streamId globalPid correlationId demangledName shortName gridX graphNodeId "
             "registersPerThread gridY gridZ blockX blockY blockZ staticSharedMemory dynamicSharedMemory "
             "localMemoryPerThread localMemoryTotal gridId" + " tensorSizeMinusOneElements" * len(self._tensors)
         )
         rest = (32, 2, 1, 128, 1, 1, 0, 0, 0, 0, 1, *self._tensors)
-        places = [
-            (7 * each.number, each.number, 1 + each.number, 7 + 8 * each.number, each.pid) for each in self._ranks
-        ]
         self._insert(
-            "CUPTI_ACTIVITY_KIND_KERNEL",
-            columns,
+            f"CUPTI_ACTIVITY_KIND_KERNEL {columns}",
             (
-                (
-                    start + late,
-                    start + late + ns,
-                    device,
-                    context,
-                    stream,
-                    correlation,
-                    pid,
-                    self._id(name),
-                    self._id(name.split("<")[0]),
-                    1 + ns % 133,
-                    node,
-                    *rest,
-                )
+                (start + rank.late, start + rank.late + ns, *rank.place, rank.pid, correlation, *names, node, *rest)
                 for start, ns, correlation, name, node in rows
-                for late, device, context, stream, pid in places
+                for names in [(self._id(name), self._id(name.split("<")[0]), 1 + ns % 133)]
+                for rank in self._ranks
             ),
         )
 
@@ -253,7 +241,7 @@ class _Writer:
         """The small tables: strings, versions, GPUs, and what a recording tells of its process."""
         if nvtx:
             rows = [(T0, None, kind, text, self._ranks[0].tid, 1) for kind, text in ((75, "NCCL"), (34, "mark"))]
-            self._insert("NVTX_EVENTS", "start end eventType text globalTid domainId", rows)
+            self._insert("NVTX_EVENTS start end eventType text globalTid domainId", rows)
         product, version = VERSIONS[schema]
         types = {} if schema == "2022" else EVENT_TYPES
         for table, values in {
@@ -261,7 +249,7 @@ class _Writer:
             "META_DATA_CAPTURE": [("PROCESS_0:WORKING_DIR", "/srv")],
             "PROCESSES": [(each.pid, 101 + each.number, "python3") for each in self._ranks],
             "TARGET_INFO_GPU": [
-                (0, each.number, "NVIDIA H200", "0000:01:00.0", 1, "u", "GH100", 132) for each in self._ranks
+                (0, rank.number, "NVIDIA H200", "0000:01:00.0", 1, "u", "GH100", 132) for rank in self._ranks
             ],
             "ThreadNames": [(self._id("worker"), 0, each.tid) for each in self._ranks],
             "ENUM_NSYS_EVENT_TYPE": [(id_, name, name) for id_, name in types.items()],
@@ -291,41 +279,21 @@ class _Writer:
     def _ranges(self, ranges: Sequence[tuple[int, int, str]], registered: bool) -> None:
         """A registered string is in StringIds, any other in the row."""
         self._insert(
-            "NVTX_EVENTS",
-            "start end eventType text globalTid textId domainId",
+            f"NVTX_EVENTS start end eventType globalTid domainId {'textId' if registered else 'text'}",
             [
-                (
-                    start + 7 * each.number,
-                    end + 7 * each.number,
-                    59,
-                    None if registered else text,
-                    each.tid,
-                    self._id(text) if registered else None,
-                    0,
-                )
+                (start + rank.late, end + rank.late, 59, rank.tid, 0, self._id(text) if registered else text)
                 for start, end, text in ranges
-                for each in self._ranks
+                for rank in self._ranks
             ],
         )
 
     def _copy(self, table: str, column: str, value: int, start: int, called: int) -> None:
         (correlation,) = self._calls("cudaMemcpyAsync_v3020" if "CPY" in table else "cudaMemsetAsync_v3020", [called])
         self._insert(
-            table,
-            f"start end deviceId contextId streamId correlationId globalPid bytes {column}",
+            f"{table} start end deviceId contextId streamId correlationId globalPid bytes {column}",
             [
-                (
-                    start + 7 * each.number,
-                    start + 1500,
-                    each.number,
-                    1 + each.number,
-                    7 + 8 * each.number,
-                    correlation,
-                    each.pid,
-                    4096,
-                    value,
-                )
-                for each in self._ranks
+                (start + rank.late, start + 1500, *rank.place, correlation, rank.pid, 4096, value)
+                for rank in self._ranks
             ],
         )
 
@@ -334,12 +302,11 @@ class _Writer:
         ids = [self._correlation + 1 + at for at in range(len(starts))]
         self._correlation += len(starts)
         self._insert(
-            "CUPTI_ACTIVITY_KIND_RUNTIME",
-            "start end eventClass globalTid correlationId nameId returnValue",
+            "CUPTI_ACTIVITY_KIND_RUNTIME start end eventClass globalTid correlationId nameId returnValue",
             [
-                (start + 7 * each.number, start + 300, 0, each.tid, id_, self._id(name), 0)
+                (start + rank.late, start + 300, 0, rank.tid, id_, self._id(name), 0)
                 for start, id_ in zip(starts, ids, strict=True)
-                for each in self._ranks
+                for rank in self._ranks
             ],
         )
         return ids
@@ -347,8 +314,9 @@ class _Writer:
     def _id(self, text: str) -> int:
         return self._strings.setdefault(text, 100 + len(self._strings))
 
-    def _insert(self, table: str, columns: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        names = columns.split()
+    def _insert(self, columns: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Rows of the columns that are named after their table."""
+        table, *names = columns.split()
         self._database.executemany(
             f"INSERT INTO {table} ({','.join(names)}) VALUES ({','.join('?' * len(names))})", rows
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from numpy.typing import ArrayLike
+
 from moe_eval.records.kernels import TraceSource
 from moe_eval.traces import kernel_table
 from moe_eval.traces.kernel_table import Trace
@@ -33,6 +35,7 @@ _EMPTY: dict[str, int | bool] = {
     "blocks": 0,
     "stream": 0,
     "replayed": False,
+    "device": 0,
 }
 
 
@@ -112,20 +115,27 @@ class Timeline:
     def trace(self, *, ranges: Sequence[tuple[str, int, int, int]] = (), order: Iterable[int] | None = None) -> Trace:
         """The trace; `order` is that of the rows in the file."""
         rows = self.rows if order is None else [self.rows[at] for at in order]
-        names = sorted({str(row["text"]) for row in rows})
         columns = {key: [row.get(key, empty) for row in rows] for key, empty in _EMPTY.items()}
-        texts = sorted({text for text, *_ in ranges})
-        return Trace(
-            kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in rows], **columns),
-            kernel_table.ranges(
-                texts,
-                name=[texts.index(text) for text, *_ in ranges],
-                start_ns=[start for _, start, _, _ in ranges],
-                end_ns=[end for _, _, end, _ in ranges],
-                thread=[thread for _, _, _, thread in ranges],
-            ),
-            TraceSource("made up"),
-        )
+        return trace_of([str(row["text"]) for row in rows], ranges, **columns)
+
+
+def trace_of(
+    texts: Sequence[str], ranges: Sequence[tuple[str, int, int, int]] = (), *, timed: bool = True, **columns: ArrayLike
+) -> Trace:
+    """A trace of rows with these names and columns, and of ranges by text, start, end and thread."""
+    names, marks = sorted(set(texts)), sorted({text for text, *_ in ranges})
+    return Trace(
+        kernel_table.kernels(names, name=[names.index(text) for text in texts], **columns),
+        kernel_table.ranges(
+            marks,
+            name=[marks.index(text) for text, *_ in ranges],
+            start_ns=[start for _, start, _, _ in ranges],
+            end_ns=[end for _, _, end, _ in ranges],
+            thread=[thread for _, _, _, thread in ranges],
+        ),
+        TraceSource("made up"),
+        timed=timed,
+    )
 
 
 def generation(decode: int = 8, **options: bool) -> Timeline:

@@ -12,17 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_eval.records.kernels import TraceSource
 from moe_eval.traces import breakdown, kernel_table, roles
 from moe_eval.traces import steps as forward_steps
 from moe_eval.traces.breakdown import Breakdown
 from moe_eval.traces.kernel_table import Trace
+from moe_eval.traces.roles import Roles
 from moe_eval.traces.taxonomy import CATEGORIES
 from tests.doubles import timeline
 from tests.doubles.timeline import Timeline, generation
-
-LONE = timeline.MOE
-SOURCE = TraceSource("made up")
 
 
 def step_ranges(recording: Timeline, style: str) -> list[tuple[str, int, int, int]]:
@@ -44,6 +41,13 @@ def step_ranges(recording: Timeline, style: str) -> list[tuple[str, int, int, in
 def counted(result: Breakdown) -> list[tuple[str, int, dict[str, int]]]:
     """Name, steps, and steps that are set aside, of every phase."""
     return [(name, phase.steps, dict(phase.set_aside)) for name, phase in result.phases.items()]
+
+
+def assigned(recording: Timeline, trace: Trace | None = None) -> Roles:
+    """The roles of its rows, which are those that they were meant to have."""
+    result = roles.assign(trace or recording.trace())
+    assert [CATEGORIES[number] for number in result.category] == recording.meant
+    return result
 
 
 def step_counts(result: Breakdown) -> list[tuple[str, int]]:
@@ -94,10 +98,7 @@ def test_every_step_is_found_and_its_time_is_that_of_the_list(style: str | None,
 
 def test_every_row_is_given_the_role_that_it_was_meant_to_have() -> None:
     recording = generation(decode=3, fp8=True)
-    trace = recording.trace()
-    result = roles.assign(trace)
-    assert [CATEGORIES[each] for each in result.category] == recording.meant
-    assert result.gates == "by the order of launches"
+    assert assigned(recording).gates == "by the order of launches"
 
 
 class Shared(Timeline):
@@ -132,8 +133,7 @@ def test_a_shared_expert_s_gemms_are_not_the_gate_s(place: str) -> None:
     recording.place = place
     recording.step("prefill", 512)
     recording.step("decode", 1)
-    trace = recording.trace()
-    assert [CATEGORIES[each] for each in roles.assign(trace).category] == recording.meant
+    assigned(recording)
 
 
 def test_gates_that_a_name_or_a_range_tells_in_some_steps_are_found_in_the_others() -> None:
@@ -141,9 +141,7 @@ def test_gates_that_a_name_or_a_range_tells_in_some_steps_are_found_in_the_other
     for row in recording.rows:
         if row["text"] == timeline.GATE and int(row["start_ns"]) > recording.steps[0][2]:
             row["text"] = "void vllm::moe::router_gemm_kernel<8>"
-    result = roles.assign(recording.trace())
-    assert [CATEGORIES[each] for each in result.category] == recording.meant
-    assert result.gates == "by name and by the order of launches"
+    assert assigned(recording).gates == "by name and by the order of launches"
 
 
 def test_without_a_second_gemm_before_the_routing_no_gate_is_made_up() -> None:
@@ -160,8 +158,7 @@ def test_softmax_and_top_k_of_a_router_are_not_the_sampler_s() -> None:
     for row in recording.rows:
         if row["text"] == timeline.TOPK:
             row["text"] = softmax
-    result = roles.assign(recording.trace())
-    assert [CATEGORIES[each] for each in result.category] == recording.meant
+    assigned(recording)
 
 
 def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
@@ -172,28 +169,19 @@ def test_module_ranges_tell_layers_gates_and_experts_of_plain_gemms() -> None:
         for part, meant in (("self_attn", "dense_gemm"), ("mlp.gate", "gate_gemm"), ("mlp.experts", "expert_gemm")):
             begin = recording.clock_ns
             recording.run(meant, timeline.QKV, 1000 + layer)
-            modules.append(
-                (
-                    f"{{'Module': 'Qwen3MoeForCausalLM.model.layers.{layer}.{part}', 'Inputs': [[1, 2]]}}",
-                    begin - 9100,
-                    begin - 8900,
-                    7,
-                )
-            )
+            text = f"{{'Module': 'Qwen3MoeForCausalLM.model.layers.{layer}.{part}', 'Inputs': [[1, 2]]}}"
+            modules.append((text, begin - 9100, begin - 8900, 7))
     recording.run("dense_gemm", timeline.QKV, 5000)
     trace = recording.trace(ranges=modules)
-    result = roles.assign(trace)
-    assert [CATEGORIES[each] for each in result.category] == recording.meant
-    assert result.layer.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1]
+    assert assigned(recording, trace).layer.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1]
     (phase,) = breakdown.make(trace).phases.values()
     assert phase.layers_ms == {0: pytest.approx(0.003), 1: pytest.approx(0.003003)}
 
 
 def test_a_graph_s_nodes_are_attributed_by_when_they_were_captured() -> None:
-    text = "model.layers.5.mlp.gate"
-    rows = kernel_table.kernels(
-        [timeline.QKV],
-        name=[0, 0],
+    trace = timeline.trace_of(
+        [timeline.QKV] * 2,
+        [("model.layers.5.mlp.gate", 100, 200, 1)],
         start_ns=[5000, 9000],
         duration_ns=[100, 100],
         launch_ns=[4000, 4000],
@@ -202,7 +190,6 @@ def test_a_graph_s_nodes_are_attributed_by_when_they_were_captured() -> None:
         captured_thread=[1, 1],
         replayed=[True, True],
     )
-    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), SOURCE)
     assert roles.assign(trace).layer.tolist() == [5, -1]
 
 
@@ -236,16 +223,7 @@ def test_what_an_overlap_scheduler_launches_early_belongs_to_the_step_that_launc
         assert phase.moe_layers == 3
         assert (phase.busy_ms or 0) < (phase.span_ms or 0) < (phase.wall_ms or 0)
         for category in ("expert_gemm", "attention", "sampling"):
-            want = statistics.median(
-                sum(
-                    int(row["duration_ns"])
-                    for row, meant in zip(recording.rows, recording.meant, strict=True)
-                    if meant == category and begin <= int(row["start_ns"]) < end
-                )
-                for name, begin, end in recording.steps
-                if name == phase_name
-            )
-            assert phase.categories[category].ms == pytest.approx(want / 1e6)
+            assert phase.categories[category].ms == pytest.approx(expected(recording, phase_name)[category])
 
 
 def test_sglang_s_verification_of_drafts_is_a_decode_step() -> None:
@@ -301,17 +279,7 @@ def test_two_devices_are_steps_of_their_own() -> None:
     first, second = generation(decode=4), generation(decode=4)
     for row in second.rows:
         row["device"] = 1
-    both = Timeline(rows=[{"device": 0, **row} for row in first.rows] + second.rows)
-    names = sorted({str(row["text"]) for row in both.rows})
-    columns = {
-        key: [row.get(key, 0) for row in both.rows] for key in ("start_ns", "duration_ns", "kind", "device", "blocks")
-    }
-    trace = Trace(
-        kernel_table.kernels(names, name=[names.index(str(row["text"])) for row in both.rows], **columns),
-        kernel_table.ranges([]),
-        SOURCE,
-    )
-    result = breakdown.make(trace)
+    result = breakdown.make(Timeline(rows=first.rows + second.rows).trace())
     assert result.devices == 2
     assert step_counts(result) == [("prefill", 2), ("decode", 8)]
     alone = breakdown.make(first.trace()).phases["decode"]
@@ -319,8 +287,7 @@ def test_two_devices_are_steps_of_their_own() -> None:
 
 
 def test_a_trace_without_steps_is_one_whole() -> None:
-    rows = kernel_table.kernels(["unheard_of", timeline.NORM], name=[0, 1], start_ns=[0, 50], duration_ns=[100, 100])
-    result = breakdown.make(Trace(rows, kernel_table.ranges([]), SOURCE))
+    result = breakdown.make(timeline.trace_of(["unheard_of", timeline.NORM], start_ns=[0, 50], duration_ns=[100, 100]))
     assert (step_counts(result), result.steps_source) == ([(forward_steps.WHOLE, 1)], "no steps were found")
     (phase,) = result.phases.values()
     assert (phase.busy_ms, phase.overlap_ms, phase.wall_ms) == pytest.approx((150e-6, 50e-6, None))
@@ -330,8 +297,8 @@ def test_a_trace_without_steps_is_one_whole() -> None:
 
 
 def test_a_summary_has_shares_and_a_ceiling_but_no_times_of_steps() -> None:
-    rows = kernel_table.kernels([LONE, timeline.NORM], name=[0, 0, 1], start_ns=[0, 0, 0], duration_ns=[300, 300, 400])
-    result = breakdown.make(Trace(rows, kernel_table.ranges([]), SOURCE, timed=False))
+    texts = [timeline.MOE, timeline.MOE, timeline.NORM]
+    result = breakdown.make(timeline.trace_of(texts, start_ns=[0, 0, 0], duration_ns=[300, 300, 400], timed=False))
     (phase,) = result.phases.values()
     assert phase.categories["expert_gemm"].share == pytest.approx(0.6)
     assert (phase.busy_ms, phase.span_ms, phase.wall_ceiling) == (None, None, None)
@@ -354,16 +321,8 @@ rows_of = st.lists(
 
 
 def made_of(rows: list[tuple[str, int, int, int, int]]) -> Trace:
-    names = sorted({row[0] for row in rows})
-    kernels = kernel_table.kernels(
-        names,
-        name=[names.index(row[0]) for row in rows],
-        start_ns=[row[1] for row in rows],
-        duration_ns=[row[2] for row in rows],
-        device=[row[3] for row in rows],
-        stream=[row[4] for row in rows],
-    )
-    return Trace(kernels, kernel_table.ranges([]), SOURCE)
+    texts, start_ns, duration_ns, device, stream = map(list, zip(*rows, strict=True))
+    return timeline.trace_of(texts, start_ns=start_ns, duration_ns=duration_ns, device=device, stream=stream)
 
 
 @settings(max_examples=150)
@@ -434,11 +393,7 @@ def test_what_was_launched_before_the_recording_and_runs_first_is_outside_steps(
     ]
     result = breakdown.make(recording.trace())
     alone = breakdown.make(rest.trace())
-    assert step_counts(result) == [
-        ("prefill", 1),
-        ("decode", 3),
-        (forward_steps.OUTSIDE, 1),
-    ]
+    assert step_counts(result) == [("prefill", 1), ("decode", 3), (forward_steps.OUTSIDE, 1)]
     assert result.phases["prefill"].total_ms == pytest.approx(alone.phases["prefill"].total_ms)
     assert sum(time.launches for time in result.phases[forward_steps.OUTSIDE].categories.values()) == begun
 
@@ -456,10 +411,7 @@ def test_without_sampling_and_graphs_steps_are_found_by_the_pattern_of_layers() 
 
 
 def test_shared_experts_are_not_the_experts_that_tokens_are_routed_to() -> None:
-    text = "model.layers.0.mlp.experts.shared_experts"
-    rows = kernel_table.kernels(
-        [timeline.QKV], name=[0], start_ns=[500], duration_ns=[9], launch_ns=[150], launch_thread=[1]
-    )
-    trace = Trace(rows, kernel_table.ranges([text], name=[0], start_ns=[100], end_ns=[200], thread=[1]), SOURCE)
-    result = roles.assign(trace)
+    ranges = [("model.layers.0.mlp.experts.shared_experts", 100, 200, 1)]
+    columns = {"start_ns": [500], "duration_ns": [9], "launch_ns": [150], "launch_thread": [1]}
+    result = roles.assign(timeline.trace_of([timeline.QKV], ranges, **columns))
     assert (CATEGORIES[result.category[0]], result.layer[0]) == ("dense_gemm", 0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe_eval.records.kernels import TraceSource
-from moe_eval.traces import kernel_table, observed_precision, roles
+from moe_eval.traces import observed_precision, roles
 from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.observed_precision import ObservedPrecision
 from tests.doubles import timeline
@@ -34,23 +33,20 @@ NAMES = [
 ]
 
 
-def experts(name: str) -> Trace:
-    rows = kernel_table.kernels([name], name=[0, 0], start_ns=[0, 100], duration_ns=[50, 50])
-    return Trace(rows, kernel_table.ranges([]), TraceSource("made up"))
+def observe(trace: Trace) -> ObservedPrecision:
+    return observed_precision.observe(trace, roles.assign(trace))
 
 
 @pytest.mark.parametrize(("name", "precision", "backend"), NAMES, ids=[f"{each[2]}-{each[1]}" for each in NAMES])
 def test_a_gemm_s_name_tells(name: str, precision: str, backend: str) -> None:
-    trace = experts(name)
-    observed = observed_precision.observe(trace, roles.assign(trace))
+    observed = observe(timeline.trace_of([name] * 2, start_ns=[0, 100], duration_ns=[50, 50]))
     assert (observed.precision, observed.backend) == (precision, backend)
     assert observed_precision.contradiction(precision if precision != "w4a16" else "nvfp4-w4a16", observed) is None
 
 
 @pytest.mark.parametrize("fp8", [False, True])
 def test_where_a_triton_kernel_s_name_does_not_the_quantisation_of_its_inputs_does(fp8: bool) -> None:
-    trace = generation(fp8=fp8).trace()
-    observed = observed_precision.observe(trace, roles.assign(trace))
+    observed = observe(generation(fp8=fp8).trace())
     assert (observed.precision, observed.backend) == ("fp8" if fp8 else "bf16", "triton")
     assert observed_precision.contradiction("fp8" if fp8 else "bf16", observed) is None
     wrong = observed_precision.contradiction("bf16" if fp8 else "fp8", observed)
@@ -73,8 +69,7 @@ def test_without_quantisation_the_type_is_that_of_kernels_around_and_none_where_
     recording = generation()
     for row in recording.rows:
         row["text"] = str(row["text"]).replace("c10::BFloat16", types[0]).replace("__nv_bfloat16", types[1])
-    trace = recording.trace()
-    observed = observed_precision.observe(trace, roles.assign(trace))
+    observed = observe(recording.trace())
     assert (observed.precision, observed.backend) == (precision, "triton")
     assert observed.evidence.startswith("no kernel quantises the experts' inputs")
     assert (observed_precision.contradiction("fp8", observed) is None) == (precision is None)
@@ -88,8 +83,7 @@ def test_quantisation_of_dense_layers_alone_does_not_make_experts_fp8() -> None:
             rows.append({**row, "text": timeline.QUANT, "start_ns": int(row["start_ns"]) - 200, "duration_ns": 100})
         rows.append(row)
     recording.rows = rows
-    trace = recording.trace()
-    assert observed_precision.observe(trace, roles.assign(trace)).precision == "bf16"
+    assert observe(recording.trace()).precision == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -111,16 +105,14 @@ def test_what_names_leave_open_is_not_made_up(
             row["text"], at = names[at % len(names)], at + 1
         elif row["text"] == timeline.QUANT:
             row["text"] = str(quant)
-    trace = recording.trace()
-    observed = observed_precision.observe(trace, roles.assign(trace))
+    observed = observe(recording.trace())
     assert observed.precision in precision
     assert [each for each in ("fp8", "nvfp4") if observed_precision.contradiction(each, observed)] == contradicted
 
 
 def test_a_summary_does_not_tell_whose_inputs_are_quantised() -> None:
-    rows = kernel_table.kernels([timeline.MOE, timeline.QUANT], name=[0, 1], start_ns=[0, 0], duration_ns=[9, 1])
-    trace = Trace(rows, kernel_table.ranges([]), TraceSource("made up"), timed=False)
-    assert observed_precision.observe(trace, roles.assign(trace)).precision is None
+    texts = [timeline.MOE, timeline.QUANT]
+    assert observe(timeline.trace_of(texts, start_ns=[0, 0], duration_ns=[9, 1], timed=False)).precision is None
 
 
 def test_labels_and_what_contradicts_them() -> None:
@@ -130,8 +122,8 @@ def test_labels_and_what_contradicts_them() -> None:
     assert observed_precision.contradiction("fp32", ObservedPrecision("bf16", "triton", "e")) is None
     assert observed_precision.contradiction("nvfp4", ObservedPrecision("fp8", None, "e")) is not None
     assert observed_precision.contradiction("nvfp4", ObservedPrecision(None, None, "e")) is None
-    trace = experts("unheard_of")
-    assert observed_precision.observe(trace, roles.assign(trace)).precision is None
+    trace = timeline.trace_of(["unheard_of"], start_ns=[0], duration_ns=[50])
+    assert observe(trace).precision is None
 
 
 @pytest.mark.parametrize(
@@ -153,8 +145,7 @@ def test_the_quantiser_says_to_what_and_one_that_does_not_is_no_evidence(quantis
     for row in recording.rows:
         if row["text"] == timeline.QUANT:
             row["text"] = quantiser
-    trace = recording.trace()
-    observed = observed_precision.observe(trace, roles.assign(trace))
+    observed = observe(recording.trace())
     assert (observed.precision, observed.backend) == (precision, "triton")
     label = {"int8": "fp8"}.get(str(precision), precision or "nvfp4")
     assert (observed_precision.contradiction(label, observed) is None) == (precision != "int8")

@@ -33,21 +33,19 @@ IDS = [row["id"] for row in TOML["rule"]]
 
 def naive(name: str) -> Label:
     """The rules as taxonomy.toml's head describes them, pattern by pattern and without any shortcut."""
+
+    def fits(pattern: str) -> bool:
+        return re.search(pattern, name) is not None
+
     for row in TOML["rule"]:
-        if not any(re.search(each, name) for each in row["match"]):
-            continue
-        if not all(re.search(each, name) for each in row.get("also", [])):
-            continue
-        if any(re.search(each, name) for each in row.get("unless", [])):
+        also, unless = row.get("also", []), row.get("unless", [])
+        if not any(map(fits, row["match"])) or not all(map(fits, also)) or any(map(fits, unless)):
             continue
         fused = row.get("fused_with", [])
         if isinstance(fused, dict):
-            fused = [each for pattern, several in fused.items() if re.search(pattern, name) for each in several]
-        precision = row.get("precision")
-        for pattern, operands in TOML["evidence"].get(row.get("evidence"), {}).items():
-            if re.search(pattern, name):
-                precision = operands
-                break
+            fused = [category for pattern, categories in fused.items() if fits(pattern) for category in categories]
+        evidence = TOML["evidence"].get(row.get("evidence"), {})
+        precision = next((operands for pattern, operands in evidence.items() if fits(pattern)), row.get("precision"))
         unique = tuple(dict.fromkeys(fused))
         return Label(row["category"], row["id"], unique, precision, row.get("backend"), row.get("selects", False))
     return Label("other", "")
@@ -89,12 +87,8 @@ def test_no_pattern_repeats_without_a_bound() -> None:
     patterns = [each for table in TOML["evidence"].values() for each in table]
     for row in TOML["rule"]:
         fused = row.get("fused_with", [])
-        patterns += [
-            *row["match"],
-            *row.get("also", []),
-            *row.get("unless", []),
-            *(fused if isinstance(fused, dict) else []),
-        ]
+        patterns += row["match"] + row.get("also", []) + row.get("unless", [])
+        patterns += fused if isinstance(fused, dict) else []
     for pattern in patterns:
         # from the beginning of a name there is one place to start from, so that ".*" is linear there
         allowed = pattern.startswith("(?s)^") or "(?s:^" in pattern
@@ -231,14 +225,8 @@ BUILT = {
     "exact kernel_mha": ["kernel_mha", "kernel_mha_sm90"],
     "flashinfer::Batch": ["void flashinfer::BatchDecodeWithPagedKVCacheKernel<8u>"],
     "^triton_ + norm/rsqrt": ["triton_red_fused_native_layer_norm_0", "triton_per_fused_mul_rsqrt_1"],
-    "^triton_poi_, ^triton_red_, ^triton_per_": [
-        "triton_poi_fused_add_0",
-        "triton_red_fused_sum_1",
-        "triton_per_fused_2",
-    ],
-    "at::native::.*elementwise_kernel": [
-        "void at::native::unrolled_elementwise_kernel<at::native::CUDAFunctor_add<int>>"
-    ],
+    "^triton_poi_, ^triton_red_, ^triton_per_": ["triton_poi_fused_add_0", "triton_red_fused_1", "triton_per_fused_2"],
+    "at::native::.*elementwise_kernel": ["void at::native::unrolled_elementwise_kernel<CUDAFunctor_add<int>>"],
     "^bmm_Bfloat16_E4m3": ["bmm_Bfloat16_E4m3E4m3_Fp32_t128x8x128"],
 }
 
@@ -272,13 +260,10 @@ def test_every_row_of_the_facts_lands_in_its_category() -> None:
         for name in split(example):
             names += [SHORT.get(name, name)] if not name.startswith("<") else []
         key = without_remarks(match_on)
-        if key in BUILT:
-            names += BUILT[key]
-        elif key not in REMARKS:
-            for part in split(key):
-                names.append(
-                    f"{part[1:]}tst_64x8" if part.startswith("^") else f"void a::{part}<float, 8>(float*, int)"
-                )
+        parts = [] if key in REMARKS else split(key)
+        whole = "void a::{}<float, 8>(float*, int)"
+        built = [f"{part[1:]}tst_64x8" if part[0] == "^" else whole.format(part) for part in parts]
+        names += BUILT.get(key, built)
         wrong += [(label_text, name, classify(name)) for name in names if classify(name).category not in expected]
     assert wrong == []
 

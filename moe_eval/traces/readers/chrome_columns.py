@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import count
+from itertools import compress, count
 from operator import attrgetter
 from typing import Any
 
@@ -48,9 +48,7 @@ class Rows:
         return len(self.events)
 
     def take(self, mask: npt.NDArray[np.bool_]) -> Rows:
-        """Some of the rows."""
-        places = np.flatnonzero(mask).tolist()
-        events, args = [self.events[at] for at in places], [self.args[at] for at in places]
+        events, args = list(compress(self.events, mask.tolist())), list(compress(self.args, mask.tolist()))
         return Rows(events, args, self.start[mask], self.duration[mask], self.left_out, self.rounded)
 
     def fields(self, name: str) -> list[Any]:
@@ -65,18 +63,11 @@ class Rows:
                 return np.fromiter(map(get, self.args), np.int64, len(self.args))
         return np.array([integer(get(args), default) for args in self.args], np.int64)
 
-    def device(self) -> Ints:
-        """The GPU: that of `args`, else the process."""
-        return self._place("device", (integer(split(event.pid)[1], 0) for event in self.events))
-
-    def stream(self) -> Ints:
-        """The stream: that of `args`, else the thread."""
-        return self._place("stream", map(attrgetter("tid"), self.events))
-
-    def _place(self, name: str, otherwise: Iterable[Id]) -> Ints:
+    def place(self, name: str, fallback: Callable[[Event], Id]) -> Ints:
+        """The `device` or the `stream` of every event's `args`, else what the event itself has for it."""
         ids = list(map(attrgetter(name), self.args))
         if None in set(ids):
-            ids = [fallback if id_ is None else id_ for id_, fallback in zip(ids, otherwise, strict=True)]
+            ids = [fallback(event) if id_ is None else id_ for id_, event in zip(ids, self.events, strict=True)]
         return codes(ids)
 
     def blocks(self) -> Ints:
@@ -89,7 +80,6 @@ class Rows:
             return np.array([integer(blocks, 0) for blocks in counts], np.int64)
 
     def threads(self) -> list[Thread]:
-        """Process and thread of every row."""
         return list(map(attrgetter("pid", "tid"), self.events))
 
     def names(self) -> tuple[list[str], Ints]:

@@ -120,11 +120,7 @@ def decode_json(
 ) -> Document:
     """Decode JSON. NaN and infinities, which JSON does not have and profilers write, become empty texts.
 
-    Args:
-        tolerant: decodes what the first decoder refuses.
-
-    Raises:
-        UsageError: it is no such document.
+    The second decoder takes what the first refuses. A UsageError says that it is no such document.
     """
     if data.startswith(BOM):
         data = data[len(BOM) :]

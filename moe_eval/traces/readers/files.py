@@ -1,13 +1,16 @@
-"""Reads a trace of any kind: its content decides which reader it is handed to."""
+"""Reads a trace of any kind, or keeps a copy of it: its content decides which reader it is handed to."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
 from moe_eval.errors import UsageError
+from moe_eval.traces import ranges
 from moe_eval.traces.kernel_table import Trace
-from moe_eval.traces.readers import nsys, nsys_export, nsys_stats, sources, torch_profiler
+from moe_eval.traces.readers import nsys, nsys_stats, scrub, sources, torch_profiler
 from moe_eval.traces.readers.sources import TraceKind
 
 
@@ -30,4 +33,76 @@ def read(path: Path, *, cpu: bool = False) -> Trace:
     if kind is TraceKind.NSYS_SQLITE:
         return nsys.read(path)
     with tempfile.TemporaryDirectory(prefix="moe-eval-") as folder:
-        return nsys.read(nsys_export.to_sqlite(path, Path(folder)))
+        return nsys.read(to_sqlite(path, Path(folder)))
+
+
+def keep(source: Path, folder: Path, name: str, *, cpu: bool = False) -> Path:
+    """Write a trace again as FOLDER/NAME.json.gz or NAME.sqlite, without facts about the machine or the user.
+
+    All that a breakdown needs stays. A file of that name is replaced, and the source is never changed.
+
+    Args:
+        cpu: the rows that count are operators of the CPU.
+
+    Raises:
+        UsageError: the source cannot be read, or is a summary, which needs no copy.
+    """
+    kind = sources.kind(source)
+    if kind is TraceKind.TORCH_PROFILER:
+        trace = folder / f"{name}.json.gz"
+        torch_profiler.scrub(source, trace, ranges.is_known, cpu=cpu)
+        return trace
+    if kind is TraceKind.NSYS_CSV:
+        raise UsageError(f"{source} is a summary. Keep the export that it was made of.")
+    trace = folder / f"{name}.sqlite"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".trace-") as scratch:
+        export = to_sqlite(source, Path(scratch)) if kind is TraceKind.NSYS_REPORT else source
+        copy = Path(scratch) / trace.name
+        if copy.exists():  # the export of a report of that name
+            copy = copy.with_suffix(".kept")
+        scrub.copy(export, copy, ranges.is_known)
+        copy.replace(trace)
+    return trace
+
+
+def to_sqlite(report: Path, folder: Path) -> Path:
+    """Turn a report (.nsys-rep, once .qdrep), which only Nsight Systems reads, into a database with the user's `nsys`.
+
+    Args:
+        folder: exists, and is not the report's own: a database there would be taken for one of the user's.
+
+    Returns:
+        FOLDER/NAME.sqlite. Nothing is written beside the report.
+
+    Raises:
+        UsageError: there is no report or no nsys, or nsys failed.
+    """
+    if not report.is_file():
+        raise UsageError(f"There is no file {report}. Give the .nsys-rep that nsys profile wrote.")
+    if folder.resolve() == report.resolve().parent:
+        raise UsageError(f"{report} lies in {folder}, where nothing is to be written. Give another folder.")
+    nsys = shutil.which("nsys")
+    if nsys is None:
+        raise UsageError(
+            f"Only nsys can read {report} and it is not on PATH. Run nsys export --type sqlite {report.name} where the "
+            "report was made, and give the .sqlite."
+        )
+    # nsys takes % in a name of its output for a variable
+    target = folder.resolve() / f"{report.stem.replace('%', '_')}.sqlite"
+    done = subprocess.run(
+        [nsys, "export", "--type=sqlite", f"--output={target}", "--force-overwrite=true", str(report.resolve())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode or not target.is_file():
+        lines = [line.strip() for line in done.stdout.replace("\r", "\n").splitlines() if line.strip()]
+        problem = lines[-1].rstrip(".") if lines else f"exit code {done.returncode}"
+        raise UsageError(
+            f"nsys export could not read {report} ({problem}). Export it with the version of nsys that made it and "
+            "give the .sqlite."
+        )
+    return target

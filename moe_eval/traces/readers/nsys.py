@@ -15,27 +15,36 @@ import numpy as np
 
 from moe_eval.errors import UsageError
 from moe_eval.records.kernels import TraceSource
-from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Kernels, Ranges, Trace, kernels, launches, ranges
+from moe_eval.traces.kernel_table import (
+    COPY,
+    KERNEL,
+    NONE,
+    Ints,
+    Kernels,
+    Ranges,
+    Trace,
+    kernels,
+    launches,
+    pick,
+    ranges,
+)
 from moe_eval.traces.readers import nsys_columns as columns
 from moe_eval.traces.readers import nsys_tables as tables
 from moe_eval.traces.readers.nsys_columns import Columns
 from moe_eval.traces.readers.nsys_tables import Export
 
-# CUpti_ActivityMemcpyKind, with the words of `nsys stats`
-COPIES = {
-    1: "Host-to-Device",
-    2: "Device-to-Host",
-    3: "Host-to-Array",
-    4: "Array-to-Host",
-    5: "Array-to-Array",
-    6: "Array-to-Device",
-    7: "Device-to-Array",
-    8: "Device-to-Device",
-    9: "Host-to-Host",
-    10: "Peer-to-Peer",
-    11: "Unified Host-to-Device",
-    12: "Unified Device-to-Host",
-    13: "Unified Device-to-Device",
+# CUpti_ActivityMemcpyKind from 1 on, with the words of `nsys stats`
+_COPIES = (
+    "Host-to-Device, Device-to-Host, Host-to-Array, Array-to-Host, Array-to-Array, Array-to-Device, Device-to-Array, "
+    "Device-to-Device, Host-to-Host, Peer-to-Peer, Unified Host-to-Device, Unified Device-to-Host, "
+    "Unified Device-to-Device"
+)
+# calls of CUDA's API, graphs that were recorded as a whole, nodes as they were made or cloned, ranges with marks
+_PLAIN = {
+    tables.RUNTIME: {"start": "start", "thread": "globalTid", "correlation": "correlationId", "name": "nameId"},
+    tables.GRAPH_TRACE: {"process": "globalPid", "correlation": "correlationId"},
+    tables.NODES: {"start": "start", "thread": "globalTid", "node": "graphNodeId", "original": "originalGraphNodeId"},
+    tables.NVTX: {"start": "start", "end": "end", "kind": "eventType", "thread": "globalTid", "text_id": "textId"},
 }
 _SMALL = 1 << 24  # ids up to here are counted in an array and not sorted
 
@@ -48,24 +57,22 @@ def read(path: Path) -> Trace:
     """
     export = tables.open_export(path)
     queries = [columns.activity(export, kind) for kind in columns.ACTIVITIES]
-    queries += [query(export) for query in (columns.calls, columns.graphs, columns.nodes, columns.nvtx)]
+    queries += [columns.plain(export, table, **names) for table, names in _PLAIN.items()]
     *activities, calls, graphs, nodes, nvtx = columns.fetch(export, queries)
     rows = _merged(activities)
     for table in (rows, calls, graphs):
-        table["correlation"] = _correlation_ids(table["correlation"])
+        # correlation ids have 32 bits in CUPTI. Anything else is none
+        table["correlation"] = np.where((table["correlation"] >> 32) == 0, table["correlation"], NONE)
     _check(export, rows, graphs)
     unsound = rows["duration"] < 0
     notes = _note(f"{{}} of {len(unsound):,} kernels, copies and sets have no end or one before their start", unsound)
     if notes:
         rows = {name: column[~unsound] for name, column in rows.items()}
-    launched = _table(export, rows, calls, _clones_last(nodes))
+    # in the order in which `launches` prefers them: a node may have a row as it is made and another as a clone
+    clones_last = np.lexsort((-nodes["start"], nodes["original"] != NONE))
+    launched = _table(export, rows, calls, {name: column[clones_last] for name, column in nodes.items()})
     nvtx_ranges, nvtx_notes = _texts(export, nvtx)
     return Trace(launched, nvtx_ranges, _source(export), (*notes, *_missing(launched, export), *nvtx_notes))
-
-
-def _correlation_ids(column: Ints) -> Ints:
-    """Correlation ids have 32 bits in CUPTI. Anything else is none."""
-    return np.where((column >> 32) == 0, column, NONE)
 
 
 def _check(export: Export, rows: Columns, graphs: Columns) -> None:
@@ -84,20 +91,11 @@ def _check(export: Export, rows: Columns, graphs: Columns) -> None:
 
 def _merged(activities: Sequence[Columns]) -> Columns:
     """The rows of several tables by start, with the `kind` of each."""
-    start = np.concatenate([table["start"] for table in activities])
-    order = np.argsort(start, kind="stable")
-    place = np.empty(len(start), np.int64)
-    place[order] = np.arange(len(start))
-    places = np.split(place, np.cumsum([len(table["start"]) for table in activities])[:-1])
-    kinds = [
-        {**table, "kind": np.full(len(table["start"]), kind)}
-        for kind, table in zip(columns.ACTIVITIES, activities, strict=True)
-    ]
-    merged = {name: np.empty(len(start), np.int64) for name in kinds[0]}
-    for table, rows in zip(kinds, places, strict=True):
-        for name, column in merged.items():
-            column[rows] = table[name]
-    return merged
+    sizes = [len(table["start"]) for table in activities]
+    merged = {name: np.concatenate([table[name] for table in activities]) for name in activities[0]}
+    merged["kind"] = np.repeat(list(columns.ACTIVITIES), sizes)
+    order = np.argsort(merged["start"], kind="stable")
+    return {name: column[order] for name, column in merged.items()}
 
 
 def _table(export: Export, rows: Columns, calls: Columns, nodes: Columns) -> Kernels:
@@ -118,19 +116,14 @@ def _table(export: Export, rows: Columns, calls: Columns, nodes: Columns) -> Ker
         process=rows["process"],
         correlation=rows["correlation"],
         graph_node=rows["node"],
-        replayed=(rows["node"] != NONE) | _of(_replays(export, calls["name"]), launch, False),
+        replayed=(rows["node"] != NONE) | pick(_replays(export, calls["name"]), launch, False),
         bytes=np.where(kernel, 0, rows["size"]),
         blocks=np.where(kernel, rows["size"], 0),
-        launch_ns=_of(calls["start"], launch, NONE),
-        launch_thread=_of(calls["thread"], launch, NONE),
-        captured_ns=_of(nodes["start"], captured, NONE),
-        captured_thread=_of(nodes["thread"], captured, NONE),
+        launch_ns=pick(calls["start"], launch, NONE),
+        launch_thread=pick(calls["thread"], launch, NONE),
+        captured_ns=pick(nodes["start"], captured, NONE),
+        captured_thread=pick(nodes["thread"], captured, NONE),
     )
-
-
-def _of(column: Any, row: Ints, absent: int | bool) -> Any:
-    """The column at the rows, `absent` where the row is NONE."""
-    return np.append(column, absent).astype(column.dtype)[row]  # NONE is -1, the last
 
 
 def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints]:
@@ -144,7 +137,8 @@ def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints
             texts = tables.strings(export, distinct.tolist())
             labels = [texts.get(id_, f"(kernel without a name, {id_})") for id_ in distinct.tolist()]
         elif activity == COPY:
-            labels = [f"[CUDA memcpy {COPIES.get(id_, f'kind {id_}')}]" for id_ in distinct.tolist()]
+            words = dict(enumerate(_COPIES.split(", "), 1))
+            labels = [f"[CUDA memcpy {words.get(id_, f'kind {id_}')}]" for id_ in distinct.tolist()]
         else:
             labels = ["[CUDA memset]"] * len(distinct)
         name[rows] = np.array([index.setdefault(label, len(index)) for label in labels], np.int64)[place]
@@ -183,14 +177,8 @@ def _captured(rows: Columns, nodes: Columns) -> Ints:
     up = np.where((up != NONE) & first[up], up, NONE)  # nodes in a circle lead to none that is first
     rank = np.minimum(np.searchsorted(ids, rows["node"]), len(ids) - 1)
     own_rank = np.where((rows["node"] != NONE) & (ids[rank] == rows["node"]), rank, NONE)
-    captured: Ints = _of(up, launches(rows["process"], own_rank, process, node), NONE)
+    captured: Ints = pick(up, launches(rows["process"], own_rank, process, node), NONE)
     return captured
-
-
-def _clones_last(nodes: Columns) -> Columns:
-    """In the order in which `launches` prefers them: a node may have a row as it is made and another as a clone."""
-    order = np.lexsort((-nodes["start"], nodes["original"] != NONE))
-    return {name: column[order] for name, column in nodes.items()}
 
 
 def _texts(export: Export, rows: Columns) -> tuple[Ranges, list[str]]:
@@ -206,7 +194,7 @@ def _texts(export: Export, rows: Columns) -> tuple[Ranges, list[str]]:
     of_inline = [index.setdefault(text, len(index)) for text in inline_texts]
     of_id = [index.setdefault(texts.get(id_, ""), len(index)) for id_ in ids.tolist()]
     registered = np.array(of_id, np.int64)[place]
-    name = np.where(inline == NONE, registered, _of(np.array(of_inline, np.int64), inline, NONE))
+    name = np.where(inline == NONE, registered, pick(np.array(of_inline, np.int64), inline, NONE))
     table = {"name": name, "start_ns": rows["start"], "end_ns": rows["end"], "thread": rows["thread"]}
     notes = _note("{} NVTX ranges do not end within the recording", is_open) + _note(
         "{} NVTX ranges end before they start", wrong

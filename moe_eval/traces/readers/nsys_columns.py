@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,22 +42,20 @@ class Query:
 def activity(export: Export, kind: int) -> Query:
     """Kernels, copies or sets: `name` is an id of StringIds or a kind of copy, `size` is in thread blocks or bytes."""
     table = ACTIVITIES[kind]
+    present = export.columns.get(table, {})
 
     def column(name: str, absent: int = NONE) -> str:
         return _number(export, table, name, absent)
 
-    grid = " * ".join(column(f"grid{axis}", 0) for axis in "XYZ")
-    by_kind = {
-        KERNEL: (_named(export), grid),
-        COPY: (column("copyKind"), column("bytes", 0)),
-        SET: ("0", column("bytes", 0)),
-    }
-    name, size = by_kind[kind]
-    has_times = {"start", "end"} <= export.columns.get(table, {}).keys()
+    name, size = column("copyKind") if kind == COPY else "0", column("bytes", 0)
+    if kind == KERNEL:
+        names = [text for text in ("demangledName", "shortName") if text in present]
+        name = f"COALESCE({', '.join([*names, '-1', '-1'])})"
+        size = " * ".join(column(f"grid{axis}", 0) for axis in "XYZ")
     numbers = {
         "start": column("start"),
         # below 0 for a row without start or end, or with an end before its start
-        "duration": 'IFNULL("end" - "start", -1)' if has_times else "-1",
+        "duration": 'IFNULL("end" - "start", -1)' if {"start", "end"} <= present.keys() else "-1",
         "device": column("deviceId", 0),
         "stream": column("streamId", 0),
         "correlation": column("correlationId"),
@@ -69,38 +67,12 @@ def activity(export: Export, kind: int) -> Query:
     return Query(table, numbers)
 
 
-def _named(export: Export) -> str:
-    columns = [name for name in ("demangledName", "shortName") if name in export.columns.get(tables.KERNEL, ())]
-    return f"COALESCE({', '.join([*columns, '-1', '-1'])})"
-
-
-def calls(export: Export) -> Query:
-    """Calls of CUDA's API."""
-    return _plain(export, tables.RUNTIME, start="start", thread="globalTid", correlation="correlationId", name="nameId")
-
-
-def graphs(export: Export) -> Query:
-    """CUDA graphs that were recorded as a whole."""
-    return _plain(export, tables.GRAPH_TRACE, process="globalPid", correlation="correlationId")
-
-
-def nodes(export: Export) -> Query:
-    """Where nodes of CUDA graphs were made or cloned."""
-    return _plain(
-        export, tables.NODES, start="start", thread="globalTid", node="graphNodeId", original="originalGraphNodeId"
-    )
-
-
-def nvtx(export: Export) -> Query:
-    """Ranges, marks and domains."""
-    query = _plain(
-        export, tables.NVTX, start="start", end="end", kind="eventType", thread="globalTid", text_id="textId"
-    )
-    return replace(query, text='"text"' if "text" in export.columns.get(tables.NVTX, ()) else "x''")
-
-
-def _plain(export: Export, table: str, **columns: str) -> Query:
-    return Query(table, {name: _number(export, table, column) for name, column in columns.items()})
+def plain(export: Export, table: str, **columns: str) -> Query:
+    """Columns of a table by the names that they get, and of NVTX_EVENTS the texts."""
+    text = None
+    if table == tables.NVTX:
+        text = '"text"' if "text" in export.columns.get(table, ()) else "x''"
+    return Query(table, {name: _number(export, table, column) for name, column in columns.items()}, text)
 
 
 def _number(export: Export, table: str, column: str, absent: int = NONE) -> str:
@@ -112,12 +84,7 @@ def _number(export: Export, table: str, column: str, absent: int = NONE) -> str:
 
 
 def fetch(export: Export, queries: Sequence[Query]) -> list[Columns]:
-    """Run queries side by side, those of long tables in parts.
-
-    Returns:
-        For every query int64 arrays by name, in the table's order, and of `text` an Arrow array of bytes. Empty ones
-        where the export lacks the table.
-    """
+    """Run queries side by side, those of long tables in parts. Columns of a table that the export lacks are empty."""
     workers = max(1, min(8, os.cpu_count() or 1))
     with one_sentence(export.path), closing(connect(export.uri)) as connection:
         parts = [_parts(connection, query.table, workers) if export.has(query.table) else [] for query in queries]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,12 @@ _SIDES = {"H": "Host", "D": "Device", "A": "Array", "P": "Peer"}
 _DEVICE = re.compile(r"(.*?)\s*\((\d+)\)")
 _COMMAND = "nsys stats --report cuda_gpu_trace --format csv"
 _MAKE = f"Make it with {_COMMAND}"
+_NO_KERNEL = f"has no row of a kernel. {_MAKE} of a recording with --trace=cuda."
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A report's lines as text.
-
-    Attributes:
-        path: its file.
-        columns: Arrow arrays by the header's text in lower case. `units`: likewise.
-        odd: lines with too few or too many cells.
-    """
+    """A report's lines as text: Arrow arrays and units by the header's text in lower case, and how many are odd."""
 
     path: Path
     columns: Mapping[str, Any]
@@ -120,11 +115,12 @@ def _trace(table: _Table, report: str) -> Trace:
     gpus, device = _devices(table)
     sound = (start >= 0) & (duration >= 0) & (text != NONE)
     text = text[sound]
-    kind = np.array([_kind(label) for label in labels], np.int64)[text]
+    kinds = [COPY if name.startswith("[CUDA memcpy") else SET if name == "[CUDA memset]" else KERNEL for name in labels]
+    kind = np.array(kinds, np.int64)[text]
     grid = np.prod([_number(table, f"grd{axis}", 0) for axis in "xyz"], axis=0)[sound]
     size = _number(table, "bytes", 0)[sound]
     if not np.any(kind == KERNEL):
-        raise UsageError(f"{table.path} has no row of a kernel. {_MAKE} of a recording with --trace=cuda.")
+        raise UsageError(f"{table.path} {_NO_KERNEL}")
     rows = kernels(
         tuple(index),
         name=place[text],
@@ -138,13 +134,7 @@ def _trace(table: _Table, report: str) -> Trace:
         blocks=np.where(kind == KERNEL, grid, 0),
     )
     notes = [*_left_out(table, ~sound), "A CSV of nsys stats has neither launches, CUDA graphs nor NVTX ranges."]
-    return Trace(rows, ranges(()), _source(report, gpus), tuple(notes))
-
-
-def _kind(label: str) -> int:
-    if label.startswith("[CUDA memcpy"):
-        return COPY
-    return SET if label == "[CUDA memset]" else KERNEL
+    return Trace(rows, ranges(()), TraceSource(f"nsys stats {report}", None, tuple(gpus)), tuple(notes))
 
 
 def _summary(table: _Table, report: str) -> Trace:
@@ -152,11 +142,9 @@ def _summary(table: _Table, report: str) -> Trace:
     texts, text = nsys_columns.encoded(table.columns["name"])
     sound = (total >= 0) & (count > 0) & (text != NONE)
     if not np.any(sound):
-        raise UsageError(f"{table.path} has no row of a kernel. {_MAKE} of a recording with --trace=cuda.")
-    # by name, so that the order of lines does not matter
-    lines = sorted(
-        (texts[at], int(n), int(ns)) for at, n, ns in zip(text[sound], count[sound], total[sound], strict=True)
-    )
+        raise UsageError(f"{table.path} {_NO_KERNEL}")
+    rows_by_name = zip(text[sound].tolist(), count[sound].tolist(), total[sound].tolist(), strict=True)
+    lines = sorted((texts[at], n, ns) for at, n, ns in rows_by_name)  # so that the order of lines does not matter
     if sum(n for _, n, _ in lines) > MOST:
         raise UsageError(f"{table.path} stands for more than {MOST:,} kernels. Record fewer steps, or use {_COMMAND}.")
     index = {name: at for at, name in enumerate(dict.fromkeys(name for name, _, _ in lines))}
@@ -170,7 +158,7 @@ def _summary(table: _Table, report: str) -> Trace:
         duration_ns=np.repeat(part, counts) + (nth < np.repeat(rest, counts)),
     )
     notes = [*_left_out(table, ~sound), "A summary has neither the times of kernels nor the duration of each launch."]
-    return Trace(rows, ranges(()), _source(report, ()), tuple(notes), timed=False)
+    return Trace(rows, ranges(()), TraceSource(f"nsys stats {report}"), tuple(notes), timed=False)
 
 
 def _devices(table: _Table) -> tuple[list[str], Ints]:
@@ -183,9 +171,8 @@ def _devices(table: _Table) -> tuple[list[str], Ints]:
         int(pair[2]) if pair else int(label) if label.isdecimal() else at
         for at, (pair, label) in enumerate(zip(pairs, texts, strict=True))
     ]
-    names = {
-        number: pair[1] if pair else label for number, pair, label in zip(numbers, pairs, texts, strict=True) if label
-    }
+    gpus = [pair[1] if pair else label for pair, label in zip(pairs, texts, strict=True)]
+    names = {number: gpu for number, gpu in zip(numbers, gpus, strict=True) if gpu}
     return [names[number] for number in sorted(names)], np.array([*numbers, 0], np.int64)[text]
 
 
@@ -206,18 +193,12 @@ def _number(table: _Table, name: str, absent: int = NONE) -> Ints:
             except ValueError:
                 pass  # nanoseconds with a fraction
         numbers = compute.fill_null(compute.cast(text, "float64"), np.nan)
-        scaled = (
-            np.concatenate([np.array(chunk.to_pylist()) for chunk in numbers.chunks] or [np.zeros(0)]) * _UNITS[unit]
-        )
+        scaled = np.array(numbers.to_pylist(), np.float64) * _UNITS[unit]
     except ValueError as error:
         problem = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"{table.path} has a {name} that is no number ({problem}). {_MAKE}.") from error
     good = np.abs(scaled) < 2.0**62
     return np.where(good, np.rint(np.where(good, scaled, 0)), absent).astype(np.int64)
-
-
-def _source(report: str, gpus: Iterable[str]) -> TraceSource:
-    return TraceSource(f"nsys stats {report}", None, tuple(gpus))
 
 
 def _left_out(table: _Table, unsound: npt.NDArray[np.bool_]) -> list[str]:

@@ -30,37 +30,18 @@ GPUS = "TARGET_INFO_GPU"
 EXPORT = "META_DATA_EXPORT"
 
 # all numbers that this project reads of an export, by table: nothing else is ever selected or copied
-NUMBERS: Mapping[str, tuple[str, ...]] = {
-    KERNEL: (
-        "start",
-        "end",
-        "deviceId",
-        "streamId",
-        "correlationId",
-        "globalPid",
-        "demangledName",
-        "shortName",
-        "graphNodeId",
-        "gridX",
-        "gridY",
-        "gridZ",
-    ),
-    MEMCPY: (
-        "start",
-        "end",
-        "deviceId",
-        "streamId",
-        "correlationId",
-        "globalPid",
-        "bytes",
-        "copyKind",
-        "graphNodeId",
-    ),
-    MEMSET: ("start", "end", "deviceId", "streamId", "correlationId", "globalPid", "bytes", "graphNodeId"),
-    RUNTIME: ("start", "end", "globalTid", "correlationId", "nameId"),
-    GRAPH_TRACE: ("start", "end", "deviceId", "streamId", "correlationId", "globalPid"),
-    NODES: ("start", "end", "globalTid", "graphNodeId", "originalGraphNodeId"),
-    NVTX: ("start", "end", "eventType", "globalTid", "textId"),
+_ACTIVITY = "start end deviceId streamId correlationId globalPid"
+NUMBERS: Mapping[str, Sequence[str]] = {
+    table: names.split()
+    for table, names in {
+        KERNEL: f"{_ACTIVITY} demangledName shortName graphNodeId gridX gridY gridZ",
+        MEMCPY: f"{_ACTIVITY} bytes copyKind graphNodeId",
+        MEMSET: f"{_ACTIVITY} bytes graphNodeId",
+        RUNTIME: "start end globalTid correlationId nameId",
+        GRAPH_TRACE: _ACTIVITY,
+        NODES: "start end globalTid graphNodeId originalGraphNodeId",
+        NVTX: "start end eventType globalTid textId",
+    }.items()
 }
 # push/pop and start/end ranges of NVTX, push/pop ranges of NVTXT, and their numbers where an export does not name them
 RANGE_TYPES = {"NvtxPushPopRange": 59, "NvtxStartEndRange": 60, "NvtxtPushPopRange": 70}

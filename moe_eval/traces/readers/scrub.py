@@ -18,12 +18,7 @@ from moe_eval.traces.readers.nsys_tables import Export
 
 
 def copy(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
-    """Write a new database that nsys.read reads as it reads the source, with some ranges only.
-
-    Args:
-        source: an export. It stays as it is.
-        target: does not exist yet.
-        keep: whether an NVTX range of this text is copied.
+    """Write a new database that nsys.read reads as it reads the source, with the NVTX ranges whose text is to be kept.
 
     Raises:
         UsageError: the source is not an export that can be read, or the target exists or cannot be written.

@@ -6,13 +6,15 @@ import gc
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import compress
+from operator import attrgetter, not_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, launches
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, launches, pick
 from moe_eval.traces.readers import chrome_columns, chrome_events
 from moe_eval.traces.readers.chrome_columns import Rows, timed
 from moe_eval.traces.readers.chrome_events import Event, File, Thread
@@ -49,11 +51,7 @@ class Parts:
 
 
 def load(path: Path) -> Parts:
-    """Read a file.
-
-    Raises:
-        UsageError: it cannot be read, or is no Chrome trace.
-    """
+    """Read a file. A UsageError says why it cannot be read, or is no Chrome trace."""
     collects = gc.isenabled()
     gc.disable()  # it would look through millions of objects again and again, none of them in a cycle
     try:
@@ -66,8 +64,10 @@ def load(path: Path) -> Parts:
 def _load(path: Path, tolerant: bool) -> Parts:
     file = chrome_events.decode(path, tolerant=tolerant)
     gpu_events, call_events, annotation_events, operator_events = _by_category(file.traceEvents or ())
-    annotation_events += [event for event in operator_events if _is_step(event)]
-    operators = timed([event for event in operator_events if not _is_step(event)])
+    # a step of the profiler's schedule, which older torch wrote as an operator, is an annotation
+    is_step = [(event.name or "").startswith("ProfilerStep#") for event in operator_events]
+    annotation_events += compress(operator_events, is_step)
+    operators = timed(list(compress(operator_events, map(not_, is_step))))
     rows, calls, annotations = timed(gpu_events), timed(call_events, lasting=False), timed(annotation_events)
     if not tolerant and any(part.rounded for part in (operators, rows, calls, annotations)):
         return _load(path, tolerant=True)
@@ -82,18 +82,17 @@ def _load(path: Path, tolerant: bool) -> Parts:
     return Parts(file, rows, names, columns, calls, annotations, operators, thread, key, torn)
 
 
-def _by_category(events: Iterable[Event]) -> tuple[list[Event], list[Event], list[Event], list[Event]]:
+def _by_category(events: Iterable[Event]) -> tuple[list[Event], ...]:
     """Events of GPUs, calls, annotations and operators of the CPU."""
-    gpus: list[Event] = []
-    calls: list[Event] = []
-    annotations: list[Event] = []
-    operators: list[Event] = []
+    groups: tuple[list[Event], ...] = ([], [], [], [])
+    names = (_KINDS, _CALLS, _ANNOTATIONS, _OPERATORS)
+    place: dict[str | None, list[Event]] = {
+        name: group for members, group in zip(names, groups, strict=True) for name in members
+    }
     others: list[Event] = []
-    place: dict[str | None, list[Event]] = {**dict.fromkeys(_KINDS, gpus), **dict.fromkeys(_CALLS, calls)}
-    place.update({**dict.fromkeys(_ANNOTATIONS, annotations), **dict.fromkeys(_OPERATORS, operators)})
     for event in events:
         place.get(event.cat, others).append(event)
-    return gpus, calls, annotations, operators
+    return groups
 
 
 def _columns(rows: Rows, calls: Rows, launch: Ints, thread: dict[Thread, int]) -> dict[str, npt.NDArray[Any]]:
@@ -105,27 +104,15 @@ def _columns(rows: Rows, calls: Rows, launch: Ints, thread: dict[Thread, int]) -
         "kind": np.fromiter(map(_KINDS.__getitem__, rows.fields("cat")), np.int64, len(rows)),
         "start_ns": rows.start,
         "duration_ns": rows.duration,
-        "device": rows.device(),
-        "stream": rows.stream(),
+        "device": rows.place("device", lambda event: chrome_columns.integer(chrome_columns.split(event.pid)[1], 0)),
+        "stream": rows.place("stream", attrgetter("tid")),
         "graph_node": np.where(node > 0, node, NONE),
-        "replayed": (node > 0) | _pick(is_graph, launch, False),
+        "replayed": (node > 0) | pick(is_graph, launch, False),
         "bytes": rows.number("bytes", 0),
         "blocks": rows.blocks(),
-        "launch_ns": _pick(calls.start, launch, NONE),
-        "launch_thread": _pick(call_thread, launch, NONE),
+        "launch_ns": pick(calls.start, launch, NONE),
+        "launch_thread": pick(call_thread, launch, NONE),
     }
-
-
-def _is_step(operator: Event) -> bool:
-    """Whether it is a step of the profiler's schedule, which older torch wrote as an operator."""
-    return operator.name is not None and operator.name.startswith("ProfilerStep#")
-
-
-def _pick(values: npt.NDArray[Any], rows: Ints, default: int) -> npt.NDArray[Any]:
-    """Values at rows, the default where a row is NONE."""
-    picked = np.full(len(rows), default, values.dtype)
-    picked[rows != NONE] = values[rows[rows != NONE]]
-    return picked
 
 
 def _keys(rows: Rows, calls: Rows) -> tuple[str, Ints, Ints]:

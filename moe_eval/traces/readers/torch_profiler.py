@@ -24,12 +24,10 @@ _FACTS = ("schemaVersion", "cuda_runtime_version", "hip_runtime_version")
 def read(path: Path, *, cpu: bool = False) -> Trace:
     """Read a trace, `.json` or gzipped: an object with `traceEvents`, or a bare array of events.
 
-    Times are nanoseconds on the file's clock (`baseTimeNanoseconds` is not added), exact as far as the file has them:
-    torch 1 wrote whole microseconds. Kernels are joined to the calls of their process by correlation id, or where no
-    row has one (ROCm in torch 1) to the last launch of the same operator. A kernel's own pid is its device: the kernels
-    of processes that were merged into one file are distinguished by what stands before the number in `pid`, as SGLang
-    merges, else by an id that one process alone has. `process` is the pid, or a running number where pids are texts,
-    and NONE where it is not known. Threads have running numbers.
+    Times are nanoseconds on the file's clock (`baseTimeNanoseconds` is not added). Kernels are joined to the calls of
+    their process by correlation id, or where no row has one (ROCm in torch 1) to the last launch of the same operator.
+    A kernel's own pid is its device: its process is known by what stands before the number in `pid`, as SGLang merges,
+    else by an id that one process alone has. `process` is the pid, or a running number where pids are texts.
 
     Args:
         cpu: operators of the CPU instead. Each is a row that lasts its self time, without that of operators inside,
@@ -136,19 +134,16 @@ def scrub(source: Path, target: Path, keep: Callable[[str], bool], *, cpu: bool 
         UsageError: the source cannot be read, or the target is the source or cannot be written.
     """
     parts = torch_parts.load(source)
+    facts = {name: value for name in _FACTS if type(value := getattr(parts.file, name)) is int}
+    gpus = [{"id": device, "name": name} for device, name in _gpus(parts.file).items()]
+    document = File(**facts, deviceProperties=gpus, traceEvents=list(_events(parts, keep, cpu)))
     try:
         if target.exists() and target.samefile(source):
             raise UsageError(f"{target} is the trace itself, which is not changed. Write to another file.")
         with target.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-            packed.write(msgspec.json.encode(_scrubbed(parts, keep, cpu)))
+            packed.write(msgspec.json.encode(document))
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror}). Choose another place.") from None
-
-
-def _scrubbed(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> File:
-    facts = {name: value for name in _FACTS if type(value := getattr(parts.file, name)) is int}
-    gpus = [{"id": device, "name": name} for device, name in _gpus(parts.file).items()]
-    return File(**facts, deviceProperties=gpus, traceEvents=list(_events(parts, keep, cpu)))
 
 
 def _events(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> Iterator[Event]:

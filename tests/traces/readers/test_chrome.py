@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.traces.kernel_table import NONE, Trace
+from moe_eval.traces.kernel_table import NONE
 from moe_eval.traces.readers import torch_profiler
-from tests.doubles.chrome_trace import call, kernel, mark, save
-
-Reader = Callable[..., Trace]
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Reader:
-    return lambda events, cpu=False, **facts: torch_profiler.read(save(tmp_path / "a.json", events, **facts), cpu=cpu)
+from tests.doubles.chrome_trace import call, kernel, mark
+from tests.traces.readers.conftest import Reader
 
 
 @pytest.mark.parametrize(

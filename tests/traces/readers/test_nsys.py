@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from moe_eval.records.kernels import TraceSource
-from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET
 from moe_eval.traces.readers import nsys
 from tests.conftest import ROOT
 from tests.doubles import nsys_database
 from tests.doubles.sql import ask, change
+from tests.traces.readers.conftest import assert_same
 
 SHARED = ROOT.parent / "shared" / "data" / "nsys"
 TABLES = {
@@ -45,12 +46,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if not (SHARED / f"{name}.sqlite").is_file():
         pytest.skip(f"shared data absent: the real export {name}.sqlite is not beside the checkout")
     return SHARED / f"{name}.sqlite"
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
-    nsys_database.write(tmp_path / "made.sqlite")
-    return tmp_path / "made.sqlite"
 
 
 def has(path: Path, table: str) -> bool:
@@ -159,7 +154,7 @@ def test_clones_in_a_circle_and_rows_of_a_node_as_it_is_made_do_not_mislead(made
 def test_the_order_of_rows_and_the_size_of_parts_do_not_matter(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = nsys.read(made)
     for table in [*TABLES.values(), "CUPTI_ACTIVITY_KIND_RUNTIME", "NVTX_EVENTS", "CUDA_GRAPH_NODE_EVENTS"]:
-        names = columns(made, table)
+        names = ", ".join(f'"{row[1]}"' for row in ask(made, f"PRAGMA table_info({table})"))
         change(
             made,
             f"CREATE TABLE shuffled AS SELECT * FROM {table} ORDER BY (rowid * 7919) % 1009",
@@ -170,20 +165,6 @@ def test_the_order_of_rows_and_the_size_of_parts_do_not_matter(made: Path, monke
     monkeypatch.setattr(nsys.columns, "_PART", 50)
     monkeypatch.setattr(nsys.columns, "_BATCH", 7)
     assert_same(nsys.read(made), before)
-
-
-def columns(path: Path, table: str) -> str:
-    return ", ".join(f'"{row[1]}"' for row in ask(path, f"PRAGMA table_info({table})"))
-
-
-def assert_same(first: Trace, second: Trace) -> None:
-    assert first.source == second.source
-    assert first.notes == second.notes
-    for mine, its in ((first.kernels, second.kernels), (first.ranges, second.ranges)):
-        assert len(mine) == len(its)
-        assert [mine.names[each] for each in mine.name] == [its.names[each] for each in its.name]
-        for column in set(mine.__dataclass_fields__) - {"names", "name"}:
-            assert np.array_equal(getattr(mine, column), getattr(its, column)), column
 
 
 def test_the_real_export_leaves_what_was_launched_before_it_unattributed() -> None:

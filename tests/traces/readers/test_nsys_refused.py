@@ -17,21 +17,13 @@ from tests.doubles.sql import ask, change
 COPIES = "CUPTI_ACTIVITY_KIND_MEMCPY"
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
-    nsys_database.write(tmp_path / "made.sqlite")
-    return tmp_path / "made.sqlite"
-
-
 def test_rows_without_a_sound_end_are_set_aside_and_counted(made: Path) -> None:
     names = ", ".join(f'"{row[1]}"' for row in ask(made, f"PRAGMA table_info({COPIES})"))
     change(
         made,
         "UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET end = start - 1 WHERE rowid IN (3, 300)",
-        *(
-            f"CREATE TABLE loose AS SELECT {names} FROM {COPIES}",
-            f"DROP TABLE {COPIES}",
-        ),
+        f"CREATE TABLE loose AS SELECT {names} FROM {COPIES}",
+        f"DROP TABLE {COPIES}",
         f"ALTER TABLE loose RENAME TO {COPIES}",
         f"UPDATE {COPIES} SET end = NULL WHERE rowid = 2",
         f"UPDATE {COPIES} SET start = NULL WHERE rowid = 5",
@@ -80,22 +72,6 @@ def refused(path: Path) -> str:
     return said
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def text(path: Path) -> None:
-    path.write_text("no database, but long enough to be one " * 100)
-
-
-def short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def header_only(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:60])
-
-
 def broken(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     for at in range(4096 * 8, len(raw), 4096):
@@ -108,69 +84,57 @@ def other_database(path: Path) -> None:
     change(path, "CREATE TABLE runs (id INTEGER)")
 
 
-def no_kernels(path: Path) -> None:
-    change(path, "DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL")
-
-
-def no_rows(path: Path) -> None:
-    change(path, "DELETE FROM CUPTI_ACTIVITY_KIND_KERNEL")
-
-
-def a_view(path: Path) -> None:
-    no_kernels(path)
-    change(path, "CREATE VIEW CUPTI_ACTIVITY_KIND_KERNEL AS SELECT 1 AS rowid, 1 AS start, 2 AS end, 3 AS shortName")
-
-
-def words_for_numbers(path: Path) -> None:
-    change(path, "UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET start = 'soon' WHERE rowid = 20")
-
-
 def a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (empty, "is empty"),
-        (text, "is not an SQLite database"),
-        (short, "is cut short"),
-        (header_only, "is cut short"),
-        (broken, "is damaged"),
-        (other_database, "no export of Nsight Systems"),
-        (no_kernels, "--trace=cuda"),
-        (no_rows, "--trace=cuda"),
-        (a_view, "--trace=cuda"),
-        (words_for_numbers, "is damaged"),
-        (a_folder, "is a folder"),
-        (Path.unlink, "no file"),
-    ],
-)
-def test_what_cannot_be_read_is_refused_in_one_sentence(made: Path, spoil: Callable[[Path], None], says: str) -> None:
+def statement(*sql: str) -> Callable[[Path], None]:
+    return lambda path: change(path, *(text.replace("KERNELS", "CUPTI_ACTIVITY_KIND_KERNEL") for text in sql))
+
+
+VIEW = "CREATE VIEW KERNELS AS SELECT 1 AS rowid, 1 AS start, 2 AS end, 3 AS shortName"
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+    "text": (
+        lambda path: path.write_text("no database, but long enough " * 100),
+        "is not an SQLite database",
+    ),
+    "short": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "is cut short"),
+    "header only": (lambda path: path.write_bytes(path.read_bytes()[:60]), "is cut short"),
+    "broken": (broken, "is damaged"),
+    "other database": (other_database, "no export of Nsight Systems"),
+    "no kernels": (statement("DROP TABLE KERNELS"), "--trace=cuda"),
+    "no rows": (statement("DELETE FROM KERNELS"), "--trace=cuda"),
+    "view": (statement("DROP TABLE KERNELS", VIEW), "--trace=cuda"),
+    "words for numbers": (statement("UPDATE KERNELS SET start = 'soon' WHERE rowid = 20"), "is damaged"),
+    "folder": (a_folder, "is a folder"),
+    "absent": (Path.unlink, "no file"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), SPOILT.values(), ids=SPOILT)
+def test_what_cannot_be_read_is_refused_in_one_sentence(
+    made: Path, spoil: Callable[[Path], object], sentence: str
+) -> None:
     spoil(made)
-    assert says in refused(made)
+    assert sentence in refused(made)
 
 
 def test_graphs_recorded_as_a_whole_are_refused_with_the_option_that_helps(made: Path) -> None:
     rank = nsys_database.Rank(0)
-    row = f"(1, 2, 0, 1, NULL, 7, {{}}, {rank.pid}, 1, 1)"
     ((replayed,),) = ask(made, "SELECT max(correlationId) FROM CUPTI_ACTIVITY_KIND_KERNEL WHERE graphNodeId NOT NULL")
-    other = sqlite3.connect(made)
-    other.execute(f"CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE ({', '.join(names_of_graphs())})")
-    other.execute(f"INSERT INTO CUPTI_ACTIVITY_KIND_GRAPH_TRACE VALUES {row.format(replayed)}")
-    other.commit()
-    other.close()
+    names = nsys_database.TABLES["CUPTI_ACTIVITY_KIND_GRAPH_TRACE"].replace("!", "").replace(" ", ", ")
+    change(
+        made,
+        f"CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE ({names})",
+        f"INSERT INTO CUPTI_ACTIVITY_KIND_GRAPH_TRACE VALUES (1, 2, 0, 1, NULL, 7, {replayed}, {rank.pid}, 1, 1)",
+    )
     assert len(nsys.read(made).kernels) == 640  # the kernels inside are there as well
     change(made, f"DELETE FROM CUPTI_ACTIVITY_KIND_KERNEL WHERE correlationId = {replayed} AND globalPid = {rank.pid}")
     assert "--cuda-graph-trace=node" in refused(made)
     change(made, "DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL")
     assert "--cuda-graph-trace=node" in refused(made)
-
-
-def names_of_graphs() -> list[str]:
-    columns = nsys_database.TABLES["CUPTI_ACTIVITY_KIND_GRAPH_TRACE"].split()
-    return [each.rstrip("!") for each in columns]
 
 
 def test_a_database_that_is_being_written_is_refused(made: Path) -> None:

@@ -59,13 +59,11 @@ def read(folder: Path, text: str | bytes) -> Trace:
 
 def expected(trace: Trace) -> None:
     rows = trace.kernels
-    assert rows.start_ns.tolist() == [row[0] for row in ROWS]
-    assert rows.duration_ns.tolist() == [row[1] for row in ROWS]
-    assert rows.correlation.tolist() == [row[2] for row in ROWS]
+    columns = (rows.start_ns, rows.duration_ns, rows.correlation)
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == [row[:3] for row in ROWS]
     assert rows.blocks.tolist() == [24, 0, 0, 1]
     assert rows.bytes.tolist() == [0, 4_096_000, 512_000, 0]
-    assert rows.device.tolist() == [0, 1, 0, 1]
-    assert rows.stream.tolist() == [7, 15, 7, 15]
+    assert (rows.device.tolist(), rows.stream.tolist()) == ([0, 1, 0, 1], [7, 15, 7, 15])
     assert rows.kind.tolist() == [KERNEL, COPY, SET, KERNEL]
     names = [rows.names[each] for each in rows.name]
     assert names == [GEMM, "[CUDA memcpy Host-to-Device]", "[CUDA memset]", "nvjet_tst_64x8"]
@@ -75,25 +73,24 @@ def expected(trace: Trace) -> None:
     assert trace.notes == ("A CSV of nsys stats has neither launches, CUDA graphs nor NVTX ranges.",)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param(table(NEW), id="recent"),
-        pytest.param(table(OLD, copy="[CUDA memcpy HtoD]"), id="older"),
-        pytest.param(NOTICES + table(NEW) + "\n\n" + NOTICES, id="between notices"),
-        pytest.param((NOTICES + table(NEW)).replace("\n", "\r\n"), id="Windows"),
-        pytest.param("\ufeff" + table(NEW), id="byte order mark"),
-        pytest.param(table(NEW, thousands=True), id="thousands"),
-        pytest.param(table(NEW).replace("Start (ns),Duration (ns)", "Start [ns],Duration [ns]"), id="square brackets"),
-        pytest.param(
-            table(NEW).replace("Start (ns),Duration (ns)", '"Start (ns)","Duration (ns)"'), id="quoted header"
-        ),
-        pytest.param(table(NEW).replace("Start (ns),Duration (ns)", "Start(nsec),Duration(nsec)"), id="nsec"),
-        pytest.param("Time (%),Total Time (ns),Num Calls,Name\n9.0,5,1,cudaFree\n\n" + table(NEW), id="other report"),
-    ],
-)
-def test_a_trace_is_read_whatever_stands_around_it(tmp_path: Path, text: str) -> None:
-    expected(read(tmp_path, text))
+TIMES = "Start (ns),Duration (ns)"
+AROUND = {
+    "recent": table(NEW),
+    "older": table(OLD, copy="[CUDA memcpy HtoD]"),
+    "between notices": NOTICES + table(NEW) + "\n\n" + NOTICES,
+    "Windows": (NOTICES + table(NEW)).replace("\n", "\r\n"),
+    "byte order mark": "\ufeff" + table(NEW),
+    "thousands": table(NEW, thousands=True),
+    "square brackets": table(NEW).replace(TIMES, "Start [ns],Duration [ns]"),
+    "quoted header": table(NEW).replace(TIMES, '"Start (ns)","Duration (ns)"'),
+    "nsec": table(NEW).replace(TIMES, "Start(nsec),Duration(nsec)"),
+    "other report": "Time (%),Total Time (ns),Num Calls,Name\n9.0,5,1,cudaFree\n\n" + table(NEW),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_trace_is_read_whatever_stands_around_it(tmp_path: Path, name: str) -> None:
+    expected(read(tmp_path, AROUND[name]))
 
 
 def test_a_database_and_its_trace_as_csv_give_the_same_kernels(tmp_path: Path) -> None:

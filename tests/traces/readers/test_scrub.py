@@ -8,6 +8,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.readers import nsys, scrub
 from tests.conftest import ROOT
 from tests.doubles import nsys_database
+from tests.traces.readers.conftest import assert_same
 
 SHARED = ROOT.parent / "shared" / "data" / "nsys"
 # texts that are meant to come along, where a row is asked for
@@ -26,12 +28,6 @@ WANTED = {("TARGET_INFO_GPU", "name")}
 
 def keep(text: str) -> bool:
     return "_forward_step" in text or "'Module': 'Qwen3" in text
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
-    nsys_database.write(tmp_path / "made.sqlite")
-    return tmp_path / "made.sqlite"
 
 
 def of_the_project(path: Path) -> None:
@@ -116,7 +112,7 @@ def test_no_planted_word_is_in_the_bytes_of_the_copy(tmp_path: Path, make: Calla
     original = source.read_bytes()
     assert len(tokens) > 60
     assert [each for each in tokens if each.encode() not in original] == []
-    assert same(copied(source, target), filtered(nsys.read(source)))
+    assert_same(copied(source, target), filtered(nsys.read(source)))
     raw = target.read_bytes()
     assert [each for each in tokens if each.encode() in raw or each.encode("utf-16-le") in raw] == []
     assert source.read_bytes() == original
@@ -162,20 +158,8 @@ def copied(source: Path, target: Path) -> Trace:
 
 
 def filtered(trace: Trace) -> Trace:
-    ranges = trace.ranges
-    rows = np.array([keep(ranges.names[each]) for each in ranges.name], np.bool_)
-    columns = {each: getattr(ranges, each)[rows] for each in ("name", "start_ns", "end_ns", "thread")}
-    return Trace(trace.kernels, type(ranges)(ranges.names, **columns), trace.source, trace.notes)
-
-
-def same(before: Trace, after: Trace) -> bool:
-    """Whether two traces say the same, whatever the order of their names."""
-    assert (before.source, before.notes) == (after.source, after.notes)
-    for mine, its in ((before.kernels, after.kernels), (before.ranges, after.ranges)):
-        assert [mine.names[each] for each in mine.name] == [its.names[each] for each in its.name]
-        for column in set(mine.__dataclass_fields__) - {"names", "name"}:
-            assert np.array_equal(getattr(mine, column), getattr(its, column)), column
-    return True
+    rows = np.array([keep(trace.ranges.names[name]) for name in trace.ranges.name], np.bool_)
+    return replace(trace, ranges=trace.ranges.take(rows))
 
 
 @pytest.mark.parametrize("name", ["h100_2gpu_1s", "mock"])
@@ -184,21 +168,21 @@ def test_a_real_export_reads_alike(tmp_path: Path, name: str) -> None:
     if not source.is_file():
         pytest.skip(f"shared data absent: the real export {name}.sqlite is not beside the checkout")
     scrub.copy(source, tmp_path / "copy.sqlite", lambda text: True)
-    assert same(nsys.read(tmp_path / "copy.sqlite"), nsys.read(source))
+    assert_same(nsys.read(tmp_path / "copy.sqlite"), nsys.read(source))
 
 
 @pytest.mark.parametrize("options", [{"schema": "2022"}, {"graph": False}, {"nvtx": False}])
 def test_other_schemas_read_alike(tmp_path: Path, options: dict[str, object]) -> None:
     source = tmp_path / "made.sqlite"
     nsys_database.write(source, **options)  # type: ignore[arg-type]
-    assert same(copied(source, tmp_path / "a b?#.sqlite"), filtered(nsys.read(source)))
+    assert_same(copied(source, tmp_path / "a b?#.sqlite"), filtered(nsys.read(source)))
 
 
 def test_short_names_stand_in_where_the_schema_has_no_others(made: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(made)) as database:
         database.execute("ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL RENAME COLUMN demangledName TO someName")
         database.commit()
-    assert same(copied(made, tmp_path / "copy.sqlite"), filtered(nsys.read(made)))
+    assert_same(copied(made, tmp_path / "copy.sqlite"), filtered(nsys.read(made)))
 
 
 def test_a_target_that_exists_or_cannot_be_made_is_refused(made: Path, tmp_path: Path) -> None:

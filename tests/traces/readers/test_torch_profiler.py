@@ -6,7 +6,6 @@ import gzip
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
 from moe_eval.traces.readers import torch_profiler
 from tests.conftest import ROOT
 from tests.doubles import chrome_trace
-from tests.doubles.chrome_trace import Event, call, kernel, mark, merged, range_spans, row_tuples, save
+from tests.doubles.chrome_trace import Event, call, kernel, mark, merged, range_spans, row_tuples
+from tests.traces.readers.conftest import Reader
 
 SHARED = ROOT.parent / "shared" / "data" / "traces"
 STEM = "vllm-0.22.1-h100-qwen3-30b-a3b-"
@@ -63,14 +63,6 @@ def expected(events: list[Event]) -> list[tuple[Any, ...]]:
 
 def same(first: Trace, second: Trace) -> bool:
     return row_tuples(first) == row_tuples(second) and range_spans(first) == range_spans(second)
-
-
-Reader = Callable[..., Trace]
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Reader:
-    return lambda events, cpu=False, **facts: torch_profiler.read(save(tmp_path / "a.json", events, **facts), cpu=cpu)
 
 
 @pytest.mark.parametrize(("name", "engine", "hip"), [("a.json", "vllm", False), ("a.json.gz", "sglang", True)])
@@ -125,7 +117,7 @@ def union(spans: list[tuple[int, int]]) -> int:
 
 def test_operators_of_the_cpu_are_rows_of_their_self_time(read: Reader) -> None:
     def op(name: str, ts: float, dur: float, tid: int = 1) -> Event:
-        return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 42, "tid": tid, "ts": ts, "dur": dur, "args": {}}
+        return mark(name, cat="cpu_op", tid=tid, ts=ts, dur=dur)
 
     events = [
         op("inner", 11, 4),
