@@ -15,25 +15,25 @@ _LEAST_MS = 0.005  # less is not worth a word
 def because(pair: Pair, shapes: Sequence[ShapeComparison]) -> str:
     """The sentences for the smallest batch that does not pay, else for the largest that does.
 
+    Empty where no such shape was traced on both sides.
+
     Args:
         shapes: those that were timed on both sides, by size, with their verdicts.
-
-    Returns:
-        Empty where no such shape was traced on both sides.
     """
     traced = [
-        shape for shape in shapes if (shape.kernels or {}).get("decode") and shape.verdict is not Verdict.NOT_COMPARABLE
+        (shape, shape.kernels["decode"])
+        for shape in shapes
+        if shape.kernels and "decode" in shape.kernels and shape.verdict is not Verdict.NOT_COMPARABLE
     ]
     if not traced:
         return ""
-    shape = next((shape for shape in traced if shape.verdict is not Verdict.PAYS), traced[-1])
-    decode = (shape.kernels or {})["decode"]
+    shape, decode = next((entry for entry in traced if entry[0].verdict is not Verdict.PAYS), traced[-1])
     experts = decode.categories.get("expert_gemm")
     step_ms = decode.step_ms[0] if decode.step_ms else sum(change.before_ms for change in decode.categories.values())
     if experts is None or not step_ms:
         return ""
     gained_ms = -experts.change_ms
-    where = wording.sentence(wording.place(shape, shapes)).rstrip(".")
+    where = wording.capitalised(wording.place(shape, shapes))
     sentences = [
         f"{where} the expert GEMMs are {100 * experts.before_ms / step_ms:.0f} % of a decode step of {pair.reference} "
         f"({step_ms:.2f} ms).",
