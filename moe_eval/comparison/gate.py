@@ -44,9 +44,8 @@ class GateResult(IntEnum):
     @staticmethod
     def worst(results: Iterable[GateResult]) -> GateResult:
         """FAILS where one fails, else UNDECIDED where one is not decided."""
-        return max(
-            results, key=(GateResult.HOLDS, GateResult.UNDECIDED, GateResult.FAILS).index, default=GateResult.HOLDS
-        )
+        order = (GateResult.HOLDS, GateResult.UNDECIDED, GateResult.FAILS)
+        return max(results, key=order.index, default=GateResult.HOLDS)
 
 
 @dataclass(frozen=True)
