@@ -97,7 +97,6 @@ def active_params(sizes: geometry.Geometry) -> int:
 def test_every_part_holds_the_models_parameters(kind: str, settings: Settings) -> None:
     config, model = built(kind, settings)
     sizes = geometry.read(config)
-    assert sizes is not None
     parts = counted(model)
     assert sizes.params.experts == parts["experts"]
     assert sizes.params.attention == parts["attention"]
@@ -112,7 +111,6 @@ def test_every_part_holds_the_models_parameters(kind: str, settings: Settings) -
 def test_a_tokens_cache_is_as_large_as_the_models(kind: str, settings: Settings) -> None:
     config, model = built(kind, settings)
     sizes = geometry.read(config)
-    assert sizes is not None
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     # with latent attention one matrix makes all that has to be kept; else what k_proj and v_proj make
     cached = ("kv_a_proj_with_mqa.weight",) if "kv_lora_rank" in settings else ("k_proj.weight", "v_proj.weight")
@@ -128,7 +126,6 @@ def test_a_tokens_cache_is_as_large_as_the_models(kind: str, settings: Settings)
 def test_one_token_uses_its_experts_and_all_the_rest() -> None:
     config, model = built("qwen3_moe", {**QWEN3, "mlp_only_layers": [0, 3]})
     sizes = geometry.read(config)
-    assert sizes is not None
     assert sizes.moe_layers == 3
     assert sizes.expert_params == 3 * 32 * 12
     parts = counted(model)
@@ -146,14 +143,12 @@ def test_one_token_uses_its_experts_and_all_the_rest() -> None:
 )
 def test_published_counts(name: str, total: float, active: float) -> None:
     sizes = geometry.read(PUBLISHED[name])
-    assert sizes is not None
     assert sizes.params.total / 1e9 == pytest.approx(total, rel=0.003)
     assert active_params(sizes) / 1e9 == pytest.approx(active, rel=0.02)
 
 
 def test_qwen3_30b_a3b_by_hand() -> None:
     sizes = geometry.read(PUBLISHED["Qwen3-30B-A3B"])
-    assert sizes is not None
     assert sizes.params.experts == 48 * 128 * 3 * 2048 * 768
     assert 2 * sizes.params.experts / 1e9 == pytest.approx(58.0, abs=0.05)
     assert sizes.kv_bytes_per_token(2) == 48 * 2 * 4 * 128 * 2
@@ -163,7 +158,6 @@ def test_qwen3_30b_a3b_by_hand() -> None:
 
 def test_deepseeks_latent_cache_is_the_published_one() -> None:
     sizes = geometry.read(PUBLISHED["DeepSeek-V3"])
-    assert sizes is not None
     assert sizes.kv_bytes_per_token(2) == 70_272
     assert sizes.kv_bytes_per_gpu(2, tensor=8) == 70_272, "a latent has no heads to split"
     assert sizes.kv_bytes_per_gpu(2, tensor=8, pipeline=2) == 31 * 576 * 2, "61 layers on two GPUs"
@@ -172,7 +166,6 @@ def test_deepseeks_latent_cache_is_the_published_one() -> None:
 @pytest.mark.parametrize(("tensor", "heads"), [(1, 4), (2, 2), (4, 1), (8, 1)])
 def test_heads_are_split_until_every_gpu_has_one(tensor: int, heads: int) -> None:
     sizes = geometry.read(PUBLISHED["Qwen3-30B-A3B"])
-    assert sizes is not None
     assert sizes.kv_bytes_per_gpu(1, tensor) == 48 * 2 * heads * 128
 
 
@@ -182,7 +175,6 @@ def test_the_language_model_of_a_larger_one() -> None:
     outer = {"model_type": "qwen3_vl_moe", "text_config": {**inner, "model_type": "qwen3_vl_moe_text"}}
     assert geometry.read({**outer, "tie_word_embeddings": False}) == geometry.read(plain)
     tied = geometry.read({**outer, "tie_word_embeddings": True})
-    assert tied is not None
     assert (tied.tied, tied.params.embedding) == (True, 0)
 
 
@@ -194,7 +186,6 @@ def test_layers_of_which_every_other_one_has_a_router() -> None:
     assert [sizes and sizes.moe_layers for sizes in models] == [6, 3, 2]
     listed = ["dense", "sparse", "dense", "dense", "dense", "dense", "dense", "dense", "sparse"]
     from_list = geometry.read({**deep, "mlp_layer_types": listed})
-    assert from_list is not None
     assert from_list.moe_layers == 2
 
 

@@ -65,7 +65,6 @@ def test_an_implementation_of_experts_runs_where_the_table_says(name: str, backe
 def test_the_reason_names_the_gpu_and_what_it_would_take() -> None:
     assert precision.why_not("trtllm", "fp8", 80) == "not supported on SM80 (it needs SM89 or newer)"
     reason = precision.why_not("trtllm", "nvfp4", 90)
-    assert reason is not None
     assert reason.startswith("not supported on SM90 (it needs SM100 or SM103 or SM120 to SM121, or moe_backend=")
     assert "moe_backend=MARLIN for weight-only nvfp4-w4a16" in reason
     assert "weight-only" not in (precision.why_not("trtllm", "nvfp4", 80) or "")
