@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict
 
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.comparison import LabelDifference
-from moe_eval.records.labels import ArmLabels, EngineFacts, Status
-from moe_eval.records.latency import LatencyRecord, WorkloadLabel
+from moe_eval.records.labels import EngineFacts, Status
+from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityFigures, QualityRecord
-from moe_eval.records.run import Schedule
 
 GPUS = "gpus"
 Record = LatencyRecord | QualityRecord
@@ -163,7 +162,7 @@ def is_repeat(reference: ArmRecords, candidate: ArmRecords) -> bool:
 
 def _labels(record: Record) -> Iterator[tuple[str, str]]:
     """Every label as text, under its path."""
-    facts = _values(record.labels.engine)
+    facts = asdict(record.labels.engine) if record.labels.engine else {}
     yield from ((label, str(facts[fact])) for fact, label in _FACT_LABELS.items() if fact in facts)
     yield from ((name, str(getattr(record, name))) for name in ("gpu_name", "sm_version", "fusion_disabled"))
     yield "git", str(record.origin.git)
@@ -172,15 +171,10 @@ def _labels(record: Record) -> Iterator[tuple[str, str]]:
         yield from ((f"machine.{name}", str(getattr(record.origin.machine, name))) for name in names)
     yield from _paths(record.origin.versions, "versions.")
     if isinstance(record, LatencyRecord):
-        yield from _paths(_values(record.schedule), "schedule.")
-        yield from _paths(_values(record.workload), "workload.")
+        for name, part in (("schedule", record.schedule), ("workload", record.workload)):
+            yield from _paths(asdict(part) if part else {}, f"{name}.")
     yield from _paths({fact: value for fact, value in facts.items() if fact not in _FACT_LABELS}, "engine.")
-    yield from _paths({name: value for name, value in _values(record.labels).items() if name != "engine"}, "")
-
-
-def _values(record: EngineFacts | ArmLabels | Schedule | WorkloadLabel | None) -> dict[str, object]:
-    """The fields of a record by name. Those that its file left out are not among its vars."""
-    return {field.name: getattr(record, field.name) for field in fields(record)} if record else {}
+    yield from ((name, str(getattr(record.labels, name))) for name in ("prefix_token_id", "tokenizer"))
 
 
 def _paths(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from moe_eval.comparison import allowances, cause, wording
+from moe_eval.comparison import allowances, wording
 from moe_eval.records.comparison import ComparedArm, Pair, PairSchedule, Ratio, ShapeComparison, Verdict
 from moe_eval.stats import CONFIDENCE
 
@@ -83,7 +83,7 @@ def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
     else:
         verdict = _of_shapes(timed, pair.schedule)
         sentence = " ".join([wording.with_speed(pair, timed, verdict), *wording.unfinished_arms(pair, arms)])
-        because = cause.because(pair, timed)
+        because = wording.because(pair, timed)
         settled_by = _settled_by(timed, pair.schedule)
     pair = replace(pair, verdict=verdict, sentence=sentence, because=because, settled_by=settled_by)
     return replace(pair, differs=tuple(differs), shapes=tuple(shapes))

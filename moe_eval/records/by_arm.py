@@ -12,13 +12,7 @@ from typing import NamedTuple
 from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.errors import UsageError
 from moe_eval.records import disk, run_files, schema_1
-from moe_eval.records.comparison import (
-    COMPARISON_FILE,
-    COMPARISON_SCHEMA,
-    ComparisonRecord,
-    Pair,
-    QualityComparison,
-)
+from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord, Pair, QualityComparison
 from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
