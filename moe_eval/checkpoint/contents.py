@@ -32,9 +32,9 @@ def local_folder(name: str) -> Path | None:
     except RuntimeError:  # no such user
         path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"{name} holds no config.json. Give the folder of a checkpoint in Hugging Face form.")
-        return path
+        if (path / "config.json").is_file():
+            return path
+        raise UsageError(f"{name} holds no config.json. Give the folder of a checkpoint in Hugging Face form.")
     if path.exists():
         raise UsageError(f"{name} is a file. Give the folder of the checkpoint, which holds config.json.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -43,11 +43,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def read_config(folder: Path) -> Json:
-    """config.json as it stands.
-
-    Raises:
-        UsageError: it is not a JSON object.
-    """
+    """config.json as it stands. Errors as of read_object."""
     return read_object(folder / "config.json")
 
 
@@ -89,9 +85,8 @@ def settings_folder(name: str, revision: str | None = None) -> Path:
         if hub.unreachable(error):
             raise UsageError(hub.sentence(name)) from error
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"{name} cannot be fetched ({reason}). Check its name, or give a checkpoint's folder."
-        ) from error
+        message = f"{name} cannot be fetched ({reason}). Check its name, or give a checkpoint's folder."
+        raise UsageError(message) from error
 
 
 def check_weights(folder: Path) -> None:
@@ -162,10 +157,8 @@ def _declared(declared: object, plain: Carried) -> Carried:
         return _modelopt(declared, plain)
     if method == "compressed-tensors":
         return _compressed(declared)
-    return _fine_grained(declared) if method == "fp8" else Carried(None, method)
-
-
-def _fine_grained(declared: Json) -> Carried:
+    if method != "fp8":
+        return Carried(None, method)
     excluded = _texts(declared.get("modules_to_not_convert"))
     blocks = declared.get("weight_block_size")
     if blocks is None:
@@ -218,15 +211,11 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def stored_dtype(config: Mapping[str, object]) -> str:
     """Torch's name of the type of unquantised weights, as config.json states it. Else Transformers' default."""
-    return _stated_dtype(config) or "float32"
+    return stated_dtype(config) or "float32"
 
 
-def states_dtype(config: Mapping[str, object]) -> bool:
-    """Whether config.json states a type."""
-    return _stated_dtype(config) is not None
-
-
-def _stated_dtype(config: Mapping[str, object]) -> str | None:
+def stated_dtype(config: Mapping[str, object]) -> str | None:
+    """The same. None where config.json states none."""
     for section in (config, text_config(config)):  # here the whole model's statement goes before its section's
         dtype = section.get("dtype") or section.get("torch_dtype")
         if dtype:
@@ -247,11 +236,8 @@ def weight_bytes(folder: Path) -> int | None:
 def fingerprint(folder: Path) -> str:
     """A digest of a checkpoint's weights, settings and tokenizer files, which differs if they differ.
 
-    A file above 64 MiB counts with its size, its modification time and 1 MiB from either end. So 60 GB take
-    milliseconds. A smaller file counts with its whole content.
-
-    Returns:
-        16 hexadecimal digits of SHA-256.
+    These are 16 hexadecimal digits of SHA-256. A file above 64 MiB counts with its size, its modification time and
+    1 MiB from either end. So 60 GB take milliseconds. A smaller file counts with its whole content.
     """
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.iterdir() if path.suffix in _COUNTED):

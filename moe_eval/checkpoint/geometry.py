@@ -5,24 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypedDict
 
 from moe_eval.checkpoint.contents import Json, text_config
 
 # model types of Transformers whose layers were compared with the sizes computed here
-_FULL_ATTENTION = {
-    "dots1",
-    "flex_olmo",
-    "glm4_moe",
-    "granitemoe",
-    "mixtral",
-    "olmoe",
-    "phimoe",
-    "qwen2_moe",
-    "qwen3_moe",
-    "qwen3_vl_moe",
-    "qwen3_vl_moe_text",
-}
+_FULL_ATTENTION = frozenset(
+    """
+    dots1 flex_olmo glm4_moe granitemoe mixtral olmoe phimoe qwen2_moe qwen3_moe qwen3_vl_moe qwen3_vl_moe_text
+    """.split()  # noqa: SIM905
+)
 _LATENT_ATTENTION = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2"}
 
 
@@ -100,9 +92,8 @@ class Geometry:
 def read(config: Mapping[str, object]) -> Geometry | None:
     """Read the sizes of a model with a router, or those of the language model in a larger model.
 
-    Returns:
-        None if the architecture is not known here, a size is missing, or a layer's attention does not see the whole
-        context. A wrong floor is worse than none.
+    None if the architecture is not known here, a size is missing, or a layer's attention does not see the whole
+    context. A wrong floor is worse than none.
     """
     merged = text_config(config)
     kind = str(merged.get("model_type"))
@@ -116,32 +107,33 @@ def read(config: Mapping[str, object]) -> Geometry | None:
         return None
 
 
-class _Attention(NamedTuple):
-    """Sizes of one layer's attention, named as in Geometry, and its parameters."""
+class _Attention(TypedDict):
+    """Sizes of one layer's attention, as in Geometry."""
 
     kv_heads: int
     head_dim: int
     value_dim: int
     kv_values: int
-    params: int
 
 
-def _latent_attention(config: Json, hidden: int, heads: int) -> _Attention:
+def _latent_attention(config: Json, hidden: int, heads: int) -> tuple[_Attention, int]:
+    """The sizes and the parameters."""
     latent, rotary = _size(config, "kv_lora_rank"), _size(config, "qk_rope_head_dim")
     plain, value_dim = _size(config, "qk_nope_head_dim"), _size(config, "v_head_dim")
     head_dim = plain + rotary
     compressed = int(config["q_lora_rank"] or 0)  # null: queries are not compressed
     queries = heads * head_dim * (compressed or hidden) + hidden * compressed
     keys = hidden * (latent + rotary) + latent * heads * (plain + value_dim)
-    return _Attention(heads, head_dim, value_dim, latent + rotary, queries + keys + heads * value_dim * hidden)
+    sizes = _Attention(kv_heads=heads, head_dim=head_dim, value_dim=value_dim, kv_values=latent + rotary)
+    return sizes, queries + keys + heads * value_dim * hidden
 
 
-def _full_attention(config: Json, hidden: int, heads: int) -> _Attention:
+def _full_attention(config: Json, hidden: int, heads: int) -> tuple[_Attention, int]:
     kv_heads = heads if config["num_key_value_heads"] is None else _size(config, "num_key_value_heads")
     head_dim = _size(config, "head_dim") if config.get("head_dim") else hidden // heads
-    return _Attention(
-        kv_heads, head_dim, head_dim, 2 * kv_heads * head_dim, hidden * head_dim * (2 * heads + 2 * kv_heads)
-    )
+    values = 2 * kv_heads * head_dim
+    sizes = _Attention(kv_heads=kv_heads, head_dim=head_dim, value_dim=head_dim, kv_values=values)
+    return sizes, 2 * hidden * head_dim * (heads + kv_heads)
 
 
 def _read(config: Json, kind: str, tied: bool) -> Geometry:
@@ -153,7 +145,8 @@ def _read(config: Json, kind: str, tied: bool) -> Geometry:
     dense = sparse * (experts * hidden + _shared(config, kind, hidden, width))  # routers are in it
     if sparse < layers:
         dense += (layers - sparse) * _gated(hidden, _size(config, "intermediate_size"))
-    attention = (_latent_attention if kind in _LATENT_ATTENTION else _full_attention)(config, hidden, heads)
+    read_attention = _latent_attention if kind in _LATENT_ATTENTION else _full_attention
+    attention, attention_params = read_attention(config, hidden, heads)
     return Geometry(
         layers=layers,
         moe_layers=sparse,
@@ -161,16 +154,13 @@ def _read(config: Json, kind: str, tied: bool) -> Geometry:
         top_k=_size(config, "num_experts_per_tok"),
         hidden=hidden,
         heads=heads,
-        kv_heads=attention.kv_heads,
-        head_dim=attention.head_dim,
-        value_dim=attention.value_dim,
-        kv_values=attention.kv_values,
+        **attention,
         vocabulary=vocabulary,
         tied=tied,
         expert_params=_gated(hidden, width),
         params=Params(
             experts=sparse * experts * _gated(hidden, width),
-            attention=layers * attention.params,
+            attention=layers * attention_params,
             dense=dense,
             head=vocabulary * hidden,
             embedding=0 if tied else vocabulary * hidden,
@@ -179,12 +169,7 @@ def _read(config: Json, kind: str, tied: bool) -> Geometry:
 
 
 def _size(config: Json, *names: str) -> int:
-    """The first of these settings that config.json has.
-
-    Raises:
-        KeyError: it has none.
-        ValueError: the setting is no size.
-    """
+    """The first of these settings that config.json has. KeyError for none, ValueError for what is no size."""
     name = next((name for name in names if config.get(name) is not None), names[0])
     number = int(config[name])
     if number < 1:

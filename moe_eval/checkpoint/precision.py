@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+import msgspec
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
@@ -29,13 +30,8 @@ DTYPE_OF = {precision: dtype for dtype, precision in OF_DTYPE.items()}
 # bytes of a number in the key-value cache, by the type's name in TensorRT-LLM and vLLM
 _CACHE_BYTES = {
     "float32": 4.0,
-    "float16": 2.0,
-    "bfloat16": 2.0,
-    "fp8": 1.0,
-    "fp8_e4m3": 1.0,
-    "fp8_e5m2": 1.0,
-    "fp8_inc": 1.0,
-    "int8": 1.0,
+    **dict.fromkeys(("float16", "bfloat16"), 2.0),
+    **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "int8"), 1.0),
     "nvfp4": 0.5 + 1 / 16,  # a byte of scale for 16 numbers
 }
 
@@ -46,11 +42,7 @@ def cache_bytes(dtype: str) -> float | None:
 
 
 def check(precision: str, engine: str, runs: Collection[str]) -> None:
-    """Refuse a precision that does not exist or that this engine does not run.
-
-    Raises:
-        UsageError: with the precisions to choose from.
-    """
+    """Raise a UsageError for a precision that does not exist or that this engine does not run."""
     if precision not in PRECISIONS:
         raise UsageError(f"There is no precision {precision!r}. Give one of {', '.join(PRECISIONS)}.")
     if precision not in runs:
@@ -72,8 +64,8 @@ class Support:
     precision: str
     sm: tuple[tuple[int, int], ...]
     moe_backends: tuple[str, ...]
-    versions: str
     source: str
+    versions: str = ""
 
     def runs_on(self, sm: int) -> bool:
         """Whether a GPU of this compute capability is in the row."""
@@ -94,17 +86,7 @@ class Support:
 def support() -> tuple[Support, ...]:
     """The rows of support.toml."""
     text = resources.files("moe_eval.checkpoint").joinpath("support.toml").read_text(encoding="utf-8")
-    return tuple(
-        Support(
-            row["engine"],
-            row["precision"],
-            tuple((first, last) for first, last in row["sm"]),
-            tuple(row["moe_backends"]),
-            row.get("versions", ""),
-            row["source"],
-        )
-        for row in tomllib.loads(text)["row"]
-    )
+    return tuple(msgspec.convert(tomllib.loads(text)["row"], list[Support]))
 
 
 def executed(held: str, moe_backend: str | None) -> str:

@@ -39,11 +39,7 @@ def load(name: str, revision: str | None, trust_remote_code: bool, add_bos_token
 
 
 def check(tokenizer: Any, vocabulary: int, checkpoint: str) -> None:
-    """Refuse a tokenizer that makes ids outside of a checkpoint's vocabulary.
-
-    Raises:
-        UsageError: with the largest id and the size of the vocabulary.
-    """
+    """Raise a UsageError for a tokenizer that makes ids outside of a checkpoint's vocabulary."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise UsageError(
@@ -58,7 +54,6 @@ def render_chat(
     """A chat as the text that the model's template makes of it.
 
     Args:
-        history: messages of `role` and `content`.
         add_generation_prompt: end at the start of the assistant's answer. Otherwise leave its last message open.
         enable_thinking: passed to the template. None leaves the template's default.
 

@@ -31,9 +31,8 @@ def allowance(ratio: Ratio, schedule: PairSchedule | None) -> float:
 def bounds(ratio: Ratio, schedule: PairSchedule | None) -> tuple[float, float]:
     """A ratio's interval, at least as wide as the allowance either way."""
     value, factor = ratio.value, allowance(ratio, schedule)
-    low = value if ratio.low is None else ratio.low
-    high = value if ratio.high is None else ratio.high
-    return min(value / factor, low), max(value * factor, high)
+    low, high = value / factor, value * factor
+    return (low, high) if ratio.low is None or ratio.high is None else (min(low, ratio.low), max(high, ratio.high))
 
 
 def holds_one(ratio: Ratio, schedule: PairSchedule | None) -> bool:

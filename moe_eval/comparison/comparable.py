@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict
 
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.comparison import LabelDifference
-from moe_eval.records.labels import ArmLabels, EngineFacts, Status
-from moe_eval.records.latency import LatencyRecord, WorkloadLabel
+from moe_eval.records.labels import EngineFacts, Status
+from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityFigures, QualityRecord
-from moe_eval.records.run import Schedule
 
 GPUS = "gpus"
 Record = LatencyRecord | QualityRecord
@@ -46,7 +45,7 @@ def scored(record: QualityRecord | None) -> QualityFigures | None:
 
 
 def engine(record: Record | None) -> EngineFacts | None:
-    """The engine's facts of a record. None where nothing was loaded."""
+    """None where nothing was loaded."""
     return record.labels.engine if record else None
 
 
@@ -70,17 +69,11 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
         across: what may differ nevertheless: GPUS.
     """
     reasons = [reason for arm in (reference, candidate) for reason in _contradictions(arm)]
-    for subject, records in (
-        ("Speed", (reference.latency, candidate.latency)),
-        ("Quality", (reference.quality, candidate.quality)),
-    ):
-        first, second = records
-        if first and second and measured(first) and measured(second):
-            reasons += _engine_differences(subject, first, second, across)
+    for subject, (first, second) in _measured_of_both(reference, candidate).items():
+        reasons += _engine_differences(subject, first, second, across)
     if measured(reference.latency) and measured(candidate.latency):
-        digests = [
-            arm.latency.workload.digest for arm in (reference, candidate) if arm.latency and arm.latency.workload
-        ]
+        workloads = [arm.latency.workload for arm in (reference, candidate) if arm.latency]
+        digests = [workload.digest for workload in workloads if workload]
         if len(set(digests)) > 1:
             reasons.append(f"Speed was measured on other prompts or shapes (digests {' and '.join(digests)}).")
     figures = scored(reference.quality), scored(candidate.quality)
@@ -89,15 +82,26 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     return list(dict.fromkeys(reasons))
 
 
+def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str, tuple[Record, Record]]:
+    """The records of what was measured of both arms, by the subject of a sentence."""
+    records: dict[str, tuple[Record | None, Record | None]] = {
+        "Speed": (reference.latency, candidate.latency),
+        "Quality": (reference.quality, candidate.quality),
+    }
+    return {
+        subject: (first, second)
+        for subject, (first, second) in records.items()
+        if first and second and measured(first) and measured(second)
+    }
+
+
 def _contradictions(arm: ArmRecords) -> Iterator[str]:
     """Where an arm did not run what its name says."""
-    for record, precision in (
-        (arm.latency, arm.latency.precision_planned if arm.latency else None),
-        (arm.quality, arm.quality.precision if arm.quality else None),
-    ):
+    for record in (arm.latency, arm.quality):
+        planned = record.precision_planned if isinstance(record, LatencyRecord) else record and record.precision
         facts = engine(record)
-        if facts and facts.precision != precision:
-            yield f"{arm.name} ran {facts.precision} where {precision} was planned."
+        if facts and facts.precision != planned:
+            yield f"{arm.name} ran {facts.precision} where {planned} was planned."
     for shape, trace in arm.kernels.items():
         if trace.contradiction:
             where = f" at {shape}" if shape else ""
@@ -123,31 +127,24 @@ def _gpus(record: Record) -> str:
 def _window_differences(first: QualityFigures, second: QualityFigures) -> list[str]:
     if first.dataset_digest == second.dataset_digest:
         return []
-    differences_of = {
-        "dataset": "another data set",
-        "input_len": "another window",
-        "num_chunks": "another number of windows",
-    }
+    texts = {"dataset": "data set", "input_len": "window", "num_chunks": "number of windows"}
     reasons = [
-        f"Quality was measured over {text} ({getattr(first, name)} and {getattr(second, name)})."
-        for name, text in differences_of.items()
+        f"Quality was measured over another {text} ({getattr(first, name)} and {getattr(second, name)})."
+        for name, text in texts.items()
         if getattr(first, name) != getattr(second, name)
     ]
-    digests = f"digests {first.dataset_digest} and {second.dataset_digest}"
     return reasons or [
-        f"Quality was measured over other tokens of the same text, so the tokenizer differs ({digests})."
+        "Quality was measured over other tokens of the same text, so the tokenizer differs "
+        f"(digests {first.dataset_digest} and {second.dataset_digest})."
     ]
 
 
 def labels(reference: ArmRecords, candidate: ArmRecords) -> tuple[LabelDifference, ...]:
     """The labels whose values differ, by the label's name."""
     values: dict[str, tuple[str, str]] = {}
-    for first, second in ((reference.quality, candidate.quality), (reference.latency, candidate.latency)):
-        if first and second and measured(first) and measured(second):
-            sides = dict(_labels(first)), dict(_labels(second))
-            values |= {
-                label: (sides[0].get(label, "-"), sides[1].get(label, "-")) for label in {**sides[0], **sides[1]}
-            }
+    for first, second in reversed(_measured_of_both(reference, candidate).values()):
+        before, after = dict(_labels(first)), dict(_labels(second))
+        values |= {label: (before.get(label, "-"), after.get(label, "-")) for label in {**before, **after}}
     return tuple(LabelDifference(label, *sides) for label, sides in sorted(values.items()) if sides[0] != sides[1])
 
 
@@ -155,8 +152,7 @@ def is_repeat(reference: ArmRecords, candidate: ArmRecords) -> bool:
     """Whether both are one precision of one checkpoint whose labels differ in nothing but how often it was measured."""
     if candidate.name.removesuffix(REPEAT_SUFFIX) == reference.name.removesuffix(REPEAT_SUFFIX):
         return True
-    records = ((reference.latency, candidate.latency), (reference.quality, candidate.quality))
-    pairs = [(first, second) for first, second in records if measured(first) and measured(second)]
+    pairs = _measured_of_both(reference, candidate).values()
     if reference.precision != candidate.precision or not pairs:
         return False
     if any(engine(first) is None or engine(first) != engine(second) for first, second in pairs):
@@ -166,7 +162,7 @@ def is_repeat(reference: ArmRecords, candidate: ArmRecords) -> bool:
 
 def _labels(record: Record) -> Iterator[tuple[str, str]]:
     """Every label as text, under its path."""
-    facts = _values(record.labels.engine)
+    facts = asdict(record.labels.engine) if record.labels.engine else {}
     yield from ((label, str(facts[fact])) for fact, label in _FACT_LABELS.items() if fact in facts)
     yield from ((name, str(getattr(record, name))) for name in ("gpu_name", "sm_version", "fusion_disabled"))
     yield "git", str(record.origin.git)
@@ -175,15 +171,10 @@ def _labels(record: Record) -> Iterator[tuple[str, str]]:
         yield from ((f"machine.{name}", str(getattr(record.origin.machine, name))) for name in names)
     yield from _paths(record.origin.versions, "versions.")
     if isinstance(record, LatencyRecord):
-        yield from _paths(_values(record.schedule), "schedule.")
-        yield from _paths(_values(record.workload), "workload.")
+        for name, part in (("schedule", record.schedule), ("workload", record.workload)):
+            yield from _paths(asdict(part) if part else {}, f"{name}.")
     yield from _paths({fact: value for fact, value in facts.items() if fact not in _FACT_LABELS}, "engine.")
-    yield from _paths({name: value for name, value in _values(record.labels).items() if name != "engine"}, "")
-
-
-def _values(record: EngineFacts | ArmLabels | Schedule | WorkloadLabel | None) -> dict[str, object]:
-    """The fields of a record by name. Those that its file left out are not among its vars."""
-    return {field.name: getattr(record, field.name) for field in fields(record)} if record else {}
+    yield from ((name, str(getattr(record.labels, name))) for name in ("prefix_token_id", "tokenizer"))
 
 
 def _paths(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:

@@ -36,16 +36,16 @@ class GateResult(IntEnum):
     FAILS = 1
     UNDECIDED = 2
 
+    @property
+    def text(self) -> str:
+        """Such as "not decided"."""
+        return ("holds", "fails", "not decided")[self]
+
     @staticmethod
     def worst(results: Iterable[GateResult]) -> GateResult:
         """FAILS where one fails, else UNDECIDED where one is not decided."""
-        present = set(results)
-        return next(
-            (result for result in (GateResult.FAILS, GateResult.UNDECIDED) if result in present), GateResult.HOLDS
-        )
-
-
-_RESULT_WORDS = {GateResult.HOLDS: "holds", GateResult.FAILS: "fails", GateResult.UNDECIDED: "not decided"}
+        order = (GateResult.HOLDS, GateResult.UNDECIDED, GateResult.FAILS)
+        return max(results, key=order.index, default=GateResult.HOLDS)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ class Condition:
     """One condition of a gate.
 
     Attributes:
-        text: as the user wrote it.
         name: speed, ttft or tpot (ratios reference / other), ln_ppl, kld (mean, in nats), top1 (0 to 1), or verdict.
         batch_size: of the shapes that it is about. None for all.
         sign, bound: what the figure has to be. Meaningless for verdict, which has to be `pays`.
@@ -114,7 +113,7 @@ def check(
         for condition in conditions:
             result, why = _check(pair, condition)
             results.append(result)
-            head = f"{condition.text} {_RESULT_WORDS[result]} for {pair.other} against {pair.reference}"
+            head = f"{condition.text} {result.text} for {pair.other} against {pair.reference}"
             lines.append(wording.ended(f"{head}: {why}"))
     missing = [f"{why}, so the gate cannot hold." for why in _missing(comparison, failed_tasks)]
     if not pairs:

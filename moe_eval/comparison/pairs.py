@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
 
 from moe_eval.comparison import comparable, kernels, quality, speed, verdict
@@ -21,9 +21,9 @@ from moe_eval.records.comparison import (
     Sides,
     Verdict,
 )
-from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.kernels import KernelsRecord, PhaseTime
 from moe_eval.records.labels import Status
-from moe_eval.records.latency import LatencyRecord, Metric, ShapeLatency
+from moe_eval.records.latency import LatencyRecord, ShapeLatency
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import RunRecord, Skipped
 
@@ -36,8 +36,8 @@ def compare(
     """Compare every arm with the first one.
 
     Args:
-        arms: at least one. Names are unique.
-        skipped: what runs were asked for and did not begin, see left_out.
+        arms: at least one.
+        skipped: see left_out.
         across: what may differ nevertheless: comparable.GPUS.
 
     Raises:
@@ -50,11 +50,7 @@ def compare(
 
 
 def left_out(runs: Sequence[RunRecord], recorded: Collection[str]) -> tuple[Skipped, ...]:
-    """What runs were asked for and did not begin.
-
-    Args:
-        recorded: names of the arms that have records.
-    """
+    """What runs were asked for and did not begin. `recorded` are names of the arms that have records."""
     skipped = [
         entry for run in runs for entry in run.skipped if entry.evaluator is not None or entry.arm not in recorded
     ]
@@ -84,12 +80,8 @@ def _arm(arm: ArmRecords) -> ComparedArm:
         word_ppl=figures.word_ppl if figures else None,
         bits_per_byte=figures.bits_per_byte if figures else None,
         speed={
-            shape.name: {
-                name: Interval(metric.median, metric.low, metric.high)
-                for name, metric in _metrics(shape).items()
-                if metric
-            }
-            for shape in _timed(arm).values()
+            name: {field.name: figure for field in fields(row.metrics) if (figure := _interval(row, field.name))}
+            for name, row in _timed(arm).items()
         },
         kernels={shape: _categories(record) for shape, record in arm.kernels.items()},
     )
@@ -132,10 +124,6 @@ def _timed(arm: ArmRecords) -> dict[str, ShapeLatency]:
     return {shape.name: shape for shape in arm.latency.shapes} if arm.latency and measured(arm.latency) else {}
 
 
-def _metrics(shape: ShapeLatency) -> dict[str, Metric | None]:
-    return {field.name: getattr(shape.metrics, field.name) for field in fields(shape.metrics)}
-
-
 def _shapes(reference: ArmRecords, candidate: ArmRecords) -> Iterator[ShapeComparison]:
     """Timed shapes of either arm by size, then traced ones that belong to none of them."""
     timed = {name: shape.shape for name, shape in {**_timed(reference), **_timed(candidate)}.items()}
@@ -151,18 +139,13 @@ def _shapes(reference: ArmRecords, candidate: ArmRecords) -> Iterator[ShapeCompa
 def _shape(
     name: str, shape: Shape | None, reference: ArmRecords, candidate: ArmRecords, traced: Sequence[str | None]
 ) -> ShapeComparison:
-    """Two arms at one shape, without a verdict.
-
-    Args:
-        shape: its sizes. None where a trace names none.
-        traced: the name of the trace of either arm that belongs to it.
-    """
+    """Two arms at one shape, without a verdict. `traced` are the names of the traces that belong to it."""
     arms, rows = (reference, candidate), (_timed(reference).get(name), _timed(candidate).get(name))
     comparison = ShapeComparison(
-        name=name,
-        batch_size=shape.batch_size if shape else None,
-        input_len=shape.input_len if shape else None,
-        output_len=shape.output_len if shape else None,
+        name,
+        shape.batch_size if shape else None,
+        shape.input_len if shape else None,
+        shape.output_len if shape else None,
         figures={metric: Sides(*(_interval(row, metric) for row in rows)) for metric in _METRICS} if any(rows) else {},
         notes={arm.name: row.notes for arm, row in zip(arms, rows, strict=True) if row and row.notes},
     )
@@ -185,11 +168,9 @@ def _with_kernels(
     # a phase of a trace is a part of one of the times
     ttft, tpot = shape.speed.ttft_ms, shape.speed.tpot_ms
     faster = {"prefill": ttft.value if ttft else None, "decode": tpot.value if tpot else None}
-    shape = replace(shape, measured=faster["decode"])
-    if before is None:
-        return shape
-    shape = replace(shape, ceiling=_ceilings(before))
-    if after is None:
+    ceiling = {name: _ceiling(phase) for name, phase in before.phases.items()} if before else None
+    shape = replace(shape, measured=faster["decode"], ceiling=ceiling)
+    if before is None or after is None:
         return shape
     changes = kernels.changes(before, after, names, faster)
     decode = changes.get("decode")
@@ -197,7 +178,7 @@ def _with_kernels(
     return replace(
         shape,
         kernels=changes,
-        breakdown=_breakdown(_categories(before), _categories(after)),
+        breakdown=_breakdown(before, after),
         predicted=Predicted(busy, decode.predicted_ratio_step) if decode and busy is not None else None,
     )
 
@@ -208,32 +189,26 @@ def _interval(row: ShapeLatency | None, name: str) -> Interval | None:
 
 
 def _categories(record: KernelsRecord) -> dict[str, dict[str, float]]:
+    """The ms by phase and category."""
     return {
         phase: {category: time.ms for category, time in times.categories.items()}
         for phase, times in record.phases.items()
     }
 
 
-def _breakdown(
-    before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, tuple[float, float]]]:
+def _breakdown(before: KernelsRecord, after: KernelsRecord) -> dict[str, dict[str, tuple[float, float]]]:
     """Both arms' ms by phase and category. It is 0 where a traced phase has none of a category."""
+    sides = _categories(before), _categories(after)
     return {
         phase: {
-            category: (times.get(category, 0.0), after[phase].get(category, 0.0))
-            for category in {**times, **after[phase]}
+            name: (sides[0][phase].get(name, 0.0), sides[1][phase].get(name, 0.0))
+            for name in {**sides[0][phase], **sides[1][phase]}
         }
-        for phase, times in before.items()
-        if phase in after
+        for phase in sides[0]
+        if phase in sides[1]
     }
 
 
-def _ceilings(record: KernelsRecord) -> dict[str, CeilingOfPhase]:
-    return {
-        name: CeilingOfPhase(
-            busy=phase.ceiling.if_free,
-            wall=phase.wall_ceiling.if_free if phase.wall_ceiling else None,
-            share=phase.ceiling.expert_gemm_share,
-        )
-        for name, phase in record.phases.items()
-    }
+def _ceiling(phase: PhaseTime) -> CeilingOfPhase:
+    wall = phase.wall_ceiling.if_free if phase.wall_ceiling else None
+    return CeilingOfPhase(phase.ceiling.if_free, wall, phase.ceiling.expert_gemm_share)

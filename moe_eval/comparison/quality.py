@@ -26,13 +26,10 @@ _PLAIN = QualityComparison(None, None, no_interval="The scores of the tokens are
 
 
 def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison | None:
-    """Perplexity and divergence of an arm against another.
+    """Perplexity and divergence of an arm against another. None where they did not score the same windows.
 
     By the arrays beside the records, else by what was computed before of arms of one run, else the plain change of
     perplexity.
-
-    Returns:
-        None where they did not score the same windows.
 
     Raises:
         UsageError: the arrays are damaged.
@@ -41,14 +38,16 @@ def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison |
     figures = scored(first), scored(second)
     if first is None or second is None or figures[0] is None or figures[1] is None:
         return None
-    if figures[0].dataset_digest != figures[1].dataset_digest:
+    before, after = figures[0].perplexity, figures[1].perplexity
+    if figures[0].dataset_digest != figures[1].dataset_digest or not before or not after:
         return None
     noise_floor = _noise_floor(first, second)
     one_run = is_one_run(first, second)
-    comparison = _by_arrays(reference.arrays, candidate.arrays, noise_floor)
-    if comparison is None and one_run:
-        comparison = candidate.compared.get(reference.name)
-    comparison = comparison or _PLAIN
+    files = reference.arrays, candidate.arrays
+    if files[0] and files[1]:
+        comparison = of_scores(_scores(files[0]), _scores(files[1]), noise_floor)
+    else:
+        comparison = (candidate.compared.get(reference.name) if one_run else None) or _PLAIN
     ratio = _finite(comparison.ln_ppl_ratio)
     no_interval = comparison.no_interval or (None if ratio else "The ratio of perplexities is no number.")
     random_weights = any(facts is not None and facts.weights == "random" for facts in map(engine, (first, second)))
@@ -56,7 +55,7 @@ def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison |
     flag = comparison.flag if _bits(candidate.precision) < _bits(reference.precision) else None
     return QualityComparison(
         ln_ppl_ratio=ratio,
-        ppl_change=math.exp(ratio.value) - 1 if ratio else _change(figures[0].perplexity, figures[1].perplexity),
+        ppl_change=math.exp(ratio.value) - 1 if ratio else after / before - 1,
         divergence=comparison.divergence,
         noise_floor=noise_floor,
         random_weights=random_weights,
@@ -70,10 +69,6 @@ def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison |
 def _bits(precision: str) -> int:
     """Bits of the experts' weights, roughly: what is lower costs quality."""
     return 16 if precision in DTYPE_OF else 4 if precision.startswith("nvfp4") else 8
-
-
-def _change(before: float | None, after: float | None) -> float | None:
-    return after / before - 1 if before and after else None
 
 
 def _finite(ratio: Estimate | None) -> Estimate | None:
@@ -93,20 +88,11 @@ def _is_calibrated_on_text(record: QualityRecord) -> bool:
     return record.figures is not None and str(calibration).endswith(f" of {record.figures.dataset}")
 
 
-def _by_arrays(reference: Path | None, candidate: Path | None, noise_floor: float | None) -> QualityComparison | None:
-    if reference is None or candidate is None:
-        return None
-    return of_scores(_scores(reference), _scores(candidate), noise_floor)
-
-
 def of_scores(reference: Scores, candidate: Scores, noise_floor: float | None) -> QualityComparison:
-    """Two arms' scores of the same windows.
+    """Two arms' scores of the same windows, flagged where implausible, whichever precision is the lower one.
 
     Args:
         noise_floor: |ln(perplexity ratio)| by batching alone. None where not measured.
-
-    Returns:
-        With a sentence where the result is implausible, whichever precision is the lower one.
 
     Raises:
         UsageError: they did not score the same windows.

@@ -19,7 +19,7 @@ _Reader = Callable[[Sample, str], float]
 
 
 def ratios(reference: ShapeLatency, candidate: ShapeLatency) -> SpeedRatios:
-    """How much faster the candidate is by every time (above 1: it is faster)."""
+    """How much faster the candidate is by every time."""
     pairs = [pair for pair in zip(reference.blocks, candidate.blocks, strict=False) if all(pair)]
     steps = max(reference.output_len - 1, 1)
     return SpeedRatios(
@@ -34,18 +34,19 @@ def ratios(reference: ShapeLatency, candidate: ShapeLatency) -> SpeedRatios:
 def _ratio(
     pairs: Sequence[tuple[Sequence[Sample], Sequence[Sample]]], order: Sequence[str], time: _Reader
 ) -> Ratio | None:
-    """Reference over candidate with the interval of stats.block_ratio, which needs two blocks.
+    """Reference over candidate, with the interval of stats.block_ratio.
+
+    None where no block was measured on both sides, or one of the times is no positive number.
 
     Args:
         pairs: samples of both arms by block, none of them empty.
-        order: of the sources, the best one first.
-
-    Returns:
-        None where no block was measured on both sides, or one of the times is no positive number.
+        order: of the clocks, the best one first. The first that timed all samples counts.
     """
-    source = _source([sample for pair in pairs for block in pair for sample in block], order)
-    if source is None:
+    samples = [sample for pair in pairs for block in pair for sample in block]
+    timed = [name for name in order if all(name in sample.first and name in sample.last for sample in samples)]
+    if not samples or not timed:
         return None
+    source = timed[0]
     above = [[time(sample, source) for sample in block] for block, _ in pairs]
     below = [[time(sample, source) for sample in block] for _, block in pairs]
     if min(map(min, [*above, *below])) <= 0:  # a difference of two calls that are too short to tell apart
@@ -55,12 +56,6 @@ def _ratio(
     except (UsageError, OverflowError):
         return Ratio(statistics.median(above[0]) / statistics.median(below[0]), None, None, len(pairs), source)
     return Ratio(ratio.value, ratio.low, ratio.high, len(pairs), source)
-
-
-def _source(samples: Sequence[Sample], order: Sequence[str]) -> str | None:
-    """The first clock that timed all samples."""
-    timed = [name for name in order if all(name in sample.first and name in sample.last for sample in samples)]
-    return timed[0] if samples and timed else None
 
 
 def fairness(reference: LatencyRecord, candidate: LatencyRecord, shape: Shape) -> Fairness:
@@ -114,17 +109,12 @@ def _experts_differ(reference: Routing, candidate: Routing, arms: tuple[str, str
 
 def clocks(reference: ShapeLatency, candidate: ShapeLatency) -> Clocks:
     """The SM clocks of both arms at a shape."""
-    return Clocks(
-        sm_mhz=(_median_clock(reference), _median_clock(candidate)),
-        slow_samples=(_slow_samples(reference), _slow_samples(candidate)),
-    )
+    (before_mhz, before_slow), (after_mhz, after_slow) = _clock(reference), _clock(candidate)
+    return Clocks((before_mhz, after_mhz), (before_slow, after_slow))
 
 
-def _median_clock(shape: ShapeLatency) -> float | None:
+def _clock(shape: ShapeLatency) -> tuple[float | None, int | None]:
+    """The median clock in MHz, and how many iterations ran at a low one."""
     mhz = [gpu.sm_mhz_median for turn in shape.turns for gpu in turn.gpus if gpu.sm_mhz_median is not None]
-    return statistics.median(mhz) if mhz else None
-
-
-def _slow_samples(shape: ShapeLatency) -> int | None:
     flags = [flag for turn in shape.turns for flag in turn.slow_samples if flag is not None]
-    return sum(flags) if flags else None
+    return statistics.median(mhz) if mhz else None, sum(flags) if flags else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from moe_eval.comparison import allowances, cause, wording
+from moe_eval.comparison import allowances, wording
 from moe_eval.records.comparison import ComparedArm, Pair, PairSchedule, Ratio, ShapeComparison, Verdict
 from moe_eval.stats import CONFIDENCE
 
@@ -22,33 +22,31 @@ def of_shape(shape: ShapeComparison, schedule: PairSchedule | None) -> tuple[Ver
     and stays within 5 % of it: then there is no gain worth having. Else it is inconclusive. The interval is at
     least as wide as allowances.allowance. Where it does not hold drift, one with 1 in it is inconclusive. Arms whose
     tokens spread over different numbers of experts are not comparable.
-
-    Args:
-        schedule: of the pair.
     """
     ratio = shape.speed.e2e_ms
     if ratio is None:
         return Verdict.INCONCLUSIVE, "It was not timed on both sides."
     if shape.fairness.is_fair is False:
         return Verdict.NOT_COMPARABLE, shape.fairness.reason or ""
-    verdict, reason = _by_bounds(ratio, schedule)
-    sentences = [reason, allowances.drift(ratio, schedule)]
+    verdict, predicate = _by_bounds(ratio, schedule)
+    sentences = [wording.bounds_sentence(ratio, schedule, predicate), allowances.drift(ratio, schedule)]
     if shape.fairness.is_fair is None:
         sentences.append(f"Whether both went through as many experts was not checked ({shape.fairness.reason}).")
     return verdict, " ".join(filter(None, sentences))
 
 
 def _by_bounds(ratio: Ratio, schedule: PairSchedule | None) -> tuple[Verdict, str]:
+    """The verdict, and the predicate of its sentence."""
     low, high = allowances.bounds(ratio, schedule)
     if low > 1:
-        return Verdict.PAYS, wording.bounds_sentence(ratio, schedule, "lies above 1")
+        return Verdict.PAYS, "lies above 1"
     if high < 1:
-        return Verdict.DOES_NOT_PAY, wording.bounds_sentence(ratio, schedule, "lies below 1")
+        return Verdict.DOES_NOT_PAY, "lies below 1"
     if allowances.drift(ratio, schedule):
-        return Verdict.INCONCLUSIVE, wording.bounds_sentence(ratio, schedule)
+        return Verdict.INCONCLUSIVE, ""
     if low >= 1 / _MARGIN and high <= _MARGIN:
-        return Verdict.DOES_NOT_PAY, wording.bounds_sentence(ratio, schedule, " and stays within 5 % of it")
-    return Verdict.INCONCLUSIVE, wording.bounds_sentence(ratio, schedule, " and reaches further than 5 % from it")
+        return Verdict.DOES_NOT_PAY, " and stays within 5 % of it"
+    return Verdict.INCONCLUSIVE, " and reaches further than 5 % from it"
 
 
 def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
@@ -57,11 +55,11 @@ def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
     It pays where at least one shape pays and none is slower beyond its interval. It does not where one is slower, or
     where no shape pays and none is open. Quality is told and decides nothing: what it may cost is for the reader, or
     for a gate. An emulated arm has no speed, so there the verdict is inconclusive.
-
-    Args:
-        arms: by name.
     """
-    shapes = [_decided(shape, pair) for shape in pair.shapes]
+    shapes = []
+    for shape in pair.shapes:
+        ruling = (Verdict.NOT_COMPARABLE, " ".join(pair.differs)) if pair.differs else of_shape(shape, pair.schedule)
+        shapes.append(replace(shape, verdict=ruling[0], reason=ruling[1]))
     timed = [shape for shape in shapes if shape.speed.e2e_ms is not None]
     emulated = [name for name in (pair.reference, pair.other) if arms[name].emulated]
     differs = list(pair.differs)
@@ -69,38 +67,26 @@ def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
         differs = differs or list(dict.fromkeys(shape.reason for shape in timed))
     because, settled_by = "", None
     if differs:
-        verdict, sentence = Verdict.NOT_COMPARABLE, wording.not_comparable(pair, differs)
+        verdict = Verdict.NOT_COMPARABLE
+        sentence = " ".join([f"{pair.other} cannot be compared with {pair.reference}.", *differs])
     elif emulated or not timed:
         verdict = Verdict.INCONCLUSIVE
         sentence, settled_by = wording.without_speed(pair, arms, emulated)
     elif pair.is_repeat:
-        moved = any(not _holds_one(shape, pair.schedule) for shape in timed)
-        verdict = Verdict.INCONCLUSIVE if moved else _of_shapes(timed, pair.schedule)
+        ratios = [shape.speed.e2e_ms for shape in timed if shape.speed.e2e_ms]
         sentence = wording.repeat(pair, timed)
-        settled_by = _settled_by(timed, pair.schedule)
-        if moved:
+        if all(allowances.holds_one(ratio, pair.schedule) for ratio in ratios):
+            verdict, settled_by = _of_shapes(timed, pair.schedule), _settled_by(timed, pair.schedule)
+        else:
+            verdict = Verdict.INCONCLUSIVE
             settled_by = "Measure more blocks, with nothing else on the machine."
     else:
         verdict = _of_shapes(timed, pair.schedule)
         sentence = " ".join([wording.with_speed(pair, timed, verdict), *wording.unfinished_arms(pair, arms)])
-        because = cause.because(pair, timed)
+        because = wording.because(pair, timed)
         settled_by = _settled_by(timed, pair.schedule)
-    return replace(
-        pair,
-        verdict=verdict,
-        sentence=sentence,
-        because=because,
-        settled_by=settled_by,
-        differs=tuple(differs),
-        shapes=tuple(shapes),
-    )
-
-
-def _decided(shape: ShapeComparison, pair: Pair) -> ShapeComparison:
-    if pair.differs:
-        return replace(shape, verdict=Verdict.NOT_COMPARABLE, reason=" ".join(pair.differs))
-    verdict, reason = of_shape(shape, pair.schedule)
-    return replace(shape, verdict=verdict, reason=reason)
+    pair = replace(pair, verdict=verdict, sentence=sentence, because=because, settled_by=settled_by)
+    return replace(pair, differs=tuple(differs), shapes=tuple(shapes))
 
 
 def _of_shapes(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> Verdict:
@@ -110,10 +96,6 @@ def _of_shapes(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None)
     if Verdict.PAYS in verdicts:
         return Verdict.PAYS
     return Verdict.INCONCLUSIVE if Verdict.INCONCLUSIVE in verdicts else Verdict.DOES_NOT_PAY
-
-
-def _holds_one(shape: ShapeComparison, schedule: PairSchedule | None) -> bool:
-    return shape.speed.e2e_ms is None or allowances.holds_one(shape.speed.e2e_ms, schedule)
 
 
 def _settled_by(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str | None:

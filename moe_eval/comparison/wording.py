@@ -11,6 +11,7 @@ from moe_eval.records.comparison import (
     ComparisonRecord,
     Pair,
     PairSchedule,
+    PhaseChange,
     QualityComparison,
     Ratio,
     ShapeComparison,
@@ -18,6 +19,9 @@ from moe_eval.records.comparison import (
 )
 from moe_eval.records.labels import Status
 
+# what a lower precision adds to a step, in a reader's words
+_COSTS = {"quant_dequant": "quantisation", "routing_permute": "permutation"}
+_LEAST_MS = 0.005  # less is not worth a word
 _UNFINISHED = {Status.SKIPPED: "was left out", Status.RUNNING: "did not finish"}
 
 
@@ -52,7 +56,7 @@ def bounds_sentence(ratio: Ratio, schedule: PairSchedule | None, predicate: str 
     """Where the bounds of a ratio lie, and what they allow for.
 
     Args:
-        predicate: such as "lies above 1", or what is said of bounds that hold 1 after that.
+        predicate: such as "lies above 1". Bounds that hold 1 say so first.
     """
     low, high = ratio.low, ratio.high
     if holds_one(ratio, schedule):
@@ -82,26 +86,22 @@ def quality_change(quality: QualityComparison | None) -> str:
 
 def _quality_sentences(quality: QualityComparison | None) -> list[str]:
     change = quality_change(quality)
+    if quality and quality.random_weights:
+        return ["Quality was not judged: the weights are random."]
     if quality is None or not change:
-        random_weights = quality is not None and quality.random_weights
-        return ["Quality was not judged: the weights are random." if random_weights else "Quality was not measured."]
-    flag = [sentence(quality.flag)] if quality.flag else []
+        return ["Quality was not measured."]
+    flag = [ended(capitalised(quality.flag))] if quality.flag else []
     return [f"The change in quality is {change}.", *flag]
 
 
-def sentence(text: str) -> str:
-    """A text with a capital letter and a full stop."""
-    return ended(f"{text[:1].upper()}{text[1:]}")
+def capitalised(text: str) -> str:
+    """A text that begins with a capital letter."""
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def ended(text: str) -> str:
     """A text with one full stop at its end."""
     return f"{text.rstrip('. ')}."
-
-
-def not_comparable(pair: Pair, differences: Sequence[str]) -> str:
-    """Two arms that cannot be compared."""
-    return " ".join([f"{pair.other} cannot be compared with {pair.reference}.", *differences])
 
 
 def without_speed(pair: Pair, arms: Mapping[str, ComparedArm], emulated: Sequence[str]) -> tuple[str, str]:
@@ -133,29 +133,20 @@ def unfinished(arm: ComparedArm) -> str:
 
 
 def with_speed(pair: Pair, shapes: Sequence[ShapeComparison], verdict: Verdict) -> str:
-    """The verdict by batch size, and what it costs in quality.
-
-    Args:
-        shapes: those that were timed on both sides, by size, with their verdicts.
-        verdict: the pair's.
-    """
+    """The verdict by batch size, and what it costs in quality. `shapes` were timed on both sides, by size."""
     paying = [shape for shape in shapes if shape.verdict is Verdict.PAYS]
     remaining = [_shape_sentence(shape, shapes, pair.schedule) for shape in shapes if shape not in paying]
-    if paying and verdict is Verdict.PAYS:
-        head = [f"{pair.other} pays {_paying(paying, shapes, pair.schedule)}"]
-    elif paying:
-        paying_sentences = f"It pays {_paying(paying, shapes, pair.schedule)}"
-        head = [f"{pair.other} does not pay at every batch size.", paying_sentences]
-    elif verdict is Verdict.DOES_NOT_PAY:
-        head = [f"{pair.other} does not pay."]
+    if paying:
+        subject = pair.other if verdict is Verdict.PAYS else f"{pair.other} does not pay at every batch size. It"
+        head = f"{subject} pays {_paying(paying, shapes, pair.schedule)}"
     else:
-        head = [f"{pair.other} may pay or not."]
-    return " ".join([*head, *remaining, *_quality_sentences(pair.quality)])
+        head = f"{pair.other} {'does not pay' if verdict is Verdict.DOES_NOT_PAY else 'may pay or not'}."
+    return " ".join([head, *remaining, *_quality_sentences(pair.quality)])
 
 
 def _paying(paying: Sequence[ShapeComparison], shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str:
     """Where an arm pays, after the word."""
-    smallest, best = paying[0], max(paying, key=_speed)
+    smallest, best = paying[0], max(paying, key=lambda shape: shape.speed.e2e_ms.value if shape.speed.e2e_ms else 0.0)
     places = [f"{place(shape, shapes)} ({_e2e_text(shape, schedule)})" for shape in paying]
     to_the_end = list(shapes[len(shapes) - len(paying) :]) == list(paying) and len(shapes) > 1
     if not (to_the_end and _has_one_shape_per_batch(shapes)):
@@ -169,17 +160,13 @@ def _paying(paying: Sequence[ShapeComparison], shapes: Sequence[ShapeComparison]
     return f"{text} The gain is largest {place(best, shapes)} ({_e2e_text(best, schedule)})."
 
 
-def _speed(shape: ShapeComparison) -> float:
-    return shape.speed.e2e_ms.value if shape.speed.e2e_ms else 0.0
-
-
 def _e2e_text(shape: ShapeComparison, schedule: PairSchedule | None) -> str:
     return ratio_text(shape.speed.e2e_ms, schedule) if shape.speed.e2e_ms else "not timed"
 
 
 def _shape_sentence(shape: ShapeComparison, shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str:
     """One shape that does not pay, such as "At batch 1 the result is open (1.01x, 0.90 to 1.13)."."""
-    where, ratio = sentence(place(shape, shapes)).rstrip("."), shape.speed.e2e_ms
+    where, ratio = capitalised(place(shape, shapes)), shape.speed.e2e_ms
     if shape.verdict is Verdict.NOT_COMPARABLE or ratio is None:
         return f"{where} there is no verdict. {shape.reason}"
     number = ratio_text(ratio, schedule)
@@ -213,3 +200,57 @@ def place(shape: ShapeComparison, shapes: Iterable[ShapeComparison]) -> str:
 def _has_one_shape_per_batch(shapes: Iterable[ShapeComparison]) -> bool:
     sizes = [shape.batch_size for shape in shapes]
     return len(set(sizes)) == len(sizes)
+
+
+def because(pair: Pair, shapes: Sequence[ShapeComparison]) -> str:
+    """Why an arm is as fast as it is, by the kernels of a decode step. Empty where no shape was traced on both sides.
+
+    Told of the smallest batch that does not pay, else of the largest that does. `shapes` are as of with_speed.
+    """
+    traced = [
+        (shape, shape.kernels["decode"])
+        for shape in shapes
+        if shape.kernels and "decode" in shape.kernels and shape.verdict is not Verdict.NOT_COMPARABLE
+    ]
+    if not traced:
+        return ""
+    shape, decode = next((entry for entry in traced if entry[0].verdict is not Verdict.PAYS), traced[-1])
+    experts = decode.categories.get("expert_gemm")
+    step_ms = decode.step_ms[0] if decode.step_ms else sum(change.before_ms for change in decode.categories.values())
+    if experts is None or not step_ms:
+        return ""
+    gained_ms = -experts.change_ms
+    where = capitalised(place(shape, shapes))
+    sentences = [
+        f"{where} the expert GEMMs are {100 * experts.before_ms / step_ms:.0f} % of a decode step of {pair.reference} "
+        f"({step_ms:.2f} ms).",
+        f"Those of {pair.other} take {abs(gained_ms):.2f} ms {'less' if gained_ms >= 0 else 'more'}.",
+    ]
+    return " ".join([*sentences, *_taken_back(decode, gained_ms), *_prediction(shape, pair.schedule)])
+
+
+def _taken_back(decode: PhaseChange, gained_ms: float) -> list[str]:
+    """What other kernels take back of the gain, or add to the loss, and what they save."""
+    changes = {name: change.change_ms for name, change in decode.categories.items()}
+    parts = {text: changes.get(name, 0.0) for name, text in _COSTS.items()}
+    if decode.waiting_change_ms is not None:
+        parts["gaps between kernels"] = decode.waiting_change_ms
+    named_ms = sum(changes.get(name, 0.0) for name in ("expert_gemm", *_COSTS))
+    parts["all other kernels"] = decode.kernel_change_ms - named_ms
+    parts = {name: ms for name, ms in parts.items() if abs(ms) >= _LEAST_MS}
+    costs = [
+        f"{name} {ms:.2f} ms" + (f" ({100 * ms / gained_ms:.0f} %)" if gained_ms > 0 else "")
+        for name, ms in parts.items()
+        if ms > 0
+    ]
+    savings = [f"{name} {-ms:.2f} ms" for name, ms in parts.items() if ms < 0]
+    sentences = [f"{'Taken back' if gained_ms > 0 else 'Added'}: {', '.join(costs)}."] if costs else []
+    return [*sentences, *([f"Saved: {', '.join(savings)}."] if savings else [])]
+
+
+def _prediction(shape: ShapeComparison, schedule: PairSchedule | None) -> list[str]:
+    if shape.predicted is None or shape.predicted.step is None:
+        return []
+    traced = f"The traced step is {shape.predicted.step:.2f}x as fast ({shape.predicted.busy:.2f}x by kernels alone)."
+    tpot = shape.speed.tpot_ms
+    return [traced, *([f"Without a profiler it is {ratio_text(tpot, schedule)}."] if tpot else [])]

@@ -7,17 +7,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.errors import UsageError
 from moe_eval.records import disk, run_files, schema_1
-from moe_eval.records.comparison import (
-    COMPARISON_FILE,
-    COMPARISON_SCHEMA,
-    ComparisonRecord,
-    Pair,
-    QualityComparison,
-)
+from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord, Pair, QualityComparison
 from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
@@ -28,13 +23,15 @@ _FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu)(?:_(b\d+_i\d+_o\d+))?\
 _COMPARISON_FILES = (COMPARISON_FILE, f"perf_{COMPARISON_FILE}", f"ppl_{COMPARISON_FILE}")
 
 
-@dataclass(frozen=True)
-class _Form:
+_Record = LatencyRecord | QualityRecord | KernelsRecord
+
+
+class _Form(NamedTuple):
     """How the records of an evaluator are read."""
 
     kind: type[LatencyRecord] | type[QualityRecord] | type[KernelsRecord]
     schema: int
-    from_schema_1: Callable[[schema_1.Json, str], dict[str, object]]
+    upgrade: Callable[[schema_1.Json, str], dict[str, object]]
     maker: str
 
 
@@ -51,7 +48,6 @@ class ArmRecords:
 
     Attributes:
         name: unique in a run. `precision`: that was asked for.
-        latency, quality: None where not measured.
         kernels: by the name of the shape, "" where the record names none. Traces that failed are left out.
         folder: where its arrays and traces are. None where they are not at hand.
         compared: the quality against other arms of the same run, by their names, as somebody has computed it before.
@@ -78,16 +74,19 @@ class ArmRecords:
         return files[0] if len(files) == 1 else None
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One file: the record and, where it is of schema 1, its content."""
+class _Entry(NamedTuple):
+    """One file and its record."""
 
     arm: str
     kind: str
     shape: str
     file: Path
-    record: LatencyRecord | QualityRecord | KernelsRecord
-    old: schema_1.Json | None
+    record: _Record
+
+    @property
+    def before(self) -> schema_1.Json:
+        """The content of a record of schema 1. Empty for a later one."""
+        return disk.read_object(self.file, _FORMS[self.kind].maker) if self.record.schema == schema_1.SCHEMA else {}
 
 
 def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
@@ -111,45 +110,38 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
         first = entries.setdefault((entry.arm, entry.kind, entry.shape), entry)
         if first is not entry:
             raise UsageError(f"{first.file} and {entry.file.name} are of the same arm. Keep one of them in the folder.")
-    if not entries and run_id is not None:
-        return []
-    if not entries:
+    if not entries and run_id is None:
         raise UsageError(
             f"{folder} holds no record (perf_*.json, ppl_*.json, kernels_*.json). "
             "Give the --output_dir of moe-eval run, perf or ppl."
         )
-    names = dict.fromkeys(entry.arm for entry in entries.values())
-    arms = in_order([_arm(name, folder, entries.values()) for name in names])
+    arms = in_order(_arm(name, folder, entries.values()) for name in {entry.arm for entry in entries.values()})
     return _with_comparisons(folder, in_order(arms, _reference(folder, arms, entries.values())))
 
 
 def in_order(arms: Iterable[ArmRecords], reference: str | None = None) -> list[ArmRecords]:
     """The reference first, then by the order of precision.PRECISIONS, a repeated arm after itself."""
-    return sorted(arms, key=lambda arm: (arm.name != reference, _rank(arm.precision), arm.name))
+    ranks = {precision: rank for rank, precision in enumerate(PRECISIONS)}
+
+    def place(arm: ArmRecords) -> tuple[bool, int, str]:
+        base = arm.precision.partition("-")[0]  # weight-only kernels stand with the precision that they unpack
+        return arm.name != reference, ranks.get(base, len(ranks)), arm.name
+
+    return sorted(arms, key=place)
 
 
-def _rank(precision: str) -> int:
-    """Where a precision stands. Weight-only kernels stand with the precision that they unpack."""
-    base = precision.partition("-")[0]
-    return PRECISIONS.index(base) if base in PRECISIONS else len(PRECISIONS)
-
-
-def _reference(folder: Path, arms: Sequence[ArmRecords], entries: Collection[_Entry]) -> str:
+def _reference(folder: Path, arms: Sequence[ArmRecords], entries: Collection[_Entry]) -> str | None:
     """The name of the arm that the others are compared with. Latency counts more than quality."""
+    names = [arm.name for arm in arms]
     for kind in ("perf", "ppl"):
-        claimed = {
-            entry.arm
-            for entry in entries
-            if entry.kind == kind and entry.old is not None and schema_1.is_reference(entry.old)
-        }
-        for arm in arms:
-            if arm.name in claimed:
-                return arm.name
+        claimed = [entry.arm for entry in entries if entry.kind == kind and schema_1.is_reference(entry.before)]
+        if claimed:
+            return min(claimed, key=names.index)
     planned = [name for run in run_files.read_run(folder) for name in run.evaluators]
     ordered = sorted(arms, key=lambda arm: planned.index(arm.name) if arm.name in planned else len(planned))
     timed = [arm.name for arm in ordered if arm.latency and arm.latency.status is Status.FINISHED]
     scored = [arm.name for arm in ordered if arm.quality and arm.quality.status is Status.FINISHED]
-    return next(iter([*timed, *scored, ordered[0].name]))
+    return next(iter([*timed, *scored, *(arm.name for arm in ordered)]), None)
 
 
 def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
@@ -164,7 +156,9 @@ def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
             latency = entry.record
         elif isinstance(entry.record, QualityRecord):
             quality = entry.record
-            compared = _compared_before(entry)
+            reference, comparison = schema_1.compared(entry.before) or ("", None)
+            if comparison is not None:
+                compared = {reference: disk.convert(comparison, QualityComparison, entry.file, _FORMS["ppl"].maker)}
         else:
             kernels[entry.shape] = entry.record
     labels = [record.precision for record in kernels.values() if record.precision]
@@ -178,11 +172,11 @@ def _entries(folder: Path) -> Iterator[_Entry]:
         match = _FILE.fullmatch(file.name)
         if match is None or (match[4] and match[1] != "kernels"):
             continue
-        entry = _entry(file, match[1], match[2])
-        if not isinstance(entry.record, KernelsRecord):
-            yield entry
-        elif entry.record.status is Status.FINISHED:
-            yield replace(entry, shape=entry.record.shape or match[4] or "")
+        record = read_file(file)
+        if not isinstance(record, KernelsRecord):
+            yield _Entry(match[2], match[1], "", file, record)
+        elif record.status is Status.FINISHED:
+            yield _Entry(match[2], match[1], record.shape or match[4] or "", file, record)
 
 
 def read_file(file: Path) -> LatencyRecord | QualityRecord | KernelsRecord:
@@ -194,28 +188,14 @@ def read_file(file: Path) -> LatencyRecord | QualityRecord | KernelsRecord:
     match = _FILE.fullmatch(file.name)
     if match is None:
         raise UsageError(f"{file} is not named like a record. Give the file its name back.")
-    return _entry(file, match[1], match[2]).record
-
-
-def _entry(file: Path, kind: str, arm: str) -> _Entry:
-    form = _FORMS[kind]
-    content = disk.read_object(file, form.maker)
-    schema = content.get("schema", schema_1.SCHEMA)
-    if schema not in (schema_1.SCHEMA, form.schema):
-        raise UsageError(f"{file} has schema {schema}. This moe_eval reads schema {schema_1.SCHEMA} and {form.schema}.")
-    old = content if schema == schema_1.SCHEMA else None
-    record = disk.convert(form.from_schema_1(old, arm) if old is not None else content, form.kind, file, form.maker)
+    form, arm = _FORMS[match[1]], match[2]
+    schemas = (schema_1.SCHEMA, form.schema)
+    record: _Record = disk.read_record(
+        file, form.kind, schemas=schemas, maker=form.maker, upgrade=lambda content: form.upgrade(content, arm)
+    )
     if record.arm not in (arm, None):
         raise UsageError(f"{file} is the record of {record.arm}. Give the file its name back.")
-    return _Entry(arm, kind, "", file, record, old)
-
-
-def _compared_before(entry: _Entry) -> dict[str, QualityComparison]:
-    """What a record of schema 1 says of its arm against the reference of its run."""
-    compared = schema_1.compared(entry.old) if entry.old is not None else None
-    if compared is None:
-        return {}
-    return {compared[0]: disk.convert(compared[1], QualityComparison, entry.file, _FORMS[entry.kind].maker)}
+    return record
 
 
 def _with_comparisons(folder: Path, arms: Sequence[ArmRecords]) -> list[ArmRecords]:

@@ -29,9 +29,8 @@ class Ratio:
     """How much faster the other arm is: reference over other, above 1 where the other is faster.
 
     Attributes:
-        value: the geometric mean over blocks of the medians' ratio.
+        value: the geometric mean over blocks of the medians' ratio, by the clock `source`.
         low, high: its 95 % interval by block. None with one block.
-        source: the clock.
     """
 
     value: float
@@ -71,9 +70,7 @@ class Sides:
 class Fairness:
     """Whether both arms did the same work at a shape: steps of the prompts and experts per step.
 
-    Attributes:
-        is_fair: None where nobody could look.
-        reason: why not, or why that is not known.
+    `is_fair` is None where nobody could look. `reason` says why it is not, or not known.
     """
 
     is_fair: bool | None = None
@@ -110,17 +107,14 @@ class PhaseChange:
     time in which nothing runs, plus a residual: every figure is a median of its own, and medians do not add up.
 
     Attributes:
-        categories: by name.
         kernel_change_ms: of all categories together.
         step_is: `wall` where `step_ms` is from a step's begin to the next one's, `span` where it is the kernels' span.
         step_ms, busy_ms: before and after.
-        overlap_change_ms, waiting_change_ms, residual_ms: see above.
         expert_gemm_ratio: how many times faster the expert GEMMs are. None where one side has none.
         ceiling_busy, ceiling_wall: what that alone would make of the first trace's busy and wall time.
         predicted_ratio_busy, predicted_ratio_step: how many times faster the kernels, and the steps under the profiler.
         measured_ratio: without a profiler. None where not known.
         new, vanished: kernels that run on one side only, longest first.
-        text: a paragraph.
     """
 
     categories: Mapping[str, CategoryChange]
@@ -294,11 +288,7 @@ class ComparedArm:
 
 @dataclass(frozen=True)
 class ComparisonRecord:
-    """Every arm against the first one.
-
-    Attributes:
-        skipped: what a run was asked for and did not begin.
-    """
+    """Every arm against the first one. `skipped` is what a run was asked for and did not begin."""
 
     reference: str
     arms: tuple[ComparedArm, ...]

@@ -28,21 +28,29 @@ def write_record(file: Path, record: object) -> None:
     write_text(file, msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
 
 
-def read_record(file: Path, kind: type[Record], *, schemas: Collection[int], maker: str) -> Record:
+def read_record(
+    file: Path,
+    kind: type[Record],
+    *,
+    schemas: Collection[int],
+    maker: str,
+    upgrade: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None,
+) -> Record:
     """Read a record by its class.
 
     Args:
         schemas: of `kind`, that this reads.
         maker: the command that makes such a record, for messages.
+        upgrade: brings schema 1 into the present form. Then a record that names no schema is of schema 1.
 
     Raises:
         UsageError: the file cannot be read, is damaged (with the path of what does not fit), or has another schema.
     """
-    content = read_object(file, maker)
-    schema = content.get("schema")
+    content: Mapping[str, object] = read_object(file, maker)
+    schema = content.get("schema", 1 if upgrade else None)
     if schema not in schemas:
         raise UsageError(f"{file} has schema {schema}. This moe_eval reads schema {' and '.join(map(str, schemas))}.")
-    return convert(content, kind, file, maker)
+    return convert(upgrade(content) if upgrade and schema == 1 else content, kind, file, maker)
 
 
 def read_object(file: Path, maker: str) -> dict[str, object]:
@@ -70,13 +78,10 @@ def convert(content: Mapping[str, object], kind: type[Record], file: Path, maker
     """
     try:
         record = msgspec.convert(content, kind, str_keys=True)
-        path = _too_large(content)
+        if path := _too_large(content):
+            raise msgspec.ValidationError(f"no figure is as large as {path}")
     except (msgspec.ValidationError, RecursionError) as error:
         raise UsageError(f"{file} is not a record of {maker} ({error}). Take it out of the folder.") from None
-    if path is not None:
-        raise UsageError(
-            f"{file} is not a record of {maker} (no figure is as large as {path}). Take it out of the folder."
-        )
     return record
 
 

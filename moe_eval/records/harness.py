@@ -16,12 +16,10 @@ RECORD_FILE, RESULTS_FILE = "record.json", "results.json"
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a task evaluated.
+    """What a task of the harness evaluated.
 
     Attributes:
-        task, version: of the harness.
         source: `hub:PATH:CONFIGURATION`, or `local:TASK` for a task that reads files itself.
-        split: of the data set.
         documents: how many were evaluated.
         digest: 16 hexadecimal digits of SHA-256 over the hashes of these documents, in order.
     """
@@ -41,12 +39,10 @@ class HarnessRecord:
     Attributes:
         run_id: 32 hexadecimal digits; also a tag in MLflow.
         status: `running` until the run has ended one way or another.
-        error: why it failed.
         started: UTC, ISO 8601. `seconds` is wall-clock time including loading.
         model_args: as given, secrets removed.
         settings: the harness's options that differ from nothing.
         labels: what the model said of itself (engine facts, window, BOS policy, tokens scored).
-        machine, versions, git: where and with what it ran.
         metrics: by MLflow key; units are in the names. None where a metric is no number.
         datasets: one for each task.
         notes: sentences a reader of the numbers has to know.

@@ -60,7 +60,6 @@ class PhaseTime:
     Attributes:
         steps: that count. `set_aside`: reasons and counts of those that do not.
         moe_layers: MoE blocks of a step, as the order of launches tells.
-        categories: by name.
         total_ms: the categories' times together. `total_launches` likewise.
         busy_ms: with at least one kernel running (the union of their intervals). `overlap_ms`: more than one.
         span_ms: from the first kernel to the end of the last. `idle_ms`: of the span, nothing running.

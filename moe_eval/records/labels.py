@@ -18,7 +18,7 @@ class EngineFacts:
     """The labels of whatever this engine measures. None means that the engine cannot know it.
 
     Attributes:
-        name, version: the engine and the version of its library.
+        version: of the engine's library.
         checkpoint: what was loaded, as the user named it.
         fingerprint: identifies the checkpoint's files (see checkpoint.fingerprint).
         architecture: the model class; `vocabulary` is the number of its output logits.

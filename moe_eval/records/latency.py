@@ -188,9 +188,9 @@ class Routing:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of GPU memory in use before a load and after its process had ended. None without NVML.
+    """Bytes of GPU memory in use before `together` arms were loaded and after their processes had ended.
 
-    `together`: how many arms were loaded at once.
+    None without NVML.
     """
 
     before: int | None
@@ -203,7 +203,6 @@ class ShapeLatency:
     """One shape of one arm.
 
     Attributes:
-        name, batch_size, input_len, output_len: of the shape (data.workload.Shape).
         num_iterations: timed ones. `warmup_iterations`: of every load.
         output_tokens_per_sec, prefill_tokens_per_sec: medians.
         experts_per_layer_step: distinct experts of a decode step, from the router. None where not counted.
@@ -229,7 +228,7 @@ class ShapeLatency:
 
     @property
     def shape(self) -> Shape:
-        """Its sizes."""
+        """The sizes."""
         return Shape(self.batch_size, self.input_len, self.output_len)
 
     @property
@@ -251,7 +250,6 @@ class LatencyRecord:
     """One arm's latency, with all its labels. Figures of the first shape stand at the top as well.
 
     Attributes:
-        arm: its name, unique in a run.
         precision: what the loaded kernels compute in. `precision_planned`: that was asked for.
         batch_size ... prefill_tokens_per_sec: of the first shape; None where nothing was timed.
         nvml: why NVML does not see everything. None where it does.

@@ -58,7 +58,7 @@ class QualityFigures:
     """The perplexity of one arm over its windows.
 
     Attributes:
-        dataset: its name. `dataset_digest`: of windows and documents.
+        dataset_digest: of windows and documents.
         input_len: the most scored tokens of a window.
         num_chunks: windows that were scored, of `of_chunks` that the data set has.
         perplexity: exp(mean negative log-likelihood of the scored tokens). None where that is no number.
@@ -89,7 +89,7 @@ class QualityRecord:
     """One arm's quality, with all its labels.
 
     Attributes:
-        arm: its name. `precision`: that was planned.
+        precision: that was planned.
         figures: None unless the status is finished.
         noise_floor: of the arm that was scored a second time, by itself in batches of one.
         sm_version, gpu_name: of the first GPU. None on a CPU.

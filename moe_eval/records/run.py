@@ -56,7 +56,7 @@ class RunRecord:
 
     Attributes:
         run_id: 32 hexadecimal digits; also a tag in MLflow.
-        command: the command that began it: run, perf or ppl.
+        command: that began it: run, perf or ppl.
         started, ended: UTC, ISO 8601.
         options: of the command, secrets removed.
         evaluators: of every arm by name, the reference first.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_eval.errors import UsageError
 from moe_eval.records import disk, schema_1
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 
@@ -17,15 +16,9 @@ def read_run(folder: Path) -> list[RunRecord]:
     Raises:
         UsageError: a record is damaged or of another schema.
     """
-    files = ((command, folder / name) for command, name in FILES.items())
-    return [_read(file, f"moe-eval {command}") for command, file in files if file.is_file()]
-
-
-def _read(file: Path, maker: str) -> RunRecord:
-    content = disk.read_object(file, maker)
-    schema = content.get("schema", schema_1.SCHEMA)
-    if schema == schema_1.SCHEMA:
-        return disk.convert(schema_1.run(content), RunRecord, file, maker)
-    if schema != RUN_SCHEMA:
-        raise UsageError(f"{file} has schema {schema}. This moe_eval reads schema {schema_1.SCHEMA} and {RUN_SCHEMA}.")
-    return disk.convert(content, RunRecord, file, maker)
+    schemas = (schema_1.SCHEMA, RUN_SCHEMA)
+    return [
+        disk.read_record(file, RunRecord, schemas=schemas, maker=f"moe-eval {command}", upgrade=schema_1.run)
+        for command, name in FILES.items()
+        if (file := folder / name).is_file()
+    ]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 Json = Mapping[str, object]
 
 SCHEMA = 1
-_EVALUATORS = {"perplexity": "quality"}
 _ESTIMATE = ("value", "error", "low", "high")
 
 
@@ -126,7 +125,7 @@ def _skipped(old: object) -> object:
 
 
 def _evaluator(old: object) -> object:
-    return _EVALUATORS.get(old, old) if isinstance(old, str) else old
+    return "quality" if old == "perplexity" else old
 
 
 def _origin(old: Json) -> dict[str, object]:
@@ -134,9 +133,11 @@ def _origin(old: Json) -> dict[str, object]:
     labels = old.get("labels", {})
     if isinstance(labels, Mapping) and labels.get("engine") == {}:
         labels = {**labels, "engine": None}
-    names = ("run_id", "machine", "git")
-    origin = {**{name: old.get(name) for name in names}, "options": old.get("asked", {})}
-    return {"labels": labels, "origin": {**origin, "versions": old.get("versions", {})}}
+    origin = {name: old.get(name) for name in ("run_id", "machine", "git")}
+    return {
+        "labels": labels,
+        "origin": {**origin, "options": old.get("asked", {}), "versions": old.get("versions", {})},
+    }
 
 
 def _or_reason(old: object) -> tuple[object, str | None]:

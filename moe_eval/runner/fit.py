@@ -122,7 +122,7 @@ def _size(dtype: str) -> int:
 
 def _stored_size(config: Mapping[str, object], stored: int | None, sizes: geometry.Geometry | None) -> int:
     """Bytes of a stored weight; of a configuration that does not state the type, what the files' size comes nearest."""
-    if contents.states_dtype(config) or not stored or sizes is None:
+    if contents.stated_dtype(config) or not stored or sizes is None:
         return _size(contents.stored_dtype(config))
     return 4 if stored > 3 * sizes.params.total else 2
 

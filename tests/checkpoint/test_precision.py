@@ -65,10 +65,11 @@ def test_an_implementation_of_experts_runs_where_the_table_says(name: str, backe
 def test_the_reason_names_the_gpu_and_what_it_would_take() -> None:
     assert precision.why_not("trtllm", "fp8", 80) == "not supported on SM80 (it needs SM89 or newer)"
     reason = precision.why_not("trtllm", "nvfp4", 90)
-    assert reason is not None
     assert reason.startswith("not supported on SM90 (it needs SM100 or SM103 or SM120 to SM121, or moe_backend=")
     assert "moe_backend=MARLIN for weight-only nvfp4-w4a16" in reason
     assert "weight-only" not in (precision.why_not("trtllm", "nvfp4", 80) or "")
+    # a version without the weight-only kernel is not pointed to it
+    assert "MARLIN" not in (precision.why_not("trtllm", "nvfp4", 90, version="1.2.0") or "MARLIN")
     assert precision.why_not("trtllm", "fp8_block", 90, "TRTLLM") == (
         "not supported on SM90 with moe_backend=TRTLLM (AUTO, CUTLASS can)"
     )
@@ -77,14 +78,11 @@ def test_the_reason_names_the_gpu_and_what_it_would_take() -> None:
 @pytest.mark.parametrize(
     ("version", "runs"),
     [
-        (None, True),
-        ("1.2.0", False),
-        ("1.3.0rc10", False),
-        ("1.3.0rc11", True),
-        ("1.3.0rc27", True),
-        ("1.3.0", True),
-        ("2.0.0.dev1", True),
-        ("of an unknown version", True),
+        *((version, False) for version in ("1.2.0", "1.3.0rc10")),
+        *(
+            (version, True)
+            for version in (None, "1.3.0rc11", "1.3.0rc27", "1.3.0", "2.0.0.dev1", "of an unknown version")
+        ),
     ],
 )
 def test_nvfp4_on_sm120_needs_a_version_that_has_it(version: str | None, runs: bool) -> None:
@@ -93,12 +91,6 @@ def test_nvfp4_on_sm120_needs_a_version_that_has_it(version: str | None, runs: b
     if reason is not None:
         assert reason == f"not supported on SM120 by trtllm {version} (it needs >=1.3.0rc11)"
     assert precision.why_not("trtllm", "nvfp4", 100, version=version) is None
-
-
-def test_a_version_without_the_weight_only_kernel_is_not_pointed_to_it() -> None:
-    reason = precision.why_not("trtllm", "nvfp4", 90, version="1.2.0")
-    assert reason is not None
-    assert "MARLIN" not in reason
 
 
 @pytest.mark.parametrize("engine", ["trtllm", "vllm"])
@@ -143,16 +135,10 @@ def test_every_row_is_well_formed_and_names_its_source() -> None:
         assert all(re.fullmatch("[A-Z_]+", backend) for backend in row.moe_backends)
         assert len(row.moe_backends) == len(set(row.moe_backends))
         SpecifierSet(row.versions)
-        assert re.search(r"\.(py|md)\b|^docs/", row.source)
-
-
-def test_int4_and_emulation_are_in_no_row() -> None:
-    assert not [row for row in precision.support() if "int4" in row.precision or row.engine == "transformers"]
-
-
-def test_marlin_is_in_rows_of_weight_only_precisions_alone() -> None:
-    for row in precision.support():
+        assert "int4" not in row.precision
+        assert row.engine != "transformers"
         assert ("MARLIN" in row.moe_backends) <= (row.precision in precision.WEIGHT_ONLY.values())
+        assert re.search(r"\.(py|md)\b|^docs/", row.source)
 
 
 def test_a_precision_is_refused_with_what_there_is() -> None:

@@ -32,12 +32,8 @@ def test_one_run_is_one_start_of_a_command_on_one_machine(kind: str, change: dic
     assert comparable.is_one_run(changed[0], records[1]) is is_one
 
 
-def test_another_schedule_is_another_run() -> None:
-    records = [made.latency("bf16", MS), made.latency("fp8", MS, mode="reloaded")]
-    assert not comparable.is_one_run(*records)
-
-
-def test_records_that_name_no_run_are_of_none() -> None:
-    records = [made.latency(name, MS, run_id=None) for name in ("bf16", "fp8")]
-    assert not comparable.is_one_run(*records)
-    assert not comparable.is_one_run(records[0], None)
+def test_another_schedule_is_another_run_and_records_that_name_no_run_are_of_none() -> None:
+    assert not comparable.is_one_run(made.latency("bf16", MS), made.latency("fp8", MS, mode="reloaded"))
+    nameless = [made.latency(name, MS, run_id=None) for name in ("bf16", "fp8")]
+    assert not comparable.is_one_run(*nameless)
+    assert not comparable.is_one_run(nameless[0], None)

@@ -8,45 +8,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
+from moe_eval import stats
 from moe_eval.comparison import gate, quality
 from moe_eval.comparison.gate import GateResult
+from moe_eval.comparison.quality import compare
 from moe_eval.errors import UsageError
-from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import QualityComparison
 from tests.comparison.test_pairs import pair, scored
 from tests.doubles import recorded_arms as made
 from tests.doubles.comparisons import comparison
-
-
-def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison:
-    compared = quality.compare(reference, candidate)
-    assert compared is not None
-    return compared
+from tests.doubles.table_engine import PAGES, PREFIX, VOCABULARY, Table, cut, encode, measure
 
 
 def test_quality_of_any_pair_by_the_scores_of_its_tokens(tmp_path: Path) -> None:
     arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02, "nvfp4": 0.1})
     compared = compare(arms[0], arms[1])
-    assert compared.ln_ppl_ratio is not None
     assert compared.ln_ppl_ratio.value == pytest.approx(0.02, rel=1e-4)  # so many nats of every token
     assert compared.ppl_change == pytest.approx(math.exp(0.02) - 1, rel=1e-4)
     assert compared.noise_floor == pytest.approx(1e-4, rel=0.01)
     assert compared.run_id == made.RUN
     # probabilities of three tokens, written down: D(reference || other) of 0.6, 0.3, 0.1 and the changed ones
     p, q = np.array([0.6, 0.3, 0.1]), np.array([0.6 - 0.002, 0.3, 0.1 + 0.002])
-    assert compared.divergence is not None
     assert compared.divergence.mean == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-2)
     assert compared.divergence.same_top1 == 1
     between, back = compare(arms[1], arms[2]), compare(arms[2], arms[1])
-    assert between.ln_ppl_ratio is not None
-    assert back.ln_ppl_ratio is not None
     assert between.ln_ppl_ratio.value == pytest.approx(0.08, rel=1e-4)
     for name, reverse in (("value", "value"), ("low", "high"), ("high", "low")):
         expected = -getattr(back.ln_ppl_ratio, reverse)
         assert getattr(between.ln_ppl_ratio, name) == pytest.approx(expected, abs=1e-9)
-    assert between.ppl_change is not None
-    assert back.ppl_change is not None
     assert (1 + between.ppl_change) * (1 + back.ppl_change) == pytest.approx(1)
     assert back.flag is None  # a higher precision scores better, as it should
 
@@ -64,7 +54,6 @@ def test_without_arrays_what_was_computed_before_counts_else_the_plain_change(tm
     assert plain.no_interval == "The scores of the tokens are not at hand."
     assert "% perplexity (no interval)" in pair(gone[1], gone[2]).sentence
     # another run has an arm of this name as well
-    assert gone[0].quality is not None
     foreign = replace(gone[0], quality=made.quality("bf16", made.scores(), run_id="f" * 32))
     assert compare(foreign, replace(gone[1], compared={"bf16": before})).ln_ppl_ratio is None
 
@@ -73,15 +62,14 @@ def test_damaged_arrays_and_those_of_other_windows_are_refused(tmp_path: Path) -
     arms = scored(tmp_path, {"bf16": 0.0, "fp8": 0.02})
     made.scores(0.02, digest="e" * 16).save(tmp_path / "ppl_fp8_cpu.npz")
     with pytest.raises(UsageError, match=r"did not score the same windows\. Give both"):
-        quality.compare(*arms)
+        compare(*arms)
     (tmp_path / "ppl_fp8_cpu.npz").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"ppl_fp8_cpu.npz is damaged .*Run moe-eval ppl again\."):
-        quality.compare(*arms)
+        compare(*arms)
 
 
 def test_a_lower_precision_that_scores_better_is_told_of(tmp_path: Path) -> None:
     compared = pair(*scored(tmp_path, {"bf16": 0.0, "fp8": -0.05}))
-    assert compared.quality is not None
     assert "implausible" in str(compared.quality.flag)
     assert "Implausible" in compared.sentence
 
@@ -94,8 +82,6 @@ def test_scales_that_were_calibrated_on_what_was_scored_are_told_of(tmp_path: Pa
 
 def test_scores_of_random_weights_decide_nothing(tmp_path: Path) -> None:
     compared = pair(*scored(tmp_path, {"bf16": 0.0, "fp8": 0.02}, weights="random"))
-    assert compared.quality is not None
-    assert compared.quality.divergence is not None
     assert compared.quality.divergence.mean > 0
     assert "random" in str(compared.quality.flag)
     assert compared.verdict == "inconclusive"
@@ -119,7 +105,58 @@ def test_a_ratio_that_is_no_number_says_so(tmp_path: Path) -> None:
     broken.logprobs[3] = np.nan
     broken.save(tmp_path / "ppl_fp8_cpu.npz")
     compared = pair(*arms)
-    assert compared.quality is not None
     assert compared.quality.ln_ppl_ratio is None
     (line,) = gate.check(comparison(compared), gate.parse("ln_ppl<=9"))[1]
     assert line.endswith("there is no interval. The ratio of perplexities is no number.")
+
+
+def test_a_comparison_is_that_of_the_tables() -> None:
+    tables, windows = (Table(), Table(0.5)), cut()
+    compared = quality.of_scores(*(measure(table, windows, VOCABULARY) for table in tables), 0.0)
+    before, after = (np.concatenate([table.of_page(page) for page in PAGES]) for table in tables)
+    ratio = compared.ln_ppl_ratio
+    assert ratio.value == pytest.approx(before.mean() - after.mean(), rel=1e-4)
+    assert ratio.low < ratio.value < ratio.high
+
+    inputs = [token for page in PAGES for token in [PREFIX, *encode(wikitext_detokenizer({"page": page}))[:-1]]]
+    p, q = (np.exp(table.rows[inputs]) for table in tables)
+    divergences = (p * np.log(p / q)).sum(axis=1)
+    divergence = compared.divergence
+    assert divergence.mean == pytest.approx(divergences.mean(), abs=1e-5)
+    assert divergence.median == pytest.approx(np.median(divergences), abs=1e-5)
+    assert divergence.p99 == pytest.approx(np.quantile(divergences, 0.99), abs=1e-5)
+    assert divergence.same_top1 == (p.argmax(1) == q.argmax(1)).mean()
+    assert divergence.k == VOCABULARY
+    assert (compared.no_interval, compared.flag) == (None, None)
+
+
+def test_the_error_comes_from_documents_and_not_from_windows() -> None:
+    reference, candidate = measure(Table(), cut()), measure(Table(0.5), cut())
+    by_document = stats.ln_ratio(reference.by_document(), candidate.by_document())
+    ratio = quality.of_scores(reference, candidate, None).ln_ppl_ratio
+    assert ratio.error == by_document.error
+    assert by_document.error != stats.ln_ratio(reference.by_window(), candidate.by_window()).error
+
+
+@pytest.mark.parametrize(("noise", "flagged"), [(None, True), (0.0, True), (0.01, True), (0.3, False)])
+def test_an_arm_that_is_better_than_it_can_be_is_flagged(noise: float | None, flagged: bool) -> None:
+    reference, better = measure(Table(), cut()), measure(Table(better=0.2), cut())
+    compared = quality.of_scores(reference, better, noise)
+    assert compared.ln_ppl_ratio.value == pytest.approx(-0.2, abs=1e-6)
+    assert (compared.flag is not None) == flagged
+    assert quality.of_scores(better, reference, noise).flag is None
+
+
+def test_one_document_has_a_divergence_and_says_why_it_has_no_interval() -> None:
+    windows = cut(num_chunks=2)
+    compared = quality.of_scores(measure(Table(), windows), measure(Table(0.5), windows), None)
+    assert (compared.ln_ppl_ratio, compared.flag) == (None, None)
+    assert "at least two documents and there are 1" in str(compared.no_interval)
+    assert compared.divergence.mean > 0
+
+
+def test_arms_of_other_windows_are_refused() -> None:
+    reference = measure(Table(), cut())
+    for candidate in (measure(Table(), cut(15)), replace(reference, digest="0" * 16)):
+        with pytest.raises(UsageError, match="did not score the same windows"):
+            quality.of_scores(reference, candidate, None)

@@ -12,31 +12,32 @@ from moe_eval.records.labels import Status
 from tests.doubles import comparisons as made
 from tests.doubles.comparisons import ABOVE, BELOW, NOTHING_TO_GAIN, QUALITY, WIDE, decide, shape, traced
 
+LARGE = "(1.20x, 1.10 to 1.30)"  # ABOVE in words
 PRICE = "The change in quality is +0.40 % perplexity (+0.10 to +0.70)."
 
 
 @pytest.mark.parametrize(
     ("interval", "sentences"),
     [
-        ((ABOVE,), f"fp8 pays at batch 1 (1.20x, 1.10 to 1.30). {PRICE}"),
+        ((ABOVE,), f"fp8 pays at batch 1 {LARGE}. {PRICE}"),
         (
             (NOTHING_TO_GAIN, ABOVE),
-            "fp8 pays from batch 8 on (1.20x, 1.10 to 1.30). "
+            f"fp8 pays from batch 8 on {LARGE}. "
             f"At batch 1 it does not pay (1.00x, 0.97 to 1.03). The interval holds 1. {PRICE}",
         ),
         (
             (ABOVE, (1.5, 1.4, 1.6)),
-            "fp8 pays at every batch size measured, from batch 1 on (1.20x, 1.10 to 1.30). "
+            f"fp8 pays at every batch size measured, from batch 1 on {LARGE}. "
             f"The gain is largest at batch 8 (1.50x, 1.40 to 1.60). {PRICE}",
         ),
         (
             (ABOVE, WIDE, ABOVE),
-            "fp8 pays at batch 1 (1.20x, 1.10 to 1.30), at batch 32 (1.20x, 1.10 to 1.30). "
+            f"fp8 pays at batch 1 {LARGE}, at batch 32 {LARGE}. "
             f"At batch 8 the result is open (1.02x, 0.90 to 1.16). {PRICE}",
         ),
         (
             (BELOW, ABOVE),
-            "fp8 does not pay at every batch size. It pays from batch 8 on (1.20x, 1.10 to 1.30). "
+            f"fp8 does not pay at every batch size. It pays from batch 8 on {LARGE}. "
             f"At batch 1 it is slower (0.80x, 0.70 to 0.90). {PRICE}",
         ),
         ((WIDE,), f"fp8 may pay or not. At batch 1 the result is open (1.02x, 0.90 to 1.16). {PRICE}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,8 @@ TIMED_ON = EngineFacts(
     scores_from="the engine's prompt log-probabilities",
     gpus=1,
 )
-SCORED_ON = replace(
-    TIMED_ON,
-    name="transformers",
-    version="5.0",
-    device="cpu",
-    device_name="cpu",
-    gpus=0,
-    moe_backend_observed="grouped_mm",
-)
-
-
+_ON_CPU: dict[str, Any] = {"device": "cpu", "device_name": "cpu", "gpus": 0, "moe_backend_observed": "grouped_mm"}
+SCORED_ON = replace(TIMED_ON, name="transformers", version="5.0", **_ON_CPU)
 _CLOCKS = GpuSummary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
 
 
@@ -179,6 +171,7 @@ def quality(
     )
 
 
+@cache
 def kernels(
     name: str, *, fp8: bool = False, shape: str | None = f"b1_i{INPUT}_o9", label: str | None = None
 ) -> KernelsRecord:

@@ -122,7 +122,6 @@ def test_a_comparison_beside_the_records_stands_in_for_arrays(tmp_path: Path) ->
     for file in tmp_path.glob("*.npz"):
         file.unlink()
     quality = comparison.pairs[0].quality
-    assert quality is not None
     assert quality.ln_ppl_ratio is not None
     assert by_arm.read(tmp_path)[1].compared == {"bf16": quality}
     assert pairs.compare(by_arm.read(tmp_path)) == comparison
@@ -189,14 +188,9 @@ def _contents(arms: list[ArmRecords], run: RunRecord) -> dict[str, object]:
 
 
 def _schema_2() -> dict[str, object]:
+    scored, traced = made.scores(), {SHAPE: made.kernels("x")}
     arms = [
-        ArmRecords(
-            name,
-            name,
-            made.latency(name, {1: TWO[1]}),
-            made.quality(name, made.scores()),
-            {SHAPE: made.kernels(name, label=None)},
-        )
+        ArmRecords(name, name, made.latency(name, {1: TWO[1]}), made.quality(name, scored), traced)
         for name in ("bf16", "fp8")
     ]
     return _contents(arms, made.run(("bf16", "fp8")))
@@ -245,8 +239,6 @@ def test_a_record_with_anything_wrong_in_it_is_refused_or_compared(
 def test_a_perplexity_that_is_no_number_is_missing(tmp_path: Path) -> None:
     arms = [ArmRecords(name, name, quality=made.quality(name, made.scores())) for name in ("bf16", "fp8")]
     quality = arms[1].quality
-    assert quality is not None
-    assert quality.figures is not None
     broken = replace(quality, figures=replace(quality.figures, perplexity=float("nan")))
     made.write(tmp_path, [arms[0], replace(arms[1], quality=broken)])
     comparison = pairs.compare(by_arm.read(tmp_path))

@@ -36,6 +36,9 @@ RECORD = HarnessRecord(
 )
 
 
+FOREIGN = "is not a record of lm_eval --model trtllm_moe"
+
+
 def refused(folder: Path) -> str:
     with pytest.raises(UsageError) as caught:
         harness.read(folder)
@@ -67,15 +70,9 @@ def test_a_folder_without_a_record_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "is damaged"),
-        (b"{", "is damaged"),
-        (b"\xff\xfe", "is damaged"),
-        (b"[]", "is not a record of lm_eval --model trtllm_moe"),
-        (b"3", "is not a record of lm_eval --model trtllm_moe"),
-        (b"null", "is not a record of lm_eval --model trtllm_moe"),
-        (b'"text"', "is not a record of lm_eval --model trtllm_moe"),
+        *((content, "is damaged") for content in (b"", b"{", b"\xff\xfe")),
+        *((content, FOREIGN) for content in (b"[]", b"3", b"null", b'"text"', b'{"schema": 1}')),
         (b"{}", "has schema None"),
-        (b'{"schema": 1}', "is not a record of lm_eval --model trtllm_moe"),
     ],
 )
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
