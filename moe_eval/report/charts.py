@@ -12,8 +12,7 @@ from moe_eval.report import arm_tables, bars, drawing, points, step_tables
 from moe_eval.report.drawing import Chart
 from moe_eval.report.pair_tables import ratio_of
 from moe_eval.report.points import Point, Series
-from moe_eval.report.table import Table
-from moe_eval.report.text import METRICS, category, comparable, finite, named, number, paragraph, plain
+from moe_eval.report.text import METRICS, Table, category, comparable, finite, named, number, paragraph, plain
 from moe_eval.traces.taxonomy import CATEGORIES
 
 _TIMES = ("e2e_ms", "tpot_ms", "ttft_ms")

@@ -15,8 +15,7 @@ from moe_eval.report import drawing, sections
 from moe_eval.report.charts import Figure
 from moe_eval.report.drawing import Chart
 from moe_eval.report.sections import Heading, PairVerdict, Paragraph
-from moe_eval.report.table import Table
-from moe_eval.report.text import NONE
+from moe_eval.report.text import NONE, Table
 
 # a sign and the kind of border; the verdict itself is said in words
 _SIGNS = {

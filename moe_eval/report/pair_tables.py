@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from moe_eval.records.comparison import ComparisonRecord, Interval, Pair, Ratio, ShapeComparison
-from moe_eval.report.table import Table, without_empty_columns
+from moe_eval.records.comparison import ComparisonRecord, Pair, QualityComparison, Ratio, ShapeComparison
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     METRICS,
     NONE,
     UNITS,
+    Row,
+    Table,
+    bounds_of,
     comparable,
     digits_of,
-    finite,
+    median,
     named,
     names_of,
     number,
@@ -19,26 +21,24 @@ from moe_eval.report.text import (
     percent,
     plain,
     span,
+    without_empty_columns,
 )
-
-_UNREAD = "not read"
 
 
 def verdicts(pair: Pair) -> list[Table]:
     """The verdict of every shape."""
     rows = [
-        (
-            named(shape.name),
-            named(shape.batch_size),
-            named(shape.input_len),
-            named(shape.output_len),
-            shape.verdict.value,
-            plain(shape.reason, LONGEST_SENTENCE),
-        )
+        [
+            ("shape", named(shape.name)),
+            ("batch size", named(shape.batch_size)),
+            ("tokens in", named(shape.input_len)),
+            ("tokens out", named(shape.output_len)),
+            ("verdict", shape.verdict.value),
+            ("reason", plain(shape.reason, LONGEST_SENTENCE)),
+        ]
         for shape in pair.shapes
     ]
-    heads = ("shape", "batch size", "tokens in", "tokens out", "verdict", "reason")
-    return without_empty_columns(f"Verdict by shape: {names_of(pair)}", heads, rows)
+    return without_empty_columns(f"Verdict by shape: {names_of(pair)}", rows)
 
 
 def has_speed(pair: Pair) -> bool:
@@ -47,141 +47,98 @@ def has_speed(pair: Pair) -> bool:
     return any(median(figure.reference) is not None and median(figure.other) is not None for figure in sides)
 
 
-def median(figure: Interval | None) -> float | None:
-    """The median of a figure that may not be there."""
-    return None if figure is None else finite(figure.median)
-
-
 def ratio_of(shape: ShapeComparison, metric: str) -> Ratio | None:
     """The ratio of one time; None of energy, which has none."""
-    return {"e2e_ms": shape.speed.e2e_ms, "ttft_ms": shape.speed.ttft_ms, "tpot_ms": shape.speed.tpot_ms}.get(metric)
+    ratio: Ratio | None = getattr(shape.speed, metric, None)
+    return ratio
 
 
-def speed(pair: Pair) -> list[Table]:
-    """Medians of both arms and their ratio, a row for every shape and metric; none where one arm alone was timed."""
-    if not has_speed(pair):
-        return []
-    reference, arm = named(pair.reference), named(pair.other)
-    rows = [row for shape in pair.shapes for metric in METRICS for row in _speed_row(shape, metric)]
-    heads = (
-        "shape",
-        "metric",
-        reference,
-        f"{reference}: 95 % interval",
-        arm,
-        f"{arm}: 95 % interval",
-        "speed-up",
-        "speed-up: 95 % interval",
-        "blocks",
-        "clock",
-    )
-    return without_empty_columns(f"Speed: {names_of(pair)} (medians)", heads, rows)
+def of_speed(pair: Pair) -> list[Table]:
+    """Everything that a report's section on speed has of a pair; no ratios where one arm alone was timed."""
+    rows = [row for shape in pair.shapes for metric in METRICS for row in _speed_row(pair, shape, metric)]
+    notes = [
+        [("shape", named(shape.name)), ("arm", named(arm)), ("note", plain(note, LONGEST_SENTENCE))]
+        for shape in pair.shapes
+        for arm, remarks in shape.notes.items()
+        for note in remarks
+    ]
+    return [
+        *without_empty_columns(f"Speed: {names_of(pair)} (medians)", rows if has_speed(pair) else []),
+        *without_empty_columns(f"Notes on the measurement: {names_of(pair)}", notes),
+        *without_empty_columns(
+            f"Fairness and clocks: {names_of(pair)}", [_conditions(pair, shape) for shape in pair.shapes]
+        ),
+    ]
 
 
-def _speed_row(shape: ShapeComparison, metric: str) -> list[tuple[str, ...]]:
+def _speed_row(pair: Pair, shape: ShapeComparison, metric: str) -> list[Row]:
     sides, ratio = shape.figures.get(metric), ratio_of(shape, metric)
     figures = (None, None) if sides is None else (sides.reference, sides.other)
     if ratio is None and all(median(figure) is None for figure in figures):
         return []
     digits = digits_of(map(median, figures))
-    cells = [cell for figure in figures for cell in (number(median(figure), digits), bounds_of(figure, digits))]
-    return [(named(shape.name), f"{METRICS[metric]}, {UNITS[metric]}", *cells, *_ratio_cells(shape, ratio))]
+    row = [("shape", named(shape.name)), ("metric", f"{METRICS[metric]}, {UNITS[metric]}")]
+    for name, figure in zip((named(pair.reference), named(pair.other)), figures, strict=True):
+        row += [(name, number(median(figure), digits)), (f"{name}: 95 % interval", bounds_of(figure, digits))]
+    value = bounds = ""
+    if ratio is not None and shape.fairness.is_fair is False:
+        value = "void: not fair"
+    elif ratio is not None:
+        value, bounds = number(ratio.value, 3, unit="x"), span(ratio.low, ratio.high, 3, unit="x")
+    row += [("speed-up", value), ("speed-up: 95 % interval", bounds)]
+    return [[*row, ("blocks", f"{ratio.blocks}" if ratio else ""), ("clock", named(ratio.source) if ratio else "")]]
 
 
-def _ratio_cells(shape: ShapeComparison, ratio: Ratio | None) -> tuple[str, str, str, str]:
-    if ratio is None:
-        return "", "", "", ""
-    if shape.fairness.is_fair is False:
-        return "void: not fair", "", f"{ratio.blocks}", named(ratio.source)
-    bounds = span(ratio.low, ratio.high, 3, unit="x")
-    return number(ratio.value, 3, unit="x"), bounds, f"{ratio.blocks}", named(ratio.source)
-
-
-def of_speed(pair: Pair) -> list[Table]:
-    """Everything that a report's section on speed has of a pair."""
-    return [*speed(pair), *notes(pair), *conditions(pair)]
-
-
-def conditions(pair: Pair) -> list[Table]:
+def _conditions(pair: Pair, shape: ShapeComparison) -> Row:
     """What has to hold for the ratios to mean anything: routing and clocks."""
-    reference, arm = named(pair.reference), named(pair.other)
-    rows = []
-    for shape in pair.shapes:
-        fairness, clocks = shape.fairness, shape.clocks
-        cells = [NONE] * 4
-        if clocks is not None:
-            cells = [number(mhz, 0) for mhz in clocks.sm_mhz]
-            cells += [_UNREAD if count is None else f"{count}" for count in clocks.slow_samples]
-        fair = NONE if fairness.is_fair is None else named(fairness.is_fair)
-        rows.append((named(shape.name), fair, plain(fairness.reason or "", LONGEST_SENTENCE), *cells))
-    heads = (
-        "shape",
-        "routing is fair",
-        "routing: reason",
-        f"SM clock of {reference}, MHz",
-        f"SM clock of {arm}, MHz",
-        f"slow samples of {reference}",
-        f"slow samples of {arm}",
-    )
-    return without_empty_columns(f"Fairness and clocks: {names_of(pair)}", heads, rows)
-
-
-def notes(pair: Pair) -> list[Table]:
-    """What the speed measurement of either arm remarked, a row for every remark."""
-    rows = [
-        (named(shape.name), named(arm), plain(note, LONGEST_SENTENCE))
-        for shape in pair.shapes
-        for arm, remarks in shape.notes.items()
-        for note in remarks
+    names, fairness, clocks = (named(pair.reference), named(pair.other)), shape.fairness, shape.clocks
+    speeds = [NONE] * 2 if clocks is None else [number(mhz, 0) for mhz in clocks.sm_mhz]
+    slow = [NONE] * 2
+    if clocks is not None:
+        slow = ["not read" if count is None else f"{count}" for count in clocks.slow_samples]
+    return [
+        ("shape", named(shape.name)),
+        ("routing is fair", named(fairness.is_fair)),
+        ("routing: reason", plain(fairness.reason or "", LONGEST_SENTENCE)),
+        *((f"SM clock of {name}, MHz", mhz) for name, mhz in zip(names, speeds, strict=True)),
+        *((f"slow samples of {name}", count) for name, count in zip(names, slow, strict=True)),
     ]
-    return without_empty_columns(f"Notes on the measurement: {names_of(pair)}", ("shape", "arm", "note"), rows)
 
 
 def quality(comparison: ComparisonRecord) -> list[Table]:
     """Perplexity and divergence of every pair that scored the same windows."""
-    rows = []
-    for pair in comparable(comparison):
-        cost = pair.quality
-        if cost is None:
-            continue
-        ratio, divergence = cost.ln_ppl_ratio, cost.divergence
-        remarks = [paragraph(text) for text in (cost.flag, cost.calibration, cost.no_interval) if text]
-        rows.append(
-            (
-                names_of(pair),
-                number(percent(cost.ppl_change), 2, unit=" %", signed=True),
-                NONE if ratio is None else number(ratio.value, 5, signed=True),
-                NONE if ratio is None else span(ratio.low, ratio.high, 5, signed=True),
-                number(cost.noise_floor, 6),
-                NONE if divergence is None else number(divergence.mean, 5),
-                NONE if divergence is None else number(divergence.p99, 5),
-                NONE if divergence is None else number(percent(divergence.same_top1), 2, unit=" %"),
-                " ".join(remarks),
-            )
-        )
-    heads = (
-        "pair",
-        "perplexity",
-        "ln(ppl ratio)",
-        "95 % interval",
-        "noise floor of ln(ppl ratio)",
-        "KLD mean, nats",
-        "KLD p99, nats",
-        "same top-1",
-        "remark",
-    )
-    return without_empty_columns("Quality against the reference", heads, rows)
+    rows = [
+        [
+            ("pair", names_of(pair)),
+            ("perplexity", number(percent(cost.ppl_change), 2, unit=" %", signed=True)),
+            *quality_cells(cost),
+            ("noise floor of ln(ppl ratio)", number(cost.noise_floor, 6)),
+            ("remark", " ".join(map(paragraph, filter(None, (cost.flag, cost.calibration, cost.no_interval))))),
+        ]
+        for pair in comparable(comparison)
+        if (cost := pair.quality) is not None
+    ]
+    return without_empty_columns("Quality against the reference (KLD in nats)", rows)
+
+
+def quality_cells(cost: QualityComparison | None) -> Row:
+    """An arm's scores against those of the reference."""
+    ratio, divergence = (None, None) if cost is None else (cost.ln_ppl_ratio, cost.divergence)
+    return [
+        ("ln(ppl ratio)", number(ratio.value if ratio else None, 5, signed=True)),
+        ("95 % interval", span(ratio.low, ratio.high, 5, signed=True) if ratio else NONE),
+        ("KLD mean", number(divergence.mean if divergence else None, 5)),
+        ("KLD median", number(divergence.median if divergence else None, 5)),
+        ("KLD p99", number(divergence.p99 if divergence else None, 5)),
+        ("same top-1", number(percent(divergence.same_top1) if divergence else None, 2, unit=" %")),
+    ]
 
 
 def labels(pair: Pair) -> list[Table]:
     """What the two arms do not share."""
-    rows = [(named(label.label), named(label.reference), named(label.other)) for label in pair.labels]
-    heads = ("label", named(pair.reference), named(pair.other))
-    return without_empty_columns(f"Labels that differ: {names_of(pair)}", heads, rows)
-
-
-def bounds_of(figure: Interval | None, digits: int) -> str:
-    """The interval of one arm."""
-    if figure is None or finite(figure.low) is None or finite(figure.high) is None:
-        return NONE
-    return span(figure.low, figure.high, digits)
+    sides = named(pair.reference), named(pair.other)
+    rows = [
+        [("label", named(label.label)), (sides[0], named(label.reference)), (sides[1], named(label.other))]
+        for label in pair.labels
+    ]
+    return without_empty_columns(f"Labels that differ: {names_of(pair)}", rows)

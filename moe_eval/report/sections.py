@@ -10,8 +10,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.report import arm_tables, charts, pair_tables, step_tables
 from moe_eval.report.charts import Figure
-from moe_eval.report.table import Table
-from moe_eval.report.text import LONGEST_SENTENCE, comparable, named, names_of, plain
+from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, plain
 
 
 @dataclass(frozen=True)

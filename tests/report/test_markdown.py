@@ -82,4 +82,4 @@ def test_what_is_missing_is_left_out() -> None:
     assert text.count("Not measured.") == 3
     assert "None" not in text
     empty = markdown.render(ComparisonRecord("", (), ()), None)
-    assert empty == "## Verdict\n\nNothing was compared. No arm has a result.\n"
+    assert empty == "## Verdict\n\nNothing was compared. No arm has a result."
