@@ -38,7 +38,7 @@ COLOURS = {
 }
 CYCLE = tuple(colour for name, colour in COLOURS.items() if re.fullmatch(r"c\d", name))
 MARKERS = "os^Dv"
-_LETTERS_PER_INCH = 13.5  # a little fewer than the mean letter of 9 points needs
+LETTERS_PER_INCH = 13.5  # a little fewer than the mean letter of 9 points needs
 _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 _HEX = re.compile(r"#[0-9a-f]{6}")
 _FONT = re.compile(r"font: (?:[\w-]+ )*([\d.]+px)[^;]*|font-family: [^;]*;? ?")
@@ -73,11 +73,13 @@ class Chart:
     Attributes:
         description: every number of the chart in words, for those who do not see it.
         draw: makes the figure. Call it inside `style`.
+        caption: what is said beside it.
     """
 
     title: str
     description: str
     draw: Callable[[], Figure]
+    caption: str = ""
 
 
 @contextmanager
@@ -165,24 +167,25 @@ def canvas(height: float, margins: tuple[float, float, float, float]) -> tuple[F
     return figure, figure.add_axes(box)
 
 
+def row_canvas(names: Sequence[str], pitch: float, *, bottom: float) -> tuple[Figure, Axes]:
+    """A figure with a row for every name, from 0 at the top, and the name above it.
+
+    Args:
+        pitch: of rows in inches. `bottom`: inches below the axes.
+    """
+    figure, axes = canvas(pitch * len(names) + bottom + 0.1, (0.15, 0.15, bottom, 0.1))
+    axes.set_ylim(len(names) - 0.6, -0.75)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    ground = {"facecolor": COLOURS["page"], "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    for row, name in enumerate(names):
+        axes.text(0, row - 0.28, name, va="bottom", transform=axes.get_yaxis_transform(), bbox=ground)
+    return figure, axes
+
+
 def fitted(text: str, width: float) -> str:
     """The text, cut so that it takes at most that many inches."""
-    return plain(text, max(4, int(width * _LETTERS_PER_INCH)))
-
-
-def columns_of_key(names: Sequence[str]) -> int:
-    """How many names of a key fit into one line."""
-    longest = max(map(len, names))
-    return max(1, min(len(names), int(WIDTH * _LETTERS_PER_INCH) // (longest + 6)))
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high."""
-    from matplotlib.ticker import MaxNLocator
-
-    margin = 1e-9 * (high - low)
-    values = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [float(value) for value in values if low - margin <= value <= high + margin]
+    return plain(text, max(4, int(width * LETTERS_PER_INCH)))
 
 
 def tick_text(value: float, *, signed: bool = False) -> str:

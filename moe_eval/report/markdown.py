@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
 from moe_eval.report import sections
-from moe_eval.report.charts import Figure
+from moe_eval.report.drawing import Chart
 from moe_eval.report.sections import Heading, PairVerdict, Part
 from moe_eval.report.text import Table
 
@@ -28,7 +28,7 @@ def render(comparison: ComparisonRecord, run: RunRecord | None) -> str:
 
 
 def _texts(part: Part) -> list[str]:
-    if isinstance(part, Figure):
+    if isinstance(part, Chart):
         return []
     if isinstance(part, Table):
         return [_table(part)]

@@ -117,7 +117,7 @@ ORDER = ("expert_gemm", "attention", "norm", "quant_dequant")
 def test_stacked_bars_are_in_proportion_and_add_up() -> None:
     _, axes = drawn(bars.stacked("ms", BARS, ORDER))
     by_id = boxes(axes, "bar-")
-    for row, (_, times) in enumerate(BARS):
+    for row, (name, times) in enumerate(BARS):
         end = 0.0
         for index, key in enumerate(ORDER):
             box = by_id.pop(f"{row}-{index}", None)
@@ -125,7 +125,7 @@ def test_stacked_bars_are_in_proportion_and_add_up() -> None:
             if box is not None:
                 assert (box.get_x(), box.get_width()) == pytest.approx((end, times[key]))
                 end += times[key]
-        assert f"{sum(times.values()):.3f} ms" in [text.get_text() for text in axes.texts]
+        assert f"{name}: {sum(times.values()):.3f} ms" in [text.get_text() for text in axes.texts]
     assert not by_id
     assert axes.get_xlim()[0] == 0
 
@@ -218,10 +218,7 @@ def test_bars_and_waterfalls_are_drawn_from_the_comparison() -> None:
     comparison = compared_arms.comparison()
     shape = comparison.pairs[0].shapes[1]
     by_title = {
-        figure.chart.title: figure.chart
-        for phases in charts.steps(comparison).values()
-        for phase in phases
-        for figure in phase.figures
+        chart.title: chart for phases in charts.steps(comparison).values() for phase in phases for chart in phase.charts
     }
     assert shape.breakdown
     assert shape.kernels

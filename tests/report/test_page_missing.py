@@ -46,9 +46,8 @@ def with_shapes(change: Callable[[ShapeComparison], ShapeComparison], only: int 
 
 def drawn_charts(comparison: ComparisonRecord) -> list[Chart]:
     """The charts that a page draws."""
-    figures = [*charts.speed(comparison), *charts.quality(comparison)]
-    figures += [figure for phases in charts.steps(comparison).values() for phase in phases for figure in phase.figures]
-    return [figure.chart for figure in figures]
+    steps = [chart for phases in charts.steps(comparison).values() for phase in phases for chart in phase.charts]
+    return [*charts.speed(comparison), *charts.quality(comparison), *steps]
 
 
 def bare(shape: ShapeComparison) -> ShapeComparison:
@@ -123,8 +122,8 @@ def test_an_unfair_shape_has_no_speed() -> None:
     comparison = with_shapes(lambda shape: replace(shape, fairness=unfair), only=2)
     page = read(comparison)
     assert "Left out, as the routing was not fair: fp8 at batch 32." in "".join(page.text)
-    assert all("at batch 8:" in figure.chart.description for figure in charts.speed(comparison))
-    assert not any("at batch 32" in figure.chart.description for figure in charts.speed(comparison))
+    assert all("at batch 8:" in chart.description for chart in charts.speed(comparison))
+    assert not any("at batch 32" in chart.description for chart in charts.speed(comparison))
     rows = page.tables["Speed: fp8 against bf16 (medians)"]
     assert next(row[rows[0].index("speed-up")] for row in rows if row[0] == "b32_i512_o256") == "void: not fair"
     assert "61.2 experts against 38.0" in "".join(page.text)
@@ -177,8 +176,7 @@ def test_several_arms_and_lengths_share_charts_by_lengths() -> None:
     longer = with_shapes(lambda shape: replace(shape, input_len=2048, name="b1_i2048_o256"), only=0)
     second = replace(compared_arms.comparison().pairs[0], other="nvfp4")
     comparison = with_pair(longer, second, at=1)
-    figures = charts.speed(comparison)
-    assert sum(figure.chart.description.count(" at batch ") for figure in figures) == 3 * (3 + 3)
+    assert sum(chart.description.count(" at batch ") for chart in charts.speed(comparison)) == 3 * (3 + 3)
     titles = [text for text in read(comparison).text if text.startswith("Speed-up of end-to-end")]
     assert {re.search(r"\d+ tokens in", text)[0] for text in titles} == {"512 tokens in", "2048 tokens in"}  # type: ignore[index]
     (bars,) = [
