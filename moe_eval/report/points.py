@@ -118,8 +118,8 @@ def _draw_ratios(series: Sequence[Series]) -> Figure:
                 place = (batch, point.value)
                 axes.annotate(f"{point.value:.2f}x", place, (9, 0), textcoords="offset points", va="center")
     handles = [Line2D([], [], color=arm.colour, marker=arm.marker, linestyle="none") for arm in series]
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "borderaxespad": 0}
-    axes.legend(handles, names, ncols=columns, handletextpad=0.4, **place)
+    legend = axes.legend(handles, names, ncols=columns, handletextpad=0.4, borderaxespad=0, loc="lower left")
+    legend.set_bbox_to_anchor((0, 1.02), axes.transAxes)
     return figure
 
 

@@ -96,15 +96,9 @@ def test_a_missing_part_of_every_pair_takes_its_section_with_it(values: Mapping[
 
 def test_ratios_without_an_interval_and_numbers_that_are_none() -> None:
     def change(shape: ShapeComparison) -> ShapeComparison:
-        e2e, tpot = shape.speed.e2e_ms, shape.speed.tpot_ms
-        assert e2e is not None
-        assert tpot is not None
-        bounds = (-0.1, 3.0) if shape.batch_size == 8 else (math.nan, math.inf)
-        speed = SpeedRatios(
-            e2e_ms=replace(e2e, low=None, high=None),
-            ttft_ms=Ratio(math.nan, 1.0, 2.0, 1, ""),
-            tpot_ms=replace(tpot, low=bounds[0], high=bounds[1]),
-        )
+        ratio = Ratio(1.3, None, None, 2, "engine")
+        low, high = (-0.1, 3.0) if shape.batch_size == 8 else (math.nan, math.inf)
+        speed = SpeedRatios(ratio, Ratio(math.nan, 1.0, 2.0, 1, ""), replace(ratio, low=low, high=high))
         return replace(shape, speed=speed, figures={**shape.figures, "e2e_ms": Sides(None, Interval(math.nan))})
 
     comparison = with_shapes(change)
