@@ -7,9 +7,8 @@ from pathlib import Path
 
 from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, ShapeComparison
 from moe_eval.records.quality import Estimate
-from moe_eval.report import arm_tables, bars, drawing, points, step_tables
+from moe_eval.report import arm_tables, bars, drawing, pair_tables, points
 from moe_eval.report.drawing import Chart
-from moe_eval.report.pair_tables import ratio_of
 from moe_eval.report.points import Point, Series
 from moe_eval.report.text import METRICS, Table, category, comparable, finite, named, number, paragraph, plain
 from moe_eval.traces.taxonomy import CATEGORIES
@@ -45,7 +44,7 @@ def _speed_charts(comparison: ComparisonRecord, metric: str, lengths: str) -> li
     void, sources = list[str](), set[str]()
     for pair in comparable(comparison):
         for shape in pair.shapes:
-            ratio = ratio_of(shape, metric)
+            ratio = pair_tables.ratio_of(shape, metric)
             point = _ratio_point(ratio) if _lengths(shape) == lengths and (shape.batch_size or 0) > 0 else None
             if point is None or ratio is None or shape.batch_size is None:
                 continue
@@ -99,17 +98,17 @@ def steps(comparison: ComparisonRecord) -> dict[str, list[PhaseParts]]:
     times_of: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for pair in comparable(comparison):
         for shape in pair.shapes:
-            for phase in step_tables.phases_of(shape):
+            for phase in pair_tables.phases_of(shape):
                 parts = by_phase.setdefault((shape.name, phase), PhaseParts(plain(phase)))
                 parts.charts += _waterfall(pair, shape, phase)
-                parts.tables += step_tables.kernels(pair, shape, phase)
+                parts.tables += pair_tables.kernels(pair, shape, phase)
                 breakdown = (shape.breakdown or {}).get(phase) or {}
                 for side, arm_name in enumerate((pair.reference, pair.other)):
                     arm_times = times_of.setdefault((shape.name, phase), {}).setdefault(arm_name, {})
                     arm_times |= {key: finite(sides[side]) or 0.0 for key, sides in breakdown.items()}
     for arm, shape_name, phase, times in arm_tables.traced(comparison):
         parts = by_phase.setdefault((shape_name, phase), PhaseParts(plain(phase)))
-        parts.tables += step_tables.of_one_arm(arm, shape_name, phase, times)
+        parts.tables += pair_tables.of_one_arm(arm, shape_name, phase, times)
         arm_times = {key: finite(ms) or 0.0 for key, ms in times.items()}
         times_of.setdefault((shape_name, phase), {})[arm.name] = arm_times
     keys = (key for sides in times_of.values() for times in sides.values() for key in times)
@@ -139,7 +138,7 @@ def _waterfall(pair: Pair, shape: ShapeComparison, phase: str) -> list[Chart]:
     ends = ((reference, before), (arm, after))
     extent = "from its begin to the next one's" if change.step_is == "wall" else "the span of its kernels"
     caption = f"A step is {extent}, under the profiler. {paragraph(change.text)}".strip()
-    return _with_caption(bars.waterfall(title, ends, [*changes, *step_tables.rest_of_change(change)]), caption)
+    return _with_caption(bars.waterfall(title, ends, [*changes, *pair_tables.rest_of_change(change)]), caption)
 
 
 def quality(comparison: ComparisonRecord) -> list[Chart]:

@@ -1,10 +1,5 @@
 """What a command shows while it works and at its end.
 
-The interface:
-    say(sentence): a sentence on standard error, above a progress display where there is one.
-    TaskProgress(): the progress of a run's tasks, a context manager with ready, begun and done.
-    print_renderable(renderable): a table or text on standard output, complete and plain where that is no terminal.
-
 Progress goes to standard error. A terminal shows a display. A file gets one plain line for every event.
 """
 
@@ -30,15 +25,12 @@ _WIDEST = 10_000  # characters of a line that nothing wraps
 
 
 class NamedTask(Protocol):
-    """A piece of a plan."""
+    """A piece of a plan: the arm that it measures, and its name, unique in its arm."""
 
     @property
-    def arm(self) -> str:
-        """The arm that it measures."""
-
+    def arm(self) -> str: ...
     @property
-    def name(self) -> str:
-        """Its name, unique in its arm."""
+    def name(self) -> str: ...
 
 
 def say(sentence: str) -> None:

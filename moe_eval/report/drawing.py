@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,21 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 7.0  # inches; 504 points
-# the light theme of style.css, which has a dark one by the same names
-COLOURS = {
-    "page": "#ffffff",
-    "text": "#1b1d21",
-    "soft": "#565b64",
-    "line": "#c9ccd2",
-    "band": "#e2e5ea",
-    "c0": "#0072b2",
-    "c1": "#b34700",
-    "c2": "#00785a",
-    "c3": "#a0437a",
-    "c4": "#7a5a00",
-    "c5": "#747474",
-    "c6": "#1a1c20",
-}
+_CSS = resources.files("moe_eval.report").joinpath("style.css").read_text(encoding="utf-8")
+# the light theme, which has a dark one by the same names
+COLOURS: dict[str, str] = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", _CSS.partition("@media")[0]))
 CYCLE = tuple(colour for name, colour in COLOURS.items() if re.fullmatch(r"c\d", name))
 MARKERS = "os^Dv"
 LETTERS_PER_INCH = 13.5  # a little fewer than the mean letter of 9 points needs
@@ -48,13 +37,8 @@ _STYLE = {
     "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": COLOURS["text"],
     "font.size": 9.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "axes.labelsize": 8.0,
-    "axes.edgecolor": COLOURS["soft"],
-    "axes.labelcolor": COLOURS["soft"],
-    "xtick.color": COLOURS["soft"],
-    "ytick.color": COLOURS["soft"],
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "axes.labelsize"), 8.0),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), COLOURS["soft"]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,

@@ -40,8 +40,7 @@ def render(comparison: ComparisonRecord, run: RunRecord | None, draw: Callable[[
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["a"] = isinstance
-    kinds = (Heading, Paragraph, PairVerdict, Table)
-    environment.globals |= {kind.__name__: kind for kind in kinds}
+    environment.globals |= {kind.__name__: kind for kind in (Heading, Paragraph, PairVerdict, Table)}
     environment.filters |= {
         "long": _is_long,
         "cells": _cells,
