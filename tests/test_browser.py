@@ -42,11 +42,12 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
     folder = tmp_path_factory.mktemp("browser")
     recorded = recorded_run(folder / "run")
-    with served(folder, f"sqlite:///{folder / 'server.db'}") as uri, pytest.MonkeyPatch.context() as patch:
+    store = shutil.copy(empty_store, folder / "server.db")
+    with served(folder, f"sqlite:///{store}") as uri, pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         assert main(["log", str(recorded)]) == 0
         client = MlflowClient(uri)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.report import pair_tables
-from moe_eval.report.table import Table, without_empty_columns
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     METRICS,
     MODES,
     UNITS,
+    Table,
+    bounds_of,
     comparable,
     digits_of,
-    flat,
     named,
     names_of,
     number,
     plain,
+    without_empty_columns,
 )
 
 _MOST_LINES = 200  # of facts in one table
@@ -29,105 +30,115 @@ _MOST_LINES = 200  # of facts in one table
 
 def arms(comparison: ComparisonRecord) -> list[Table]:
     """What was measured with what, and each arm's own perplexity."""
-    heads = (
-        "arm",
-        "precision asked",
-        "precision seen",
-        "engine",
-        "version",
-        "GPU",
-        "MoE backend",
-        "emulated",
-        "status",
-    )
-    rows, quality = [], []
-    for arm in comparison.arms:
-        facts = (
-            arm.name,
-            arm.precision,
-            arm.precision_seen,
-            arm.engine,
-            arm.engine_version,
-            arm.gpu,
-            arm.moe_backend,
-            arm.emulated,
-            arm.status.value,
-        )
-        rows.append([named(fact) for fact in facts])
-        figures = ((arm.token_ppl, 4), (arm.word_ppl, 4), (arm.bits_per_byte, 5))
-        if any(figure is not None for figure, _ in figures):
-            quality.append([named(arm.name), *(number(figure, digits) for figure, digits in figures)])
-    return [
-        *without_empty_columns("Arms", heads, rows),
-        *without_empty_columns(
-            "Perplexity of each arm", ("arm", "token perplexity", "word perplexity", "bits per byte"), quality
-        ),
+    rows = [
+        [
+            ("arm", named(arm.name)),
+            ("precision asked", named(arm.precision)),
+            ("precision seen", named(arm.precision_seen)),
+            ("engine", named(arm.engine)),
+            ("version", named(arm.engine_version)),
+            ("GPU", named(arm.gpu)),
+            ("MoE backend", named(arm.moe_backend)),
+            ("emulated", named(arm.emulated)),
+            ("status", arm.status.value),
+        ]
+        for arm in comparison.arms
     ]
+    quality = [
+        [
+            ("arm", named(arm.name)),
+            ("token perplexity", number(arm.token_ppl, 4)),
+            ("word perplexity", number(arm.word_ppl, 4)),
+            ("bits per byte", number(arm.bits_per_byte, 5)),
+        ]
+        for arm in comparison.arms
+        if any(figure is not None for figure in (arm.token_ppl, arm.word_ppl, arm.bits_per_byte))
+    ]
+    return [*without_empty_columns("Arms", rows), *without_empty_columns("Perplexity of each arm", quality)]
 
 
 def failed(comparison: ComparisonRecord) -> list[Table]:
     """Arms without a result or without a part of it, and why."""
-    rows = [
-        (
-            named(arm.name),
-            named(arm.precision),
-            arm.status.value,
-            plain(arm.error or "no reason recorded", LONGEST_SENTENCE),
-        )
+    parts = [
+        (arm.name, named(arm.precision), arm.status.value, arm.error or "no reason recorded")
         for arm in comparison.arms
         if arm.status is not Status.FINISHED
     ]
     for part in comparison.skipped:
         phrase = f"without {plain(part.evaluator)}" if part.evaluator else "skipped"
-        rows.append((named(part.arm), "", phrase, plain(part.reason, LONGEST_SENTENCE)))
-    return without_empty_columns("Arms that were skipped or failed", ("arm", "precision", "status", "reason"), rows)
+        parts.append((part.arm, "", phrase, part.reason))
+    rows = [
+        [("arm", named(arm)), ("precision", precision), ("status", status), ("reason", plain(reason, LONGEST_SENTENCE))]
+        for arm, precision, status, reason in parts
+    ]
+    return without_empty_columns("Arms that were skipped or failed", rows)
 
 
 def method(run: RunRecord | None) -> list[Table]:
     """How it was measured, as far as the run tells."""
     if run is None:
         return []
-    schedule = [*flat(asdict(run.schedule)), ("which means", MODES[run.schedule.mode])]
     facts = (
         ("Run", [("started", named(run.started)), *([("revision", named(run.git))] if run.git else [])]),
-        ("Schedule", schedule),
-        ("Machine", flat(asdict(run.machine))),
-        ("Versions", flat(run.versions)),
-        ("Options", flat(run.options)),
+        ("Schedule", [*_flat(asdict(run.schedule)), ("which means", MODES[run.schedule.mode])]),
+        ("Machine", _flat(asdict(run.machine))),
+        ("Versions", _flat(run.versions)),
+        ("Options", _flat(run.options)),
     )
     return [
         table
         for caption, lines in facts
-        for table in without_empty_columns(caption, ("fact", "value"), lines[:_MOST_LINES])
+        for table in without_empty_columns(
+            caption, [[("fact", fact), ("value", value)] for fact, value in lines[:_MOST_LINES]]
+        )
     ]
+
+
+def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
+    """Nested facts as lines, such as ("gpus 1 name", "NVIDIA H100")."""
+    items: Iterable[tuple[object, object]]
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value, 1)
+    else:
+        return [(path, named(value))]
+    return [line for key, item in items for line in _flat(item, f"{path} {plain(key)}".strip())]
 
 
 def schedules(comparison: ComparisonRecord) -> list[Table]:
     """In which order the two arms of every pair were timed."""
-    rows = []
-    for pair in comparison.pairs:
-        schedule = pair.schedule
-        if schedule is not None:
-            facts = (schedule.mode, schedule.blocks, schedule.per_block, schedule.one_run)
-            rows.append((names_of(pair), *map(named, facts), MODES[schedule.mode]))
-    heads = ("pair", "schedule", "blocks", "iterations of a block", "timed in one run", "which means")
-    return without_empty_columns("Schedule of every pair", heads, rows)
+    rows = [
+        [
+            ("pair", names_of(pair)),
+            ("schedule", named(schedule.mode)),
+            ("blocks", named(schedule.blocks)),
+            ("iterations of a block", named(schedule.per_block)),
+            ("timed in one run", named(schedule.one_run)),
+            ("which means", MODES[schedule.mode]),
+        ]
+        for pair in comparison.pairs
+        if (schedule := pair.schedule) is not None
+    ]
+    return without_empty_columns("Schedule of every pair", rows)
 
 
 def speed(comparison: ComparisonRecord) -> list[Table]:
     """Medians of the arms that nothing is compared with."""
-    rows = []
-    for arm in _alone(comparison, pair_tables.has_speed):
-        for shape, figures in arm.speed.items():
-            for metric, phrase in METRICS.items():
-                figure = figures.get(metric)
-                if figure is not None:
-                    digits = digits_of([figure.median])
-                    cells = (number(figure.median, digits), pair_tables.bounds_of(figure, digits))
-                    rows.append((named(arm.name), plain(shape), f"{phrase}, {UNITS[metric]}", *cells))
-    return without_empty_columns(
-        "Speed of single arms (medians)", ("arm", "shape", "metric", "median", "95 % interval"), rows
-    )
+    rows = [
+        [
+            ("arm", named(arm.name)),
+            ("shape", plain(shape)),
+            ("metric", f"{phrase}, {UNITS[metric]}"),
+            ("median", number(figure.median, digits_of([figure.median]))),
+            ("95 % interval", bounds_of(figure, digits_of([figure.median]))),
+        ]
+        for arm in _alone(comparison, pair_tables.has_speed)
+        for shape, figures in arm.speed.items()
+        for metric, phrase in METRICS.items()
+        if (figure := figures.get(metric)) is not None
+    ]
+    return without_empty_columns("Speed of single arms (medians)", rows)
 
 
 def traced(comparison: ComparisonRecord) -> Iterator[tuple[ComparedArm, str, str, Mapping[str, float]]]:

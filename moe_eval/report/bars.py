@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, TypedDict
 
-from moe_eval.report.drawing import COLOURS, CYCLE, WIDTH, Chart, canvas, fitted, tick_text, ticks
+from moe_eval.report.drawing import COLOURS, CYCLE, WIDTH, Chart, canvas, fitted, row_canvas, tick_text
 from moe_eval.report.text import category, digits_of, number, plain
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Bar = tuple[str, Mapping[str, float]]  # an arm's name and its ms by category
@@ -36,52 +34,6 @@ def stacked(title: str, bars: Sequence[Bar], order: Sequence[str]) -> Chart | No
     return Chart(title, f"{description}.", partial(_draw_stacked, bars, order, indices, digits))
 
 
-def _draw_stacked(bars: Sequence[Bar], order: Sequence[str], indices: Sequence[int], digits: int) -> Figure:
-    key_rows = (len(indices) + 1) // 2
-    figure, axes = canvas(0.6 + 0.55 * len(bars) + 0.19 * key_rows, (0.15, 0.15, 0.4 + 0.19 * key_rows, 0.02))
-    longest = max(sum(parts.values()) for _, parts in bars)
-    axes.set_xlim(0, longest)
-    axes.set_ylim(-len(bars) + 0.5, 0.75)
-    for row, (name, parts) in enumerate(bars):
-        axes.text(0, -row + 0.3, fitted(name, WIDTH - 1.5), va="bottom")
-        axes.text(longest, -row + 0.3, number(sum(parts.values()), digits, unit=" ms"), va="bottom", ha="right")
-        _draw_bar(axes, row, {index: max(parts.get(order[index], 0.0), 0.0) for index in indices}, longest)
-    _set_length_axis(axes, longest, "ms")
-    _draw_key(figure, bars, order, indices, digits)
-    return figure
-
-
-def _draw_bar(axes: Axes, row: int, sizes: Mapping[int, float], longest: float) -> None:
-    """A bar of segments by category, numbered from 1 where the number fits."""
-    drawn = {index: length for index, length in sizes.items() if length}
-    ends = list(accumulate(drawn.values()))
-    begins = [end - length for end, length in zip(ends, drawn.values(), strict=True)]
-    looks = [_look(index) for index in drawn]
-    boxes = axes.barh(
-        [-row] * len(drawn),
-        list(drawn.values()),
-        0.5,
-        left=begins,
-        color=[look["facecolor"] for look in looks],
-        hatch=[look["hatch"] for look in looks],
-        edgecolor=COLOURS["page"],
-    )
-    for box, begin, (index, length) in zip(boxes, begins, drawn.items(), strict=True):
-        box.set_gid(f"bar-{row}-{index}")
-        if length / longest > 0.012 * len(f"{index + 1}") + 0.01:
-            ground = {"facecolor": CYCLE[index % len(CYCLE)], "edgecolor": "none", "pad": 0.8}
-            axes.text(
-                begin + length / 2,
-                -row,
-                f"{index + 1}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=COLOURS["page"],
-                bbox=ground,
-            )
-
-
 class _Look(TypedDict):
     """Colour and pattern of a category, as matplotlib names them."""
 
@@ -90,38 +42,44 @@ class _Look(TypedDict):
     edgecolor: str
 
 
-def _look(index: int) -> _Look:
-    hatch = _HATCHES[index // len(CYCLE) % len(_HATCHES)]
-    return _Look(facecolor=CYCLE[index % len(CYCLE)], hatch=hatch, edgecolor=COLOURS["page"])
-
-
-def _draw_key(figure: Figure, bars: Sequence[Bar], order: Sequence[str], indices: Sequence[int], digits: int) -> None:
-    """Number, name and times of every category, below the bars."""
-    from matplotlib.patches import Patch
-
-    labels = []
+def _draw_stacked(bars: Sequence[Bar], order: Sequence[str], indices: Sequence[int], digits: int) -> Figure:
+    """Segments are numbered from 1 where the number fits. The key has the numbers' names and times."""
+    totals = [sum(parts.values()) for _, parts in bars]
+    names = [
+        f"{fitted(name, WIDTH - 1.5)}: {number(total, digits)} ms"
+        for (name, _), total in zip(bars, totals, strict=True)
+    ]
+    figure, axes = row_canvas(names, 0.55, bottom=0.55 + 0.19 * ((len(indices) + 1) // 2))
+    axes.set_xlim(0, max(totals))
+    axes.xaxis.set_major_formatter(lambda value, _: tick_text(value))
+    axes.set_xlabel("ms per step")
+    ends = [0.0] * len(bars)
     for index in indices:
-        values = " / ".join(number(parts.get(order[index], 0.0), digits) for _, parts in bars) if len(bars) < 4 else ""
-        name = fitted(category(order[index]), 2.9 - len(values) / 13)
-        labels.append(f"{index + 1}  {name}: {values}" if values else f"{index + 1}  {name}")
-    patches = [Patch(**_look(index)) for index in indices]
-    figure.legend(
-        patches,
-        labels,
-        loc="lower left",
-        ncols=2,
-        bbox_to_anchor=(0.01, 0, 0.98, 0),
-        mode="expand",
-        borderaxespad=0,
-        labelspacing=0.35,
-    )
-
-
-def _set_length_axis(axes: Axes, longest: float, unit: str) -> None:
-    values = ticks(0, longest)
-    axes.set_xticks(values, [tick_text(value) if value else f"0 {unit}" for value in values])
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
+        values = [parts.get(order[index], 0.0) for _, parts in bars]
+        times = " / ".join(number(value, digits) for value in values) if len(bars) < 4 else ""
+        label = f"{index + 1}  {fitted(category(order[index]), 2.9 - len(times) / 13)}"
+        colour = CYCLE[index % len(CYCLE)]
+        hatch = _HATCHES[index // len(CYCLE) % len(_HATCHES)]
+        look = _Look(facecolor=colour, hatch=hatch, edgecolor=COLOURS["page"])
+        rows = [row for row, value in enumerate(values) if value > 0]
+        boxes = axes.barh(
+            rows,
+            [values[row] for row in rows],
+            0.5,
+            left=[ends[row] for row in rows],
+            label=f"{label}: {times}" if times else label,
+            **look,
+        )
+        smallest = (0.012 * len(f"{index + 1}") + 0.01) * max(totals)
+        numbers = [f"{index + 1}" if values[row] > smallest else "" for row in rows]
+        ground = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
+        axes.bar_label(boxes, numbers, label_type="center", fontsize=8, color=COLOURS["page"], bbox=ground)
+        for row, box in zip(rows, boxes, strict=True):
+            box.set_gid(f"bar-{row}-{index}")
+            ends[row] += values[row]
+    place = (0.01, 0, 0.98, 0)
+    figure.legend(loc="lower left", ncols=2, bbox_to_anchor=place, mode="expand", borderaxespad=0, labelspacing=0.35)
+    return figure
 
 
 @dataclass(frozen=True)
@@ -159,47 +117,40 @@ def waterfall(
 
 
 def _draw_waterfall(rows: Sequence[_Row]) -> Figure:
+    """Every bar has its value at the right, and a line that leads to the next."""
+    from matplotlib.patches import Patch
+
     figure, axes = canvas(0.75 + 0.27 * len(rows), (1.9, 0.9, 0.65, 0.05))
     edges = [0.0, *(edge for row in rows for edge in (row.begin, row.end))]
     margin = 0.02 * (max(edges) - min(edges))
     axes.set_xlim(min(edges) - (margin if min(edges) < 0 else 0), max(edges))
-    axes.set_ylim(-len(rows) + 0.4, 0.6)
-    for index, row in enumerate(rows):
-        _draw_row(axes, index, row, is_last=index + 1 == len(rows))
-    axes.axvline(0, color=COLOURS["soft"], linewidth=0.8)
-    names = [fitted(row.name, 1.75) for row in rows]
-    axes.set_yticks([-index for index in range(len(rows))], names, fontsize=9, color=COLOURS["text"])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    boxes = axes.barh(
+        range(len(rows)),
+        [row.end - row.begin for row in rows],
+        0.68,
+        left=[row.begin for row in rows],
+        color=[row.colour for row in rows],
+        hatch=[_HATCHES[row.colour == _COST] for row in rows],
+        edgecolor=COLOURS["page"],
+    )
+    ends, below, soft = [row.end for row in rows[:-1]], range(1, len(rows)), COLOURS["soft"]
+    axes.vlines(ends, range(len(ends)), below, colors=soft, linestyles=(0, (2, 2)), linewidth=0.8, zorder=0.5)
+    axes.axvline(0, color=soft, linewidth=0.8)
+    for index, (box, row) in enumerate(zip(boxes, rows, strict=True)):
+        box.set_gid(f"row-{index}")
+        place = ("axes fraction", "data")
+        axes.annotate(row.text, (1, index), (50, 0), place, "offset points", ha="right", va="center")
+    axes.set_yticks(range(len(rows)), [fitted(row.name, 1.75) for row in rows], fontsize=9, color=COLOURS["text"])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("ms per step")
-    _draw_meanings(figure)
-    return figure
-
-
-def _draw_row(axes: Axes, index: int, row: _Row, *, is_last: bool) -> None:
-    """A bar with its value at the right, and the line that leads to the next."""
-    hatch = _HATCHES[1] if row.colour == _COST else ""
-    length, page = row.end - row.begin, COLOURS["page"]
-    (box,) = axes.barh([-index], [length], 0.68, left=row.begin, facecolor=row.colour, hatch=hatch, edgecolor=page)
-    box.set_gid(f"row-{index}")
-    place = ("axes fraction", "data")
-    axes.annotate(row.text, (1, -index), (50, 0), place, "offset points", ha="right", va="center")
-    if not is_last:
-        style, colour = (0, (2, 2)), COLOURS["soft"]
-        axes.plot([row.end] * 2, [-index, -index - 1], linestyle=style, color=colour, linewidth=0.8, zorder=0.5)
-
-
-def _draw_meanings(figure: Figure) -> None:
-    """What the colours of a waterfall mean."""
-    from matplotlib.patches import Patch
-
-    page = COLOURS["page"]
     patches = [
-        Patch(facecolor=_GAIN, edgecolor=page),
-        Patch(facecolor=_COST, edgecolor=page, hatch=_HATCHES[1]),
+        Patch(facecolor=_GAIN, edgecolor=COLOURS["page"], label="less time"),
+        Patch(facecolor=_COST, edgecolor=COLOURS["page"], hatch=_HATCHES[1], label="more time"),
     ]
-    names = ["less time", "more time"]
-    figure.legend(patches, names, loc="lower left", bbox_to_anchor=(0.01, 0), borderaxespad=0, labelspacing=0.35)
+    figure.legend(handles=patches, loc="lower left", bbox_to_anchor=(0.01, 0), borderaxespad=0, labelspacing=0.35)
+    return figure
 
 
 def _merged(changes: Sequence[tuple[str, float]], smallest: float) -> list[tuple[str, float]]:
@@ -220,14 +171,12 @@ def lengths(title: str, rows: Sequence[tuple[int, str, float]], unit: str, digit
 
 
 def _draw_lengths(rows: Sequence[tuple[int, str, float]], unit: str, digits: int) -> Figure:
-    figure, axes = canvas(0.1 + 0.42 * len(rows), (0.15, 0.15, 0.02, 0.02))
-    longest = max(size for _, _, size in rows)
-    axes.set_xlim(0, longest)
-    axes.set_ylim(-len(rows) + 0.6, 0.75)
-    for row, (index, name, size) in enumerate(rows):
-        value = number(size, digits, unit=f" {unit}")
-        axes.text(0, -row + 0.22, f"{fitted(name, WIDTH - 1 - len(value) / 13)}: {value}", va="bottom")
-        (box,) = axes.barh([-row], [max(size, 0)], 0.35, color=CYCLE[index % len(CYCLE)])
+    names = [f"{fitted(name, WIDTH - 2)}: {number(size, digits)} {unit}" for _, name, size in rows]
+    figure, axes = row_canvas(names, 0.42, bottom=0.1)
+    colours = [CYCLE[index % len(CYCLE)] for index, _, _ in rows]
+    boxes = axes.barh(range(len(rows)), [max(size, 0) for _, _, size in rows], 0.35, color=colours)
+    for row, box in enumerate(boxes):
         box.set_gid(f"arm-{row}")
+    axes.set_xlim(0, max(size for _, _, size in rows))
     axes.set_axis_off()
     return figure

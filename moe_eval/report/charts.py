@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from moe_eval.records.comparison import ComparisonRecord, Pair, PhaseChange, Ratio, ShapeComparison
+from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, ShapeComparison
 from moe_eval.records.quality import Estimate
-from moe_eval.report import arm_tables, bars, drawing, points, step_tables
+from moe_eval.report import arm_tables, bars, drawing, pair_tables, points
 from moe_eval.report.drawing import Chart
-from moe_eval.report.pair_tables import ratio_of
 from moe_eval.report.points import Point, Series
-from moe_eval.report.table import Table
-from moe_eval.report.text import METRICS, category, comparable, finite, named, number, paragraph, plain
+from moe_eval.report.text import METRICS, Table, category, comparable, finite, named, number, paragraph, plain
 from moe_eval.traces.taxonomy import CATEGORIES
 
 _TIMES = ("e2e_ms", "tpot_ms", "ttft_ms")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A chart and what is said under it."""
-
-    chart: Chart
-    caption: str
+def _with_caption(chart: Chart | None, caption: str) -> list[Chart]:
+    return [replace(chart, caption=caption)] if chart else []
 
 
-@dataclass
-class PhaseParts:
-    """Charts and tables of one phase of a shape."""
-
-    name: str
-    figures: list[Figure] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-
-
-def speed(comparison: ComparisonRecord) -> list[Figure]:
+def speed(comparison: ComparisonRecord) -> list[Chart]:
     """The ratios over batch size, for every metric and pair of lengths; shapes that are not fair are left out."""
     shapes = [shape for pair in comparable(comparison) for shape in pair.shapes]
     lengths = list(dict.fromkeys(map(_lengths, shapes)))
-    figures = (_speed_figure(comparison, metric, length) for metric in _TIMES for length in lengths)
-    return [figure for figure in figures if figure is not None]
+    return [chart for metric in _TIMES for length in lengths for chart in _speed_charts(comparison, metric, length)]
 
 
 def ratios_png(comparison: ComparisonRecord, file: Path) -> bool:
@@ -50,18 +33,18 @@ def ratios_png(comparison: ComparisonRecord, file: Path) -> bool:
     Returns:
         Whether there is one: no pair may be timed.
     """
-    figures = speed(comparison)
-    if figures:
-        drawing.png(figures[0].chart, file)
-    return bool(figures)
+    charts = speed(comparison)
+    if charts:
+        drawing.png(charts[0], file)
+    return bool(charts)
 
 
-def _speed_figure(comparison: ComparisonRecord, metric: str, lengths: str) -> Figure | None:
+def _speed_charts(comparison: ComparisonRecord, metric: str, lengths: str) -> list[Chart]:
     index_of, series = _indices(comparison), dict[str, Series]()
     void, sources = list[str](), set[str]()
     for pair in comparable(comparison):
         for shape in pair.shapes:
-            ratio = ratio_of(shape, metric)
+            ratio = pair_tables.ratio_of(shape, metric)
             point = _ratio_point(ratio) if _lengths(shape) == lengths and (shape.batch_size or 0) > 0 else None
             if point is None or ratio is None or shape.batch_size is None:
                 continue
@@ -72,11 +55,10 @@ def _speed_figure(comparison: ComparisonRecord, metric: str, lengths: str) -> Fi
             arm.points[shape.batch_size] = point
             sources.add(named(ratio.source))
     title = f"Speed-up of {METRICS[metric]} over {named(comparison.reference)}, {lengths}"
-    chart = points.ratios(title, list(series.values()))
     caption = "Above the line at 1x is faster. Whiskers are 95 % intervals. A hollow marker has none."
     caption += f" Clock: {', '.join(sorted(sources))}."
     caption += f" Left out, as the routing was not fair: {', '.join(void)}." if void else ""
-    return Figure(chart, caption) if chart else None
+    return _with_caption(points.ratios(title, list(series.values())), caption)
 
 
 def _indices(comparison: ComparisonRecord) -> dict[str, int]:
@@ -101,88 +83,65 @@ def _point(figure: Ratio | Estimate | None) -> Point | None:
     return None if figure is None or value is None else Point(value, finite(figure.low), finite(figure.high))
 
 
-class _Steps:
-    """Gathers charts and tables of steps by shape and phase."""
+@dataclass
+class PhaseParts:
+    """Charts and tables of one phase of a shape."""
 
-    def __init__(self) -> None:
-        self._parts: dict[str, dict[str, PhaseParts]] = {}
-        self._bars: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-        self._order = dict.fromkeys(map(str, CATEGORIES))
-        self._waterfalls: list[tuple[PhaseParts, Figure]] = []
-
-    def _phase(self, shape: str, phase: str) -> PhaseParts:
-        return self._parts.setdefault(shape, {}).setdefault(phase, PhaseParts(plain(phase)))
-
-    def add_pair(self, pair: Pair, shape: ShapeComparison, phase: str) -> None:
-        """A phase that both arms were traced in."""
-        parts = self._phase(shape.name, phase)
-        sides = self._bars.setdefault((shape.name, phase), {})
-        for key, values in ((shape.breakdown or {}).get(phase) or {}).items():
-            self._order[key] = None
-            for arm, value in zip((pair.reference, pair.other), values, strict=True):
-                sides.setdefault(arm, {})[key] = finite(value) or 0.0
-        change = (shape.kernels or {}).get(phase)
-        names = (named(pair.reference), named(pair.other))
-        figure = None if change is None else _waterfall(change, names, _where(shape.name, phase))
-        self._waterfalls += [(parts, figure)] if figure else []
-        parts.tables.extend(step_tables.kernels(pair, shape, phase))
-
-    def add_arm(self, arm: str, shape: str, phase: str, times: Mapping[str, float], tables: Iterable[Table]) -> None:
-        """A phase of an arm that is compared with nothing."""
-        self._order.update(dict.fromkeys(times))
-        self._bars.setdefault((shape, phase), {})[arm] = {key: finite(ms) or 0.0 for key, ms in times.items()}
-        self._phase(shape, phase).tables.extend(tables)
-
-    def parts(self) -> dict[str, list[PhaseParts]]:
-        """By shape: bars first, then waterfalls."""
-        for (shape, phase), sides in self._bars.items():
-            title = f"Kernel time per step by category, {_where(shape, phase)}"
-            chart = bars.stacked(title, [(named(arm), times) for arm, times in sides.items()], list(self._order))
-            caption = "Medians of a trace. Numbers in the bars are those of the key."
-            self._phase(shape, phase).figures += [Figure(chart, caption)] if chart else []
-        for parts, figure in self._waterfalls:
-            parts.figures.append(figure)
-        return {
-            named(shape): [parts for parts in phases.values() if parts.figures or parts.tables]
-            for shape, phases in self._parts.items()
-        }
+    name: str
+    charts: list[Chart] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
 
 
 def steps(comparison: ComparisonRecord) -> dict[str, list[PhaseParts]]:
-    """Stacked bars of all arms and a waterfall for every pair, by shape and phase."""
-    gathered = _Steps()
+    """By shape and phase, the stacked bars of all arms, a waterfall for every pair, and their tables."""
+    by_phase: dict[tuple[str, str], PhaseParts] = {}
+    times_of: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for pair in comparable(comparison):
         for shape in pair.shapes:
-            for phase in step_tables.phases_of(shape):
-                gathered.add_pair(pair, shape, phase)
+            for phase in pair_tables.phases_of(shape):
+                parts = by_phase.setdefault((shape.name, phase), PhaseParts(plain(phase)))
+                parts.charts += _waterfall(pair, shape, phase)
+                parts.tables += pair_tables.kernels(pair, shape, phase)
+                breakdown = (shape.breakdown or {}).get(phase) or {}
+                for side, arm_name in enumerate((pair.reference, pair.other)):
+                    arm_times = times_of.setdefault((shape.name, phase), {}).setdefault(arm_name, {})
+                    arm_times |= {key: finite(sides[side]) or 0.0 for key, sides in breakdown.items()}
     for arm, shape_name, phase, times in arm_tables.traced(comparison):
-        tables = step_tables.of_one_arm(arm, shape_name, phase, times)
-        gathered.add_arm(arm.name, shape_name, phase, times, tables)
-    return gathered.parts()
+        parts = by_phase.setdefault((shape_name, phase), PhaseParts(plain(phase)))
+        parts.tables += pair_tables.of_one_arm(arm, shape_name, phase, times)
+        arm_times = {key: finite(ms) or 0.0 for key, ms in times.items()}
+        times_of.setdefault((shape_name, phase), {})[arm.name] = arm_times
+    keys = (key for sides in times_of.values() for times in sides.values() for key in times)
+    order = list(dict.fromkeys([*map(str, CATEGORIES), *keys]))
+    by_shape: dict[str, list[PhaseParts]] = {}
+    for (shape_name, phase), parts in by_phase.items():
+        title = f"Kernel time per step by category, {named(shape_name)}, {plain(phase)}"
+        sides = [(named(name), times) for name, times in times_of[shape_name, phase].items()]
+        caption = "Medians of a trace. Numbers in the bars are those of the key."
+        parts.charts = [*_with_caption(bars.stacked(title, sides, order), caption), *parts.charts]
+        by_shape.setdefault(named(shape_name), []).append(parts)
+    return by_shape
 
 
-def _where(shape: str, phase: str) -> str:
-    return f"{named(shape)}, {plain(phase)}"
-
-
-def _waterfall(change: PhaseChange, names: tuple[str, str], where: str) -> Figure | None:
-    before, after = (finite(ms) for ms in change.step_ms or (None, None))
-    if before is None or after is None:
-        return None
+def _waterfall(pair: Pair, shape: ShapeComparison, phase: str) -> list[Chart]:
+    change = (shape.kernels or {}).get(phase)
+    before, after = (finite(ms) for ms in (change.step_ms if change else None) or (None, None))
+    if change is None or before is None or after is None:
+        return []
+    reference, arm = named(pair.reference), named(pair.other)
     changes = [
         (category(name), moved)
         for name, row in change.categories.items()
         if (moved := finite(row.change_ms)) is not None
     ]
-    title = f"From a step of {names[0]} to one of {names[1]}, {where}"
-    ends = ((names[0], before), (names[1], after))
-    chart = bars.waterfall(title, ends, [*changes, *step_tables.rest_of_change(change)])
+    title = f"From a step of {reference} to one of {arm}, {named(shape.name)}, {plain(phase)}"
+    ends = ((reference, before), (arm, after))
     extent = "from its begin to the next one's" if change.step_is == "wall" else "the span of its kernels"
-    caption = f"A step is {extent}, under the profiler. {paragraph(change.text)}"
-    return Figure(chart, caption.strip()) if chart else None
+    caption = f"A step is {extent}, under the profiler. {paragraph(change.text)}".strip()
+    return _with_caption(bars.waterfall(title, ends, [*changes, *pair_tables.rest_of_change(change)]), caption)
 
 
-def quality(comparison: ComparisonRecord) -> list[Figure]:
+def quality(comparison: ComparisonRecord) -> list[Chart]:
     """ln(perplexity ratio) with intervals and the noise floor, and the mean divergence."""
     index_of, reference = _indices(comparison), named(comparison.reference)
     costs = [(pair.other, pair.quality) for pair in comparable(comparison) if pair.quality is not None]
@@ -200,8 +159,8 @@ def quality(comparison: ComparisonRecord) -> list[Figure]:
         for name, cost in costs
         if cost.divergence is not None and (size := finite(cost.divergence.mean)) is not None
     ]
-    figures = (
-        (points.quality(f"Perplexity against {reference}", series, floor), caption),
-        (bars.lengths(f"Mean divergence (KLD) from {reference}", sizes, "nats", 5), "By token. 0 is the same."),
-    )
-    return [Figure(chart, text) for chart, text in figures if chart is not None]
+    kld = bars.lengths(f"Mean divergence (KLD) from {reference}", sizes, "nats", 5)
+    return [
+        *_with_caption(points.quality(f"Perplexity against {reference}", series, floor), caption),
+        *_with_caption(kld, "By token. 0 is the same."),
+    ]

@@ -1,11 +1,5 @@
 """What a command shows while it works and at its end.
 
-The interface:
-    say(sentence): a sentence on standard error, above a progress display where there is one.
-    TaskProgress(): the progress of a run's tasks, a context manager with ready, begun and done.
-    CountProgress(total, label): the progress of things that are counted, a context manager with update.
-    print_renderable(renderable): a table or text on standard output, complete and plain where that is no terminal.
-
 Progress goes to standard error. A terminal shows a display. A file gets one plain line for every event.
 """
 
@@ -22,24 +16,21 @@ from typing import Protocol
 from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
-from moe_eval.report.table import Table
+from moe_eval.report.text import NONE, Row
 
 _WIDEST = 10_000  # characters of a line that nothing wraps
 
 
 class NamedTask(Protocol):
-    """A piece of a plan."""
+    """A piece of a plan: the arm that it measures, and its name, unique in its arm."""
 
     @property
-    def arm(self) -> str:
-        """The arm that it measures."""
-
+    def arm(self) -> str: ...
     @property
-    def name(self) -> str:
-        """Its name, unique in its arm."""
+    def name(self) -> str: ...
 
 
 def say(sentence: str) -> None:
@@ -61,17 +52,9 @@ def print_renderable(renderable: RenderableType) -> None:
 
 def plain_text(renderable: RenderableType) -> str:
     """What print_renderable prints into a file: tables are Markdown, and no line is wrapped."""
-    console = Console(
-        file=io.StringIO(),
-        force_terminal=False,
-        no_color=True,
-        width=_WIDEST,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    console = Console(file=io.StringIO(), width=_WIDEST, no_color=True, force_terminal=False, markup=False, emoji=False)
     with console.capture() as captured:
-        console.print(renderable)
+        console.print(renderable, highlight=False)
     lines = [line.rstrip() for line in captured.get().split("\n")]
     return "\n".join(lines).strip("\n")
 
@@ -81,22 +64,32 @@ def lines_of(lines: Sequence[str]) -> Text:
     return Text("\n".join(map(_one_line, lines)))
 
 
-def rich_table(table: Table) -> RichTable:
-    """A table for print_renderable, without its caption. Every cell is text: nothing in it is markup."""
-    drawn = RichTable(box=SIMPLE_HEAD if sys.stdout.isatty() else MARKDOWN)
-    for head in table.heads:
-        drawn.add_column(Text(head), overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(Text(_one_line(cell)) for cell in row))
-    return drawn
+def rich_table(rows: Sequence[Row]) -> Table:
+    """A table for print_renderable. Every cell is text: nothing in it is markup."""
+    table = Table(box=SIMPLE_HEAD if sys.stdout.isatty() else MARKDOWN)
+    for head, _ in rows[0]:
+        table.add_column(Text(head), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("-" if cell == NONE else _one_line(cell)) for _, cell in row))
+    return table
 
 
 class TaskProgress:
     """Shows how far the tasks of a run are, by the runner's calls."""
 
     def __init__(self) -> None:
-        self._display = _display() if sys.stderr.isatty() else None
-        self._bar = None if self._display is None else self._display.add_task("", total=None)
+        self._is_display = sys.stderr.isatty()
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        # Standard output is left alone, as it may be a file. Few refreshes leave the measured process alone.
+        self._display = Progress(
+            TextColumn("{task.description}", markup=False),
+            *columns,
+            console=_errors(),
+            redirect_stdout=False,
+            refresh_per_second=1,
+            disable=not self._is_display,
+        )
+        self._bar = self._display.add_task("", total=None)
         self._total = self._ended = 0
         self._begun_at = time.monotonic()
 
@@ -106,22 +99,19 @@ class TaskProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._display is not None:
-            self._display.stop()
+        self._display.stop()
 
     def ready(self, tasks: Sequence[NamedTask]) -> None:
         """The plan is made, and these tasks are left."""
         self._total, self._ended = len(tasks), 0
-        if self._display is not None and self._bar is not None:
-            self._display.start()
-            self._display.update(self._bar, total=self._total)
+        self._display.start()
+        self._display.update(self._bar, total=self._total)
 
     def begun(self, task: NamedTask) -> None:
         """A task has begun."""
         self._begun_at = time.monotonic()
-        if self._display is not None and self._bar is not None:
-            self._display.update(self._bar, description=_one_line(f"{task.arm} {task.name}"))
-        else:
+        self._display.update(self._bar, description=_one_line(f"{task.arm} {task.name}"))
+        if not self._is_display:
             say(f"{task.arm} {task.name} began, task {self._ended + 1} of {self._total}.")
 
     def done(self, task: NamedTask, reason: str | None) -> None:
@@ -130,67 +120,15 @@ class TaskProgress:
         seconds = time.monotonic() - self._begun_at
         if reason is not None:
             say(f"{task.arm} {task.name} failed after {seconds:.1f} s: {reason}")
-        elif self._display is None:
+        elif not self._is_display:
             say(f"{task.arm} {task.name} ended after {seconds:.1f} s.")
-        if self._display is not None and self._bar is not None:
-            self._display.update(self._bar, completed=self._ended)
-
-
-class CountProgress:
-    """Shows how many of a known number are done.
-
-    Args:
-        total: how many there are.
-        label: what is counted, such as "Windows of bf16".
-        quiet: show nothing.
-    """
-
-    def __init__(self, total: int, label: str, *, quiet: bool = False) -> None:
-        self._total, self._label, self._quiet = total, _one_line(label), quiet
-        self._display = _display() if sys.stderr.isatty() and not quiet else None
-        self._bar = None if self._display is None else self._display.add_task(self._label, total=total)
-        self._count = 0
-        self._begun_at = time.monotonic()
-
-    def __enter__(self) -> CountProgress:
-        self._begun_at = time.monotonic()
-        if self._display is not None:
-            self._display.start()
-        elif not self._quiet:
-            say(f"{self._label}: 0 of {self._total} began.")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._display is not None:
-            self._display.stop()
-        elif not self._quiet:
-            say(f"{self._label}: {self._count} of {self._total} after {time.monotonic() - self._begun_at:.1f} s.")
-
-    def update(self, count: int = 1) -> None:
-        """So many more are done."""
-        self._count += count
-        if self._display is not None and self._bar is not None:
-            self._display.advance(self._bar, count)
+        self._display.update(self._bar, completed=self._ended)
 
 
 @cache
 def _errors() -> Console:
     """The console that sentences and displays share, so that sentences stand above a display."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
-
-
-def _display() -> Progress:
-    # Standard output is left alone, as it may be a file. Few refreshes leave the measured process alone.
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=_errors(), redirect_stdout=False, refresh_per_second=1)
 
 
 def _one_line(text: str) -> str:

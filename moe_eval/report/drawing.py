@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,24 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 7.0  # inches; 504 points
-# the light theme of style.css, which has a dark one by the same names
-COLOURS = {
-    "page": "#ffffff",
-    "text": "#1b1d21",
-    "soft": "#565b64",
-    "line": "#c9ccd2",
-    "band": "#e2e5ea",
-    "c0": "#0072b2",
-    "c1": "#b34700",
-    "c2": "#00785a",
-    "c3": "#a0437a",
-    "c4": "#7a5a00",
-    "c5": "#747474",
-    "c6": "#1a1c20",
-}
+_CSS = resources.files("moe_eval.report").joinpath("style.css").read_text(encoding="utf-8")
+# the light theme, which has a dark one by the same names
+COLOURS: dict[str, str] = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", _CSS.partition("@media")[0]))
 CYCLE = tuple(colour for name, colour in COLOURS.items() if re.fullmatch(r"c\d", name))
 MARKERS = "os^Dv"
-_LETTERS_PER_INCH = 13.5  # a little fewer than the mean letter of 9 points needs
+LETTERS_PER_INCH = 13.5  # a little fewer than the mean letter of 9 points needs
 _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 _HEX = re.compile(r"#[0-9a-f]{6}")
 _FONT = re.compile(r"font: (?:[\w-]+ )*([\d.]+px)[^;]*|font-family: [^;]*;? ?")
@@ -48,13 +37,8 @@ _STYLE = {
     "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": COLOURS["text"],
     "font.size": 9.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "axes.labelsize": 8.0,
-    "axes.edgecolor": COLOURS["soft"],
-    "axes.labelcolor": COLOURS["soft"],
-    "xtick.color": COLOURS["soft"],
-    "ytick.color": COLOURS["soft"],
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "axes.labelsize"), 8.0),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), COLOURS["soft"]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -73,11 +57,13 @@ class Chart:
     Attributes:
         description: every number of the chart in words, for those who do not see it.
         draw: makes the figure. Call it inside `style`.
+        caption: what is said beside it.
     """
 
     title: str
     description: str
     draw: Callable[[], Figure]
+    caption: str = ""
 
 
 @contextmanager
@@ -165,24 +151,25 @@ def canvas(height: float, margins: tuple[float, float, float, float]) -> tuple[F
     return figure, figure.add_axes(box)
 
 
+def row_canvas(names: Sequence[str], pitch: float, *, bottom: float) -> tuple[Figure, Axes]:
+    """A figure with a row for every name, from 0 at the top, and the name above it.
+
+    Args:
+        pitch: of rows in inches. `bottom`: inches below the axes.
+    """
+    figure, axes = canvas(pitch * len(names) + bottom + 0.1, (0.15, 0.15, bottom, 0.1))
+    axes.set_ylim(len(names) - 0.6, -0.75)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    ground = {"facecolor": COLOURS["page"], "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    for row, name in enumerate(names):
+        axes.text(0, row - 0.28, name, va="bottom", transform=axes.get_yaxis_transform(), bbox=ground)
+    return figure, axes
+
+
 def fitted(text: str, width: float) -> str:
     """The text, cut so that it takes at most that many inches."""
-    return plain(text, max(4, int(width * _LETTERS_PER_INCH)))
-
-
-def columns_of_key(names: Sequence[str]) -> int:
-    """How many names of a key fit into one line."""
-    longest = max(map(len, names))
-    return max(1, min(len(names), int(WIDTH * _LETTERS_PER_INCH) // (longest + 6)))
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high."""
-    from matplotlib.ticker import MaxNLocator
-
-    margin = 1e-9 * (high - low)
-    values = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [float(value) for value in values if low - margin <= value <= high + margin]
+    return plain(text, max(4, int(width * LETTERS_PER_INCH)))
 
 
 def tick_text(value: float, *, signed: bool = False) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
 from moe_eval.report import sections
-from moe_eval.report.charts import Figure
+from moe_eval.report.drawing import Chart
 from moe_eval.report.sections import Heading, PairVerdict, Part
-from moe_eval.report.table import Table
+from moe_eval.report.text import Table
 
 # what Markdown or the HTML in it would read as more than text; a word of a name keeps its underscores
 _ACTIVE = re.compile(r"([\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|&(?=[#\w]))")
@@ -24,11 +24,11 @@ def render(comparison: ComparisonRecord, run: RunRecord | None) -> str:
     for section in sections.of_report(comparison, run):
         texts.append(f"## {section.title}")
         texts += [text for part in section.parts for text in _texts(part)]
-    return "\n\n".join(texts) + "\n"
+    return "\n\n".join(texts)
 
 
 def _texts(part: Part) -> list[str]:
-    if isinstance(part, Figure):
+    if isinstance(part, Chart):
         return []
     if isinstance(part, Table):
         return [_table(part)]

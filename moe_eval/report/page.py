@@ -12,11 +12,9 @@ import jinja2
 from moe_eval.records.comparison import ComparisonRecord, Verdict
 from moe_eval.records.run import RunRecord
 from moe_eval.report import drawing, sections
-from moe_eval.report.charts import Figure
 from moe_eval.report.drawing import Chart
 from moe_eval.report.sections import Heading, PairVerdict, Paragraph
-from moe_eval.report.table import Table
-from moe_eval.report.text import NONE
+from moe_eval.report.text import NONE, Table
 
 # a sign and the kind of border; the verdict itself is said in words
 _SIGNS = {
@@ -41,13 +39,8 @@ def render(comparison: ComparisonRecord, run: RunRecord | None, draw: Callable[[
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.tests |= {
-        "heading": lambda part: isinstance(part, Heading),
-        "paragraph": lambda part: isinstance(part, Paragraph),
-        "verdict": lambda part: isinstance(part, PairVerdict),
-        "table": lambda part: isinstance(part, Table),
-        "figure": lambda part: isinstance(part, Figure),
-    }
+    environment.tests["a"] = isinstance
+    environment.globals |= {kind.__name__: kind for kind in (Heading, Paragraph, PairVerdict, Table)}
     environment.filters |= {
         "long": _is_long,
         "cells": _cells,

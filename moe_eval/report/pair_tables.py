@@ -1,17 +1,32 @@
-"""The tables of a pair of arms: verdicts, speed, conditions, quality and labels."""
+"""The tables of a pair of arms: verdicts, speed, conditions, quality, labels and kernels of a step."""
 
 from __future__ import annotations
 
-from moe_eval.records.comparison import ComparisonRecord, Interval, Pair, Ratio, ShapeComparison
-from moe_eval.report.table import Table, without_empty_columns
+from collections.abc import Mapping
+
+from moe_eval.records.comparison import (
+    CategoryChange,
+    ComparedArm,
+    ComparisonRecord,
+    Pair,
+    PhaseChange,
+    QualityComparison,
+    Ratio,
+    ShapeComparison,
+)
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     METRICS,
     NONE,
     UNITS,
+    Row,
+    Table,
+    bounds_of,
+    category,
     comparable,
     digits_of,
     finite,
+    median,
     named,
     names_of,
     number,
@@ -19,26 +34,24 @@ from moe_eval.report.text import (
     percent,
     plain,
     span,
+    without_empty_columns,
 )
-
-_UNREAD = "not read"
 
 
 def verdicts(pair: Pair) -> list[Table]:
     """The verdict of every shape."""
     rows = [
-        (
-            named(shape.name),
-            named(shape.batch_size),
-            named(shape.input_len),
-            named(shape.output_len),
-            shape.verdict.value,
-            plain(shape.reason, LONGEST_SENTENCE),
-        )
+        [
+            ("shape", named(shape.name)),
+            ("batch size", named(shape.batch_size)),
+            ("tokens in", named(shape.input_len)),
+            ("tokens out", named(shape.output_len)),
+            ("verdict", shape.verdict.value),
+            ("reason", plain(shape.reason, LONGEST_SENTENCE)),
+        ]
         for shape in pair.shapes
     ]
-    heads = ("shape", "batch size", "tokens in", "tokens out", "verdict", "reason")
-    return without_empty_columns(f"Verdict by shape: {names_of(pair)}", heads, rows)
+    return without_empty_columns(f"Verdict by shape: {names_of(pair)}", rows)
 
 
 def has_speed(pair: Pair) -> bool:
@@ -47,141 +60,192 @@ def has_speed(pair: Pair) -> bool:
     return any(median(figure.reference) is not None and median(figure.other) is not None for figure in sides)
 
 
-def median(figure: Interval | None) -> float | None:
-    """The median of a figure that may not be there."""
-    return None if figure is None else finite(figure.median)
-
-
 def ratio_of(shape: ShapeComparison, metric: str) -> Ratio | None:
     """The ratio of one time; None of energy, which has none."""
-    return {"e2e_ms": shape.speed.e2e_ms, "ttft_ms": shape.speed.ttft_ms, "tpot_ms": shape.speed.tpot_ms}.get(metric)
+    ratio: Ratio | None = getattr(shape.speed, metric, None)
+    return ratio
 
 
-def speed(pair: Pair) -> list[Table]:
-    """Medians of both arms and their ratio, a row for every shape and metric; none where one arm alone was timed."""
-    if not has_speed(pair):
-        return []
-    reference, arm = named(pair.reference), named(pair.other)
-    rows = [row for shape in pair.shapes for metric in METRICS for row in _speed_row(shape, metric)]
-    heads = (
-        "shape",
-        "metric",
-        reference,
-        f"{reference}: 95 % interval",
-        arm,
-        f"{arm}: 95 % interval",
-        "speed-up",
-        "speed-up: 95 % interval",
-        "blocks",
-        "clock",
-    )
-    return without_empty_columns(f"Speed: {names_of(pair)} (medians)", heads, rows)
+def of_speed(pair: Pair) -> list[Table]:
+    """Everything that a report's section on speed has of a pair; no ratios where one arm alone was timed."""
+    rows = [row for shape in pair.shapes for metric in METRICS for row in _speed_row(pair, shape, metric)]
+    notes = [
+        [("shape", named(shape.name)), ("arm", named(arm)), ("note", plain(note, LONGEST_SENTENCE))]
+        for shape in pair.shapes
+        for arm, remarks in shape.notes.items()
+        for note in remarks
+    ]
+    return [
+        *without_empty_columns(f"Speed: {names_of(pair)} (medians)", rows if has_speed(pair) else []),
+        *without_empty_columns(f"Notes on the measurement: {names_of(pair)}", notes),
+        *without_empty_columns(
+            f"Fairness and clocks: {names_of(pair)}", [_conditions(pair, shape) for shape in pair.shapes]
+        ),
+    ]
 
 
-def _speed_row(shape: ShapeComparison, metric: str) -> list[tuple[str, ...]]:
+def _speed_row(pair: Pair, shape: ShapeComparison, metric: str) -> list[Row]:
     sides, ratio = shape.figures.get(metric), ratio_of(shape, metric)
     figures = (None, None) if sides is None else (sides.reference, sides.other)
     if ratio is None and all(median(figure) is None for figure in figures):
         return []
     digits = digits_of(map(median, figures))
-    cells = [cell for figure in figures for cell in (number(median(figure), digits), bounds_of(figure, digits))]
-    return [(named(shape.name), f"{METRICS[metric]}, {UNITS[metric]}", *cells, *_ratio_cells(shape, ratio))]
+    row = [("shape", named(shape.name)), ("metric", f"{METRICS[metric]}, {UNITS[metric]}")]
+    for name, figure in zip((named(pair.reference), named(pair.other)), figures, strict=True):
+        row += [(name, number(median(figure), digits)), (f"{name}: 95 % interval", bounds_of(figure, digits))]
+    value = bounds = ""
+    if ratio is not None and shape.fairness.is_fair is False:
+        value = "void: not fair"
+    elif ratio is not None:
+        value, bounds = number(ratio.value, 3, unit="x"), span(ratio.low, ratio.high, 3, unit="x")
+    row += [("speed-up", value), ("speed-up: 95 % interval", bounds)]
+    return [[*row, ("blocks", f"{ratio.blocks}" if ratio else ""), ("clock", named(ratio.source) if ratio else "")]]
 
 
-def _ratio_cells(shape: ShapeComparison, ratio: Ratio | None) -> tuple[str, str, str, str]:
-    if ratio is None:
-        return "", "", "", ""
-    if shape.fairness.is_fair is False:
-        return "void: not fair", "", f"{ratio.blocks}", named(ratio.source)
-    bounds = span(ratio.low, ratio.high, 3, unit="x")
-    return number(ratio.value, 3, unit="x"), bounds, f"{ratio.blocks}", named(ratio.source)
-
-
-def of_speed(pair: Pair) -> list[Table]:
-    """Everything that a report's section on speed has of a pair."""
-    return [*speed(pair), *notes(pair), *conditions(pair)]
-
-
-def conditions(pair: Pair) -> list[Table]:
+def _conditions(pair: Pair, shape: ShapeComparison) -> Row:
     """What has to hold for the ratios to mean anything: routing and clocks."""
-    reference, arm = named(pair.reference), named(pair.other)
-    rows = []
-    for shape in pair.shapes:
-        fairness, clocks = shape.fairness, shape.clocks
-        cells = [NONE] * 4
-        if clocks is not None:
-            cells = [number(mhz, 0) for mhz in clocks.sm_mhz]
-            cells += [_UNREAD if count is None else f"{count}" for count in clocks.slow_samples]
-        fair = NONE if fairness.is_fair is None else named(fairness.is_fair)
-        rows.append((named(shape.name), fair, plain(fairness.reason or "", LONGEST_SENTENCE), *cells))
-    heads = (
-        "shape",
-        "routing is fair",
-        "routing: reason",
-        f"SM clock of {reference}, MHz",
-        f"SM clock of {arm}, MHz",
-        f"slow samples of {reference}",
-        f"slow samples of {arm}",
-    )
-    return without_empty_columns(f"Fairness and clocks: {names_of(pair)}", heads, rows)
-
-
-def notes(pair: Pair) -> list[Table]:
-    """What the speed measurement of either arm remarked, a row for every remark."""
-    rows = [
-        (named(shape.name), named(arm), plain(note, LONGEST_SENTENCE))
-        for shape in pair.shapes
-        for arm, remarks in shape.notes.items()
-        for note in remarks
+    names, fairness, clocks = (named(pair.reference), named(pair.other)), shape.fairness, shape.clocks
+    speeds = [NONE] * 2 if clocks is None else [number(mhz, 0) for mhz in clocks.sm_mhz]
+    slow = [NONE] * 2
+    if clocks is not None:
+        slow = ["not read" if count is None else f"{count}" for count in clocks.slow_samples]
+    return [
+        ("shape", named(shape.name)),
+        ("routing is fair", named(fairness.is_fair)),
+        ("routing: reason", plain(fairness.reason or "", LONGEST_SENTENCE)),
+        *((f"SM clock of {name}, MHz", mhz) for name, mhz in zip(names, speeds, strict=True)),
+        *((f"slow samples of {name}", count) for name, count in zip(names, slow, strict=True)),
     ]
-    return without_empty_columns(f"Notes on the measurement: {names_of(pair)}", ("shape", "arm", "note"), rows)
 
 
 def quality(comparison: ComparisonRecord) -> list[Table]:
     """Perplexity and divergence of every pair that scored the same windows."""
-    rows = []
-    for pair in comparable(comparison):
-        cost = pair.quality
-        if cost is None:
-            continue
-        ratio, divergence = cost.ln_ppl_ratio, cost.divergence
-        remarks = [paragraph(text) for text in (cost.flag, cost.calibration, cost.no_interval) if text]
-        rows.append(
-            (
-                names_of(pair),
-                number(percent(cost.ppl_change), 2, unit=" %", signed=True),
-                NONE if ratio is None else number(ratio.value, 5, signed=True),
-                NONE if ratio is None else span(ratio.low, ratio.high, 5, signed=True),
-                number(cost.noise_floor, 6),
-                NONE if divergence is None else number(divergence.mean, 5),
-                NONE if divergence is None else number(divergence.p99, 5),
-                NONE if divergence is None else number(percent(divergence.same_top1), 2, unit=" %"),
-                " ".join(remarks),
-            )
-        )
-    heads = (
-        "pair",
-        "perplexity",
-        "ln(ppl ratio)",
-        "95 % interval",
-        "noise floor of ln(ppl ratio)",
-        "KLD mean, nats",
-        "KLD p99, nats",
-        "same top-1",
-        "remark",
-    )
-    return without_empty_columns("Quality against the reference", heads, rows)
+    rows = [
+        [
+            ("pair", names_of(pair)),
+            ("perplexity", number(percent(cost.ppl_change), 2, unit=" %", signed=True)),
+            *quality_cells(cost),
+            ("noise floor of ln(ppl ratio)", number(cost.noise_floor, 6)),
+            ("remark", " ".join(map(paragraph, filter(None, (cost.flag, cost.calibration, cost.no_interval))))),
+        ]
+        for pair in comparable(comparison)
+        if (cost := pair.quality) is not None
+    ]
+    return without_empty_columns("Quality against the reference (KLD in nats)", rows)
+
+
+def quality_cells(cost: QualityComparison | None) -> Row:
+    """An arm's scores against those of the reference."""
+    ratio, divergence = (None, None) if cost is None else (cost.ln_ppl_ratio, cost.divergence)
+    return [
+        ("ln(ppl ratio)", number(ratio.value if ratio else None, 5, signed=True)),
+        ("95 % interval", span(ratio.low, ratio.high, 5, signed=True) if ratio else NONE),
+        ("KLD mean", number(divergence.mean if divergence else None, 5)),
+        ("KLD median", number(divergence.median if divergence else None, 5)),
+        ("KLD p99", number(divergence.p99 if divergence else None, 5)),
+        ("same top-1", number(percent(divergence.same_top1) if divergence else None, 2, unit=" %")),
+    ]
 
 
 def labels(pair: Pair) -> list[Table]:
     """What the two arms do not share."""
-    rows = [(named(label.label), named(label.reference), named(label.other)) for label in pair.labels]
-    heads = ("label", named(pair.reference), named(pair.other))
-    return without_empty_columns(f"Labels that differ: {names_of(pair)}", heads, rows)
+    sides = named(pair.reference), named(pair.other)
+    rows = [
+        [("label", named(label.label)), (sides[0], named(label.reference)), (sides[1], named(label.other))]
+        for label in pair.labels
+    ]
+    return without_empty_columns(f"Labels that differ: {names_of(pair)}", rows)
 
 
-def bounds_of(figure: Interval | None, digits: int) -> str:
-    """The interval of one arm."""
-    if figure is None or finite(figure.low) is None or finite(figure.high) is None:
-        return NONE
-    return span(figure.low, figure.high, digits)
+def phases_of(shape: ShapeComparison) -> list[str]:
+    """The phases that were traced."""
+    return list(dict.fromkeys([*(shape.breakdown or {}), *(shape.kernels or {})]))
+
+
+def ceilings(pair: Pair) -> list[Table]:
+    """The most that faster expert GEMMs can give the reference, what the kernels predict, and what was measured."""
+    rows: list[Row] = []
+    for shape in pair.shapes:
+        limits = shape.ceiling or {}
+        for phase in dict.fromkeys([*limits, *(["decode"] if shape.predicted else [])]):
+            limit, predicted = limits.get(phase), shape.predicted if phase == "decode" else None
+            rows.append(
+                [
+                    ("shape", named(shape.name)),
+                    ("phase", plain(phase)),
+                    ("expert GEMMs' share", number(percent(limit.share if limit else None), 1, unit=" %")),
+                    ("ceiling of busy time", number(limit.busy if limit else None, 3, unit="x")),
+                    ("ceiling of the step", number(limit.wall if limit else None, 3, unit="x")),
+                    ("predicted by kernels", number(predicted.busy, 3, unit="x") if predicted else ""),
+                    ("predicted by steps", number(predicted.step, 3, unit="x") if predicted else ""),
+                    ("measured without profiler", number(shape.measured, 3, unit="x") if predicted else ""),
+                ]
+            )
+    caption = f"Ceiling of {named(pair.reference)} and prediction per step: {names_of(pair)}"
+    return without_empty_columns(caption, rows)
+
+
+def kernels(pair: Pair, shape: ShapeComparison, phase: str) -> list[Table]:
+    """Behind the bars and the waterfall: ms per step by category, and the functions that only one arm runs."""
+    reference, arm = named(pair.reference), named(pair.other)
+    change, breakdown = (shape.kernels or {}).get(phase), (shape.breakdown or {}).get(phase) or {}
+    where = f"{names_of(pair)}, {named(shape.name)}, {plain(phase)}"
+    heads = ["category", f"{reference}, ms per step", f"{arm}, ms per step", "change, ms"]
+    heads += [f"launches of {reference}", f"launches of {arm}"]
+    rows = [list(zip(heads, cells, strict=True)) for cells in _category_cells(change, breakdown)]
+    sides = () if change is None else ((arm, change.new), (reference, change.vanished))
+    singles = [
+        [
+            ("kernel", plain(kernel.name)),
+            ("runs in", f"{name} only"),
+            ("category", category(kernel.category)),
+            ("ms per step", number(kernel.ms, 3)),
+            ("launches", number(kernel.launches, 0)),
+        ]
+        for name, functions in sides
+        for kernel in functions
+    ]
+    return [
+        *without_empty_columns(f"Time per step: {where} (trace, medians)", rows),
+        *without_empty_columns(f"Kernels of one arm only: {where}", singles),
+    ]
+
+
+def _category_cells(change: PhaseChange | None, breakdown: Mapping[str, tuple[float, float]]) -> list[tuple[str, ...]]:
+    changes: Mapping[str, CategoryChange] = {} if change is None else change.categories
+    sides = {name: (row.before_ms, row.after_ms) for name, row in changes.items()} or dict(breakdown)
+    digits = digits_of(value for times in sides.values() for value in times)
+
+    def moved(before: float, after: float) -> tuple[str, str, str]:
+        return number(before, digits), number(after, digits), number(after - before, digits, signed=True)
+
+    cells: list[tuple[str, ...]] = []
+    for name, times in sides.items():
+        row = changes.get(name)
+        launches = (row.before_launches, row.after_launches) if row else (None, None)
+        cells.append((category(name), *moved(*times), *(number(count, 0) for count in launches)))
+    if change is None:
+        return cells
+    cells += [(phrase, "", "", number(value, digits, signed=True), "", "") for phrase, value in rest_of_change(change)]
+    if change.step_ms is not None:
+        cells.append(("step" if change.step_is == "wall" else "span of kernels", *moved(*change.step_ms), "", ""))
+    return cells
+
+
+def rest_of_change(change: PhaseChange) -> list[tuple[str, float]]:
+    """What the categories' changes leave of a step's change, in ms; empty where the trace has no times."""
+    parts = [
+        ("overlap of kernels", finite(change.overlap_change_ms), -1),
+        ("waiting", finite(change.waiting_change_ms), 1),
+        ("residual", finite(change.residual_ms), 1),
+    ]
+    return [(phrase, sign * value) for phrase, value, sign in parts if value is not None]
+
+
+def of_one_arm(arm: ComparedArm, shape: str, phase: str, times: Mapping[str, float]) -> list[Table]:
+    """ms per step of one arm by category."""
+    digits = digits_of(times.values())
+    rows = [[("category", category(name)), ("ms per step", number(ms, digits))] for name, ms in times.items()]
+    return without_empty_columns(
+        f"Time per step: {named(arm.name)}, {plain(shape)}, {plain(phase)} (trace, medians)", rows
+    )

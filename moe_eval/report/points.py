@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING
 from moe_eval.report.drawing import (
     COLOURS,
     CYCLE,
+    LETTERS_PER_INCH,
     MARKERS,
     WIDTH,
     Chart,
     canvas,
-    columns_of_key,
     fitted,
+    row_canvas,
     tick_text,
-    ticks,
 )
 from moe_eval.report.text import number, plain, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,6 @@ class Point:
         """The interval, or the value twice."""
         return (self.value, self.value) if self.low is None or self.high is None else (self.low, self.high)
 
-    @property
-    def has_interval(self) -> bool:
-        """Whether both bounds are known."""
-        return self.low is not None and self.high is not None
-
     def words(self, digits: int, unit: str, *, signed: bool = False) -> str:
         """The figure in words."""
         value = number(self.value, digits, unit=unit, signed=signed)
@@ -56,7 +50,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One arm. `index` chooses colour and marker."""
+    """One arm. `index` chooses colour and marker, alike in all charts."""
 
     index: int
     name: str
@@ -64,8 +58,31 @@ class Series:
 
     @property
     def colour(self) -> str:
-        """Of the arm, alike in all charts."""
+        """Of markers and whiskers."""
         return CYCLE[self.index % len(CYCLE)]
+
+    @property
+    def marker(self) -> str:
+        """Matplotlib's letter."""
+        return MARKERS[self.index % len(MARKERS)]
+
+    def draw(self, axes: Axes, point: Point, place: float, label: str, *, is_across: bool = False) -> None:
+        """Draw a marker with its whiskers, hollow where it has none. `place` is on the other axis."""
+        (low, high), value = point.bounds, point.value
+        has_interval = point.low is not None and point.high is not None
+        whiskers = [[max(value - low, 0)], [max(high - value, 0)]] if has_interval else None
+        axes.errorbar(
+            [value if is_across else place],
+            [place if is_across else value],
+            xerr=whiskers if is_across else None,
+            yerr=None if is_across else whiskers,
+            color=self.colour,
+            marker=self.marker,
+            capsize=4,
+            linewidth=1.5,
+            markerfacecolor=self.colour if has_interval else COLOURS["page"],
+            label=label,
+        )
 
 
 def ratios(title: str, series: Sequence[Series]) -> Chart | None:
@@ -82,19 +99,27 @@ def ratios(title: str, series: Sequence[Series]) -> Chart | None:
 
 
 def _draw_ratios(series: Sequence[Series]) -> Figure:
+    """Arms of one batch size stand side by side."""
+    from matplotlib.lines import Line2D
+
     names = [fitted(arm.name, WIDTH - 1) for arm in series]
-    columns = columns_of_key(names)
+    columns = max(1, min(len(names), int(WIDTH * LETTERS_PER_INCH) // (max(map(len, names)) + 6)))
     key = 0.1 + 0.2 * math.ceil(len(names) / columns)
     figure, axes = canvas(3.2 + key, (0.75, 0.55, 0.55, key))
-    _set_batches(axes, sorted({batch for arm in series for batch in arm.points}))
+    batches = sorted({batch for arm in series for batch in arm.points})
+    _set_batches(axes, batches)
     _set_ratios(axes, [edge for arm in series for point in arm.points.values() for edge in point.bounds])
-    drawn = [_draw_arm(axes, arm, shift) for arm, shift in zip(series, _shifts(series), strict=True)]
-    if len(series) == 1:
-        for batch, point in series[0].points.items():
-            axes.annotate(f"{point.value:.2f}x", (batch, point.value), (9, 0), textcoords="offset points", va="center")
-    axes.legend(
-        drawn, names, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=columns, borderaxespad=0, handletextpad=0.4
-    )
+    gap = min((math.log2(after / before) for before, after in pairwise(batches)), default=2.0)
+    aside = min(0.022 * (math.log2(batches[-1] / batches[0]) or 2.0), 0.7 * gap / len(series))
+    for index, arm in enumerate(series):
+        for batch, point in sorted(arm.points.items()):
+            arm.draw(axes, point, batch * 2 ** (aside * (index - (len(series) - 1) / 2)), f"{arm.index}-{batch}")
+            if len(series) == 1:
+                place = (batch, point.value)
+                axes.annotate(f"{point.value:.2f}x", place, (9, 0), textcoords="offset points", va="center")
+    handles = [Line2D([], [], color=arm.colour, marker=arm.marker, linestyle="none") for arm in series]
+    legend = axes.legend(handles, names, ncols=columns, handletextpad=0.4, borderaxespad=0, loc="lower left")
+    legend.set_bbox_to_anchor((0, 1.02), axes.transAxes)
     return figure
 
 
@@ -111,78 +136,27 @@ def _set_batches(axes: Axes, batches: Sequence[int]) -> None:
         labels.append(f"{batch}" if fits else "")
         end = place if fits else end
     axes.set_xticks(batches, labels)
-    axes.set_xticks([], minor=True)
+    axes.minorticks_off()
     axes.set_xlabel("batch size (log scale)")
 
 
 def _set_ratios(axes: Axes, edges: Sequence[float]) -> None:
     """A logarithmic axis that holds all edges and 1, with the line at 1."""
+    from matplotlib.ticker import AutoLocator, LogLocator
+
     low, high = min(*edges, 1.0), max(*edges, 1.0)
     margin = max((high / low) ** 0.08, 1.01)
-    low, high = low / margin, high * margin
     axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    values = ratio_ticks(low, high)
-    axes.set_yticks(values, [ratio_text(value) for value in values])
-    axes.set_yticks([], minor=True)
+    axes.set_ylim(low / margin, high * margin)
+    axes.yaxis.set_major_locator(AutoLocator() if high / low < 4 else LogLocator(base=2, numticks=8))
+    axes.yaxis.set_major_formatter(
+        lambda value, _: f"1/{1 / value:,.0f}x" if 0 < value < 0.01 else f"{tick_text(value)}x"
+    )
+    axes.minorticks_off()
     axes.grid(axis="y")
     axes.axhline(1, color=COLOURS["text"], linewidth=1.2, gid="same")
-    axes.annotate(
-        "same",
-        (1, 1),
-        (4, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center",
-        fontsize=8,
-        color=COLOURS["soft"],
-    )
-
-
-def _shifts(series: Sequence[Series]) -> list[float]:
-    """How far every arm stands aside, in powers of two, so that arms of one batch size stand side by side."""
-    batches = sorted({batch for arm in series for batch in arm.points})
-    gap = min((math.log2(after / before) for before, after in pairwise(batches)), default=2.0)
-    extent = math.log2(batches[-1] / batches[0]) or 2.0
-    aside = min(0.022 * extent, 0.7 * gap / len(series))
-    return [aside * (index - (len(series) - 1) / 2) for index in range(len(series))]
-
-
-def _draw_arm(axes: Axes, arm: Series, shift: float) -> Line2D:
-    """Markers and whiskers of an arm.
-
-    Returns:
-        What stands for it in the key.
-    """
-    for batch, point in sorted(arm.points.items()):
-        x = batch * 2**shift
-        low, high = point.bounds
-        axes.errorbar(
-            [x],
-            [point.value],
-            yerr=[[max(point.value - low, 0)], [max(high - point.value, 0)]] if point.has_interval else None,
-            color=arm.colour,
-            marker=MARKERS[arm.index % len(MARKERS)],
-            capsize=4,
-            linewidth=1.5,
-            markerfacecolor=arm.colour if point.has_interval else COLOURS["page"],
-            label=f"{arm.index}-{batch}",
-        )
-    return axes.plot([], [], color=arm.colour, marker=MARKERS[arm.index % len(MARKERS)], linestyle="none")[0]
-
-
-def ratio_ticks(low: float, high: float) -> list[float]:
-    """Round ratios from low to high, 1 among them if it is inside."""
-    if high / low < 4:
-        return ticks(low, high)
-    powers = range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1)
-    step = max(1, math.ceil(len(powers) / 8))
-    return [2.0**power for power in powers if power % step == 0]
-
-
-def ratio_text(value: float) -> str:
-    """A ratio of ratio_ticks; small ones are powers of two."""
-    return f"1/{1 / value:,.0f}x" if value < 0.01 else f"{tick_text(value)}x"
+    edge, grey = ("axes fraction", "data"), COLOURS["soft"]
+    axes.annotate("same", (1, 1), (4, 0), edge, "offset points", va="center", fontsize=8, color=grey)
 
 
 def quality(title: str, series: Sequence[Series], noise: float | None) -> Chart | None:
@@ -192,40 +166,20 @@ def quality(title: str, series: Sequence[Series], noise: float | None) -> Chart 
         return None
     description = ". ".join(f"{plain(arm.name)}: {arm.points[0].words(5, '', signed=True)}" for arm in series)
     band = f" The noise floor is {number(noise, 6)} on both sides of zero." if noise else ""
-    return Chart(title, f"{description}.{band}", partial(_draw_quality, series, noise))
+    return Chart(title, f"{description}.{band}", partial(_draw_quality, series, noise or 0.0))
 
 
-def _draw_quality(series: Sequence[Series], noise: float | None) -> Figure:
-    figure, axes = canvas(0.8 + 0.5 * len(series), (0.15, 0.15, 0.6, 0.05))
-    edges = [edge for arm in series for edge in arm.points[0].bounds] + [0.0, noise or 0.0, -(noise or 0.0)]
+def _draw_quality(series: Sequence[Series], noise: float) -> Figure:
+    names = [f"{fitted(arm.name, WIDTH - 3)}: {arm.points[0].words(5, '', signed=True)}" for arm in series]
+    figure, axes = row_canvas(names, 0.5, bottom=0.6)
+    edges = [edge for arm in series for edge in arm.points[0].bounds] + [0.0, noise, -noise]
     margin = 0.06 * (max(edges) - min(edges)) or 0.001
-    low, high = min(edges) - margin, max(edges) + margin
-    axes.set_xlim(low, high)
-    axes.set_ylim(-len(series) + 0.4, 0.65)
+    axes.set_xlim(min(edges) - margin, max(edges) + margin)
     if noise:
         axes.axvspan(-noise, noise, color=COLOURS["band"], linewidth=0, gid="noise")
     axes.axvline(0, color=COLOURS["text"], linewidth=1.2, gid="zero")
     for row, arm in enumerate(series):
-        point = arm.points[0]
-        below, above = point.bounds
-        phrase = point.words(5, "", signed=True)
-        axes.errorbar(
-            [point.value],
-            [-row],
-            color=arm.colour,
-            marker=MARKERS[arm.index % len(MARKERS)],
-            capsize=4,
-            xerr=[[max(point.value - below, 0)], [max(above - point.value, 0)]] if point.has_interval else None,
-            linewidth=1.5,
-            markerfacecolor=arm.colour if point.has_interval else COLOURS["page"],
-            label=f"{arm.index}",
-        )
-        name = f"{fitted(arm.name, WIDTH - 0.5 - len(phrase) / 13)}: {phrase}"
-        ground = {"facecolor": COLOURS["page"], "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
-        axes.text(low, -row + 0.3, name, va="bottom", bbox=ground)
-    values = ticks(low, high)
-    axes.set_xticks(values, [tick_text(value, signed=True) for value in values])
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
+        arm.draw(axes, arm.points[0], row, f"{arm.index}", is_across=True)
+    axes.xaxis.set_major_formatter(lambda value, _: tick_text(value, signed=True))
     axes.set_xlabel("ln(perplexity / reference's): to the right is worse")
     return figure

@@ -8,22 +8,9 @@ from rich.console import Group, RenderableType
 
 from moe_eval.records.comparison import ComparisonRecord, QualityComparison
 from moe_eval.records.quality import QualityFigures, QualityRecord
+from moe_eval.report import pair_tables
 from moe_eval.report.console import lines_of, rich_table
-from moe_eval.report.table import Table
-from moe_eval.report.text import paragraph
-
-_HEADS = (
-    "arm",
-    "engine",
-    "perplexity",
-    "word ppl",
-    "ln(ppl ratio)",
-    "95 % interval",
-    "KLD mean",
-    "median",
-    "p99",
-    "same top-1",
-)
+from moe_eval.report.text import Row, number, paragraph
 
 
 def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> RenderableType:
@@ -35,7 +22,7 @@ def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> Re
     """
     first = records[0]
     costs = {pair.other: pair.quality for pair in comparison.pairs if pair.quality is not None}
-    cells = tuple(_row(record, costs.get(record.arm), is_first=record is first) for record in records)
+    rows = [_row(record, costs.get(record.arm), is_first=record is first) for record in records]
     lines = [] if first.figures is None else [_windows(first.figures)]
     divergences = [cost.divergence for cost in costs.values() if cost.divergence is not None]
     if divergences:
@@ -49,31 +36,19 @@ def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> Re
         remarks = [text for text in (cost.flag, cost.calibration) if text]
         lines += [f"{arm}: {paragraph(remark)}" for remark in remarks]
         lines += [f"{arm}: no interval. {paragraph(cost.no_interval)}"] if cost.no_interval else []
-    return Group(rich_table(Table("", _HEADS, cells)), lines_of(list(dict.fromkeys(lines))))
+    return Group(rich_table(rows), lines_of(list(dict.fromkeys(lines))))
 
 
-def _row(record: QualityRecord, cost: QualityComparison | None, *, is_first: bool) -> tuple[str, ...]:
-    figures = record.figures
-    labels = (
-        record.arm,
-        f"{record.engine}, emulated" if record.emulated else str(record.engine),
-        _number(figures.perplexity if figures else None, ".4f"),
-        _number(figures.word_ppl if figures else None, ".4f"),
-    )
-    ratio, divergence = (None, None) if cost is None else (cost.ln_ppl_ratio, cost.divergence)
-    return (
-        *labels,
-        "reference" if is_first else _number(ratio.value if ratio else None, "+.5f"),
-        f"{ratio.low:+.5f} to {ratio.high:+.5f}" if ratio else "-",
-        _number(divergence.mean if divergence else None, ".5f"),
-        _number(divergence.median if divergence else None, ".5f"),
-        _number(divergence.p99 if divergence else None, ".5f"),
-        f"{100 * divergence.same_top1:.2f} %" if divergence else "-",
-    )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _row(record: QualityRecord, cost: QualityComparison | None, *, is_first: bool) -> Row:
+    (ratio, value), *against = pair_tables.quality_cells(cost)
+    return [
+        ("arm", record.arm),
+        ("engine", f"{record.engine}, emulated" if record.emulated else str(record.engine)),
+        ("perplexity", number(record.figures.perplexity if record.figures else None, 4)),
+        ("word ppl", number(record.figures.word_ppl if record.figures else None, 4)),
+        (ratio, "reference" if is_first else value),
+        *against,
+    ]
 
 
 def _windows(figures: QualityFigures) -> str:

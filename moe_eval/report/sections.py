@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from moe_eval.records.comparison import ComparisonRecord, Pair, Verdict
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
-from moe_eval.report import arm_tables, charts, pair_tables, step_tables
-from moe_eval.report.charts import Figure
-from moe_eval.report.table import Table
-from moe_eval.report.text import LONGEST_SENTENCE, comparable, named, names_of, plain
+from moe_eval.report import arm_tables, charts, pair_tables
+from moe_eval.report.drawing import Chart
+from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, plain
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class PairVerdict:
     tables: tuple[Table, ...]
 
 
-Part = Heading | Paragraph | PairVerdict | Table | Figure
+Part = Heading | Paragraph | PairVerdict | Table | Chart
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,8 @@ def _steps(comparison: ComparisonRecord) -> list[Part]:
     for shape, phases in charts.steps(comparison).items():
         parts.append(Heading(shape, 3))
         for phase in phases:
-            parts += [Heading(phase.name, 4), *phase.figures, *phase.tables]
-    ceilings = [table for pair in comparable(comparison) for table in step_tables.ceilings(pair)]
+            parts += [Heading(phase.name, 4), *phase.charts, *phase.tables]
+    ceilings = [table for pair in comparable(comparison) for table in pair_tables.ceilings(pair)]
     if ceilings:
         parts += [Heading("Ceilings and predictions", 3), *ceilings]
     return parts or _nothing(comparison)

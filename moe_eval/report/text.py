@@ -1,11 +1,12 @@
-"""Names and numbers as a reader sees them; what was not measured says so."""
+"""Names, numbers and tables as a reader sees them; what was not measured says so."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from moe_eval.records.comparison import ComparisonRecord, Pair, Verdict
+from moe_eval.records.comparison import ComparisonRecord, Interval, Pair, Verdict
 from moe_eval.records.run import Mode
 
 NONE = "not measured"
@@ -22,6 +23,26 @@ MODES: Mapping[Mode, str] = {
     "reloaded": "The arms do not fit together, so each was loaded again in every block.",
     "sequential": "Each arm was loaded once, so no interval holds the drift between them.",
 }
+Row = Sequence[tuple[str, str]]  # headings and cells
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, not yet escaped; the first cell of a row names it."""
+
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def without_empty_columns(caption: str, rows: Iterable[Row]) -> list[Table]:
+    """The table without columns in which nothing was measured; none at all without rows."""
+    columns = list(zip(*rows, strict=True))
+    filled = columns[:1] + [column for column in columns[1:] if any(cell not in (NONE, "") for _, cell in column)]
+    if len(filled) < 2:
+        return []
+    lines = tuple(tuple(cell or "-" for _, cell in row) for row in zip(*filled, strict=True))
+    return [Table(caption, tuple(column[0][0] for column in filled), lines)]
 
 
 def plain(value: object, longest: int = LONGEST_NAME) -> str:
@@ -97,13 +118,12 @@ def names_of(pair: Pair) -> str:
     return f"{named(pair.other)} against {named(pair.reference)}"
 
 
-def flat(value: object, path: str = "") -> list[tuple[str, str]]:
-    """Nested facts as lines, such as ("gpus 1 name", "NVIDIA H100")."""
-    items: Iterable[tuple[object, object]]
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value, 1)
-    else:
-        return [(path, named(value))]
-    return [line for key, item in items for line in flat(item, f"{path} {plain(key)}".strip())]
+def median(figure: Interval | None) -> float | None:
+    """The median of a figure that may not be there."""
+    return None if figure is None else finite(figure.median)
+
+
+def bounds_of(figure: Interval | None, digits: int) -> str:
+    """The interval of one arm."""
+    bounds = "none" if figure is None else span(figure.low, figure.high, digits)
+    return NONE if bounds == "none" else bounds

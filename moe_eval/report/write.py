@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
+from moe_eval.records import disk
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
 from moe_eval.report import charts, markdown, page
 
 
 def write(comparison: ComparisonRecord, folder: Path, page_name: str, text_name: str, run: RunRecord | None) -> None:
-    """Write a report whole or not at all.
+    """Write every file of a report whole or not at all.
 
     Args:
         page_name, text_name: of the files, such as report.html and report.md. The picture is named like the page, and
             is there where a pair was timed.
         run: how it was measured, where one run says so.
     """
-    _write(folder / page_name, page.render(comparison, run).encode())
-    _write(folder / text_name, markdown.render(comparison, run).encode())
+    disk.write_text(folder / page_name, page.render(comparison, run))
+    disk.write_text(folder / text_name, markdown.render(comparison, run))
     picture = (folder / page_name).with_suffix(".png")
     if not charts.ratios_png(comparison, picture):
         picture.unlink(missing_ok=True)
-
-
-def _write(file: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as out:
-        out.write(content)
-    os.chmod(out.name, 0o644)
-    os.replace(out.name, file)

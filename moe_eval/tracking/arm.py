@@ -13,7 +13,7 @@ from moe_eval.records import by_arm
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.harness import DatasetFacts
 from moe_eval.records.kernels import KernelsRecord
-from moe_eval.records.labels import EngineFacts, Status
+from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import UNMEASURED, EvaluatorName
@@ -99,32 +99,24 @@ class Arm:
     @property
     def labels(self) -> dict[str, object]:
         """What becomes parameters."""
-        if not self.records:
-            return {"precision": self.name}
-        first = self.records[0]
-        labels = None if isinstance(first, KernelsRecord) else first.labels
-        return {
-            "precision": self.name,
-            "versions": first.origin.versions,
-            "git": first.origin.git,
-            "options": first.origin.options,
-            "labels": msgspec.to_builtins(labels),
-        }
-
-    @property
-    def _engine(self) -> EngineFacts | None:
-        labels = (record.labels for record in self.records if not isinstance(record, KernelsRecord))
-        return next((label.engine for label in labels if label.engine is not None), None)
+        labels: dict[str, object] = {"precision": self.name}
+        for record in self.records[:1]:
+            origin = record.origin
+            labels |= {"versions": origin.versions, "git": origin.git, "options": origin.options}
+            labels["labels"] = None if isinstance(record, KernelsRecord) else msgspec.to_builtins(record.labels)
+        return labels
 
     @property
     def tags(self) -> dict[str, str]:
         """What to search and group by: engine, precision asked and seen."""
+        labels = (record.labels.engine for record in self.records if not isinstance(record, KernelsRecord))
+        engine = next(filter(None, labels), None)
         traced = (record.precision_seen for record in self.records if isinstance(record, KernelsRecord))
         errors = "; ".join(record.error for record in self.records if record.error)
         tags = {
             "moe_eval.checkpoint.precision": self.name,
             "moe_eval.precision_seen": next(filter(None, traced), None),
-            "moe_eval.engine": self._engine.name if self._engine else None,
+            "moe_eval.engine": engine.name if engine else None,
             "moe_eval.error": errors[:_LONGEST_ERROR] or None,
         }
         return {key: value for key, value in tags.items() if value is not None}

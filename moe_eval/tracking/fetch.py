@@ -44,17 +44,21 @@ def fetch(name: str, folder: Path) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    _look(name)
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE).partition("?")[0]).exists():  # it would be made
+        raise UsageError(
+            f"{name} is no folder, and there is no MLflow store at {store.name()}. Give a folder, or name the store in "
+            "MLFLOW_TRACKING_URI."
+        )
     here = Path(tempfile.mkdtemp(dir=folder))
     with store.patient():
         try:
             client = mlflow.MlflowClient()
             runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
             for run in runs:
-                paths = [file.path for file in client.list_artifacts(run.info.run_id)]
-                for path in paths:
-                    if _OF_RUN.fullmatch(path) or _RECORD.fullmatch(path):
-                        client.download_artifacts(run.info.run_id, path, str(here))
+                for file in client.list_artifacts(run.info.run_id):
+                    if _OF_RUN.fullmatch(file.path) or _RECORD.fullmatch(file.path):
+                        client.download_artifacts(run.info.run_id, file.path, str(here))
         except UsageError:
             raise
         # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
@@ -68,18 +72,6 @@ def fetch(name: str, folder: Path) -> Path:
     if not any(_RECORD.fullmatch(file.name) and not _OF_RUN.fullmatch(file.name) for file in here.iterdir()):
         raise UsageError(f"The runs of {name} in MLflow keep no records of arms. Give runs that moe-eval logged.")
     return here
-
-
-def _look(name: str) -> None:
-    """Refuse a store that is not there: MLflow would make it."""
-    import mlflow
-
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE).partition("?")[0]).exists():
-        raise UsageError(
-            f"{name} is no folder, and there is no MLflow store at {store.name()}. Give a folder, or name the store in "
-            "MLFLOW_TRACKING_URI."
-        )
 
 
 def _run(client: MlflowClient, run_id: str) -> list[Run]:

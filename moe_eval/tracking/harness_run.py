@@ -30,7 +30,7 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
     client = mlflow.MlflowClient()
     name, experiment_id = store.experiment(client)
     for logged in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
-        if logged.info.status != "RUNNING" and logged.data.tags.get(STATUS_TAG) == _status(record):
+        if logged.info.status != "RUNNING" and logged.data.tags.get(STATUS_TAG) == ENDED[record.status].lower():
             return Logged(store.name(), name, logged.info.run_id)
         # half a run that could not be taken back, or one that was logged before it had ended
         client.delete_run(logged.info.run_id)
@@ -40,8 +40,8 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
     run_id = run.info.run_id
     try:
         metrics = {key: value for key, value in record.metrics.items() if value is not None}
-        datasets = record.datasets
-        store.log_labels(client, run_id, params=_params(record), metrics=metrics, datasets=datasets, ended=ended)
+        params = _params(record)
+        store.log_labels(client, run_id, params=params, metrics=metrics, datasets=record.datasets, ended=ended)
         client.log_artifacts(run_id, str(folder))
         client.set_terminated(run_id, ENDED[record.status], ended)
     except BaseException:
@@ -64,25 +64,15 @@ def _engine(record: HarnessRecord) -> Mapping[str, object]:
     return engine if isinstance(engine, Mapping) else {}
 
 
-def _gpu(record: HarnessRecord) -> str:
-    gpus = record.machine.get("gpus")
-    first = gpus[0] if isinstance(gpus, Sequence) and gpus else None
-    return str(first.get("name")) if isinstance(first, Mapping) else "none"
-
-
-def _status(record: HarnessRecord) -> str:
-    """How it ended; a run that neither ended nor goes on was killed outright."""
-    return ENDED[record.status].lower()
-
-
 def _tags(record: HarnessRecord) -> dict[str, str]:
-    engine = _engine(record)
+    engine, gpus = _engine(record), record.machine.get("gpus")
+    gpu = gpus[0] if isinstance(gpus, Sequence) and gpus else None
     tags = {
         ID_TAG: record.run_id,
-        STATUS_TAG: _status(record),
+        STATUS_TAG: ENDED[record.status].lower(),
         "moe_eval.engine": engine.get("name"),
         "moe_eval.checkpoint.precision": engine.get("precision"),
-        "moe_eval.gpu": _gpu(record),
+        "moe_eval.gpu": gpu.get("name") if isinstance(gpu, Mapping) else "none",
         "moe_eval.error": record.error,
         "mlflow.note.content": "\n\n".join(record.notes) or None,
     }

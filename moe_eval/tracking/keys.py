@@ -52,19 +52,16 @@ def of_quality(record: QualityRecord, comparison: ComparisonRecord | None = None
         comparison: that knows this arm.
     """
     keys: dict[str, float | None] = {}
-    if record.figures is not None:
-        keys["quality/token_ppl"] = record.figures.perplexity
-        keys["quality/word_ppl"] = record.figures.word_ppl
-        keys["quality/bits_per_byte"] = record.figures.bits_per_byte
+    if (figures := record.figures) is not None:
+        keys |= {"quality/token_ppl": figures.perplexity, "quality/word_ppl": figures.word_ppl}
+        keys["quality/bits_per_byte"] = figures.bits_per_byte
     pair = _pair(comparison, record.arm)
     cost = None if pair is None else pair.quality
     if cost is not None:
         keys |= _bounded("quality/ln_ppl_ratio", cost.ln_ppl_ratio)
-        if cost.divergence is not None:
-            keys["quality/kld_mean"] = cost.divergence.mean
-            keys["quality/kld_median"] = cost.divergence.median
-            keys["quality/kld_p99"] = cost.divergence.p99
-            keys["quality/top1_agreement"] = cost.divergence.same_top1
+        if (divergence := cost.divergence) is not None:
+            keys |= {f"quality/kld_{name}": getattr(divergence, name) for name in ("mean", "median", "p99")}
+            keys["quality/top1_agreement"] = divergence.same_top1
     return _finite(keys)
 
 

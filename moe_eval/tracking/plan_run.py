@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 CONTENT_TAG = "moe_eval.content"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own, which nests runs
 _LABELS = ("command", "options", "evaluators", "schedule", "machine", "versions", "git", "skipped")
+_HEADLINE = (
+    r"latency/.*/speedup|quality/ln_ppl_ratio"  # metrics of all arms but the reference that stand on the parent too
+)
 # what a parent run shows of its folder, after the command's prefix; logs stay where they are
 _VIEWS = (COMPARISON_FILE, "report.html", "report.md")
 _PICTURE = "report.png"
@@ -62,18 +66,14 @@ def log(folder: Path, command: str = "run") -> Logged:
     with store.reached(folder):
         books = _Books.open(files)
         logged = books.runs(files.run.run_id)
-        going = [run.info.run_id for run in logged if run.info.status == "RUNNING"]
-        same = [
-            run.info.run_id
-            for run in logged
-            if run.info.run_id not in going and run.data.tags.get(CONTENT_TAG) == content
-        ]
-        if same:
-            for run_id in going:
-                books.client.delete_run(run_id)
-            return books.logged(same[0])
-        opened = [run.info.run_id for run in logged if run.info.run_id in going and not run.data.params]
-        parent = opened[0] if opened else None  # it shows since the work began
+        going = [run for run in logged if run.info.status == "RUNNING"]
+        for run in logged:
+            if run not in going and run.data.tags.get(CONTENT_TAG) == content:
+                for half in going:
+                    books.client.delete_run(half.info.run_id)
+                return books.logged(run.info.run_id)
+        # one without parameters shows since the work began
+        parent = next((run.info.run_id for run in going if not run.data.params), None)
         books.delete(logged, besides=parent)
         return books.write(parent or books.create(None), arms, content)
 
@@ -178,7 +178,6 @@ class _Books:
         try:
             self._fill(parent, arms, written)
             self.client.set_tag(parent, CONTENT_TAG, content)
-            # a run that neither ended nor goes on was killed outright
             self.client.set_tag(parent, STATUS_TAG, ENDED[run.status].lower())
             self.client.set_terminated(parent, ENDED[run.status], _milliseconds(run.ended))
         except BaseException:
@@ -200,7 +199,13 @@ class _Books:
             for file in [*arm.files, *arm.traces]:
                 self.client.log_artifact(child, str(file))
             self.client.set_terminated(child, arm.ended(run.status), ended)
-        store.log_labels(self.client, parent, params=labels, metrics={}, datasets=(), ended=ended)
+        headlines = {
+            f"{arm.name}/{key}": value
+            for arm in arms[1:]
+            for key, value in arm.metrics.items()
+            if re.fullmatch(_HEADLINE, key)
+        }
+        store.log_labels(self.client, parent, params=labels, metrics=headlines, datasets=(), ended=ended)
         for file in self.files.of_all():
             self.client.log_artifact(parent, str(file))
 

@@ -26,14 +26,9 @@ if TYPE_CHECKING:
 EXPERIMENT = "moe_eval"
 ID_TAG = "moe_eval.run_id"
 STATUS_TAG = "moe_eval.status"
-# MLflow's words for how a run ended
-ENDED = {
-    Status.FINISHED: "FINISHED",
-    Status.FAILED: "FAILED",
-    Status.KILLED: "KILLED",
-    Status.RUNNING: "KILLED",
-    Status.SKIPPED: "KILLED",
-}
+# MLflow's words for how a run ended; one that neither ended nor goes on was killed outright
+ENDED = {status: status.value.upper() for status in (Status.FINISHED, Status.FAILED, Status.KILLED)}
+ENDED |= dict.fromkeys((Status.RUNNING, Status.SKIPPED), "KILLED")
 # MLflow retries a server that does not answer for minutes; after hours of measuring, seconds are enough to tell.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -55,12 +50,11 @@ class Logged:
 
     def describe(self) -> str:
         """One line that says where to look."""
-        here = f"sqlite:///{Path('mlflow.db').absolute()}"
-        if self.store in (here, "sqlite:///mlflow.db"):
+        look = f"mlflow ui --backend-store-uri {self.store}"
+        if self.store in (f"sqlite:///{Path('mlflow.db').absolute()}", "sqlite:///mlflow.db"):
             look = "mlflow ui"
-        else:
-            web = self.store.startswith("http")
-            look = f"open {self.store}" if web else f"mlflow ui --backend-store-uri {self.store}"
+        elif self.store.startswith("http"):
+            look = f"open {self.store}"
         return f"run {self.run_id} in experiment {self.experiment} ({look})"
 
 
@@ -83,7 +77,11 @@ def reached(folder: Path) -> Iterator[None]:
             # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
             except Exception as error:
                 reason = _CREDENTIALS.sub("", " ".join(str(error).split()))[:200]
-                refusal = f"{_called()} did not take the run ({type(error).__name__}: {reason})"
+                try:
+                    place = f"MLflow at {name()}"
+                except ImportError:  # it is broken, or half installed: the user hears of what was measured all the same
+                    place = "MLflow"
+                refusal = f"{place} did not take the run ({type(error).__name__}: {reason})"
     later = f"moe-eval log {shlex.quote(str(folder))}"
     raise TrackingError(f"{refusal}. Nothing is lost: log it later with `{later}`.")
 
@@ -118,12 +116,13 @@ def log_labels(
     """
     from mlflow.entities import Metric, Param
 
-    flat = [Param(key, value) for key, value in flatten(params)]
-    for first in range(0, len(flat), _BATCH):
-        client.log_batch(run_id, params=flat[first : first + _BATCH])
-    values = [Metric(key, value, ended, 0) for key, value in metrics.items()]
-    for first in range(0, len(values), _BATCH):
-        client.log_batch(run_id, metrics=values[first : first + _BATCH])
+    entries = {
+        "params": [Param(key, value) for key, value in flatten(params)],
+        "metrics": [Metric(key, value, ended, 0) for key, value in metrics.items()],
+    }
+    for kind, values in entries.items():
+        for first in range(0, len(values), _BATCH):
+            client.log_batch(run_id, **{kind: values[first : first + _BATCH]})
     client.log_inputs(run_id, [_input(dataset) for dataset in datasets])
 
 
@@ -166,18 +165,10 @@ def name() -> str:
     return _CREDENTIALS.sub("", address)
 
 
-def _called() -> str:
-    try:
-        return f"MLflow at {name()}"
-    except ImportError:  # it is broken, or half installed: the user hears of what was measured all the same
-        return "MLflow"
-
-
 def _old_file_store() -> str | None:
     """What to do about a file store that MLflow 3 no longer opens, where the user names no other store."""
-    if os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() == "true":
-        return None
-    if not any(Path("mlruns").glob("*/meta.yaml")):
+    is_allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() == "true"
+    if os.environ.get("MLFLOW_TRACKING_URI") or is_allowed or not any(Path("mlruns").glob("*/meta.yaml")):
         return None
     return (
         "./mlruns is a file store of an older MLflow, which MLflow no longer opens by itself. Migrate it with "

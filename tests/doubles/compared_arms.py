@@ -67,7 +67,7 @@ def comparison() -> ComparisonRecord:
             replace(_arm("mxfp4", None), status=Status.FAILED, error="CUDA out of memory <at load>"),
             replace(_arm("fp8_other", "CUTLASS"), gpu="NVIDIA B200"),
         ),
-        (_fp8(), _nvfp4(), _not_comparable()),
+        _pairs(),
     )
 
 
@@ -89,42 +89,39 @@ def run() -> RunRecord:
     )
 
 
-def _arm(
-    name: str,
-    backend: str | None,
-    *,
-    token_ppl: float | None = None,
-    word_ppl: float | None = None,
-    bits_per_byte: float | None = None,
-) -> ComparedArm:
-    return ComparedArm(
-        name=name,
-        precision=name,
-        status=Status.FINISHED,
-        engine="vllm",
-        engine_version="0.22.1",
-        gpu=GPU,
-        moe_backend=backend,
-        token_ppl=token_ppl,
-        word_ppl=word_ppl,
-        bits_per_byte=bits_per_byte,
-    )
+def _arm(name: str, backend: str | None, **scores: float) -> ComparedArm:
+    arm = ComparedArm(name, name, Status.FINISHED, engine="vllm", engine_version="0.22.1", gpu=GPU)
+    return replace(arm, moe_backend=backend, **scores)  # type: ignore[arg-type]
 
 
-def _fp8() -> Pair:
-    return Pair(
-        reference="bf16",
-        other="fp8",
-        verdict=Verdict.PAYS,
-        sentence="fp8 pays from batch 8 (1.292x, 1.268 to 1.317) at +0.4 % perplexity. At batch 1 it does not.",
-        because="At batch 1 the expert GEMMs are 48 % of the step, and quantisation takes back 0.31 ms.",
-        settled_by="More blocks: give --blocks 4.",
-        differs=(),
-        labels=(LabelDifference("moe_backend", "TRITON", "DEEPGEMM"),),
-        is_repeat=False,
-        schedule=PairSchedule("sequential", 2, 3, True),
-        shapes=tuple(map(_shape, _BATCHES)),
-        quality=_quality(0.00401, 0.00081, 0.00132, 0.0187),
+def _pair(arm: str, verdict: Verdict, sentence: str, *labels: tuple[str, str, str]) -> Pair:
+    differing = tuple(LabelDifference(*label) for label in labels)
+    return Pair("bf16", arm, verdict, sentence, "", None, (), differing, False, schedule=None, shapes=(), quality=None)
+
+
+def _pairs() -> tuple[Pair, ...]:
+    pays = "fp8 pays from batch 8 (1.292x, 1.268 to 1.317) at +0.4 % perplexity. At batch 1 it does not."
+    emulated = "nvfp4, quality only: +2.3 % perplexity (+1.8 to +2.8 %)."
+    foreign = "fp8_other is not comparable with bf16: another GPU."
+    backends = (("engine", "vllm", "hf"), ("moe_backend", "TRITON", ""))
+    return (
+        replace(
+            _pair("fp8", Verdict.PAYS, pays, ("moe_backend", "TRITON", "DEEPGEMM")),
+            because="At batch 1 the expert GEMMs are 48 % of the step, and quantisation takes back 0.31 ms.",
+            settled_by="More blocks: give --blocks 4.",
+            schedule=PairSchedule("sequential", 2, 3, True),
+            shapes=tuple(map(_shape, _BATCHES)),
+            quality=_quality(0.00401, 0.00081, 0.00132, 0.0187),
+        ),
+        replace(
+            _pair("nvfp4", Verdict.INCONCLUSIVE, emulated, *backends),
+            settled_by="An engine that runs nvfp4 natively tells its speed.",
+            quality=_quality(0.0231, 0.0024, 0.0219, 0.2931),
+        ),
+        replace(
+            _pair("fp8_other", Verdict.NOT_COMPARABLE, foreign, ("gpu", GPU, "NVIDIA B200")),
+            differs=(f"GPU: {GPU} against NVIDIA B200",),
+        ),
     )
 
 
@@ -171,8 +168,8 @@ def _phase(scale: float) -> tuple[PhaseChange, dict[str, tuple[float, float]]]:
         for name, (begin, end) in sides.items()
     }
     kernels = PhaseChange(
-        categories=categories,
-        kernel_change_ms=change,
+        categories,
+        change,
         step_is="wall",
         step_ms=(before, before + change - overlap + waiting + residual),
         busy_ms=(4.362 * scale, 3.6 * scale),
@@ -197,38 +194,4 @@ def _quality(value: float, error: float, mean: float, p99: float) -> QualityComp
         ppl_change=math.expm1(value),
         divergence=Divergence(mean, mean / 2, p99, 20, 0.99, 0.9812),
         noise_floor=0.000213,
-    )
-
-
-def _nvfp4() -> Pair:
-    return Pair(
-        reference="bf16",
-        other="nvfp4",
-        verdict=Verdict.INCONCLUSIVE,
-        sentence="nvfp4, quality only: +2.3 % perplexity (+1.8 to +2.8 %).",
-        because="",
-        settled_by="An engine that runs nvfp4 natively tells its speed.",
-        differs=(),
-        labels=(LabelDifference("engine", "vllm", "hf"), LabelDifference("moe_backend", "TRITON", "")),
-        is_repeat=False,
-        schedule=None,
-        shapes=(),
-        quality=_quality(0.0231, 0.0024, 0.0219, 0.2931),
-    )
-
-
-def _not_comparable() -> Pair:
-    return Pair(
-        reference="bf16",
-        other="fp8_other",
-        verdict=Verdict.NOT_COMPARABLE,
-        sentence="fp8_other is not comparable with bf16: another GPU.",
-        because="",
-        settled_by=None,
-        differs=("GPU: NVIDIA H100 80GB HBM3 against NVIDIA B200",),
-        labels=(LabelDifference("gpu", GPU, "NVIDIA B200"),),
-        is_repeat=False,
-        schedule=None,
-        shapes=(),
-        quality=None,
     )

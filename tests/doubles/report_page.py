@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from html import escape
 from html.parser import HTMLParser
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
@@ -17,6 +17,8 @@ from moe_eval.report import drawing, page
 from moe_eval.report.drawing import Chart
 from tests.doubles import compared_arms
 
+TITLES = ["Verdict", "Speed", "Time per step", "Quality", "Labels that differ", "Skipped and failed arms"]
+TITLES += ["How it was measured"]
 _VOID = {"meta"}
 Value = TypeVar("Value")
 
@@ -78,10 +80,9 @@ def html(comparison: ComparisonRecord, run: RunRecord | None = None, *, drawn: b
     return page.render(comparison, run, drawing.svg if drawn else undrawn)
 
 
-def read(comparison: ComparisonRecord, run: RunRecord | None = None, *, drawn: bool = False) -> Page:
+def read(comparison: ComparisonRecord, run: RunRecord | None = None) -> Page:
     """Parse a page, with the example's run where none is named."""
-    text = html(comparison, compared_arms.run() if run is None else run, drawn=drawn)
-    return parsed(text)
+    return parsed(html(comparison, compared_arms.run() if run is None else run))
 
 
 def parsed(text: str) -> Page:
@@ -111,22 +112,20 @@ def parsed(text: str) -> Page:
 
 def replaced(value: Value, text: Callable[[str], str], *, keys: bool = False) -> Value:
     """A record with every text of data changed, and with `keys` the keys of mappings that come from data."""
-    return _replaced(value, text, keys)  # type: ignore[return-value]
 
+    def changed(item: Any) -> Any:
+        if isinstance(item, Enum):
+            return item
+        if is_dataclass(item) and not isinstance(item, type):
+            return replace(item, **{part.name: changed(getattr(item, part.name)) for part in fields(item)})
+        if isinstance(item, Mapping):
+            return {text(key) if keys and key in _DATA_KEYS else key: changed(part) for key, part in item.items()}
+        if isinstance(item, tuple):
+            return tuple(map(changed, item))
+        return text(item) if isinstance(item, str) and item not in _OWN else item
 
-def _replaced(value: object, text: Callable[[str], str], keys: bool) -> object:
-    if isinstance(value, Enum):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {part.name: getattr(value, part.name) for part in fields(value)}
-        return type(value)(**{name: _replaced(part, text, keys) for name, part in parts.items()})
-    if isinstance(value, Mapping):
-        return {
-            text(key) if keys and key in _DATA_KEYS else key: _replaced(part, text, keys) for key, part in value.items()
-        }
-    if isinstance(value, tuple):
-        return tuple(_replaced(part, text, keys) for part in value)
-    return text(value) if isinstance(value, str) and value not in _OWN else value
+    result: Value = changed(value)
+    return result
 
 
 _OWN = {"wall", "interleaved", "reloaded", "sequential"}

@@ -30,24 +30,13 @@ def free_port() -> int:
 def served(folder: Path, backend: str) -> Iterator[str]:
     """`mlflow server` on loopback, which keeps artifacts as well."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--backend-store-uri",
-        backend,
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
+    where = f"--host 127.0.0.1 --port {port} --workers 1".split()
+    stores = ["--backend-store-uri", backend, "--artifacts-destination", str(folder / "artifacts")]
+    command = [sys.executable, "-m", "mlflow", "server", *where, *stores]
+    # else it starts processes for jobs that nobody submits, each of which imports MLflow
+    variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "server.log").open("w") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
+        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=variables)
     try:
         end = time.monotonic() + 120
         while True:

@@ -58,6 +58,17 @@ def whiskers(axes: Axes) -> dict[str, ErrorbarContainer]:
     return {str(bar.get_label()): bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)}
 
 
+def assert_drawn(bar: ErrorbarContainer, point: Point, axis: int) -> None:
+    """A marker at the point, hollow without an interval, and whiskers at the interval's ends."""
+    line, _, (*bars_of_point,) = bar.lines
+    assert line is not None
+    assert list(line.get_data()[axis]) == [point.value]
+    assert (to_hex(line.get_markerfacecolor()) == drawing.COLOURS["page"]) == (point.low is None)
+    assert bool(bars_of_point) == (point.low is not None)
+    for whisker in bars_of_point:
+        assert [end[axis] for end in whisker.get_segments()[0]] == pytest.approx([point.low, point.high])
+
+
 RATIOS = [
     Series(1, "fp8", {1: Point(1.04, 0.98, 1.10), 8: Point(1.29, 1.27, 1.32), 64: Point(1.46, 1.44, 1.48)}),
     Series(2, "nvfp4", {1: Point(0.9, None, None), 8: Point(1.7, 1.2, 2.4)}),
@@ -70,14 +81,7 @@ def test_points_and_whiskers_lie_where_the_numbers_say() -> None:
     assert len(by_label) == 5
     for series in RATIOS:
         for batch, point in series.points.items():
-            line, _, (*bars_of_point,) = by_label[f"{series.index}-{batch}"].lines
-            assert line is not None
-            assert list(line.get_ydata()) == [point.value]
-            hollow = to_hex(line.get_markerfacecolor()) == drawing.COLOURS["page"]
-            assert hollow == (point.low is None), "a point without interval is hollow"
-            if point.low is not None:
-                ((_, low), (_, high)) = bars_of_point[0].get_segments()[0]
-                assert (low, high) == pytest.approx((point.low, point.high))
+            assert_drawn(by_label[f"{series.index}-{batch}"], point, axis=1)
     (same,) = [line for line in axes.lines if line.get_gid() == "same"]
     assert set(same.get_ydata()) == {1}
 
@@ -117,7 +121,7 @@ ORDER = ("expert_gemm", "attention", "norm", "quant_dequant")
 def test_stacked_bars_are_in_proportion_and_add_up() -> None:
     _, axes = drawn(bars.stacked("ms", BARS, ORDER))
     by_id = boxes(axes, "bar-")
-    for row, (_, times) in enumerate(BARS):
+    for row, (name, times) in enumerate(BARS):
         end = 0.0
         for index, key in enumerate(ORDER):
             box = by_id.pop(f"{row}-{index}", None)
@@ -125,7 +129,7 @@ def test_stacked_bars_are_in_proportion_and_add_up() -> None:
             if box is not None:
                 assert (box.get_x(), box.get_width()) == pytest.approx((end, times[key]))
                 end += times[key]
-        assert f"{sum(times.values()):.3f} ms" in [text.get_text() for text in axes.texts]
+        assert f"{name}: {sum(times.values()):.3f} ms" in [text.get_text() for text in axes.texts]
     assert not by_id
     assert axes.get_xlim()[0] == 0
 
@@ -187,14 +191,7 @@ def test_quality_has_its_whiskers_zero_and_noise_floor_in_place() -> None:
     ]
     _, axes = drawn(points.quality("ppl", series, 0.0005))
     for arm in series:
-        point = arm.points[0]
-        line, _, (*bars_of_point,) = whiskers(axes)[f"{arm.index}"].lines
-        assert line is not None
-        assert list(line.get_xdata()) == [point.value]
-        assert bool(bars_of_point) == (point.low is not None)
-        if point.low is not None:
-            ((low, _), (high, _)) = bars_of_point[0].get_segments()[0]
-            assert (low, high) == pytest.approx((point.low, point.high))
+        assert_drawn(whiskers(axes)[f"{arm.index}"], arm.points[0], axis=0)
     band = boxes(axes, "noise")[""]
     assert (band.get_x(), band.get_width()) == pytest.approx((-0.0005, 0.001))
     (zero,) = [line for line in axes.lines if line.get_gid() == "zero"]
@@ -218,10 +215,7 @@ def test_bars_and_waterfalls_are_drawn_from_the_comparison() -> None:
     comparison = compared_arms.comparison()
     shape = comparison.pairs[0].shapes[1]
     by_title = {
-        figure.chart.title: figure.chart
-        for phases in charts.steps(comparison).values()
-        for phase in phases
-        for figure in phase.figures
+        chart.title: chart for phases in charts.steps(comparison).values() for phase in phases for chart in phase.charts
     }
     assert shape.breakdown
     assert shape.kernels

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pytest
 
 from moe_eval.report import console
-from moe_eval.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,6 @@ def test_tasks_are_one_plain_line_an_event(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
-def test_counts_are_told_at_both_ends_or_not_at_all(capsys: pytest.CaptureFixture[str]) -> None:
-    for quiet in (False, True):
-        with console.CountProgress(7, "Windows of bf16", quiet=quiet) as progress:
-            progress.update(3)
-            progress.update()
-    assert capsys.readouterr().err.splitlines() == [
-        "moe-eval: Windows of bf16: 0 of 7 began.",
-        "moe-eval: Windows of bf16: 4 of 7 after 0.0 s.",
-    ]
-
-
 def test_a_terminal_gets_a_display_with_failures_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     terminal = _Terminal()
@@ -76,7 +64,7 @@ def test_tables_are_complete_and_plain_in_files(
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("FORCE_COLOR", "1")
     long = "name " * 60
-    console.print_renderable(console.rich_table(Table("", ("arm", "note"), (("[b]x[/b]", long), ("y", "1")))))
+    console.print_renderable(console.rich_table([[("arm", "[b]x[/b]"), ("note", long)], [("arm", "y"), ("note", "1")]]))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert [cell.strip() for cell in lines[2].split("|")] == ["", "[b]x[/b]", long.strip(), ""]

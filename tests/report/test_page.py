@@ -12,7 +12,7 @@ import pytest
 
 from moe_eval.report.pair_tables import ratio_of
 from tests.doubles import compared_arms
-from tests.doubles.report_page import html, parsed, read, replaced
+from tests.doubles.report_page import TITLES, html, parsed, read, replaced
 
 NS = "{http://www.w3.org/2000/svg}"
 _EVIL = (
@@ -65,11 +65,8 @@ def test_every_number_of_a_table_is_in_the_comparison() -> None:
 def test_the_speed_table_row_by_row() -> None:
     comparison = compared_arms.comparison()
     heads, *rows = read(comparison).tables["Speed: fp8 against bf16 (medians)"]
-    metrics = {
-        "e2e_ms": "end-to-end time, ms",
-        "ttft_ms": "time to first token, ms",
-        "tpot_ms": "time per output token, ms",
-    }
+    labels = ("end-to-end time, ms", "time to first token, ms", "time per output token, ms")
+    metrics = dict(zip(("e2e_ms", "ttft_ms", "tpot_ms"), labels, strict=True))
     for shape in comparison.pairs[0].shapes:
         for metric, label in metrics.items():
             (cells,) = [row for row in rows if row[:2] == [shape.name, label]]
@@ -78,21 +75,14 @@ def test_the_speed_table_row_by_row() -> None:
             assert ratio is not None
             assert sides.reference is not None
             assert sides.other is not None
-            expected = {
-                "bf16": [sides.reference.median],
-                "fp8": [sides.other.median],
-                "bf16: 95 % interval": [sides.reference.low, sides.reference.high],
-                "fp8: 95 % interval": [sides.other.low, sides.other.high],
-                "speed-up": [ratio.value],
-                "speed-up: 95 % interval": [ratio.low, ratio.high],
-                "blocks": [ratio.blocks],
-            }
+            expected = {"speed-up": [ratio.value], "speed-up: 95 % interval": [ratio.low, ratio.high]}
+            expected["blocks"] = [ratio.blocks]
+            for arm, figure in (("bf16", sides.reference), ("fp8", sides.other)):
+                expected |= {arm: [figure.median], f"{arm}: 95 % interval": [figure.low, figure.high]}
             for head, values in expected.items():
-                numbers = quantities(row[head])
-                assert len(numbers) == len(values)
-                assert all(
-                    abs(number - value) <= half for (number, half), value in zip(numbers, values, strict=True)
-                ), row
+                halves = quantities(row[head])
+                pairs = zip(halves, values, strict=True)
+                assert all(abs(number - value) <= half for (number, half), value in pairs), row
             assert row["clock"] == ratio.source
 
 
@@ -117,16 +107,7 @@ def test_verdicts_come_first_and_headings_are_in_order() -> None:
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    titles = [
-        "Verdict",
-        "Speed",
-        "Time per step",
-        "Quality",
-        "Labels that differ",
-        "Skipped and failed arms",
-        "How it was measured",
-    ]
-    assert [text for text in page.text if text in titles][: len(titles)] == titles
+    assert [text for text in page.text if text in TITLES][: len(TITLES)] == TITLES
     assert "GPU: NVIDIA H100 80GB HBM3 against NVIDIA B200" in page_text
     assert "CUDA out of memory <at load>" in page_text
     assert "wikitext_local" in page_text

@@ -46,9 +46,8 @@ def with_shapes(change: Callable[[ShapeComparison], ShapeComparison], only: int 
 
 def drawn_charts(comparison: ComparisonRecord) -> list[Chart]:
     """The charts that a page draws."""
-    figures = [*charts.speed(comparison), *charts.quality(comparison)]
-    figures += [figure for phases in charts.steps(comparison).values() for phase in phases for figure in phase.figures]
-    return [figure.chart for figure in figures]
+    steps = [chart for phases in charts.steps(comparison).values() for phase in phases for chart in phase.charts]
+    return [*charts.speed(comparison), *charts.quality(comparison), *steps]
 
 
 def bare(shape: ShapeComparison) -> ShapeComparison:
@@ -97,15 +96,9 @@ def test_a_missing_part_of_every_pair_takes_its_section_with_it(values: Mapping[
 
 def test_ratios_without_an_interval_and_numbers_that_are_none() -> None:
     def change(shape: ShapeComparison) -> ShapeComparison:
-        e2e, tpot = shape.speed.e2e_ms, shape.speed.tpot_ms
-        assert e2e is not None
-        assert tpot is not None
-        bounds = (-0.1, 3.0) if shape.batch_size == 8 else (math.nan, math.inf)
-        speed = SpeedRatios(
-            e2e_ms=replace(e2e, low=None, high=None),
-            ttft_ms=Ratio(math.nan, 1.0, 2.0, 1, ""),
-            tpot_ms=replace(tpot, low=bounds[0], high=bounds[1]),
-        )
+        ratio = Ratio(1.3, None, None, 2, "engine")
+        low, high = (-0.1, 3.0) if shape.batch_size == 8 else (math.nan, math.inf)
+        speed = SpeedRatios(ratio, Ratio(math.nan, 1.0, 2.0, 1, ""), replace(ratio, low=low, high=high))
         return replace(shape, speed=speed, figures={**shape.figures, "e2e_ms": Sides(None, Interval(math.nan))})
 
     comparison = with_shapes(change)
@@ -123,8 +116,8 @@ def test_an_unfair_shape_has_no_speed() -> None:
     comparison = with_shapes(lambda shape: replace(shape, fairness=unfair), only=2)
     page = read(comparison)
     assert "Left out, as the routing was not fair: fp8 at batch 32." in "".join(page.text)
-    assert all("at batch 8:" in figure.chart.description for figure in charts.speed(comparison))
-    assert not any("at batch 32" in figure.chart.description for figure in charts.speed(comparison))
+    assert all("at batch 8:" in chart.description for chart in charts.speed(comparison))
+    assert not any("at batch 32" in chart.description for chart in charts.speed(comparison))
     rows = page.tables["Speed: fp8 against bf16 (medians)"]
     assert next(row[rows[0].index("speed-up")] for row in rows if row[0] == "b32_i512_o256") == "void: not fair"
     assert "61.2 experts against 38.0" in "".join(page.text)
@@ -177,8 +170,7 @@ def test_several_arms_and_lengths_share_charts_by_lengths() -> None:
     longer = with_shapes(lambda shape: replace(shape, input_len=2048, name="b1_i2048_o256"), only=0)
     second = replace(compared_arms.comparison().pairs[0], other="nvfp4")
     comparison = with_pair(longer, second, at=1)
-    figures = charts.speed(comparison)
-    assert sum(figure.chart.description.count(" at batch ") for figure in figures) == 3 * (3 + 3)
+    assert sum(chart.description.count(" at batch ") for chart in charts.speed(comparison)) == 3 * (3 + 3)
     titles = [text for text in read(comparison).text if text.startswith("Speed-up of end-to-end")]
     assert {re.search(r"\d+ tokens in", text)[0] for text in titles} == {"512 tokens in", "2048 tokens in"}  # type: ignore[index]
     (bars,) = [

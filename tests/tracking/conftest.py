@@ -6,16 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-import mlflow
 import pytest
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated store: making one takes MLflow seconds, copying it does not."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -88,20 +89,18 @@ def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(stor
     assert_logged_whole(folder)
 
 
-def test_old_file_store_is_explained_in_one_sentence() -> None:
+def test_old_file_store_is_explained_and_no_hindrance_to_a_store_that_is_named(
+    empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("mlruns/0").mkdir(parents=True)
     Path("mlruns/0/meta.yaml").write_text("name: Default\n")
-    sentence = refusal(written())
+    folder = written()
+    sentence = refusal(folder)
     assert "mlflow migrate-filestore" in sentence
     assert "MLFLOW_TRACKING_URI" in sentence
     assert not Path("mlflow.db").exists()
-
-
-def test_old_file_store_is_no_hindrance_to_a_store_that_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("mlruns/0").mkdir(parents=True)
-    Path("mlruns/0/meta.yaml").write_text("name: Default\n")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
-    tracking.log_run(written())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, 'mlflow.db')}")
+    tracking.log_run(folder)
     assert len(runs()) == 1
 
 
@@ -122,26 +121,19 @@ def assert_logged_whole(folder: Path) -> None:
     assert len(mlflow.MlflowClient().list_artifacts(run.info.run_id)) == 3
 
 
-@pytest.mark.parametrize("step", ["create_run", "log_batch", "log_inputs", "log_artifacts", "set_terminated"])
+@pytest.mark.parametrize("step", ["create_run", "log_batch", "log_inputs", "log_artifacts", "set_terminated", "a kill"])
 def test_a_failure_in_the_middle_leaves_nothing_that_keeps_the_record_out(
     store: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     folder = written()
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, step, fail)
-        assert "no space left on device" in refusal(folder)
-    assert not runs()
-    assert_logged_whole(folder)
-
-
-def test_a_kill_in_the_middle_leaves_nothing_that_keeps_the_record_out(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = written()
-    with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "log_artifacts", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            tracking.log_run(folder)
+        if step == "a kill":
+            patch.setattr(mlflow.MlflowClient, "log_artifacts", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                tracking.log_run(folder)
+        else:
+            patch.setattr(mlflow.MlflowClient, step, fail)
+            assert "no space left on device" in refusal(folder)
     assert not runs()
     assert_logged_whole(folder)
 

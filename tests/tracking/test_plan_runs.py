@@ -74,7 +74,10 @@ def test_perf_and_ppl_of_a_folder_are_a_run_each(store: Path, folder: Path) -> N
     for logged, command in zip(first, ("perf", "ppl"), strict=True):
         files = {file.path for file in client.list_artifacts(logged.run_id)}
         assert files == {f"{command}_{name}" for name in ("run.json", "comparison.json", "report.png")}
-        assert client.get_run(logged.run_id).info.run_name == f"moe-eval {command}"
+        parent = client.get_run(logged.run_id)
+        assert parent.info.run_name == f"moe-eval {command}"
+        headline = f"latency/{SHAPE}/speedup" if command == "perf" else "quality/ln_ppl_ratio"
+        assert parent.data.metrics == {f"fp8/{headline}": by_arm_and_command[command, "fp8"][headline]}
 
 
 def test_a_harness_run_in_the_same_folder_is_logged_as_well(store: Path, folder: Path) -> None:

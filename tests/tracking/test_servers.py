@@ -26,8 +26,9 @@ POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 def postgres() -> Iterator[str]:
     """PostgreSQL on loopback, which refuses to run as root, in a folder that its user can reach."""
     with tempfile.TemporaryDirectory() as folder:
-        data, as_user = Path(folder) / "data", {}
+        data = Path(folder) / "data"
         data.mkdir()
+        as_user: Any = {}
         if os.getuid() == 0:
             Path(folder).chmod(0o755)
             shutil.chown(data, "nobody")
@@ -71,25 +72,25 @@ def logged(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
         logs.append({run.info.run_name: run for run in runs})
     first, again = logs
-    assert {name: run.info.run_id for name, run in first.items()} == {
-        name: run.info.run_id for name, run in again.items()
-    }
-    assert {name: run.info.status for name, run in again.items()} == dict.fromkeys(
-        ("moe-eval run", "bf16", "fp8"), "FINISHED"
-    )
-    assert again["fp8"].data.metrics.keys() > again["bf16"].data.metrics.keys()
-    assert again["fp8"].data.metrics["latency/b8_i512_o257/e2e_ms"] == pytest.approx(150.5)
-    assert again["fp8"].data.metrics["latency/b8_i512_o257/speedup"] == pytest.approx(1.336, abs=0.001)
-    assert again["bf16"].data.metrics["latency/b8_i512_o257/speedup"] == 1
-    assert again["fp8"].data.metrics["quality/ln_ppl_ratio"] == pytest.approx(0.01, abs=0.002)
+    assert first.keys() == {"moe-eval run", "bf16", "fp8"}
+    assert {run.info.run_id for run in first.values()} == {run.info.run_id for run in again.values()}
+    assert {run.info.status for run in again.values()} == {"FINISHED"}
+    bf16, fp8 = (again[arm].data.metrics for arm in ("bf16", "fp8"))
+    assert fp8.keys() > bf16.keys()
+    assert fp8["latency/b8_i512_o257/e2e_ms"] == pytest.approx(150.5)
+    assert fp8["latency/b8_i512_o257/speedup"] == pytest.approx(1.336, abs=0.001)
+    assert bf16["latency/b8_i512_o257/speedup"] == 1
+    assert fp8["quality/ln_ppl_ratio"] == pytest.approx(0.01, abs=0.002)
     parent = again["moe-eval run"].info.run_id
     assert "report.png" in {file.path for file in client.list_artifacts(parent)}
     page = Path(client.download_artifacts(parent, "report.html", str(folder.parent))).read_text(encoding="utf-8")
     assert page == (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_remote_server_takes_a_run_once(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with served(tmp_path, f"sqlite:///{tmp_path / 'server.db'}") as uri:
+def test_a_remote_server_takes_a_run_once(
+    recorded: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, f"sqlite:///{store}") as uri:
         logged(uri, recorded, monkeypatch)
 
 

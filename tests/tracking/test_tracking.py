@@ -50,11 +50,6 @@ def test_a_run_holds_the_whole_record(store: Path) -> None:
     assert run.data.tags["mlflow.note.content"] == "first note\n\nsecond note"
     files = {file.path for file in mlflow.MlflowClient().list_artifacts(logged.run_id)}
     assert files == {"record.json", "results.json", "samples_moe_sample.jsonl"}
-
-
-def test_a_run_s_data_set_is_an_input_with_its_digest(store: Path) -> None:
-    tracking.log_run(written())
-    [run] = runs()
     [entry] = run.inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("moe_sample", "0123456789abcdef")
     tags = {tag.key: tag.value for tag in entry.tags}
@@ -75,20 +70,15 @@ def test_a_data_set_of_the_hub_is_named_as_such(store: Path, source: str, config
     assert described["config_name"] == configuration
 
 
-def test_a_run_logged_while_it_ran_is_logged_again_when_it_has_ended(store: Path) -> None:
+def test_a_run_logged_while_it_ran_is_logged_again_when_it_has_ended_and_then_left_alone(store: Path) -> None:
     folder = written(replace(RECORD, status=Status.RUNNING, metrics={}))
     tracking.log_run(folder)
     RECORD.write(folder)
-    tracking.log_run(folder)
+    logged = tracking.log_run(folder)
     [run] = runs()
     assert run.info.status == "FINISHED"
     assert run.data.metrics == pytest.approx(dict(RECORD.metrics))
-
-
-def test_logging_again_changes_nothing(store: Path) -> None:
-    folder = written()
-    first = tracking.log_run(folder)
-    assert tracking.log_run(folder) == first
+    assert tracking.log_run(folder) == logged
     assert len(runs()) == 1
 
 
@@ -96,14 +86,8 @@ def test_logging_again_changes_nothing(store: Path) -> None:
     ("status", "word"), [(Status.FAILED, "FAILED"), (Status.KILLED, "KILLED"), (Status.RUNNING, "KILLED")]
 )
 def test_a_run_that_did_not_end_well_is_told_apart(store: Path, status: Status, word: str) -> None:
-    broken = HarnessRecord(
-        RECORD.run_id,
-        status,
-        RECORD.started,
-        {},
-        {"tasks": ["a"]},
-        error=None if status is Status.RUNNING else "Why: so",
-    )
+    error = None if status is Status.RUNNING else "Why: so"
+    broken = HarnessRecord(RECORD.run_id, status, RECORD.started, {}, {"tasks": ["a"]}, error=error)
     tracking.log_run(written(broken))
     [run] = runs()
     assert run.info.status == word
@@ -125,16 +109,9 @@ def test_names_of_store_and_experiment_are_the_user_s(empty_store: Path, monkeyp
 def test_what_mlflow_limits_does_not_keep_a_record_out(store: Path) -> None:
     """Long values, more parameters and metrics than one call takes, empty values, and numbers that are none."""
     many = {f"harness/task_{index}/acc": float(index) for index in range(1100)}
-    tracking.log_run(
-        written(
-            replace(
-                RECORD,
-                model_args={"long": "x" * 10_000, **{f"option_{index}": index for index in range(250)}},
-                metrics={**many, "quality/word_ppl": float("inf"), "harness/a/f1": float("nan")},
-                notes=("n" * 10_000,),
-            )
-        )
-    )
+    model_args = {"long": "x" * 10_000, **{f"option_{index}": index for index in range(250)}}
+    figures = {**many, "quality/word_ppl": float("inf"), "harness/a/f1": float("nan")}
+    tracking.log_run(written(replace(RECORD, model_args=model_args, metrics=figures, notes=("n" * 10_000,))))
     [run] = runs()
     assert run.data.params["model_args.long"].startswith("xxx")
     assert run.data.params["model_args.option_249"] == "249"
