@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 from moe_eval.data.workload import Shape
-from moe_eval.machine import gpu_memory
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
 from moe_eval.records import disk
@@ -20,8 +19,7 @@ from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from moe_eval.runner.folder import LOG, RunFolder
-from moe_eval.runner.results import LoadResult, TaskResult, TurnResult
-from moe_eval.runner.tasks import ROUTING_LOAD, Task
+from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, TaskResult, TurnResult
 
 _TAIL = 20  # lines of an arm's output that a failed task keeps
 
@@ -154,7 +152,7 @@ class Executor:
         for name in [*self._loaded] if alone else [task.arm] if present else []:
             self._close(name)
         if not self._loaded:
-            self._before = gpu_memory.used(self._nvml)
+            self._before = self._nvml.memory()
         load = self._conditions.loads[task.arm]
         if task.load == ROUTING_LOAD:
             options = {**load.settings.options, **self._conditions.routing}
@@ -177,7 +175,7 @@ class Executor:
         if arm.result is not None:
             self._ended[self._folder.load_file(name, arm.load)] = arm.result
         if not self._loaded:  # before, nobody could tell whose memory it is that is in use
-            after = gpu_memory.freed(self._nvml, self._before)
+            after = self._nvml.memory_freed(self._before)
             for file, result in self._ended.items():
                 disk.write_record(file, replace(result, after=after))
             self._ended.clear()

@@ -20,8 +20,7 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 from moe_eval.runner.request import Command
-from moe_eval.runner.results import LoadResult, TaskResult
-from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task
+from moe_eval.runner.tasks import ROUTING_LOAD, Kind, LoadResult, Task, TaskResult
 
 EARLIER = "earlier"  # the folder for files in whose place others were written
 LOG = "log.txt"

@@ -16,8 +16,7 @@ from moe_eval.records.quality import NoiseFloor
 from moe_eval.records.run import UNMEASURED
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan
-from moe_eval.runner.results import TaskResult
-from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task
+from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task, TaskResult
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class RecordWriter:
         return measured
 
     def _routing(self, arm: str) -> tuple[Mapping[int, Routing] | None, str | None]:
-        result = self.folder.result(Task("routing", self.plan.routed_as(arm), ROUTING_LOAD))
+        result = self.folder.result(Task("routing", self.plan.routed_as[arm], ROUTING_LOAD))
         if result is None:
             return None, self.no_routing
         return result.routing, None if result.is_finished else f"not measured: {result.error}"

@@ -116,7 +116,7 @@ def latency(
     blocks = next(iter(e2e_ms.values()))
     schedule = Schedule(mode, len(blocks), len(blocks[0]), 5)
     origin = Origin(run_id, {"output_dir": output_dir}, machine(gpu))
-    context = Context(origin, work, schedule, fusion_disabled=False, no_rates="not measured")
+    context = Context(origin, work, schedule, fusion_disabled=False, rates="not measured")
     return latency_record.record(measured, context)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.machine import gpu_memory
+from moe_eval.machine import nvml
 from moe_eval.records.labels import Status
 from moe_eval.records.run import Mode
 from moe_eval.runner import execute
@@ -227,7 +227,7 @@ def test_memory_before_and_after_is_written_down(
 
 
 def test_memory_that_never_comes_back_shows(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_memory, "_FREED_SECONDS", 0.3)
+    monkeypatch.setattr(nvml, "_FREED_SECONDS", 0.3)
     stage.card, stage.memory = Card(ONE, used=1 << 30), 20 << 30
     monkeypatch.setitem(sys.modules, "pynvml", Fake([stage.card]))
     monkeypatch.setattr(Process, "end", Process.kill)

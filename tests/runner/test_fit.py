@@ -154,7 +154,7 @@ def test_where_nothing_is_known_nothing_is_refused_and_nothing_shares_the_machin
     need = fit.need(folder(tmp_path, {"model_type": "unheard_of"}), "bf16", ONE, {}, gpu=True)
     assert need.total is None
     assert fit.too_large(need, 0) is None
-    assert not fit.together([need], 1 << 50)
+    assert not fit.hold([need], 1 << 50)
 
 
 def test_the_cache_is_that_of_the_largest_shape() -> None:
@@ -173,9 +173,9 @@ def test_what_does_not_fit_is_said_with_both_sides() -> None:
 
 def test_arms_fit_together_where_their_sum_does() -> None:
     arms = [Need(30, 5, 1), Need(15, 5, 1), Need(9, 0, 1)]
-    assert fit.together(arms, 67)
-    assert not fit.together(arms, 66)
-    assert not fit.together([Need(9, None, 1)], 1 << 50), "a cache of unknown size takes all"
+    assert fit.hold(arms, 67)
+    assert not fit.hold(arms, 66)
+    assert not fit.hold([Need(9, None, 1)], 1 << 50), "a cache of unknown size takes all"
 
 
 def test_what_is_free_of_a_gpu_counts_and_a_little_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
