@@ -14,7 +14,7 @@ from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
-from moe_eval.records.labels import ArmLabels, Status
+from moe_eval.records.labels import Status
 from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
@@ -121,27 +121,25 @@ class Executor:
             observer.done(task, reason)
 
     def _ready(self, task: Task, remaining: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> _Loaded:
-        """The loaded arm of a task, beside those that take turns with it."""
+        """The loaded arm of a task, beside those that take turns with it.
+
+        All arms of a block are loaded first, so that no turn of it runs on an emptier GPU than another.
+        """
         try:
             arm = self._arm(task)
         except ArmFailed as error:
             hopeless[task.arm, task.load] = str(error)
             raise
-        if self._conditions.together > 1 and task.kind == "latency":
-            self._gather([later for later in remaining if later.kind == "latency"], hopeless)
-        return arm
-
-    def _gather(self, tasks: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> None:
-        """Load all arms of the first task's block, so that no turn of it runs on an emptier GPU than another."""
-        for task in tasks:
-            of_block = (task.shape, task.block) == (tasks[0].shape, tasks[0].block)
-            if not of_block or task.arm in self._broke or (task.arm, task.load) in hopeless:
+        for turn in remaining if self._conditions.together > 1 and task.kind == "latency" else ():
+            of_block = (turn.kind, turn.shape, turn.block) == (task.kind, task.shape, task.block)
+            if not of_block or turn.arm in self._broke or (turn.arm, turn.load) in hopeless:
                 continue
             try:
-                self._arm(task)
+                self._arm(turn)
             except ArmFailed as error:
-                self._close(task.arm)
-                hopeless[task.arm, task.load] = str(error)
+                self._close(turn.arm)
+                hopeless[turn.arm, turn.load] = str(error)
+        return arm
 
     def _arm(self, task: Task) -> _Loaded:
         """The arm's process, loaded. Others are ended first where arms do not stay together."""
@@ -161,7 +159,10 @@ class Executor:
         process = ArmProcess(load, patience=self._conditions.patience, output=log, held=[self._lock])
         arm = _Loaded(process, task.load)
         self._loaded[task.arm] = arm
-        labels = _redacted(process.load())
+        labels = process.load()
+        if labels.engine is not None:  # it may have been given secrets
+            arguments = disk.redact(labels.engine.arguments)
+            labels = replace(labels, engine=replace(labels.engine, arguments=arguments))
         arm.result = LoadResult(labels, self._before, None, 1 if alone else self._conditions.together)
         disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
         return arm
@@ -269,11 +270,3 @@ class Executor:
             text.seek(max(0, file.stat().st_size - (1 << 14)))
             lines = text.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
         return tuple(line[:500] for line in lines if line.strip())[-_TAIL:]
-
-
-def _redacted(labels: ArmLabels) -> ArmLabels:
-    """The labels without the secrets that an engine was given."""
-    if labels.engine is None:
-        return labels
-    arguments = disk.redact(labels.engine.arguments)
-    return replace(labels, engine=replace(labels.engine, arguments=arguments))

@@ -146,7 +146,7 @@ class RunFolder:
 
     def loads(self, arm: str) -> list[LoadResult]:
         """Its loads in order, without the one that routing was counted in."""
-        files = sorted(self.of_arm(arm).glob("load_[0-9]*.json"), key=lambda file: int(file.stem.partition("_")[2]))
+        files = sorted((self.arms / arm).glob("load_[0-9]*.json"), key=lambda file: int(file.stem.partition("_")[2]))
         results = [_read(file, LoadResult) for file in files]
         return [result for result in results if result is not None]
 

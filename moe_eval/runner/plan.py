@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moe_eval.checkpoint import contents, geometry
-from moe_eval.data import scoring_windows
-from moe_eval.data.workload import Shape
+from moe_eval.data import prompts, scoring_windows
+from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
+from moe_eval.errors import UsageError
 from moe_eval.evaluators import floors
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.by_arm import REPEAT_SUFFIX
@@ -79,6 +80,32 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
     routed = [] if registry.named(request.arms.engine).routing is None else list(routed_as.values())
     order = tasks.order(evaluators, request.shapes, traced, iterations, routed=routed)
     return Plan(tuple(arms), evaluators, tuple(skipped), iterations, request.shapes, traced, tuple(order), routed_as)
+
+
+def workload(request: RunRequest, arms: Sequence[Arm]) -> Workload:
+    """The prompts that these arms run, within the smallest of their vocabularies.
+
+    Args:
+        arms: at least one. Its checkpoint has the tokenizer, unless the request names another.
+
+    Raises:
+        UsageError: as for `make_workload`, or a checkpoint that does not state its vocabulary.
+    """
+    from moe_eval.checkpoint import tokenizer as tokenizers
+
+    first = arms[0].settings
+    tokenizer = tokenizers.load(request.tokenizer or first.checkpoint, first.revision, first.trust_remote_code)
+    vocabulary = min(map(_vocabulary, arms))
+    return prompts.make_workload(request.dataset, request.seed, request.shapes, tokenizer, vocabulary)
+
+
+def _vocabulary(arm: Arm) -> int:
+    size = contents.text_config(contents.read_config(fit.folder(arm))).get("vocab_size")
+    if size is None:
+        raise UsageError(
+            f"The config.json of {arm.settings.checkpoint} states no vocab_size. Copy the checkpoint again."
+        )
+    return int(size)
 
 
 def schedule(iterations: int, warm_ups: int, blocks: int, *, together: bool) -> Schedule:

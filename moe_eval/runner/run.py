@@ -14,7 +14,6 @@ from typing import Protocol
 import msgspec
 
 from moe_eval.checkpoint import contents, geometry
-from moe_eval.data import prompts
 from moe_eval.data.workload import Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
@@ -26,6 +25,7 @@ from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord
 from moe_eval.runner import fit, resume
+from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from moe_eval.runner.execute import Conditions, Executor, Observer
 from moe_eval.runner.folder import RunFolder, place, say
@@ -55,12 +55,8 @@ class Run:
     @cached_property
     def workload(self) -> Workload | None:
         """The prompts. None where nothing is timed or traced."""
-        evaluators = self.plan.evaluators
-        arms = [arm.settings for arm in self.plan.arms if {"latency", "kernels"} & set(evaluators[arm.name])]
-        if not arms:
-            return None
-        tokenizer = self.request.tokenizer or arms[0].checkpoint
-        return prompts.of_arms(self.request.dataset, self.request.seed, self.plan.shapes, arms, tokenizer)
+        arms = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
+        return planning.workload(self.request, arms) if arms else None
 
     def check(self) -> None:
         """Refuse what cannot be measured, before anything is written or loaded.

@@ -11,7 +11,7 @@ import numpy as np
 
 from moe_eval import stats
 from moe_eval.data import workload
-from moe_eval.evaluators import kernels_record, latency_record, quality_record
+from moe_eval.evaluators import kernels_record, latency_record
 from moe_eval.evaluators import quality as evaluator
 from moe_eval.evaluators.latency_record import Context, Measured
 from moe_eval.evaluators.quality import Scores
@@ -166,7 +166,7 @@ def quality(
         byte_ppl=None,
         bits_per_byte=None,
     )
-    return quality_record.record(
+    return evaluator.record(
         name,
         precision,
         status,

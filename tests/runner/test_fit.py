@@ -17,32 +17,13 @@ from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import fit
 from moe_eval.runner.fit import Need
-from tests.conftest import SHIPPED
+from tests.conftest import ROOT, SHIPPED
 from tests.doubles.nvml import ONE as ONE_GPU
 from tests.doubles.nvml import Card, Fake
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
-# Qwen/Qwen3-30B-A3B as published
-QWEN3: dict[str, Any] = {
-    "model_type": "qwen3_moe",
-    "num_hidden_layers": 48,
-    "hidden_size": 2048,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "intermediate_size": 6144,
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "max_position_embeddings": 40960,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "sliding_window": None,
-    "use_sliding_window": False,
-}
+PUBLISHED = ROOT / "tests" / "checkpoint" / "published_configs.json"
+QWEN3 = {**json.loads(PUBLISHED.read_text())["Qwen3-30B-A3B"], "torch_dtype": "bfloat16"}
 QWEN3_BYTES = 61_064_245_248  # total_size of its model.safetensors.index.json
 ONE = shapes([8], 512, 256)
 

@@ -37,11 +37,6 @@ def client(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mlfl
     return MlflowClient(uri)
 
 
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    return plays.set_up(monkeypatch)
-
-
 def shown(client: MlflowClient) -> dict[str, tuple[str, str]]:
     """The id and the status of every run by its name, of which there is one each."""
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])

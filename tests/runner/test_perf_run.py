@@ -23,11 +23,6 @@ from tests.doubles.arm_process import FACTS, MACHINE, Process, Stage, routing
 FIRST, SECOND = (shape.name for shape in plays.SHAPES)
 
 
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    return plays.set_up(monkeypatch)
-
-
 def perf(folder: Path, **changes: object) -> list[str]:
     return plays.execute_in(folder, **{"command": "perf", "evaluators": ("latency",), "resume": False, **changes})
 

@@ -16,11 +16,6 @@ FOR_ONE = 3 << 29  # bytes of memory that hold one arm of the shipped model and 
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    return plays.set_up(monkeypatch)
-
-
-@pytest.fixture
 def begun(tmp_path: Path, stage: Stage) -> Path:
     """A run of two arms that took turns, in want of one task."""
     assert plays.execute_in(tmp_path / "begun") == []

@@ -67,11 +67,6 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    return plays.set_up(monkeypatch)
-
-
 @pytest.mark.parametrize("case", [(*file, damage) for file in FILES for damage in DAMAGE])
 def test_what_is_damaged_is_measured_again_and_nothing_else(
     whole: Path, copy: Path, stage: Stage, capsys: pytest.CaptureFixture[str], case: tuple[str, set[str], str]
