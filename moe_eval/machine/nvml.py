@@ -121,14 +121,9 @@ class Nvml:
 
     def default_clocks(self) -> tuple[DefaultClock | None, ...]:
         """The clock that every GPU should run at: its default applications clock, else its highest clock."""
-        return tuple(self._default_clock(handle) for handle in self._handles.values())
-
-    def _default_clock(self, handle: object) -> DefaultClock | None:
-        for name in ("nvmlDeviceGetDefaultApplicationsClock", "nvmlDeviceGetMaxClockInfo"):
-            mhz = self._call(handle, name, "NVML_CLOCK_SM")
-            if mhz:
-                return DefaultClock(float(mhz), name)
-        return None
+        names = ("nvmlDeviceGetDefaultApplicationsClock", "nvmlDeviceGetMaxClockInfo")
+        clocks = ([(self._call(gpu, name, "NVML_CLOCK_SM"), name) for name in names] for gpu in self._handles.values())
+        return tuple(next((DefaultClock(float(mhz), name) for mhz, name in pair if mhz), None) for pair in clocks)
 
     def sample(self, uuid: str) -> tuple[float, ...]:
         """Read a GPU's SENSORS once. A sensor that does not answer is NaN.
