@@ -291,20 +291,13 @@ def test_fewer_than_two_documents_have_no_interval(documents: int) -> None:
         stats.ln_ratio(arm, arm)
 
 
-@pytest.mark.parametrize("sizes", [[3], [3, 4, 5], [4, 3]])
-def test_arms_of_other_tokens_are_refused(sizes: list[int]) -> None:
-    with pytest.raises(UsageError, match="did not score the same tokens"):
-        stats.ln_ratio([np.zeros(3), np.zeros(4)], [np.zeros(size) for size in sizes])
-
-
-@pytest.mark.parametrize("shapes", [((0, 4), (0, 4)), ((3, 0), (3, 0)), ((3, 4), (2, 4)), ((3, 4), (3, 5))])
-def test_a_divergence_of_other_positions_or_none_is_refused(shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
-    reference, arm = (np.zeros(shape, int) for shape in shapes)
-    with pytest.raises(UsageError, match="same positions and as many top tokens"):
-        stats.divergence(reference, np.zeros(reference.shape), arm, np.zeros(arm.shape))
-
-
-def test_a_perplexity_of_nothing_is_refused() -> None:
+def test_what_cannot_be_compared_is_refused() -> None:
+    for sizes in ([3], [3, 4, 5], [4, 3]):
+        with pytest.raises(UsageError, match="did not score the same tokens"):
+            stats.ln_ratio([np.zeros(3), np.zeros(4)], [np.zeros(size) for size in sizes])
+    for reference, arm in (((0, 4), (0, 4)), ((3, 0), (3, 0)), ((3, 4), (2, 4)), ((3, 4), (3, 5))):
+        with pytest.raises(UsageError, match="same positions and as many top tokens"):
+            stats.divergence(np.zeros(reference, int), np.zeros(reference), np.zeros(arm, int), np.zeros(arm))
     for logprobs, units in (([], None), ([np.zeros(0)], None), ([np.zeros(3)], 0)):
         with pytest.raises(UsageError, match="nothing to take a perplexity of"):
             stats.perplexity(logprobs, units)

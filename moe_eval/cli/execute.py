@@ -14,11 +14,8 @@ from moe_eval.cli.conclude import conclude
 from moe_eval.cli.options.measuring import MeasuringOptions
 from moe_eval.cli.request import gpus_of, make_folder, request_of
 from moe_eval.comparison import gate, wording
-from moe_eval.data import prompts
 from moe_eval.errors import EngineError, TrackingError
-from moe_eval.evaluators import latency
 from moe_eval.exits import Ended, code, terminable
-from moe_eval.machine.hardware import Gpu
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
@@ -26,7 +23,6 @@ from moe_eval.report.console import TaskProgress, print_renderable, say
 from moe_eval.runner import plan as planning
 from moe_eval.runner import resume
 from moe_eval.runner.folder import RunFolder
-from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import Command, RunRequest
 from moe_eval.runner.run import Run
 from moe_eval.runner.tasks import Task
@@ -111,30 +107,22 @@ def measure(options: MeasuringOptions, out: Say) -> Outcome:
     request = request_of(options)
     gpus = gpus_of(request)
     plan = planning.make(request, gpus, _before(request))
+    run = Run(request, plan, gpus)
     if plan.arms and not options.dry_run:
-        _check(request, plan)
+        run.check()
         make_folder(request.folder)
     out(planning.describe(plan, request, gpus))
     nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped))
     if options.dry_run:
         return nothing
     if plan.arms:
-        return _measured(request, plan, gpus, out)
+        return _measured(run, out)
     print("No precision was left to run. The lines above say what each of them needs.", file=sys.stderr)
     if request.command != "run":  # perf and ppl leave a record of what is skipped
         make_folder(request.folder)
         with TaskProgress() as display:
-            Run(request, plan, gpus).execute(display)
+            run.execute(display)
     return nothing
-
-
-def _check(request: RunRequest, plan: Plan) -> None:
-    """Refuse what cannot be measured, before anything is written or loaded."""
-    if "latency" in request.evaluators:
-        latency.refuse_profiler()
-    timed = [arm.settings for arm in plan.arms if {"latency", "kernels"} & set(plan.evaluators[arm.name])]
-    if timed:
-        prompts.of_arms(request.dataset, request.seed, request.shapes, timed, request.tokenizer or timed[0].checkpoint)
 
 
 def _before(request: RunRequest) -> RunRecord | None:
@@ -148,10 +136,9 @@ def _before(request: RunRequest) -> RunRecord | None:
     return run
 
 
-def _measured(request: RunRequest, plan: Plan, gpus: Sequence[Gpu], out: Say) -> Outcome:
-    """Run the plan. MLflow shows that it has begun, and how it ended."""
-    folder, command = request.folder, request.command
-    run = Run(request, plan, gpus)
+def _measured(run: Run, out: Say) -> Outcome:
+    """Execute a run. MLflow shows that it has begun, and how it ended."""
+    folder, command = run.request.folder, run.request.command
     tracked = _Tracked(folder, command, out)
     try:
         with terminable(), TaskProgress() as display:
@@ -160,10 +147,10 @@ def _measured(request: RunRequest, plan: Plan, gpus: Sequence[Gpu], out: Say) ->
     finally:
         tracked.close()
     return Outcome(
-        comparison=comparison or ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped),
+        comparison=comparison or ComparisonRecord(reference="", arms=(), pairs=(), skipped=run.plan.skipped),
         arms=arms,
         page=RunFolder(folder, command).page_file if comparison else None,
-        tasks=len(plan.tasks),
+        tasks=len(run.plan.tasks),
         failures=failures,
         tracking_failure=tracked.failure,
     )

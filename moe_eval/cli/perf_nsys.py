@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from moe_eval.cli.options.measuring import PerfOptions
 from moe_eval.cli.request import gpus_of, make_folder, request_of
-from moe_eval.data import prompts
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.engines.base import GenerationRequest
@@ -30,11 +29,7 @@ def record(options: PerfOptions) -> None:
     request = request_of(options)
     gpus = gpus_of(request)
     plan = planning.make(request, gpus)
-    work = None
-    if plan.arms:
-        tokenizer = _tokenizer(request, plan.arms[0])
-        settings = [arm.settings for arm in plan.arms]
-        work = prompts.of_arms(request.dataset, request.seed, request.shapes, settings, tokenizer)
+    work = planning.workload(request, plan.arms) if plan.arms else None
     make_folder(request.folder)
     for skipped in plan.skipped:
         print(f"Skipping {skipped.arm}: {skipped.reason}", file=sys.stderr)  # standard output is for commands

@@ -72,10 +72,9 @@ class Workload:
             )
         return self.pool[: shape.batch_size]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> object:
         """The workload in JSON's types."""
-        content: dict[str, object] = msgspec.to_builtins(self)
-        return content
+        return msgspec.to_builtins(self)
 
 
 def from_json(content: object) -> Workload:

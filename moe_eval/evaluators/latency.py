@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -41,11 +41,11 @@ class Clock:
 
     engine: Engine
     nvml: Nvml
-    events: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        facts = self.engine.facts
-        object.__setattr__(self, "events", facts.worker == "in_process" and facts.device.startswith("cuda"))
+    @property
+    def events(self) -> bool:
+        """Whether CUDA events see the engine's work."""
+        return self.engine.facts.worker == "in_process" and self.engine.facts.device.startswith("cuda")
 
     def time(self, prompts: Sequence[TokenIds], new_tokens: int) -> tuple[dict[str, float], list[Completion]]:
         """Seconds by source of one call, and what it made.
@@ -86,17 +86,12 @@ class Clock:
         if energy is not None and after is not None and ended - started >= _ENERGY_SECONDS:
             used = after - energy
         times = [completion.times for completion in completions if completion.times is not None]
-        if len(times) < len(completions):
-            return Sample(started, ended, first, last, None, used)
-        engine_first = [request.first_token for request in times]
-        return Sample(
-            started,
-            ended,
-            {**first, "engine": max(engine_first)},
-            {**last, "engine": max(request.last_token for request in times)},
-            statistics.median(engine_first),
-            used,
-        )
+        request_first = None
+        if len(times) == len(completions):
+            first_tokens = [request.first_token for request in times]
+            first["engine"], last["engine"] = max(first_tokens), max(request.last_token for request in times)
+            request_first = statistics.median(first_tokens)
+        return Sample(started, ended, first, last, request_first, used)
 
 
 def refuse_profiler(environment: Mapping[str, str] = os.environ) -> None:
@@ -172,13 +167,7 @@ def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, minimum: in
             return WarmUp(tuple(seconds), UNSETTLED)
 
 
-def measure(
-    engine: Engine,
-    prompts: Sequence[TokenIds],
-    shape: Shape,
-    iterations: int,
-    nvml: Nvml,
-) -> list[Sample]:
+def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, iterations: int, nvml: Nvml) -> list[Sample]:
     """Time iterations of one shape."""
     refuse_profiler()
     refuse_traced()

@@ -32,7 +32,7 @@ class Context:
     Attributes:
         workload: None where every arm is skipped.
         geometry: of the model. None where it is not understood, and then there are no floors.
-        rates: what the machine reaches. None where it was not measured, and `no_rates` says why.
+        rates: what the machine reaches, or why it is not known.
     """
 
     origin: Origin
@@ -40,8 +40,7 @@ class Context:
     schedule: Schedule
     fusion_disabled: bool
     geometry: Geometry | None = None
-    rates: Rates | None = None
-    no_rates: str | None = None
+    rates: Rates | str = "the machine's rates were not measured"
 
 
 @dataclass
@@ -113,8 +112,8 @@ def record(measured: Measured, context: Context) -> LatencyRecord:
         nvml=measured.nvml,
         routing=measured.routing,
         no_routing=measured.no_routing,
-        rates=context.rates,
-        no_rates=context.no_rates,
+        rates=context.rates if isinstance(context.rates, Rates) else None,
+        no_rates=context.rates if isinstance(context.rates, str) else None,
         labels=measured.labels,
         origin=context.origin,
     )
@@ -143,7 +142,7 @@ def _shape(measured: Measured, shape: Shape, context: Context) -> ShapeLatency:
             shape,
             metrics,
             geometry=context.geometry,
-            rates=context.rates or context.no_rates or "the machine's rates were not measured",
+            rates=context.rates,
             distinct_experts=routing.distinct if routing else None,
         ),
         turns=tuple(measured.turns.get(shape.name, ())),

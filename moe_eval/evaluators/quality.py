@@ -1,4 +1,4 @@
-"""The quality evaluator: the log-probabilities that one arm gives the tokens of fixed windows."""
+"""The quality evaluator: the log-probabilities that one arm gives the tokens of fixed windows, and their record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from moe_eval import stats
 from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.engines.base import Engine, WindowScores, unheard
 from moe_eval.errors import UsageError
-from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures
+from moe_eval.records.labels import ArmLabels, Origin, Status
+from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures, QualityRecord
 
 TOP_K = 64
 Array = npt.NDArray[Any]
@@ -149,3 +150,41 @@ def noise_floor(scores: Scores, alone: Scores, batch_size: int) -> NoiseFloor | 
         no_interval = str(error)
     divergence = stats.divergence(scores.top_ids, scores.top_logprobs, alone.top_ids, alone.top_logprobs)
     return NoiseFloor(batch_size, ratio, no_interval, Divergence(**vars(divergence)))
+
+
+def record(
+    arm: str,
+    precision: str,
+    status: Status,
+    error: str | None = None,
+    *,
+    origin: Origin,
+    labels: ArmLabels,
+    figures: QualityFigures | None,
+    noise_floor: NoiseFloor | None = None,
+    fusion_disabled: bool,
+) -> QualityRecord:
+    """One arm's record.
+
+    Args:
+        precision: that was planned.
+        figures: None where nothing was scored.
+    """
+    engine, gpus = labels.engine, origin.machine.gpus if origin.machine else ()
+    gpu = gpus[0] if gpus and (engine is None or engine.device != "cpu") else None
+    return QualityRecord(
+        arm=arm,
+        precision=precision,
+        status=status,
+        error=error,
+        emulated=engine.emulated if engine else None,
+        engine=engine.name if engine else None,
+        moe_backend=engine.moe_backend_observed if engine else None,
+        sm_version=gpu.capability if gpu else None,
+        gpu_name=gpu.name if gpu else None,
+        fusion_disabled=fusion_disabled,
+        figures=figures,
+        noise_floor=noise_floor,
+        labels=labels,
+        origin=origin,
+    )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 from moe_eval.checkpoint import precision
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.data.workload import Shape
@@ -44,52 +41,20 @@ def read(
     if width is None:
         reason = f"the width of a key-value cache of {engine.kv_cache_dtype} is not known"
         return Floors(no_floors=f"not computed: {reason}")
-    arm = _Arm(
+    model = floors.LoadedModel(
         geometry,
         engine.weight_bytes,
         _of_gpus(rates, engine.gpus or 1),
         geometry.kv_bytes_per_token(width),
         _MULTIPLIED_IN.get(executed.removesuffix("_block")),
     )
+    prefill = model.prefill(shape.batch_size * shape.input_len, shape.input_len)
     decode_step = None
     if shape.output_len > 1:
-        decode_step = _reached(arm.decode_step(shape, distinct_experts), metrics.tpot_ms)
-    return Floors(prefill=_reached(arm.prefill(shape), metrics.ttft_ms), decode_step=decode_step)
-
-
-@dataclass(frozen=True)
-class _Arm:
-    """What the floors of all shapes of an arm share."""
-
-    geometry: Geometry
-    weight_bytes: Mapping[str, int]
-    rates: Rates
-    kv_bytes_per_token: float
-    dtype: str | None
-
-    def prefill(self, shape: Shape) -> Floor:
-        return floors.prefill(
-            self.geometry,
-            self.weight_bytes,
-            self.rates,
-            tokens=shape.batch_size * shape.input_len,
-            input_len=shape.input_len,
-            kv_bytes_per_token=self.kv_bytes_per_token,
-            dtype=self.dtype,
-        )
-
-    def decode_step(self, shape: Shape, distinct_experts: float | None) -> Floor:
-        return floors.decode_step(
-            self.geometry,
-            self.weight_bytes,
-            self.rates,
-            batch=shape.batch_size,
-            # the cache grows by a token a step: the first step finds input_len, the last input_len + output_len - 2
-            context=shape.input_len + shape.output_len / 2 - 1,
-            kv_bytes_per_token=self.kv_bytes_per_token,
-            dtype=self.dtype,
-            distinct_experts=distinct_experts,
-        )
+        # the cache grows by a token a step: the first step finds input_len, the last input_len + output_len - 2
+        context = shape.input_len + shape.output_len / 2 - 1
+        decode_step = _reached(model.decode_step(shape.batch_size, context, distinct_experts), metrics.tpot_ms)
+    return Floors(prefill=_reached(prefill, metrics.ttft_ms), decode_step=decode_step)
 
 
 def _of_gpus(rates: Rates, gpus: int) -> Rates:

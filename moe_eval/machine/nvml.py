@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,6 +18,8 @@ import numpy as np
 # what Nvml.sample returns: `reasons` is a bit mask, and a pstate of 0 is the fastest
 SENSORS = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "reasons", "pstate")
 IDLE = 0x1  # the reason of an idle GPU
+# how long the driver may take to give memory back, and how much it may keep
+_FREED_SECONDS, _FREED_BYTES = 10.0, 256 << 20
 # nvml.h, nvmlClocksEventReasons (nvmlClocksThrottleReasons before CUDA 12.2)
 _REASONS = {
     0x2: "applications_clocks_setting",
@@ -102,16 +105,25 @@ class Nvml:
         infos = [self._call(handle, "nvmlDeviceGetMemoryInfo") for handle in self._handles.values()]
         return tuple(None if info is None else int(info.used) for info in infos)
 
+    def memory(self) -> int | None:
+        """Memory in use on all GPUs together. None if NVML does not know."""
+        used_bytes = [count for count in self.used_bytes() if count is not None]
+        return sum(used_bytes) if used_bytes else None
+
+    def memory_freed(self, before: int | None) -> int | None:
+        """Memory in use after a process has ended. The driver takes a moment to give it back."""
+        end = time.monotonic() + _FREED_SECONDS
+        while True:
+            in_use = self.memory()
+            if in_use is None or before is None or in_use <= before + _FREED_BYTES or time.monotonic() > end:
+                return in_use
+            time.sleep(0.2)
+
     def default_clocks(self) -> tuple[DefaultClock | None, ...]:
         """The clock that every GPU should run at: its default applications clock, else its highest clock."""
-        return tuple(self._default_clock(handle) for handle in self._handles.values())
-
-    def _default_clock(self, handle: object) -> DefaultClock | None:
-        for name in ("nvmlDeviceGetDefaultApplicationsClock", "nvmlDeviceGetMaxClockInfo"):
-            mhz = self._call(handle, name, "NVML_CLOCK_SM")
-            if mhz:
-                return DefaultClock(float(mhz), name)
-        return None
+        names = ("nvmlDeviceGetDefaultApplicationsClock", "nvmlDeviceGetMaxClockInfo")
+        clocks = ([(self._call(gpu, name, "NVML_CLOCK_SM"), name) for name in names] for gpu in self._handles.values())
+        return tuple(next((DefaultClock(float(mhz), name) for mhz, name in pair if mhz), None) for pair in clocks)
 
     def sample(self, uuid: str) -> tuple[float, ...]:
         """Read a GPU's SENSORS once. A sensor that does not answer is NaN.

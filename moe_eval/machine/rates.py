@@ -50,7 +50,10 @@ def measure_rates(device: str) -> Rates:
         raise UsageError(f"Less than 4 GiB of {device} are free. Measure its rates before a model is loaded.")
     # far beyond the last level of cache, and matrices that fill every core
     size, side = (1 << 30, 8192) if cuda else (128 << 20, 512)
-    copied = 2 * size / _copy_seconds(size, where)
+    source = torch.ones(size, dtype=torch.uint8, device=where)
+    target = torch.empty_like(source)
+    copied = 2 * size / _best(partial(target.copy_, source), where)
+    del source, target
     products = {}
     for kind in (torch.bfloat16, torch.float16) if cuda else (torch.float32, torch.bfloat16):
         # random, since zeros draw less power and run faster
@@ -63,14 +66,6 @@ def measure_rates(device: str) -> Rates:
     if cuda:
         torch.cuda.empty_cache()
     return Rates(copied, products, torch.cuda.get_device_name(where) if cuda else "cpu")
-
-
-def _copy_seconds(size: int, where: torch.device) -> float:
-    import torch
-
-    source = torch.ones(size, dtype=torch.uint8, device=where)
-    target = torch.empty_like(source)
-    return _best(lambda: target.copy_(source), where)
 
 
 def _fp8_seconds(side: int, where: torch.device) -> float | None:

@@ -55,11 +55,6 @@ def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
     return planned
 
 
-def sentence(skipped: Skipped) -> str:
-    """Why an arm is left out, as a line for the user."""
-    return f"Skipping {skipped.arm}: {skipped.reason}"
-
-
 def _planned(request: ArmsRequest, name: str, gpus: Sequence[Gpu]) -> Arm | Skipped:
     plain = name in precision.DTYPE_OF
     emulated = bool(request.emulate) and name in EMULATED
@@ -72,7 +67,7 @@ def _planned(request: ArmsRequest, name: str, gpus: Sequence[Gpu]) -> Arm | Skip
     if key == "model":
         contents.local_folder(path)
         if emulated:
-            return _arm(request, path, name, name, {"emulate": True, "scope": request.scope})
+            return _arm(request, path, name, name, emulate=True, scope=request.scope)
         return _native(request, path, name, gpus)
     held = _held(path, name, registry.named(request.engine))
     if request.engine == "transformers":
@@ -85,7 +80,7 @@ def _planned(request: ArmsRequest, name: str, gpus: Sequence[Gpu]) -> Arm | Skip
 def _native(request: ArmsRequest, path: str, held: str, gpus: Sequence[Gpu]) -> Arm | Skipped:
     """An arm whose kernels compute in its precision, unless the first GPU has none that do."""
     if request.engine == "transformers":
-        return _arm(request, path, held, held, {})
+        return _arm(request, path, held, held)
     backend = request.options.get("moe_backend")
     chosen = None if backend in (None, "auto") else str(backend)
     executed = precision.executed(held, chosen)
@@ -93,10 +88,10 @@ def _native(request: ArmsRequest, path: str, held: str, gpus: Sequence[Gpu]) -> 
         reason = precision.why_not(request.engine, executed, gpu.sm, chosen)
         if reason:
             return Skipped(held, None, reason)
-    return _arm(request, path, held, executed, {})
+    return _arm(request, path, held, executed)
 
 
-def _arm(request: ArmsRequest, path: str, held: str, executed: str, options: dict[str, object]) -> Arm:
+def _arm(request: ArmsRequest, path: str, held: str, executed: str, **options: object) -> Arm:
     every = {**request.options, **options}
     return Arm(executed, executed, EngineSettings(checkpoint=path, precision=held, options=every, **request.settings))
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -26,34 +27,28 @@ _CLOSE_SECONDS = 60.0  # as long as arm.ArmProcess.end waits
 class _Arm:
     """The loaded engine and its tokenizer."""
 
-    def __init__(self) -> None:
-        self.engine: Any = None
-        self.tokenizer: Any = None
+    engine: Any = None
+    tokenizer: Any = None
 
-    def load(self, engine: str, settings: EngineSettings, tokenizer: str) -> ArmLabels:
+    def load(self, engine: str, settings: Mapping[str, object], tokenizer: str) -> ArmLabels:
         from moe_eval.checkpoint import tokenizer as tokenizers
         from moe_eval.engines import registry
 
-        self.tokenizer = tokenizers.load(tokenizer, settings.revision, settings.trust_remote_code)
-        self.engine = registry.load(engine, settings, self.tokenizer)
+        of_arm = msgspec.convert(settings, EngineSettings)
+        self.tokenizer = tokenizers.load(tokenizer, of_arm.revision, of_arm.trust_remote_code)
+        self.engine = registry.load(engine, of_arm, self.tokenizer)
         facts = self.engine.facts
         tokenizers.check(self.tokenizer, facts.vocabulary, facts.checkpoint)
         bos = self.tokenizer.bos_token_id
-        prefix = int(self.tokenizer.eos_token_id if bos is None else bos)
-        return ArmLabels(facts, prefix, tokenizer)
+        return ArmLabels(facts, int(self.tokenizer.eos_token_id if bos is None else bos), tokenizer)
 
     def do(self, task: str, arguments: dict[str, Any]) -> object:
         if task == "load":
-            settings = msgspec.convert(arguments["settings"], EngineSettings)
-            return self.load(arguments["engine"], settings, arguments["tokenizer"])
+            return self.load(**arguments)
         from moe_eval.runner import arm_tasks
 
         result: object = getattr(arm_tasks, task)(self.engine, self.tokenizer, **arguments)
         return result
-
-    def close(self) -> None:
-        if self.engine is not None:
-            self.engine.close()
 
 
 def main(argv: list[str]) -> int:
@@ -86,7 +81,8 @@ def main(argv: list[str]) -> int:
             _answer(answers, {"status": "failed", "error": reason})
             raise
         finally:
-            arm.close()
+            if arm.engine is not None:
+                arm.engine.close()
     return 0
 
 

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Protocol
 
 from moe_eval.data.workload import Shape
-from moe_eval.machine import gpu_memory
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
-from moe_eval.records.labels import ArmLabels, Status
+from moe_eval.records.labels import Status
 from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from moe_eval.runner.folder import LOG, RunFolder
-from moe_eval.runner.results import LoadResult, TaskResult, TurnResult
-from moe_eval.runner.tasks import ROUTING_LOAD, Task
+from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, TaskResult, TurnResult
 
 _TAIL = 20  # lines of an arm's output that a failed task keeps
 
@@ -123,27 +121,25 @@ class Executor:
             observer.done(task, reason)
 
     def _ready(self, task: Task, remaining: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> _Loaded:
-        """The loaded arm of a task, beside those that take turns with it."""
+        """The loaded arm of a task, beside those that take turns with it.
+
+        All arms of a block are loaded first, so that no turn of it runs on an emptier GPU than another.
+        """
         try:
             arm = self._arm(task)
         except ArmFailed as error:
             hopeless[task.arm, task.load] = str(error)
             raise
-        if self._conditions.together > 1 and task.kind == "latency":
-            self._gather([later for later in remaining if later.kind == "latency"], hopeless)
-        return arm
-
-    def _gather(self, tasks: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> None:
-        """Load all arms of the first task's block, so that no turn of it runs on an emptier GPU than another."""
-        for task in tasks:
-            of_block = (task.shape, task.block) == (tasks[0].shape, tasks[0].block)
-            if not of_block or task.arm in self._broke or (task.arm, task.load) in hopeless:
+        for turn in remaining if self._conditions.together > 1 and task.kind == "latency" else ():
+            of_block = (turn.kind, turn.shape, turn.block) == (task.kind, task.shape, task.block)
+            if not of_block or turn.arm in self._broke or (turn.arm, turn.load) in hopeless:
                 continue
             try:
-                self._arm(task)
+                self._arm(turn)
             except ArmFailed as error:
-                self._close(task.arm)
-                hopeless[task.arm, task.load] = str(error)
+                self._close(turn.arm)
+                hopeless[turn.arm, turn.load] = str(error)
+        return arm
 
     def _arm(self, task: Task) -> _Loaded:
         """The arm's process, loaded. Others are ended first where arms do not stay together."""
@@ -154,7 +150,7 @@ class Executor:
         for name in [*self._loaded] if alone else [task.arm] if present else []:
             self._close(name)
         if not self._loaded:
-            self._before = gpu_memory.used(self._nvml)
+            self._before = self._nvml.memory()
         load = self._conditions.loads[task.arm]
         if task.load == ROUTING_LOAD:
             options = {**load.settings.options, **self._conditions.routing}
@@ -163,7 +159,10 @@ class Executor:
         process = ArmProcess(load, patience=self._conditions.patience, output=log, held=[self._lock])
         arm = _Loaded(process, task.load)
         self._loaded[task.arm] = arm
-        labels = _redacted(process.load())
+        labels = process.load()
+        if labels.engine is not None:  # it may have been given secrets
+            arguments = disk.redact(labels.engine.arguments)
+            labels = replace(labels, engine=replace(labels.engine, arguments=arguments))
         arm.result = LoadResult(labels, self._before, None, 1 if alone else self._conditions.together)
         disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
         return arm
@@ -177,7 +176,7 @@ class Executor:
         if arm.result is not None:
             self._ended[self._folder.load_file(name, arm.load)] = arm.result
         if not self._loaded:  # before, nobody could tell whose memory it is that is in use
-            after = gpu_memory.freed(self._nvml, self._before)
+            after = self._nvml.memory_freed(self._before)
             for file, result in self._ended.items():
                 disk.write_record(file, replace(result, after=after))
             self._ended.clear()
@@ -271,11 +270,3 @@ class Executor:
             text.seek(max(0, file.stat().st_size - (1 << 14)))
             lines = text.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
         return tuple(line[:500] for line in lines if line.strip())[-_TAIL:]
-
-
-def _redacted(labels: ArmLabels) -> ArmLabels:
-    """The labels without the secrets that an engine was given."""
-    if labels.engine is None:
-        return labels
-    arguments = disk.redact(labels.engine.arguments)
-    return replace(labels, engine=replace(labels.engine, arguments=arguments))

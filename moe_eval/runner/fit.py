@@ -1,10 +1,10 @@
-"""Whether shapes fit a checkpoint's window and a machine's memory, as far as it can be said before loading."""
+"""Whether arms fit a checkpoint's window and a machine's memory, as far as it can be said before loading."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -15,6 +15,8 @@ from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
+from moe_eval.records.run import Skipped
+from moe_eval.runner.arm_plan import Arm
 
 # bytes of one weight of a quantised layer, block scales included (NVFP4: one byte of scale for 16 weights)
 _WEIGHT_BYTES = {"fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5 + 1 / 16}
@@ -23,6 +25,9 @@ _BESIDE_GPU, _BESIDE_CPU = 8 << 30, 1 << 30
 _USABLE = 0.97  # drivers and other processes hold the rest
 # engines hand the cache out in blocks, so that every sequence may leave most of one empty
 _SLACK_TOKENS = 64
+_LEAST_WINDOW = 64  # engines refuse windows of a few tokens
+# options with which an arm takes a share of the GPU's memory whatever the others need
+_SHARES = ("gpu_memory_utilization", "kv_cache_memory_bytes")
 # what an engine splits a model by; context parallelism splits its key-value cache no further here, which errs on the
 # safe side
 _PARALLEL = (
@@ -146,8 +151,65 @@ def too_large(required: Need, available: int) -> str | None:
     )
 
 
-def together(needs: Sequence[Need], available: int) -> bool:
-    """Whether all arms can be loaded at once. They cannot where a need is unknown.
+def folder(arm: Arm) -> Path:
+    """The settings of an arm's checkpoint."""
+    return contents.settings_folder(arm.settings.checkpoint, arm.settings.revision)
+
+
+def need_of(arm: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> Need:
+    """The memory that an arm needs."""
+    return need(folder(arm), arm.precision, shapes, arm.settings.options, gpu=bool(gpus))
+
+
+def fitted(planned: Sequence[Arm | Skipped], shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
+    """The arms with limits that suit the shapes. One that the memory cannot hold is skipped.
+
+    An emulated arm gets no limits: it runs no shape, and they would only make it slower.
+
+    Raises:
+        UsageError: a shape is longer than a model's window, or no arm at all fits.
+    """
+    available = memory(gpus)
+    arms = [entry for entry in planned if isinstance(entry, Arm)]
+    for arm in arms:
+        check_window(arm.settings.checkpoint, contents.read_config(folder(arm)), shapes)
+    reasons = {arm.name: too_large(need_of(arm, shapes, gpus), available) for arm in arms}
+    if arms and all(reasons.values()):
+        raise UsageError(" ".join(f"{name} does not fit here: {reason}." for name, reason in reasons.items()))
+    heaviest = max((contents.weight_bytes(folder(arm)) or 0 for arm in arms), default=0) or None
+    entries: list[Arm | Skipped] = []
+    for entry in planned:
+        if isinstance(entry, Arm) and (reason := reasons[entry.name]):
+            entries.append(Skipped(entry.name, None, reason))
+        elif isinstance(entry, Skipped) or entry.settings.options.get("emulate"):
+            entries.append(entry)
+        else:
+            entries.append(_limited(entry, shapes, heaviest))
+    return entries
+
+
+def _limited(arm: Arm, shapes: Sequence[Shape], heaviest: int | None) -> Arm:
+    """The arm with a window of the longest shape, and of no fewer tokens than engines take if the model has as many."""
+    longest = max(shape.input_len + shape.output_len for shape in shapes)
+    least = positions(contents.read_config(folder(arm))) or _LEAST_WINDOW
+    limits = replace(
+        arm.settings,
+        max_length=max(longest, min(_LEAST_WINDOW, least)),
+        batch_size=max(shape.batch_size for shape in shapes),
+        kv_tokens=cache_tokens(shapes),
+        heaviest_bytes=heaviest,
+    )
+    return replace(arm, settings=limits)
+
+
+def together(arms: Sequence[Arm], shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> bool:
+    """Whether all arms fit at once."""
+    bounded = not any(name in arm.settings.options for arm in arms for name in _SHARES)
+    return bounded and hold([need_of(arm, shapes, gpus) for arm in arms], memory(gpus))
+
+
+def hold(needs: Sequence[Need], available: int) -> bool:
+    """Whether so many bytes hold all of these needs. They do not where one is unknown.
 
     Of a cache of unknown size an engine takes whatever is free, and leaves nothing for the next arm.
     """

@@ -20,8 +20,7 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 from moe_eval.runner.request import Command
-from moe_eval.runner.results import LoadResult, TaskResult
-from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task
+from moe_eval.runner.tasks import ROUTING_LOAD, Kind, LoadResult, Task, TaskResult
 
 EARLIER = "earlier"  # the folder for files in whose place others were written
 LOG = "log.txt"
@@ -147,7 +146,7 @@ class RunFolder:
 
     def loads(self, arm: str) -> list[LoadResult]:
         """Its loads in order, without the one that routing was counted in."""
-        files = sorted(self.of_arm(arm).glob("load_[0-9]*.json"), key=lambda file: int(file.stem.partition("_")[2]))
+        files = sorted((self.arms / arm).glob("load_[0-9]*.json"), key=lambda file: int(file.stem.partition("_")[2]))
         results = [_read(file, LoadResult) for file in files]
         return [result for result in results if result is not None]
 

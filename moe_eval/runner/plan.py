@@ -6,18 +6,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moe_eval.data import scoring_windows
-from moe_eval.data.workload import Shape
+from moe_eval.checkpoint import contents, geometry
+from moe_eval.data import prompts, scoring_windows
+from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import floors
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.run import EvaluatorName, Mode, RunRecord, Schedule, Skipped
-from moe_eval.runner import arm_plan, estimate, fit, limits, tasks
+from moe_eval.runner import arm_plan, fit, tasks
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import Task
 
 TRACED_TOKENS = 9  # one of prefill and eight of decode
+# for an estimate, by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second
+_LOAD_SECONDS = {True: 60.0, False: 10.0}
+_STEP_SECONDS = {True: 3e-3, False: 10e-3}
+_BYTES_PER_SECOND = {True: 2e12, False: 5e9}
+_WINDOWS = 600  # about as many as wikitext has
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Plan:
     Attributes:
         arms: the reference first. `evaluators`: of every arm by name.
         traced: the shapes that are traced.
+        routed_as: by timed arm, the arm whose routing is its own as well: the first that is loaded alike.
     """
 
     arms: tuple[Arm, ...]
@@ -36,15 +45,12 @@ class Plan:
     shapes: tuple[Shape, ...]
     traced: tuple[Shape, ...]
     tasks: tuple[Task, ...]
+    routed_as: Mapping[str, str]
 
     @property
     def timed(self) -> tuple[str, ...]:
         """The arms whose latency is measured."""
         return tuple(name for name, evaluators in self.evaluators.items() if "latency" in evaluators)
-
-    def routed_as(self, name: str) -> str:
-        """The arm whose routing is this arm's as well: the first that is loaded alike."""
-        return _routed_as(name, [arm for arm in self.arms if arm.name in self.timed])
 
 
 def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = None) -> Plan:
@@ -62,19 +68,44 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
         scoring_windows.check(request.input_len, request.num_chunks)
         scoring_windows.read_documents(request.dataset)
     if {"latency", "kernels"} & set(request.evaluators):
-        planned = limits.fitted(planned, request.shapes, gpus)
+        planned = fit.fitted(planned, request.shapes, gpus)
     arms, skipped = _chosen(planned, request, before)
     evaluators = {arm.name: _evaluators(arm, request) for arm in arms}
     timed = [arm for arm in arms if "latency" in evaluators[arm.name]]
     kept_apart = before is not None and before.schedule.mode != "interleaved"
-    fit_together = not kept_apart and len(timed) > 1 and limits.together(timed, request.shapes, gpus)
+    fit_together = not kept_apart and len(timed) > 1 and fit.together(timed, request.shapes, gpus)
     iterations = schedule(request.iterations, request.warm_ups, request.blocks, together=fit_together)
     traced = tuple(replace(shape, output_len=min(shape.output_len, TRACED_TOKENS)) for shape in request.shapes)
-    routed = [arm.name for arm in timed if _routed_as(arm.name, timed) == arm.name]
-    if registry.named(request.arms.engine).routing is None:
-        routed = []
+    routed_as = {arm.name: next(twin.name for twin in timed if twin.settings == arm.settings) for arm in timed}
+    routed = [] if registry.named(request.arms.engine).routing is None else list(routed_as.values())
     order = tasks.order(evaluators, request.shapes, traced, iterations, routed=routed)
-    return Plan(tuple(arms), evaluators, tuple(skipped), iterations, request.shapes, traced, tuple(order))
+    return Plan(tuple(arms), evaluators, tuple(skipped), iterations, request.shapes, traced, tuple(order), routed_as)
+
+
+def workload(request: RunRequest, arms: Sequence[Arm]) -> Workload:
+    """The prompts that these arms run, within the smallest of their vocabularies.
+
+    Args:
+        arms: at least one. Its checkpoint has the tokenizer, unless the request names another.
+
+    Raises:
+        UsageError: as for `make_workload`, or a checkpoint that does not state its vocabulary.
+    """
+    from moe_eval.checkpoint import tokenizer as tokenizers
+
+    first = arms[0].settings
+    tokenizer = tokenizers.load(request.tokenizer or first.checkpoint, first.revision, first.trust_remote_code)
+    vocabulary = min(map(_vocabulary, arms))
+    return prompts.make_workload(request.dataset, request.seed, request.shapes, tokenizer, vocabulary)
+
+
+def _vocabulary(arm: Arm) -> int:
+    size = contents.text_config(contents.read_config(fit.folder(arm))).get("vocab_size")
+    if size is None:
+        raise UsageError(
+            f"The config.json of {arm.settings.checkpoint} states no vocab_size. Copy the checkpoint again."
+        )
+    return int(size)
 
 
 def schedule(iterations: int, warm_ups: int, blocks: int, *, together: bool) -> Schedule:
@@ -104,7 +135,7 @@ def _chosen(
             evaluators = _evaluators(entry, request)
             reason = "it is emulated, so its speed says nothing"
             skipped += [Skipped(entry.name, name, reason) for name in request.evaluators if name not in evaluators]
-            arms += [_without_limits(entry)] * bool(evaluators)
+            arms += [entry] * bool(evaluators)
     if request.repeat_reference and arms:
         arms.insert(1, replace(arms[0], name=arms[0].name + REPEAT_SUFFIX))
     return arms, skipped
@@ -115,24 +146,11 @@ def _evaluators(arm: Arm, request: RunRequest) -> tuple[EvaluatorName, ...]:
     return tuple(name for name in request.evaluators if name == "quality" or not arm.settings.options.get("emulate"))
 
 
-def _without_limits(arm: Arm) -> Arm:
-    """An emulated arm runs no shape, whose limits would only make it slower."""
-    if not arm.settings.options.get("emulate"):
-        return arm
-    free = replace(arm.settings, max_length=None, batch_size=None, kv_tokens=None, heaviest_bytes=None)
-    return replace(arm, settings=free)
-
-
-def _routed_as(name: str, timed: Sequence[Arm]) -> str:
-    settings = next((arm.settings for arm in timed if arm.name == name), None)
-    return next((arm.name for arm in timed if arm.settings == settings), name)
-
-
 def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
     """The plan as text: what runs, what does not and why, and what it takes."""
     lines = ["Plan:"]
     for arm in plan.arms:
-        need = limits.need(arm, plan.shapes, gpus)
+        need = fit.need_of(arm, plan.shapes, gpus)
         spread = f" on each of {count} GPUs" if (count := fit.gpu_count(arm.settings.options)) > 1 else ""
         emulated = " (emulated)" if arm.settings.options.get("emulate") else ""
         takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB{spread}"
@@ -144,5 +162,36 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
     if plan.timed:
         names = ", ".join(shape.name for shape in plan.shapes)
         lines.append(f"  shapes: {names}; {plan.schedule.mode}, {plan.schedule.iterations} iterations each")
-    lines.append(f"  {len(plan.tasks)} tasks, {estimate.sentence(plan, request.num_chunks, gpus)}")
+    lines.append(f"  {len(plan.tasks)} tasks, {_estimate(plan, request.num_chunks, gpus)}")
     return "\n".join(lines)
+
+
+def _estimate(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:
+    """About how many minutes, and on which assumptions."""
+    gpu = bool(gpus)
+    loads = {(task.arm, task.load) for task in plan.tasks}
+    seconds = _LOAD_SECONDS[gpu] * len(loads) + sum(_arm_seconds(arm, plan, num_chunks, gpus) for arm in plan.arms)
+    minutes = max(1, round(seconds / 60))
+    return (
+        f"about {minutes} minute{'s' * (minutes > 1)} if a load takes {_LOAD_SECONDS[gpu]:.0f} s and weights are read "
+        f"at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
+    )
+
+
+def _arm_seconds(arm: Arm, plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> float:
+    gpu = bool(gpus)
+    sizes = geometry.read(contents.read_config(fit.folder(arm)))
+    weights = fit.need_of(arm, plan.shapes, gpus).weights or 0
+    seconds = 0.0
+    for task in plan.tasks:
+        if task.arm != arm.name or task.shape is None:
+            continue
+        share = 1.0
+        if sizes is not None:
+            share = floors.expected_distinct(sizes.experts, sizes.top_k, task.shape.batch_size) / sizes.experts
+        iteration = task.shape.output_len * (weights * share / _BYTES_PER_SECOND[gpu] + _STEP_SECONDS[gpu])
+        is_first = task.block == 0 and task.turn == 0
+        seconds += iteration * (plan.schedule.per_block + (plan.schedule.warm_ups if is_first else 0))
+    if "quality" in plan.evaluators[arm.name]:
+        seconds += (num_chunks or _WINDOWS) * (weights / _BYTES_PER_SECOND[gpu] + _STEP_SECONDS[gpu])
+    return seconds

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from moe_eval.evaluators import latency_record, quality, quality_record
+from moe_eval.evaluators import latency_record, quality
 from moe_eval.evaluators.latency_record import Context, Measured
 from moe_eval.evaluators.quality import Scores
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, Status
-from moe_eval.records.latency import MemoryUse, Routing, Turn
+from moe_eval.records.latency import MemoryUse, Turn
 from moe_eval.records.quality import NoiseFloor
 from moe_eval.records.run import UNMEASURED
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan
-from moe_eval.runner.results import TaskResult
-from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task
+from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task, TaskResult
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,9 @@ class RecordWriter:
         for arm, precision in precisions.items():
             if kind in (None, "latency", "routing") and self._tasks(arm, "latency"):
                 self._write(f"perf_{arm}", latency_record.record(self._measured(arm, precision), self.context))
-            if kind in (None, "quality", "noise"):
-                self._write_quality(arm, precision)
+            result = self.folder.result(Task("quality", arm)) if self._tasks(arm, "quality") else None
+            if result is not None and kind in (None, "quality", "noise"):
+                self._write_quality(arm, precision, result)
         if kind in (None, "kernels"):
             self._write_kernels()
 
@@ -57,21 +56,12 @@ class RecordWriter:
                 skipped = Measured(entry.arm, entry.arm, Status.SKIPPED, entry.reason)
                 self._write(f"perf_{entry.arm}", latency_record.record(skipped, self.context))
             elif self.folder.command == "ppl":
-                skipped_quality = quality_record.record(
-                    entry.arm,
-                    entry.arm,
-                    Status.SKIPPED,
-                    entry.reason,
-                    origin=self.context.origin,
-                    labels=ArmLabels(),
-                    figures=None,
-                    fusion_disabled=self.context.fusion_disabled,
-                )
-                self._write(f"ppl_{entry.arm}", skipped_quality)
+                self._write_quality(entry.arm, entry.arm, TaskResult(Status.SKIPPED, entry.reason))
 
     def _measured(self, arm: str, precision: str) -> Measured:
         """An arm's latency tasks, put together."""
-        measured = Measured(arm, precision, Status.FINISHED, labels=self._labels(arm), memory=self._memory(arm))
+        measured = Measured(arm, precision, Status.FINISHED, labels=self._labels(arm))
+        measured.memory = tuple(MemoryUse(load.before, load.after, load.together) for load in self.folder.loads(arm))
         for task in self._tasks(arm, "latency"):
             assert task.shape is not None
             result = self.folder.result(task)
@@ -88,20 +78,16 @@ class RecordWriter:
             if turn.warm_up not in warm_ups:  # turns of one load share theirs
                 warm_ups.append(turn.warm_up)
             measured.nvml = measured.nvml or turn.nvml
-        measured.routing, measured.no_routing = self._routing(arm)
+        routed = self.folder.result(Task("routing", self.plan.routed_as[arm], ROUTING_LOAD))
+        if routed is None:
+            measured.no_routing = self.no_routing
+        else:
+            measured.routing = routed.routing
+            measured.no_routing = None if routed.is_finished else f"not measured: {routed.error}"
         return measured
 
-    def _routing(self, arm: str) -> tuple[Mapping[int, Routing] | None, str | None]:
-        result = self.folder.result(Task("routing", self.plan.routed_as(arm), ROUTING_LOAD))
-        if result is None:
-            return None, self.no_routing
-        return result.routing, None if result.is_finished else f"not measured: {result.error}"
-
-    def _write_quality(self, arm: str, precision: str) -> None:
-        result = self.folder.result(Task("quality", arm)) if self._tasks(arm, "quality") else None
-        if result is None:
-            return
-        record = quality_record.record(
+    def _write_quality(self, arm: str, precision: str, result: TaskResult) -> None:
+        record = quality.record(
             arm,
             precision,
             result.status,
@@ -115,7 +101,8 @@ class RecordWriter:
         self._write(f"ppl_{arm}", record)
 
     def _noise_floor(self, arm: str) -> NoiseFloor | None:
-        if not all(map(self.folder.done, self._tasks(arm, "noise"))) or not self._tasks(arm, "noise"):
+        tasks = self._tasks(arm, "noise")
+        if not tasks or not all(map(self.folder.done, tasks)):
             return None
         scores, alone = (Scores.load(self.folder.arrays(arm, kind)) for kind in ("quality", "noise"))
         return quality.noise_floor(scores, alone, 1)
@@ -136,9 +123,6 @@ class RecordWriter:
     def _labels(self, arm: str) -> ArmLabels:
         loads = self.folder.loads(arm)
         return loads[0].labels if loads else ArmLabels()
-
-    def _memory(self, arm: str) -> tuple[MemoryUse, ...]:
-        return tuple(MemoryUse(load.before, load.after, load.together) for load in self.folder.loads(arm))
 
     def _write(self, name: str, record: object, suffix: str = "") -> None:
         disk.write_record(self.folder.path / f"{name}_{self.folder.where}{suffix}.json", record)

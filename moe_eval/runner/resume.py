@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +19,7 @@ from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import RunRequest
 
 # options that change nothing of what is measured
-_NOT_OF_THE_RUN = ("output_dir", "config", "resume", "dry_run", "timeout", "gate")
+_NOT_OF_THE_RUN = {"output_dir", "config", "resume", "dry_run", "timeout", "gate"}
 
 
 def begin(request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> RunRecord:
@@ -51,8 +51,8 @@ def check_options(before: RunRecord, options: Mapping[str, OptionValue], folder:
     Raises:
         UsageError: with the options that differ.
     """
-    earlier, current = _of_the_run(before.options), _of_the_run(options)
-    changed = sorted(name for name in {**earlier, **current} if earlier.get(name) != current.get(name))
+    names = {*before.options, *options} - _NOT_OF_THE_RUN
+    changed = sorted(name for name in names if before.options.get(name) != options.get(name))
     if changed:
         raise UsageError(
             f"The run in {folder} was begun with other options ({', '.join(changed)}). Give the same options to resume "
@@ -67,7 +67,9 @@ def check(before: RunRecord, current: RunRecord, folder: Path) -> None:
         UsageError: with what differs.
     """
     check_options(before, current.options, folder)
-    differences = "; ".join(f"{name} {earlier} and now {later}" for name, earlier, later in _moved(before, current))
+    facts = _facts(before), _facts(current)
+    pairs = {name: [side.get(name) or "none" for side in facts] for name in {**facts[0], **facts[1]}}
+    differences = "; ".join(f"{name} {a} and now {b}" for name, (a, b) in pairs.items() if a != b)
     if differences:
         raise UsageError(
             f"The run in {folder} began elsewhere ({differences}). Resume it there, or begin another in another "
@@ -79,17 +81,6 @@ def check(before: RunRecord, current: RunRecord, folder: Path) -> None:
             f"The run in {folder} was planned as {earlier}, and the memory that is free now allows {later}. Free as "
             "much memory as it had and resume it, or begin another in another --output_dir."
         )
-
-
-def _planned(run: RunRecord) -> str:
-    """The arms, what is measured of each, and how they take turns."""
-    arms = (f"{arm} ({', '.join(evaluators)})" for arm, evaluators in run.evaluators.items())
-    schedule = ", ".join(f"{name} {value}" for name, value in asdict(run.schedule).items())
-    return f"{', '.join(arms)} with {schedule}"
-
-
-def _of_the_run(options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
-    return {name: value for name, value in options.items() if name not in _NOT_OF_THE_RUN}
 
 
 def _facts(run: RunRecord) -> dict[str, str | None]:
@@ -107,10 +98,8 @@ def _facts(run: RunRecord) -> dict[str, str | None]:
     }
 
 
-def _moved(before: RunRecord, current: RunRecord) -> Iterator[tuple[str, str, str]]:
-    """The facts that differ: name, before, now."""
-    facts = _facts(before), _facts(current)
-    for name in {**facts[0], **facts[1]}:
-        earlier, later = (side.get(name) or "none" for side in facts)
-        if earlier != later:
-            yield name, earlier, later
+def _planned(run: RunRecord) -> str:
+    """The arms, what is measured of each, and how they take turns."""
+    arms = (f"{arm} ({', '.join(evaluators)})" for arm, evaluators in run.evaluators.items())
+    schedule = ", ".join(f"{name} {value}" for name, value in asdict(run.schedule).items())
+    return f"{', '.join(arms)} with {schedule}"

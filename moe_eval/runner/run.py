@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -13,19 +14,20 @@ from typing import Protocol
 import msgspec
 
 from moe_eval.checkpoint import contents, geometry
-from moe_eval.data import prompts
 from moe_eval.data.workload import Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
+from moe_eval.evaluators import latency
 from moe_eval.evaluators.latency_record import Context
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord
-from moe_eval.runner import fit, limits, resume
+from moe_eval.runner import fit, resume
+from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
-from moe_eval.runner.execute import Conditions, Executor
+from moe_eval.runner.execute import Conditions, Executor, Observer
 from moe_eval.runner.folder import RunFolder, place, say
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.record_writer import RecordWriter
@@ -35,17 +37,11 @@ from moe_eval.runner.tasks import Task
 _ENDED_BEFORE = "the run ended before the machine's rates were measured"
 
 
-class Progress(Protocol):
+class Progress(Observer, Protocol):
     """Who hears how a run goes on."""
 
     def ready(self, tasks: Sequence[Task]) -> None:
         """Hear of the tasks that are left, once the run is on disk."""
-
-    def begun(self, task: Task) -> None:
-        """Hear of a task that begins."""
-
-    def done(self, task: Task, reason: str | None) -> None:
-        """Hear of a task that has ended, with the reason where it failed."""
 
 
 class Run:
@@ -54,6 +50,23 @@ class Run:
     def __init__(self, request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> None:
         self.request, self.plan, self.gpus = request, plan, tuple(gpus)
         self.folder = RunFolder(request.folder, request.command, place(gpus))
+        self._interleaved = plan.schedule.mode == "interleaved"
+
+    @cached_property
+    def workload(self) -> Workload | None:
+        """The prompts. None where nothing is timed or traced."""
+        arms = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
+        return planning.workload(self.request, arms) if arms else None
+
+    def check(self) -> None:
+        """Refuse what cannot be measured, before anything is written or loaded.
+
+        Raises:
+            UsageError: with the reason.
+        """
+        if "latency" in self.request.evaluators:
+            latency.refuse_profiler()
+        _ = self.workload  # a text that is too short for it is refused here
 
     def execute(self, progress: Progress) -> list[str]:
         """Do what is left to do and write the records, also as it goes: a kill leaves those of what was measured.
@@ -77,31 +90,26 @@ class Run:
                 return self._work(record, tasks, progress, lock)
 
     def _work(self, record: RunRecord, tasks: Sequence[Task], progress: Progress, lock: int) -> list[str]:
-        workload = self._workload()
-        context = self._context(record, workload)
-        writer = self._writer(context, self._known_rates() or _ENDED_BEFORE)
+        if self.workload:  # frozen beside the plan
+            disk.write_json(self._workload_file(self.workload), self.workload.to_json())
+        writer = self._writer(record, self._known_rates() or _ENDED_BEFORE)
         writer.write_skipped()
         observer = _Observer(progress, writer, self._waiting(tasks))
         progress.ready(tasks)
         try:
             if self.plan.arms:
-                with Executor(self.folder, self._conditions(workload), lock) as executor:
+                with Executor(self.folder, self._conditions(), lock) as executor:
                     executor.run(tasks, observer)
         except BaseException:  # what was measured is told as well as it can be, without a further measurement
-            self._writer(context, self._known_rates() or _ENDED_BEFORE).write()
+            self._writer(record, self._known_rates() or _ENDED_BEFORE).write()
             raise
-        self._writer(context, self._rates() if self.plan.timed else "not measured").write()
+        self._writer(record, self._rates() if self.plan.timed else "not measured").write()
         return observer.failed
 
     def _waiting(self, tasks: Sequence[Task]) -> set[Task]:
         """The turns after which another arm's turn at the same shape comes: it would wait while records are written."""
-        if self.plan.schedule.mode != "interleaved":
-            return set()
-        return {
-            task
-            for task, following in pairwise(tasks)
-            if task.kind == following.kind == "latency" and task.shape == following.shape
-        }
+        turns = pairwise(tasks) if self._interleaved else ()
+        return {turn for turn, later in turns if turn.kind == later.kind == "latency" and turn.shape == later.shape}
 
     def _open(self) -> RunRecord:
         """The record of this run. It is that of the run in the folder where this goes on with it."""
@@ -143,67 +151,48 @@ class Run:
         reason = None if is_complete else "some tasks failed; their records say why"
         disk.write_record(self.folder.run_file, replace(record, status=status, error=reason, ended=ended))
 
-    def _loads(self) -> dict[str, Load]:
-        engine, tokenizer = self.request.arms.engine, self.request.tokenizer
-        return {arm.name: Load(engine, arm.settings, tokenizer or arm.settings.checkpoint) for arm in self.plan.arms}
-
-    def _workload(self) -> Workload | None:
-        """The prompts, frozen beside the plan."""
-        timed = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
-        settings = [arm.settings for arm in timed]
-        if not settings:
-            return None
-        tokenizer = self.request.tokenizer or settings[0].checkpoint
-        workload = prompts.of_arms(self.request.dataset, self.request.seed, self.plan.shapes, settings, tokenizer)
-        disk.write_json(self._frozen(workload), workload.to_json())
-        return workload
-
-    def _frozen(self, workload: Workload) -> Path:
+    def _workload_file(self, workload: Workload) -> Path:
         return self.folder.path / f"workload_{workload.digest}.json"
 
+    @cached_property
     def _geometry(self) -> geometry.Geometry | None:
-        if not self.plan.arms:
-            return None
-        return geometry.read(contents.read_config(limits.folder(self.plan.arms[0])))
+        return geometry.read(contents.read_config(fit.folder(self.plan.arms[0]))) if self.plan.arms else None
 
-    def _conditions(self, workload: Workload | None) -> Conditions:
-        request, sizes = self.request, self._geometry()
-        interleaved = self.plan.schedule.mode == "interleaved"
-        gpus = self.gpus[: fit.gpu_count(self.plan.arms[0].settings.options)]
+    def _conditions(self) -> Conditions:
+        request, arms = self.request, self.plan.arms
+        engine = request.arms.engine
+        gpus = self.gpus[: fit.gpu_count(arms[0].settings.options)]
         return Conditions(
-            loads=self._loads(),
+            loads={arm.name: Load(engine, arm.settings, request.tokenizer or arm.settings.checkpoint) for arm in arms},
             timed=self.plan.timed,
-            routing=registry.named(request.arms.engine).routing or {},
-            experts=sizes.experts if sizes else None,
-            workload=self._frozen(workload) if workload else None,
+            routing=registry.named(engine).routing or {},
+            experts=self._geometry.experts if self._geometry else None,
+            workload=self._workload_file(self.workload) if self.workload else None,
             shapes=self.plan.shapes,
             dataset=request.dataset,
             input_len=request.input_len,
             num_chunks=request.num_chunks,
-            iterations=1 if interleaved else self.plan.schedule.per_block,
+            iterations=1 if self._interleaved else self.plan.schedule.per_block,
             warm_ups=request.warm_ups,
-            together=len(self.plan.arms) if interleaved else 1,
+            together=len(arms) if self._interleaved else 1,
             patience=request.timeout_s,
             uuids=[gpu.uuid for gpu in gpus if gpu.uuid],
         )
 
-    def _context(self, record: RunRecord, workload: Workload | None) -> Context:
-        return Context(
-            origin=Origin(record.run_id, record.options, record.machine, record.versions, record.git),
-            workload=workload,
-            schedule=self.plan.schedule,
-            fusion_disabled=self.request.fusion_disabled,
-            geometry=self._geometry(),
-        )
-
-    def _writer(self, context: Context, rates: Rates | str) -> RecordWriter:
+    def _writer(self, record: RunRecord, rates: Rates | str) -> RecordWriter:
         kind = registry.named(self.request.arms.engine)
         no_routing = "not measured: the number of experts of this architecture is not known"
         if kind.routing is None:
             no_routing = f"not measured: {kind.title} does not tell which experts tokens go through"
-        if isinstance(rates, Rates):
-            return RecordWriter(self.folder, self.plan, replace(context, rates=rates), no_routing)
-        return RecordWriter(self.folder, self.plan, replace(context, no_rates=rates), no_routing)
+        context = Context(
+            origin=Origin(record.run_id, record.options, record.machine, record.versions, record.git),
+            workload=self.workload,
+            schedule=self.plan.schedule,
+            fusion_disabled=self.request.fusion_disabled,
+            geometry=self._geometry,
+            rates=rates,
+        )
+        return RecordWriter(self.folder, self.plan, context, no_routing)
 
     def _known_rates(self) -> Rates | None:
         """What the machine can do at most, where this run has measured it."""
@@ -213,7 +202,7 @@ class Run:
             return None
 
     def _rates(self) -> Rates | str:
-        """What the machine can do at most, measured once a run."""
+        """What the machine can do at most, measured once a run, or why that failed."""
         known_rates = self._known_rates()
         if known_rates is not None:
             return known_rates
@@ -228,18 +217,12 @@ class Run:
 
 
 class _Observer:
-    """Hears of tasks: writes their records, and passes them on.
-
-    Attributes:
-        failed: a sentence for every task that failed.
-    """
+    """Hears of tasks: writes their records, keeps a sentence for every one that `failed`, and passes them on."""
 
     def __init__(self, progress: Progress, writer: RecordWriter, waiting: set[Task]) -> None:
         self._progress, self._writer, self._waiting = progress, writer, waiting
         self.failed: list[str] = []
-
-    def begun(self, task: Task) -> None:
-        self._progress.begun(task)
+        self.begun = progress.begun
 
     def done(self, task: Task, reason: str | None) -> None:
         if reason is not None:

@@ -1,4 +1,4 @@
-"""The tasks of a plan in the order they run. Each leaves one file, and a finished one is not done again."""
+"""The tasks of a plan in the order they run, and what each leaves on disk. A finished one is not done again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_eval.data.workload import Shape
+from moe_eval.machine.sampler import GpuSummary
+from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.labels import ArmLabels, Status
+from moe_eval.records.latency import Routing, Sample, WarmUp
+from moe_eval.records.quality import QualityFigures
 from moe_eval.records.run import EvaluatorName, Schedule
 
 Kind = Literal["quality", "noise", "latency", "kernels", "routing"]
@@ -40,6 +45,69 @@ class Task:
         if self.kind == "latency":
             parts += [self.block, self.turn]
         return "_".join(map(str, parts))
+
+
+@dataclass(frozen=True)
+class TurnResult:
+    """One turn of an arm: its iterations, the warm-up of its load, and what NVML saw. `nvml`: why it did not."""
+
+    samples: tuple[Sample, ...]
+    warm_up: WarmUp
+    gpus: tuple[GpuSummary, ...]
+    slow_samples: tuple[bool | None, ...]
+    nvml: str | None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """How a task ended, and the result of its kind.
+
+    Attributes:
+        error: why it failed. `output`: the last lines that the arm printed before.
+        quality: of a quality or noise task, which leave their scores in a file of their own.
+    """
+
+    status: Status
+    error: str | None = None
+    output: tuple[str, ...] = ()
+    seconds: float | None = None
+    quality: QualityFigures | None = None
+    latency: TurnResult | None = None
+    kernels: KernelsRecord | None = None
+    routing: Mapping[int, Routing] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the task need not run again."""
+        return self.status is Status.FINISHED
+
+    def fits(self, kind: Kind) -> bool:
+        """Whether a task of this kind can have left it."""
+        if not self.is_finished:
+            return self.error is not None
+        results = {
+            "quality": self.quality,
+            "noise": self.quality,
+            "latency": self.latency,
+            "kernels": self.kernels,
+            "routing": self.routing,
+        }
+        return results[kind] is not None
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What a load of an arm said of itself.
+
+    Attributes:
+        before, after: bytes of GPU memory in use before the load, and when its process had ended. None without NVML.
+        together: how many arms were loaded at once. Then `before` and `after` are of all of them.
+    """
+
+    labels: ArmLabels
+    before: int | None
+    after: int | None
+    together: int
 
 
 def order(

@@ -49,27 +49,20 @@ def test_joined_pages_are_the_text_without_a_blank_preamble(lines: list[str]) ->
 def test_pages_keep_blank_lines_and_the_end_of_the_file() -> None:
     text = " \n = One = \n \n text\n\n = Two = \n text \n"
     assert list(documents.split_pages(text)) == [" = One = \n \n text\n", " = Two = \n text \n"]
+    assert list(documents.split_pages("words\n = One = ")) == ["words", " = One = "], "words before a title are a page"
 
 
-def test_text_before_the_first_title_is_a_page() -> None:
-    assert list(documents.split_pages("words\n = One = ")) == ["words", " = One = "]
-
-
-@pytest.mark.parametrize("heading", [" = = Two = = ", " = = = Three = = = ", " = = = = Four = = = = "])
-def test_deeper_headings_do_not_split(heading: str) -> None:
-    text = f" = One = \n{heading}\n text"
-    assert list(documents.split_pages(text)) == [text]
-
-
-@pytest.mark.parametrize("title", [" = E = mc2 = ", "= a =", " = x == y = ", "\t= Title =\r"])
-def test_titles_split_whatever_is_in_them(title: str) -> None:
-    assert list(documents.split_pages(f" = One = \n text\n{title}\n text")) == [" = One = \n text", f"{title}\n text"]
-
-
-@pytest.mark.parametrize("line", [" a = b ", " = one sided", "one sided = ", "=Title=", " = "])
-def test_equals_signs_in_text_do_not_split(line: str) -> None:
-    text = f" = One = \n{line}\n text"
-    assert list(documents.split_pages(text)) == [text]
+@pytest.mark.parametrize(
+    ("line", "splits"),
+    [
+        *((line, True) for line in (" = E = mc2 = ", "= a =", " = x == y = ", "\t= Title =\r")),
+        *((line, False) for line in (" = = Two = = ", " = = = Three = = = ", " = = = = Four = = = = ")),
+        *((line, False) for line in (" a = b ", " = one sided", "one sided = ", "=Title=", " = ")),
+    ],
+)
+def test_titles_split_and_deeper_headings_and_equals_signs_in_text_do_not(line: str, splits: bool) -> None:
+    first, rest = " = One = \n text", f"{line}\n text"
+    assert list(documents.split_pages(f"{first}\n{rest}")) == ([first, rest] if splits else [f"{first}\n{rest}"])
 
 
 def test_wikitext_2_has_the_pages_of_the_data_set(monkeypatch: pytest.MonkeyPatch, wikitext: Path) -> None:
@@ -108,12 +101,13 @@ def test_variable_unset_is_explained(monkeypatch: pytest.MonkeyPatch, value: str
     ("name", "content", "message"),
     [
         ("absent.raw", None, "cannot be read"),
+        ("", None, "cannot be read"),
         ("empty.raw", b"", "is empty"),
         ("blank.raw", b" \n \n", "is empty"),
         ("latin1.raw", "= Zürich =".encode("latin-1"), "not UTF-8"),
     ],
 )
-def test_unusable_file_is_explained(
+def test_unusable_file_or_folder_is_explained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     file = tmp_path / name
@@ -123,9 +117,3 @@ def test_unusable_file_is_explained(
     with pytest.raises(UsageError, match=message) as caught:
         documents.wikitext_local()
     assert str(file) in str(caught.value)
-
-
-def test_folder_in_place_of_a_file_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(documents.VARIABLE, str(tmp_path))
-    with pytest.raises(UsageError, match="cannot be read"):
-        documents.wikitext_local()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,31 +165,31 @@ def test_wikitext_is_the_test_split_of_the_harnesss_data_set(monkeypatch: pytest
 
 
 def wrapped() -> Exception:
-    try:
-        try:
-            raise ConnectionError("no route")
-        except ConnectionError as error:
-            raise RuntimeError("outer") from error
-    except RuntimeError as error:
-        return error
+    outer = RuntimeError("outer")
+    outer.__cause__ = ConnectionError("no route")
+    return outer
 
 
-@pytest.mark.parametrize("error", [lambda: ConnectionError("x"), wrapped], ids=["plain", "wrapped"])
-def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception]) -> None:
+UNREACHABLE = r"the hub cannot be reached\. Set MOE_EVAL_WIKITEXT .* give moe_sample"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (ConnectionError("x"), UsageError, UNREACHABLE),
+        (wrapped(), UsageError, UNREACHABLE),
+        (ValueError("broken"), ValueError, "broken"),
+    ],
+    ids=["plain", "wrapped", "not called a missing network"],
+)
+def test_an_unreachable_hub_is_explained(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception], message: str
+) -> None:
     def load(*_: str, **__: str) -> Any:
-        raise error()
+        raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UsageError, match=r"the hub cannot be reached\. Set MOE_EVAL_WIKITEXT .* give moe_sample"):
-        scoring_windows.read_documents("wikitext")
-
-
-def test_another_failure_of_the_data_set_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: str, **__: str) -> Any:
-        raise ValueError("broken")
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(ValueError, match="broken"):
+    with pytest.raises(raised, match=message):
         scoring_windows.read_documents("wikitext")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from moe_eval.runner import tasks
 from moe_eval.runner.arm_process import Load
 from moe_eval.runner.execute import Conditions, Executor
 from moe_eval.runner.folder import LOG, RunFolder
-from moe_eval.runner.tasks import Task
+from moe_eval.runner.tasks import Task, TurnResult
 from tests.doubles.plays import SHAPES, Quiet
 
 
@@ -31,48 +30,38 @@ def ordered(
     return tasks.order(dict.fromkeys(arms, evaluators), SHAPES, SHAPES[:1], schedule, routed=list(arms))
 
 
-def conditions(arms: str, folder: Path, *, together: bool, iterations: int, uuids: tuple[str, ...] = ()) -> Conditions:
-    """What arms of these letters are measured with."""
-    workload = folder / "workload.json"
-    workload.write_text("{}")
-    return Conditions(
+def run(folder: RunFolder, plan: list[Task], uuids: tuple[str, ...] = ()) -> dict[str, str]:
+    """Do what is missing. Returns why tasks failed, by arm and name."""
+    arms = list(dict.fromkeys(task.arm for task in plan))
+    together = any(task.turn for task in plan)
+    conditions = Conditions(
         loads={name: Load("made up", EngineSettings(name), name) for name in arms},
-        timed=list(arms),
+        timed=arms,
         routing={"tell": True},
         experts=4,
-        workload=workload,
+        workload=folder.path / "workload.json",
         shapes=SHAPES,
         dataset="none",
         input_len=8,
         num_chunks=0,
-        iterations=iterations,
+        iterations=1 if together else 2,
         warm_ups=5,
         together=len(arms) if together else 1,
         patience=60,
         uuids=uuids,
     )
-
-
-def run(
-    folder: RunFolder,
-    plan: list[Task],
-    scratch: Path,
-    arms: str = "ab",
-    *,
-    together: bool = False,
-    iterations: int = 2,
-    uuids: tuple[str, ...] = (),
-) -> dict[str, str]:
-    """Do what is missing. Returns why tasks failed, by arm and name."""
     observer = Quiet()
-    with (
-        folder.locked(0) as lock,
-        Executor(
-            folder, conditions(arms, scratch, together=together, iterations=iterations, uuids=uuids), lock
-        ) as executor,
-    ):
+    with folder.locked(0) as lock, Executor(folder, conditions, lock) as executor:
         executor.run(folder.missing(plan), observer)
     return observer.failed
+
+
+def turn(folder: RunFolder, plan: list[Task], arm: str = "a") -> TurnResult:
+    """What the first latency task of an arm has left."""
+    result = folder.result(next(task for task in plan if (task.kind, task.arm) == ("latency", arm)))
+    assert result is not None
+    assert result.latency is not None
+    return result.latency
 
 
 def contents(folder: RunFolder) -> dict[str, Any]:

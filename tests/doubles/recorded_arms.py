@@ -12,7 +12,7 @@ import numpy as np
 
 from moe_eval import stats
 from moe_eval.data import workload
-from moe_eval.evaluators import kernels_record, latency_record, quality_record
+from moe_eval.evaluators import kernels_record, latency_record
 from moe_eval.evaluators import quality as evaluator
 from moe_eval.evaluators.latency_record import Context, Measured
 from moe_eval.evaluators.quality import Scores
@@ -108,7 +108,7 @@ def latency(
     blocks = next(iter(e2e_ms.values()))
     schedule = Schedule(mode, len(blocks), len(blocks[0]), 5)
     origin = Origin(run_id, {"output_dir": output_dir}, machine(gpu))
-    context = Context(origin, work, schedule, fusion_disabled=False, no_rates="not measured")
+    context = Context(origin, work, schedule, fusion_disabled=False, rates="not measured")
     return latency_record.record(measured, context)
 
 
@@ -158,7 +158,7 @@ def quality(
         byte_ppl=None,
         bits_per_byte=None,
     )
-    return quality_record.record(
+    return evaluator.record(
         name,
         precision,
         status,

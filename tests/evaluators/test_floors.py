@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from itertools import combinations, product
@@ -14,42 +15,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moe_eval.checkpoint import geometry
-from moe_eval.checkpoint.geometry import Geometry, Params
+from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import floors
+from moe_eval.evaluators.floors import LoadedModel
 from moe_eval.machine.rates import Rates
+from tests.conftest import ROOT
+from tests.evaluators.conftest import TOY
 
 H100 = Rates(3.0e12, {"bfloat16": 770e12, "float8_e4m3fn": 1270e12}, "H100")
-QWEN3 = {
-    "model_type": "qwen3_moe",
-    "num_hidden_layers": 48,
-    "hidden_size": 2048,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-}
-# two layers, one with a router; every part a number that can be followed by hand
-TOY = Geometry(
-    layers=2,
-    moe_layers=1,
-    experts=4,
-    top_k=2,
-    hidden=8,
-    heads=2,
-    kv_heads=1,
-    head_dim=3,
-    value_dim=5,
-    kv_values=8,
-    vocabulary=100,
-    tied=False,
-    expert_params=10,
-    params=Params(40, 30, 7, 800, 800),
-)
+PUBLISHED = ROOT / "tests" / "checkpoint" / "published_configs.json"
+QWEN3 = json.loads(PUBLISHED.read_text())["Qwen3-30B-A3B"]
 TOY_BYTES = {"experts": 80, "embedding": 1600, "other": 1000}
 UNIT = Rates(1.0, {"bfloat16": 1.0}, "one byte and one FLOP a second")
 
@@ -63,10 +39,9 @@ def qwen3() -> tuple[Geometry, dict[str, int]]:
     return sizes, {"experts": 2 * parts.experts, "embedding": 2 * parts.embedding, "other": 2 * rest}
 
 
-def step(of: Geometry, weight_bytes: Mapping[str, int], rates: Rates = H100, **settings: Any) -> floors.Floor:
-    return floors.decode_step(
-        of, weight_bytes, rates, **{"dtype": "bfloat16", "kv_bytes_per_token": of.kv_bytes_per_token(2), **settings}
-    )
+def model(of: Geometry, weight_bytes: Mapping[str, int], rates: Rates = H100, **changes: Any) -> LoadedModel:
+    settings = {"dtype": "bfloat16", "kv_bytes_per_token": of.kv_bytes_per_token(2), **changes}
+    return LoadedModel(of, weight_bytes, rates, **settings)
 
 
 @pytest.mark.parametrize(("experts", "top_k", "batch"), [(4, 2, 3), (5, 1, 4), (4, 3, 2), (3, 3, 2), (6, 2, 1)])
@@ -87,7 +62,7 @@ def test_expected_distinct_experts_of_simulated_draws(batch: int) -> None:
 
 
 def test_a_decode_step_by_hand() -> None:
-    floor = step(TOY, TOY_BYTES, UNIT, batch=3, context=10, kv_bytes_per_token=4, distinct_experts=3)
+    floor = model(TOY, TOY_BYTES, UNIT, kv_bytes_per_token=4).decode_step(3, 10, 3)
     # all of other, 3 of 4 experts, 3 of 100 rows of the embedding; 10 entries of the cache read and 1 written, thrice
     assert floor.bytes == 1000 + 60 + 48 + 3 * 11 * 4
     # 2 x (attention 30, dense 7, 2 experts of 10, head 800), and in 2 layers 2 heads of 3 + 5 over 10 tokens
@@ -96,33 +71,32 @@ def test_a_decode_step_by_hand() -> None:
 
 
 def test_a_prefill_by_hand() -> None:
-    floor = floors.prefill(
-        TOY, TOY_BYTES, UNIT, tokens=12, input_len=4, kv_bytes_per_token=4, dtype="bfloat16", distinct_experts=4
-    )
+    floor = model(TOY, TOY_BYTES, UNIT, kv_bytes_per_token=4).prefill(12, 4, 4)
     assert floor.bytes == 1000 + 80 + 192 + 12 * 4
     # the head for the last token of 3 prompts; 1 + 2 + 3 + 4 pairs in each
     assert floor.flops == 12 * 2 * (30 + 7 + 20) + 3 * 2 * 800 + 3 * 10 * 2 * 2 * 2 * (3 + 5)
 
 
 def test_the_slower_of_memory_and_arithmetic_bounds() -> None:
-    settings: dict[str, Any] = {"batch": 3, "context": 10, "kv_bytes_per_token": 4, "distinct_experts": 3}
     moved, flops = 1240, 7062
-    slow = step(TOY, TOY_BYTES, Rates(10.0, {"bfloat16": 100.0}, ""), **settings)
+    slow, fast = (
+        model(TOY, TOY_BYTES, Rates(rate, {"bfloat16": 100.0}, ""), kv_bytes_per_token=4).decode_step(3, 10, 3)
+        for rate in (10.0, 1000.0)
+    )
     assert (slow.bound, slow.seconds) == ("memory", moved / 10)
     assert (slow.memory_seconds, slow.flops_seconds) == (moved / 10, flops / 100)
-    fast = step(TOY, TOY_BYTES, Rates(1000.0, {"bfloat16": 100.0}, ""), **settings)
     assert (fast.bound, fast.seconds) == ("compute", flops / 100)
 
 
 @pytest.mark.parametrize("dtype", [None, "float4_e2m1fn_x2"])
 def test_without_a_rate_for_the_type_arithmetic_is_left_out(dtype: str | None) -> None:
-    floor = step(TOY, TOY_BYTES, Rates(1e9, {"bfloat16": 1.0}, ""), batch=3, context=10, dtype=dtype)
+    floor = model(TOY, TOY_BYTES, Rates(1e9, {"bfloat16": 1.0}, ""), dtype=dtype).decode_step(3, 10)
     assert (floor.bound, floor.flops_seconds) == ("memory", None)
     assert floor.seconds == floor.memory_seconds == floor.bytes / 1e9
 
 
 def test_qwen3_30b_a3b_at_batch_32_reads_what_was_predicted() -> None:
-    floor = step(*qwen3(), batch=32, context=0)
+    floor = model(*qwen3()).decode_step(32, 0)
     # 53.7 GB and 17.9 ms were predicted with all of the embedding (0.62 GB), of which a step reads 32 rows
     assert floor.bytes / 1e9 == pytest.approx(53.7 - 0.62, abs=0.05)
     assert 1e3 * floor.seconds == pytest.approx(17.9 - 0.2, abs=0.05)
@@ -131,7 +105,7 @@ def test_qwen3_30b_a3b_at_batch_32_reads_what_was_predicted() -> None:
 
 
 def test_qwen3_30b_a3b_at_batch_1_takes_about_two_milliseconds() -> None:
-    floor = step(*qwen3(), batch=1, context=544)
+    floor = model(*qwen3()).decode_step(1, 544)
     # 2.2 ms is the 3.35 B active parameters with all of the embedding
     assert 1e3 * floor.seconds == pytest.approx(2.2, rel=0.1)
     assert floor.bytes == pytest.approx(2 * (3.3528e9 - 0.3112e9) + 545 * 98304, rel=1e-4)
@@ -141,30 +115,27 @@ def test_qwen3_30b_a3b_at_batch_1_takes_about_two_milliseconds() -> None:
 def test_quantised_experts_and_fewer_of_them_take_less() -> None:
     sizes, plain = qwen3()
     fp8 = {**plain, "experts": plain["experts"] // 2}
-    whole, half = (step(sizes, each, batch=8, context=100) for each in (plain, fp8))
+    whole, half = (model(sizes, weights).decode_step(8, 100) for weights in (plain, fp8))
     read = 2 * sizes.params.experts * (1 - (15 / 16) ** 8)
     assert whole.bytes - half.bytes == pytest.approx(read / 2)
-    collapsed = step(sizes, fp8, batch=8, context=100, distinct_experts=15.0)
+    collapsed = model(sizes, fp8).decode_step(8, 100, 15.0)
     assert half.bytes - collapsed.bytes == pytest.approx(read / 2 - sizes.params.experts * 15 / 128)
 
 
 def test_a_prefill_of_long_prompts_reads_every_expert_and_computes() -> None:
-    sizes, weights = qwen3()
-    settings = {"input_len": 512, "kv_bytes_per_token": sizes.kv_bytes_per_token(2), "dtype": "bfloat16"}
-    floor = floors.prefill(sizes, weights, H100, tokens=32 * 512, **settings)
+    floor = model(*qwen3()).prefill(32 * 512, 512)
     assert floor.distinct_experts == pytest.approx(128)
     assert floor.bound == "compute"
     # 2 FLOPs for each of about 2.7 B active parameters without vocabulary, and some attention
     assert floor.flops == pytest.approx(2 * 32 * 512 * 2.73e9, rel=0.08)
-    alone = floors.prefill(sizes, weights, H100, tokens=512, **settings)
-    assert alone.bound == "memory"
+    assert model(*qwen3()).prefill(512, 512).bound == "memory"
 
 
 def test_what_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="0 sequences"):
-        step(TOY, TOY_BYTES, batch=0, context=3)
+        model(TOY, TOY_BYTES).decode_step(0, 3)
     with pytest.raises(UsageError, match="13 tokens are no whole number of prompts of 4"):
-        floors.prefill(TOY, TOY_BYTES, UNIT, tokens=13, input_len=4, kv_bytes_per_token=1, dtype=None)
+        model(TOY, TOY_BYTES).prefill(13, 4)
 
 
 SHAPED = {
@@ -188,25 +159,22 @@ SHAPED = {
 def test_flops_are_those_that_torch_counts_in_the_model(batch: int, length: int) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3_moe", **SHAPED)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    network = AutoModelForCausalLM.from_config(config).eval()
     sizes = geometry.read(config.to_dict())
     assert sizes is not None
-    weights = {"experts": 1, "embedding": 1, "other": 1}
+    loaded = model(sizes, {"experts": 1, "embedding": 1, "other": 1}, UNIT)
     ids = torch.randint(0, 96, (batch, length))
 
     def counted(**inputs: Any) -> tuple[int, Any]:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            output = model(logits_to_keep=1, **inputs)
+            output = network(logits_to_keep=1, **inputs)
         parts = counter.get_flop_counts()
         rotary = sum(sum(ops.values()) for name, ops in parts.items() if name.endswith(".rotary_emb"))
         return counter.get_total_flops() - rotary, output
 
     prefilled, output = counted(input_ids=ids, use_cache=True)
-    settings: dict[str, Any] = {"kv_bytes_per_token": 1, "dtype": None}
-    causal = floors.prefill(sizes, weights, UNIT, tokens=batch * length, input_len=length, **settings)
     # eager attention computes the pairs above the diagonal as well
     above = batch * length * (length - 1) // 2 * 3 * 4 * (2 * 16 * 2)
-    assert causal.flops == prefilled - above
+    assert loaded.prefill(batch * length, length).flops == prefilled - above
     stepped, _ = counted(input_ids=ids[:, :1], past_key_values=output.past_key_values, use_cache=True)
-    floor = floors.decode_step(sizes, weights, UNIT, batch=batch, context=length + 1, **settings)
-    assert floor.flops == stepped
+    assert loaded.decode_step(batch, length + 1).flops == stepped

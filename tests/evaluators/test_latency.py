@@ -42,11 +42,8 @@ def test_a_sample_is_a_call_for_one_token_and_a_call_for_all(engine: MadeUp) -> 
     assert sample.last == pytest.approx({"host": 0.5})
     assert (sample.started, sample.ended) == pytest.approx((100.1, 100.6)), "of the second call"
     assert (sample.request_first, sample.energy_j) == (None, None)
-
-
-def test_as_many_samples_as_asked_for(engine: MadeUp) -> None:
     assert len(latency.measure(engine, PROMPTS, SHAPE, 4, BLIND)) == 4
-    assert len(engine.calls) == 8
+    assert len(engine.calls) == 2 + 8
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
@@ -62,12 +59,9 @@ def test_the_engines_own_times_are_of_the_slowest_request_and_the_median_one(eng
     assert sample.first == pytest.approx({"host": 0.1, "engine": 0.15})
     assert sample.last == pytest.approx({"host": 0.5, "engine": 0.49})
     assert sample.request_first == 0.12
-
-
-def test_times_of_some_requests_are_no_times_of_the_batch(engine: MadeUp) -> None:
     engine.times = [(0.11, 0.41), None, (0.12, 0.49)]
     (sample,) = latency.measure(engine, PROMPTS, SHAPE, 1, BLIND)
-    assert set(sample.first) == set(sample.last) == {"host"}
+    assert set(sample.first) == set(sample.last) == {"host"}, "times of some requests are none of the batch"
     assert sample.request_first is None
 
 
@@ -79,20 +73,15 @@ def test_cuda_events_time_what_runs_in_this_process(
     engine.facts = replace(FACTS, device="cuda:0", worker=worker)
     engine.during = lambda: events.append("generate")
 
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
+    def event(*, enable_timing: bool) -> SimpleNamespace:
+        assert enable_timing
+        return SimpleNamespace(
+            record=lambda: events.append("record"),
+            synchronize=lambda: events.append("wait"),
+            elapsed_time=lambda _: 480.0,
+        )
 
-        def record(self) -> None:
-            events.append("record")
-
-        def synchronize(self) -> None:
-            events.append("wait")
-
-        def elapsed_time(self, _: Event) -> float:
-            return 480.0
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Event", event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("synchronize"))
     sample, _ = Clock(engine, BLIND).time(PROMPTS, 5)
     assert set(sample) == expected
@@ -176,10 +165,7 @@ def test_a_warm_up_that_never_settles_ends(
 
 @pytest.mark.parametrize(
     ("variable", "title"),
-    [
-        ("NSYS_PROFILING_SESSION_ID", "Nsight Systems"),
-        ("NV_COMPUTE_PROFILER_PERFWORKS_DIR", "Nsight Compute"),
-    ],
+    [("NSYS_PROFILING_SESSION_ID", "Nsight Systems"), ("NV_COMPUTE_PROFILER_PERFWORKS_DIR", "Nsight Compute")],
 )
 def test_nothing_is_timed_under_a_profiler(
     engine: MadeUp, monkeypatch: pytest.MonkeyPatch, variable: str, title: str

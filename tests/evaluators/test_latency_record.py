@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moe_eval.checkpoint.geometry import Geometry, Params
+from moe_eval.checkpoint.geometry import Params
 from moe_eval.data import workload
 from moe_eval.evaluators import latency_record
 from moe_eval.evaluators.latency_record import Context, Measured
@@ -19,24 +18,10 @@ from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
 from moe_eval.records.latency import LatencyRecord, MemoryUse, Routing, Sample, Turn, WarmUp
 from moe_eval.records.run import Schedule
 from tests.doubles.arm_process import FACTS
+from tests.evaluators.conftest import TOY
 
 WORK = workload.from_seed(0, workload.shapes([4, 1], 10, 5), 100)
-GEOMETRY = Geometry(
-    layers=2,
-    moe_layers=1,
-    experts=128,
-    top_k=2,
-    hidden=8,
-    heads=2,
-    kv_heads=1,
-    head_dim=4,
-    value_dim=4,
-    kv_values=8,
-    vocabulary=100,
-    tied=False,
-    expert_params=10,
-    params=Params(1280, 30, 7, 800, 800),
-)
+GEOMETRY = replace(TOY, experts=128, head_dim=4, value_dim=4, params=Params(1280, 30, 7, 800, 800))
 ENGINE = replace(
     FACTS,
     quant_algo="FP8",
@@ -77,18 +62,13 @@ def arm(name: str = "bf16", seconds: float = 1.0, engine: EngineFacts | None = N
     )
 
 
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    return tmp_path / "record.json"
-
-
 def recorded(measured: Measured, context: Context = CONTEXT) -> LatencyRecord:
     return latency_record.record(measured, context)
 
 
-def test_labels_and_figures_of_the_first_shape_stand_at_the_top(scratch: Path) -> None:
-    disk.write_record(scratch, recorded(arm()))
-    record = disk.read_record(scratch, LatencyRecord, schemas=(2,), maker="moe-eval perf")
+def test_labels_and_figures_of_the_first_shape_stand_at_the_top(tmp_path: Path) -> None:
+    disk.write_record(tmp_path / "record.json", recorded(arm()))
+    record = disk.read_record(tmp_path / "record.json", LatencyRecord, schemas=(2,), maker="moe-eval perf")
     assert record == recorded(arm()), "it is read back as it was"
     assert (record.precision, record.quant_algo, record.weights) == ("bf16", "FP8", "checkpoint")
     assert (record.sm_version, record.gpu_name) == ("9.0", "NVIDIA H100 80GB HBM3")
@@ -146,7 +126,7 @@ def test_gpus_that_share_a_model_are_that_much_faster_together() -> None:
     ("context", "engine", "sentence"),
     [
         (replace(CONTEXT, geometry=None), ENGINE, "sizes of this architecture are not known"),
-        (replace(CONTEXT, rates=None, no_rates="no rates (why)"), ENGINE, "no rates (why)"),
+        (replace(CONTEXT, rates="no rates (why)"), ENGINE, "no rates (why)"),
         (CONTEXT, replace(ENGINE, kv_cache_dtype="fp8_ds_mla"), "the width of a key-value cache of fp8_ds_mla is not"),
         (CONTEXT, replace(ENGINE, weight_bytes=None), "does not tell the bytes of the loaded weights"),
     ],
@@ -160,11 +140,8 @@ def test_a_floor_that_cannot_be_computed_is_a_sentence(context: Context, engine:
 def test_one_new_token_has_no_decode_step() -> None:
     work = workload.from_seed(0, workload.shapes([1], 10, 1), 100)
     name, measured = work.shapes[0].name, arm()
-    measured.blocks, measured.warm_ups, measured.turns = (
-        {name: measured.blocks["b1_i10_o5"]},
-        {name: measured.warm_ups["b1_i10_o5"]},
-        {name: measured.turns["b1_i10_o5"]},
-    )
+    for by_shape in (measured.blocks, measured.warm_ups, measured.turns):
+        by_shape[name] = by_shape.pop("b1_i10_o5")  # type: ignore[attr-defined]
     floors = recorded(measured, replace(CONTEXT, workload=work)).shapes[0].floors
     assert (floors.prefill is None, floors.decode_step) == (False, None)
 
@@ -180,15 +157,11 @@ def test_a_decode_step_that_was_not_measured_has_a_floor_and_no_share_of_it() ->
     assert row.notes[0].startswith("no time per token: by host, 6 of 6 iterations")
 
 
-def mixed() -> Sequence[list[Sample]]:
+def test_a_source_that_one_sample_lacks_counts_for_none() -> None:
     """The engine timed all of the first iteration's requests and not of a later one's."""
     both = Sample(0.0, 1.0, {"host": 0.2, "engine": 0.1}, {"host": 1.0, "engine": 0.9}, 0.1)
-    return [[both, Sample(0.0, 1.0, {"host": 0.2}, {"host": 1.0})]] * 3
-
-
-def test_a_source_that_one_sample_lacks_counts_for_none() -> None:
-    measured = arm()
-    measured.blocks = {shape.name: list(mixed()) for shape in WORK.shapes}
+    measured, host = arm(), Sample(0.0, 1.0, {"host": 0.2}, {"host": 1.0})
+    measured.blocks = {shape.name: [[both, host]] * 3 for shape in WORK.shapes}
     row = recorded(measured).shapes[0]
     assert set(row.figures.sources) == {"host"}
     assert row.metrics.ttft_ms is not None

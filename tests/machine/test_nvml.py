@@ -42,31 +42,6 @@ def test_reasons_are_named_in_order_and_strange_bits_by_number() -> None:
     assert nvml.reason_names(1 << 20) == ("unknown_0x100000",)
 
 
-def test_without_the_library_everything_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    nothing(Nvml.open([ONE]), "nvidia-ml-py is not installed. Run pip install nvidia-ml-py")
-
-
-@pytest.mark.parametrize("why", ["NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded"])
-def test_without_a_driver_everything_is_unknown(fake: Callable[..., Fake], why: str) -> None:
-    fake(Card(ONE)).start_fails = why
-    nothing(
-        Nvml.open([ONE]),
-        f"NVML does not start ({why.removeprefix('NVMLError_')}). Check that an NVIDIA driver is installed.",
-    )
-
-
-def test_without_a_gpu_everything_is_unknown(fake: Callable[..., Fake]) -> None:
-    fake()
-    nothing(Nvml.open([]), "There is no NVIDIA GPU")
-
-
-@pytest.mark.parametrize("uuid", ["MIG-33333333", None])
-def test_a_gpu_that_nvml_does_not_know_is_named(fake: Callable[..., Fake], uuid: str | None) -> None:
-    fake(Card(ONE))
-    nothing(Nvml.open([uuid]), f"NVML does not know {uuid}")
-
-
 def nothing(opened: Nvml, why: str) -> None:
     """Every call says why, and none fails."""
     assert opened.why_not is not None
@@ -76,6 +51,21 @@ def nothing(opened: Nvml, why: str) -> None:
         assert sampler.flagged([(0, time.perf_counter())]) == [None]
     assert (sampler.summary(0, 1e9), sampler.lost) == ((), None)
     opened.close()
+
+
+def test_without_library_driver_or_gpu_everything_is_unknown(
+    fake: Callable[..., Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake()
+    nothing(Nvml.open([]), "There is no NVIDIA GPU")
+    for why in ("LibraryNotFound", "DriverNotLoaded"):
+        fake(Card(ONE)).start_fails = f"NVMLError_{why}"
+        nothing(Nvml.open([ONE]), f"NVML does not start ({why}). Check that an NVIDIA driver is installed.")
+    for uuid in ("MIG-33333333", None):
+        fake(Card(ONE))
+        nothing(Nvml.open([uuid]), f"NVML does not know {uuid}")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    nothing(Nvml.open([ONE]), "nvidia-ml-py is not installed. Run pip install nvidia-ml-py")
 
 
 def test_energy_and_memory_of_two_gpus(fake: Callable[..., Fake]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -113,15 +114,12 @@ def test_an_arm_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None
 def test_what_an_arm_prints_is_added_to_its_file(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("before\n")
-    load = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
-    with ArmProcess(load, output=log) as process, pytest.raises(ArmFailed, match="AttributeError"):
+    with ArmProcess(SHIPPED_LOAD, output=log) as process, pytest.raises(ArmFailed, match="AttributeError"):
         process.ask("no_such_task", object)
     assert log.read_text().startswith("before\nTraceback")
 
 
 def test_a_lock_is_held_until_the_last_arm_has_ended(tmp_path: Path) -> None:
-    import fcntl
-
     file = (tmp_path / "lock").open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
     with ArmProcess(SHIPPED_LOAD, held=[file.fileno()]):

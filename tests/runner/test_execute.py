@@ -6,19 +6,18 @@ import random
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from moe_eval.errors import UsageError
-from moe_eval.machine import gpu_memory
+from moe_eval.machine import nvml
 from moe_eval.records.labels import Status
 from moe_eval.records.run import Mode
 from moe_eval.runner import execute
 from moe_eval.runner.execute import Executor
 from moe_eval.runner.folder import RunFolder
 from tests.doubles.arm_process import Process, Stage, routing
-from tests.doubles.executed import contents, ordered, run
+from tests.doubles.executed import contents, ordered, run, turn
 from tests.doubles.nvml import ONE, Card, Fake
 from tests.doubles.plays import SHAPES
 
@@ -28,24 +27,20 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    stage = Stage()
-    monkeypatch.setattr(execute, "ArmProcess", stage)
-    return stage
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
 
 
-def test_every_arm_is_loaded_once_and_no_two_at_once(stage: Stage, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    assert run(folder, ordered(), tmp_path) == {}
+def test_every_arm_is_loaded_once_and_no_two_at_once(stage: Stage, folder: RunFolder) -> None:
+    assert run(folder, ordered()) == {}
     assert stage.order("load") == ["a", "b", "a", "b"], "once for everything, and once to tell routed experts"
     assert (stage.most_alive, stage.alive) == (1, set())
     assert folder.missing(ordered()) == []
     assert sorted(stage.order("warm_up")) == ["a"] * 2 + ["b"] * 2
 
 
-def test_arms_that_take_turns_stay_loaded_and_are_warm_before_the_first_turn(stage: Stage, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    assert run(folder, ordered("interleaved", 2), tmp_path, together=True, iterations=1) == {}
+def test_arms_that_take_turns_stay_loaded_and_are_warm_before_the_first_turn(stage: Stage, folder: RunFolder) -> None:
+    assert run(folder, ordered("interleaved", 2)) == {}
     assert stage.order("load") == ["a", "b", "a", "b"]
     assert stage.most_alive == 2
     timed = [(request.arm, request.task) for request in stage.asked if request.task in ("warm_up", "measure")]
@@ -54,54 +49,53 @@ def test_arms_that_take_turns_stay_loaded_and_are_warm_before_the_first_turn(sta
     assert "".join(arm for arm, task in first_shape if task == "measure") == "abbabaab"
 
 
-def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, tmp_path: Path) -> None:
+def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, folder: RunFolder) -> None:
     plan = ordered("interleaved", 1, "abc", ("latency",))
-    assert run(RunFolder(tmp_path / "run"), plan, tmp_path, "abc", together=True, iterations=1) == {}
+    assert run(folder, plan) == {}
     first = [(request.arm, request.task) for request in stage.asked][:9]
     assert first[:6] == [(arm, task) for task in ("load", "warm_up") for arm in "abc"]
     assert first[6:] == [(arm, "measure") for arm in "abc"]
 
 
-def test_an_arm_that_cannot_be_there_keeps_no_other_from_its_turns(stage: Stage, tmp_path: Path) -> None:
-    folder, plan = RunFolder(tmp_path / "run"), ordered("interleaved", 2, "abc", ("latency",))
+def test_an_arm_that_cannot_be_there_keeps_no_other_from_its_turns(stage: Stage, folder: RunFolder) -> None:
+    plan = ordered("interleaved", 2, "abc", ("latency",))
     stage.fails["b", "load"] = "out of memory"
-    failed = run(folder, plan, tmp_path, "abc", together=True, iterations=1)
+    failed = run(folder, plan)
     assert set(failed) == {f"b {task.name}" for task in plan if task.arm == "b"}
     assert set(failed.values()) == {"out of memory"}
     assert stage.order("load").count("b") == 2, "once for its turns, and once to tell routed experts"
 
 
-def test_a_block_of_loads_is_repeated_whole(stage: Stage, tmp_path: Path) -> None:
+def test_a_block_of_loads_is_repeated_whole(stage: Stage, folder: RunFolder) -> None:
     """Arms of one block that were measured on two days would bring a day's drift into its ratio."""
-    folder, plan = RunFolder(tmp_path / "run"), ordered("reloaded", 2)
+    plan = ordered("reloaded", 2)
     stage.fails["b", "measure", SHAPES[0].name] = "out of memory"
-    failed = run(folder, plan, tmp_path)
+    failed = run(folder, plan)
     assert set(failed) == {f"b latency_{SHAPES[0].name}_{block}_0" for block in (0, 1)}
     stage.fails.clear()
     stage.asked.clear()
     missing = [(task.arm, task.shape, task.block) for task in folder.missing(plan)]
     assert missing == [("a", SHAPES[0], 0), ("b", SHAPES[0], 0), ("b", SHAPES[0], 1), ("a", SHAPES[0], 1)]
-    assert run(folder, plan, tmp_path) == {}
+    assert run(folder, plan) == {}
     assert stage.order("measure") == ["a", "b", "b", "a"]
 
 
-def test_arms_that_are_loaded_once_are_not_timed_again_for_another_s_sake(stage: Stage, tmp_path: Path) -> None:
-    folder, plan = RunFolder(tmp_path / "run"), ordered("sequential")
+def test_arms_that_are_loaded_once_are_not_timed_again_for_another_s_sake(stage: Stage, folder: RunFolder) -> None:
+    plan = ordered("sequential")
     stage.fails["b", "measure", SHAPES[0].name] = "out of memory"
-    run(folder, plan, tmp_path)
+    run(folder, plan)
     assert [(task.arm, task.shape) for task in folder.missing(plan)] == [("b", SHAPES[0])]
 
 
-def test_blocks_are_loads_of_their_own(stage: Stage, tmp_path: Path) -> None:
-    run(RunFolder(tmp_path / "run"), ordered("reloaded", 3), tmp_path)
+def test_blocks_are_loads_of_their_own(stage: Stage, folder: RunFolder) -> None:
+    run(folder, ordered("reloaded", 3))
     assert "".join(stage.order("load")) == "ab" + "ba" + "ab" + "ab"
 
 
-def test_a_task_that_fails_is_written_down_and_costs_no_other(stage: Stage, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+def test_a_task_that_fails_is_written_down_and_costs_no_other(stage: Stage, folder: RunFolder) -> None:
     stage.fails[("a", "measure", SHAPES[0].name)] = "out of memory"
     plan = ordered()
-    assert run(folder, plan, tmp_path) == {"a latency_b1_i8_o4_0_0": "out of memory"}
+    assert run(folder, plan) == {"a latency_b1_i8_o4_0_0": "out of memory"}
     failed = folder.result(next(task for task in plan if task.kind == "latency"))
     assert failed is not None
     assert (failed.status, failed.error) == (Status.FAILED, "out of memory")
@@ -109,7 +103,7 @@ def test_a_task_that_fails_is_written_down_and_costs_no_other(stage: Stage, tmp_
     before = contents(folder)
     stage.fails.clear()
     stage.asked.clear()
-    assert run(folder, plan, tmp_path) == {}
+    assert run(folder, plan) == {}
     assert stage.asked[0].arm == "a"
     assert [request.task for request in stage.asked] == ["load", "warm_up", "measure"], "nothing else is repeated"
     assert {name for name, content in contents(folder).items() if before.get(name) != content} == {
@@ -117,18 +111,19 @@ def test_a_task_that_fails_is_written_down_and_costs_no_other(stage: Stage, tmp_
     }
 
 
-def test_an_arm_that_cannot_be_loaded_fails_its_tasks_and_the_others_go_on(stage: Stage, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+def test_an_arm_that_cannot_be_loaded_fails_its_tasks_and_the_others_go_on(stage: Stage, folder: RunFolder) -> None:
     stage.fails[("a", "load")] = "no such checkpoint"
-    failed = run(folder, ordered(), tmp_path)
+    failed = run(folder, ordered())
     assert len(failed) == sum(task.arm == "a" for task in ordered())
     assert set(failed.values()) == {"no such checkpoint"}
     assert stage.order("load") == ["a", "b", "a", "b"], "it is tried once a load"
     assert all(folder.done(task) for task in ordered() if task.arm == "b")
 
 
-def test_an_arm_that_breaks_down_in_a_warm_up_for_another_fails_its_own_next_task(stage: Stage, tmp_path: Path) -> None:
-    folder, plan = RunFolder(tmp_path / "run"), ordered("interleaved", 2)
+def test_an_arm_that_breaks_down_in_a_warm_up_for_another_fails_its_own_next_task(
+    stage: Stage, folder: RunFolder
+) -> None:
+    plan = ordered("interleaved", 2)
     stage.fails["b", "warm_up", SHAPES[0].name] = "its process ended with signal SIGKILL"
 
     def before(arm: str, task: str) -> None:
@@ -136,24 +131,24 @@ def test_an_arm_that_breaks_down_in_a_warm_up_for_another_fails_its_own_next_tas
             stage.fails.pop(("b", "warm_up", SHAPES[0].name), None) if stage.order("warm_up") else None
 
     stage.before = before
-    failed = run(folder, plan, tmp_path, together=True, iterations=1)
+    failed = run(folder, plan)
     reason = "its process ended with signal SIGKILL, in a warm-up before a's turn"
     assert failed == {"b latency_b1_i8_o4_0_0": reason}
     task = next(task for task in plan if task.kind == "latency" and task.arm == "b")
     result = folder.result(task)
     assert result is not None
     assert (result.status, result.error, result.output) == (Status.FAILED, reason, ("arm b began",))
-    assert run(folder, plan, tmp_path, together=True, iterations=1) == {}
+    assert run(folder, plan) == {}
 
 
-def test_a_second_ctrl_c_leaves_no_arm_alive(stage: Stage, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_leaves_no_arm_alive(stage: Stage, folder: RunFolder) -> None:
     def before(_: str, task: str) -> None:
         if task in ("measure", "end"):
             raise KeyboardInterrupt
 
     stage.before = before
     with pytest.raises(KeyboardInterrupt):
-        run(RunFolder(tmp_path / "run"), ordered("interleaved", 2), tmp_path, together=True, iterations=1)
+        run(folder, ordered("interleaved", 2))
     assert (stage.most_alive, stage.alive) == (2, set())
 
 
@@ -161,11 +156,9 @@ def test_a_second_ctrl_c_leaves_no_arm_alive(stage: Stage, tmp_path: Path) -> No
 def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
     stage: Stage, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = mode == "interleaved"
     plan = ordered(mode, 2 if mode != "sequential" else 1)
-    conditions: dict[str, Any] = {"together": together, "iterations": 1 if together else 2}
     whole = RunFolder(tmp_path / "whole")
-    run(whole, plan, tmp_path, **conditions)
+    run(whole, plan)
     answers = len(stage.asked)
     for at in [*random.Random(1).sample(range(answers), 8), 0]:
         folder = RunFolder(tmp_path / f"killed-{at}")
@@ -179,11 +172,11 @@ def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
         stage.before = before
         monkeypatch.setattr(Executor, "__exit__", lambda *_: None)  # a killed process cleans nothing up
         with pytest.raises(Killed):
-            run(folder, plan, tmp_path, **conditions)
+            run(folder, plan)
         monkeypatch.undo()
         monkeypatch.setattr(execute, "ArmProcess", stage)
         stage.before = lambda arm, task: None
-        assert run(folder, plan, tmp_path, **conditions) == {}
+        assert run(folder, plan) == {}
         resumed, undisturbed = contents(folder), contents(whole)
         assert resumed.keys() == undisturbed.keys()
         assert {name for name in resumed if resumed[name] != undisturbed[name]} <= {
@@ -191,17 +184,16 @@ def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
         }
 
 
-def test_half_a_round_is_repeated_whole(stage: Stage, tmp_path: Path) -> None:
-    folder, plan = RunFolder(tmp_path / "run"), ordered("interleaved", 2)
-    run(folder, plan, tmp_path, together=True, iterations=1)
+def test_half_a_round_is_repeated_whole(stage: Stage, folder: RunFolder) -> None:
+    plan = ordered("interleaved", 2)
+    run(folder, plan)
     torn = [task for task in plan if task.kind == "latency"][5]
     folder.file(torn).unlink()
     assert [(task.shape, task.block) for task in folder.missing(plan)] == [(torn.shape, torn.block)] * 4
 
 
-def test_two_runs_in_one_folder_exclude_each_other(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    second = RunFolder(tmp_path / "run")
+def test_two_runs_in_one_folder_exclude_each_other(folder: RunFolder) -> None:
+    second = RunFolder(folder.path)
     with folder.locked(0), pytest.raises(UsageError, match="Another run is at work"), second.locked(0.3):
         pass
     with folder.locked(0):
@@ -210,49 +202,43 @@ def test_two_runs_in_one_folder_exclude_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["interleaved", "reloaded"])
 def test_memory_before_and_after_is_written_down(
-    stage: Stage, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, folder: RunFolder, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of arms that are loaded together it is known of all of them, and blamed on none."""
     stage.card, stage.memory = Card(ONE, used=2 << 30), 20 << 30
     monkeypatch.setitem(sys.modules, "pynvml", Fake([stage.card]))
-    folder, together = RunFolder(tmp_path / "run"), mode == "interleaved"
-    assert run(folder, ordered(mode, 2), tmp_path, together=together, uuids=(ONE,)) == {}
+    together, plan = mode == "interleaved", ordered(mode, 2)
+    assert run(folder, plan, (ONE,)) == {}
     for arm in "ab":
         loads = [(load.before, load.after, load.together) for load in folder.loads(arm)]
         assert loads == [(2 << 30, 2 << 30, 2 if together else 1)] * (1 if together else 2)
-        result = folder.result(next(task for task in ordered(mode, 2) if (task.kind, task.arm) == ("latency", arm)))
-        assert result is not None
-        assert result.latency is not None
-        assert result.latency.nvml is None
+        assert turn(folder, plan, arm).nvml is None
 
 
-def test_memory_that_never_comes_back_shows(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_memory, "_FREED_SECONDS", 0.3)
+def test_memory_that_never_comes_back_shows(stage: Stage, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "_FREED_SECONDS", 0.3)
     stage.card, stage.memory = Card(ONE, used=1 << 30), 20 << 30
     monkeypatch.setitem(sys.modules, "pynvml", Fake([stage.card]))
     monkeypatch.setattr(Process, "end", Process.kill)
-    folder = RunFolder(tmp_path / "run")
-    assert run(folder, ordered(arms="a", evaluators=("latency",)), tmp_path, "a", uuids=(ONE,)) == {}
+    assert run(folder, ordered(arms="a", evaluators=("latency",)), (ONE,)) == {}
     (load,) = folder.loads("a")
     assert (load.before, load.after) == (1 << 30, 21 << 30)
 
 
 def test_without_nvml_the_reason_is_kept_and_nothing_is_made_up(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    folder, plan = RunFolder(tmp_path / "run"), ordered(arms="a", evaluators=("latency",))
-    assert run(folder, plan, tmp_path, "a", iterations=1, uuids=(ONE,)) == {}
+    plan = ordered(arms="a", evaluators=("latency",))
+    assert run(folder, plan, (ONE,)) == {}
     (load,) = folder.loads("a")
     assert (load.before, load.after) == (None, None)
-    result = folder.result(plan[0])
-    assert result is not None
-    assert result.latency is not None
-    assert "nvidia-ml-py is not installed" in str(result.latency.nvml)
-    assert (result.latency.gpus, result.latency.slow_samples) == ((), (None,))
+    result = turn(folder, plan)
+    assert "nvidia-ml-py is not installed" in str(result.nvml)
+    assert (result.gpus, result.slow_samples) == ((), (None, None))
 
 
-def test_a_gpu_that_is_lost_ends_no_run(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_lost_ends_no_run(stage: Stage, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(ONE, fails={"nvmlDeviceGetPerformanceState": "NVMLError_GpuIsLost"})
     monkeypatch.setitem(sys.modules, "pynvml", Fake([card]))
 
@@ -262,29 +248,27 @@ def test_a_gpu_that_is_lost_ends_no_run(stage: Stage, tmp_path: Path, monkeypatc
                 thread.join(5)  # it ends when the GPU is lost
 
     stage.before = wait
-    folder, plan = RunFolder(tmp_path / "run"), ordered(arms="a", evaluators=("latency",))
-    assert run(folder, plan, tmp_path, "a", uuids=(ONE,)) == {}
-    result = folder.result(plan[0])
-    assert result is not None
-    assert result.latency is not None
-    assert str(result.latency.nvml).startswith(f"NVML lost {ONE}")
+    plan = ordered(arms="a", evaluators=("latency",))
+    assert run(folder, plan, (ONE,)) == {}
+    result = turn(folder, plan)
+    assert str(result.nvml).startswith(f"NVML lost {ONE}")
 
 
-def test_iterations_at_a_low_clock_are_flagged(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterations_at_a_low_clock_are_flagged(
+    stage: Stage, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Fake([Card(ONE, clocks=[900], default=1980)]))
     stage.pause = 0.4
-    folder, plan = RunFolder(tmp_path / "run"), ordered(arms="a", evaluators=("latency",))
-    assert run(folder, plan, tmp_path, "a", iterations=1, uuids=(ONE,)) == {}
-    result = folder.result(plan[0])
-    assert result is not None
-    assert result.latency is not None
-    assert (result.latency.slow_samples, result.latency.gpus[0].sm_mhz_median) == ((True,), 900)
+    plan = ordered(arms="a", evaluators=("latency",))
+    assert run(folder, plan, (ONE,)) == {}
+    result = turn(folder, plan)
+    assert (result.slow_samples, result.gpus[0].sm_mhz_median) == ((True, True), 900)
 
 
-def test_routing_is_counted_once_for_the_largest_batch_by_an_engine_that_tells(stage: Stage, tmp_path: Path) -> None:
-    folder, plan = RunFolder(tmp_path / "run"), ordered(arms="abc", evaluators=("latency",))
+def test_routing_is_counted_once_for_the_largest_batch_by_an_engine_that_tells(stage: Stage, folder: RunFolder) -> None:
+    plan = ordered(arms="abc", evaluators=("latency",))
     stage.fails["b", "load", 1] = "no such option"
-    assert run(folder, plan, tmp_path, "abc", uuids=(ONE,)) == {"b routing": "no such option"}
+    assert run(folder, plan, (ONE,)) == {"b routing": "no such option"}
     tasks = {task.arm: folder.result(task) for task in plan if task.kind == "routing"}
     assert [result and result.routing for result in tasks.values()] == [
         {size: routing(size) for size in (1, 2)},
@@ -297,16 +281,16 @@ def test_routing_is_counted_once_for_the_largest_batch_by_an_engine_that_tells(s
         assert request.load is not None
         assert request.load.settings.options == {"tell": True}
         assert request.arguments["shape"] == {"batch_size": 2, "input_len": 8, "output_len": 4}
-        assert request.arguments["workload"] == str(tmp_path / "workload.json")
+        assert request.arguments["workload"] == str(folder.path / "workload.json")
         assert (request.arguments["experts"], request.arguments["batch_sizes"]) == (4, [1, 2])
     timed = [request.load for request in stage.asked if request.task == "measure"]
     assert all(load is not None and load.settings.options == {} for load in timed), "timed arms are loaded as they were"
 
 
-def test_measurements_meter_the_gpus_of_the_arms(stage: Stage, tmp_path: Path) -> None:
-    run(RunFolder(tmp_path / "run"), ordered(arms="a"), tmp_path, "a", uuids=("GPU-x",))
+def test_measurements_meter_the_gpus_of_the_arms(stage: Stage, folder: RunFolder) -> None:
+    run(folder, ordered(arms="a"), ("GPU-x",))
     for request in stage.asked:
         if request.task in ("warm_up", "measure"):
-            assert request.arguments["workload"] == str(tmp_path / "workload.json")
+            assert request.arguments["workload"] == str(folder.path / "workload.json")
         if request.task == "measure":
             assert request.arguments["uuids"] == ["GPU-x"]

@@ -17,32 +17,13 @@ from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import fit
 from moe_eval.runner.fit import Need
-from tests.conftest import SHIPPED
+from tests.conftest import ROOT, SHIPPED
 from tests.doubles.nvml import ONE as ONE_GPU
 from tests.doubles.nvml import Card, Fake
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
-# Qwen/Qwen3-30B-A3B as published
-QWEN3: dict[str, Any] = {
-    "model_type": "qwen3_moe",
-    "num_hidden_layers": 48,
-    "hidden_size": 2048,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "intermediate_size": 6144,
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "max_position_embeddings": 40960,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "sliding_window": None,
-    "use_sliding_window": False,
-}
+PUBLISHED = ROOT / "tests" / "checkpoint" / "published_configs.json"
+QWEN3 = {**json.loads(PUBLISHED.read_text())["Qwen3-30B-A3B"], "torch_dtype": "bfloat16"}
 QWEN3_BYTES = 61_064_245_248  # total_size of its model.safetensors.index.json
 ONE = shapes([8], 512, 256)
 
@@ -154,7 +135,7 @@ def test_where_nothing_is_known_nothing_is_refused_and_nothing_shares_the_machin
     need = fit.need(folder(tmp_path, {"model_type": "unheard_of"}), "bf16", ONE, {}, gpu=True)
     assert need.total is None
     assert fit.too_large(need, 0) is None
-    assert not fit.together([need], 1 << 50)
+    assert not fit.hold([need], 1 << 50)
 
 
 def test_the_cache_is_that_of_the_largest_shape() -> None:
@@ -173,9 +154,9 @@ def test_what_does_not_fit_is_said_with_both_sides() -> None:
 
 def test_arms_fit_together_where_their_sum_does() -> None:
     arms = [Need(30, 5, 1), Need(15, 5, 1), Need(9, 0, 1)]
-    assert fit.together(arms, 67)
-    assert not fit.together(arms, 66)
-    assert not fit.together([Need(9, None, 1)], 1 << 50), "a cache of unknown size takes all"
+    assert fit.hold(arms, 67)
+    assert not fit.hold(arms, 66)
+    assert not fit.hold([Need(9, None, 1)], 1 << 50), "a cache of unknown size takes all"
 
 
 def test_what_is_free_of_a_gpu_counts_and_a_little_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

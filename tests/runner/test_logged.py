@@ -37,11 +37,6 @@ def client(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mlfl
     return MlflowClient(uri)
 
 
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    return plays.set_up(monkeypatch)
-
-
 def shown(client: MlflowClient) -> dict[str, tuple[str, str]]:
     """The id and the status of every run by its name, of which there is one each."""
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
@@ -89,12 +84,7 @@ def test_a_run_that_fails_again_as_before_keeps_its_ids(client: MlflowClient, st
 def test_arms_of_a_run_that_was_stopped_are_killed_and_not_failed(
     client: MlflowClient, stage: Stage, tmp_path: Path, stop: type[BaseException]
 ) -> None:
-    def before(arm: str, task: str) -> None:
-        if task == "measure":
-            raise stop
-
-    stage.fails["fp32", "quality"] = "out of memory"
-    stage.before = before
+    stage.fails = {("fp32", "quality"): "out of memory", ("bf16", "measure"): stop()}
     with pytest.raises(stop):
         execute(tmp_path / "run")
     statuses = {name: status for name, (_, status) in shown(client).items()}

@@ -16,16 +16,11 @@ from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import schedule
-from moe_eval.runner.results import TaskResult
+from moe_eval.runner.tasks import TaskResult
 from tests.doubles import plays
 from tests.doubles.arm_process import FACTS, MACHINE, Process, Stage, routing
 
 FIRST, SECOND = (shape.name for shape in plays.SHAPES)
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    return plays.set_up(monkeypatch)
 
 
 def perf(folder: Path, **changes: object) -> list[str]:

@@ -22,6 +22,7 @@ from moe_eval.records import disk
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
+from moe_eval.records.run import Skipped
 from moe_eval.runner import folder as folders
 from moe_eval.runner.folder import RunFolder
 from tests.doubles import plays
@@ -35,6 +36,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "an object": lambda _: b"{}\n",
 }
 H100 = {"name": "NVIDIA H100", "capability": "9.0", "memory_bytes": 1, "uuid": "GPU-1"}
+FOR_ONE = 3 << 29  # bytes of memory that hold one arm of the shipped model and not two
 OF_LOAD = {"quality", "measure", "warm_up", "load"}
 # what may be damaged, and what is asked of arms then
 FILES: list[tuple[str, set[str]]] = [
@@ -65,11 +67,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    return plays.set_up(monkeypatch)
 
 
 @pytest.mark.parametrize("case", [(*file, damage) for file in FILES for damage in DAMAGE])
@@ -184,11 +181,7 @@ def test_a_run_of_which_everything_failed_has_records_that_say_so(tmp_path: Path
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, stage: Stage) -> None:
-    def before(_: str, task: str) -> None:
-        if task == "measure":
-            raise KeyboardInterrupt
-
-    stage.before = before
+    stage.fails["bf16", "measure"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt, match="the same command with --resume goes on") as caught:
         plays.execute_in(tmp_path / "run")
     assert str(tmp_path / "run") in str(caught.value)
@@ -212,3 +205,54 @@ def test_a_wait_for_another_run_is_told(
     waiting.join()
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"moe-eval: Another run is at work in {tmp_path}. Waiting up to 60 s for its end."
+
+
+@pytest.fixture
+def begun(tmp_path: Path, stage: Stage) -> Path:
+    """A run of two arms that took turns, in want of one task."""
+    assert plays.execute_in(tmp_path / "begun") == []
+    (tmp_path / "begun" / "arms" / "fp32" / "quality.json").unlink()
+    stage.asked.clear()
+    return tmp_path / "begun"
+
+
+def test_a_run_keeps_its_schedule_though_more_memory_is_free(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plays.memory(monkeypatch, FOR_ONE)
+    folder = tmp_path / "run"
+    assert plays.execute_in(folder) == []
+    before = plays.files(folder)
+    assert json.loads(before["perf_fp32_cpu.json"])["schedule"]["mode"] == "sequential"
+    plays.memory(monkeypatch, 1 << 40)
+    (latency,) = (folder / "arms" / "fp32").glob("latency_b1_*.json")
+    latency.unlink()
+    assert plays.execute_in(folder) == []
+    again = plays.files(folder)
+    for name in ("perf_bf16_cpu.json", "perf_fp32_cpu.json"):
+        assert again[name] == before[name], name
+
+
+def test_a_run_begun_without_an_arm_goes_on_without_it(begun: Path, stage: Stage) -> None:
+    run = json.loads((begun / "run.json").read_text())
+    del run["evaluators"]["fp32"]
+    plan = plays.run(begun).plan
+    (begun / "run.json").write_text(json.dumps({**run, "schedule": {**run["schedule"], "mode": "sequential"}}))
+    later = plays.run(begun).plan
+    assert plan.skipped == ()
+    assert later.skipped == (Skipped("fp32", None, "the run that goes on here began without it"),)
+    assert {task.arm for task in later.tasks} == {"bf16"}
+    assert later.schedule.mode == "sequential"
+
+
+def test_a_run_does_not_go_on_where_its_arms_no_longer_fit_together(
+    begun: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = plays.files(begun)
+    plays.memory(monkeypatch, FOR_ONE)
+    with pytest.raises(UsageError, match=r"planned as .*mode interleaved.* free now allows .*mode sequential"):
+        plays.execute_in(begun)
+    assert plays.files(begun) == before
+    assert stage.asked == []
+    plays.memory(monkeypatch, 1 << 40)
+    assert plays.execute_in(begun) == []
