@@ -23,8 +23,8 @@ from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
 from moe_eval.report.console import TaskProgress, print_renderable, say
+from moe_eval.runner import estimate, resume
 from moe_eval.runner import plan as planning
-from moe_eval.runner import resume
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import Command, RunRequest
@@ -114,7 +114,7 @@ def measure(options: MeasuringOptions, out: Say) -> Outcome:
     if plan.arms and not options.dry_run:
         _check(request, plan)
         make_folder(request.folder)
-    out(planning.describe(plan, request, gpus))
+    out(estimate.describe(plan, request, gpus))
     nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped))
     if options.dry_run:
         return nothing

@@ -1,18 +1,16 @@
-"""A rough guess of how long a plan takes, from the bytes that its tasks read."""
+"""A plan as text, with a rough guess of how long it takes, from the bytes that its tasks read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.evaluators import floors
 from moe_eval.machine.hardware import Gpu
-from moe_eval.runner import limits
+from moe_eval.runner import fit, limits
 from moe_eval.runner.arm_plan import Arm
-
-if TYPE_CHECKING:
-    from moe_eval.runner.plan import Plan
+from moe_eval.runner.plan import Plan
+from moe_eval.runner.request import RunRequest
 
 # by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes that are read in a second
 _LOAD_SECONDS = {True: 60.0, False: 10.0}
@@ -21,7 +19,27 @@ _BYTES_PER_SECOND = {True: 2e12, False: 5e9}
 _WINDOWS = 600  # about as many as wikitext has
 
 
-def sentence(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:
+def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
+    """The plan as text: what runs, what does not and why, and what it takes."""
+    lines = ["Plan:"]
+    for arm in plan.arms:
+        need = limits.need(arm, plan.shapes, gpus)
+        spread = f" on each of {count} GPUs" if (count := fit.gpu_count(arm.settings.options)) > 1 else ""
+        emulated = " (emulated)" if arm.settings.options.get("emulate") else ""
+        takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB{spread}"
+        lines.append(
+            f"  {arm.name}{emulated}: {', '.join(plan.evaluators[arm.name])}; {takes}; {arm.settings.checkpoint}"
+        )
+    for entry in plan.skipped:
+        lines.append(f"  skipped: {entry.arm}{f' {entry.evaluator}' if entry.evaluator else ''}: {entry.reason}")
+    if plan.timed:
+        names = ", ".join(shape.name for shape in plan.shapes)
+        lines.append(f"  shapes: {names}; {plan.schedule.mode}, {plan.schedule.iterations} iterations each")
+    lines.append(f"  {len(plan.tasks)} tasks, {_sentence(plan, request.num_chunks, gpus)}")
+    return "\n".join(lines)
+
+
+def _sentence(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:
     """About how many minutes, and on which assumptions.
 
     Args:

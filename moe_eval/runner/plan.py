@@ -1,4 +1,4 @@
-"""What a run will do, before anything is loaded: arms, what is left out and why, shapes, tasks and a rough estimate."""
+"""What a run will do, before anything is loaded: arms, what is left out and why, shapes and tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moe_eval.engines import registry
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.run import EvaluatorName, Mode, RunRecord, Schedule, Skipped
-from moe_eval.runner import arm_plan, estimate, fit, limits, tasks
+from moe_eval.runner import arm_plan, limits, tasks
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import Task
@@ -126,23 +126,3 @@ def _without_limits(arm: Arm) -> Arm:
 def _routed_as(name: str, timed: Sequence[Arm]) -> str:
     settings = next((arm.settings for arm in timed if arm.name == name), None)
     return next((arm.name for arm in timed if arm.settings == settings), name)
-
-
-def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
-    """The plan as text: what runs, what does not and why, and what it takes."""
-    lines = ["Plan:"]
-    for arm in plan.arms:
-        need = limits.need(arm, plan.shapes, gpus)
-        spread = f" on each of {count} GPUs" if (count := fit.gpu_count(arm.settings.options)) > 1 else ""
-        emulated = " (emulated)" if arm.settings.options.get("emulate") else ""
-        takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB{spread}"
-        lines.append(
-            f"  {arm.name}{emulated}: {', '.join(plan.evaluators[arm.name])}; {takes}; {arm.settings.checkpoint}"
-        )
-    for entry in plan.skipped:
-        lines.append(f"  skipped: {entry.arm}{f' {entry.evaluator}' if entry.evaluator else ''}: {entry.reason}")
-    if plan.timed:
-        names = ", ".join(shape.name for shape in plan.shapes)
-        lines.append(f"  shapes: {names}; {plan.schedule.mode}, {plan.schedule.iterations} iterations each")
-    lines.append(f"  {len(plan.tasks)} tasks, {estimate.sentence(plan, request.num_chunks, gpus)}")
-    return "\n".join(lines)
