@@ -24,7 +24,7 @@ from moe_eval.records.comparison import ComparisonRecord
 if TYPE_CHECKING:
     import pandas
 
-    from moe_eval.cli.options.measuring import RunOptions
+    from moe_eval.cli.options.classes import RunOptions
 
 _COLUMNS = ("arm", "precision", "evaluator", "shape", "metric", "median", "low", "high")
 _FIGURES = {
@@ -132,16 +132,14 @@ def run(**options: object) -> Results:
 
 def _checked(options: Mapping[str, object]) -> RunOptions:
     from moe_eval.cli.options import config
-    from moe_eval.cli.options.command_line import nearest
-    from moe_eval.cli.options.measuring import RunOptions
+    from moe_eval.cli.options.classes import RunOptions
+    from moe_eval.cli.options.command_line import no_such
     from moe_eval.cli.options.option import options_of
 
     names = [name for name in options_of(RunOptions) if name not in ("dry_run", "gate")]
     for name in options:
         if name not in names:
-            meant = nearest(name, names)
-            fix = f"Did you mean {meant}?" if meant else "docs/reference/options.md lists them."
-            raise UsageError(f"There is no option {name}. {fix}")
+            raise UsageError(no_such("option", name, names, "docs/reference/options.md lists them."))
     values = config.checked(options, RunOptions)
     file = values.get("config")
     if isinstance(file, Path):

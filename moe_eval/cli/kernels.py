@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_eval.checkpoint.precision import PRECISIONS, WEIGHT_ONLY
-from moe_eval.cli.options.reading import KernelsOptions
+from moe_eval.cli.options.classes import KernelsOptions
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.records import disk
 
