@@ -138,12 +138,7 @@ class CompareOptions:
     """What `moe-eval compare` can be asked."""
 
     sources: tuple[str, ...] = option(
-        (),
-        "a folder, an MLflow run id or an experiment",
-        _INPUT,
-        metavar="SOURCE",
-        is_positional=True,
-        word_count="+",
+        (), "a folder, an MLflow run id or an experiment", _INPUT, metavar="SOURCE", is_positional=True, word_count="+"
     )
     across: tuple[Literal["gpus"], ...] = option((), "what may differ between arms", _INPUT, metavar="gpus")
     gate: str | None = option(None, _GATE, _OUTPUT, metavar="CONDITIONS")

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Scalar = bool | int | float | str | Path
 Value = Scalar | tuple[Scalar, ...] | None
-WordCount = int | Literal["+", "?"]
 T = TypeVar("T")
 
 _SCALARS = {int: "a whole number", float: "a number", str: "text, a number or a list of them", Path: "a path"}
@@ -57,12 +56,12 @@ class Option:
     default: Value
     help: str
     group: str
-    metavar: str | None
-    minimum: int | None
-    maximum: float
-    synonyms: Mapping[str, str]
-    is_positional: bool
-    word_count: WordCount | None
+    metavar: str | None = None
+    minimum: int | None = None
+    maximum: float = math.inf
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    is_positional: bool = False
+    word_count: int | Literal["+", "?"] | None = None
 
     @property
     def label(self) -> str:
@@ -128,31 +127,9 @@ class Option:
         return value
 
 
-def option(
-    default: T,
-    text: str,
-    group: str,
-    *,
-    metavar: str | None = None,
-    minimum: int | None = None,
-    maximum: float = math.inf,
-    synonyms: Mapping[str, str] = MappingProxyType({}),
-    is_positional: bool = False,
-    word_count: WordCount | None = None,
-) -> T:
-    """A field of an options dataclass, whose help is `text`. For the rest see Option."""
-    declared = {
-        "default": default,
-        "help": text,
-        "group": group,
-        "metavar": metavar,
-        "minimum": minimum,
-        "maximum": maximum,
-        "synonyms": synonyms,
-        "is_positional": is_positional,
-        "word_count": word_count,
-    }
-    return field(default=default, metadata=declared)
+def option(default: T, text: str, group: str, **details: object) -> T:
+    """A field of an options dataclass, whose help is `text`. Details are the fields of Option that have a default."""
+    return field(default=default, metadata={"default": default, "help": text, "group": group, **details})
 
 
 def options_of(kind: type) -> Mapping[str, Option]:
