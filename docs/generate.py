@@ -54,15 +54,15 @@ def _command(command: Command) -> Iterator[str]:
     yield "```"
     group = ""
     for option in options_of(command.options).values():
-        if option.declared.group != group:
-            group = option.declared.group
+        if option.group != group:
+            group = option.group
             yield from ("", f"### {command.name}: {group}", "", "| option | default | meaning |", "|---|---|---|")
-        yield f"| `{_spelled(option)}` | {_code(default_text(option.default))} | {_cell(option.declared.help)} |"
+        yield f"| `{_spelled(option)}` | {_code(default_text(option.default))} | {_cell(option.help)} |"
 
 
 def _spelled(option: Option) -> str:
-    value = option.declared.metavar or ("\\|".join(option.choices) if option.choices else "")
-    if option.declared.is_positional:
+    value = option.metavar or ("\\|".join(option.choices) if option.choices else "")
+    if option.is_positional:
         return value
     return option.label if option.kind is bool else f"{option.label} {value or option.name.upper()}"
 

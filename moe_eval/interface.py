@@ -12,7 +12,7 @@ TrackingError where MLflow did.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,15 +24,8 @@ from moe_eval.records.comparison import ComparisonRecord
 if TYPE_CHECKING:
     import pandas
 
-    from moe_eval.cli.options.measuring import RunOptions
-
 _COLUMNS = ("arm", "precision", "evaluator", "shape", "metric", "median", "low", "high")
-_FIGURES = {
-    "token_ppl": "perplexity",
-    "word_ppl": "word_ppl",
-    "byte_ppl": "byte_ppl",
-    "bits_per_byte": "bits_per_byte",
-}
+_FIGURES = {"token_ppl": "perplexity", **{name: name for name in ("word_ppl", "byte_ppl", "bits_per_byte")}}
 Row = tuple[str, str, str, str, str, float, float | None, float | None]
 
 
@@ -62,13 +55,8 @@ class Results:
         """
         import pandas
 
-        return pandas.DataFrame(list(self._rows()), columns=list(_COLUMNS))
-
-    def _rows(self) -> Iterator[Row]:
-        for arm in self.arms:
-            yield from _quality(arm, self.comparison)
-            yield from _latency(arm)
-            yield from _kernels(arm)
+        rows = [row for arm in self.arms for row in (*_quality(arm, self.comparison), *_latency(arm), *_kernels(arm))]
+        return pandas.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def _quality(arm: ArmRecords, comparison: ComparisonRecord | None) -> Iterator[Row]:
@@ -119,34 +107,27 @@ def run(**options: object) -> Results:
         TrackingError: the run is on disk, and MLflow did not take it.
     """
     from moe_eval.cli.execute import measure
-
-    checked = _checked(options)
-    outcome = measure(checked, lambda _: None)
-    if outcome.failures and not outcome.arms:
-        raise EngineError(f"No task finished. The first reason: {outcome.failures[0]}.")
-    if outcome.tracking_failure:
-        raise TrackingError(outcome.tracking_failure)
-    comparison = outcome.comparison if outcome.arms else None
-    return Results(outcome.arms, comparison, tuple(outcome.failures), checked.output_dir)
-
-
-def _checked(options: Mapping[str, object]) -> RunOptions:
     from moe_eval.cli.options import config
-    from moe_eval.cli.options.command_line import nearest
-    from moe_eval.cli.options.measuring import RunOptions
+    from moe_eval.cli.options.classes import RunOptions
+    from moe_eval.cli.options.command_line import no_such
     from moe_eval.cli.options.option import options_of
 
     names = [name for name in options_of(RunOptions) if name not in ("dry_run", "gate")]
     for name in options:
         if name not in names:
-            meant = nearest(name, names)
-            fix = f"Did you mean {meant}?" if meant else "docs/reference/options.md lists them."
-            raise UsageError(f"There is no option {name}. {fix}")
+            raise UsageError(no_such("option", name, names, "docs/reference/options.md lists them."))
     values = config.checked(options, RunOptions)
     file = values.get("config")
     if isinstance(file, Path):
         values = {**config.read(file, "run", RunOptions), **values}
-    return RunOptions(**values)  # type: ignore[arg-type]  # every value was read as its field's type
+    run_options = RunOptions(**values)  # type: ignore[arg-type]  # every value was read as its field's type
+    outcome = measure(run_options, lambda _: None)
+    if outcome.failures and not outcome.arms:
+        raise EngineError(f"No task finished. The first reason: {outcome.failures[0]}.")
+    if outcome.tracking_failure:
+        raise TrackingError(outcome.tracking_failure)
+    comparison = outcome.comparison if outcome.arms else None
+    return Results(outcome.arms, comparison, tuple(outcome.failures), run_options.output_dir)
 
 
 def compare(*sources: str | Path, across: Collection[str] = ()) -> Results:

@@ -1,4 +1,4 @@
-"""`moe-eval`: one file for each subcommand."""
+"""`moe-eval` and its subcommands. See options.commands for their modules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    from moe_eval.cli.options.command_line import nearest
+    from moe_eval.cli.options.command_line import no_such
     from moe_eval.cli.options.commands import COMMANDS
 
     if not arguments:
@@ -55,15 +55,14 @@ def _run(arguments: list[str]) -> None:
         print(f"moe-eval {version('moe-eval')}")
         return
     if arguments[0] not in COMMANDS:
-        meant = nearest(arguments[0], COMMANDS)
-        fix = f"Did you mean {meant}?" if meant else f"Give one of {', '.join(COMMANDS)}."
-        raise UsageError(f"There is no command {arguments[0]}. {fix}")
-    options = COMMANDS[arguments[0]].read(arguments[1:])
+        raise UsageError(no_such("command", arguments[0], COMMANDS, f"Give one of {', '.join(COMMANDS)}."))
+    command = COMMANDS[arguments[0]]
+    options = command.read(arguments[1:])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that a terminal cannot show ends no command
     # a command may import torch, which takes seconds that the others need not wait
-    import_module(f"moe_eval.cli.{arguments[0]}").run(options)
+    import_module(f"moe_eval.cli.{command.module}").run(options)
 
 
 def _help() -> str:

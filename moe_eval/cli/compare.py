@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_eval.cli import gated
+from moe_eval.cli.conclude import settle
 from moe_eval.cli.gathered import gathered
-from moe_eval.cli.options.reading import CompareOptions
+from moe_eval.cli.options.classes import CompareOptions
 from moe_eval.cli.request import make_folder
 from moe_eval.comparison import gate, wording
 from moe_eval.errors import UsageError
@@ -39,7 +39,7 @@ def run(options: CompareOptions) -> None:
         write.write(comparison, folder, _PAGE, _TEXT, records.first_run)
     print(f"{wording.summary(comparison)}\nReport: {folder / _PAGE}")
     if conditions:
-        gated.settle(comparison, conditions)
+        settle(comparison, conditions)
     elif all(pair.verdict is Verdict.NOT_COMPARABLE for pair in comparison.pairs):
         raise Ended(2)
 

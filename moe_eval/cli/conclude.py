@@ -1,10 +1,12 @@
-"""Concludes a run: compares its records, and writes the comparison and the report."""
+"""Concludes a run: compares its records, writes the comparison and the report, and ends as the gate says."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from moe_eval.comparison import pairs
+from moe_eval.comparison import gate, pairs
+from moe_eval.exits import Ended
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
@@ -28,3 +30,15 @@ def conclude(folder: Path, command: Command) -> tuple[list[ArmRecords], Comparis
     disk.write_record(files.comparison_file, comparison)
     write.write(comparison, folder, files.page_file.name, files.text_file.name, run)
     return arms, comparison
+
+
+def settle(comparison: ComparisonRecord, conditions: Sequence[gate.Condition], failed_tasks: int = 0) -> None:
+    """Print what a gate makes of a comparison, and end with its code where it does not hold.
+
+    Args:
+        failed_tasks: of the run. Where there are any, nothing holds.
+    """
+    result, lines = gate.check(comparison, conditions, failed_tasks)
+    print("\n".join(lines))
+    if result is not gate.GateResult.HOLDS:
+        raise Ended(int(result))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 from moe_eval.checkpoint import precision
-from moe_eval.cli.options.reading import DoctorOptions
+from moe_eval.cli.options.classes import DoctorOptions
 from moe_eval.emulation.model import PRECISIONS as EMULATED
 from moe_eval.engines import registry
 from moe_eval.errors import EngineError, UsageError
@@ -29,11 +29,8 @@ def run(options: DoctorOptions) -> None:
     versions = {name: _version(kind.package) for name, kind in registry.ENGINES.items()}
     rows = _matrix(machine, versions)
     if options.json:
-        print(
-            json.dumps(
-                {"machine": asdict(machine), "engines": versions, "precisions": [asdict(row) for row in rows]}, indent=1
-            )
-        )
+        facts = {"machine": asdict(machine), "engines": versions, "precisions": [asdict(row) for row in rows]}
+        print(json.dumps(facts, indent=1))
         return
     print("\n".join(_page(machine, versions, rows)))
     if options.selftest:
@@ -54,16 +51,14 @@ def _matrix(machine: hardware.Machine, versions: Mapping[str, str | None]) -> li
     """Every precision on every engine."""
     rows = []
     for engine, version in versions.items():
-        kind = registry.ENGINES[engine]
         for name in (*precision.PRECISIONS, *precision.WEIGHT_ONLY.values()):
-            reason = _reason(engine, kind, name, version, machine)
+            reason = _why_not(engine, name, version, machine)
             rows.append(_Support(engine, name, reason is None, reason))
     return rows
 
 
-def _reason(
-    engine: str, kind: registry.EngineKind, name: str, version: str | None, machine: hardware.Machine
-) -> str | None:
+def _why_not(engine: str, name: str, version: str | None, machine: hardware.Machine) -> str | None:
+    kind = registry.ENGINES[engine]
     if version is None:
         return f"{kind.title} is not installed"
     if kind.cpu and name in precision.DTYPE_OF:

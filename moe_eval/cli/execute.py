@@ -9,27 +9,26 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from moe_eval.cli import gated
-from moe_eval.cli.conclude import conclude
-from moe_eval.cli.options.measuring import MeasuringOptions
+from moe_eval.cli.conclude import conclude, settle
+from moe_eval.cli.options.classes import MeasuringOptions, PerfOptions, RunOptions
 from moe_eval.cli.request import gpus_of, make_folder, request_of
 from moe_eval.comparison import gate, wording
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import Ended, code, terminable
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
-from moe_eval.report.console import TaskProgress, print_renderable, say
+from moe_eval.report import quality_table, speed_table
+from moe_eval.report.console import NamedTask, TaskProgress, print_renderable, say
 from moe_eval.runner import plan as planning
 from moe_eval.runner import resume
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.request import Command, RunRequest
 from moe_eval.runner.run import Run
-from moe_eval.runner.tasks import Task
 from moe_eval.tracking import plan_run
 
 Say = Callable[[str], None]
-Table = Callable[[Sequence[ArmRecords], ComparisonRecord], RenderableType | None]
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,8 @@ class Outcome:
     tracking_failure: str | None = None
 
 
-def execute(options: MeasuringOptions, table: Table | None = None) -> None:
-    """Run a command: print the plan, measure, print the verdict, and end with the command's exit code.
-
-    Args:
-        table: what the command shows before the verdict.
+def run(options: MeasuringOptions) -> None:
+    """Print the plan, measure, print the verdict, and end with the command's exit code.
 
     Raises:
         UsageError: the options ask for what cannot be.
@@ -67,31 +63,33 @@ def execute(options: MeasuringOptions, table: Table | None = None) -> None:
     if options.dry_run:
         return
     if outcome.page is not None:
-        renderable = table(outcome.arms, outcome.comparison) if table else None
-        if renderable is not None:
-            print_renderable(renderable)
+        table = _table(options, outcome)
+        if table is not None:
+            print_renderable(table)
         print(f"{wording.summary(outcome.comparison)}\nReport: {outcome.page}")
-    errors = _errors(outcome, options.output_dir)
+    errors: list[Exception] = []
+    if outcome.failures:
+        tried = f"{len(outcome.failures)} of {outcome.tasks} tasks failed. {options.output_dir} holds the rest."
+        errors.append(EngineError(f"{tried} The same command with --resume tries them again."))
+    if outcome.tracking_failure:
+        errors.append(TrackingError(outcome.tracking_failure))
     for error in errors:
         print(f"moe-eval: {error}", file=sys.stderr)
     if conditions:
-        gated.settle(outcome.comparison, conditions, len(outcome.failures))
+        settle(outcome.comparison, conditions, len(outcome.failures))
     elif errors:
         raise Ended(code(errors[0]))
 
 
-def _errors(outcome: Outcome, folder: Path) -> list[Exception]:
-    errors: list[Exception] = []
-    if outcome.failures:
-        errors.append(
-            EngineError(
-                f"{len(outcome.failures)} of {outcome.tasks} tasks failed. {folder} holds the rest. The same command "
-                "with --resume tries them again."
-            )
-        )
-    if outcome.tracking_failure:
-        errors.append(TrackingError(outcome.tracking_failure))
-    return errors
+def _table(options: MeasuringOptions, outcome: Outcome) -> RenderableType | None:
+    """What perf and ppl show before the verdict: the arms that finished. None where none has."""
+    if isinstance(options, RunOptions):
+        return None
+    if isinstance(options, PerfOptions):
+        timed = [arm.latency for arm in outcome.arms if arm.latency and arm.latency.status is Status.FINISHED]
+        return speed_table.render(timed, outcome.comparison) if timed else None
+    scored = [arm.quality for arm in outcome.arms if arm.quality and arm.quality.status is Status.FINISHED]
+    return quality_table.render(scored, outcome.comparison) if scored else None
 
 
 def measure(options: MeasuringOptions, out: Say) -> Outcome:
@@ -139,57 +137,45 @@ def _before(request: RunRequest) -> RunRecord | None:
 def _measured(run: Run, out: Say) -> Outcome:
     """Execute a run. MLflow shows that it has begun, and how it ended."""
     folder, command = run.request.folder, run.request.command
-    tracked = _Tracked(folder, command, out)
+    progress = _TrackedProgress(folder, command, out)
     try:
-        with terminable(), TaskProgress() as display:
-            failures = run.execute(_Progress(display, tracked))
+        with terminable(), progress:
+            failures = run.execute(progress)
         arms, comparison = conclude(folder, command)
     finally:
-        tracked.close()
+        progress.log()
     return Outcome(
         comparison=comparison or ComparisonRecord(reference="", arms=(), pairs=(), skipped=run.plan.skipped),
         arms=arms,
         page=RunFolder(folder, command).page_file if comparison else None,
         tasks=len(run.plan.tasks),
         failures=failures,
-        tracking_failure=tracked.failure,
+        tracking_failure=progress.failure,
     )
 
 
-class _Progress:
-    """Opens the run in MLflow when its tasks are known, and shows how far they are."""
-
-    def __init__(self, display: TaskProgress, tracked: _Tracked) -> None:
-        self._display, self._tracked = display, tracked
-        self.begun, self.done = display.begun, display.done
-
-    def ready(self, tasks: Sequence[Task]) -> None:
-        """These tasks are left."""
-        self._tracked.open()
-        self._display.ready(tasks)
-
-
-class _Tracked:
-    """A run in MLflow, whose trouble stops no measurement."""
+class _TrackedProgress(TaskProgress):
+    """Opens the run in MLflow when its tasks are known. MLflow's trouble stops no measurement."""
 
     def __init__(self, folder: Path, command: Command, out: Say) -> None:
+        super().__init__()
         self._folder, self._command, self._out = folder, command, out
         self._is_open = False
         self.failure: str | None = None
 
-    def open(self) -> None:
-        """Show that the run has begun."""
+    def ready(self, tasks: Sequence[NamedTask]) -> None:
+        """These tasks are left."""
         self._is_open = True
         try:
             self._out(f"MLflow: {plan_run.open_run(self._folder, self._command).describe()}")
         except TrackingError as error:
             say(str(error))
+        super().ready(tasks)
 
-    def close(self) -> None:
-        """Log the records, however the run ended."""
-        if not self._is_open:  # it never was a run of this command's
-            return
-        try:
-            self._out(f"MLflow: {plan_run.log(self._folder, self._command).describe()}")
-        except TrackingError as error:
-            self.failure = str(error)
+    def log(self) -> None:
+        """Log the records, however the run ended, unless it never was a run of this command's."""
+        if self._is_open:
+            try:
+                self._out(f"MLflow: {plan_run.log(self._folder, self._command).describe()}")
+            except TrackingError as error:
+                self.failure = str(error)

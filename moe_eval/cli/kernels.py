@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint.precision import PRECISIONS, WEIGHT_ONLY
-from moe_eval.cli.options.reading import KernelsOptions
+from moe_eval.cli.options.classes import KernelsOptions
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.records import disk
 

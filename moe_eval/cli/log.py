@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_eval import tracking
-from moe_eval.cli.options.reading import LogOptions
+from moe_eval.cli.options.classes import LogOptions
 from moe_eval.errors import TrackingError, UsageError
 
 

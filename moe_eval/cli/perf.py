@@ -1,19 +1,24 @@
-"""`moe-eval perf`: the latency and throughput of several precisions on the same prompts, side by side."""
+"""`moe-eval perf`, and its `--mode nsys`: one iteration for Nsight Systems to record, or the command for that."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from dataclasses import replace
 
-from rich.console import RenderableType
-
-from moe_eval.cli import perf_nsys
-from moe_eval.cli.execute import execute
-from moe_eval.cli.options.measuring import PerfOptions
+from moe_eval.cli import execute
+from moe_eval.cli.options.classes import PerfOptions
+from moe_eval.cli.request import gpus_of, make_folder, request_of
+from moe_eval.data.workload import Shape, Workload
+from moe_eval.engines import registry
+from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
-from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord
-from moe_eval.records.labels import Status
-from moe_eval.report import speed_table
+from moe_eval.evaluators import latency
+from moe_eval.machine import nsys
+from moe_eval.runner import fit
+from moe_eval.runner import plan as planning
+from moe_eval.runner.arm_plan import Arm
+from moe_eval.runner.folder import place
+from moe_eval.runner.request import RunRequest
 
 
 def run(options: PerfOptions) -> None:
@@ -22,15 +27,84 @@ def run(options: PerfOptions) -> None:
     Raises:
         UsageError: options that do not go together.
     """
-    if options.layerwise_nvtx and options.mode != "nsys":
-        raise UsageError("--layerwise_nvtx slows every layer down. Give it with --mode nsys.")
     if options.mode == "nsys":
-        perf_nsys.record(options)
+        _record(options)
+    elif options.layerwise_nvtx:
+        raise UsageError("--layerwise_nvtx slows every layer down. Give it with --mode nsys.")
     else:
-        execute(options, _table)
+        execute.run(options)
 
 
-def _table(arms: Sequence[ArmRecords], comparison: ComparisonRecord) -> RenderableType | None:
-    """The arms that finished. None where none has."""
-    records = [arm.latency for arm in arms if arm.latency and arm.latency.status is Status.FINISHED]
-    return speed_table.render(records, comparison) if records else None
+def _record(options: PerfOptions) -> None:
+    """Outside Nsight Systems print its command for every precision and shape. Inside it run one iteration.
+
+    Raises:
+        UsageError: the engine runs in another process, more than one iteration is asked for, or there is no GPU.
+    """
+    request = request_of(options)
+    gpus = gpus_of(request)
+    plan = planning.make(request, gpus)
+    work = planning.workload(request, plan.arms) if plan.arms else None
+    make_folder(request.folder)
+    for skipped in plan.skipped:
+        print(f"Skipping {skipped.arm}: {skipped.reason}", file=sys.stderr)  # standard output is for commands
+    kind = registry.named(request.arms.engine)
+    if options.layerwise_nvtx and kind.layer_ranges is None:
+        raise UsageError(f"{kind.title} puts no ranges around its layers. Leave out --layerwise_nvtx.")
+    if work is None:
+        return
+    if not nsys.inside():
+        for arm in plan.arms:
+            for shape in work.shapes:
+                report = request.folder / f"profile_{arm.precision}_{place(gpus)}.nsys-rep"
+                if len(work.shapes) > 1:
+                    report = report.with_stem(f"{report.stem}_{shape.name}")
+                print(nsys.NsysCommand({}, nsys.arguments(_repeated(arm, shape), report), report))
+        return
+    nsys.check_gpu()
+    if len(plan.arms) > 1 or len(work.shapes) > 1:
+        raise UsageError(
+            "Nsight Systems records one iteration a session. Give one of --precisions and one --batch_size."
+        )
+    _run_once(plan.arms[0], options, request, work)
+
+
+def _repeated(arm: Arm, shape: Shape) -> list[str]:
+    """This command for one precision and batch size. What stands last wins, so the rest is repeated as it was typed."""
+    single = ["--precisions", arm.precision.partition("-")[0], "--batch_size", str(shape.batch_size)]
+    return ["moe-eval", *sys.argv[1:], *single]
+
+
+def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workload) -> None:
+    from moe_eval.checkpoint import tokenizer
+
+    kind = registry.named(request.arms.engine)
+    arguments = dict(arm.settings.options)
+    if not kind.cpu:  # a capture range opened in another process than the engine's would record nothing of it
+        if fit.gpu_count(arguments) > 1:
+            raise UsageError(
+                "This mode records an engine in its own process, and on several GPUs it is in others. Give one GPU, or "
+                "put nsys around the whole command as the guide to kernels says."
+            )
+        arguments["worker"] = "in_process"
+    if options.layerwise_nvtx:
+        arguments |= kind.layer_ranges or {}
+    settings = replace(arm.settings, options=arguments)
+    shape = work.shapes[0]
+    batch = work.prompts(shape)
+    generation = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
+    tokens = tokenizer.load(_tokenizer(request, arm), settings.revision, settings.trust_remote_code)
+    engine = registry.load(request.arms.engine, settings, tokens)
+    try:
+        latency.check(engine, shape)
+        for _ in range(request.warm_ups):
+            engine.generate(batch, generation)
+        nsys.record_once(f"moe_eval {arm.precision} {shape.name}", lambda: engine.generate(batch, generation))
+    finally:
+        engine.close()
+    print(f"Recorded one iteration of {shape.name} on {arm.precision} after {request.warm_ups} of warm-up.")
+
+
+def _tokenizer(request: RunRequest, arm: Arm) -> str:
+    """The folder or hub name of an arm's tokenizer."""
+    return request.tokenizer or arm.settings.checkpoint

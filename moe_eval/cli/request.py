@@ -7,22 +7,23 @@ import tempfile
 from pathlib import Path
 
 from moe_eval.checkpoint import shipped as shipped_model
-from moe_eval.cli.options.measuring import (
+from moe_eval.cli.options.classes import (
     EmulationOptions,
     LatencyOptions,
     MeasuringOptions,
     PerfOptions,
-    PplOptions,
     QualityOptions,
     RunOptions,
 )
-from moe_eval.cli.options.record import recorded
+from moe_eval.cli.options.option import options_of
 from moe_eval.data.workload import shapes
 from moe_eval.engines import registry
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.records import disk
+from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EVALUATORS, EvaluatorName
 from moe_eval.runner.request import ArmsRequest, Command, RunRequest, SharedSettings
 
@@ -36,11 +37,15 @@ def request_of(options: MeasuringOptions) -> RunRequest:
     arms, tokenizer = _arms(options)
     latency = options if isinstance(options, LatencyOptions) else None
     quality = options if isinstance(options, QualityOptions) else None
+    command: Command = "perf" if isinstance(options, PerfOptions) else "ppl" if latency is None else "run"
+    evaluators: tuple[EvaluatorName, ...] = ("latency",) if command == "perf" else ("quality",)
+    if isinstance(options, RunOptions):
+        evaluators = tuple(name for name in EVALUATORS if name in options.evaluators)
     return RunRequest(
-        command=command_of(options),
+        command=command,
         arms=arms,
         tokenizer=tokenizer,
-        evaluators=_evaluators(options),
+        evaluators=evaluators,
         shapes=shapes(latency.batch_size, options.input_len, latency.output_len) if latency else (),
         dataset=options.dataset,
         seed=latency.seed if latency else 0,
@@ -56,19 +61,6 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         timeout_s=options.timeout,
         resume=options.resume,
     )
-
-
-def command_of(options: MeasuringOptions) -> Command:
-    """The command that has these options."""
-    if isinstance(options, PerfOptions):
-        return "perf"
-    return "ppl" if isinstance(options, PplOptions) else "run"
-
-
-def _evaluators(options: MeasuringOptions) -> tuple[EvaluatorName, ...]:
-    if isinstance(options, RunOptions):
-        return tuple(name for name in EVALUATORS if name in options.evaluators)
-    return ("latency",) if isinstance(options, PerfOptions) else ("quality",)
 
 
 def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
@@ -131,6 +123,23 @@ def _settings(arguments: dict[str, object]) -> SharedSettings:
     if "revision" in arguments:
         settings["revision"] = str(arguments.pop("revision"))
     return settings
+
+
+def recorded(options: MeasuringOptions) -> dict[str, OptionValue]:
+    """The options by name as records keep them: secrets removed, without those that have no value."""
+    from lm_eval.utils import simple_parse_args_string
+
+    arguments = disk.redact(simple_parse_args_string(options.model_args))
+    values: dict[str, object] = {name: getattr(options, name) for name in options_of(type(options))}
+    values["model_args"] = ",".join(f"{key}={value}" for key, value in arguments.items())
+    redacted = disk.redact({name: value for name, value in values.items() if value is not None})
+    return {name: _plain(value) for name, value in redacted.items()}
+
+
+def _plain(value: object) -> OptionValue:
+    if isinstance(value, list):  # redact makes lists of tuples
+        return tuple(value)
+    return value if isinstance(value, (bool, int, float)) else str(value)
 
 
 def gpus_of(request: RunRequest) -> tuple[Gpu, ...]:

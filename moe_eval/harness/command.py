@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.exits import settle
-from moe_eval.harness import MODEL, ending
+from moe_eval.harness import MODEL, context
 
 
 def guarded(execute: Callable[..., None]) -> Callable[..., None]:
@@ -32,7 +32,7 @@ def guarded(execute: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run(execute: Callable[[], None], args: Namespace) -> None:
-    with ending.collected() as end:
+    with context.collected() as end:
         try:
             execute()
         except BaseException as error:

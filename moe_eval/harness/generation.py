@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
@@ -13,46 +13,40 @@ _IGNORED = ("num_beams", "length_penalty", "early_stopping", "use_cache")
 _OTHERS = ("until", "do_sample", "temperature", "top_p", "top_k", "ignore_eos")
 
 
-@dataclass(frozen=True)
-class Generation:
-    """One kind of generation. Requests that share it can share a batch."""
+def read(arguments: Dictionary, default_tokens: int) -> GenerationRequest:
+    """Read `--gen_kwargs` and a task's generation_kwargs.
 
-    request: GenerationRequest
+    Decoding is greedy unless do_sample is true, or the temperature is above 0 and do_sample is not false.
 
-    @classmethod
-    def read(cls, arguments: Dictionary, default_tokens: int) -> Generation:
-        """Read `--gen_kwargs` and a task's generation_kwargs.
+    Raises:
+        UsageError: an argument that no engine here takes, or a value that makes no sense.
+    """
+    try:
+        request = _request(arguments, default_tokens)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"A generation argument is not a number ({error}). Give a number.") from None
+    if request.max_new_tokens < 1 or request.temperature < 0 or not 0 < request.top_p <= 1 or request.top_k < 0:
+        raise UsageError(
+            "A generation argument is out of range. Give max_gen_toks above 0, a temperature and top_k of 0 or "
+            "more, and top_p above 0 and at most 1."
+        )
+    # greedy search has one beam
+    if arguments.get("num_beams", 1) not in (1, None):
+        raise UsageError("Beam search is not supported. Leave out num_beams.")
+    unknown = sorted(set(arguments) - {*_LENGTHS, *_IGNORED, *_OTHERS})
+    if unknown:
+        raise UsageError(
+            f"There is no generation argument {', '.join(unknown)}. Give until, max_gen_toks, do_sample, "
+            "temperature, top_p, top_k or ignore_eos."
+        )
+    return request
 
-        Decoding is greedy unless do_sample is true, or the temperature is above 0 and do_sample is not false.
 
-        Raises:
-            UsageError: an argument that no engine here takes, or a value that makes no sense.
-        """
-        try:
-            request = _request(arguments, default_tokens)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"A generation argument is not a number ({error}). Give a number.") from None
-        if request.max_new_tokens < 1 or request.temperature < 0 or not 0 < request.top_p <= 1 or request.top_k < 0:
-            raise UsageError(
-                "A generation argument is out of range. Give max_gen_toks above 0, a temperature and top_k of 0 or "
-                "more, and top_p above 0 and at most 1."
-            )
-        # greedy search has one beam
-        if arguments.get("num_beams", 1) not in (1, None):
-            raise UsageError("Beam search is not supported. Leave out num_beams.")
-        unknown = sorted(set(arguments) - {*_LENGTHS, *_IGNORED, *_OTHERS})
-        if unknown:
-            raise UsageError(
-                f"There is no generation argument {', '.join(unknown)}. Give until, max_gen_toks, do_sample, "
-                "temperature, top_p, top_k or ignore_eos."
-            )
-        return cls(request)
-
-    def cut(self, text: str) -> str:
-        """The text before the first stop text."""
-        for stop in self.request.stop:
-            text = text.partition(stop)[0]
-        return text
+def cut(text: str, stops: Iterable[str]) -> str:
+    """The text before the first stop text."""
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
 
 
 def _request(arguments: Dictionary, default_tokens: int) -> GenerationRequest:

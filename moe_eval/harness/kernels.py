@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from moe_eval.data import prompts
 from moe_eval.engines.base import Engine
 from moe_eval.evaluators import kernels, kernels_record, latency
-from moe_eval.harness import KERNELS, artifacts
+from moe_eval.harness import KERNELS, context
 from moe_eval.harness.shapes import ShapesTask, shape_of
 from moe_eval.harness.untyped import Answer, Sample
 from moe_eval.records.kernels import KernelsRecord
@@ -59,7 +59,7 @@ def answers(
         latency.check(engine, shape)
     work = prompts.make_workload(documents[0]["prompts"], 0, shapes, tokenizer, engine.facts.vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = artifacts.folder() or Path(scratch)
+        folder = context.folder() or Path(scratch)
         for shape in shapes:
             record = kernels.measure(engine, work.prompts(shape), shape, folder, f"trace_{shape.name}")
             done()

@@ -20,8 +20,7 @@ from moe_eval.data.window import Window, rolling_windows
 from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, GenerationRequest, WindowScores
 from moe_eval.errors import UsageError
-from moe_eval.harness import cache, kernels, latency, plugin, settings
-from moe_eval.harness.generation import Generation
+from moe_eval.harness import cache, generation, kernels, latency, plugin, settings
 from moe_eval.harness.untyped import Answer
 
 Config = Mapping[str, object]
@@ -209,29 +208,33 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         task["tokens"] += scored_tokens
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        groups: dict[Generation, list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(Generation.read(request.args[1], self.max_gen_toks), []).append(index)
+        groups: dict[GenerationRequest, list[int]] = {}  # requests of one kind share a batch
+        for index, instance in enumerate(requests):
+            groups.setdefault(generation.read(instance.args[1], self.max_gen_toks), []).append(index)
         answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
-            for generation, indices in groups.items():
-                texts = self._generate([requests[index] for index in indices], generation, bar.update)
-                for index, text in zip(indices, texts, strict=True):
-                    answers[index] = text
+            for request, indices in groups.items():
+                self._generate(requests, indices, request, answers, bar.update)
         return answers
 
-    def _generate(self, requests: list[Instance], generation: Generation, done: Callable[[], object]) -> list[str]:
-        """The texts of requests that share one kind of generation."""
-        texts = [""] * len(requests)
+    def _generate(
+        self,
+        instances: list[Instance],
+        indices: list[int],
+        request: GenerationRequest,
+        answers: list[str],
+        done: Callable[[], object],
+    ) -> None:
+        """Fill in the answers of instances that share one request."""
 
-        def keep(index: int, completion: Completion) -> None:
-            texts[index] = generation.cut(self.tok_decode(completion.token_ids))
-            self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+        def keep(position: int, completion: Completion) -> None:
+            index = indices[position]
+            answers[index] = generation.cut(self.tok_decode(completion.token_ids), request.stop)
+            self.cache_hook.add_partial("generate_until", instances[index].args, answers[index])
             done()
 
-        prompts = [self._prompt(request.args[0], generation.request) for request in requests]
-        self.engine.generate(prompts, generation.request, keep)
-        return texts
+        prompts = [self._prompt(instances[index].args[0], request) for index in indices]
+        self.engine.generate(prompts, request, keep)
 
     def moe_latency(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """Records of the shapes of the task moe_latency."""

@@ -16,7 +16,7 @@ from moe_eval import tracking
 from moe_eval.checkpoint import precision
 from moe_eval.checkpoint.shipped import SHIPPED_NOTE
 from moe_eval.errors import TrackingError, UsageError
-from moe_eval.harness import KERNELS, LATENCY, ending
+from moe_eval.harness import KERNELS, LATENCY, context
 from moe_eval.harness.settings import ModelSettings
 from moe_eval.harness.untyped import Results, Sample
 from moe_eval.machine import hardware
@@ -28,27 +28,11 @@ log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own mess
 
 FOLDER = "benchmark_results"
 # simple_evaluate's arguments that decide what is evaluated and how
-_SETTINGS = (
-    "tasks",
-    "num_fewshot",
-    "limit",
-    "samples",
-    "metadata",
-    "batch_size",
-    "max_batch_size",
-    "device",
-    "use_cache",
-    "apply_chat_template",
-    "system_instruction",
-    "fewshot_as_multiturn",
-    "gen_kwargs",
-    "predict_only",
-    "bootstrap_iters",
-    "random_seed",
-    "numpy_random_seed",
-    "torch_random_seed",
-    "fewshot_random_seed",
-)
+_SETTINGS = """
+    tasks num_fewshot limit samples metadata batch_size max_batch_size device use_cache apply_chat_template
+    system_instruction fewshot_as_multiturn gen_kwargs predict_only bootstrap_iters random_seed numpy_random_seed
+    torch_random_seed fewshot_random_seed
+    """.split()  # noqa: SIM905
 
 
 @dataclass
@@ -105,7 +89,7 @@ class RunRecorder:
             datasets=run_outcome.datasets,
             notes=self.record.notes + run_outcome.notes,
         )
-        end = ending.current()
+        end = context.current()
         end.lines += run_outcome.summary()
         if not run_outcome.verified:
             end.contradictions += [note for note in run_outcome.notes if note.startswith("NOT VERIFIED")]
@@ -116,7 +100,7 @@ class RunRecorder:
         killed = isinstance(error, (KeyboardInterrupt, SystemExit))
         reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
         self._finish(status=Status.KILLED if killed else Status.FAILED, error=reason)
-        self._log(ending.current())
+        self._log(context.current())
 
     def _finish(self, **changes: Any) -> None:
         self.record = replace(
@@ -129,7 +113,7 @@ class RunRecorder:
         )
         self.record.write(self.folder)
 
-    def _log(self, end: ending.Ending) -> None:
+    def _log(self, end: context.Ending) -> None:
         end.lines.append(f"Record: {self.folder}")
         if not self.track:
             return

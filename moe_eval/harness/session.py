@@ -6,12 +6,13 @@ import difflib
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
+from moe_eval.checkpoint.hub import unreachable
 from moe_eval.errors import UsageError
 from moe_eval.exits import terminable
-from moe_eval.harness import KERNELS, LATENCY, MODEL, artifacts, elsewhere, offline, settings
+from moe_eval.harness import KERNELS, LATENCY, MODEL, context, settings
 from moe_eval.harness.run_record import RunRecorder
 from moe_eval.harness.untyped import Arguments
 
@@ -31,7 +32,7 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call.apply_defaults()
         model = _settings_of(call.arguments)
         if model is None:
-            return elsewhere.run(lambda: simple_evaluate(*args, **kwargs), call.arguments["tasks"])
+            return _elsewhere(lambda: simple_evaluate(*args, **kwargs), call.arguments["tasks"])
         if not _is_first_process():
             return simple_evaluate(*args, **kwargs)
         _prepare(call.arguments)
@@ -39,8 +40,8 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call.arguments["log_samples"] = True
         recorder = RunRecorder.open(model, call.arguments)
         try:
-            with terminable(), artifacts.kept_in(recorder.folder):
-                results = offline.explained(lambda: simple_evaluate(*call.args, **call.kwargs))
+            with terminable(), context.files_in(recorder.folder):
+                results = _reached(lambda: simple_evaluate(*call.args, **call.kwargs))
         except BaseException as error:
             recorder.close_failed(error)
             raise
@@ -53,6 +54,41 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         return results
 
     return run
+
+
+def _elsewhere(evaluate: Callable[[], Any], tasks: Container[object] | None) -> Any:
+    """Evaluate a model that is not ours, which our evaluators cannot measure.
+
+    A task of ours that is given by name is refused before the model is loaded. In a group, a file or a Task it shows
+    when the model gets its request.
+    """
+    refusal = "{} measures moe_eval's engines. Run it with --model trtllm_moe, or leave it out."
+    for name in (LATENCY, KERNELS):
+        if name in (tasks or ()):
+            raise UsageError(refusal.format(name))
+    try:
+        return evaluate()
+    except AttributeError as error:
+        if error.name not in (LATENCY, KERNELS):
+            raise
+        raise UsageError(refusal.format(error.name)) from None
+
+
+def _reached(evaluate: Callable[[], Any]) -> Any:
+    """Evaluate, and turn a failure to reach a data set's hub into a UsageError that names the tasks without one."""
+    try:
+        return evaluate()
+    except UsageError:
+        raise
+    except Exception as error:
+        if not unreachable(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"The task's data set cannot be fetched ({type(error).__name__}: {reason}). Go online once, or use a task "
+            "that needs no hub: wikitext_local (the standard wikitext documents from the raw file of the variable "
+            "MOE_EVAL_WIKITEXT) or moe_sample (ships with moe_eval)."
+        ) from error
 
 
 def _prepare(arguments: Arguments) -> None:

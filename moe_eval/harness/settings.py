@@ -19,14 +19,11 @@ class ModelSettings:
     """The settings in `--model_args` and in the harness's own options.
 
     Attributes:
-        engine: a name of engines.ENGINES.
-        of_engine: the engine's settings.
         tokenizer: a folder or hub name, by default the checkpoint's own.
         max_gen_toks: tokens to generate if a task sets no number.
         add_bos_token: begin every text with the BOS token. None leaves it to the tokenizer.
         prefix_token_id: conditions the first token of a text. None for BOS, or EOS without BOS.
         enable_thinking: passed to the chat template. None leaves the template's default.
-        track: log the run to MLflow.
         shipped: no model was named, so the shipped one is used.
         arguments: the model arguments as the harness passes them.
     """
@@ -57,10 +54,13 @@ def read(arguments: Mapping[str, object]) -> ModelSettings:
         raise UsageError(f"There is no precision {required!r}. Give one of {', '.join(precision.PRECISIONS)}.")
     registry.check(engine)
     checkpoint = _checkpoint(options, shipped)
+    max_gen_toks = _integer(options, "max_gen_toks")
+    if max_gen_toks is not None and max_gen_toks < 1:
+        raise UsageError(f"max_gen_toks={max_gen_toks} is not above 0. Give at least 1.")
     return ModelSettings(
         engine=engine,
         tokenizer=str(options.pop("tokenizer", checkpoint)),
-        max_gen_toks=_max_gen_toks(options),
+        max_gen_toks=max_gen_toks or 256,
         add_bos_token=flag(options, "add_bos_token"),
         prefix_token_id=_integer(options, "prefix_token_id"),
         enable_thinking=flag(options, "enable_thinking"),
@@ -128,13 +128,6 @@ def _integer(options: dict[str, object], name: str) -> int | None:
     return number
 
 
-def _max_gen_toks(options: dict[str, object]) -> int:
-    value = _integer(options, "max_gen_toks")
-    if value is not None and value < 1:
-        raise UsageError(f"max_gen_toks={value} is not above 0. Give at least 1.")
-    return value or 256
-
-
 def _batch_size(batch_size: object, max_batch_size: object) -> int | None:
     """The maximum of sequences in a batch. None for `auto` and the harness's `auto:N`: the engine chooses."""
     name, value = "batch_size", batch_size
@@ -142,10 +135,6 @@ def _batch_size(batch_size: object, max_batch_size: object) -> int | None:
         name, value = "max_batch_size", max_batch_size
     if value is None:
         return None
-    try:
-        size = int(str(value))
-    except ValueError:
-        size = 0
-    if size < 1:
+    if not re.fullmatch(r"0*[1-9]\d*", str(value)):
         raise UsageError(f"{name}={value} is neither auto nor a number above 0. Give one of them.")
-    return size
+    return int(str(value))

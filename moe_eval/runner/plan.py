@@ -1,4 +1,4 @@
-"""What a run will do, before anything is loaded: arms, what is left out and why, shapes, tasks and a rough estimate."""
+"""What a run will do, before anything is loaded: arms, what is left out and why, shapes and tasks."""
 
 from __future__ import annotations
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from moe_eval.cli import execute
-
-PROGRAM = "import sys; from moe_eval.cli import main; sys.exit(main())"
+from moe_eval.cli import main
+from moe_eval.machine import hardware
 
 
 @dataclass(frozen=True)
@@ -27,23 +24,29 @@ class Ended:
     err: str
 
 
+Command = Callable[..., Ended]
+
+
 def start(words: str, scratch: Path) -> Ended:
-    """Run a command as a process without a GPU, and wait for it."""
-    folder = scratch / "records"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *shlex.split(words), "--output_dir", str(folder)],
-        env={
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'own.db'}",
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    return Ended(done.returncode, folder, done.stdout, done.stderr)
+    """Run a command in this process, its arms in processes of their own, without a GPU."""
+    folder, out, err = scratch / "records", scratch / "out", scratch / "err"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(without_gpu(scratch))
+        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(out.open("w"))))
+        stack.enter_context(contextlib.redirect_stderr(stack.enter_context(err.open("w"))))
+        code = main([*shlex.split(words), "--output_dir", str(folder)])
+    return Ended(code, folder, out.read_text(), err.read_text())
+
+
+@contextlib.contextmanager
+def without_gpu(scratch: Path) -> Iterator[None]:
+    """See no GPU, take one thread, and log to an MLflow of one's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "gpus", lambda: ())
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{scratch / 'own.db'}")
+        yield
 
 
 def cells(out: str) -> list[dict[str, str]]:
@@ -51,10 +54,3 @@ def cells(out: str) -> list[dict[str, str]]:
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in out.splitlines() if line[:1] == "|"]
     heads, _, *rows = lines or [[], []]
     return [dict(zip(heads, row, strict=True)) for row in rows]
-
-
-def quiet_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log to no MLflow."""
-    logged = SimpleNamespace(describe=lambda: "run 0 of no store")
-    store = SimpleNamespace(open_run=lambda *_: logged, log=lambda *_: logged)
-    monkeypatch.setattr(execute, "plan_run", store)

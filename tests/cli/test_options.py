@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from moe_eval.cli import main
+from moe_eval.cli.options.classes import RunOptions
 from moe_eval.cli.options.commands import COMMANDS, COMPARE, KERNELS, LOG, PERF, PPL, RUN
-from moe_eval.cli.options.measuring import RunOptions
 from moe_eval.cli.options.option import options_of
-from moe_eval.cli.options.record import recorded
+from moe_eval.cli.request import recorded
 from moe_eval.emulation.model import SCOPES
 from tests.conftest import ROOT
 
@@ -75,10 +75,10 @@ def test_defaults_are_those_of_the_commands() -> None:
         ("run --scope some", "--scope some is unknown. Give one of experts, all."),
         ("run --num_iterations 0", "--num_iterations 0 is out of range. Give 1 or more."),
         ("run --warmup_iterations 2", "--warmup_iterations 2 is out of range. Give 5 or more."),
-        ("run --timeout nan", "--timeout nan is out of range. Give 1 to 1000000 seconds."),
-        ("run --timeout inf", "--timeout inf is out of range. Give 1 to 1000000 seconds."),
-        ("run --timeout 0.5", "--timeout 0.5 is out of range. Give 1 to 1000000 seconds."),
-        ("run --timeout 1e300", "--timeout 1e300 is out of range. Give 1 to 1000000 seconds."),
+        ("run --timeout nan", "--timeout nan is out of range. Give 1 to 1000000."),
+        ("run --timeout inf", "--timeout inf is out of range. Give 1 to 1000000."),
+        ("run --timeout 0.5", "--timeout 0.5 is out of range. Give 1 to 1000000."),
+        ("run --timeout 1e300", "--timeout 1e300 is out of range. Give 1 to 1000000."),
         ("run --evaluators=", "--evaluators cannot be read. Give some of quality, latency, kernels."),
         ("run --evaluators perplexity", "Give some of quality, latency, kernels. Did you mean quality?"),
         ("kernels sort", "action sort is unknown. Give one of classify."),
@@ -101,8 +101,8 @@ def test_every_option_is_explained_with_its_default(name: str, capsys: pytest.Ca
     text = capsys.readouterr().out
     line = " ".join(text.split())
     for option in options_of(COMMANDS[name].options).values():
-        assert option.declared.help in line.replace("- ", "-"), option.name
-        assert option.label in line or (option.declared.metavar or "") in line
+        assert option.help in line.replace("- ", "-"), option.name
+        assert option.label in line or (option.metavar or "") in line
     assert "(default: None)" not in line
     assert "(default: )" not in line
     examples = text.partition("examples:\n")[2].splitlines()

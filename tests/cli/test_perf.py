@@ -6,7 +6,6 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
 from itertools import pairwise
@@ -15,9 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_eval import cli
-from moe_eval.engines import registry
-from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.comparison import ComparisonRecord
@@ -25,14 +21,14 @@ from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyRecord, Sample, ShapeLatency
 from moe_eval.runner import fit
 from moe_eval.runner.folder import RunFolder
-from tests.cli.commands import Ended, cells, quiet_tracking, start
+from tests.cli.commands import Command, Ended, cells, start
 from tests.conftest import SHIPPED
-from tests.doubles import plays
 from tests.doubles.arm_process import Stage
 from tests.doubles.nvml import ONE, TWO, Card, Fake
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, ONE)
 Records = dict[str, LatencyRecord]
+COMMAND = ["perf", "--dataset", "moe_sample", "--input_len", "16", "--output_len", "4", "--num_iterations", "4"]
 
 
 def records_of(folder: Path) -> Records:
@@ -223,28 +219,6 @@ def test_it_leaves_a_comparison_a_report_and_a_run_in_mlflow(real: Ended) -> Non
     assert {"perf_run.json", "perf_comparison.json", "perf_report.html", "perf_report.md"} <= names
     assert real.out.count("MLflow: run ") == 2
     assert "Verdict: " in real.out
-
-
-Command = Callable[..., Ended]
-OPTIONS = ["--dataset", "moe_sample", "--input_len", "16", "--output_len", "4", "--num_iterations", "4"]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process on a stage of arms that are named by their precision."""
-    quiet_tracking(monkeypatch)
-    plays.set_up(monkeypatch)
-    monkeypatch.setattr(registry, "check", registry.named)
-
-    def run(*arguments: str, stage: Stage | None = None, gpus: tuple[Gpu, ...] = ()) -> Ended:
-        for place in ("execute", "run"):
-            monkeypatch.setattr(f"moe_eval.runner.{place}.ArmProcess", stage or Stage())
-        monkeypatch.setattr(hardware, "gpus", lambda: gpus)
-        folder = tmp_path / "out"
-        code = cli.main(["perf", *OPTIONS, "--output_dir", str(folder), *arguments])
-        return Ended(code, folder, *capsys.readouterr())
-
-    return run
 
 
 def test_a_failed_arm_leaves_a_record_and_the_others_go_on(command: Command) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from moe_eval import cli
+from moe_eval.cli.options.classes import PerfOptions
 from moe_eval.cli.options.commands import PERF
-from moe_eval.cli.options.measuring import PerfOptions
 from moe_eval.cli.request import request_of
 from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, EngineSettings, GenerationRequest
@@ -26,27 +26,13 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.records.labels import EngineFacts
 from moe_eval.runner.arm_process import ArmProcess
 from moe_eval.runner.request import ArmsRequest
+from tests.cli.commands import Command, Ended
 from tests.conftest import SHIPPED
+from tests.doubles import arm_process
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
-FACTS = EngineFacts(
-    name="made up", version="1", checkpoint="x", fingerprint="0", architecture="X", vocabulary=9, precision="bf16",
-    emulated=False, dtype="bfloat16", device="cuda:0", device_name="H100", max_length=64, worker="in_process",
-    attention_backend=None, moe_backend_requested=None, moe_backend_observed=None, kv_cache_dtype=None,
-    cuda_graph_batch_sizes=None, scores_from="nothing",
-)  # fmt: skip
+FACTS = replace(arm_process.FACTS, device="cuda:0")
 SMALL = ["--input_len", "16", "--output_len", "4", "--dataset", "moe_sample"]
-
-
-@dataclass
-class Ended:
-    code: int
-    folder: Path
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
 
 
 @pytest.fixture
@@ -76,16 +62,9 @@ def test_outside_it_prints_a_command_for_every_precision_and_shape_that_does_jus
     command: Command, tmp_path: Path
 ) -> None:
     model = shutil.copytree(SHIPPED, tmp_path / "it's a model")
-    words_of_arms = [
-        "--model_path",
-        str(model),
-        "--engine",
-        "transformers",
-        "--precisions",
-        "bf16,fp32",
-        "--batch_size=1,2",
-    ]
-    ended = command(*words_of_arms, "--model_args", "attn_implementation=eager", "--warmup_iterations", "7")
+    arms_typed = ["--model_path", str(model), "--precisions", "bf16,fp32", "--batch_size=1,2"]
+    engine_typed = ["--engine", "transformers", "--model_args", "attn_implementation=eager"]
+    ended = command(*arms_typed, *engine_typed, "--warmup_iterations", "7")
     assert (ended.code, ended.err) == (0, "")
     typed, arms = parsed(sys.argv[1:])
     singles, reports = [], []
@@ -279,17 +258,17 @@ def test_what_cannot_be_measured_is_refused_before_any_arm(
 
 
 @pytest.mark.parametrize(
-    ("variables", "arguments", "sentence"),
+    ("session", "arguments", "sentence"),
     [
-        ({"NSYS_PROFILING_SESSION_ID": "7"}, [], "timed under Nsight Systems"),
-        ({}, ["--layerwise_nvtx"], "--layerwise_nvtx slows every layer down. Give it with --mode nsys."),
+        ("7", [], "timed under Nsight Systems"),
+        ("", ["--layerwise_nvtx"], "--layerwise_nvtx slows every layer down. Give it with --mode nsys."),
     ],
 )
 def test_what_is_for_a_trace_alone_is_refused_where_time_is_measured(
-    command: Command, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], arguments: list[str], sentence: str
+    command: Command, monkeypatch: pytest.MonkeyPatch, session: str, arguments: list[str], sentence: str
 ) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    if session:
+        monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", session)
     ended = command("--precisions", "bf16", *arguments, "--mode", "perf")
     assert ended.code == 2
     assert sentence in ended.err.splitlines()[-1]

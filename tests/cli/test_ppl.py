@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +13,18 @@ import pytest
 
 from moe_eval import cli
 from moe_eval.engines import registry
-from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.quality import QualityFigures, QualityRecord
-from tests.cli.commands import Ended, cells, quiet_tracking, start
+from tests.cli.commands import Command, Ended, cells, start
 from tests.conftest import SHIPPED
-from tests.doubles import arm_process, plays
+from tests.doubles import arm_process
 from tests.doubles.arm_process import Stage
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
+COMMAND = ["ppl", "--dataset", "moe_sample"]
 
 
 def records_of(folder: Path) -> dict[str, QualityRecord]:
@@ -41,7 +40,7 @@ def comparison_of(folder: Path) -> ComparisonRecord:
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """BF16 and emulated FP8 of the shipped model, each in its own process, NVFP4 not asked for."""
-    words = "ppl --emulate --precisions bf16,fp8 --dataset moe_sample --num_chunks 12 --input_len 128"
+    words = "ppl --emulate --precisions bf16,fp8 --dataset moe_sample --num_chunks 12 --input_len 64"
     return start(words, tmp_path_factory.mktemp("ppl"))
 
 
@@ -68,7 +67,7 @@ def test_every_arm_has_a_record_with_every_label(
         assert (record.status, record.error) == (Status.FINISHED, None)
         assert (record.precision, record.emulated) == (name, name == "fp8")
         assert (record.sm_version, record.gpu_name, record.fusion_disabled) == (None, None, False)
-        assert (record.engine, scored.dataset, scored.input_len) == ("transformers", "moe_sample", 128)
+        assert (record.engine, scored.dataset, scored.input_len) == ("transformers", "moe_sample", 64)
         assert scored.num_chunks == len(scored.per_chunk_ppls) == 12 < scored.of_chunks
         assert record.labels.engine is not None
         assert record.labels.engine.precision == name
@@ -139,7 +138,7 @@ def test_the_table_shows_what_the_records_hold_and_that_windows_were_left_out(
     assert second["ln(ppl ratio)"] == f"{pair.quality.ln_ppl_ratio.value:+.5f}"
     assert second["KLD mean"] == f"{pair.quality.divergence.mean:.5f}"
     assert len({len(line) for line in emulated.out.splitlines() if line.startswith("|")}) == 1
-    assert f"12 windows of at most 128 tokens, the first of {bf16.of_chunks}" in emulated.out
+    assert f"12 windows of at most 64 tokens, the first of {bf16.of_chunks}" in emulated.out
     assert "64 most probable" in emulated.out
     assert "Noise floor (bf16 again with batch size 1): ln(ppl ratio)" in emulated.out
     assert "fp8: Its static scales were calibrated on articles of the data set that is scored" in emulated.out
@@ -164,26 +163,9 @@ def test_a_broken_checkpoint_makes_a_failed_arm_and_no_exception(tmp_path: Path)
     assert "model.safetensors is corrupt or cut short" in str(record.error)
 
 
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process on made-up arms, those in `broken` failing."""
-    quiet_tracking(monkeypatch)
-    plays.set_up(monkeypatch)
-    monkeypatch.setattr(registry, "check", registry.named)
-
-    def run(*arguments: str, broken: tuple[str, ...] = (), gpus: tuple[Gpu, ...] = ()) -> Ended:
-        stage = Stage(fails={(name, "quality"): "out of memory" for name in broken})
-        for place in ("execute", "run"):
-            monkeypatch.setattr(f"moe_eval.runner.{place}.ArmProcess", stage)
-        monkeypatch.setattr(hardware, "gpus", lambda: gpus)
-        folder = tmp_path / "out"
-        code = cli.main(["ppl", "--dataset", "moe_sample", "--output_dir", str(folder), *arguments])
-        return Ended(code, folder, *capsys.readouterr())
-
-    return run
+def broken(*arms: str) -> Stage:
+    """Arms of which these fail."""
+    return Stage(fails={(name, "quality"): "out of memory" for name in arms})
 
 
 def checkpoint(folder: Path, algorithm: str) -> str:
@@ -219,7 +201,7 @@ def test_the_same_command_twice_is_two_runs(command: Command) -> None:
 
 
 def test_a_failed_arm_leaves_a_record_and_the_others_go_on(command: Command) -> None:
-    ended = command("--emulate", broken=("fp8",))
+    ended = command("--emulate", stage=broken("fp8"))
     assert ended.code == 1
     assert "moe-eval: fp8 quality failed after " in ended.err
     assert ended.err.splitlines()[-1].startswith("moe-eval: 1 of 4 tasks failed.")
@@ -235,13 +217,13 @@ def test_a_failed_arm_leaves_a_record_and_the_others_go_on(command: Command) -> 
 
 
 def test_where_the_first_arm_fails_the_next_is_the_reference(command: Command) -> None:
-    ended = command("--emulate", broken=("bf16",))
+    ended = command("--emulate", stage=broken("bf16"))
     assert ended.code == 1
     assert comparison_of(ended.folder).reference == "fp8"
 
 
 def test_where_every_arm_fails_there_is_no_table(command: Command) -> None:
-    ended = command("--emulate", broken=("bf16", "fp8", "nvfp4"))
+    ended = command("--emulate", stage=broken("bf16", "fp8", "nvfp4"))
     assert (ended.code, cells(ended.out)) == (1, [])
     assert "tasks failed" in ended.err.splitlines()[-1]
     assert {record.status for record in records_of(ended.folder).values()} == {Status.FAILED}

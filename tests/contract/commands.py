@@ -156,7 +156,7 @@ class Commands:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(120)
 
 
 def _serve() -> None:

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
@@ -17,9 +17,16 @@ from moe_eval.errors import UsageError
 
 Options = TypeVar("Options")
 
-_CONFIG = "config"
 _NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?")
 _WIDTH = 100
+# what argparse says, in the words of this program
+_SENTENCES = (
+    (r"argument (\S+): expected .*", r"\1 needs a value. Write it after the name."),
+    (r"argument (\S+): ignored explicit argument .*", r"\1 takes no value. Leave the value out."),
+    (r"the following arguments are required: (.*)", r"{prog} needs \1. `{prog} --help` explains it."),
+    (r"unrecognized arguments: (.*)", r"{prog} has no use for \1. `{prog} --help` lists the options."),
+    (r"(.*)", r"\1. `{prog} --help` lists the options."),
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,14 @@ class Command(Generic[Options]):
     """A subcommand.
 
     Attributes:
+        module: of moe_eval.cli, whose `run` takes the options.
         options: the dataclass.
         help: one line for `moe-eval --help`.
         examples: a comment and a command line each.
     """
 
     name: str
+    module: str
     options: type[Options]
     help: str
     description: str
@@ -45,80 +54,70 @@ class Command(Generic[Options]):
             UsageError: one of them is no option, or has no such value.
             SystemExit: with 0, after --help.
         """
-        parser = _parser(self)
-        spelled = _spelled(arguments, self)
-        if spelled.count(f"--{_CONFIG}") > 1:
+        options = options_of(self.options)
+        words = self._spelled(arguments, options.values())
+        if sum(word.partition("=")[0] == "--config" for word in words) > 1:
             raise UsageError("--config is given twice. Write all options into one file.")
-        parsed: dict[str, Value] = vars(parser.parse_intermixed_args(spelled))
-        values: dict[str, Value] = {name: value for name, value in parsed.items() if value is not None}
-        file = values.get(_CONFIG)
+        parsed = vars(self._parser(options.values()).parse_intermixed_args(words))
+        values = {name: _value(options[name], typed) for name, typed in parsed.items() if typed is not None}
+        file = values.get("config")
         if isinstance(file, Path):
             values = {**config.read(file, self.name, self.options), **values}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return self.options(**values)
 
+    def _spelled(self, arguments: Sequence[str], options: Collection[Option]) -> list[str]:
+        """The words with the options' own names: a dash in a name counts as an underscore."""
+        labels = [option.label for option in options if not option.is_positional]
+        spelled: list[str] = []
+        for index, word in enumerate(arguments):
+            if word == "--":
+                return [*spelled, *arguments[index:]]
+            label, sign, value = word.partition("=")
+            if not label.startswith("-") or label == "-" or _NUMBER.fullmatch(word):
+                spelled.append(word)
+                continue
+            if label.startswith("--"):
+                label = f"--{label[2:].replace('-', '_')}"
+            if label not in (*labels, "--help", "-h"):
+                raise UsageError(no_such("option", label, labels, f"`moe-eval {self.name} --help` lists them."))
+            spelled.append(f"{label}{sign}{value}")
+        return spelled
 
-def nearest(name: str, names: Collection[str]) -> str | None:
-    """The name that was meant, perhaps."""
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help that keeps the lines of the examples."""
+    def _parser(self, options: Collection[Option]) -> _Parser:
+        examples = "\n".join(f"  # {comment}\n  {line}" for comment, line in self.examples)
+        positional = [_usage(option) for option in options if option.is_positional]
+        parser = _Parser(
+            prog=f"moe-eval {self.name}",
+            usage=" ".join(("moe-eval", self.name, *positional, "[options]")),
+            description=textwrap.fill(self.description, _WIDTH),
+            epilog=f"examples:\n{examples}",
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        groups = {option.group: parser.add_argument_group(option.group) for option in options}
+        for option in options:
+            group = groups[option.group]
+            default = default_text(option.default)
+            text = option.help.replace("%", "%%") + (f" (default: {default})" if default else "")
+            metavar = option.metavar or (f"{{{','.join(option.choices)}}}" if option.choices else None)
+            if option.kind is bool:
+                group.add_argument(option.label, action="store_const", const=True, help=text)
+            else:
+                group.add_argument(option.label, nargs=option.word_count, metavar=metavar, help=text)
+        return parser
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(_sentence(message, self.prog))
+        line = " ".join(message.split())
+        matches = ((re.fullmatch(pattern, line), sentence) for pattern, sentence in _SENTENCES)
+        raise UsageError(next(match.expand(text).replace("{prog}", self.prog) for match, text in matches if match))
 
 
-def _parser(command: Command[Options]) -> _Parser:
-    examples = "\n".join(f"  # {comment}\n  {line}" for comment, line in command.examples)
-    options = options_of(command.options).values()
-    positional = [_usage(option) for option in options if option.declared.is_positional]
-    parser = _Parser(
-        prog=f"moe-eval {command.name}",
-        usage=" ".join(("moe-eval", command.name, *positional, "[options]")),
-        description=textwrap.fill(command.description, _WIDTH),
-        epilog=f"examples:\n{examples}",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=_Help,
-    )
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for option in options:
-        title = option.declared.group
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        _add(groups[title], option)
-    return parser
-
-
-def _usage(option: Option) -> str:
-    name = option.declared.metavar or ",".join(option.choices) or option.name
-    return f"[{name}]" if option.declared.word_count == "?" else f"{name} [{name} ...]"
-
-
-def _add(group: argparse._ArgumentGroup, option: Option) -> None:
-    text = explained(option).replace("%", "%%")
-    if option.kind is bool:
-        group.add_argument(option.label, action="store_true", default=argparse.SUPPRESS, help=text)
-        return
-    metavar = option.declared.metavar or (f"{{{','.join(option.choices)}}}" if option.choices else None)
-    group.add_argument(
-        option.label,
-        type=_converter(option),
-        nargs=option.declared.word_count,
-        metavar=metavar,
-        default=None,
-        help=text,
-    )
-
-
-def explained(option: Option) -> str:
-    """The help of an option, with its default where it has one that says something."""
-    text = default_text(option.default)
-    return f"{option.declared.help} (default: {text})" if text else option.declared.help
+def no_such(kind: str, name: str, names: Collection[str], fix: str) -> str:
+    """The sentence for a name that does not exist, with the one that was meant, or else a way to mend it."""
+    meant = difflib.get_close_matches(name, names, n=1)
+    return f"There is no {kind} {name}. {f'Did you mean {meant[0]}?' if meant else fix}"
 
 
 def default_text(default: Value) -> str:
@@ -130,60 +129,17 @@ def default_text(default: Value) -> str:
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-def _converter(option: Option) -> Callable[[str], Value]:
-    def convert(word: str) -> Value:
-        try:
-            return option.from_word(word)
-        except Misfit as misfit:
-            value = f"{option.label} {word}".rstrip()
-            sentence = f"{value} {misfit.problem}. Give {misfit.expected}.{misfit.meant}"
-            raise argparse.ArgumentTypeError(sentence) from None
-
-    return convert
+def _usage(option: Option) -> str:
+    name = option.metavar or ",".join(option.choices)
+    return f"[{name}]" if option.word_count == "?" else f"{name} [{name} ...]"
 
 
-def _spelled(arguments: Sequence[str], command: Command[Options]) -> list[str]:
-    """The words with the options' own names: a dash in a name counts as an underscore.
-
-    Raises:
-        UsageError: there is no option of a name.
-    """
-    labels = [option.label for option in options_of(command.options).values() if not option.declared.is_positional]
-    spelled: list[str] = []
-    for index, word in enumerate(arguments):
-        if word == "--":
-            return [*spelled, *arguments[index:]]
-        name, sign, value = word.partition("=")
-        if not name.startswith("-") or name == "-" or _NUMBER.fullmatch(word):
-            spelled.append(word)
-            continue
-        label = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
-        if label not in (*labels, "--help", "-h"):
-            raise UsageError(_no_option(label, command.name, labels))
-        spelled += [label, value] if sign and label == f"--{_CONFIG}" else [f"{label}{sign}{value}"]
-    return spelled
-
-
-def _no_option(label: str, command: str, labels: Collection[str]) -> str:
-    meant = nearest(label, labels)
-    fix = f"Did you mean {meant}?" if meant else f"`moe-eval {command} --help` lists them."
-    return f"There is no option {label}. {fix}"
-
-
-_ARGPARSE = (
-    (r"argument (\S+): expected .*", r"\1 needs a value. Write it after the name."),
-    (r"argument (\S+): ignored explicit argument .*", r"\1 takes no value. Leave the value out."),
-    (r"argument \S+: (.*)", r"\1"),
-    (r"the following arguments are required: (.*)", r"{prog} needs \1. `{prog} --help` explains it."),
-    (r"unrecognized arguments: (.*)", r"{prog} has no use for \1. `{prog} --help` lists the options."),
-)
-
-
-def _sentence(message: str, prog: str) -> str:
-    """What argparse says, in the words of this program."""
-    line = " ".join(message.split())
-    for pattern, sentence in _ARGPARSE:
-        match = re.fullmatch(pattern, line)
-        if match:
-            return match.expand(sentence).replace("{prog}", prog)
-    return f"{line}. `{prog} --help` lists the options."
+def _value(option: Option, typed: bool | str | list[str]) -> Value:
+    """What was typed for an option, as its field has it."""
+    if isinstance(typed, bool):
+        return typed
+    try:
+        return tuple(map(option.scalar, typed)) if isinstance(typed, list) else option.from_word(typed)
+    except Misfit as misfit:
+        words = " ".join([option.label, *typed]) if isinstance(typed, list) else f"{option.label} {typed}".rstrip()
+        raise UsageError(f"{words} {misfit.problem}. Give {misfit.expected}.{misfit.meant}") from None

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe_eval.cli.options.classes import (
+    CompareOptions,
+    DoctorOptions,
+    KernelsOptions,
+    LogOptions,
+    PerfOptions,
+    PplOptions,
+    RunOptions,
+)
 from moe_eval.cli.options.command_line import Command
-from moe_eval.cli.options.measuring import PerfOptions, PplOptions, RunOptions
-from moe_eval.cli.options.reading import CompareOptions, DoctorOptions, KernelsOptions, LogOptions
 
 RUN = Command(
     "run",
+    "execute",
     RunOptions,
     "quality, latency and kernels of several precisions, with a verdict",
     "Run every evaluator on every arm and compare the arms with the first. Each arm runs in a process of its own that "
@@ -24,6 +32,7 @@ RUN = Command(
     ),
 )
 PERF = Command(
+    "perf",
     "perf",
     PerfOptions,
     "latency and throughput of several precisions on the same prompts",
@@ -43,6 +52,7 @@ PERF = Command(
 )
 PPL = Command(
     "ppl",
+    "execute",
     PplOptions,
     "perplexity of several precisions over the same windows",
     "Score the same windows with every arm, each in a process of its own, and write one JSON record for each "
@@ -55,6 +65,7 @@ PPL = Command(
 )
 COMPARE = Command(
     "compare",
+    "compare",
     CompareOptions,
     "recorded arms side by side, with a verdict",
     "Compare two or more recorded arms with the first. Sources are output folders of moe-eval run, perf and ppl, ids "
@@ -66,6 +77,7 @@ COMPARE = Command(
     ),
 )
 KERNELS = Command(
+    "kernels",
     "kernels",
     KernelsOptions,
     "where the time of a profiler's trace goes",
@@ -80,6 +92,7 @@ KERNELS = Command(
 )
 LOG = Command(
     "log",
+    "log",
     LogOptions,
     "log recorded runs to MLflow",
     "Log the runs recorded in folders to MLflow, unless they are there. The store is that of MLFLOW_TRACKING_URI, or "
@@ -90,6 +103,7 @@ LOG = Command(
     ),
 )
 DOCTOR = Command(
+    "doctor",
     "doctor",
     DoctorOptions,
     "what this machine has, and whether its TensorRT-LLM passes a self-test",

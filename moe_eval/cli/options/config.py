@@ -8,8 +8,6 @@ from pathlib import Path
 from moe_eval.cli.options.option import Misfit, Value, options_of
 from moe_eval.errors import UsageError
 
-_NOT_IN_FILES = ("config",)
-
 
 def read(file: Path, command: str, kind: type) -> dict[str, Value]:
     """The options of a file.
@@ -20,35 +18,9 @@ def read(file: Path, command: str, kind: type) -> dict[str, Value]:
     Raises:
         UsageError: the file cannot be read, or holds something that is no option with its value.
     """
-    content = _content(file)
-    for name in content:
-        if name in _NOT_IN_FILES or name not in options_of(kind):
-            label = " ".join(name.split())[:100]
-            raise UsageError(f"--config {file}: {label} is no option of moe-eval {command}. --help lists them.")
-    return checked(content, kind, f"--config {file}: ")
-
-
-def checked(values: Mapping[str, object], kind: type, prefix: str = "") -> dict[str, Value]:
-    """Values of options by name, without those that are None. Messages never show a value: it may be a secret.
-
-    Raises:
-        UsageError: a value does not fit.
-    """
-    fitting = {}
-    for name, value in values.items():
-        if value is None:
-            continue
-        try:
-            fitting[name] = options_of(kind)[name].from_object(value)
-        except Misfit as misfit:
-            raise UsageError(f"{prefix}{name} has to be {misfit.expected}.{misfit.meant}") from None
-    return fitting
-
-
-def _content(file: Path) -> Mapping[str, object]:
-    """What a file holds by name. It is never shown: there may be secrets in it."""
     import yaml
 
+    # a message never shows what the file holds: there may be secrets in it
     try:
         text = file.read_text(encoding="utf-8")
         top = yaml.compose(text, yaml.SafeLoader)
@@ -62,8 +34,26 @@ def _content(file: Path) -> Mapping[str, object]:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UsageError(f"--config {file} has to hold options by name, such as `batch_size: [1, 8]`.")
     names = [key.value for key, _ in top.value]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        label = " ".join(doubled.split())[:100]
-        raise UsageError(f"--config {file}: {label} is given twice. Take one of them out.")
-    return content
+    for name in content:
+        label = " ".join(name.split())[:100]
+        if name == "config" or name not in options_of(kind):
+            raise UsageError(f"--config {file}: {label} is no option of moe-eval {command}. --help lists them.")
+        if names.count(name) > 1:
+            raise UsageError(f"--config {file}: {label} is given twice. Take one of them out.")
+    return checked(content, kind, f"--config {file}: ")
+
+
+def checked(values: Mapping[str, object], kind: type, prefix: str = "") -> dict[str, Value]:
+    """Values of options by name, without those that are None. Messages never show a value: it may be a secret.
+
+    Raises:
+        UsageError: a value does not fit.
+    """
+    options, fitting = options_of(kind), {}
+    for name, value in values.items():
+        if value is not None:
+            try:
+                fitting[name] = options[name].from_object(value)
+            except Misfit as misfit:
+                raise UsageError(f"{prefix}{name} has to be {misfit.expected}.{misfit.meant}") from None
+    return fitting

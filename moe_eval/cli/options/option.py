@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,9 +13,8 @@ Scalar = bool | int | float | str | Path
 Value = Scalar | tuple[Scalar, ...] | None
 T = TypeVar("T")
 
-_DECLARED = "option"
 _SCALARS = {int: "a whole number", float: "a number", str: "text, a number or a list of them", Path: "a path"}
-_LISTS = {int: "a whole number or a list of them", str: "text or a list of it", Path: "a path or a list of them"}
+_LISTS = {int: "a whole number or a list of them", str: "text or a list of it"}
 
 
 class Misfit(ValueError):
@@ -23,7 +23,7 @@ class Misfit(ValueError):
     Attributes:
         expected: what does, in words without the value, which may be a secret.
         problem: what follows the value in a message.
-        meant: a value that was meant, perhaps.
+        meant: a sentence with the value that was meant. Empty for none.
     """
 
     def __init__(self, expected: str, problem: str = "cannot be read", meant: str | None = None) -> None:
@@ -33,43 +33,20 @@ class Misfit(ValueError):
 
 
 @dataclass(frozen=True)
-class Declared:
-    """What a field says of its option beside type and default.
-
-    Attributes:
-        group: the heading in --help.
-        metavar: stands for the value in --help. None for the name.
-        bounds: the least and the greatest number. None where there is no such bound.
-        unit: of a number, in the plural.
-        synonyms: names that people try, and what they mean here.
-        is_positional: the values stand without the option's name.
-        word_count: of an option whose values are words of their own: a number, or `+` for one or more. None for one
-            word, in which a list is separated by commas.
-    """
-
-    help: str
-    group: str = "Options"
-    metavar: str | None = None
-    bounds: tuple[float | None, float | None] = (None, None)
-    unit: str = ""
-    synonyms: Mapping[str, str] = field(default_factory=dict)
-    is_positional: bool = False
-    word_count: int | Literal["+", "?"] | None = None
-
-
-def option(default: T, declared: Declared) -> T:
-    """A field of an options dataclass."""
-    return field(default=default, metadata={_DECLARED: declared})
-
-
-@dataclass(frozen=True)
 class Option:
-    """One option: its field, read once.
+    """One option.
 
     Attributes:
         kind: of one value.
         is_list: the value is a tuple of `kind`.
         choices: the only values. Empty for any.
+        group: the heading in --help.
+        metavar: stands for the value in --help. None for the name.
+        minimum: of a number, up to `maximum`. None for any number.
+        synonyms: names that people try, and what they mean here.
+        is_positional: the values stand without the option's name.
+        word_count: of an option whose values are words of their own: a number, or `+` for one or more. None for one
+            word, in which a list is separated by commas.
     """
 
     name: str
@@ -77,19 +54,26 @@ class Option:
     is_list: bool
     choices: tuple[str, ...]
     default: Value
-    declared: Declared
+    help: str
+    group: str
+    metavar: str | None = None
+    minimum: int | None = None
+    maximum: float = math.inf
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    is_positional: bool = False
+    word_count: int | Literal["+", "?"] | None = None
 
     @property
     def label(self) -> str:
         """As the command line spells it."""
-        return self.name if self.declared.is_positional else f"--{self.name}"
+        return self.name if self.is_positional else f"--{self.name}"
 
     @property
     def expected(self) -> str:
         """What its value has to be, in words."""
         if self.choices:
             return f"{'some' if self.is_list else 'one'} of {', '.join(self.choices)}"
-        return (_LISTS if self.is_list else _SCALARS).get(self.kind, "a value")
+        return (_LISTS if self.is_list else _SCALARS)[self.kind]
 
     def from_word(self, word: str) -> Value:
         """The value of one word of the command line.
@@ -97,14 +81,14 @@ class Option:
         Raises:
             Misfit: it is no such value.
         """
-        if not self.is_list or self.declared.word_count is not None:
-            return self._scalar(word)
+        if not self.is_list or self.word_count is not None:
+            return self.scalar(word)
         parts = [part.strip() for part in word.split(",")]
         if self.kind is str:
             parts = [part for part in parts if part]
         if self.choices and not parts:
             raise Misfit(self.expected)
-        return tuple(self._scalar(part) for part in parts)
+        return tuple(map(self.scalar, parts))
 
     def from_object(self, value: object) -> Value:
         """The value of an object of YAML or Python.
@@ -116,44 +100,42 @@ class Option:
             if not isinstance(value, bool):
                 raise Misfit("true or false, without quotes")
             return value
+        is_sequence = isinstance(value, (list, tuple))
         parts = list(value) if isinstance(value, (list, tuple)) else [value]
         kinds = {int: (int,), float: (int, float), Path: (str, Path)}.get(self.kind, (str, int, float))
-        text = isinstance(value, str) and self.is_list
-        if not text and not all(isinstance(part, kinds) and not isinstance(part, bool) for part in parts):
+        is_text = isinstance(value, str) and self.is_list
+        are_fitting = all(isinstance(part, kinds) and not isinstance(part, bool) for part in parts)
+        if not (is_text or are_fitting) or (is_sequence and not self.is_list and self.kind is not str):
             raise Misfit(self.expected)
-        if isinstance(value, (list, tuple)) and not self.is_list and self.kind is not str:
-            raise Misfit(self.expected)
-        if self.declared.word_count is not None and self.is_list:
-            return tuple(self._scalar(str(part)) for part in parts)
         return self.from_word(",".join(map(str, parts)))
 
-    def _scalar(self, word: str) -> Scalar:
+    def scalar(self, word: str) -> Scalar:
+        """One value of one word.
+
+        Raises:
+            Misfit: it is no such value.
+        """
         try:
             value: Scalar = word if self.kind is str else self.kind(word)
         except ValueError:
             raise Misfit(self.expected) from None
         if self.choices and word not in self.choices:
-            raise Misfit(self.expected, "is unknown", self.declared.synonyms.get(word))
-        low, high = self.declared.bounds
-        if isinstance(value, (int, float)) and not ((low is None or value >= low) and (high is None or value <= high)):
-            raise Misfit(self._range(), "is out of range")
+            raise Misfit(self.expected, "is unknown", self.synonyms.get(word))
+        if self.minimum is not None and not (isinstance(value, (int, float)) and self.minimum <= value <= self.maximum):
+            limits = f"{self.minimum} or more" if self.maximum == math.inf else f"{self.minimum} to {self.maximum}"
+            raise Misfit(limits, "is out of range")
         return value
 
-    def _range(self) -> str:
-        low, high = (None if bound is None else f"{bound:.0f}" for bound in self.declared.bounds)
-        unit = f" {self.declared.unit}" if self.declared.unit else ""
-        return f"{low} or more{unit}" if high is None else f"{low} to {high}{unit}"
+
+def option(default: T, text: str, group: str, **details: object) -> T:
+    """A field of an options dataclass, whose help is `text`. Details are the fields of Option that have a default."""
+    return field(default=default, metadata={"default": default, "help": text, "group": group, **details})
 
 
 def options_of(kind: type) -> Mapping[str, Option]:
     """The options of a dataclass by name, in the order of its fields."""
     hints = get_type_hints(kind)
-    options = {}
-    for entry in fields(kind):
-        value_kind, is_list, choices = _unfolded(hints[entry.name])
-        default: Value = entry.default  # type: ignore[assignment]  # every option has one
-        options[entry.name] = Option(entry.name, value_kind, is_list, choices, default, entry.metadata[_DECLARED])
-    return options
+    return {entry.name: Option(entry.name, *_unfolded(hints[entry.name]), **entry.metadata) for entry in fields(kind)}
 
 
 def _unfolded(hint: object) -> tuple[type, bool, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""What a command of the harness has to report when it ends."""
+"""What goes on around the harness: the folder of the current run, and what its command reports when it ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Ending:
 
 
 _ending: ContextVar[Ending | None] = ContextVar("ending", default=None)
+_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 
 @contextmanager
@@ -40,3 +42,18 @@ def collected() -> Iterator[Ending]:
 def current() -> Ending:
     """The ending to add to. Outside of a command nobody reads it."""
     return _ending.get() or Ending()
+
+
+@contextmanager
+def files_in(folder: Path) -> Iterator[None]:
+    """Keep the files of the tasks inside in a folder."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def folder() -> Path | None:
+    """The folder of the current run, in which our tasks keep files. None if this process records no run."""
+    return _folder.get()

@@ -1,0 +1,197 @@
+"""What a command can be asked: one frozen dataclass a command. Those that load arms share blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moe_eval.cli.options.option import option
+from moe_eval.data.scoring_windows import DATASETS
+from moe_eval.records.run import EVALUATORS, EvaluatorName
+
+_INPUT, _OUTPUT = "input", "output"
+_ARMS, _EVALUATORS, _TEXT, _QUALITY = "arms", "evaluators", "text", "quality"
+_LATENCY, _COMMAND = "latency and kernels", "the command itself"
+_LEAST_WARM_UPS = 5
+_SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
+_GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
+_BLOCKS = "loads of every arm, where arms do not fit together"
+_RECORDS = "the folder of the records"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmOptions:
+    """Which arms are loaded. Paths are folders or names on the hub."""
+
+    model_path: str | None = option(
+        None, "the checkpoint in BF16. Without it the shipped model runs on Transformers", _ARMS
+    )
+    fp8_model_path: str | None = option(None, "a checkpoint in FP8, per tensor or in blocks", _ARMS)
+    nvfp4_model_path: str | None = option(None, "a checkpoint in NVFP4", _ARMS)
+    precisions: tuple[str, ...] = option(
+        ("bf16", "fp8", "nvfp4"), "what to run, in this order. The first is the reference", _ARMS, metavar="NAME,..."
+    )
+    engine: str | None = option(
+        None, "trtllm, vllm or transformers. Without it trtllm, or transformers for the shipped model", _ARMS
+    )
+    moe_backend: str = option("auto", "the engine's implementation of the experts", _ARMS)
+    disable_fusion: bool = option(False, "TensorRT-LLM: use no fused all-reduce", _ARMS)
+    model_args: str = option(
+        "",
+        "more model arguments for every arm, as lm_eval takes them: tokenizer=, dtype= and the engine's own",
+        _ARMS,
+        metavar="KEY=VALUE,...",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmulationOptions:
+    """Whether low precisions are computed from the checkpoint in BF16."""
+
+    emulate: bool = option(False, "compute FP8 and NVFP4 from --model_path by rounding, for quality alone", _ARMS)
+    scope: Literal["experts", "all"] = option("experts", "what --emulate rounds", _ARMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorOptions:
+    """Which evaluators run."""
+
+    evaluators: tuple[EvaluatorName, ...] = option(
+        EVALUATORS, "what to measure", _EVALUATORS, metavar="NAME,...", synonyms=_SYNONYMS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """What the arms read."""
+
+    dataset: str = option(
+        "wikitext", f"the text: {', '.join(DATASETS)}. For prompts alone also random, which makes token ids up", _TEXT
+    )
+    input_len: int = option(512, "tokens of every window and of every prompt", _TEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions(TextOptions):
+    """What is scored."""
+
+    num_chunks: int = option(100, "windows to score, 0 for all", _QUALITY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyOptions(TextOptions):
+    """What is timed and traced."""
+
+    batch_size: tuple[int, ...] = option((1,), "one batch size or several, such as 1,8,32", _LATENCY, metavar="N,...")
+    output_len: int = option(256, "tokens that every sequence makes", _LATENCY)
+    num_iterations: int = option(20, "timed iterations of each arm and shape, at least", _LATENCY, minimum=1)
+    warmup_iterations: int = option(
+        _LEAST_WARM_UPS,
+        "iterations before the first timed one, at least. More run until they settle",
+        _LATENCY,
+        minimum=_LEAST_WARM_UPS,
+    )
+    blocks: int = option(1, _BLOCKS, _LATENCY, minimum=1)
+    aa: bool = option(False, "measure the first arm a second time as well, as a check", _LATENCY)
+    seed: int = option(0, "of --dataset random", _LATENCY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    """Where records go, and how the command works."""
+
+    output_dir: Path = option(Path("benchmark_results"), _RECORDS, _COMMAND)
+    config: Path | None = option(None, "a YAML file of these options. The command line wins", _COMMAND, metavar="FILE")
+    gate: str | None = option(None, _GATE, _COMMAND, metavar="CONDITIONS")
+    timeout: float = option(3600.0, "seconds that an arm may take for one task", _COMMAND, minimum=1, maximum=1_000_000)
+    dry_run: bool = option(False, "show the plan and stop", _COMMAND)
+    resume: bool = option(False, "go on with what --output_dir holds", _COMMAND)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PplOptions(CommandOptions, QualityOptions, EmulationOptions, ArmOptions):
+    """What `moe-eval ppl` can be asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerfOptions(CommandOptions, LatencyOptions, ArmOptions):
+    """What `moe-eval perf` can be asked."""
+
+    blocks: int = option(4, _BLOCKS, _LATENCY, minimum=1)
+    mode: Literal["perf", "nsys"] = option("perf", "nsys: record one iteration of each shape instead", _LATENCY)
+    layerwise_nvtx: bool = option(False, "with --mode nsys: put an NVTX range around every layer", _LATENCY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(CommandOptions, LatencyOptions, QualityOptions, EvaluatorOptions, EmulationOptions, ArmOptions):
+    """What `moe-eval run` can be asked."""
+
+    output_dir: Path = option(Path("moe_eval_run"), _RECORDS, _COMMAND)
+
+
+MeasuringOptions = RunOptions | PerfOptions | PplOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What `moe-eval compare` can be asked."""
+
+    sources: tuple[str, ...] = option(
+        (), "a folder, an MLflow run id or an experiment", _INPUT, metavar="SOURCE", is_positional=True, word_count="+"
+    )
+    across: tuple[Literal["gpus"], ...] = option((), "what may differ between arms", _INPUT, metavar="gpus")
+    gate: str | None = option(None, _GATE, _OUTPUT, metavar="CONDITIONS")
+    output_dir: Path = option(Path("."), "the folder of the comparison and the report", _OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelsOptions:
+    """What `moe-eval kernels` can be asked."""
+
+    action: Literal["classify"] | None = option(
+        None, "read kernel names instead of a trace", _INPUT, is_positional=True, word_count="?"
+    )
+    input: tuple[Path, ...] = option((), "one trace, or two to compare", _INPUT, metavar="TRACE", word_count="+")
+    precisions: tuple[str, ...] = option(
+        (),
+        "the precisions that the traces are said to be of, checked against the kernels that ran",
+        _INPUT,
+        metavar="NAME,...",
+    )
+    tpot_ms: tuple[float, ...] = option(
+        (),
+        "ms per output token of both, measured without the profiler, to set beside what the kernels predict",
+        _INPUT,
+        metavar="MS",
+        word_count=2,
+    )
+    output: Path | None = option(None, "write everything as JSON as well", _OUTPUT, metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What `moe-eval log` can be asked."""
+
+    folders: tuple[Path, ...] = option(
+        (),
+        "the folder of a run: of moe-eval run, perf or ppl, or of lm_eval (it holds record.json)",
+        _INPUT,
+        metavar="RUN_DIR",
+        is_positional=True,
+        word_count="+",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """What `moe-eval doctor` can be asked."""
+
+    selftest: bool = option(False, "exercise TensorRT-LLM", _INPUT)
+    model_args: str = option(
+        "",
+        "model arguments of --selftest, as lm_eval takes them. Without pretrained= the shipped model is used",
+        _INPUT,
+        metavar="KEY=VALUE,...",
+    )
+    json: bool = option(False, "print the machine, engines and precisions as JSON", _OUTPUT)
