@@ -109,7 +109,7 @@ def _settled_by(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None
         return "Give --blocks 4 for more blocks."
     blocks = max(_blocks(ratio) for ratio in ratios if ratio)
     if blocks > _MOST_BLOCKS:
-        return f"More than {_MOST_BLOCKS} blocks would. Look for what disturbs the measurement first."
+        return f"It takes more than {_MOST_BLOCKS} blocks. Look for what disturbs the measurement first."
     if schedule.mode == "interleaved":
         return f"Give --num_iterations {blocks * schedule.per_block} for more iterations."
     return f"Give --blocks {blocks} for more blocks."
