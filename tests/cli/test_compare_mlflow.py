@@ -40,9 +40,11 @@ def test_children_of_one_run_have_the_quality_that_was_recorded(
 
 
 def test_a_run_is_not_compared_with_itself_in_mlflow(
-    logged: tuple[Path, str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    logged: tuple[Path, str, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     folder, uri, ids = logged
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for sources in ((ids["moe-eval run"],) * 2, (str(folder), ids["moe-eval run"]), (ids["fp8"], "moe_eval")):

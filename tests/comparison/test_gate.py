@@ -64,11 +64,37 @@ def test_every_bound_is_read_as_it_is_written(name: str, sign: str, bound: float
 
 @pytest.mark.parametrize(
     "text",
-    ["", "speed", "speed>1.2", "speed>=", "speed>=x", "speed>=nan", "speed>=inf", "speed==1.2", "fast>=1", "speed>=1,",
-     "kld[b8]<=1", "speed[8]>=1", "speed[b]>=1", "verdict==wins", "verdict>=1", "speed>=1;ln_ppl<=1", "speed>=1>=2",
-     "kld<=1_0", "kl d<=1", "kld<=1 0", "kld< =1", "kld<=\uff11", "speed[b\u0661]>=1", "kld<=1e999", "kld<=0x1",
-     "top1>=50", "top1<=-0.1", "speed [b1]>=1"],
-)  # fmt: skip
+    [
+        "",
+        "speed",
+        "speed>1.2",
+        "speed>=",
+        "speed>=x",
+        "speed>=nan",
+        "speed>=inf",
+        "speed==1.2",
+        "fast>=1",
+        "speed>=1,",
+        "kld[b8]<=1",
+        "speed[8]>=1",
+        "speed[b]>=1",
+        "verdict==wins",
+        "verdict>=1",
+        "speed>=1;ln_ppl<=1",
+        "speed>=1>=2",
+        "kld<=1_0",
+        "kl d<=1",
+        "kld<=1 0",
+        "kld< =1",
+        "kld<=\uff11",
+        "speed[b\u0661]>=1",
+        "kld<=1e999",
+        "kld<=0x1",
+        "top1>=50",
+        "top1<=-0.1",
+        "speed [b1]>=1",
+    ],
+)
 def test_what_is_no_gate_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--gate has .*a list such as speed>=1.2,ln_ppl<=0.01.*verdict==pays\.$"):
         gate.parse(text)
@@ -94,18 +120,27 @@ def test_a_bound_is_held_against_the_ends_of_the_interval(name: str) -> None:
 @pytest.mark.parametrize(("name", "value"), [("kld", 0.01), ("top1", 0.95)])
 def test_figures_of_every_token_count_as_they_are(name: str, value: float) -> None:
     for sign, bound, expected in (
-        (">=", value, HOLDS), ("<=", value, HOLDS), (">=", value + 0.01, FAILS), ("<=", value + 0.01, HOLDS),
+        (">=", value, HOLDS),
+        ("<=", value, HOLDS),
+        (">=", value + 0.01, FAILS),
+        ("<=", value + 0.01, HOLDS),
         ("<=", value - 0.005, FAILS),
-    ):  # fmt: skip
+    ):
         assert code(f"{name}{sign}{bound!r}", comparison((1.2, 1.1, 1.3))) == expected
 
 
 def test_a_condition_is_about_every_shape_or_one() -> None:
     record = comparison((1.0, 0.97, 1.03), (1.5, 1.4, 1.6))
     for text, expected in (
-        ("speed>=1.2", FAILS), ("speed[b8]>=1.2", HOLDS), ("speed[b1]>=1.2", FAILS), ("speed[b1]>=1", UNDECIDED),
-        ("speed>=0.9", HOLDS), ("speed>=1", UNDECIDED), ("speed[b64]>=0.1", UNDECIDED), ("tpot[b8]>=1.4", HOLDS),
-    ):  # fmt: skip
+        ("speed>=1.2", FAILS),
+        ("speed[b8]>=1.2", HOLDS),
+        ("speed[b1]>=1.2", FAILS),
+        ("speed[b1]>=1", UNDECIDED),
+        ("speed>=0.9", HOLDS),
+        ("speed>=1", UNDECIDED),
+        ("speed[b64]>=0.1", UNDECIDED),
+        ("tpot[b8]>=1.4", HOLDS),
+    ):
         assert code(text, record) == expected, text
     # one that failed counts more than one that is open
     assert code("speed>=1.2", comparison((1.0, 0.5, 2.0), (1.0, 0.9, 1.1))) == FAILS
@@ -115,8 +150,11 @@ def test_codes_of_several_conditions() -> None:
     record = comparison((1.2, 1.1, 1.3))
     holds, fails, undecided = "speed>=1", "speed>=2", "speed>=1.2"
     for texts, expected in (
-        ((holds, holds), HOLDS), ((holds, fails), FAILS), ((holds, undecided), UNDECIDED), ((undecided, fails), FAILS),
-    ):  # fmt: skip
+        ((holds, holds), HOLDS),
+        ((holds, fails), FAILS),
+        ((holds, undecided), UNDECIDED),
+        ((undecided, fails), FAILS),
+    ):
         result, lines = gate.check(record, gate.parse(",".join(texts)))
         assert result == expected
         assert len(lines) == 2
@@ -174,14 +212,20 @@ def test_a_ratio_without_an_interval_is_known_to_three_percent() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"arms": (ComparedArm("fp8", "fp8", Status.FAILED, "out of memory."),)},
-         "fp8 failed (out of memory), so the gate cannot hold."),
-        ({"skipped": (Skipped("nvfp4", None, "no checkpoint"),)},
-         "nvfp4 was left out (no checkpoint), so the gate cannot hold."),
-        ({"skipped": tuple(Skipped("nvfp4", name, "emulated") for name in ("latency", "kernels"))},
-         "nvfp4 was left out (emulated), so the gate cannot hold."),
+        (
+            {"arms": (ComparedArm("fp8", "fp8", Status.FAILED, "out of memory."),)},
+            "fp8 failed (out of memory), so the gate cannot hold.",
+        ),
+        (
+            {"skipped": (Skipped("nvfp4", None, "no checkpoint"),)},
+            "nvfp4 was left out (no checkpoint), so the gate cannot hold.",
+        ),
+        (
+            {"skipped": tuple(Skipped("nvfp4", name, "emulated") for name in ("latency", "kernels"))},
+            "nvfp4 was left out (emulated), so the gate cannot hold.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_arm_that_is_missing_keeps_a_gate_from_holding(changes: dict[str, Any], line: str) -> None:
     record = replace(comparison((1.2, 1.1, 1.3)), **changes)
     result, lines = gate.check(record, gate.parse("speed>=1"))

@@ -18,27 +18,26 @@ from moe_eval.comparison import gate, kernels, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import CeilingOfPhase, Interval, LabelDifference, Pair, SpeedRatios, Verdict
+from moe_eval.records.comparison import CeilingOfPhase, Interval, LabelDifference, SpeedRatios, Verdict
 from moe_eval.records.labels import Status
 from moe_eval.records.run import Skipped
 from moe_eval.traces.readers import files
 from tests.doubles import recorded_arms as made
 from tests.doubles.comparisons import RELOADED, comparison
-from tests.doubles.recorded_arms import INPUT, OUTPUT
+from tests.doubles.recorded_arms import INPUT, OUTPUT, pair, scored
 
 TRACES = Path(__file__).parents[1] / "traces" / "data"
 # e2e in ms of a Qwen3-30B-A3B with random weights on one H100 (vLLM 0.22.1): two loads of three iterations
 H100 = {
-    "bf16": {1: [[1321.0, 1320.8, 1321.4], [1300.7, 1299.6, 1297.0]],
-             8: [[2847.1, 2846.2, 2846.6], [2843.8, 2843.9, 2843.9]]},
-    "fp8": {1: [[1260.3, 1264.6, 1271.4], [1260.6, 1255.6, 1255.4]],
-            8: [[2206.2, 2246.1, 2198.9], [2199.1, 2196.6, 2197.6]]},
-}  # fmt: skip
-
-
-def pair(*arms: ArmRecords, across: tuple[str, ...] = ()) -> Pair:
-    """The one pair of two arms."""
-    return pairs.compare(arms, across=across).pairs[0]
+    "bf16": {
+        1: [[1321.0, 1320.8, 1321.4], [1300.7, 1299.6, 1297.0]],
+        8: [[2847.1, 2846.2, 2846.6], [2843.8, 2843.9, 2843.9]],
+    },
+    "fp8": {
+        1: [[1260.3, 1264.6, 1271.4], [1260.6, 1255.6, 1255.4]],
+        8: [[2206.2, 2246.1, 2198.9], [2199.1, 2196.6, 2197.6]],
+    },
+}
 
 
 def test_ratios_and_intervals_of_a_real_pair_are_those_of_a_calculation_by_hand(tmp_path: Path) -> None:
@@ -113,16 +112,6 @@ def test_a_time_that_no_clock_has_on_both_sides_has_no_ratio() -> None:
         for block in arms[1].latency.shapes[0].blocks
     )
     assert pair(arms[0], changed(arms[1], blocks=blocks)).shapes[0].speed == SpeedRatios()
-
-
-def scored(folder: Path, worse: dict[str, float], documents: int = 5, **facts: Any) -> list[ArmRecords]:
-    """Arms with quality and its arrays on disk."""
-    arms = []
-    for name, amount in worse.items():
-        scores = made.scores(amount, documents)
-        scores.save(folder / f"ppl_{name}_cpu.npz")
-        arms.append(ArmRecords(name, name, quality=made.quality(name, scores, **facts), folder=folder))
-    return arms
 
 
 def test_kernels_belong_to_the_shape_of_their_size_and_stand_alone_where_there_is_none() -> None:

@@ -15,9 +15,9 @@ from moe_eval.comparison import gate, quality
 from moe_eval.comparison.gate import GateResult
 from moe_eval.comparison.quality import compare
 from moe_eval.errors import UsageError
-from tests.comparison.test_pairs import pair, scored
 from tests.doubles import recorded_arms as made
 from tests.doubles.comparisons import comparison
+from tests.doubles.recorded_arms import pair, scored
 from tests.doubles.table_engine import PAGES, PREFIX, VOCABULARY, Table, cut, encode, measure
 
 

@@ -62,9 +62,15 @@ def test_the_edges_of_the_rule(low: float, high: float, expected_verdict: str) -
 )
 @pytest.mark.parametrize(
     ("beyond", "expected_verdict"),
-    [(1.4, "pays"), (1.001, "pays"), (0.999, "inconclusive"), (0.985, "inconclusive"), (0.965, "inconclusive"),
-     (0.5, "does not pay")],
-)  # fmt: skip
+    [
+        (1.4, "pays"),
+        (1.001, "pays"),
+        (0.999, "inconclusive"),
+        (0.985, "inconclusive"),
+        (0.965, "inconclusive"),
+        (0.5, "does not pay"),
+    ],
+)
 def test_without_drift_in_an_interval_some_percent_have_to_be_passed(
     schedule: PairSchedule, allowed: float, beyond: float, expected_verdict: str
 ) -> None:
@@ -146,9 +152,9 @@ def test_every_combination_of_shapes(count: int) -> None:
         rows = [shape(batch, *KINDS[kind]) for batch, kind in zip((1, 8, 32), kinds, strict=False)]
         pair = decide(rows)
         assert pair.verdict == expected(kinds), kinds
-        assert (pair.settled_by is None) == (pair.verdict == "not comparable" or not (
-            WIDE in kinds or set(kinds) == {"untimed"}
-        )), kinds  # fmt: skip
+        assert (pair.settled_by is None) == (
+            pair.verdict == "not comparable" or not (WIDE in kinds or set(kinds) == {"untimed"})
+        ), kinds
         if pair.verdict in ("pays", "does not pay"):
             # no number without its interval: every ratio that is told is followed by one
             for number in re.findall(r"\d+\.\d+x.{12}", pair.sentence):

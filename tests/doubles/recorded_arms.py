@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_eval import stats
+from moe_eval.comparison import pairs
 from moe_eval.data import workload
 from moe_eval.evaluators import kernels_record, latency_record
 from moe_eval.evaluators import quality as evaluator
@@ -20,6 +21,7 @@ from moe_eval.machine.hardware import Gpu, Machine
 from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records import disk
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
+from moe_eval.records.comparison import Pair
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
 from moe_eval.records.latency import LatencyRecord, Routing, Sample, Turn, WarmUp
@@ -228,3 +230,18 @@ def write(folder: Path, arms: Sequence[ArmRecords], where: str = "sm90", record:
             disk.write_record(folder / name, kernels_of_shape)
     if record:
         disk.write_record(folder / RUN_FILE, record)
+
+
+def pair(*arms: ArmRecords, across: tuple[str, ...] = ()) -> Pair:
+    """The one pair of two arms."""
+    return pairs.compare(arms, across=across).pairs[0]
+
+
+def scored(folder: Path, worse: dict[str, float], documents: int = 5, **facts: Any) -> list[ArmRecords]:
+    """Arms with quality and its arrays on disk."""
+    arms = []
+    for name, amount in worse.items():
+        arm_scores = scores(amount, documents)
+        arm_scores.save(folder / f"ppl_{name}_cpu.npz")
+        arms.append(ArmRecords(name, name, quality=quality(name, arm_scores, **facts), folder=folder))
+    return arms

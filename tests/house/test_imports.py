@@ -73,3 +73,12 @@ def test_no_imports_form_a_circle() -> None:
         for module in free:
             del below[module]
     assert not below, f"a circle is among {sorted(below)}"
+
+
+def test_no_test_is_imported_by_another() -> None:
+    tests = Path(__file__).resolve().parents[1]
+    for file in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                assert not [name for name in modules if name.startswith("tests.") and ".test_" in name], file

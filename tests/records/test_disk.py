@@ -161,9 +161,12 @@ def test_redaction_changes_nothing_but_a_copy() -> None:
 
 def test_user_and_password_of_an_address_never_reach_the_disk(tmp_path: Path) -> None:
     content = {
-        "a": "https://user:hunter2@example.org/x?y=1", "b": ["mlflow at postgresql://hunter2@db/x failed"],
-        "https://u:hunter2@key.org": 1, "mail": "someone@example.org", "plain": "https://example.org/@x",
-    }  # fmt: skip
+        "a": "https://user:hunter2@example.org/x?y=1",
+        "b": ["mlflow at postgresql://hunter2@db/x failed"],
+        "https://u:hunter2@key.org": 1,
+        "mail": "someone@example.org",
+        "plain": "https://example.org/@x",
+    }
     disk.write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text()
     assert "hunter2" not in text
