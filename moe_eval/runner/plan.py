@@ -74,7 +74,8 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
     timed = [arm for arm in arms if "latency" in evaluators[arm.name]]
     kept_apart = before is not None and before.schedule.mode != "interleaved"
     fit_together = not kept_apart and len(timed) > 1 and fit.together(timed, request.shapes, gpus)
-    iterations = schedule(request.iterations, request.warm_ups, request.blocks, together=fit_together)
+    blocks = request.blocks if len(timed) > 1 else 1  # blocks are for a ratio: one arm alone has none
+    iterations = schedule(request.iterations, request.warm_ups, blocks, together=fit_together)
     traced = tuple(replace(shape, output_len=min(shape.output_len, TRACED_TOKENS)) for shape in request.shapes)
     routed_as = {arm.name: next(twin.name for twin in timed if twin.settings == arm.settings) for arm in timed}
     routed = [] if registry.named(request.arms.engine).routing is None else list(routed_as.values())

@@ -56,9 +56,9 @@ def fetch(name: str, folder: Path) -> Path:
             client = mlflow.MlflowClient()
             runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
             for run in runs:
-                for file in client.list_artifacts(run.info.run_id):
-                    if _OF_RUN.fullmatch(file.path) or _RECORD.fullmatch(file.path):
-                        client.download_artifacts(run.info.run_id, file.path, str(here))
+                _download(client, run.info.run_id, here, _OF_RUN, _RECORD)
+                if parent := run.data.tags.get(PARENT_TAG):  # it has the comparison of its children
+                    _download(client, parent, here, _OF_RUN)
         except UsageError:
             raise
         # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
@@ -72,6 +72,12 @@ def fetch(name: str, folder: Path) -> Path:
     if not any(_RECORD.fullmatch(file.name) and not _OF_RUN.fullmatch(file.name) for file in here.iterdir()):
         raise UsageError(f"The runs of {name} in MLflow keep no records of arms. Give runs that moe-eval logged.")
     return here
+
+
+def _download(client: MlflowClient, run_id: str, folder: Path, *names: re.Pattern[str]) -> None:
+    for file in client.list_artifacts(run_id):
+        if any(name.fullmatch(file.path) for name in names):
+            client.download_artifacts(run_id, file.path, str(folder))
 
 
 def _run(client: MlflowClient, run_id: str) -> list[Run]:

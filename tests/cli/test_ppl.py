@@ -40,7 +40,7 @@ def comparison_of(folder: Path) -> ComparisonRecord:
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """BF16 and emulated FP8 of the shipped model, each in its own process, NVFP4 not asked for."""
-    words = "ppl --emulate --precisions bf16,fp8 --dataset moe_sample --num_chunks 12 --input_len 64"
+    words = "ppl --emulate --precisions bf16,fp8 --dataset moe_sample --num_chunks 12 --input_len 128"
     return start(words, tmp_path_factory.mktemp("ppl"))
 
 
@@ -67,7 +67,7 @@ def test_every_arm_has_a_record_with_every_label(
         assert (record.status, record.error) == (Status.FINISHED, None)
         assert (record.precision, record.emulated) == (name, name == "fp8")
         assert (record.sm_version, record.gpu_name, record.fusion_disabled) == (None, None, False)
-        assert (record.engine, scored.dataset, scored.input_len) == ("transformers", "moe_sample", 64)
+        assert (record.engine, scored.dataset, scored.input_len) == ("transformers", "moe_sample", 128)
         assert scored.num_chunks == len(scored.per_chunk_ppls) == 12 < scored.of_chunks
         assert record.labels.engine is not None
         assert record.labels.engine.precision == name

@@ -35,7 +35,10 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
     def run(*options: str, failed: int = 0) -> int:
         class Recorded:
             def __init__(self, request: Any, plan: Any, gpus: Any) -> None:
-                self.folder, self.plan = request.folder, plan
+                self.request, self.folder, self.plan = request, request.folder, plan
+
+            def check(self) -> None:
+                """Everything recorded can be measured."""
 
             def execute(self, progress: Any) -> list[str]:
                 shutil.copytree(source, self.folder, dirs_exist_ok=True)

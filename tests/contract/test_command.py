@@ -78,7 +78,7 @@ def test_word_perplexity_is_that_of_transformers_and_the_labels_say_what_ran(
     own = "prompt_logprobs=0, checked against context_logits, themselves checked against generation"
     form = own if version == "1.4.0rc1" else "context_logits, checked against generation"
     assert engine["scores_from"] == form
-    assert ("scores are read from context logits" in ended.err) == (version != "1.4.0rc1")
+    assert ("Scores are read from context logits" in ended.err) == (version != "1.4.0rc1")
 
 
 # the log-likelihood that lm-eval's own model gives for a text, or what it raises

@@ -160,7 +160,7 @@ def test_nothing_is_timed_after_a_trace_in_whatever_order_tasks_are_named(comman
     assert ended.code == 0, ended.err[-2000:]
     assert 0 < ended.err.index("Timing:") < ended.err.index("Tracing:")
     (run,) = run_folders(tmp_path)
-    assert {key.split("/")[0] for key in record(run)["metrics"]} == {"harness", "speed", "kernels"}
+    assert {key.split("/")[0] for key in record(run)["metrics"]} == {"harness", "latency", "kernels"}
 
 
 def test_an_arm_that_is_not_what_its_label_says_is_kept_and_fails_the_command(
