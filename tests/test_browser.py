@@ -75,7 +75,7 @@ def test_two_arms_line_up_in_the_compare_view(browser: Browser) -> None:
     chosen = urllib.parse.quote(json.dumps([browser.runs["bf16"], browser.runs["fp8"]]))
     browser.open(f"compare-runs?runs={chosen}&experiments={urllib.parse.quote(json.dumps([browser.experiment]))}")
     browser.page.get_by_text("Comparing 2 Runs").wait_for()
-    browser.page.get_by_text("quality/token_ppl", exact=True).first.wait_for()
+    browser.page.get_by_text("latency/b1_i512_o257/e2e_ms", exact=True).first.wait_for()
     text = browser.page.inner_text("body")
     assert "bf16" in text
     assert "fp8" in text

@@ -207,7 +207,8 @@ def _with_comparisons(folder: Path, arms: Sequence[ArmRecords]) -> list[ArmRecor
     for name in _COMPARISON_FILES:
         for pair in _pairs(folder / name):
             quality = pair.quality
-            if quality and quality.run_id and quality.run_id == runs.get(pair.reference) == runs.get(pair.other):
+            # the reference may be in another folder: it counts if it is of the same run, see comparison.quality
+            if quality and quality.run_id and quality.run_id == runs.get(pair.other):
                 compared.setdefault(pair.other, {})[pair.reference] = quality
     return [replace(arm, compared={**compared.get(arm.name, {}), **arm.compared}) for arm in arms]
 

@@ -138,7 +138,7 @@ def test_the_table_shows_what_the_records_hold_and_that_windows_were_left_out(
     assert second["ln(ppl ratio)"] == f"{pair.quality.ln_ppl_ratio.value:+.5f}"
     assert second["KLD mean"] == f"{pair.quality.divergence.mean:.5f}"
     assert len({len(line) for line in emulated.out.splitlines() if line.startswith("|")}) == 1
-    assert f"12 windows of at most 64 tokens, the first of {bf16.of_chunks}" in emulated.out
+    assert f"12 windows of at most 128 tokens, the first of {bf16.of_chunks}" in emulated.out
     assert "64 most probable" in emulated.out
     assert "Noise floor (bf16 again with batch size 1): ln(ppl ratio)" in emulated.out
     assert "fp8: Its static scales were calibrated on articles of the data set that is scored" in emulated.out
