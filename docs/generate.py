@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from types import ModuleType
 
+from moe_eval import stats
 from moe_eval.cli.options.command_line import Command, default_text
 from moe_eval.cli.options.commands import COMMANDS
 from moe_eval.cli.options.option import Option, options_of
@@ -22,7 +23,15 @@ from moe_eval.records import comparison, harness, kernels, labels, latency, qual
 REFERENCE = Path(__file__).resolve().parent / "reference"
 _NOTE = "<!-- Written by docs/generate.py: change the dataclasses and run it. -->"
 _MODULES = (run, latency, quality, kernels, comparison, harness, labels)
-_PARTS = (hardware.Machine, hardware.Gpu, sampler.GpuSummary, rates.Rates, workload.Shape)
+_PARTS = (
+    stats.Estimate,
+    stats.Divergence,
+    hardware.Machine,
+    hardware.Gpu,
+    sampler.GpuSummary,
+    rates.Rates,
+    workload.Shape,
+)
 _FILES = {
     "RunRecord": "`run.json`, `perf_run.json`, `ppl_run.json`",
     "LatencyRecord": "`perf_ARM_WHERE.json`",

@@ -12,7 +12,7 @@ from moe_eval.comparison.comparable import engine, is_one_run, scored
 from moe_eval.errors import UsageError
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import QualityComparison
-from moe_eval.records.quality import Divergence, Estimate, QualityRecord
+from moe_eval.records.quality import QualityRecord
 
 if TYPE_CHECKING:
     from moe_eval.evaluators.quality import Scores
@@ -71,7 +71,7 @@ def _bits(precision: str) -> int:
     return 16 if precision in DTYPE_OF else 4 if precision.startswith("nvfp4") else 8
 
 
-def _finite(ratio: Estimate | None) -> Estimate | None:
+def _finite(ratio: stats.Estimate | None) -> stats.Estimate | None:
     return ratio if ratio and all(abs(value) < _LARGEST_LN_RATIO for value in vars(ratio).values()) else None
 
 
@@ -109,9 +109,9 @@ def of_scores(reference: Scores, candidate: Scores, noise_floor: float | None) -
         no_interval = str(error)
     divergence = stats.divergence(reference.top_ids, reference.top_logprobs, candidate.top_ids, candidate.top_logprobs)
     return QualityComparison(
-        ln_ppl_ratio=Estimate(**vars(ratio)) if ratio else None,
+        ln_ppl_ratio=ratio,
         ppl_change=None,
-        divergence=Divergence(**vars(divergence)) if all(map(math.isfinite, vars(divergence).values())) else None,
+        divergence=divergence if all(map(math.isfinite, vars(divergence).values())) else None,
         flag=flag,
         no_interval=no_interval,
     )

@@ -16,7 +16,7 @@ from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.engines.base import Engine, WindowScores, unheard
 from moe_eval.errors import UsageError
 from moe_eval.records.labels import ArmLabels, Origin, Status
-from moe_eval.records.quality import Divergence, Estimate, NoiseFloor, QualityFigures, QualityRecord
+from moe_eval.records.quality import NoiseFloor, QualityFigures, QualityRecord
 
 TOP_K = 64
 Array = npt.NDArray[Any]
@@ -145,11 +145,11 @@ def noise_floor(scores: Scores, alone: Scores, batch_size: int) -> NoiseFloor | 
         return None
     ratio, no_interval = None, None
     try:
-        ratio = Estimate(**vars(stats.ln_ratio(scores.by_document(), alone.by_document())))
+        ratio = stats.ln_ratio(scores.by_document(), alone.by_document())
     except UsageError as error:
         no_interval = str(error)
     divergence = stats.divergence(scores.top_ids, scores.top_logprobs, alone.top_ids, alone.top_logprobs)
-    return NoiseFloor(batch_size, ratio, no_interval, Divergence(**vars(divergence)))
+    return NoiseFloor(batch_size, ratio, no_interval, divergence)
 
 
 def record(

@@ -8,8 +8,8 @@ from enum import Enum
 
 from moe_eval.records.kernels import KernelTime
 from moe_eval.records.labels import Status
-from moe_eval.records.quality import Divergence, Estimate
 from moe_eval.records.run import Mode, Skipped
+from moe_eval.stats import Divergence, Estimate
 
 COMPARISON_SCHEMA = 2
 COMPARISON_FILE = "comparison.json"

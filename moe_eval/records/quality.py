@@ -5,37 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from moe_eval.records.labels import ArmLabels, Origin, Status
+from moe_eval.stats import Divergence, Estimate
 
 QUALITY_SCHEMA = 2
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its standard error and its 95 % interval."""
-
-    value: float
-    error: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """How far one arm's distributions are from another's (see stats.Divergence for the formulas).
-
-    Attributes:
-        mean, median, p99: Kullback-Leibler divergence in nats.
-        k: how many of the most probable tokens each arm gave.
-        covered: mean share of the reference's probability that the single tokens hold, 0 to 1.
-        same_top1: share of positions with the same most probable token, 0 to 1.
-    """
-
-    mean: float
-    median: float
-    p99: float
-    k: int
-    covered: float
-    same_top1: float
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, ShapeComparison
-from moe_eval.records.quality import Estimate
 from moe_eval.report import arm_tables, bars, drawing, pair_tables, points
 from moe_eval.report.drawing import Chart
 from moe_eval.report.points import Point, Series
 from moe_eval.report.text import METRICS, Table, category, comparable, finite, named, number, paragraph, plain
+from moe_eval.stats import Estimate
 from moe_eval.traces.taxonomy import CATEGORIES
 
 _TIMES = ("e2e_ms", "tpot_ms", "ttft_ms")

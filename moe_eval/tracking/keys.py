@@ -14,7 +14,8 @@ from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyMetrics, LatencyRecord, Metric
-from moe_eval.records.quality import Estimate, QualityRecord
+from moe_eval.records.quality import QualityRecord
+from moe_eval.stats import Estimate
 
 
 def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:

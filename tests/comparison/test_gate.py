@@ -23,8 +23,8 @@ from moe_eval.records.comparison import (
     Verdict,
 )
 from moe_eval.records.labels import Status
-from moe_eval.records.quality import Estimate
 from moe_eval.records.run import Skipped
+from moe_eval.stats import Estimate
 from tests.doubles import comparisons as made
 from tests.doubles.comparisons import QUALITY, RELOADED, TURNS, Known, shape
 

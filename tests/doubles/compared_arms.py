@@ -28,8 +28,8 @@ from moe_eval.records.comparison import (
 )
 from moe_eval.records.kernels import KernelTime
 from moe_eval.records.labels import Status
-from moe_eval.records.quality import Divergence, Estimate
 from moe_eval.records.run import RunRecord, Schedule
+from moe_eval.stats import Divergence, Estimate
 
 GPU = "NVIDIA H100 80GB HBM3"
 # ms per decode step and per prefill of the reference at batch 1; the other arm's is before * the factor

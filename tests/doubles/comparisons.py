@@ -26,7 +26,7 @@ from moe_eval.records.comparison import (
     Verdict,
 )
 from moe_eval.records.labels import Status
-from moe_eval.records.quality import Divergence, Estimate
+from moe_eval.stats import Divergence, Estimate
 
 Known = tuple[float, float | None, float | None]
 TURNS = PairSchedule("interleaved", 4, 2, one_run=True)

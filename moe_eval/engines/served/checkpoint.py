@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.served.library import Traits
+from moe_eval.engines.served.package import Traits
 from moe_eval.errors import UsageError
 
 # quantisations that the libraries' readers know, by the first word of contents.Carried.method

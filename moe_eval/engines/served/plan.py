@@ -9,7 +9,7 @@ from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import number
 from moe_eval.engines.served.checkpoint import Model, read_model
-from moe_eval.engines.served.library import Traits
+from moe_eval.engines.served.package import Traits
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 

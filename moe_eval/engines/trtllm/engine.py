@@ -29,7 +29,7 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
-from moe_eval.engines.served.library import describe_failure, reach
+from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.trtllm import tracing
 from moe_eval.engines.trtllm.installed import TRTLLM, Library
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from moe_eval.engines.served.library import Traits, expected_api, import_library
+from moe_eval.engines.served.package import Traits, expected_api, import_library
 from moe_eval.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from moe_eval.engines.options import flag
 from moe_eval.engines.requests import end_tokens
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
-from moe_eval.engines.served.library import describe_failure
+from moe_eval.engines.served.package import describe_failure
 from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine

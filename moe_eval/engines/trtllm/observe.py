@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from moe_eval.engines import weights
-from moe_eval.engines.served.library import reach
+from moe_eval.engines.served.package import reach
 
 # set by MPI launchers for every process they start
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TLLM_SPAWN_PROXY_PROCESS", "tllm_mpi_size")

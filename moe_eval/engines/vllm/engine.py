@@ -20,7 +20,7 @@ import torch
 from moe_eval.data.window import Window
 from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
-from moe_eval.engines.served.library import describe_failure, reach
+from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.vllm import readers, tracing
 from moe_eval.engines.vllm.installed import VLLM, Library
 from moe_eval.errors import UsageError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from moe_eval.engines.served.library import KnownFailure, Traits, expected_api, import_library
+from moe_eval.engines.served.package import KnownFailure, Traits, expected_api, import_library
 
 VLLM = Traits(
     name="vllm",

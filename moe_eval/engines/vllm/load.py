@@ -13,7 +13,7 @@ from moe_eval.engines.requests import end_tokens
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
-from moe_eval.engines.served.library import describe_failure, reach
+from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from moe_eval.engines import weights
-from moe_eval.engines.served.library import reach
+from moe_eval.engines.served.package import reach
 
 # the tensors of quantised weights
 _QUANTISED = re.compile(r"weight(_scale\w*|_packed)?$")
