@@ -199,7 +199,7 @@ def test_as_many_blocks_are_asked_for_as_decide_it(blocks: int, value: float, ha
         narrower = (value, value * math.exp(-reach), value * math.exp(reach))
         return verdict.of_shape(shape(1, narrower), RELOADED)[0] != "inconclusive"
 
-    if "More than 64" in text:
+    if "more than 64" in text:
         assert not decides(64)
         return
     count = int(re.fullmatch(r"Give --blocks (\d+) for more blocks\.", text)[1])  # type: ignore[index]
