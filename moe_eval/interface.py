@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.comparison import ComparisonRecord, Rules
 
 if TYPE_CHECKING:
     import pandas
@@ -130,17 +130,18 @@ def run(**options: object) -> Results:
     return Results(outcome.arms, comparison, tuple(outcome.failures), run_options.output_dir)
 
 
-def compare(*sources: str | Path, across: Collection[str] = ()) -> Results:
+def compare(*sources: str | Path, across: Collection[str] = (), rules: Rules | None = None) -> Results:
     """Compare recorded arms with the first of them, as `moe-eval compare` does, and write nothing.
 
     Args:
         sources: output folders of moe-eval run, perf and ppl, ids of MLflow runs, or names of MLflow experiments.
         across: what may differ between arms: `gpus`, or nothing.
+        rules: of the verdicts: the least gain that counts, and the time that decides. None for the default ones.
 
     Raises:
         UsageError: a source cannot be read, two of them hold the same measurement, or there is one arm alone.
     """
-    results = _results(sources, across)
+    results = _results(sources, across, rules)
     if len(results.arms) < 2:
         raise UsageError(f"There is one arm alone ({results.arms[0].name}). Give sources of two or more.")
     return results
@@ -159,12 +160,12 @@ def read(folder_or_run_id: str | Path) -> Results:
     return _results([folder_or_run_id], ())
 
 
-def _results(sources: Sequence[str | Path], across: Collection[str]) -> Results:
+def _results(sources: Sequence[str | Path], across: Collection[str], rules: Rules | None = None) -> Results:
     from moe_eval.cli.gathered import gathered
 
     if not sources:
         raise UsageError("There is no source. Give a folder, an MLflow run id or an experiment.")
     with gathered([str(source) for source in sources]) as records:
-        comparison = records.compare(across) if len(records.arms) > 1 else None
+        comparison = records.compare(across, rules) if len(records.arms) > 1 else None
     folder = Path(sources[0])
     return Results(records.arms, comparison, (), folder if len(sources) == 1 and folder.is_dir() else None)

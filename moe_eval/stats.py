@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import optimize, special
 from scipy import stats as distributions
 
 from moe_eval.errors import UsageError
@@ -17,17 +18,20 @@ from moe_eval.errors import UsageError
 Array = npt.NDArray[Any]
 
 CONFIDENCE = 0.95
+ERROR_RATE = (1 - CONFIDENCE) / 2  # of a claim in one direction
+LEAST_LOADS = 3  # of either arm for a verdict: two leave one degree of freedom
 _RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its standard error and its interval at CONFIDENCE."""
+    """A figure with its standard error, its interval and the degrees of freedom of Student's t."""
 
     value: float
     error: float
     low: float
     high: float
+    df: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _bootstrap(sums: Array, counts: Array, seed: int) -> Estimate:
     # a resample varies as n documents with a spread over n, not n - 1
     error = float(ratios.std(ddof=1) * math.sqrt(blocks / (blocks - 1)))
     reach = float(distributions.t.ppf(0.5 + CONFIDENCE / 2, blocks - 1)) * error
-    return Estimate(value, error, value - reach, value + reach)
+    return Estimate(value, error, value - reach, value + reach, blocks - 1)
 
 
 @lru_cache(maxsize=1)  # the statistics of one comparison draw the same documents
@@ -185,28 +189,89 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     return ordered[k - 1], ordered[n - k]
 
 
-def block_ratio(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
-    """The ratio above / below of two arms that were measured side by side in blocks.
-
-    Drift over a run (clocks, temperature) moves both arms of a block alike and cancels in its ratio.
-
-    Args:
-        above, below: positive samples of every block, for example seconds.
-
-    Returns:
-        exp(mean over blocks of ln(median above / median below)) and its interval, from a bootstrap over blocks with
-        Student's t as in ln_ratio. `error` is that of the logarithm.
+def mean_interval(values: Sequence[float] | Array, confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of independent values with Student's interval of n - 1 degrees of freedom.
 
     Raises:
-        UsageError: the blocks differ, or there are fewer than two.
+        UsageError: there are fewer than two.
     """
-    if len(above) != len(below) or not all(map(len, [*above, *below])):
-        raise UsageError("A ratio needs the same blocks of both arms. Measure both in every block.")
-    logs = np.array([math.log(np.median(a) / np.median(b)) for a, b in zip(above, below, strict=True)])
-    if len(logs) < 2:
-        raise UsageError(f"An interval needs at least two blocks and there are {len(logs)}. Measure more iterations.")
-    log_ratio = _bootstrap(logs, np.ones(len(logs)), seed)
-    return Estimate(math.exp(log_ratio.value), log_ratio.error, math.exp(log_ratio.low), math.exp(log_ratio.high))
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        raise UsageError(f"An interval needs at least two loads and there are {len(array)}. Give more --loads.")
+    error = float(array.std(ddof=1)) / math.sqrt(len(array))
+    return _student(float(array.mean()), error, len(array) - 1, confidence)
+
+
+def difference_interval(first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """mean(first) - mean(second) of independent values, with Welch's interval (Biometrika 34, 1947).
+
+    Raises:
+        UsageError: a side has fewer than two.
+    """
+    sides = [mean_interval(values) for values in (first, second)]
+    variances = [side.error**2 for side in sides]
+    error, df = math.sqrt(sum(variances)), float(min(len(first), len(second)) - 1)
+    if error:
+        df = sum(variances) ** 2 / sum(variance**2 / side.df for variance, side in zip(variances, sides, strict=True))
+    return _student(sides[0].value - sides[1].value, error, df, confidence)
+
+
+def _student(value: float, error: float, df: float, confidence: float) -> Estimate:
+    reach = float(special.stdtrit(df, 0.5 + confidence / 2)) * error
+    return Estimate(value, error, value - reach, value + reach, df)
+
+
+def reach(count: int) -> float:
+    """Half the width of the interval of a mean of `count` values, in their standard deviations."""
+    return float(special.stdtrit(count - 1, 0.5 + CONFIDENCE / 2)) / math.sqrt(count)
+
+
+def p_above(value: float, error: float, df: float, bound: float) -> float:
+    """The chance of an estimate as high as `value` or higher, where the truth is no higher than `bound`."""
+    if not error:
+        return 0.0 if value > bound else 1.0
+    return float(special.stdtr(df, (bound - value) / error))
+
+
+def holm(p_values: Sequence[float], level: float) -> list[bool]:
+    """Which hypotheses Holm's procedure rejects: the chance to reject any true one is at most `level`.
+
+    Scandinavian Journal of Statistics 6(2), 1979.
+    """
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[index] > level / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def look_level(loads: int, most_loads: int, least_loads: int, level: float) -> float:
+    """The part of `level` for the look after so many loads, of looks from `least_loads` to `most_loads`.
+
+    The parts add up to `level`, so the chance of an error at any look is at most that, by Boole's inequality. They are
+    the steps of O'Brien and Fleming's spending function (Lan and DeMets, Biometrika 70(3), 1983): few errors early.
+    """
+
+    def spent(count: int) -> float:
+        return float(2 * special.ndtr(special.ndtri(level / 2) / math.sqrt(count / most_loads)))
+
+    return spent(loads) - (spent(loads - 1) if loads > least_loads else 0.0)
+
+
+def detectable(loads: int, scatter: float, level: float, power: float) -> float:
+    """The true difference of two arms' logarithms that is seen to lie above a bound with this power, from that bound.
+
+    Args:
+        scatter: standard deviation of a load's own level, relative. A pair's difference has its root of two.
+
+    Raises:
+        ValueError: fewer than two loads.
+    """
+    df = loads - 1
+    critical = float(special.stdtrit(df, 1 - level))
+    shift = optimize.brentq(lambda shift: distributions.nct.sf(critical, df, shift) - power, 0.0, 10 * critical + 10)
+    return float(shift) * scatter * math.sqrt(2 / loads)
 
 
 # After nvbench's stdrel criterion (nvbench/stdrel_criterion.cuh): stop when the relative standard deviation is below

@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_eval.cli.conclude import settle
 from moe_eval.cli.gathered import gathered
 from moe_eval.cli.options.classes import CompareOptions
-from moe_eval.cli.request import make_folder
+from moe_eval.cli.request import make_folder, rules_of
 from moe_eval.comparison import gate, wording
 from moe_eval.errors import UsageError
 from moe_eval.exits import Ended
@@ -33,8 +33,9 @@ def run(options: CompareOptions) -> None:
     with gathered(options.sources) as records:
         if len(records.arms) < 2:
             raise UsageError(f"There is one arm alone ({records.arms[0].name}). Give sources of two or more.")
+        gate.check_arms(conditions, [arm.name for arm in records.arms])
         make_folder(folder)
-        comparison = records.compare(options.across)
+        comparison = records.compare(options.across, rules_of(options))
         disk.write_record(folder / COMPARISON_FILE, comparison)
         write.write(comparison, folder, _PAGE, _TEXT, records.first_run)
     print(f"{wording.summary(comparison)}\nReport: {folder / _PAGE}")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from moe_eval.cli.conclude import conclude, settle
+from moe_eval.cli.conclude import conclude, is_decided, settle
 from moe_eval.cli.options.classes import MeasuringOptions, PerfOptions, RunOptions
-from moe_eval.cli.request import gpus_of, make_folder, request_of
+from moe_eval.cli.request import gpus_of, make_folder, request_of, rules_of
 from moe_eval.comparison import gate, wording
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import Ended, code, terminable
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.comparison import ComparisonRecord, Rules
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.report import quality_table, speed_table
@@ -59,7 +59,7 @@ def run(options: MeasuringOptions) -> None:
         Ended: with an exit code other than 0.
     """
     conditions = gate.parse(options.gate) if options.gate is not None else ()
-    outcome = measure(options, lambda text: print(text, flush=True))
+    outcome = measure(options, lambda text: print(text, flush=True), conditions)
     if options.dry_run:
         return
     if outcome.page is not None:
@@ -92,11 +92,12 @@ def _table(options: MeasuringOptions, outcome: Outcome) -> RenderableType | None
     return quality_table.render(scored, outcome.comparison) if scored else None
 
 
-def measure(options: MeasuringOptions, out: Say) -> Outcome:
+def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condition] = ()) -> Outcome:
     """Plan, measure, compare, report and log.
 
     Args:
         out: is given the plan and the places in MLflow.
+        conditions: of a gate, refused where they name no arm.
 
     Raises:
         UsageError: the options ask for what cannot be.
@@ -105,6 +106,7 @@ def measure(options: MeasuringOptions, out: Say) -> Outcome:
     request = request_of(options)
     gpus = gpus_of(request)
     plan = planning.make(request, gpus, _before(request))
+    gate.check_arms(conditions, [*(arm.name for arm in plan.arms), *(entry.arm for entry in plan.skipped)])
     run = Run(request, plan, gpus)
     if plan.arms and not options.dry_run:
         run.check()
@@ -114,7 +116,7 @@ def measure(options: MeasuringOptions, out: Say) -> Outcome:
     if options.dry_run:
         return nothing
     if plan.arms:
-        return _measured(run, out)
+        return _measured(run, out, rules_of(options))
     print("No precision was left to run. The lines above say what each of them needs.", file=sys.stderr)
     if request.command != "run":  # perf and ppl leave a record of what is skipped
         make_folder(request.folder)
@@ -134,14 +136,14 @@ def _before(request: RunRequest) -> RunRecord | None:
     return run
 
 
-def _measured(run: Run, out: Say) -> Outcome:
+def _measured(run: Run, out: Say, rules: Rules) -> Outcome:
     """Execute a run. MLflow shows that it has begun, and how it ended."""
     folder, command = run.request.folder, run.request.command
     progress = _TrackedProgress(folder, command, out)
     try:
         with terminable(), progress:
-            failures = run.execute(progress)
-        arms, comparison = conclude(folder, command)
+            failures = run.execute(progress, lambda: is_decided(folder, command, rules))
+        arms, comparison = conclude(folder, command, rules)
     finally:
         progress.log()
     return Outcome(

@@ -12,7 +12,7 @@ from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, run_files
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.comparison import ComparisonRecord, Rules
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.tracking import fetch
@@ -32,10 +32,10 @@ class Gathered:
     runs: Sequence[RunRecord]
     first_run: RunRecord | None
 
-    def compare(self, across: Collection[str] = ()) -> ComparisonRecord:
-        """The arms against the first of them. `across`: what may differ, see comparison.pairs."""
+    def compare(self, across: Collection[str] = (), rules: Rules | None = None) -> ComparisonRecord:
+        """The arms against the first of them. `across` and `rules`: see comparison.pairs."""
         skipped = pairs.left_out(self.runs, [arm.name for arm in self.arms])
-        return pairs.compare(self.arms, skipped=skipped, across=across)
+        return pairs.compare(self.arms, skipped=skipped, across=across, rules=rules)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from moe_eval.cli.options.classes import (
     PerfOptions,
     QualityOptions,
     RunOptions,
+    VerdictOptions,
 )
 from moe_eval.cli.options.option import options_of
 from moe_eval.data.workload import shapes
@@ -23,6 +24,7 @@ from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
+from moe_eval.records.comparison import Rules
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EVALUATORS, EvaluatorName
 from moe_eval.runner.request import ArmsRequest, Command, RunRequest, SharedSettings
@@ -34,6 +36,8 @@ def request_of(options: MeasuringOptions) -> RunRequest:
     Raises:
         UsageError: options that contradict each other, or that the engine does not take.
     """
+    if isinstance(options, LatencyOptions) and options.max_minutes is not None and options.until is None:
+        raise UsageError("--max_minutes ends a run --until decided. Give both, or neither.")
     arms, tokenizer = _arms(options)
     latency = options if isinstance(options, LatencyOptions) else None
     quality = options if isinstance(options, QualityOptions) else None
@@ -53,7 +57,10 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         num_chunks=quality.num_chunks if quality else 0,
         iterations=latency.num_iterations if latency else 1,
         warm_ups=latency.warmup_iterations if latency else 0,
-        blocks=latency.blocks if latency else 1,
+        loads=latency.loads if latency else 1,
+        most_loads=latency.max_loads if latency and latency.until else None,
+        most_minutes=latency.max_minutes if latency else None,
+        min_gain=rules_of(options).min_gain,
         repeat_reference=latency.aa if latency else False,
         folder=options.output_dir,
         options=recorded(options),
@@ -61,6 +68,11 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         timeout_s=options.timeout,
         resume=options.resume,
     )
+
+
+def rules_of(options: object) -> Rules:
+    """By which rules verdicts are made. The default ones for a command that has none."""
+    return Rules(options.min_gain, options.decide_on) if isinstance(options, VerdictOptions) else Rules()
 
 
 def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:

@@ -71,6 +71,8 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     reasons = [reason for arm in (reference, candidate) for reason in _contradictions(arm)]
     for subject, (first, second) in _measured_of_both(reference, candidate).items():
         reasons += _engine_differences(subject, first, second, across)
+        if subject == "Speed":
+            reasons += _software_differences(first, second)
     if measured(reference.latency) and measured(candidate.latency):
         workloads = [arm.latency.workload for arm in (reference, candidate) if arm.latency]
         digests = [workload.digest for workload in workloads if workload]
@@ -116,6 +118,20 @@ def _engine_differences(subject: str, first: Record, second: Record, across: Col
         values = getattr(engine(first), fact, None), getattr(engine(second), fact, None)
         if values[0] != values[1]:
             yield f"{subject} was measured with {difference} ({values[0]} and {values[1]})."
+
+
+def _software_differences(first: Record, second: Record) -> Iterator[str]:
+    """What runs kernels beside the engine, where both records tell it."""
+    for name, values in zip(
+        ("driver", "CUDA", "torch"), zip(*map(_software, (first, second)), strict=True), strict=True
+    ):
+        if None not in values and values[0] != values[1]:
+            yield f"Speed was measured with another {name} ({values[0]} and {values[1]})."
+
+
+def _software(record: Record) -> tuple[str | None, str | None, str | None]:
+    machine, torch = record.origin.machine, record.origin.versions.get("torch")
+    return (machine.driver, machine.cuda, torch) if machine else (None, None, torch)
 
 
 def _gpus(record: Record) -> str:

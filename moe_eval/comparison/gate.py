@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-from moe_eval.comparison import allowances, wording
+from moe_eval import stats
+from moe_eval.comparison import verdict, wording
 from moe_eval.errors import UsageError
 from moe_eval.records.by_arm import REPEAT_SUFFIX
-from moe_eval.records.comparison import ComparisonRecord, Pair, Verdict
+from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, Rules, ShapeComparison, Verdict
 from moe_eval.records.labels import Status
+from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 
-_OF_SPEED = {"speed": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms"}
+_OF_SPEED = {"speed": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms", "energy": "j_per_tok"}
 _OF_QUALITY = ("ln_ppl", "kld", "top1")
 _NUMBER = re.compile(
-    r"(?P<name>[a-z0-9_]+)(?:\[b(?P<batch>[0-9]{1,9})\])?\s*(?P<sign>>=|<=)\s*"
+    r"(?:(?P<arm>[^:\s]+):)?(?P<name>[a-z0-9_]+)(?:\[b(?P<batch>[0-9]{1,9})\])?\s*(?P<sign>>=|<=)\s*"
     r"(?P<bound>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
 )
-_VERDICT = re.compile(r"verdict\s*==\s*pays")
+_VERDICT = re.compile(r"(?:(?P<arm>[^:\s]+):)?verdict\s*==\s*pays")
 _ALLOWED = (
     "A gate is a list such as speed>=1.2,ln_ppl<=0.01. Figures are speed, ttft and tpot (how many times faster), "
-    "ln_ppl, kld and top1, each with >= or <= and a number. A figure of speed is for every shape, or for one batch "
-    "size as speed[b8]. The verdict is verdict==pays."
+    "energy (how many times less), ln_ppl, kld and top1, each with >= or <= and a number. A figure of speed is for "
+    "every shape, or for one batch size as speed[b8]. The verdict is verdict==pays. A condition is for every arm, or "
+    "for one as fp8:speed>=1.2."
 )
 
 
@@ -53,13 +56,16 @@ class Condition:
     """One condition of a gate.
 
     Attributes:
-        name: speed, ttft or tpot (ratios reference / other), ln_ppl, kld (mean, in nats), top1 (0 to 1), or verdict.
+        name: speed, ttft, tpot or energy (ratios reference / other), ln_ppl, kld (mean, in nats), top1 (0 to 1), or
+            verdict.
+        arm: that it is about. None for every arm but the reference.
         batch_size: of the shapes that it is about. None for all.
         sign, bound: what the figure has to be. Meaningless for verdict, which has to be `pays`.
     """
 
     text: str
     name: str
+    arm: str | None = None
     batch_size: int | None = None
     sign: Literal[">=", "<="] = ">="
     bound: float = 0.0
@@ -75,8 +81,9 @@ def parse(text: str) -> tuple[Condition, ...]:
 
 
 def _condition(part: str) -> Condition:
-    if _VERDICT.fullmatch(part):
-        return Condition("verdict==pays", "verdict")
+    pays = _VERDICT.fullmatch(part)
+    if pays:
+        return Condition("".join(part.split()), "verdict", pays["arm"])
     match = _NUMBER.fullmatch(part)
     if match is None or match["name"] not in (*_OF_SPEED, *_OF_QUALITY):
         raise UsageError(f"--gate has {part!r}. {_ALLOWED}")
@@ -89,7 +96,34 @@ def _condition(part: str) -> Condition:
         raise UsageError(f"--gate has {part!r}, and top1 is a share from 0 to 1. {_ALLOWED}")
     sign: Literal[">=", "<="] = ">=" if match["sign"] == ">=" else "<="
     batch_size = int(match["batch"]) if match["batch"] else None
-    return Condition("".join(part.split()), match["name"], batch_size, sign, bound)
+    return Condition("".join(part.split()), match["name"], match["arm"], batch_size, sign, bound)
+
+
+def check_arms(conditions: Sequence[Condition], arms: Collection[str]) -> None:
+    """Refuse conditions on arms that there are none of.
+
+    Raises:
+        UsageError: with the arms that there are.
+    """
+    for condition in conditions:
+        if condition.arm is not None and condition.arm not in arms:
+            raise UsageError(f"--gate has {condition.text!r}, and the arms are {', '.join(arms)}. Name one of these.")
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """A figure that a condition bounds.
+
+    Attributes:
+        why: the figure in words. `holds`: whether its whole interval does.
+        p_value: of an interval as bad as this, where the truth is at the bound. None where nothing is to be decided.
+    """
+
+    condition: Condition
+    pair: Pair
+    why: str
+    holds: bool = False
+    p_value: float | None = None
 
 
 def check(
@@ -97,28 +131,60 @@ def check(
 ) -> tuple[GateResult, list[str]]:
     """Hold every pair of a comparison against every condition.
 
-    A bound holds where the worse end of the figure's interval holds it, and fails where the better end does not. In
-    between it is not decided, and neither is a figure that is missing or not comparable. A speed ratio is known no
-    better than allowances.bounds. Divergence and agreement are of every token, and count as they are. An arm that was
-    measured a second time is left out, and no score of random weights decides anything. Where an arm was skipped or did
-    not finish, or a task of the run failed, nothing holds: what is missing may be what would fail.
+    A bound holds where the whole interval of the figure holds it. It fails where the interval lies beyond it, by Holm's
+    procedure over all bounds of the gate: one at the truth fails in at most ERROR_RATE of runs. In between it is not
+    decided, and neither is a figure that is missing, of a quick look, of routing that nobody checked, or not
+    comparable. No speed of an emulated or broken arm holds, and no `<=` by a lower bound. An arm that was measured a
+    second time is left out, and no score of random weights decides anything. Where an arm was skipped or did not
+    finish, or a task of the run failed, nothing holds: what is missing may be what would fail.
 
     Returns:
         The worst result, and a line for every condition and pair, and for everything that is missing.
     """
     # of one run it shows how well that measures. Of two it is what a change is to be held against
     pairs = [pair for pair in comparison.pairs if not pair.other.endswith(REPEAT_SUFFIX)]
+    emulated = {arm.name for arm in comparison.arms if arm.emulated}
+    checks = [
+        (condition, pair, _figures(pair, condition, emulated))
+        for pair in pairs
+        for condition in conditions
+        if condition.arm in (None, pair.other)
+    ]
+    bounded = [figure for _, _, figures in checks for figure in figures if figure.p_value is not None]
+    rejected = stats.holm([figure.p_value or 0.0 for figure in bounded], ERROR_RATE)
+    failed = {id(figure) for figure, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results, lines = [], []
-    for pair in pairs:
-        for condition in conditions:
-            result, why = _check(pair, condition)
-            results.append(result)
-            head = f"{condition.text} {result.text} for {pair.other} against {pair.reference}"
-            lines.append(wording.ended(f"{head}: {why}"))
+    for condition, pair, figures in checks:
+        of_figures = [_result(figure, failed) for figure in figures]
+        result = _of_verdict(pair, emulated) if condition.name == "verdict" else GateResult.worst(of_figures)
+        # what decided it. Where everything holds, all of it
+        whys = [figure.why for figure, of_figure in zip(figures, of_figures, strict=True) if of_figure is result]
+        why = f"the verdict is {pair.verdict.value!r}" if condition.name == "verdict" else ", ".join(whys)
+        results.append(result)
+        head = f"{condition.text} {result.text} for {pair.other} against {pair.reference}"
+        lines.append(wording.ended(f"{head}: {why}"))
     missing = [f"{why}, so the gate cannot hold." for why in _missing(comparison, failed_tasks)]
-    if not pairs:
-        missing.append("Nothing was compared with the reference, so the gate is not decided.")
+    unmatched = [condition.text for condition in conditions if condition not in [checked for checked, _, _ in checks]]
+    if unmatched or not pairs:
+        missing.append(
+            f"Nothing was compared with the reference for {', '.join(unmatched)}, so the gate is not decided."
+        )
     return GateResult.worst([*results, *([GateResult.UNDECIDED] * len(missing))]), [*lines, *missing]
+
+
+def _result(figure: _Bounded, failed: Collection[int]) -> GateResult:
+    if figure.holds:
+        return GateResult.HOLDS
+    return GateResult.FAILS if id(figure) in failed else GateResult.UNDECIDED
+
+
+def _of_verdict(pair: Pair, emulated: set[str]) -> GateResult:
+    if pair.verdict in (Verdict.SLOWER, Verdict.NO_DIFFERENCE):
+        return GateResult.FAILS
+    is_unchecked = any(shape.fairness.is_fair is None for shape in pair.shapes if shape.figures)
+    if pair.verdict is not Verdict.PAYS or is_unchecked or emulated & {pair.reference, pair.other}:
+        return GateResult.UNDECIDED
+    return GateResult.HOLDS
 
 
 def _missing(comparison: ComparisonRecord, failed_tasks: int) -> Iterator[str]:
@@ -138,62 +204,62 @@ def _missing(comparison: ComparisonRecord, failed_tasks: int) -> Iterator[str]:
         yield f"{failed_tasks} {'task' if failed_tasks == 1 else 'tasks'} of the run failed"
 
 
-def _check(pair: Pair, condition: Condition) -> tuple[GateResult, str]:
+def _figures(pair: Pair, condition: Condition, emulated: set[str]) -> list[_Bounded]:
+    """What a condition bounds. Figures that cannot be decided say why."""
     if condition.name == "verdict":
-        of_verdict = {Verdict.PAYS: GateResult.HOLDS, Verdict.DOES_NOT_PAY: GateResult.FAILS}
-        return of_verdict.get(pair.verdict, GateResult.UNDECIDED), f"the verdict is {pair.verdict.value!r}"
+        return []
     # where tokens spread over other experts the speeds cannot be compared, and the scores can
     unfair = {shape.fairness.reason for shape in pair.shapes} if condition.name in _OF_QUALITY else set()
     differs = [reason for reason in pair.differs if reason not in unfair]
     if differs:
-        return GateResult.UNDECIDED, f"not comparable. {' '.join(differs)}"
-    checked = list(_shapes(pair, condition) if condition.name in _OF_SPEED else _quality(pair, condition))
-    worst = GateResult.worst(result for result, _ in checked)
-    # what decided it. Where everything holds, all of it
-    return worst, ", ".join(why for result, why in checked if result is worst)
-
-
-def _shapes(pair: Pair, condition: Condition) -> Iterator[tuple[GateResult, str]]:
-    """Every shape of the condition: what holds of it, and its figure in words."""
+        return [_Bounded(condition, pair, f"not comparable. {' '.join(differs)}")]
+    if condition.name in _OF_QUALITY:
+        return [_quality(pair, condition)]
+    if emulated & {pair.reference, pair.other}:
+        return [_Bounded(condition, pair, "an emulated arm has no speed")]
+    if pair.verdict is Verdict.BROKEN:
+        return [_Bounded(condition, pair, "a broken arm has no speed")]
     # a shape that was traced and not timed is none of speed's
     shapes = [shape for shape in pair.shapes if shape.figures and condition.batch_size in (None, shape.batch_size)]
-    for shape in shapes:
-        ratio = getattr(shape.speed, _OF_SPEED[condition.name])
-        if shape.fairness.is_fair is False:
-            yield GateResult.UNDECIDED, f"{shape.name} is not comparable. {shape.fairness.reason}"
-        elif ratio is None:
-            yield GateResult.UNDECIDED, f"{shape.name} has no such time"
-        else:
-            drift = allowances.drift(ratio, pair.schedule).rstrip(".")
-            why = f"{shape.name} {wording.ratio_text(ratio, pair.schedule)}" + (f" ({drift})" if drift else "")
-            yield _bounded(*allowances.bounds(ratio, pair.schedule), condition), why
-    if not shapes:
-        where = f" at batch {condition.batch_size}" if condition.batch_size is not None else ""
-        yield GateResult.UNDECIDED, f"speed was not measured on both sides{where}"
+    where = f" at batch {condition.batch_size}" if condition.batch_size is not None else ""
+    nothing = [_Bounded(condition, pair, f"speed was not measured on both sides{where}")]
+    return [_speed(pair, shape, condition) for shape in shapes] or nothing
 
 
-def _quality(pair: Pair, condition: Condition) -> Iterator[tuple[GateResult, str]]:
+def _speed(pair: Pair, shape: ShapeComparison, condition: Condition) -> _Bounded:
+    ratio: Ratio | None = getattr(shape.speed, _OF_SPEED[condition.name])
+    if ratio is None:
+        return _Bounded(condition, pair, f"{shape.name} has no such figure")
+    if shape.verdict is Verdict.NOT_COMPARABLE:
+        return _Bounded(condition, pair, f"{shape.name} is not comparable. {shape.reason}")
+    why = f"{shape.name} {wording.ratio_text(ratio, Rules())}"
+    if ratio.loads < LEAST_LOADS or ratio.low is None or ratio.high is None:
+        return _Bounded(condition, pair, f"{why} is a quick look")
+    if shape.fairness.is_fair is None:
+        return _Bounded(condition, pair, f"{why}, and routing was not checked")
+    is_least = condition.sign == ">="
+    holds = ratio.low >= condition.bound if is_least else ratio.high <= condition.bound
+    p_value = verdict.p_value(ratio, condition.bound, is_above=not is_least)
+    return _Bounded(condition, pair, why, holds, p_value)
+
+
+def _quality(pair: Pair, condition: Condition) -> _Bounded:
     quality = pair.quality
     if quality is None:
-        yield GateResult.UNDECIDED, "quality was not measured on both sides"
-    elif quality.random_weights:
-        yield GateResult.UNDECIDED, "the weights are random, so no score says anything of the checkpoint"
-    elif condition.name != "ln_ppl":
-        divergence = quality.divergence
-        if divergence is None:
-            yield GateResult.UNDECIDED, f"there is no such figure. {quality.no_interval or ''}"
-        else:
-            value = divergence.mean if condition.name == "kld" else divergence.same_top1
-            yield _bounded(value, value, condition), f"it is {value:.5g}"
-    elif quality.ln_ppl_ratio is None:
-        yield GateResult.UNDECIDED, f"there is no interval. {quality.no_interval}"
-    else:
-        ratio = quality.ln_ppl_ratio
-        why = f"it is {ratio.value:+.5f}, {ratio.low:+.5f} to {ratio.high:+.5f}"
-        yield _bounded(ratio.low, ratio.high, condition), why
-
-
-def _bounded(low: float, high: float, condition: Condition) -> GateResult:
-    worse, better = (low, high) if condition.sign == ">=" else (-high, -low)
-    bound = condition.bound if condition.sign == ">=" else -condition.bound
-    return GateResult.HOLDS if worse >= bound else GateResult.FAILS if better < bound else GateResult.UNDECIDED
+        return _Bounded(condition, pair, "quality was not measured on both sides")
+    if quality.random_weights:
+        return _Bounded(condition, pair, "the weights are random, so no score says anything of the checkpoint")
+    divergence, estimate = quality.divergence, quality.ln_ppl_ratio
+    if condition.name != "ln_ppl":
+        estimate = None if divergence is None else divergence.mean if condition.name == "kld" else divergence.same_top1
+    if estimate is None:
+        return _Bounded(condition, pair, f"there is no interval. {quality.no_interval or ''}")
+    digits = wording.interval_digits(estimate.low, estimate.high)
+    why = f"it is {estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+    is_least = condition.sign == ">="
+    sign = 1 if is_least else -1
+    p_value = stats.p_above(-sign * estimate.value, estimate.error, estimate.df, -sign * condition.bound)
+    holds = estimate.low >= condition.bound if is_least else estimate.high <= condition.bound
+    if condition.name == "kld" and divergence and divergence.is_lower_bound and not is_least:
+        holds, why = False, f"{why}, which is a lower bound"
+    return _Bounded(condition, pair, why, holds, p_value)

@@ -17,6 +17,7 @@ from moe_eval.records.comparison import (
     Pair,
     PairSchedule,
     Predicted,
+    Rules,
     ShapeComparison,
     Sides,
     Verdict,
@@ -26,12 +27,17 @@ from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyRecord, ShapeLatency
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import RunRecord, Skipped
+from moe_eval.stats import LEAST_LOADS
 
 _METRICS = ("e2e_ms", "ttft_ms", "tpot_ms", "j_per_tok")
 
 
 def compare(
-    arms: Sequence[ArmRecords], *, skipped: Sequence[Skipped] = (), across: Collection[str] = ()
+    arms: Sequence[ArmRecords],
+    *,
+    skipped: Sequence[Skipped] = (),
+    across: Collection[str] = (),
+    rules: Rules | None = None,
 ) -> ComparisonRecord:
     """Compare every arm with the first one.
 
@@ -39,14 +45,16 @@ def compare(
         arms: at least one.
         skipped: see left_out.
         across: what may differ nevertheless: comparable.GPUS.
+        rules: of the verdicts. None for the default ones.
 
     Raises:
         UsageError: the arrays of a quality record are damaged.
     """
     compared = tuple(_arm(arm) for arm in arms)
     by_name = {arm.name: arm for arm in compared}
-    pairs = tuple(verdict.decide(_pair(arms[0], candidate, across), by_name) for candidate in arms[1:])
-    return ComparisonRecord(arms[0].name, compared, pairs, tuple(skipped))
+    rules = rules or Rules()
+    pairs = verdict.decide([_pair(arms[0], candidate, across) for candidate in arms[1:]], by_name, rules)
+    return ComparisonRecord(arms[0].name, compared, tuple(pairs), tuple(skipped), rules)
 
 
 def left_out(runs: Sequence[RunRecord], recorded: Collection[str]) -> tuple[Skipped, ...]:
@@ -70,6 +78,7 @@ def _arm(arm: ArmRecords) -> ComparedArm:
         precision=arm.precision,
         status=status,
         error=error,
+        broken=_broken(arm.quality),
         precision_seen=", ".join(dict.fromkeys(precisions)) or None,
         engine=first.engine if first else None,
         engine_version=facts.version if facts else None,
@@ -87,6 +96,16 @@ def _arm(arm: ArmRecords) -> ComparedArm:
     )
 
 
+def _broken(record: QualityRecord | None) -> str | None:
+    """Why an arm could not be scored. None where it was, or nobody tried."""
+    if record is None:
+        return None
+    if record.status is Status.FAILED:
+        return record.error or "it failed"
+    is_scored = record.figures is None or record.figures.perplexity is not None
+    return None if is_scored else "its perplexity is no number"
+
+
 def _status(records: Sequence[LatencyRecord | QualityRecord]) -> tuple[Status, str | None]:
     """The worst that happened to an arm. Being left out of one evaluator is not bad where another one finished."""
     broken = [record for record in records if record.status not in (Status.FINISHED, Status.SKIPPED)]
@@ -97,50 +116,62 @@ def _status(records: Sequence[LatencyRecord | QualityRecord]) -> tuple[Status, s
 
 def _pair(reference: ArmRecords, candidate: ArmRecords, across: Collection[str]) -> Pair:
     """A pair whose verdict is still open."""
+    schedule = _schedule(reference.latency, candidate.latency)
     return Pair(
         reference=reference.name,
         other=candidate.name,
-        verdict=Verdict.INCONCLUSIVE,
+        verdict=Verdict.OPEN,
         sentence="",
         because="",
         settled_by=None,
         differs=tuple(comparable.differences(reference, candidate, across)),
         labels=comparable.labels(reference, candidate),
         is_repeat=comparable.is_repeat(reference, candidate),
-        schedule=_schedule(reference.latency, candidate.latency),
-        shapes=tuple(_shapes(reference, candidate)),
+        schedule=schedule,
+        shapes=tuple(_shapes(reference, candidate, schedule)),
         quality=quality.compare(reference, candidate),
     )
 
 
 def _schedule(reference: LatencyRecord | None, candidate: LatencyRecord | None) -> PairSchedule | None:
     planned = candidate.schedule if candidate else None
-    if not (measured(reference) and measured(candidate)) or planned is None:
+    if reference is None or candidate is None or planned is None:
         return None
-    return PairSchedule(planned.mode, planned.blocks, planned.per_block, comparable.is_one_run(reference, candidate))
+    if not (measured(reference) and measured(candidate)):
+        return None
+    loads = min(len([load for load in shape.loads if load]) for shape in (*reference.shapes, *candidate.shapes))
+    schedule = PairSchedule(planned.mode, loads, planned.per_load, comparable.is_one_run(reference, candidate))
+    if not planned.until_decided or planned.loads <= LEAST_LOADS:
+        return schedule
+    looks = planned.loads - LEAST_LOADS + 1
+    return replace(schedule, look=max(1, loads - LEAST_LOADS + 1), looks=looks)
 
 
 def _timed(arm: ArmRecords) -> dict[str, ShapeLatency]:
     return {shape.name: shape for shape in arm.latency.shapes} if arm.latency and measured(arm.latency) else {}
 
 
-def _shapes(reference: ArmRecords, candidate: ArmRecords) -> Iterator[ShapeComparison]:
+def _shapes(reference: ArmRecords, candidate: ArmRecords, schedule: PairSchedule | None) -> Iterator[ShapeComparison]:
     """Timed shapes of either arm by size, then traced ones that belong to none of them."""
     timed = {name: shape.shape for name, shape in {**_timed(reference), **_timed(candidate)}.items()}
     used: set[str] = set()
     for name, shape in sorted(timed.items(), key=lambda item: tuple(vars(item[1]).values())):
         traced = [kernels.matching(name, arm.kernels) for arm in (reference, candidate)]
         used |= {trace for trace in traced if trace is not None}
-        yield _shape(name, shape, reference, candidate, traced)
+        yield _shape(name, shape, (reference, candidate), traced, schedule)
     for name in sorted({*reference.kernels, *candidate.kernels} - used):
-        yield _shape(name, kernels.sizes(name), reference, candidate, [name, name])
+        yield _shape(name, kernels.sizes(name), (reference, candidate), [name, name], schedule)
 
 
 def _shape(
-    name: str, shape: Shape | None, reference: ArmRecords, candidate: ArmRecords, traced: Sequence[str | None]
+    name: str,
+    shape: Shape | None,
+    arms: tuple[ArmRecords, ArmRecords],
+    traced: Sequence[str | None],
+    schedule: PairSchedule | None,
 ) -> ShapeComparison:
     """Two arms at one shape, without a verdict. `traced` are the names of the traces that belong to it."""
-    arms, rows = (reference, candidate), (_timed(reference).get(name), _timed(candidate).get(name))
+    (reference, candidate), rows = arms, [_timed(arm).get(name) for arm in arms]
     comparison = ShapeComparison(
         name,
         shape.batch_size if shape else None,
@@ -150,12 +181,18 @@ def _shape(
         notes={arm.name: row.notes for arm, row in zip(arms, rows, strict=True) if row and row.notes},
     )
     before, after = rows
-    if before and after and reference.latency and candidate.latency:
+    if before and after and reference.latency and candidate.latency and schedule:
+        fairness, clocks = (
+            speed.fairness(reference.latency, candidate.latency, after.shape),
+            speed.clocks(before, after),
+        )
+        sides = before, after, schedule, fairness.widened
         comparison = replace(
             comparison,
-            speed=speed.ratios(before, after),
-            fairness=speed.fairness(reference.latency, candidate.latency, after.shape),
-            clocks=speed.clocks(before, after),
+            speed=speed.ratios(*sides),
+            unthrottled=speed.unthrottled(*sides) if clocks.is_one_slow else None,
+            fairness=fairness,
+            clocks=clocks,
         )
     traces = [arm.kernels.get(trace) if trace is not None else None for arm, trace in zip(arms, traced, strict=True)]
     return _with_kernels(comparison, traces[0], traces[1], (reference.name, candidate.name))

@@ -5,62 +5,135 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from moe_eval import stats
 from moe_eval.comparison.comparable import engine
 from moe_eval.data.workload import Shape
-from moe_eval.errors import UsageError
 from moe_eval.evaluators.speed import OF_CALLS, OF_TOKENS
-from moe_eval.records.comparison import Clocks, Fairness, Ratio, SpeedRatios
+from moe_eval.records.comparison import Clocks, Fairness, PairSchedule, Ratio, SpeedRatios
 from moe_eval.records.latency import LatencyRecord, Routing, Sample, ShapeLatency
 
 _MOST_APART = 0.05  # of the greater number of experts: beyond it two arms have not done the same work
-_Reader = Callable[[Sample, str], float]
+# How far two runs are taken to be apart beside what their loads show: a load of Qwen3-MoE in BF16 on one H100 and one
+# on another machine's differed by up to 4.3 % (batch 1)
+BETWEEN_RUNS = 1.05
+_Loads = Sequence[Sequence[Sample]]
+_Reader = Callable[[Sample, str], float | None]
 
 
-def ratios(reference: ShapeLatency, candidate: ShapeLatency) -> SpeedRatios:
-    """How much faster the candidate is by every time."""
-    pairs = [pair for pair in zip(reference.blocks, candidate.blocks, strict=False) if all(pair)]
-    steps = max(reference.output_len - 1, 1)
+def ratios(
+    reference: ShapeLatency, candidate: ShapeLatency, schedule: PairSchedule, decode_widened: float = 1.0
+) -> SpeedRatios:
+    """How much faster the candidate is by every time, and how many times less energy it takes.
+
+    Args:
+        decode_widened: the factor by which intervals of times with decode steps are wider, see Fairness.
+    """
+    return _ratios(reference, candidate, (reference.loads, candidate.loads), schedule, decode_widened)
+
+
+def unthrottled(
+    reference: ShapeLatency, candidate: ShapeLatency, schedule: PairSchedule, decode_widened: float = 1.0
+) -> SpeedRatios:
+    """The same ratios without the iterations that ran at a low clock."""
+    return _ratios(reference, candidate, (_fast(reference), _fast(candidate)), schedule, decode_widened)
+
+
+def _fast(shape: ShapeLatency) -> _Loads:
+    """The iterations of every load that did not run at a low clock."""
+    loads = []
+    for index, load in enumerate(shape.loads):
+        flags = [flag for turn in shape.turns if turn.load == index for flag in turn.slow_samples]
+        loads.append([sample for sample, is_slow in zip(load, flags, strict=False) if not is_slow])
+    return loads
+
+
+def _ratios(
+    reference: ShapeLatency,
+    candidate: ShapeLatency,
+    loads: tuple[_Loads, _Loads],
+    schedule: PairSchedule,
+    decode_widened: float,
+) -> SpeedRatios:
+    steps = reference.output_len - 1
+
+    def tpot(sample: Sample, source: str) -> float:
+        return (sample.last[source] - sample.first[source]) / steps
+
     return SpeedRatios(
-        e2e_ms=_ratio(pairs, OF_CALLS, lambda sample, source: sample.last[source]),
-        ttft_ms=_ratio(pairs, OF_TOKENS, lambda sample, source: sample.first[source]),
-        tpot_ms=None
-        if reference.output_len == 1
-        else _ratio(pairs, OF_TOKENS, lambda sample, source: (sample.last[source] - sample.first[source]) / steps),
+        e2e_ms=_ratio(loads, OF_CALLS, lambda sample, source: sample.last[source], schedule, decode_widened),
+        ttft_ms=_ratio(loads, OF_TOKENS, lambda sample, source: sample.first[source], schedule),
+        tpot_ms=_ratio(loads, OF_TOKENS, tpot, schedule, decode_widened) if steps else None,
+        j_per_tok=_ratio(loads, OF_CALLS, lambda sample, _: sample.energy_j, schedule, decode_widened),
     )
 
 
 def _ratio(
-    pairs: Sequence[tuple[Sequence[Sample], Sequence[Sample]]], order: Sequence[str], time: _Reader
+    sides: tuple[_Loads, _Loads], order: Sequence[str], read: _Reader, schedule: PairSchedule, widened: float = 1.0
 ) -> Ratio | None:
-    """Reference over candidate, with the interval of stats.block_ratio.
+    """Reference over candidate. None where a side has no load, or one of the values is no positive number.
 
-    None where no block was measured on both sides, or one of the times is no positive number.
+    The interval is by load: of one run Student's over pairs of loads, of two runs Welch's over both runs' loads.
 
     Args:
-        pairs: samples of both arms by block, none of them empty.
         order: of the clocks, the best one first. The first that timed all samples counts.
     """
-    samples = [sample for pair in pairs for block in pair for sample in block]
+    if schedule.one_run:
+        pairs = [pair for pair in zip(*sides, strict=False) if all(pair)]
+        sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    above, below = ([load for load in loads if load] for loads in sides)
+    samples = [sample for load in (*above, *below) for sample in load]
     timed = [name for name in order if all(name in sample.first and name in sample.last for sample in samples)]
-    if not samples or not timed:
+    if not above or not below or not timed:
         return None
-    source = timed[0]
-    above = [[time(sample, source) for sample in block] for block, _ in pairs]
-    below = [[time(sample, source) for sample in block] for _, block in pairs]
-    if min(map(min, [*above, *below])) <= 0:  # a difference of two calls that are too short to tell apart
+    logs = _log_medians(above, read, timed[0]), _log_medians(below, read, timed[0])
+    if logs[0] is None or logs[1] is None:
         return None
-    try:
-        ratio = stats.block_ratio(above, below)
-    except (UsageError, OverflowError):
-        return Ratio(statistics.median(above[0]) / statistics.median(below[0]), None, None, len(pairs), source)
-    return Ratio(ratio.value, ratio.low, ratio.high, len(pairs), source)
+    return _with_interval(logs[0], logs[1], timed[0], schedule, widened)
+
+
+def _log_medians(loads: _Loads, read: _Reader, source: str) -> list[float] | None:
+    """ln(median) of every load. None where a value is not there, or is no positive number."""
+    medians = []
+    for load in loads:
+        values = [value for sample in load if (value := read(sample, source)) is not None and value > 0]
+        if len(values) < len(load):
+            return None
+        medians.append(math.log(statistics.median(values)))
+    return medians
+
+
+def _with_interval(
+    above: Sequence[float], below: Sequence[float], source: str, schedule: PairSchedule, widened: float
+) -> Ratio:
+    """The ratio of two sides' loads, by the logarithms of their medians."""
+    loads, level = min(len(above), len(below)), stats.ERROR_RATE
+    ratio = Ratio(math.exp(statistics.fmean(above) - statistics.fmean(below)), None, None, loads, source)
+    if loads < 2:
+        return ratio
+    if schedule.looks > 1:
+        least = stats.LEAST_LOADS
+        level = stats.look_level(least + schedule.look - 1, least + schedule.looks - 1, least, level)
+    confidence = 1 - 2 * level
+    if schedule.one_run:
+        estimate = stats.mean_interval([a - b for a, b in zip(above, below, strict=True)], confidence)
+    else:
+        estimate, widened = stats.difference_interval(above, below, confidence), widened * BETWEEN_RUNS
+    return replace(
+        ratio,
+        low=math.exp(estimate.low) / widened,
+        high=math.exp(estimate.high) * widened,
+        error=estimate.error,
+        df=estimate.df,
+        widened=widened,
+        confidence=confidence,
+    )
 
 
 def fairness(reference: LatencyRecord, candidate: LatencyRecord, shape: Shape) -> Fairness:
-    """Whether both read prompts over as many steps and tokens spread over alike numbers of experts."""
-    reason = _steps_differ(reference, candidate, shape)
+    """Whether both ran alike steps and tokens spread over alike numbers of experts."""
+    reason = _steps_differ(reference, candidate, shape) or _graphs_differ(reference, candidate, shape)
     if reason:
         return Fairness(False, reason)
     routings = []
@@ -70,7 +143,8 @@ def fairness(reference: LatencyRecord, candidate: LatencyRecord, shape: Shape) -
             return Fairness(None, f"{record.arm}: {record.no_routing or 'not counted at this batch size'}")
         routings.append(routing)
     reason = _experts_differ(routings[0], routings[1], (reference.arm, candidate.arm))
-    return Fairness(reason is None, reason)
+    distinct = [routing.distinct for routing in routings if routing.distinct]
+    return Fairness(reason is None, reason, max(distinct) / min(distinct) if len(distinct) == 2 else 1.0)
 
 
 def _steps_differ(reference: LatencyRecord, candidate: LatencyRecord, shape: Shape) -> str | None:
@@ -85,6 +159,17 @@ def _steps_differ(reference: LatencyRecord, candidate: LatencyRecord, shape: Sha
         f"{reference.arm} reads {tokens} prompt tokens over {steps[0]} steps and {candidate.arm} over {steps[1]}. "
         f"Their engines read {per_step[0]} and {per_step[1]} tokens a step. Give both the same limit."
     )
+
+
+def _graphs_differ(reference: LatencyRecord, candidate: LatencyRecord, shape: Shape) -> str | None:
+    """Why a decode step that is a CUDA graph in one arm alone cannot be compared."""
+    by_graph = [
+        facts.decodes_by_graph(shape.batch_size) if facts else None for facts in (engine(reference), engine(candidate))
+    ]
+    if None in by_graph or by_graph[0] == by_graph[1] or shape.output_len == 1:
+        return None
+    graph, plain = (reference.arm, candidate.arm) if by_graph[0] else (candidate.arm, reference.arm)
+    return f"{graph} decodes with CUDA graphs and {plain} without. Give both the same cuda_graph_batch_sizes."
 
 
 def _experts_differ(reference: Routing, candidate: Routing, arms: tuple[str, str]) -> str | None:

@@ -3,64 +3,145 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from moe_eval.comparison import allowances, wording
-from moe_eval.records.comparison import ComparedArm, Pair, PairSchedule, Ratio, ShapeComparison, Verdict
-from moe_eval.stats import CONFIDENCE
+from moe_eval import stats
+from moe_eval.comparison import wording
+from moe_eval.records.comparison import (
+    ComparedArm,
+    ComparisonRecord,
+    Pair,
+    QualityVerdict,
+    Ratio,
+    Rules,
+    ShapeComparison,
+    Verdict,
+)
+from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 
-# an interval that holds 1 and stays within this factor of it says that there is nothing to gain
-_MARGIN = 1.05
-_MOST_BLOCKS = 64  # more than anybody waits for
+_MOST_LOADS = 64  # more than anybody waits for
 
 
-def of_shape(shape: ShapeComparison, schedule: PairSchedule | None) -> tuple[Verdict, str]:
-    """The verdict on one shape and its reason.
+class _Confirmed(NamedTuple):
+    """Whether a shape's gain, and its loss, stand among those of all shapes and arms."""
 
-    It pays where the interval of the e2e ratio lies above 1. It does not where the interval lies below 1, or holds it
-    and stays within 5 % of it: then there is no gain worth having. Else it is inconclusive. The interval is at
-    least as wide as allowances.allowance. Where it does not hold drift, one with 1 in it is inconclusive. Arms whose
-    tokens spread over different numbers of experts are not comparable.
+    pays: bool
+    slower: bool
+
+
+def decide(pairs: Sequence[Pair], arms: Mapping[str, ComparedArm], rules: Rules) -> list[Pair]:
+    """Pairs with the verdict on each and on its shapes.
+
+    In all pairs together some shape "pays" that does not in at most ERROR_RATE of runs, and so with "slower": Holm's
+    procedure over shapes and arms. An arm that was measured twice is a family of its own.
+
+    A pair is broken where its quality is. It is slower where a shape is, else it pays where a shape does, else it is
+    open where a shape is. An emulated arm has no speed, so there the verdict is open.
     """
-    ratio = shape.speed.e2e_ms
+    confirmed = {
+        key: confirmation
+        for is_repeat in (False, True)
+        for key, confirmation in _confirmed([pair for pair in pairs if pair.is_repeat is is_repeat], rules).items()
+    }
+    return [_decided(pair, arms, rules, confirmed) for pair in pairs]
+
+
+def is_decided(comparison: ComparisonRecord) -> bool:
+    """Whether more loads would change no verdict from open: those of shapes that were timed on both sides."""
+    undecided = (Verdict.OPEN, Verdict.QUICK_LOOK)
+    return not any(shape.verdict in undecided for pair in comparison.pairs for shape in _timed(pair, comparison.rules))
+
+
+def of_ratio(ratio: Ratio, rules: Rules) -> Verdict:
+    """The verdict on one ratio by its interval, apart from any other shape or arm.
+
+    It pays where the interval lies above the least gain, and is slower where it lies below 1. There is no worthwhile
+    difference where it lies within the least gain either way (two one-sided tests). Fewer than LEAST_LOADS make a quick
+    look.
+    """
+    if ratio.loads < LEAST_LOADS or ratio.low is None or ratio.high is None:
+        return Verdict.QUICK_LOOK
+    gain = 1 + rules.min_gain
+    if ratio.low > gain:
+        return Verdict.PAYS
+    if ratio.high < 1:
+        return Verdict.SLOWER
+    return Verdict.NO_DIFFERENCE if ratio.low >= 1 / gain and ratio.high <= gain else Verdict.OPEN
+
+
+def p_value(ratio: Ratio, bound: float, *, is_above: bool) -> float:
+    """The chance of a ratio this far above (or below) a bound, where the truth is no farther than the bound.
+
+    It is 1 where there is no interval.
+    """
+    if ratio.error is None or ratio.df is None or bound <= 0:
+        return 1.0
+    sign = 1 if is_above else -1
+    value, limit = sign * math.log(ratio.value), sign * math.log(bound) + math.log(ratio.widened)
+    return stats.p_above(value, ratio.error, ratio.df, limit)
+
+
+def _confirmed(pairs: Sequence[Pair], rules: Rules) -> dict[tuple[str, str], _Confirmed]:
+    ratios = {
+        (pair.other, shape.name): ratio
+        for pair in pairs
+        for shape in _timed(pair, rules)
+        if (ratio := shape.speed.deciding(rules)) and ratio.loads >= LEAST_LOADS and shape.fairness.is_fair is not False
+    }
+
+    def rejected(bound: float, *, is_above: bool) -> list[bool]:
+        # a look of a run until decided has a part of the error rate alone
+        shares = [(1 - ratio.confidence) / 2 / ERROR_RATE for ratio in ratios.values()]
+        p_values = [p_value(ratio, bound, is_above=is_above) for ratio in ratios.values()]
+        return stats.holm([p / share for p, share in zip(p_values, shares, strict=True)], ERROR_RATE)
+
+    gains, losses = rejected(1 + rules.min_gain, is_above=True), rejected(1.0, is_above=False)
+    return {key: _Confirmed(*sides) for key, *sides in zip(ratios, gains, losses, strict=True)}
+
+
+def _timed(pair: Pair, rules: Rules) -> list[ShapeComparison]:
+    """The shapes that were timed on both sides."""
+    return [shape for shape in pair.shapes if shape.speed.deciding(rules) is not None]
+
+
+def _of_shape(shape: ShapeComparison, rules: Rules, confirmed: _Confirmed | None) -> tuple[Verdict, str]:
+    """The verdict on one shape and its reason."""
+    ratio = shape.speed.deciding(rules)
     if ratio is None:
-        return Verdict.INCONCLUSIVE, "It was not timed on both sides."
+        return Verdict.OPEN, "It was not timed on both sides."
     if shape.fairness.is_fair is False:
         return Verdict.NOT_COMPARABLE, shape.fairness.reason or ""
-    verdict, predicate = _by_bounds(ratio, schedule)
-    sentences = [wording.bounds_sentence(ratio, schedule, predicate), allowances.drift(ratio, schedule)]
-    if shape.fairness.is_fair is None:
-        sentences.append(f"Whether both went through as many experts was not checked ({shape.fairness.reason}).")
-    return verdict, " ".join(filter(None, sentences))
+    verdict = of_ratio(ratio, rules)
+    if shape.clocks and shape.clocks.is_one_slow:
+        fast = shape.unthrottled.deciding(rules) if shape.unthrottled else None
+        if fast is None or of_ratio(fast, rules) is not verdict:
+            return Verdict.NOT_COMPARABLE, "Iterations at a low clock, which one arm alone had, decide."
+    by_chance = confirmed is not None and (
+        (verdict is Verdict.PAYS and not confirmed.pays) or (verdict is Verdict.SLOWER and not confirmed.slower)
+    )
+    return (Verdict.OPEN if by_chance else verdict), " ".join(_reasons(shape, ratio, verdict, rules, by_chance))
 
 
-def _by_bounds(ratio: Ratio, schedule: PairSchedule | None) -> tuple[Verdict, str]:
-    """The verdict, and the predicate of its sentence."""
-    low, high = allowances.bounds(ratio, schedule)
-    if low > 1:
-        return Verdict.PAYS, "lies above 1"
-    if high < 1:
-        return Verdict.DOES_NOT_PAY, "lies below 1"
-    if allowances.drift(ratio, schedule):
-        return Verdict.INCONCLUSIVE, ""
-    if low >= 1 / _MARGIN and high <= _MARGIN:
-        return Verdict.DOES_NOT_PAY, " and stays within 5 % of it"
-    return Verdict.INCONCLUSIVE, " and reaches further than 5 % from it"
+def _reasons(shape: ShapeComparison, ratio: Ratio, verdict: Verdict, rules: Rules, by_chance: bool) -> Iterator[str]:
+    yield wording.interval_sentence(ratio, verdict, rules)
+    if by_chance:
+        yield "Among so many shapes and arms one may lie there by chance (Holm)."
+    yield from wording.remarks(shape)
 
 
-def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
-    """A pair with the verdict on it and on its shapes.
-
-    It pays where at least one shape pays and none is slower beyond its interval. It does not where one is slower, or
-    where no shape pays and none is open. Quality is told and decides nothing: what it may cost is for the reader, or
-    for a gate. An emulated arm has no speed, so there the verdict is inconclusive.
-    """
+def _decided(
+    pair: Pair, arms: Mapping[str, ComparedArm], rules: Rules, confirmed: Mapping[tuple[str, str], _Confirmed]
+) -> Pair:
     shapes = []
     for shape in pair.shapes:
-        ruling = (Verdict.NOT_COMPARABLE, " ".join(pair.differs)) if pair.differs else of_shape(shape, pair.schedule)
-        shapes.append(replace(shape, verdict=ruling[0], reason=ruling[1]))
-    timed = [shape for shape in shapes if shape.speed.e2e_ms is not None]
+        verdict, reason = _of_shape(shape, rules, confirmed.get((pair.other, shape.name)))
+        if pair.differs:
+            verdict, reason = Verdict.NOT_COMPARABLE, " ".join(pair.differs)
+        shapes.append(replace(shape, verdict=verdict, reason=reason))
+    pair = replace(pair, shapes=tuple(shapes))
+    timed = _timed(pair, rules)
     emulated = [name for name in (pair.reference, pair.other) if arms[name].emulated]
     differs = list(pair.differs)
     if timed and not emulated and all(shape.verdict is Verdict.NOT_COMPARABLE for shape in timed):
@@ -69,68 +150,64 @@ def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
     if differs:
         verdict = Verdict.NOT_COMPARABLE
         sentence = " ".join([f"{pair.other} cannot be compared with {pair.reference}.", *differs])
+    elif _is_broken(pair, arms):
+        verdict, sentence = Verdict.BROKEN, wording.broken(pair, arms)
     elif emulated or not timed:
-        verdict = Verdict.INCONCLUSIVE
+        verdict = Verdict.OPEN
         sentence, settled_by = wording.without_speed(pair, arms, emulated)
     elif pair.is_repeat:
-        ratios = [shape.speed.e2e_ms for shape in timed if shape.speed.e2e_ms]
-        sentence = wording.repeat(pair, timed)
-        if all(allowances.holds_one(ratio, pair.schedule) for ratio in ratios):
-            verdict, settled_by = _of_shapes(timed, pair.schedule), _settled_by(timed, pair.schedule)
-        else:
-            verdict = Verdict.INCONCLUSIVE
-            settled_by = "Measure more blocks, with nothing else on the machine."
+        verdict, sentence = _of_shapes(timed), wording.repeat(pair, timed, rules)
+        settled_by = _settled_by(pair, timed, rules)
+        if verdict in (Verdict.PAYS, Verdict.SLOWER):
+            verdict, settled_by = Verdict.OPEN, "Give more --loads, with nothing else on the machine."
     else:
-        verdict = _of_shapes(timed, pair.schedule)
-        sentence = " ".join([wording.with_speed(pair, timed, verdict), *wording.unfinished_arms(pair, arms)])
+        verdict = _of_shapes(timed)
+        sentence = " ".join(
+            [wording.with_speed(pair, timed, verdict, arms, rules), *wording.unfinished_arms(pair, arms)]
+        )
         because = wording.because(pair, timed)
-        settled_by = _settled_by(timed, pair.schedule)
-    pair = replace(pair, verdict=verdict, sentence=sentence, because=because, settled_by=settled_by)
-    return replace(pair, differs=tuple(differs), shapes=tuple(shapes))
+        settled_by = _settled_by(pair, timed, rules)
+    return replace(
+        pair, verdict=verdict, sentence=sentence, because=because, settled_by=settled_by, differs=tuple(differs)
+    )
 
 
-def _of_shapes(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> Verdict:
+def _is_broken(pair: Pair, arms: Mapping[str, ComparedArm]) -> bool:
+    is_unscorable = any(arms[name].broken for name in (pair.reference, pair.other))
+    return is_unscorable or (pair.quality is not None and pair.quality.verdict is QualityVerdict.BROKEN)
+
+
+def _of_shapes(shapes: Sequence[ShapeComparison]) -> Verdict:
+    """The first of these verdicts that a shape has."""
     verdicts = {shape.verdict for shape in shapes}
-    if any(allowances.is_slower(shape, schedule) for shape in shapes):
-        return Verdict.DOES_NOT_PAY
-    if Verdict.PAYS in verdicts:
-        return Verdict.PAYS
-    return Verdict.INCONCLUSIVE if Verdict.INCONCLUSIVE in verdicts else Verdict.DOES_NOT_PAY
+    order = (Verdict.SLOWER, Verdict.PAYS, Verdict.OPEN, Verdict.QUICK_LOOK)
+    return next((verdict for verdict in order if verdict in verdicts), Verdict.NO_DIFFERENCE)
 
 
-def _settled_by(shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str | None:
+def _settled_by(pair: Pair, shapes: Sequence[ShapeComparison], rules: Rules) -> str | None:
     """What would decide the shapes that are open. None where none is."""
-    ratios = [shape.speed.e2e_ms for shape in shapes if shape.verdict is Verdict.INCONCLUSIVE]
-    if not ratios:
+    undecided = [shape for shape in shapes if shape.verdict in (Verdict.OPEN, Verdict.QUICK_LOOK)]
+    if not undecided:
         return None
-    if schedule is None or not schedule.one_run:
-        return "Measure both arms in one run, so that they take turns."
-    if schedule.mode == "sequential":
-        return "Give --blocks 4 for more blocks."
-    blocks = max(_blocks(ratio) for ratio in ratios if ratio)
-    if blocks > _MOST_BLOCKS:
-        return f"It takes more than {_MOST_BLOCKS} blocks. Look for what disturbs the measurement first."
-    if schedule.mode == "interleaved":
-        return f"Give --num_iterations {blocks * schedule.per_block} for more iterations."
-    return f"Give --blocks {blocks} for more blocks."
+    if pair.schedule is None or not pair.schedule.one_run:
+        return "Measure both arms in one run."
+    ratios = [ratio for shape in undecided if (ratio := shape.speed.deciding(rules))]
+    loads = max(_loads_needed(ratio, rules) for ratio in ratios)
+    if loads > _MOST_LOADS:
+        return f"It takes more than {_MOST_LOADS} loads. Look for what disturbs the measurement first."
+    return f"Give --loads {loads} for more loads."
 
 
-def _blocks(ratio: Ratio) -> int:
-    """How many blocks make the interval narrow enough, if they scatter as those there are. At least twice as many.
+def _loads_needed(ratio: Ratio, rules: Rules) -> int:
+    """How many loads make the interval narrow enough, if they scatter as those there are.
 
-    Its half width is t(n - 1) s / sqrt(n) with Student's t, all in logarithms. It has to get below the distance from 1,
-    or so small that the interval fits into the margin, whichever comes first.
+    Its half width is t(n - 1) s / sqrt(n) with Student's t, all in logarithms. It has to get below the distance from
+    the nearest verdict: above the least gain, below 1, or within the least gain either way.
     """
-    from scipy.stats import t
-
-    if ratio.low is None or ratio.high is None or ratio.blocks < 2:
-        return 4
-
-    def reach(blocks: int) -> float:
-        return float(t.ppf(0.5 + CONFIDENCE / 2, blocks - 1)) / math.sqrt(blocks)
-
-    spread = math.log(ratio.high / ratio.low) / 2 / reach(ratio.blocks)
-    away = abs(math.log(ratio.value))
-    enough = max(away, math.log(_MARGIN) - away)
-    counts = range(2 * ratio.blocks, _MOST_BLOCKS + 1)
-    return next((count for count in counts if spread * reach(count) < enough), _MOST_BLOCKS + 1)
+    if ratio.error is None or ratio.loads < LEAST_LOADS:
+        return LEAST_LOADS + 1
+    value, gain = math.log(ratio.value), math.log1p(rules.min_gain)
+    enough = max(value - gain, -value, gain - abs(value)) - math.log(ratio.widened)
+    scatter = ratio.error * math.sqrt(ratio.loads)
+    counts = range(ratio.loads + 1, _MOST_LOADS + 1)
+    return next((count for count in counts if stats.reach(count) * scatter < enough), _MOST_LOADS + 1)

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from moe_eval.comparison.allowances import allowance, bounds, drift, holds_one, is_slower
 from moe_eval.records.comparison import (
+    TIME_OF,
     ComparedArm,
     ComparisonRecord,
+    DecidingTime,
     Pair,
-    PairSchedule,
     PhaseChange,
     QualityComparison,
     Ratio,
+    Rules,
     ShapeComparison,
     Verdict,
 )
 from moe_eval.records.labels import Status
+from moe_eval.stats import LEAST_LOADS
 
 # what a lower precision adds to a step, in a reader's words
 _COSTS = {"quant_dequant": "quantisation", "routing_permute": "permutation"}
 _LEAST_MS = 0.005  # less is not worth a word
 _UNFINISHED = {Status.SKIPPED: "was left out", Status.RUNNING: "did not finish"}
+_DECIDING: Mapping[DecidingTime, str] = {
+    "e2e": "end to end",
+    "ttft": "to the first token",
+    "tpot": "per output token",
+    "output_tok_s": "in output tokens per second",
+}
+_FIGURES = {
+    "e2e_ms": "end-to-end time",
+    "ttft_ms": "time to first token",
+    "tpot_ms": "time per output token",
+    "j_per_tok": "energy per token",
+}
+_MOST_DIGITS = 6
 
 
 def summary(comparison: ComparisonRecord) -> str:
@@ -35,63 +50,65 @@ def summary(comparison: ComparisonRecord) -> str:
     return "\n".join(lines) or "Verdict: there is one arm alone, and nothing to compare it with."
 
 
-def ratio_text(ratio: Ratio, schedule: PairSchedule | None) -> str:
-    """A ratio in words, such as "1.29x, 1.27 to 1.32"."""
-    ends = [value for value in (ratio.low, ratio.high) if value is not None]
-    # as many digits as it takes to see on which side of 1 each of them is, and an interval as one
-    digits = next((count for count in (2, 3, 4) if _is_clear(ratio.value, ends, count)), 5)
-    value = f"{ratio.value:.{digits}f}x"
-    if ratio.low is None:
-        return f"{value}, no interval"
-    interval = f"{value}, {ratio.low:.{digits}f} to {ratio.high:.{digits}f}"
-    return f"{interval} and drift besides" if drift(ratio, schedule) else interval
-
-
-def _is_clear(value: float, ends: Sequence[float], digits: int) -> bool:
-    distinct = len({round(end, digits) for end in ends}) == len(set(ends))
-    return distinct and all(round(number, digits) != 1 or number == 1 for number in (value, *ends))
-
-
-def bounds_sentence(ratio: Ratio, schedule: PairSchedule | None, predicate: str = "") -> str:
-    """Where the bounds of a ratio lie, and what they allow for.
+def interval_digits(low: float | None, high: float | None, bounds: Sequence[float] = ()) -> int:
+    """Decimals for a figure and its interval: two significant digits of its width, 2 without an interval.
 
     Args:
-        predicate: such as "lies above 1". Bounds that hold 1 say so first.
+        bounds: what an end is held against. There are more decimals where one would read as such a bound.
     """
-    low, high = ratio.low, ratio.high
-    if holds_one(ratio, schedule):
-        if low is not None and high is not None and low <= 1 <= high:
-            return f"The interval holds 1{predicate}."
-        return f"The ratio may be 1{predicate} with {_allowed(ratio, schedule)}."
-    if bounds(ratio, schedule) == (low, high):
-        return f"The interval {predicate}."
-    return f"The ratio {predicate} with {_allowed(ratio, schedule)}."
+    if low is None or high is None or not math.isfinite(high - low):
+        return 2
+    digits = 2 if high == low else max(0, 1 - math.floor(math.log10(high - low)))
+    while digits < _MOST_DIGITS and any(round(end, digits) == bound != end for end in (low, high) for bound in bounds):
+        digits += 1
+    return min(digits, _MOST_DIGITS)
 
 
-def _allowed(ratio: Ratio, schedule: PairSchedule | None) -> str:
-    cause = "drift" if drift(ratio, schedule) else "difference between two processes"
-    return f"{100 * (allowance(ratio, schedule) - 1):.1g} % of {cause} allowed for"
+def ratio_text(ratio: Ratio, rules: Rules) -> str:
+    """A ratio in words, such as "1.293x (1.270 to 1.317)"."""
+    digits = interval_digits(ratio.low, ratio.high, (1.0, 1 + rules.min_gain))
+    if ratio.low is None:
+        return f"{ratio.value:.{digits}f}x"
+    return f"{ratio.value:.{digits}f}x ({ratio.low:.{digits}f} to {ratio.high:.{digits}f})"
 
 
-def quality_change(quality: QualityComparison | None) -> str:
-    """What precision costs, such as "+0.40 % perplexity (+0.12 to +0.68)". Empty where nobody can tell."""
-    if quality is None or quality.random_weights or quality.ppl_change is None:
-        return ""
-    text = f"{100 * quality.ppl_change:+.2f} % perplexity"
-    ratio = quality.ln_ppl_ratio
-    if ratio is None:
-        return f"{text} (no interval)"
-    return f"{text} ({100 * math.expm1(ratio.low):+.2f} to {100 * math.expm1(ratio.high):+.2f})"
+def interval_sentence(ratio: Ratio, verdict: Verdict, rules: Rules) -> str:
+    """Where the interval of a ratio lies, by the verdict that follows from it."""
+    gain = f"{1 + rules.min_gain:.10g}"
+    if verdict is Verdict.QUICK_LOOK:
+        return f"A verdict takes {LEAST_LOADS} loads of each arm and there {_are(ratio.loads)}."
+    if verdict is Verdict.PAYS:
+        return f"The interval lies above {gain}."
+    if verdict is Verdict.SLOWER:
+        return "The interval lies below 1."
+    is_faster = ratio.low is not None and ratio.low > 1
+    if verdict is Verdict.NO_DIFFERENCE:
+        least = f"{100 * rules.min_gain:.10g} %"
+        return f"It is faster by less than {least}." if is_faster else f"The interval stays within {least} of 1."
+    return f"It is faster. Whether by {gain}x is open." if is_faster else "The interval holds 1."
 
 
-def _quality_sentences(quality: QualityComparison | None) -> list[str]:
-    change = quality_change(quality)
-    if quality and quality.random_weights:
-        return ["Quality was not judged: the weights are random."]
-    if quality is None or not change:
-        return ["Quality was not measured."]
-    flag = [ended(capitalised(quality.flag))] if quality.flag else []
-    return [f"The change in quality is {change}.", *flag]
+def _are(loads: int) -> str:
+    return "is 1" if loads == 1 else f"are {loads}"
+
+
+def remarks(shape: ShapeComparison) -> Iterator[str]:
+    """What a reader of a shape's verdict has to know."""
+    if shape.fairness.is_fair is None:
+        yield f"Whether both went through as many experts was not checked ({shape.fairness.reason})."
+    if shape.clocks and shape.clocks.is_one_slow:
+        yield "One arm alone had iterations at a low clock. They do not decide."
+
+
+def _quality_sentence(quality: QualityComparison | None) -> str:
+    return quality.sentence if quality else "Quality was not measured on both sides."
+
+
+def broken(pair: Pair, arms: Mapping[str, ComparedArm]) -> str:
+    """The verdict on a pair of which an arm is broken, and in what."""
+    failed = [f"{arm.name} cannot be scored: {ended(arm.broken)}" for arm in _sides(pair, arms) if arm.broken]
+    why = " ".join(failed) or _quality_sentence(pair.quality)
+    return f"Broken: {why} A broken arm has no speed."
 
 
 def capitalised(text: str) -> str:
@@ -114,10 +131,13 @@ def without_speed(pair: Pair, arms: Mapping[str, ComparedArm], emulated: Sequenc
         failed = " ".join(unfinished_arms(pair, arms))
         why = failed or f"Speed was not measured of both {pair.reference} and {pair.other}."
         settled = "Start a run in which every arm finishes." if failed else "Run moe-eval perf with both arms."
-    if not quality_change(pair.quality):
-        return f"Inconclusive: nothing is known of {pair.other} against {pair.reference}. {why}", settled
-    cost, *flag = _quality_sentences(pair.quality)
-    return " ".join([f"Inconclusive, quality only. {cost}", *flag, why]), settled
+    if pair.quality is None:
+        return f"Open: nothing is known of {pair.other} against {pair.reference}. {why}", settled
+    return f"Quality only, the speed of {pair.other} is open. {_quality_sentence(pair.quality)} {why}", settled
+
+
+def _sides(pair: Pair, arms: Mapping[str, ComparedArm]) -> tuple[ComparedArm, ComparedArm]:
+    return arms[pair.reference], arms[pair.other]
 
 
 def unfinished_arms(pair: Pair, arms: Mapping[str, ComparedArm]) -> list[str]:
@@ -132,64 +152,102 @@ def unfinished(arm: ComparedArm) -> str:
     return f"{arm.name} {ending}" + (f" ({arm.error.rstrip('.')})" if arm.error else "")
 
 
-def with_speed(pair: Pair, shapes: Sequence[ShapeComparison], verdict: Verdict) -> str:
-    """The verdict by batch size, and what it costs in quality. `shapes` were timed on both sides, by size."""
-    paying = [shape for shape in shapes if shape.verdict is Verdict.PAYS]
-    remaining = [_shape_sentence(shape, shapes, pair.schedule) for shape in shapes if shape not in paying]
-    if paying:
-        subject = pair.other if verdict is Verdict.PAYS else f"{pair.other} does not pay at every batch size. It"
-        head = f"{subject} pays {_paying(paying, shapes, pair.schedule)}"
-    else:
-        head = f"{pair.other} {'does not pay' if verdict is Verdict.DOES_NOT_PAY else 'may pay or not'}."
-    return " ".join([head, *remaining, *_quality_sentences(pair.quality)])
+def with_speed(
+    pair: Pair, shapes: Sequence[ShapeComparison], verdict: Verdict, arms: Mapping[str, ComparedArm], rules: Rules
+) -> str:
+    """The verdict at every shape, what is worse nevertheless, and what it costs in quality.
+
+    Args:
+        shapes: that were timed on both sides, by size.
+    """
+    name, metric = pair.other, _DECIDING[rules.decide_on]
+    heads = {
+        Verdict.PAYS: f"{name} pays {{where}}, {metric}",
+        Verdict.SLOWER: f"{name} is slower {{where}}, {metric}",
+        Verdict.NO_DIFFERENCE: f"{name} makes no worthwhile difference {{where}}, {metric}",
+        Verdict.OPEN: f"Whether {name} pays {{where}}, {metric} is open",
+        Verdict.QUICK_LOOK: f"Quick look, no verdict: {name} against {pair.reference} {{where}}, {metric}",
+    }
+    later = {
+        **heads,
+        Verdict.PAYS: "It pays {where}",
+        Verdict.SLOWER: "It is slower {where}",
+        Verdict.NO_DIFFERENCE: "It makes no worthwhile difference {where}",
+        Verdict.OPEN: "The result is open {where}",
+    }
+    sentences: list[str] = []
+    for kind in sorted(heads, key=lambda kind: kind is not verdict):
+        group = [shape for shape in shapes if shape.verdict is kind]
+        if group:
+            where = _where(group, shapes)
+            sentences.append(f"{(later if sentences else heads)[kind].format(where=where)}: {_ratios(group, rules)}.")
+    for shape in shapes:
+        if shape.verdict is Verdict.NOT_COMPARABLE:
+            sentences.append(f"{capitalised(place(shape, shapes))} there is no verdict. {shape.reason}")
+    notes = [note for shape in shapes if shape.verdict is not Verdict.NOT_COMPARABLE for note in remarks(shape)]
+    if pair.schedule and not pair.schedule.one_run:
+        notes.append("The arms are of two runs, so 5 % are allowed for what differs between runs.")
+    return " ".join(
+        [*sentences, *_worse(pair, shapes, arms, rules), *dict.fromkeys(notes), _quality_sentence(pair.quality)]
+    )
 
 
-def _paying(paying: Sequence[ShapeComparison], shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str:
-    """Where an arm pays, after the word."""
-    smallest, best = paying[0], max(paying, key=lambda shape: shape.speed.e2e_ms.value if shape.speed.e2e_ms else 0.0)
-    places = [f"{place(shape, shapes)} ({_e2e_text(shape, schedule)})" for shape in paying]
-    to_the_end = list(shapes[len(shapes) - len(paying) :]) == list(paying) and len(shapes) > 1
-    if not (to_the_end and _has_one_shape_per_batch(shapes)):
-        return f"{', '.join(places)}."
-    where = f"from batch {smallest.batch_size} on"
-    if len(paying) == len(shapes):
-        where = f"at every batch size measured, {where}"
-    text = f"{where} ({_e2e_text(smallest, schedule)})."
-    if best is smallest:
-        return text
-    return f"{text} The gain is largest {place(best, shapes)} ({_e2e_text(best, schedule)})."
+def _where(group: Sequence[ShapeComparison], shapes: Sequence[ShapeComparison]) -> str:
+    """Where shapes are, such as "from batch 8 on"."""
+    if len(group) == len(shapes) > 1:
+        return "at every batch size measured" if _has_one_shape_per_batch(shapes) else "at every shape measured"
+    is_to_the_end = list(shapes[len(shapes) - len(group) :]) == list(group)
+    if is_to_the_end and len(group) > 1 and _has_one_shape_per_batch(shapes):
+        return f"from batch {group[0].batch_size} on"
+    return _joined([place(shape, shapes) for shape in group])
 
 
-def _e2e_text(shape: ShapeComparison, schedule: PairSchedule | None) -> str:
-    return ratio_text(shape.speed.e2e_ms, schedule) if shape.speed.e2e_ms else "not timed"
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
-def _shape_sentence(shape: ShapeComparison, shapes: Sequence[ShapeComparison], schedule: PairSchedule | None) -> str:
-    """One shape that does not pay, such as "At batch 1 the result is open (1.01x, 0.90 to 1.13)."."""
-    where, ratio = capitalised(place(shape, shapes)), shape.speed.e2e_ms
-    if shape.verdict is Verdict.NOT_COMPARABLE or ratio is None:
-        return f"{where} there is no verdict. {shape.reason}"
-    number = ratio_text(ratio, schedule)
-    if shape.verdict is Verdict.INCONCLUSIVE:
-        return f"{where} the result is open ({number})."
-    if is_slower(shape, schedule):
-        return f"{where} it is slower ({number})."
-    return f"{where} it does not pay ({number}). {bounds_sentence(ratio, schedule)}"
+def _ratios(group: Sequence[ShapeComparison], rules: Rules) -> str:
+    """The deciding ratio of every shape."""
+    texts = [ratio_text(ratio, rules) for shape in group if (ratio := shape.speed.deciding(rules))]
+    return (
+        texts[0]
+        if len(texts) == 1
+        else ", ".join(f"{text} {place(s, group)}" for text, s in zip(texts, group, strict=True))
+    )
 
 
-def repeat(pair: Pair, shapes: Sequence[ShapeComparison]) -> str:
+def _worse(
+    pair: Pair, shapes: Sequence[ShapeComparison], arms: Mapping[str, ComparedArm], rules: Rules
+) -> Iterator[str]:
+    """Everything but the deciding time that is worse beyond its interval, and more memory."""
+    for figure, name in _FIGURES.items():
+        if figure == TIME_OF[rules.decide_on]:
+            continue
+        group = [
+            f"{ratio_text(ratio, rules)} {place(shape, shapes)}"
+            for shape in shapes
+            if (ratio := getattr(shape.speed, figure))
+            and ratio.loads >= LEAST_LOADS
+            and ratio.high < 1
+            and shape.verdict is not Verdict.NOT_COMPARABLE
+        ]
+        if group:
+            yield f"Worse is its {name}: {', '.join(group)}."
+    weights = [arm.weights_gib for arm in _sides(pair, arms)]
+    if weights[0] and weights[1] and weights[1] > 1.005 * weights[0]:
+        yield f"Its weights take more memory: {weights[1]:.1f} GiB, and {weights[0]:.1f} in {pair.reference}."
+
+
+def repeat(pair: Pair, shapes: Sequence[ShapeComparison], rules: Rules) -> str:
     """An arm against itself: what has to come out as 1."""
-    ratios = [f"{place(shape, shapes)} ({_e2e_text(shape, pair.schedule)})" for shape in shapes]
-    moved = [
-        place(shape, shapes)
-        for shape in shapes
-        if shape.speed.e2e_ms and not holds_one(shape.speed.e2e_ms, pair.schedule)
-    ]
+    moved = [place(shape, shapes) for shape in shapes if shape.verdict in (Verdict.PAYS, Verdict.SLOWER)]
     cause = "something disturbs the measurement"
     if pair.schedule is not None and not pair.schedule.one_run:
         cause = "something changed between the two runs, or something disturbed the measurement"
-    end = f"The ratio is not 1 {' and '.join(moved)}, so {cause}." if moved else "The ratio is 1 within the intervals."
-    return f"{pair.other} is {pair.reference} measured a second time: {', '.join(ratios)}. {end}"
+    end = f"The ratio is not 1 {_joined(moved)}, so {cause}." if moved else "No difference was found."
+    if all(shape.verdict is Verdict.QUICK_LOOK for shape in shapes):
+        end = "This is a quick look, no verdict."
+    return f"{pair.other} is {pair.reference} measured a second time: {_ratios(shapes, rules)}. {end}"
 
 
 def place(shape: ShapeComparison, shapes: Iterable[ShapeComparison]) -> str:
@@ -226,7 +284,7 @@ def because(pair: Pair, shapes: Sequence[ShapeComparison]) -> str:
         f"({step_ms:.2f} ms).",
         f"Those of {pair.other} take {abs(gained_ms):.2f} ms {'less' if gained_ms >= 0 else 'more'}.",
     ]
-    return " ".join([*sentences, *_taken_back(decode, gained_ms), *_prediction(shape, pair.schedule)])
+    return " ".join([*sentences, *_taken_back(decode, gained_ms), *_prediction(shape)])
 
 
 def _taken_back(decode: PhaseChange, gained_ms: float) -> list[str]:
@@ -248,9 +306,9 @@ def _taken_back(decode: PhaseChange, gained_ms: float) -> list[str]:
     return [*sentences, *([f"Saved: {', '.join(savings)}."] if savings else [])]
 
 
-def _prediction(shape: ShapeComparison, schedule: PairSchedule | None) -> list[str]:
+def _prediction(shape: ShapeComparison) -> list[str]:
     if shape.predicted is None or shape.predicted.step is None:
         return []
     traced = f"The traced step is {shape.predicted.step:.2f}x as fast ({shape.predicted.busy:.2f}x by kernels alone)."
     tpot = shape.speed.tpot_ms
-    return [traced, *([f"Without a profiler it is {ratio_text(tpot, schedule)}."] if tpot else [])]
+    return [traced, *([f"Without a profiler it is {ratio_text(tpot, Rules())}."] if tpot else [])]

@@ -48,8 +48,8 @@ class Measured:
     """What has been measured of one arm so far.
 
     Attributes:
-        warm_ups: by shape, of every load. `blocks`: by shape, the samples of every block. An empty block was not
-            measured. `turns`: by shape, what NVML saw. `nvml`: why it does not see everything.
+        warm_ups: by shape, of every load. `loads`: by shape, the samples of every load. An empty one was not measured.
+            `turns`: by shape, what NVML saw. `nvml`: why it does not see everything.
         routing: by batch size. None where it was not counted, and `no_routing` says why.
     """
 
@@ -59,7 +59,7 @@ class Measured:
     error: str | None = None
     labels: ArmLabels = field(default_factory=ArmLabels)
     warm_ups: dict[str, list[WarmUp]] = field(default_factory=dict)
-    blocks: dict[str, list[list[Sample]]] = field(default_factory=dict)
+    loads: dict[str, list[list[Sample]]] = field(default_factory=dict)
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     nvml: str | None = None
     memory: tuple[MemoryUse, ...] = ()
@@ -68,7 +68,7 @@ class Measured:
 
     def samples(self, shape: Shape) -> list[Sample]:
         """All samples of a shape, in order."""
-        return [sample for block in self.blocks.get(shape.name, ()) for sample in block]
+        return [sample for load in self.loads.get(shape.name, ()) for sample in load]
 
     @property
     def executed(self) -> str:
@@ -121,7 +121,7 @@ def record(measured: Measured, context: Context) -> LatencyRecord:
 
 def _shape(measured: Measured, shape: Shape, context: Context) -> ShapeLatency:
     samples = measured.samples(shape)
-    figures = speed.figures(samples, shape)
+    figures = speed.figures([load for load in measured.loads[shape.name] if load], shape)
     metrics = figures.metrics
     warm_ups = measured.warm_ups.get(shape.name, [])
     routing = measured.routing[shape.batch_size] if measured.routing else None
@@ -147,7 +147,7 @@ def _shape(measured: Measured, shape: Shape, context: Context) -> ShapeLatency:
         ),
         turns=tuple(measured.turns.get(shape.name, ())),
         warm_ups=tuple(warm_ups),
-        blocks=tuple(tuple(block) for block in measured.blocks[shape.name]),
+        loads=tuple(tuple(load) for load in measured.loads[shape.name]),
     )
 
 
@@ -185,13 +185,13 @@ def _step_notes(engine: EngineFacts, shape: Shape) -> list[str]:
             "last sequence, and TPOT is not one step of the whole batch"
         )
     graphs = engine.cuda_graph_batch_sizes
-    if graphs is None or not engine.device.startswith("cuda"):
+    if engine.decodes_by_graph(shape.batch_size) is not False:
         return notes
     if not graphs:
         notes.append("decode ran without CUDA graphs")
     elif shape.batch_size > max(graphs):
         notes.append(f"decode ran without CUDA graphs, of which the largest is for {max(graphs)} sequences")
-    elif shape.batch_size not in graphs and engine.cuda_graph_padding is False:
+    else:
         notes.append(
             f"decode ran without CUDA graphs, of which none is for {shape.batch_size} sequences and none is padded to "
             "(give cuda_graph_batch_sizes, or turn padding on)"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 from moe_eval import stats
 from moe_eval.data.workload import Shape
@@ -27,8 +29,11 @@ class _Times:
     e2e_ms: list[float]
 
 
-def figures(samples: Sequence[Sample], shape: Shape) -> LatencyFigures:
-    """One arm's figures for one shape, each the median with its interval (stats.median_interval).
+def figures(loads: Sequence[Sequence[Sample]], shape: Shape) -> LatencyFigures:
+    """One arm's figures for one shape, each with its interval by load, or of one load by iteration.
+
+    Args:
+        loads: the samples of every load, none of them empty.
 
     With b sequences of i tokens and n new ones each, of every sample:
         ttft: until the last sequence of the batch has its first token. e2e: until all are complete.
@@ -39,6 +44,8 @@ def figures(samples: Sequence[Sample], shape: Shape) -> LatencyFigures:
 
     The notes name sources that disagree by more than DISAGREEMENT, and why there is no tpot.
     """
+    samples = [sample for load in loads for sample in load]
+    sizes = [len(load) for load in loads]
     calls = timed_by(samples, OF_CALLS)
     tokens = timed_by(samples, OF_TOKENS)
     everywhere = [source for source in samples[0].last if all(source in sample.last for sample in samples)]
@@ -47,12 +54,14 @@ def figures(samples: Sequence[Sample], shape: Shape) -> LatencyFigures:
     b, i, n = shape.batch_size, shape.input_len, shape.output_len
     joules = [sample.energy_j for sample in samples if sample.energy_j is not None]
     metrics = LatencyMetrics(
-        ttft_ms=_metric(times[tokens].ttft_ms, tokens),
-        tpot_ms=_metric(times[tokens].tpot_ms, tokens) if times[tokens].tpot_ms else None,
-        e2e_ms=_metric(times[calls].e2e_ms, calls),
-        output_tok_s=_metric([b * n / seconds for seconds in e2e], calls),
-        prefill_tok_s=_metric([1000 * b * i / ms for ms in times[tokens].ttft_ms], tokens),
-        j_per_tok=_metric([energy / (b * n) for energy in joules], "nvml") if len(joules) == len(samples) else None,
+        ttft_ms=_metric(sizes, times[tokens].ttft_ms, tokens),
+        tpot_ms=_metric(sizes, times[tokens].tpot_ms, tokens) if times[tokens].tpot_ms else None,
+        e2e_ms=_metric(sizes, times[calls].e2e_ms, calls),
+        output_tok_s=_metric(sizes, [b * n / seconds for seconds in e2e], calls),
+        prefill_tok_s=_metric(sizes, [1000 * b * i / ms for ms in times[tokens].ttft_ms], tokens),
+        j_per_tok=_metric(sizes, [energy / (b * n) for energy in joules], "nvml")
+        if len(joules) == len(samples)
+        else None,
     )
     requests = [sample.request_first for sample in samples if sample.request_first is not None]
     return LatencyFigures(
@@ -109,9 +118,18 @@ def _medians(times: _Times) -> SourceMedians:
     return SourceMedians(statistics.median(times.ttft_ms), statistics.median(times.e2e_ms), tpot)
 
 
-def _metric(values: Sequence[float], source: str) -> Metric:
-    low, high = stats.median_interval(values) or (None, None)
-    return Metric(statistics.median(values), low, high, source, tuple(values))
+def _metric(sizes: Sequence[int], values: Sequence[float], source: str) -> Metric:
+    """A metric of loads with so many values each, in order."""
+    ends = list(accumulate(sizes))
+    medians = [statistics.median(values[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    if len(sizes) == 1:
+        low, high = stats.median_interval(values) or (None, None)
+        return Metric(medians[0], low, high, source, tuple(values))
+    if min(medians) <= 0:
+        return Metric(statistics.median(medians), None, None, source, tuple(values), len(sizes))
+    logs = stats.mean_interval([math.log(median) for median in medians])
+    low, high = math.exp(logs.low), math.exp(logs.high)
+    return Metric(math.exp(logs.value), low, high, source, tuple(values), len(sizes))
 
 
 def _disagreements(times: Mapping[str, _Times]) -> list[str]:

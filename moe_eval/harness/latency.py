@@ -74,7 +74,7 @@ def answers(
             warm_up = latency.warm_up(latency.Clock(engine, nvml), rows, shape, document["warmup_iterations"])
             samples = latency.measure(engine, rows, shape, document["num_iterations"], nvml)
             done()
-            answer: Answer = msgspec.to_builtins(speed.figures(samples, shape))
+            answer: Answer = msgspec.to_builtins(speed.figures([samples], shape))
             yield {
                 "shape": shape.name,
                 **answer,

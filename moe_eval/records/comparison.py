@@ -5,23 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from moe_eval.records.kernels import KernelTime
 from moe_eval.records.labels import Status
 from moe_eval.records.run import Mode, Skipped
-from moe_eval.stats import Divergence, Estimate
+from moe_eval.stats import CONFIDENCE, Divergence, Estimate
 
 COMPARISON_SCHEMA = 2
 COMPARISON_FILE = "comparison.json"
 
 
 class Verdict(str, Enum):
-    """What a pair of arms, or one shape of it, comes to."""
+    """What a pair of arms, or one shape of it, comes to. A quick look is none: there are too few loads."""
 
     PAYS = "pays"
-    DOES_NOT_PAY = "does not pay"
-    INCONCLUSIVE = "inconclusive"
+    SLOWER = "slower"
+    NO_DIFFERENCE = "no worthwhile difference"
+    OPEN = "open"
+    BROKEN = "broken"
     NOT_COMPARABLE = "not comparable"
+    QUICK_LOOK = "quick look"
+
+
+class QualityVerdict(str, Enum):
+    """What an arm costs in quality."""
+
+    NO_COST = "costs nothing beyond the noise floor"
+    COSTS = "costs"
+    OPEN = "open"
+    BROKEN = "broken"
+    NOT_JUDGED = "not judged"
+
+
+DecidingTime = Literal["e2e", "ttft", "tpot", "output_tok_s"]
+TIME_OF: Mapping[DecidingTime, str] = {"e2e": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms", "output_tok_s": "e2e_ms"}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """By which rules verdicts are made.
+
+    Attributes:
+        min_gain: the least gain that counts, 0.01 for 1 %.
+        decide_on: the time that decides. `output_tok_s` goes by the same ratio as `e2e`.
+    """
+
+    min_gain: float = 0.01
+    decide_on: DecidingTime = "e2e"
 
 
 @dataclass(frozen=True)
@@ -29,24 +60,37 @@ class Ratio:
     """How much faster the other arm is: reference over other, above 1 where the other is faster.
 
     Attributes:
-        value: the geometric mean over blocks of the medians' ratio, by the clock `source`.
-        low, high: its 95 % interval by block. None with one block.
+        value: the geometric mean over pairs of loads of the medians' ratio, by the clock `source`.
+        low, high: its interval at `confidence`, by load. None where a side has one load.
+        loads: of the side that has fewer.
+        error, df: the standard error of ln(value) and the degrees of freedom of its Student's t.
+        widened: the factor by which either end is farther away than by load: for what no load shows.
     """
 
     value: float
     low: float | None
     high: float | None
-    blocks: int
+    loads: int
     source: str
+    error: float | None = None
+    df: float | None = None
+    widened: float = 1.0
+    confidence: float = CONFIDENCE
 
 
 @dataclass(frozen=True)
 class SpeedRatios:
-    """Ratios by time. None where a time was not measured on both sides."""
+    """Ratios by figure. None where a figure was not measured on both sides."""
 
     e2e_ms: Ratio | None = None
     ttft_ms: Ratio | None = None
     tpot_ms: Ratio | None = None
+    j_per_tok: Ratio | None = None
+
+    def deciding(self, rules: Rules) -> Ratio | None:
+        """The ratio of the time that decides."""
+        ratio: Ratio | None = getattr(self, TIME_OF[rules.decide_on])
+        return ratio
 
 
 @dataclass(frozen=True)
@@ -70,11 +114,14 @@ class Sides:
 class Fairness:
     """Whether both arms did the same work at a shape: steps of the prompts and experts per step.
 
-    `is_fair` is None where nobody could look. `reason` says why it is not, or not known.
+    Attributes:
+        is_fair: None where nobody could look. `reason` says why it is not, or not known.
+        widened: the ratio of the experts that both read in a decode step, at least 1.
     """
 
     is_fair: bool | None = None
     reason: str | None = None
+    widened: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +133,12 @@ class Clocks:
 
     sm_mhz: tuple[float | None, float | None]
     slow_samples: tuple[int | None, int | None]
+
+    @property
+    def is_one_slow(self) -> bool:
+        """Whether some iterations of one arm, and none of the other, ran at a low clock."""
+        counts = self.slow_samples
+        return None not in counts and (counts[0] == 0) != (counts[1] == 0)
 
 
 @dataclass(frozen=True)
@@ -159,7 +212,8 @@ class ShapeComparison:
 
     Attributes:
         name: of the shape. Sizes are None for a trace that names none.
-        speed: ratios. `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok). Empty where neither was
+        speed: ratios. `unthrottled`: the same without iterations at a low clock, where one arm alone had some.
+            `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok). Empty where neither was
             timed.
         notes: of the measurement, by arm.
         kernels: by phase. `breakdown`: ms of reference and other by phase and category. None where one side has no
@@ -171,9 +225,10 @@ class ShapeComparison:
     batch_size: int | None
     input_len: int | None
     output_len: int | None
-    verdict: Verdict = Verdict.INCONCLUSIVE
+    verdict: Verdict = Verdict.OPEN
     reason: str = ""
     speed: SpeedRatios = field(default_factory=SpeedRatios)
+    unthrottled: SpeedRatios | None = None
     figures: Mapping[str, Sides] = field(default_factory=dict)
     fairness: Fairness = field(default_factory=Fairness)
     clocks: Clocks | None = None
@@ -209,16 +264,26 @@ class QualityComparison:
     calibration: str | None = None
     no_interval: str | None = None
     run_id: str | None = None
+    verdict: QualityVerdict = QualityVerdict.NOT_JUDGED
+    sentence: str = ""
 
 
 @dataclass(frozen=True)
 class PairSchedule:
-    """How both arms of a pair were timed. `one_run`: whether one run measured them side by side."""
+    """How both arms of a pair were timed.
+
+    Attributes:
+        mode, loads, per_load: see run.Schedule. `loads` is of the side that has fewer.
+        one_run: whether one run measured them side by side.
+        looks: how often a run until decided may look, and `look` which one this is, from 1. Both 1 elsewhere.
+    """
 
     mode: Mode
-    blocks: int
-    per_block: int
+    loads: int
+    per_load: int
     one_run: bool
+    look: int = 1
+    looks: int = 1
 
 
 @dataclass(frozen=True)
@@ -265,6 +330,7 @@ class ComparedArm:
 
     Attributes:
         precision: that was asked for. `precision_seen`: by its kernels.
+        broken: why it could not be scored. None where it was, or nobody tried.
         token_ppl, word_ppl, bits_per_byte: None where not measured.
         speed: by shape and metric. `kernels`: ms by shape, phase and category.
     """
@@ -273,12 +339,14 @@ class ComparedArm:
     precision: str
     status: Status
     error: str | None = None
+    broken: str | None = None
     precision_seen: str | None = None
     engine: str | None = None
     engine_version: str | None = None
     gpu: str | None = None
     emulated: bool = False
     moe_backend: str | None = None
+    weights_gib: float | None = None
     token_ppl: float | None = None
     word_ppl: float | None = None
     bits_per_byte: float | None = None
@@ -294,4 +362,5 @@ class ComparisonRecord:
     arms: tuple[ComparedArm, ...]
     pairs: tuple[Pair, ...]
     skipped: tuple[Skipped, ...] = ()
+    rules: Rules = field(default_factory=Rules)
     schema: int = COMPARISON_SCHEMA

@@ -72,6 +72,15 @@ class EngineFacts:
     cuda_graph_padding: bool | None = None
     arguments: Mapping[str, object] = field(default_factory=dict)
 
+    def decodes_by_graph(self, batch_size: int) -> bool | None:
+        """Whether a decode step of so many sequences runs as a CUDA graph. None where nobody can tell."""
+        sizes = self.cuda_graph_batch_sizes
+        if sizes is None or not self.device.startswith("cuda"):
+            return None
+        if batch_size in sizes:
+            return True
+        return bool(sizes) and batch_size < max(sizes) and self.cuda_graph_padding is not False
+
 
 @dataclass(frozen=True)
 class ArmLabels:

@@ -50,21 +50,25 @@ class Turn:
     """One turn of an arm: iterations between those of other arms.
 
     Attributes:
-        block: which block it belongs to, from 0.
+        load: which load of the arm it belongs to, from 0.
         gpus: what NVML saw meanwhile.
         slow_samples: of every iteration, whether its clock was low. None where nobody could see.
     """
 
-    block: int
+    load: int
     gpus: tuple[GpuSummary, ...]
     slow_samples: tuple[bool | None, ...]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure over iterations: its median, the 95 % interval of the median, and the clock it is by.
+    """A figure over the loads of an arm, and the clock it is by.
 
-    `low` and `high` are None where there are too few samples for an interval.
+    Attributes:
+        median: of the iterations of one load. Of several loads it is the geometric mean of their medians.
+        low, high: its 95 % interval: by load, or of this load alone where there is one. None where there is none.
+        loads: over how many the interval is.
+        samples: of all iterations, in order.
     """
 
     median: float
@@ -72,6 +76,7 @@ class Metric:
     high: float | None
     source: str
     samples: tuple[float, ...] = ()
+    loads: int = 1
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ class ShapeLatency:
         num_iterations: timed ones. `warmup_iterations`: of every load.
         output_tokens_per_sec, prefill_tokens_per_sec: medians.
         experts_per_layer_step: distinct experts of a decode step, from the router. None where not counted.
-        turns: what NVML saw. `warm_ups`: of every load. `blocks`: the iterations of every block, in order.
+        turns: what NVML saw. `warm_ups`: of every load. `loads`: the iterations of every load, in order.
     """
 
     name: str
@@ -224,7 +229,7 @@ class ShapeLatency:
     floors: Floors
     turns: tuple[Turn, ...]
     warm_ups: tuple[WarmUp, ...]
-    blocks: tuple[tuple[Sample, ...], ...]
+    loads: tuple[tuple[Sample, ...], ...]
 
     @property
     def shape(self) -> Shape:

@@ -12,33 +12,40 @@ from moe_eval.records.labels import OptionValue, Status
 RUN_SCHEMA = 2
 RUN_FILE = "run.json"
 UNMEASURED = "the run ended before it was measured"  # the error of what a run did not come to
-Mode = Literal["interleaved", "reloaded", "sequential"]
+Mode = Literal["turns", "alternating"]
 EvaluatorName = Literal["quality", "latency", "kernels"]
 EVALUATORS: tuple[EvaluatorName, ...] = ("quality", "latency", "kernels")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """In which order iterations run.
+    """How often arms are loaded, and in which order they are timed.
 
     Attributes:
-        mode: `interleaved`: all arms are loaded at once, each in a process of its own, and take turns of one iteration
-            in the order A B B A, then B A A B; one such round is a block. `reloaded`: the arms do not fit together, so
-            each is loaded again in every block, in the order A B, B A. `sequential`: each arm is loaded once, and drift
-            between them is in no interval.
-        blocks: how many. `per_block`: iterations of an arm in one.
+        mode: `turns`: all arms fit together. Load i of every arm lives at the same time, each in a process of its own,
+            and they take turns of one iteration in the order A B, B A, B A, A B. `alternating`: each load lives alone,
+            in the order A B, B A.
+        loads: of every arm. Load i of an arm is paired with load i of another.
+        per_load: iterations of a shape in one load.
         warm_ups: the least number of iterations before the first timed one of every load and shape.
+        until_decided: `loads` is the most. No more are made once every pair is decided.
     """
 
     mode: Mode
-    blocks: int
-    per_block: int
+    loads: int
+    per_load: int
     warm_ups: int
+    until_decided: bool = False
 
     @property
     def iterations(self) -> int:
         """Timed iterations of an arm and shape in all."""
-        return self.blocks * self.per_block
+        return self.loads * self.per_load
+
+    @property
+    def per_turn(self) -> int:
+        """Timed iterations of an arm and shape one after the other."""
+        return 1 if self.mode == "turns" else self.per_load
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class RunRecord:
         options: of the command, secrets removed.
         evaluators: of every arm by name, the reference first.
         tasks: how many the plan has.
+        ended_after: loads of every arm after which a run until decided ended before its most loads. None elsewhere.
     """
 
     run_id: str
@@ -77,4 +85,5 @@ class RunRecord:
     git: str | None = None
     ended: str | None = None
     error: str | None = None
+    ended_after: int | None = None
     schema: int = RUN_SCHEMA

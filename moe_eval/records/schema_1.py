@@ -18,9 +18,11 @@ def latency(old: Json, _: str) -> dict[str, object]:
     routing, no_routing = _or_reason(old.get("routing"))
     rates, no_rates = _or_reason(old.get("rates"))
     skipped = old.get("status") == "skipped"
+    is_reloaded = _is_reloaded(old.get("schedule"))
     return {
         **old,
-        "shapes": _entries(old.get("shapes", () if skipped else None), _shape),
+        "schedule": _schedule(old.get("schedule")),
+        "shapes": _entries(old.get("shapes", () if skipped else None), lambda shape: _shape(shape, is_reloaded)),
         "routing": routing,
         "no_routing": no_routing,
         "rates": rates,
@@ -58,6 +60,7 @@ def run(old: Json) -> dict[str, object]:
         "options": old.get("asked"),
         "evaluators": evaluators,
         "skipped": _entries(old.get("skipped"), _skipped),
+        "schedule": _schedule(old.get("schedule")),
         "tasks": old.get("steps"),
     }
 
@@ -85,11 +88,34 @@ def compared(old: Json) -> tuple[str, dict[str, object]] | None:
     return reference, comparison
 
 
-def _shape(old: object) -> object:
+def _is_reloaded(schedule: object) -> bool:
+    return isinstance(schedule, Mapping) and schedule.get("mode") == "reloaded"
+
+
+def _schedule(old: object) -> object:
+    """Blocks were loads only where arms were loaded again in each."""
     if not isinstance(old, Mapping):
         return old
+    blocks, per_block = old.get("blocks"), old.get("per_block")
+    mode = "turns" if old.get("mode") == "interleaved" else "alternating"
+    if _is_reloaded(old) or not (isinstance(blocks, int) and isinstance(per_block, int)):
+        return {**old, "mode": mode, "loads": blocks, "per_load": per_block}
+    return {**old, "mode": mode, "loads": 1, "per_load": blocks * per_block}
+
+
+def _shape(old: object, is_reloaded: bool) -> object:
+    if not isinstance(old, Mapping):
+        return old
+    blocks, turns = old.get("blocks"), old.get("gpu")
+    if not is_reloaded and isinstance(blocks, list):
+        blocks = [[sample for block in blocks for sample in block]]
+    turns = _entries(turns, lambda turn: _turn(turn, is_reloaded))
     # the figures' names have not changed: they stood beside the shape's sizes
-    return {**old, "figures": old, "floors": _floors(old.get("floors")), "turns": old.get("gpu")}
+    return {**old, "figures": old, "floors": _floors(old.get("floors")), "turns": turns, "loads": blocks}
+
+
+def _turn(old: object, is_reloaded: bool) -> object:
+    return {**old, "load": old.get("block") if is_reloaded else 0} if isinstance(old, Mapping) else old
 
 
 def _floors(old: object) -> object:

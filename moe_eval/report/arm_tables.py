@@ -112,8 +112,8 @@ def schedules(comparison: ComparisonRecord) -> list[Table]:
         [
             ("pair", names_of(pair)),
             ("schedule", named(schedule.mode)),
-            ("blocks", named(schedule.blocks)),
-            ("iterations of a block", named(schedule.per_block)),
+            ("pairs of loads", named(schedule.loads)),
+            ("iterations of a load", named(schedule.per_load)),
             ("timed in one run", named(schedule.one_run)),
             ("which means", MODES[schedule.mode]),
         ]

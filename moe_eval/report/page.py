@@ -19,9 +19,12 @@ from moe_eval.report.text import NONE, Table
 # a sign and the kind of border; the verdict itself is said in words
 _SIGNS = {
     Verdict.PAYS: ("✓", "good"),
-    Verdict.DOES_NOT_PAY: ("✗", "bad"),
-    Verdict.INCONCLUSIVE: ("?", "open"),
+    Verdict.SLOWER: ("✗", "bad"),
+    Verdict.NO_DIFFERENCE: ("=", "open"),
+    Verdict.OPEN: ("?", "open"),
+    Verdict.BROKEN: ("✗", "bad"),
     Verdict.NOT_COMPARABLE: ("≠", "open"),
+    Verdict.QUICK_LOOK: ("~", "open"),
 }
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?( ?[x%])?( to [-+]?\d[\d,]*(\.\d+)?( ?[x%])?)?")
 _LONG = 40  # characters of a cell that need not stay on one line

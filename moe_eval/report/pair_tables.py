@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from moe_eval.comparison.verdict import of_ratio
+from moe_eval.comparison.wording import interval_digits
 from moe_eval.records.comparison import (
     CategoryChange,
     ComparedArm,
@@ -12,7 +14,9 @@ from moe_eval.records.comparison import (
     PhaseChange,
     QualityComparison,
     Ratio,
+    Rules,
     ShapeComparison,
+    Verdict,
 )
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
@@ -38,8 +42,8 @@ from moe_eval.report.text import (
 )
 
 
-def verdicts(pair: Pair) -> list[Table]:
-    """The verdict of every shape."""
+def verdicts(pair: Pair, rules: Rules) -> list[Table]:
+    """The verdict of every shape with the ratio that decides."""
     rows = [
         [
             ("shape", named(shape.name)),
@@ -47,11 +51,20 @@ def verdicts(pair: Pair) -> list[Table]:
             ("tokens in", named(shape.input_len)),
             ("tokens out", named(shape.output_len)),
             ("verdict", shape.verdict.value),
+            *_ratio_cells(shape.speed.deciding(rules)),
             ("reason", plain(shape.reason, LONGEST_SENTENCE)),
         ]
         for shape in pair.shapes
     ]
     return without_empty_columns(f"Verdict by shape: {names_of(pair)}", rows)
+
+
+def _ratio_cells(ratio: Ratio | None) -> Row:
+    if ratio is None:
+        return [("speed-up", NONE), ("interval", NONE), ("loads", NONE)]
+    digits = interval_digits(ratio.low, ratio.high)
+    interval = span(ratio.low, ratio.high, digits, unit="x")
+    return [("speed-up", number(ratio.value, digits, unit="x")), ("interval", interval), ("loads", f"{ratio.loads}")]
 
 
 def has_speed(pair: Pair) -> bool:
@@ -61,14 +74,14 @@ def has_speed(pair: Pair) -> bool:
 
 
 def ratio_of(shape: ShapeComparison, metric: str) -> Ratio | None:
-    """The ratio of one time; None of energy, which has none."""
-    ratio: Ratio | None = getattr(shape.speed, metric, None)
+    """The ratio of one figure of both arms."""
+    ratio: Ratio | None = getattr(shape.speed, metric)
     return ratio
 
 
-def of_speed(pair: Pair) -> list[Table]:
+def of_speed(pair: Pair, rules: Rules) -> list[Table]:
     """Everything that a report's section on speed has of a pair; no ratios where one arm alone was timed."""
-    rows = [row for shape in pair.shapes for metric in METRICS for row in _speed_row(pair, shape, metric)]
+    rows = [row for shape in pair.shapes for metric in METRICS for row in _speed_row(pair, shape, metric, rules)]
     notes = [
         [("shape", named(shape.name)), ("arm", named(arm)), ("note", plain(note, LONGEST_SENTENCE))]
         for shape in pair.shapes
@@ -84,7 +97,7 @@ def of_speed(pair: Pair) -> list[Table]:
     ]
 
 
-def _speed_row(pair: Pair, shape: ShapeComparison, metric: str) -> list[Row]:
+def _speed_row(pair: Pair, shape: ShapeComparison, metric: str, rules: Rules) -> list[Row]:
     sides, ratio = shape.figures.get(metric), ratio_of(shape, metric)
     figures = (None, None) if sides is None else (sides.reference, sides.other)
     if ratio is None and all(median(figure) is None for figure in figures):
@@ -93,13 +106,14 @@ def _speed_row(pair: Pair, shape: ShapeComparison, metric: str) -> list[Row]:
     row = [("shape", named(shape.name)), ("metric", f"{METRICS[metric]}, {UNITS[metric]}")]
     for name, figure in zip((named(pair.reference), named(pair.other)), figures, strict=True):
         row += [(name, number(median(figure), digits)), (f"{name}: 95 % interval", bounds_of(figure, digits))]
-    value = bounds = ""
-    if ratio is not None and shape.fairness.is_fair is False:
-        value = "void: not fair"
-    elif ratio is not None:
-        value, bounds = number(ratio.value, 3, unit="x"), span(ratio.low, ratio.high, 3, unit="x")
-    row += [("speed-up", value), ("speed-up: 95 % interval", bounds)]
-    return [[*row, ("blocks", f"{ratio.blocks}" if ratio else ""), ("clock", named(ratio.source) if ratio else "")]]
+    if ratio is None:
+        return [[*row, *((head, "") for head in ("verdict", "ratio", "interval", "loads", "clock"))]]
+    ruling = of_ratio(ratio, rules).value
+    if shape.verdict is Verdict.NOT_COMPARABLE:
+        ruling = shape.verdict.value
+    cells = dict(_ratio_cells(ratio))
+    (_, value), *bounds = cells.items()
+    return [[*row, ("verdict", ruling), ("ratio", value), *bounds, ("clock", named(ratio.source))]]
 
 
 def _conditions(pair: Pair, shape: ShapeComparison) -> Row:

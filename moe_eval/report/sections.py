@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moe_eval.records.comparison import ComparisonRecord, Pair, Verdict
+from moe_eval.records.comparison import ComparisonRecord, Pair, Rules, Verdict
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.report import arm_tables, charts, pair_tables
@@ -83,13 +83,13 @@ def title_of(comparison: ComparisonRecord) -> str:
 
 def _verdicts(comparison: ComparisonRecord) -> list[Part]:
     if comparison.pairs:
-        return [_verdict(pair) for pair in comparison.pairs]
+        return [_verdict(pair, comparison.rules) for pair in comparison.pairs]
     finished = any(arm.status is Status.FINISHED for arm in comparison.arms)
     reason = "One arm alone has no other to be compared with." if finished else "No arm has a result."
     return [Paragraph(f"Nothing was compared. {reason}")]
 
 
-def _verdict(pair: Pair) -> PairVerdict:
+def _verdict(pair: Pair, rules: Rules) -> PairVerdict:
     statements = (
         ("", pair.sentence),
         ("Because:", pair.because),
@@ -100,12 +100,12 @@ def _verdict(pair: Pair) -> PairVerdict:
         pair.verdict,
         tuple((word, plain(text, LONGEST_SENTENCE)) for word, text in statements if text),
         tuple(plain(text, LONGEST_SENTENCE) for text in pair.differs),
-        tuple(pair_tables.verdicts(pair)),
+        tuple(pair_tables.verdicts(pair, rules)),
     )
 
 
 def _speed(comparison: ComparisonRecord) -> list[Part]:
-    tables = [table for pair in comparable(comparison) for table in pair_tables.of_speed(pair)]
+    tables = [table for pair in comparable(comparison) for table in pair_tables.of_speed(pair, comparison.rules)]
     return [*charts.speed(comparison), *tables, *arm_tables.speed(comparison)] or _nothing(comparison)
 
 

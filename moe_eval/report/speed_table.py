@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 
+from moe_eval.comparison.wording import interval_digits
 from moe_eval.records.comparison import ComparisonRecord, ShapeComparison
 from moe_eval.records.latency import LatencyRecord, Metric, ShapeLatency
 from moe_eval.report.console import lines_of, rich_table
@@ -68,10 +69,8 @@ def _speed_up(shape: ShapeComparison | None) -> tuple[str, str]:
         return "void", "not fair"
     if ratio is None:
         return NONE, NONE
-    ends = [end for end in (ratio.low, ratio.high) if end is not None]
-    # as many digits as it takes to see on which side of 1 an end is
-    digits = next((count for count in (3, 4) if all(round(end, count) != 1 or end == 1 for end in ends)), 5)
-    return number(ratio.value, 3, unit="x"), span(ratio.low, ratio.high, digits)
+    digits = interval_digits(ratio.low, ratio.high, (1.0,))
+    return number(ratio.value, digits, unit="x"), span(ratio.low, ratio.high, digits)
 
 
 def _labels(records: Sequence[LatencyRecord]) -> list[str]:
@@ -85,8 +84,8 @@ def _labels(records: Sequence[LatencyRecord]) -> list[str]:
     ]
     if schedule is not None and not is_single:
         lines.append(
-            f"Speed-up: of e2e over {first.arm}, the geometric mean over {schedule.blocks} blocks of the medians' "
-            "ratio, with its interval by block. It is not the ratio of the medians above."
+            f"Speed-up: of e2e over {first.arm}, the geometric mean over pairs of loads of the medians' ratio, with "
+            "its interval by load."
         )
     if schedule is not None:
         mode = "One arm alone was measured." if is_single else MODES[schedule.mode]

@@ -19,9 +19,8 @@ METRICS = {
 }
 UNITS = {"e2e_ms": "ms", "ttft_ms": "ms", "tpot_ms": "ms", "j_per_tok": "J"}
 MODES: Mapping[Mode, str] = {
-    "interleaved": "All arms were loaded at once and took turns, so drift moves them alike.",
-    "reloaded": "The arms do not fit together, so each was loaded again in every block.",
-    "sequential": "Each arm was loaded once, so no interval holds the drift between them.",
+    "turns": "Load i of all arms lived at the same time and took turns, so drift moves them alike.",
+    "alternating": "One arm was loaded at a time, and the arms alternated.",
 }
 Row = Sequence[tuple[str, str]]  # headings and cells
 

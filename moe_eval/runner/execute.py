@@ -123,7 +123,7 @@ class Executor:
     def _ready(self, task: Task, remaining: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> _Loaded:
         """The loaded arm of a task, beside those that take turns with it.
 
-        All arms of a block are loaded first, so that no turn of it runs on an emptier GPU than another.
+        All arms of a load are loaded first, so that no turn of it runs on an emptier GPU than another.
         """
         try:
             arm = self._arm(task)
@@ -131,8 +131,8 @@ class Executor:
             hopeless[task.arm, task.load] = str(error)
             raise
         for turn in remaining if self._conditions.together > 1 and task.kind == "latency" else ():
-            of_block = (turn.kind, turn.shape, turn.block) == (task.kind, task.shape, task.block)
-            if not of_block or turn.arm in self._broke or (turn.arm, turn.load) in hopeless:
+            is_beside = (turn.kind, turn.shape, turn.load) == (task.kind, task.shape, task.load)
+            if not is_beside or turn.arm in self._broke or (turn.arm, turn.load) in hopeless:
                 continue
             try:
                 self._arm(turn)
@@ -147,8 +147,9 @@ class Executor:
         if present is not None and present.load == task.load:
             return present
         alone = self._conditions.together == 1 or task.load == ROUTING_LOAD
-        for name in [*self._loaded] if alone else [task.arm] if present else []:
-            self._close(name)
+        for name, other in [*self._loaded.items()]:
+            if alone or other.load != task.load:
+                self._close(name)
         if not self._loaded:
             self._before = self._nvml.memory()
         load = self._conditions.loads[task.arm]

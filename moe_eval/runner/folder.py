@@ -200,16 +200,13 @@ class RunFolder:
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks that are left, in order.
 
-        Of a block nothing is kept unless it is there of all arms, where there are several: its ratio is free of drift
+        Of a load's times at a shape nothing is kept unless they are there of all arms: their ratio is free of drift
         only if they were measured one after the other.
         """
         done = {task for task in tasks if self.done(task)}
-        torn = {(task.shape, task.block) for task in tasks if task.kind == "latency" and task not in done}
-        in_blocks = {(task.block, task.turn) for task in tasks} > {(0, 0)}
+        torn = {(task.shape, task.load) for task in tasks if task.kind == "latency" and task not in done}
         return [
-            task
-            for task in tasks
-            if task not in done or (in_blocks and task.kind == "latency" and (task.shape, task.block) in torn)
+            task for task in tasks if task not in done or (task.kind == "latency" and (task.shape, task.load) in torn)
         ]
 
 

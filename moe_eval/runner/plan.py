@@ -15,16 +15,21 @@ from moe_eval.evaluators import floors
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.run import EvaluatorName, Mode, RunRecord, Schedule, Skipped
-from moe_eval.runner import arm_plan, fit, tasks
+from moe_eval.runner import arm_plan, fit, scatter, tasks
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import Task
 
+_MODES: Mapping[Mode, str] = {
+    "turns": "the arms of a load live at once and take turns",
+    "alternating": "one arm loaded at a time",
+}
 TRACED_TOKENS = 9  # one of prefill and eight of decode
 # for an estimate, by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second
 _LOAD_SECONDS = {True: 60.0, False: 10.0}
 _STEP_SECONDS = {True: 3e-3, False: 10e-3}
 _BYTES_PER_SECOND = {True: 2e12, False: 5e9}
+_WARM_UP_SECONDS = {True: 10.0, False: 0.5}
 _WINDOWS = 600  # about as many as wikitext has
 
 
@@ -46,6 +51,10 @@ class Plan:
     traced: tuple[Shape, ...]
     tasks: tuple[Task, ...]
     routed_as: Mapping[str, str]
+
+    def until(self, loads: int) -> Plan:
+        """The plan that ends after so many loads of every arm."""
+        return replace(self, tasks=tuple(task for task in self.tasks if task.load < loads))
 
     @property
     def timed(self) -> tuple[str, ...]:
@@ -72,10 +81,9 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
     arms, skipped = _chosen(planned, request, before)
     evaluators = {arm.name: _evaluators(arm, request) for arm in arms}
     timed = [arm for arm in arms if "latency" in evaluators[arm.name]]
-    kept_apart = before is not None and before.schedule.mode != "interleaved"
+    kept_apart = before is not None and before.schedule.mode != "turns"
     fit_together = not kept_apart and len(timed) > 1 and fit.together(timed, request.shapes, gpus)
-    blocks = request.blocks if len(timed) > 1 else 1  # blocks are for a ratio: one arm alone has none
-    iterations = schedule(request.iterations, request.warm_ups, blocks, together=fit_together)
+    iterations = schedule(request, together=fit_together)
     traced = tuple(replace(shape, output_len=min(shape.output_len, TRACED_TOKENS)) for shape in request.shapes)
     routed_as = {arm.name: next(twin.name for twin in timed if twin.settings == arm.settings) for arm in timed}
     routed = [] if registry.named(request.arms.engine).routing is None else list(routed_as.values())
@@ -109,16 +117,19 @@ def _vocabulary(arm: Arm) -> int:
     return int(size)
 
 
-def schedule(iterations: int, warm_ups: int, blocks: int, *, together: bool) -> Schedule:
-    """The schedule for at least that many iterations.
+def schedule(request: RunRequest, *, together: bool) -> Schedule:
+    """The schedule for at least as many iterations in all as the request has.
 
     Args:
-        blocks: how often an arm is loaded where the arms do not fit `together`.
+        together: whether the timed arms fit at once.
     """
-    if together:
-        return Schedule("interleaved", math.ceil(iterations / 2), 2, warm_ups)
-    mode: Mode = "reloaded" if blocks > 1 else "sequential"
-    return Schedule(mode, blocks, math.ceil(iterations / blocks), warm_ups)
+    return Schedule(
+        mode="turns" if together else "alternating",
+        loads=request.most_loads or request.loads,
+        per_load=math.ceil(request.iterations / request.loads),
+        warm_ups=request.warm_ups,
+        until_decided=request.most_loads is not None,
+    )
 
 
 def _chosen(
@@ -162,21 +173,33 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         lines.append(f"  skipped: {entry.arm}{f' {entry.evaluator}' if entry.evaluator else ''}: {entry.reason}")
     if plan.timed:
         names = ", ".join(shape.name for shape in plan.shapes)
-        lines.append(f"  shapes: {names}; {plan.schedule.mode}, {plan.schedule.iterations} iterations each")
+        schedule = plan.schedule
+        loads = f"{'up to ' * schedule.until_decided}{schedule.loads} loads of {schedule.per_load} iterations"
+        lines.append(f"  shapes: {names}; {loads}, {_MODES[schedule.mode]}")
+    others = len(plan.timed) - 1
+    if others > 0:
+        scattered = scatter.of_machine(request.folder, gpus[0].name if gpus else None)
+        lines.append(
+            f"  verdict: {scatter.sentence(plan.schedule, others * len(plan.shapes), request.min_gain, scattered)}"
+        )
     lines.append(f"  {len(plan.tasks)} tasks, {_estimate(plan, request.num_chunks, gpus)}")
     return "\n".join(lines)
 
 
 def _estimate(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:
-    """About how many minutes, and on which assumptions."""
+    """About how many minutes, of a load and in all, and on which assumptions."""
     gpu = bool(gpus)
     loads = {(task.arm, task.load) for task in plan.tasks}
     seconds = _LOAD_SECONDS[gpu] * len(loads) + sum(_arm_seconds(arm, plan, num_chunks, gpus) for arm in plan.arms)
-    minutes = max(1, round(seconds / 60))
     return (
-        f"about {minutes} minute{'s' * (minutes > 1)} if a load takes {_LOAD_SECONDS[gpu]:.0f} s and weights are read "
-        f"at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
+        f"about {_minutes(seconds)}, {seconds / 60 / max(1, len(loads)):.1f} for each of {len(loads)} loads, if a load "
+        f"takes {_LOAD_SECONDS[gpu]:.0f} s and weights are read at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
     )
+
+
+def _minutes(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} minute{'s' * (minutes > 1)}"
 
 
 def _arm_seconds(arm: Arm, plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> float:
@@ -191,8 +214,9 @@ def _arm_seconds(arm: Arm, plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> 
         if sizes is not None:
             share = floors.expected_distinct(sizes.experts, sizes.top_k, task.shape.batch_size) / sizes.experts
         iteration = task.shape.output_len * (weights * share / _BYTES_PER_SECOND[gpu] + _STEP_SECONDS[gpu])
-        is_first = task.block == 0 and task.turn == 0
-        seconds += iteration * (plan.schedule.per_block + (plan.schedule.warm_ups if is_first else 0))
+        seconds += iteration * plan.schedule.per_turn
+        if task.turn == 0:
+            seconds += max(_WARM_UP_SECONDS[gpu], iteration * plan.schedule.warm_ups)
     if "quality" in plan.evaluators[arm.name]:
         seconds += (num_chunks or _WINDOWS) * (weights / _BYTES_PER_SECOND[gpu] + _STEP_SECONDS[gpu])
     return seconds

@@ -62,7 +62,9 @@ class RecordWriter:
         """An arm's latency tasks, put together."""
         measured = Measured(arm, precision, Status.FINISHED, labels=self._labels(arm))
         measured.memory = tuple(MemoryUse(load.before, load.after, load.together) for load in self.folder.loads(arm))
-        for task in self._tasks(arm, "latency"):
+        tasks = self._tasks(arm, "latency")
+        loads = 1 + max(task.load for task in tasks)
+        for task in tasks:
             assert task.shape is not None
             result = self.folder.result(task)
             turn = result.latency if result else None
@@ -71,9 +73,8 @@ class RecordWriter:
                 measured.error = measured.error or (result.error if result else UNMEASURED)
                 continue
             name = task.shape.name
-            blocks = measured.blocks.setdefault(name, [[] for _ in range(self.plan.schedule.blocks)])
-            blocks[task.block] += turn.samples
-            measured.turns.setdefault(name, []).append(Turn(task.block, turn.gpus, turn.slow_samples))
+            measured.loads.setdefault(name, [[] for _ in range(loads)])[task.load].extend(turn.samples)
+            measured.turns.setdefault(name, []).append(Turn(task.load, turn.gpus, turn.slow_samples))
             warm_ups = measured.warm_ups.setdefault(name, [])
             if turn.warm_up not in warm_ups:  # turns of one load share theirs
                 warm_ups.append(turn.warm_up)

@@ -51,7 +51,10 @@ class RunRequest:
         tokenizer: the folder or hub name. None where each checkpoint has its own.
         dataset, seed: what prompts are cut from and windows are scored of. The seed is of `random` prompts.
         input_len: tokens of a window and of a prompt. `num_chunks`: windows to score, 0 for all.
-        iterations, warm_ups, blocks: see plan.schedule. A block is one load of every arm where they take no turns.
+        iterations, warm_ups, loads: see plan.schedule.
+        most_loads: of a run until decided. None for a run of exactly `loads`. `most_minutes`: after which it makes no
+            more.
+        min_gain: the least gain that counts.
         repeat_reference: measure the reference a second time, as an arm of its own.
         options: of the command as a record has them, secrets removed.
         timeout_s: seconds that an arm may take for one task.
@@ -69,7 +72,10 @@ class RunRequest:
     num_chunks: int
     iterations: int
     warm_ups: int
-    blocks: int
+    loads: int
+    most_loads: int | None
+    most_minutes: float | None
+    min_gain: float
     repeat_reference: bool
     folder: Path
     options: Mapping[str, OptionValue]

@@ -19,7 +19,7 @@ from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import RunRequest
 
 # options that change nothing of what is measured
-_NOT_OF_THE_RUN = {"output_dir", "config", "resume", "dry_run", "timeout", "gate"}
+_NOT_OF_THE_RUN = {"output_dir", "config", "resume", "dry_run", "timeout", "gate", "min_gain", "decide_on"}
 
 
 def begin(request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> RunRecord:

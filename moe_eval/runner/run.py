@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from moe_eval import stats
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data.workload import Workload
 from moe_eval.engines import registry
@@ -50,7 +52,8 @@ class Run:
     def __init__(self, request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> None:
         self.request, self.plan, self.gpus = request, plan, tuple(gpus)
         self.folder = RunFolder(request.folder, request.command, place(gpus))
-        self._interleaved = plan.schedule.mode == "interleaved"
+        self._ended_after: int | None = None
+        self._takes_turns = plan.schedule.mode == "turns"
 
     @cached_property
     def workload(self) -> Workload | None:
@@ -68,10 +71,13 @@ class Run:
             latency.refuse_profiler()
         _ = self.workload  # a text that is too short for it is refused here
 
-    def execute(self, progress: Progress) -> list[str]:
+    def execute(self, progress: Progress, is_decided: Callable[[], bool] = lambda: False) -> list[str]:
         """Do what is left to do and write the records, also as it goes: a kill leaves those of what was measured.
 
         A run that has finished stays as it is, but for records that are made again.
+
+        Args:
+            is_decided: whether the records on disk decide every pair. A run until decided asks before it loads again.
 
         Returns:
             A sentence for every task that failed.
@@ -82,14 +88,23 @@ class Run:
         """
         with self.folder.locked() as lock:
             record = self._open()
+            if record.ended_after is not None:
+                self.plan = self.plan.until(record.ended_after)
             for sentence in self.folder.mend(self.plan.tasks):
                 say(sentence)
             tasks = self.folder.missing(self.plan.tasks)
             is_settled = not tasks and record.status is Status.FINISHED
             with nullcontext() if is_settled else self._closed(record):
-                return self._work(record, tasks, progress, lock)
+                return self._work(record, tasks, progress, is_decided, lock)
 
-    def _work(self, record: RunRecord, tasks: Sequence[Task], progress: Progress, lock: int) -> list[str]:
+    def _work(
+        self,
+        record: RunRecord,
+        tasks: Sequence[Task],
+        progress: Progress,
+        is_decided: Callable[[], bool],
+        lock: int,
+    ) -> list[str]:
         if self.workload:  # frozen beside the plan
             disk.write_json(self._workload_file(self.workload), self.workload.to_json())
         writer = self._writer(record, self._known_rates() or _ENDED_BEFORE)
@@ -99,16 +114,36 @@ class Run:
         try:
             if self.plan.arms:
                 with Executor(self.folder, self._conditions(), lock) as executor:
-                    executor.run(tasks, observer)
+                    self._run(executor, tasks, observer, is_decided)
         except BaseException:  # what was measured is told as well as it can be, without a further measurement
             self._writer(record, self._known_rates() or _ENDED_BEFORE).write()
             raise
         self._writer(record, self._rates() if self.plan.timed else "not measured").write()
         return observer.failed
 
+    def _run(
+        self, executor: Executor, tasks: Sequence[Task], observer: _Observer, is_decided: Callable[[], bool]
+    ) -> None:
+        """Do tasks, in a run until decided those of another load only while a pair is open and minutes are left."""
+        schedule, begun = self.plan.schedule, time.monotonic()
+        least = min(stats.LEAST_LOADS, schedule.loads) if schedule.until_decided else schedule.loads
+        executor.run([task for task in tasks if task.load < least], observer)
+        for load in range(least, schedule.loads):
+            of_load = [task for task in tasks if task.load == load]
+            if of_load:
+                shortened = self.plan.until(load)
+                replace(observer.writer, plan=shortened).write()
+                is_late = (
+                    self.request.most_minutes is not None and time.monotonic() - begun > 60 * self.request.most_minutes
+                )
+                if is_late or is_decided():
+                    self.plan, self._ended_after = shortened, load
+                    return
+            executor.run(of_load, observer)
+
     def _waiting(self, tasks: Sequence[Task]) -> set[Task]:
         """The turns after which another arm's turn at the same shape comes: it would wait while records are written."""
-        turns = pairwise(tasks) if self._interleaved else ()
+        turns = pairwise(tasks) if self._takes_turns else ()
         return {turn for turn, later in turns if turn.kind == later.kind == "latency" and turn.shape == later.shape}
 
     def _open(self) -> RunRecord:
@@ -149,7 +184,10 @@ class Run:
         ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
         status = Status.FINISHED if is_complete else Status.FAILED
         reason = None if is_complete else "some tasks failed; their records say why"
-        disk.write_record(self.folder.run_file, replace(record, status=status, error=reason, ended=ended))
+        ended_after = record.ended_after or self._ended_after
+        disk.write_record(
+            self.folder.run_file, replace(record, status=status, error=reason, ended=ended, ended_after=ended_after)
+        )
 
     def _workload_file(self, workload: Workload) -> Path:
         return self.folder.path / f"workload_{workload.digest}.json"
@@ -172,9 +210,9 @@ class Run:
             dataset=request.dataset,
             input_len=request.input_len,
             num_chunks=request.num_chunks,
-            iterations=1 if self._interleaved else self.plan.schedule.per_block,
+            iterations=self.plan.schedule.per_turn,
             warm_ups=request.warm_ups,
-            together=len(arms) if self._interleaved else 1,
+            together=len(arms) if self._takes_turns else 1,
             patience=request.timeout_s,
             uuids=[gpu.uuid for gpu in gpus if gpu.uuid],
         )
@@ -220,7 +258,7 @@ class _Observer:
     """Hears of tasks: writes their records, keeps a sentence for every one that `failed`, and passes them on."""
 
     def __init__(self, progress: Progress, writer: RecordWriter, waiting: set[Task]) -> None:
-        self._progress, self._writer, self._waiting = progress, writer, waiting
+        self._progress, self.writer, self._waiting = progress, writer, waiting
         self.failed: list[str] = []
         self.begun = progress.begun
 
@@ -228,5 +266,5 @@ class _Observer:
         if reason is not None:
             self.failed.append(f"{task.arm} {task.name}: {reason}")
         if task not in self._waiting:
-            self._writer.write(task.kind)
+            self.writer.write(task.kind)
         self._progress.done(task, reason)

@@ -26,14 +26,13 @@ class Task:
         arm: its name.
         load: which load of the arm, from 0: tasks of the same load run in the same process. ROUTING_LOAD is the one
             with the options that make an engine name the experts it routes to.
-        shape, block, turn: of a latency task. A kernels task has a shape.
+        shape, turn: of a latency task. A kernels task has a shape.
     """
 
     kind: Kind
     arm: str
     load: int = 0
     shape: Shape | None = None
-    block: int = 0
     turn: int = 0
 
     @property
@@ -43,7 +42,7 @@ class Task:
         if self.shape is not None:
             parts.append(self.shape.name)
         if self.kind == "latency":
-            parts += [self.block, self.turn]
+            parts += [self.load, self.turn]
         return "_".join(map(str, parts))
 
 
@@ -120,7 +119,8 @@ def order(
 ) -> list[Task]:
     """All tasks of a plan.
 
-    Nothing is timed after a trace in the same process: kernels come last in a load.
+    Nothing is timed after a trace in the same process: kernels come last in a load. Routing is counted after the first
+    loads, so that a run until decided knows it.
 
     Args:
         evaluators: of every arm by name, the reference first.
@@ -129,23 +129,22 @@ def order(
     """
     arms = list(evaluators)
     timed = [arm for arm in arms if "latency" in evaluators[arm]]
+    first = {arm: (_quality(arm, evaluators, arms[0]), _kernels(arm, evaluators, traced)) for arm in arms}
     tasks: list[Task] = []
-    if schedule.mode == "interleaved":
-        for arm in arms:
-            tasks += _quality(arm, evaluators, arms[0])
-        tasks += _rounds(timed, shapes, schedule.blocks)
-        for arm in arms:
-            tasks += _kernels(arm, evaluators, traced)
+    if schedule.mode == "turns":
+        tasks += [task for scores, _ in first.values() for task in scores]
+        tasks += _turns(timed, shapes, 0, schedule.per_load)
+        tasks += [task for _, traces in first.values() for task in traces]
     else:
-        for arm in arms:
-            tasks += _quality(arm, evaluators, arms[0])
-            if arm in timed:
-                tasks += [Task("latency", arm, 0, shape, 0) for shape in shapes]
-            tasks += _kernels(arm, evaluators, traced)
-        for block in range(1, schedule.blocks):
-            for arm in timed if block % 2 == 0 else timed[::-1]:
-                tasks += [Task("latency", arm, block, shape, block) for shape in shapes]
-    return tasks + [Task("routing", arm, ROUTING_LOAD) for arm in timed if arm in routed]
+        for arm, (scores, traces) in first.items():
+            tasks += [*scores, *(_latency([arm], shapes, 0) if arm in timed else []), *traces]
+    tasks += [Task("routing", arm, ROUTING_LOAD) for arm in timed if arm in routed]
+    for load in range(1, schedule.loads):
+        if schedule.mode == "turns":
+            tasks += _turns(timed, shapes, load, schedule.per_load)
+        else:
+            tasks += _latency(timed if load % 2 == 0 else timed[::-1], shapes, load)
+    return tasks
 
 
 def _quality(arm: str, evaluators: Mapping[str, Sequence[EvaluatorName]], reference: str) -> list[Task]:
@@ -158,13 +157,20 @@ def _kernels(arm: str, evaluators: Mapping[str, Sequence[EvaluatorName]], traced
     return [Task("kernels", arm, 0, shape) for shape in traced] if "kernels" in evaluators[arm] else []
 
 
-def _rounds(timed: Sequence[str], shapes: Sequence[Shape], rounds: int) -> list[Task]:
-    """A B B A, then B A A B: another arm begins every round, so that each follows itself equally often."""
+def _latency(arms: Sequence[str], shapes: Sequence[Shape], load: int) -> list[Task]:
+    """One load of every arm by itself."""
+    return [Task("latency", arm, load, shape) for arm in arms for shape in shapes]
+
+
+def _turns(timed: Sequence[str], shapes: Sequence[Shape], load: int, turns: int) -> list[Task]:
+    """A B, B A, B A, A B: another arm begins every other turn, so that each follows itself equally often.
+
+    Another arm begins every load, so that what drifts within one favours each equally often.
+    """
     tasks = []
     for shape in shapes:
-        for block in range(rounds):
-            first = block % max(1, len(timed))
-            forth = [*timed[first:], *timed[:first]]
-            tasks += [Task("latency", arm, 0, shape, block, 0) for arm in forth]
-            tasks += [Task("latency", arm, 0, shape, block, 1) for arm in forth[::-1]]
+        for turn in range(turns):
+            first = (load + turn // 2) % max(1, len(timed))
+            order = [*timed[first:], *timed[:first]]
+            tasks += [Task("latency", arm, load, shape, turn) for arm in (order if turn % 2 == 0 else order[::-1])]
     return tasks

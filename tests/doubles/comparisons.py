@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from scipy import stats as distributions
+
 from moe_eval.comparison import verdict
 from moe_eval.records.comparison import (
     CategoryChange,
@@ -20,6 +22,7 @@ from moe_eval.records.comparison import (
     Predicted,
     QualityComparison,
     Ratio,
+    Rules,
     ShapeComparison,
     Sides,
     SpeedRatios,
@@ -29,29 +32,34 @@ from moe_eval.records.labels import Status
 from moe_eval.stats import Divergence, Estimate
 
 Known = tuple[float, float | None, float | None]
-TURNS = PairSchedule("interleaved", 4, 2, one_run=True)
-RELOADED = replace(TURNS, mode="reloaded")
+TURNS = PairSchedule("turns", 4, 2, one_run=True)
+TWO_RUNS = replace(TURNS, one_run=False)
 # by the interval of a ratio, the verdict on it
-ABOVE, BELOW, NOTHING_TO_GAIN, WIDE = (1.2, 1.1, 1.3), (0.8, 0.7, 0.9), (1.0, 0.97, 1.03), (1.02, 0.9, 1.16)
+ABOVE, BELOW, NO_GAIN, WIDE = (1.2, 1.1, 1.3), (0.8, 0.7, 0.9), (1.0, 0.995, 1.005), (1.02, 0.9, 1.16)
 VERDICTS: dict[Known, Verdict] = {
     ABOVE: Verdict.PAYS,
-    BELOW: Verdict.DOES_NOT_PAY,
-    NOTHING_TO_GAIN: Verdict.DOES_NOT_PAY,
-    WIDE: Verdict.INCONCLUSIVE,
+    BELOW: Verdict.SLOWER,
+    NO_GAIN: Verdict.NO_DIFFERENCE,
+    WIDE: Verdict.OPEN,
 }
 QUALITY = QualityComparison(
-    ln_ppl_ratio=Estimate(math.log(1.004), 1e-3, math.log(1.001), math.log(1.007)),
+    ln_ppl_ratio=Estimate(math.log(1.004), 1e-3, math.log(1.001), math.log(1.007), 20),
     ppl_change=0.004,
     divergence=Divergence(mean=0.01, median=0.005, p99=0.1, k=64, covered=0.9, same_top1=0.95),
 )
+RULES = Rules()
 FAIR = Fairness(is_fair=True)
-UNFAIR = Fairness(is_fair=False, reason="bf16 reads 50.0 experts. fp8 reads 40.0.")
+UNRULES = Rules()
+FAIR = Fairness(is_fair=False, reason="bf16 reads 50.0 experts. fp8 reads 40.0.")
 UNCHECKED = Fairness(is_fair=None, reason="bf16: not measured")
 
 
-def ratio(value: float, low: float | None, high: float | None, blocks: int = 4) -> Ratio:
-    """A ratio of times by the host's clock."""
-    return Ratio(value, low, high, blocks, "host")
+def ratio(value: float, low: float | None, high: float | None, loads: int = 4) -> Ratio:
+    """A ratio of times by the host's clock, with the standard error that its interval has."""
+    if low is None or high is None:
+        return Ratio(value, low, high, loads, "host")
+    error = math.log(high / low) / 2 / float(distributions.t.ppf(0.975, loads - 1))
+    return Ratio(value, low, high, loads, "host", error, loads - 1)
 
 
 def shape(batch: int, interval: Known | None, fairness: Fairness = FAIR) -> ShapeComparison:
@@ -131,10 +139,12 @@ def decide(
     quality: QualityComparison | None = QUALITY,
     *,
     of_arms: dict[str, dict[str, Any]] | None = None,
+    rules: Rules = RULES,
     **changes: Any,
 ) -> Pair:
     """The verdict on a pair of these shapes."""
-    return verdict.decide(pair(shapes, schedule, quality, **changes), arms(**(of_arms or {})))
+    (decided,) = verdict.decide([pair(shapes, schedule, quality, **changes)], arms(**(of_arms or {})), rules)
+    return decided
 
 
 def comparison(*pairs: Pair, **changes: Any) -> ComparisonRecord:

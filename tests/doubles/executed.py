@@ -20,13 +20,13 @@ from tests.doubles.plays import SHAPES, Quiet
 
 
 def ordered(
-    mode: Mode = "sequential",
-    blocks: int = 1,
+    mode: Mode = "alternating",
+    loads: int = 1,
     arms: str = "ab",
     evaluators: tuple[EvaluatorName, ...] = EVALUATORS,
 ) -> list[Task]:
     """The tasks of these arms at two shapes."""
-    schedule = Schedule(mode, blocks, 2, 5)
+    schedule = Schedule(mode, loads, 2, 5)
     return tasks.order(dict.fromkeys(arms, evaluators), SHAPES, SHAPES[:1], schedule, routed=list(arms))
 
 

@@ -30,7 +30,7 @@ from moe_eval.records.run import EVALUATORS, RUN_FILE, EvaluatorName, Mode, RunR
 from moe_eval.traces.kernel_table import Trace
 from tests.doubles.timeline import generation
 
-Blocks = Sequence[Sequence[float]]
+Loads = Sequence[Sequence[float]]
 INPUT, OUTPUT = 512, 257
 GPU = "NVIDIA H100 80GB HBM3"
 RUN = "0123456789abcdef0123456789abcdef"
@@ -75,9 +75,9 @@ def counted(batch: int, distinct: float) -> Routing:
 
 def latency(
     name: str,
-    e2e_ms: Mapping[int, Blocks],
+    e2e_ms: Mapping[int, Loads],
     *,
-    mode: Mode = "interleaved",
+    mode: Mode = "turns",
     planned: str | None = None,
     experts: float | None = 50.0,
     gpu: str = GPU,
@@ -102,13 +102,13 @@ def latency(
         no_routing="not measured" if experts is None else None,
     )
     for shape in work.shapes:
-        blocks = e2e_ms[shape.batch_size]
-        measured.blocks[shape.name] = [[_sample(ms) for ms in block] for block in blocks]
-        flags = [tuple(at < slow for at in range(len(block))) for block in blocks]
-        measured.turns[shape.name] = [Turn(at, (_CLOCKS,), block) for at, block in enumerate(flags)]
+        loads = e2e_ms[shape.batch_size]
+        measured.loads[shape.name] = [[_sample(ms) for ms in load] for load in loads]
+        flags = [tuple(at < slow for at in range(len(load))) for load in loads]
+        measured.turns[shape.name] = [Turn(at, (_CLOCKS,), load) for at, load in enumerate(flags)]
         measured.warm_ups[shape.name] = [WarmUp((1.0,) * 5, "noise is steady")]
-    blocks = next(iter(e2e_ms.values()))
-    schedule = Schedule(mode, len(blocks), len(blocks[0]), 5)
+    loads = next(iter(e2e_ms.values()))
+    schedule = Schedule(mode, len(loads), len(loads[0]), 5)
     origin = Origin(run_id, {"output_dir": output_dir}, machine(gpu))
     context = Context(origin, work, schedule, fusion_disabled=False, rates="not measured")
     return latency_record.record(measured, context)
@@ -187,7 +187,7 @@ def traced(name: str, trace: Trace, shape: str | None, label: str | None) -> Ker
     return replace(record, arm=name, shape=shape, origin=Origin(RUN))
 
 
-def arm(name: str, e2e_ms: Mapping[int, Blocks], **options: Any) -> ArmRecords:
+def arm(name: str, e2e_ms: Mapping[int, Loads], **options: Any) -> ArmRecords:
     """An arm that was timed and nothing else."""
     record = latency(name, e2e_ms, **options)
     return ArmRecords(name, record.precision_planned, record)
@@ -210,7 +210,7 @@ def run(
         options={"output_dir": "first"},
         evaluators=dict.fromkeys(names, evaluators),
         skipped=skipped,
-        schedule=Schedule("interleaved", 2, 2, 5),
+        schedule=Schedule("turns", 4, 2, 5),
         tasks=4,
         machine=machine(),
         versions={"mlflow": "3"},

@@ -8,15 +8,16 @@ from typing import Literal
 
 from moe_eval.cli.options.option import option
 from moe_eval.data.scoring_windows import DATASETS
+from moe_eval.records.comparison import DecidingTime
 from moe_eval.records.run import EVALUATORS, EvaluatorName
+from moe_eval.stats import LEAST_LOADS
 
 _INPUT, _OUTPUT = "input", "output"
 _ARMS, _EVALUATORS, _TEXT, _QUALITY = "arms", "evaluators", "text", "quality"
-_LATENCY, _COMMAND = "latency and kernels", "the command itself"
+_LATENCY, _VERDICT, _COMMAND = "latency and kernels", "verdict", "the command itself"
 _LEAST_WARM_UPS = 5
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
 _GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
-_BLOCKS = "loads of every arm, where arms do not fit together"
 _RECORDS = "the folder of the records"
 
 
@@ -85,16 +86,34 @@ class LatencyOptions(TextOptions):
 
     batch_size: tuple[int, ...] = option((1,), "one batch size or several, such as 1,8,32", _LATENCY, metavar="N,...")
     output_len: int = option(256, "tokens that every sequence makes", _LATENCY)
-    num_iterations: int = option(20, "timed iterations of each arm and shape, at least", _LATENCY, minimum=1)
+    num_iterations: int = option(
+        20, "timed iterations of each arm and shape, at least, spread over --loads", _LATENCY, minimum=1
+    )
     warmup_iterations: int = option(
         _LEAST_WARM_UPS,
         "iterations before the first timed one, at least. More run until they settle",
         _LATENCY,
         minimum=_LEAST_WARM_UPS,
     )
-    blocks: int = option(1, _BLOCKS, _LATENCY, minimum=1)
+    loads: int = option(
+        4,
+        f"times that each arm is loaded. Fewer than {LEAST_LOADS} are a quick look without a verdict",
+        _LATENCY,
+        minimum=1,
+    )
+    until: Literal["decided"] | None = option(None, "load again until every verdict is decided", _LATENCY)
+    max_loads: int = option(8, "with --until: load no more often", _LATENCY, minimum=LEAST_LOADS)
+    max_minutes: float | None = option(None, "with --until: begin no load after so many minutes", _LATENCY, minimum=1)
     aa: bool = option(False, "measure the first arm a second time as well, as a check", _LATENCY)
     seed: int = option(0, "of --dataset random", _LATENCY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictOptions:
+    """By which rules verdicts are made."""
+
+    min_gain: float = option(0.01, "the least gain that counts, 0.01 for 1 %", _VERDICT, minimum=0, maximum=0.5)
+    decide_on: DecidingTime = option("e2e", "the time that decides", _VERDICT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +134,17 @@ class PplOptions(CommandOptions, QualityOptions, EmulationOptions, ArmOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerfOptions(CommandOptions, LatencyOptions, ArmOptions):
+class PerfOptions(CommandOptions, VerdictOptions, LatencyOptions, ArmOptions):
     """What `moe-eval perf` can be asked."""
 
-    blocks: int = option(4, _BLOCKS, _LATENCY, minimum=1)
     mode: Literal["perf", "nsys"] = option("perf", "nsys: record one iteration of each shape instead", _LATENCY)
     layerwise_nvtx: bool = option(False, "with --mode nsys: put an NVTX range around every layer", _LATENCY)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(CommandOptions, LatencyOptions, QualityOptions, EvaluatorOptions, EmulationOptions, ArmOptions):
+class RunOptions(
+    CommandOptions, VerdictOptions, LatencyOptions, QualityOptions, EvaluatorOptions, EmulationOptions, ArmOptions
+):
     """What `moe-eval run` can be asked."""
 
     output_dir: Path = option(Path("moe_eval_run"), _RECORDS, _COMMAND)
@@ -134,7 +154,7 @@ MeasuringOptions = RunOptions | PerfOptions | PplOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(VerdictOptions):
     """What `moe-eval compare` can be asked."""
 
     sources: tuple[str, ...] = option(

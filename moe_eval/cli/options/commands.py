@@ -37,8 +37,8 @@ PERF = Command(
     PerfOptions,
     "latency and throughput of several precisions on the same prompts",
     "Time the same prompts on every arm, each in a process of its own, and write one JSON record for each "
-    "(perf_ARM_smXY.json, or _cpu). Arms that fit on the GPU together take turns (A B B A). Otherwise each is loaded "
-    "again in every block. At the end a table compares them with the first.",
+    "(perf_ARM_smXY.json, or _cpu). Each arm is loaded --loads times: loads differ by more than iterations do. Arms "
+    "that fit on the GPU together take turns. At the end a table compares them with the first.",
     (
         (
             "three batch sizes of two checkpoints",
