@@ -189,17 +189,18 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     return ordered[k - 1], ordered[n - k]
 
 
-def mean_interval(values: Sequence[float] | Array, confidence: float = CONFIDENCE) -> Estimate:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """The mean of independent values with Student's interval of n - 1 degrees of freedom.
 
     Raises:
         UsageError: there are fewer than two.
     """
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
-        raise UsageError(f"An interval needs at least two loads and there are {len(array)}. Give more --loads.")
-    error = float(array.std(ddof=1)) / math.sqrt(len(array))
-    return _student(float(array.mean()), error, len(array) - 1, confidence)
+    count = len(values)
+    if count < 2:
+        raise UsageError(f"An interval needs at least two loads and there are {count}. Give more --loads.")
+    mean = math.fsum(values) / count
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return _student(mean, math.sqrt(squares / (count - 1) / count), count - 1, confidence)
 
 
 def difference_interval(first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from moe_eval import stats
 from moe_eval.comparison.comparable import engine
@@ -90,7 +89,7 @@ def _ratio(
     logs = _log_medians(above, read, timed[0]), _log_medians(below, read, timed[0])
     if logs[0] is None or logs[1] is None:
         return None
-    return _with_interval(logs[0], logs[1], timed[0], schedule, widened)
+    return ratio_of_loads(logs[0], logs[1], timed[0], schedule, widened)
 
 
 def _log_medians(loads: _Loads, read: _Reader, source: str) -> list[float] | None:
@@ -104,14 +103,19 @@ def _log_medians(loads: _Loads, read: _Reader, source: str) -> list[float] | Non
     return medians
 
 
-def _with_interval(
-    above: Sequence[float], below: Sequence[float], source: str, schedule: PairSchedule, widened: float
+def ratio_of_loads(
+    above: Sequence[float], below: Sequence[float], source: str, schedule: PairSchedule, widened: float = 1.0
 ) -> Ratio:
-    """The ratio of two sides' loads, by the logarithms of their medians."""
+    """The ratio of two sides, by the logarithms of their loads' medians.
+
+    Args:
+        above, below: of as many loads where one run measured both.
+        source: the clock.
+        widened: the factor by which the interval is wider either way than loads show.
+    """
     loads, level = min(len(above), len(below)), stats.ERROR_RATE
-    ratio = Ratio(math.exp(statistics.fmean(above) - statistics.fmean(below)), None, None, loads, source)
     if loads < 2:
-        return ratio
+        return Ratio(math.exp(statistics.fmean(above) - statistics.fmean(below)), None, None, loads, source)
     if schedule.looks > 1:
         least = stats.LEAST_LOADS
         level = stats.look_level(least + schedule.look - 1, least + schedule.looks - 1, least, level)
@@ -120,10 +124,12 @@ def _with_interval(
         estimate = stats.mean_interval([a - b for a, b in zip(above, below, strict=True)], confidence)
     else:
         estimate, widened = stats.difference_interval(above, below, confidence), widened * BETWEEN_RUNS
-    return replace(
-        ratio,
+    return Ratio(
+        value=math.exp(estimate.value),
         low=math.exp(estimate.low) / widened,
         high=math.exp(estimate.high) * widened,
+        loads=loads,
+        source=source,
         error=estimate.error,
         df=estimate.df,
         widened=widened,

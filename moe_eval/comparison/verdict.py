@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from moe_eval import stats
 from moe_eval.comparison import wording
@@ -24,13 +23,6 @@ from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 _MOST_LOADS = 64  # more than anybody waits for
 
 
-class _Confirmed(NamedTuple):
-    """Whether a shape's gain, and its loss, stand among those of all shapes and arms."""
-
-    pays: bool
-    slower: bool
-
-
 def decide(pairs: Sequence[Pair], arms: Mapping[str, ComparedArm], rules: Rules) -> list[Pair]:
     """Pairs with the verdict on each and on its shapes.
 
@@ -40,12 +32,12 @@ def decide(pairs: Sequence[Pair], arms: Mapping[str, ComparedArm], rules: Rules)
     A pair is broken where its quality is. It is slower where a shape is, else it pays where a shape does, else it is
     open where a shape is. An emulated arm has no speed, so there the verdict is open.
     """
-    confirmed = {
-        key: confirmation
+    verdicts = {
+        key: verdict
         for is_repeat in (False, True)
-        for key, confirmation in _confirmed([pair for pair in pairs if pair.is_repeat is is_repeat], rules).items()
+        for key, verdict in _of_family([pair for pair in pairs if pair.is_repeat is is_repeat], rules).items()
     }
-    return [_decided(pair, arms, rules, confirmed) for pair in pairs]
+    return [_decided(pair, arms, rules, verdicts) for pair in pairs]
 
 
 def is_decided(comparison: ComparisonRecord) -> bool:
@@ -83,22 +75,35 @@ def p_value(ratio: Ratio, bound: float, *, is_above: bool) -> float:
     return stats.p_above(value, ratio.error, ratio.df, limit)
 
 
-def _confirmed(pairs: Sequence[Pair], rules: Rules) -> dict[tuple[str, str], _Confirmed]:
+def of_family(ratios: Sequence[Ratio], rules: Rules) -> list[Verdict]:
+    """The verdicts on ratios that one run claims together.
+
+    A gain or a loss that Holm's procedure does not confirm among all of them is open.
+    """
+    verdicts = [of_ratio(ratio, rules) for ratio in ratios]
+    judged = [index for index, verdict in enumerate(verdicts) if verdict is not Verdict.QUICK_LOOK]
+    for claim, bound, is_above in ((Verdict.PAYS, 1 + rules.min_gain, True), (Verdict.SLOWER, 1.0, False)):
+        if claim not in verdicts:
+            continue
+        # a look of a run until decided has a part of the error rate alone
+        p_values = [
+            p_value(ratios[index], bound, is_above=is_above) * 2 * ERROR_RATE / (1 - ratios[index].confidence)
+            for index in judged
+        ]
+        for index, is_confirmed in zip(judged, stats.holm(p_values, ERROR_RATE), strict=True):
+            if verdicts[index] is claim and not is_confirmed:
+                verdicts[index] = Verdict.OPEN
+    return verdicts
+
+
+def _of_family(pairs: Sequence[Pair], rules: Rules) -> dict[tuple[str, str], Verdict]:
     ratios = {
         (pair.other, shape.name): ratio
         for pair in pairs
         for shape in _timed(pair, rules)
-        if (ratio := shape.speed.deciding(rules)) and ratio.loads >= LEAST_LOADS and shape.fairness.is_fair is not False
+        if (ratio := shape.speed.deciding(rules)) and shape.fairness.is_fair is not False
     }
-
-    def rejected(bound: float, *, is_above: bool) -> list[bool]:
-        # a look of a run until decided has a part of the error rate alone
-        shares = [(1 - ratio.confidence) / 2 / ERROR_RATE for ratio in ratios.values()]
-        p_values = [p_value(ratio, bound, is_above=is_above) for ratio in ratios.values()]
-        return stats.holm([p / share for p, share in zip(p_values, shares, strict=True)], ERROR_RATE)
-
-    gains, losses = rejected(1 + rules.min_gain, is_above=True), rejected(1.0, is_above=False)
-    return {key: _Confirmed(*sides) for key, *sides in zip(ratios, gains, losses, strict=True)}
+    return dict(zip(ratios, of_family(list(ratios.values()), rules), strict=True))
 
 
 def _timed(pair: Pair, rules: Rules) -> list[ShapeComparison]:
@@ -106,37 +111,34 @@ def _timed(pair: Pair, rules: Rules) -> list[ShapeComparison]:
     return [shape for shape in pair.shapes if shape.speed.deciding(rules) is not None]
 
 
-def _of_shape(shape: ShapeComparison, rules: Rules, confirmed: _Confirmed | None) -> tuple[Verdict, str]:
-    """The verdict on one shape and its reason."""
+def _of_shape(shape: ShapeComparison, rules: Rules, verdict: Verdict | None) -> tuple[Verdict, str]:
+    """The verdict on one shape and its reason.
+
+    Args:
+        verdict: among all shapes and arms. None where there is nothing to judge.
+    """
     ratio = shape.speed.deciding(rules)
     if ratio is None:
         return Verdict.OPEN, "It was not timed on both sides."
-    if shape.fairness.is_fair is False:
+    if shape.fairness.is_fair is False or verdict is None:
         return Verdict.NOT_COMPARABLE, shape.fairness.reason or ""
-    verdict = of_ratio(ratio, rules)
+    alone = of_ratio(ratio, rules)
     if shape.clocks and shape.clocks.is_one_slow:
         fast = shape.unthrottled.deciding(rules) if shape.unthrottled else None
-        if fast is None or of_ratio(fast, rules) is not verdict:
+        if fast is None or of_ratio(fast, rules) is not alone:
             return Verdict.NOT_COMPARABLE, "Iterations at a low clock, which one arm alone had, decide."
-    by_chance = confirmed is not None and (
-        (verdict is Verdict.PAYS and not confirmed.pays) or (verdict is Verdict.SLOWER and not confirmed.slower)
-    )
-    return (Verdict.OPEN if by_chance else verdict), " ".join(_reasons(shape, ratio, verdict, rules, by_chance))
-
-
-def _reasons(shape: ShapeComparison, ratio: Ratio, verdict: Verdict, rules: Rules, by_chance: bool) -> Iterator[str]:
-    yield wording.interval_sentence(ratio, verdict, rules)
-    if by_chance:
-        yield "Among so many shapes and arms one may lie there by chance (Holm)."
-    yield from wording.remarks(shape)
+    sentences = [wording.interval_sentence(ratio, alone, rules)]
+    if verdict is not alone:
+        sentences.append("Among so many shapes and arms one may lie there by chance (Holm).")
+    return verdict, " ".join([*sentences, *wording.remarks(shape)])
 
 
 def _decided(
-    pair: Pair, arms: Mapping[str, ComparedArm], rules: Rules, confirmed: Mapping[tuple[str, str], _Confirmed]
+    pair: Pair, arms: Mapping[str, ComparedArm], rules: Rules, verdicts: Mapping[tuple[str, str], Verdict]
 ) -> Pair:
     shapes = []
     for shape in pair.shapes:
-        verdict, reason = _of_shape(shape, rules, confirmed.get((pair.other, shape.name)))
+        verdict, reason = _of_shape(shape, rules, verdicts.get((pair.other, shape.name)))
         if pair.differs:
             verdict, reason = Verdict.NOT_COMPARABLE, " ".join(pair.differs)
         shapes.append(replace(shape, verdict=verdict, reason=reason))
