@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from moe_eval.comparison import allowances, wording
+from moe_eval.comparison.because import because
 from moe_eval.records.comparison import ComparedArm, Pair, PairSchedule, Ratio, ShapeComparison, Verdict
 from moe_eval.stats import CONFIDENCE
 
@@ -65,7 +66,7 @@ def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
     differs = list(pair.differs)
     if timed and not emulated and all(shape.verdict is Verdict.NOT_COMPARABLE for shape in timed):
         differs = differs or list(dict.fromkeys(shape.reason for shape in timed))
-    because, settled_by = "", None
+    reason, settled_by = "", None
     if differs:
         verdict = Verdict.NOT_COMPARABLE
         sentence = " ".join([f"{pair.other} cannot be compared with {pair.reference}.", *differs])
@@ -83,9 +84,9 @@ def decide(pair: Pair, arms: Mapping[str, ComparedArm]) -> Pair:
     else:
         verdict = _of_shapes(timed, pair.schedule)
         sentence = " ".join([wording.with_speed(pair, timed, verdict), *wording.unfinished_arms(pair, arms)])
-        because = wording.because(pair, timed)
+        reason = because(pair, timed)
         settled_by = _settled_by(timed, pair.schedule)
-    pair = replace(pair, verdict=verdict, sentence=sentence, because=because, settled_by=settled_by)
+    pair = replace(pair, verdict=verdict, sentence=sentence, because=reason, settled_by=settled_by)
     return replace(pair, differs=tuple(differs), shapes=tuple(shapes))
 
 
