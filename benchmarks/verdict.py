@@ -2,8 +2,8 @@
 
     python benchmarks/verdict.py [--repetitions 2000] [--processes 2]
 
-Times are simulated: a level of every load, drift while a run goes on, and iterations with heavy tails. Medians of loads,
-ratios with their intervals and the verdicts on them are moe_eval's. The tables stand in docs/method/error-rates.md.
+Times are simulated: a level of every load, drift while a run goes on, and iterations with heavy tails. Ratios of loads
+with their intervals, and the verdicts on them, are moe_eval's. The tables stand in docs/method/error-rates.md.
 """
 
 from __future__ import annotations

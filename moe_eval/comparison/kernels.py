@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from moe_eval.comparison.explained import EXPLAINED, cause, explains
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators.kernels_record import short_name
 from moe_eval.records.comparison import CategoryChange, PhaseChange
@@ -165,10 +166,18 @@ def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:
         f"{change.predicted_ratio_step:.3f}x."
     )
     if change.measured_ratio is not None:
-        sentences.append(f"The ratio measured without it is {change.measured_ratio:.3f}x.")
+        sentences += [f"The ratio measured without it is {change.measured_ratio:.3f}x.", *_explanation(change, names)]
     if change.residual_ms is not None and abs(change.residual_ms) > _SMALL * change.step_ms[0]:
         sentences.append(f"{change.residual_ms:+.3f} ms {per} are left unexplained (medians do not add up).")
     return " ".join(sentences)
+
+
+def _explanation(change: PhaseChange, names: tuple[str, str]) -> list[str]:
+    if explains(change):
+        return ["The kernels explain it."]
+    away = f"{100 * (EXPLAINED - 1):.0f} %"
+    why = cause(change, names)
+    return [f"The kernels do not explain it: both predictions are more than {away} away.", *filter(None, [why])]
 
 
 def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) -> str:

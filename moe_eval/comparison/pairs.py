@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
 
-from moe_eval.comparison import comparable, kernels, quality, speed, verdict
+from moe_eval.comparison import comparable, explained, kernels, quality, speed, verdict
 from moe_eval.comparison.comparable import engine, measured, scored
 from moe_eval.data.workload import Shape
 from moe_eval.records.by_arm import ArmRecords
@@ -16,7 +16,6 @@ from moe_eval.records.comparison import (
     Interval,
     Pair,
     PairSchedule,
-    Predicted,
     Rules,
     ShapeComparison,
     Sides,
@@ -202,22 +201,13 @@ def _with_kernels(
     shape: ShapeComparison, before: KernelsRecord | None, after: KernelsRecord | None, names: tuple[str, str]
 ) -> ShapeComparison:
     """A shape with the difference of its traces, and of the reference's trace what there was to gain."""
-    # a phase of a trace is a part of one of the times
-    ttft, tpot = shape.speed.ttft_ms, shape.speed.tpot_ms
-    faster = {"prefill": ttft.value if ttft else None, "decode": tpot.value if tpot else None}
+    faster = {phase: ratio.value if ratio else None for phase, ratio in explained.by_phase(shape.speed).items()}
     ceiling = {name: _ceiling(phase) for name, phase in before.phases.items()} if before else None
-    shape = replace(shape, measured=faster["decode"], ceiling=ceiling)
+    shape = replace(shape, ceiling=ceiling)
     if before is None or after is None:
         return shape
     changes = kernels.changes(before, after, names, faster)
-    decode = changes.get("decode")
-    busy = decode.predicted_ratio_busy if decode else None
-    return replace(
-        shape,
-        kernels=changes,
-        breakdown=_breakdown(before, after),
-        predicted=Predicted(busy, decode.predicted_ratio_step) if decode and busy is not None else None,
-    )
+    return replace(shape, kernels=changes, breakdown=_breakdown(before, after))
 
 
 def _interval(row: ShapeLatency | None, name: str) -> Interval | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from moe_eval import stats
 from moe_eval.comparison import wording
+from moe_eval.comparison.because import because
 from moe_eval.records.comparison import (
     ComparedArm,
     ComparisonRecord,
@@ -148,7 +149,7 @@ def _decided(
     differs = list(pair.differs)
     if timed and not emulated and all(shape.verdict is Verdict.NOT_COMPARABLE for shape in timed):
         differs = differs or list(dict.fromkeys(shape.reason for shape in timed))
-    because, settled_by = "", None
+    reason, settled_by = "", None
     if differs:
         verdict = Verdict.NOT_COMPARABLE
         sentence = " ".join([f"{pair.other} cannot be compared with {pair.reference}.", *differs])
@@ -167,10 +168,10 @@ def _decided(
         sentence = " ".join(
             [wording.with_speed(pair, timed, verdict, arms, rules), *wording.unfinished_arms(pair, arms)]
         )
-        because = wording.because(pair, timed)
+        reason = because(pair, timed, rules)
         settled_by = _settled_by(pair, timed, rules)
     return replace(
-        pair, verdict=verdict, sentence=sentence, because=because, settled_by=settled_by, differs=tuple(differs)
+        pair, verdict=verdict, sentence=sentence, because=reason, settled_by=settled_by, differs=tuple(differs)
     )
 
 

@@ -166,7 +166,8 @@ class PhaseChange:
         expert_gemm_ratio: how many times faster the expert GEMMs are. None where one side has none.
         ceiling_busy, ceiling_wall: what that alone would make of the first trace's busy and wall time.
         predicted_ratio_busy, predicted_ratio_step: how many times faster the kernels, and the steps under the profiler.
-        measured_ratio: without a profiler. None where not known.
+        measured_ratio: without a profiler: of the time to the first token of prefill, of the time per output token of
+            decode. None where not known.
         new, vanished: kernels that run on one side only, longest first.
     """
 
@@ -188,6 +189,14 @@ class PhaseChange:
     vanished: tuple[KernelTime, ...] = ()
     text: str = ""
 
+    @property
+    def idle_share(self) -> tuple[float, float] | None:
+        """Before and after, the share of the step in which nothing runs, 0 to 1. None without times."""
+        if self.step_ms is None or self.busy_ms is None or not all(self.step_ms):
+            return None
+        before, after = (max(0.0, 1 - busy / step) for busy, step in zip(self.busy_ms, self.step_ms, strict=True))
+        return before, after
+
 
 @dataclass(frozen=True)
 class CeilingOfPhase:
@@ -196,14 +205,6 @@ class CeilingOfPhase:
     busy: float | None
     wall: float | None
     share: float
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """How much faster a decode step becomes by its kernels alone, and by its steps under the profiler."""
-
-    busy: float
-    step: float | None
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class ShapeComparison:
         notes: of the measurement, by arm.
         kernels: by phase. `breakdown`: ms of reference and other by phase and category. None where one side has no
             trace.
-        ceiling: of the reference, by phase. `predicted` by kernels against `measured`, of a decode step.
+        ceiling: of the reference, by phase.
     """
 
     name: str
@@ -236,8 +237,6 @@ class ShapeComparison:
     kernels: Mapping[str, PhaseChange] | None = None
     breakdown: Mapping[str, Mapping[str, tuple[float, float]]] | None = None
     ceiling: Mapping[str, CeilingOfPhase] | None = None
-    predicted: Predicted | None = None
-    measured: float | None = None
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,8 @@ class Pair:
     """An arm against the reference.
 
     Attributes:
-        sentence: the verdict, in whole sentences. `because`: by the kernels of a decode step. Empty where not traced.
+        sentence: the verdict, in whole sentences. `because`: by the kernels of the shape that decides. Empty where
+            nothing was traced.
         settled_by: what would decide what is open. None where nothing is.
         differs: why the two cannot be compared, a sentence each. Empty where they can.
         labels: what differs without forbidding it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypedDict
@@ -19,8 +19,13 @@ _SMALL = 0.002  # of a step: changes below it have no row of their own in a wate
 _GAIN, _COST, _STEP = COLOURS["c2"], COLOURS["c1"], COLOURS["c5"]
 
 
-def stacked(title: str, bars: Sequence[Bar], order: Sequence[str]) -> Chart | None:
-    """Stack ms by category, one bar an arm, in the order of `order`, which gives number, colour and pattern."""
+def stacked(title: str, bars: Sequence[Bar], order: Sequence[str], grey: Collection[str] = ()) -> Chart | None:
+    """Stack ms by category, one bar an arm.
+
+    Args:
+        order: of the categories, which gives number, colour and pattern.
+        grey: names of arms that are drawn without colours.
+    """
     bars = [(name, parts) for name, parts in bars if sum(parts.values()) > 0]
     if not bars:
         return None
@@ -31,7 +36,7 @@ def stacked(title: str, bars: Sequence[Bar], order: Sequence[str]) -> Chart | No
         + ", ".join(f"{category(order[index])} {number(parts.get(order[index], 0.0), digits)} ms" for index in indices)
         for name, parts in bars
     )
-    return Chart(title, f"{description}.", partial(_draw_stacked, bars, order, indices, digits))
+    return Chart(title, f"{description}.", partial(_draw_stacked, bars, order, indices, digits, grey))
 
 
 class _Look(TypedDict):
@@ -42,8 +47,12 @@ class _Look(TypedDict):
     edgecolor: str
 
 
-def _draw_stacked(bars: Sequence[Bar], order: Sequence[str], indices: Sequence[int], digits: int) -> Figure:
+def _draw_stacked(
+    bars: Sequence[Bar], order: Sequence[str], indices: Sequence[int], digits: int, grey: Collection[str]
+) -> Figure:
     """Segments are numbered from 1 where the number fits. The key has the numbers' names and times."""
+    from matplotlib.patches import Patch
+
     totals = [sum(parts.values()) for _, parts in bars]
     names = [
         f"{fitted(name, WIDTH - 1.5)}: {number(total, digits)} ms"
@@ -53,7 +62,7 @@ def _draw_stacked(bars: Sequence[Bar], order: Sequence[str], indices: Sequence[i
     axes.set_xlim(0, max(totals))
     axes.xaxis.set_major_formatter(lambda value, _: tick_text(value))
     axes.set_xlabel("ms per step")
-    ends = [0.0] * len(bars)
+    ends, keys = [0.0] * len(bars), list[Patch]()
     for index in indices:
         values = [parts.get(order[index], 0.0) for _, parts in bars]
         times = " / ".join(number(value, digits) for value in values) if len(bars) < 4 else ""
@@ -61,24 +70,28 @@ def _draw_stacked(bars: Sequence[Bar], order: Sequence[str], indices: Sequence[i
         colour = CYCLE[index % len(CYCLE)]
         hatch = _HATCHES[index // len(CYCLE) % len(_HATCHES)]
         look = _Look(facecolor=colour, hatch=hatch, edgecolor=COLOURS["page"])
+        keys.append(Patch(label=f"{label}: {times}" if times else label, **look))
         rows = [row for row, value in enumerate(values) if value > 0]
-        boxes = axes.barh(
-            rows,
-            [values[row] for row in rows],
-            0.5,
-            left=[ends[row] for row in rows],
-            label=f"{label}: {times}" if times else label,
-            **look,
-        )
+        boxes = axes.barh(rows, [values[row] for row in rows], 0.5, left=[ends[row] for row in rows], **look)
         smallest = (0.012 * len(f"{index + 1}") + 0.01) * max(totals)
         numbers = [f"{index + 1}" if values[row] > smallest else "" for row in rows]
         ground = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
         axes.bar_label(boxes, numbers, label_type="center", fontsize=8, color=COLOURS["page"], bbox=ground)
         for row, box in zip(rows, boxes, strict=True):
             box.set_gid(f"bar-{row}-{index}")
+            if bars[row][0] in grey:
+                box.set_facecolor(_STEP)
             ends[row] += values[row]
     place = (0.01, 0, 0.98, 0)
-    figure.legend(loc="lower left", ncols=2, bbox_to_anchor=place, mode="expand", borderaxespad=0, labelspacing=0.35)
+    figure.legend(
+        handles=keys,
+        loc="lower left",
+        ncols=2,
+        bbox_to_anchor=place,
+        mode="expand",
+        borderaxespad=0,
+        labelspacing=0.35,
+    )
     return figure
 
 
@@ -94,13 +107,18 @@ class _Row:
 
 
 def waterfall(
-    title: str, ends: tuple[tuple[str, float], tuple[str, float]], changes: Sequence[tuple[str, float]]
+    title: str,
+    ends: tuple[tuple[str, float], tuple[str, float]],
+    changes: Sequence[tuple[str, float]],
+    *,
+    is_grey: bool = False,
 ) -> Chart | None:
     """From the reference's ms to the other's, a row for every change.
 
     Args:
         ends: name and ms of both.
         changes: name and ms, in order; they add up to the difference of the ends. Small ones are drawn as a single one.
+        is_grey: without colours.
     """
     (reference, before), (arm, after) = ends
     digits = digits_of([before, after])
@@ -113,10 +131,10 @@ def waterfall(
     if not any(row.begin or row.end for row in rows):
         return None
     description = ". ".join(f"{plain(row.name)} {row.text} ms" for row in rows)
-    return Chart(title, f"{description}.", partial(_draw_waterfall, rows))
+    return Chart(title, f"{description}.", partial(_draw_waterfall, rows, is_grey=is_grey))
 
 
-def _draw_waterfall(rows: Sequence[_Row]) -> Figure:
+def _draw_waterfall(rows: Sequence[_Row], *, is_grey: bool) -> Figure:
     """Every bar has its value at the right, and a line that leads to the next."""
     from matplotlib.patches import Patch
 
@@ -130,7 +148,7 @@ def _draw_waterfall(rows: Sequence[_Row]) -> Figure:
         [row.end - row.begin for row in rows],
         0.68,
         left=[row.begin for row in rows],
-        color=[row.colour for row in rows],
+        color=[_STEP if is_grey else row.colour for row in rows],
         hatch=[_HATCHES[row.colour == _COST] for row in rows],
         edgecolor=COLOURS["page"],
     )
@@ -146,8 +164,8 @@ def _draw_waterfall(rows: Sequence[_Row]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("ms per step")
     patches = [
-        Patch(facecolor=_GAIN, edgecolor=COLOURS["page"], label="less time"),
-        Patch(facecolor=_COST, edgecolor=COLOURS["page"], hatch=_HATCHES[1], label="more time"),
+        Patch(facecolor=_STEP if is_grey else _GAIN, edgecolor=COLOURS["page"], label="less time"),
+        Patch(facecolor=_STEP if is_grey else _COST, edgecolor=COLOURS["page"], hatch=_HATCHES[1], label="more time"),
     ]
     figure.legend(handles=patches, loc="lower left", bbox_to_anchor=(0.01, 0), borderaxespad=0, labelspacing=0.35)
     return figure

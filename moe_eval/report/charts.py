@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from moe_eval.comparison.explained import explains
 from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, ShapeComparison
 from moe_eval.report import arm_tables, bars, drawing, pair_tables, points
 from moe_eval.report.drawing import Chart
@@ -93,14 +94,21 @@ class PhaseParts:
 
 
 def steps(comparison: ComparisonRecord) -> dict[str, list[PhaseParts]]:
-    """By shape and phase, the stacked bars of all arms, a waterfall for every pair, and their tables."""
+    """By shape and phase, the stacked bars of all arms, a waterfall for every pair, and their tables.
+
+    What does not explain the measured ratio is drawn in grey.
+    """
     by_phase: dict[tuple[str, str], PhaseParts] = {}
     times_of: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    unexplained: dict[tuple[str, str], list[str]] = {}
     for pair in comparable(comparison):
         for shape in pair.shapes:
             for phase in pair_tables.phases_of(shape):
                 parts = by_phase.setdefault((shape.name, phase), PhaseParts(plain(phase)))
                 parts.charts += _waterfall(pair, shape, phase)
+                change = (shape.kernels or {}).get(phase)
+                if change and explains(change) is False:
+                    unexplained.setdefault((shape.name, phase), []).append(named(pair.other))
                 parts.tables += pair_tables.kernels(pair, shape, phase)
                 breakdown = (shape.breakdown or {}).get(phase) or {}
                 for side, arm_name in enumerate((pair.reference, pair.other)):
@@ -111,14 +119,17 @@ def steps(comparison: ComparisonRecord) -> dict[str, list[PhaseParts]]:
         parts.tables += pair_tables.of_one_arm(arm, shape_name, phase, times)
         arm_times = {key: finite(ms) or 0.0 for key, ms in times.items()}
         times_of.setdefault((shape_name, phase), {})[arm.name] = arm_times
-    keys = (key for sides in times_of.values() for times in sides.values() for key in times)
-    order = list(dict.fromkeys([*map(str, CATEGORIES), *keys]))
+    names = (name for sides in times_of.values() for times in sides.values() for name in times)
+    order = list(dict.fromkeys([*map(str, CATEGORIES), *names]))
     by_shape: dict[str, list[PhaseParts]] = {}
-    for (shape_name, phase), parts in by_phase.items():
+    for key, parts in by_phase.items():
+        shape_name, phase = key
         title = f"Kernel time per step by category, {named(shape_name)}, {plain(phase)}"
-        sides = [(named(name), times) for name, times in times_of[shape_name, phase].items()]
-        caption = "Medians of a trace. Numbers in the bars are those of the key."
-        parts.charts = [*_with_caption(bars.stacked(title, sides, order), caption), *parts.charts]
+        sides = [(named(name), times) for name, times in times_of[key].items()]
+        caption, grey = "Medians of a trace. Numbers in the bars are those of the key.", unexplained.get(key, [])
+        if grey:
+            caption += f" Grey: kernels that do not explain the measured ratio ({', '.join(grey)})."
+        parts.charts = [*_with_caption(bars.stacked(title, sides, order, grey), caption), *parts.charts]
         by_shape.setdefault(named(shape_name), []).append(parts)
     return by_shape
 
@@ -137,8 +148,11 @@ def _waterfall(pair: Pair, shape: ShapeComparison, phase: str) -> list[Chart]:
     title = f"From a step of {reference} to one of {arm}, {named(shape.name)}, {plain(phase)}"
     ends = ((reference, before), (arm, after))
     extent = "from its begin to the next one's" if change.step_is == "wall" else "the span of its kernels"
-    caption = f"A step is {extent}, under the profiler. {paragraph(change.text)}".strip()
-    return _with_caption(bars.waterfall(title, ends, [*changes, *pair_tables.rest_of_change(change)]), caption)
+    is_grey = explains(change) is False
+    head = "Drawn in grey, as the kernels do not explain the measured ratio. " if is_grey else ""
+    caption = f"{head}A step is {extent}, under the profiler. {paragraph(change.text)}".strip()
+    changes += pair_tables.rest_of_change(change)
+    return _with_caption(bars.waterfall(title, ends, changes, is_grey=is_grey), caption)
 
 
 def quality(comparison: ComparisonRecord) -> list[Chart]:

@@ -176,29 +176,6 @@ def phases_of(shape: ShapeComparison) -> list[str]:
     return list(dict.fromkeys([*(shape.breakdown or {}), *(shape.kernels or {})]))
 
 
-def ceilings(pair: Pair) -> list[Table]:
-    """The most that faster expert GEMMs can give the reference, what the kernels predict, and what was measured."""
-    rows: list[Row] = []
-    for shape in pair.shapes:
-        limits = shape.ceiling or {}
-        for phase in dict.fromkeys([*limits, *(["decode"] if shape.predicted else [])]):
-            limit, predicted = limits.get(phase), shape.predicted if phase == "decode" else None
-            rows.append(
-                [
-                    ("shape", named(shape.name)),
-                    ("phase", plain(phase)),
-                    ("expert GEMMs' share", number(percent(limit.share if limit else None), 1, unit=" %")),
-                    ("ceiling of busy time", number(limit.busy if limit else None, 3, unit="x")),
-                    ("ceiling of the step", number(limit.wall if limit else None, 3, unit="x")),
-                    ("predicted by kernels", number(predicted.busy, 3, unit="x") if predicted else ""),
-                    ("predicted by steps", number(predicted.step, 3, unit="x") if predicted else ""),
-                    ("measured without profiler", number(shape.measured, 3, unit="x") if predicted else ""),
-                ]
-            )
-    caption = f"Ceiling of {named(pair.reference)} and prediction per step: {names_of(pair)}"
-    return without_empty_columns(caption, rows)
-
-
 def kernels(pair: Pair, shape: ShapeComparison, phase: str) -> list[Table]:
     """Behind the bars and the waterfall: ms per step by category, and the functions that only one arm runs."""
     reference, arm = named(pair.reference), named(pair.other)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from moe_eval.records.comparison import ComparisonRecord, Pair, Rules, Verdict
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
-from moe_eval.report import arm_tables, charts, pair_tables
+from moe_eval.report import arm_tables, charts, pair_tables, prediction_tables
 from moe_eval.report.drawing import Chart
 from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, plain
 
@@ -115,9 +115,10 @@ def _steps(comparison: ComparisonRecord) -> list[Part]:
         parts.append(Heading(shape, 3))
         for phase in phases:
             parts += [Heading(phase.name, 4), *phase.charts, *phase.tables]
-    ceilings = [table for pair in comparable(comparison) for table in pair_tables.ceilings(pair)]
-    if ceilings:
-        parts += [Heading("Ceilings and predictions", 3), *ceilings]
+    makers = (prediction_tables.ceilings, prediction_tables.predictions)
+    tables = [table for pair in comparable(comparison) for maker in makers for table in maker(pair)]
+    if tables:
+        parts += [Heading("Ceilings and predictions", 3), *tables]
     return parts or _nothing(comparison)
 
 

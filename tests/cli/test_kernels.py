@@ -79,8 +79,24 @@ def test_two_traces_and_times_without_the_profiler(traces: list[str], capsys: py
     assert main(["kernels", *options]) == 0
     out = capsys.readouterr().out
     assert "decode: the expert GEMMs of fp8 take 0.024 ms less" in out
-    assert "measured without it is 1.006x" in out
+    assert "measured without it is 1.006x. The kernels explain it." in out
     assert "+ residual" in out
+
+
+def test_times_given_by_hand_are_held_against_the_kernels(
+    traces: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--input", *traces, "--precisions", "bf16,fp8", "--output", str(tmp_path / "k.json")]
+    assert main(["kernels", *options, "--tpot_ms", "4.0", "8.0"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    decode = json.loads((tmp_path / "k.json").read_text())["difference"]["decode"]
+    idle = [100 * (1 - busy / step) for busy, step in zip(decode["busy_ms"], decode["step_ms"], strict=True)]
+    assert decode["measured_ratio"] == 0.5
+    assert (
+        "measured without it is 0.500x. The kernels do not explain it: both predictions are more than 15 % away. "
+        f"Nothing runs for {idle[1]:.0f} % of the step of fp8 (bf16: {idle[0]:.0f} %), so the host may be what is "
+        "waited for."
+    ) in out
 
 
 def test_a_label_that_the_kernels_contradict_fails_loudly_after_everything_is_shown(

@@ -99,21 +99,3 @@ def test_what_is_missing_is_named() -> None:
     nothing = decide([], quality=None, of_arms=skipped)
     assert nothing.sentence == "Inconclusive: nothing is known of fp8 against bf16. fp8 was left out (needs SM100)."
     assert decide([]).settled_by == "Run moe-eval perf with both arms."
-
-
-def test_the_reason_is_in_the_kernels_of_the_smallest_batch_that_does_not_pay() -> None:
-    small = traced(1, WIDE, {"expert_gemm": -1.0, "quant_dequant": 0.5, "routing_permute": 0.1}, 0.25)
-    large = traced(8, ABOVE, {"expert_gemm": -1.5, "attention": -0.2}, 0.0)
-    assert decide([small, large]).because == (
-        "At batch 1 the expert GEMMs are 40 % of a decode step of bf16 (5.00 ms). Those of fp8 take 1.00 ms less. "
-        "Taken back: quantisation 0.50 ms (50 %), permutation 0.10 ms (10 %), gaps between kernels 0.25 ms (25 %). "
-        "The traced step is 1.03x as fast (1.10x by kernels alone). Without a profiler it is 1.02x, 0.90 to 1.16."
-    )
-    paying = decide([large, traced(32, ABOVE, {"expert_gemm": -1.5, "attention": -0.2}, 0.0)]).because
-    assert paying.startswith("At batch 32 the expert GEMMs are 40 %")
-    assert "Saved: all other kernels 0.20 ms." in paying
-    half = decide([traced(1, WIDE, {"expert_gemm": -0.5, "quant_dequant": 0.1}, 0.0)]).because
-    assert "Taken back: quantisation 0.10 ms (20 %)." in half
-    worse = decide([traced(1, BELOW, {"expert_gemm": 0.5, "quant_dequant": 0.4}, 0.0)]).because
-    assert "take 0.50 ms more. Added: quantisation 0.40 ms." in worse
-    assert decide([shape(1, ABOVE)]).because == ""

@@ -19,7 +19,6 @@ from moe_eval.records.comparison import (
     Pair,
     PairSchedule,
     PhaseChange,
-    Predicted,
     QualityComparison,
     Ratio,
     Rules,
@@ -98,8 +97,7 @@ def traced(batch: int, interval: Known, change: dict[str, float], waiting: float
         predicted_ratio_busy=4.5 / (4.5 + total),
         predicted_ratio_step=5 / (5 + total + waiting),
     )
-    predicted = Predicted(busy=4.5 / (4.5 + total), step=5 / (5 + total + waiting))
-    return replace(shape(batch, interval), kernels={"decode": decode}, predicted=predicted)
+    return replace(shape(batch, interval), kernels={"decode": decode})
 
 
 def arms(**changes: dict[str, Any]) -> dict[str, ComparedArm]:

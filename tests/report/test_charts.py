@@ -235,6 +235,38 @@ def test_bars_and_waterfalls_are_drawn_from_the_comparison() -> None:
     assert rows["waiting"] == pytest.approx(change.waiting_change_ms)
 
 
+def test_what_does_not_explain_the_measured_ratio_is_grey() -> None:
+    (grey,) = {drawing.COLOURS["c5"]}
+
+    def faces(axes: Axes, start: str) -> set[str]:
+        return {to_hex(patch.get_facecolor()) for patch in boxes(axes, start).values()}
+
+    ends = (("bf16", 6.0), ("fp8", 5.0))
+    changes = [("expert GEMM", -2.0), ("quantise", 1.0)]
+    figure, axes = drawn(bars.waterfall("ms", ends, changes, is_grey=True))
+    assert faces(axes, "row-") == {to_hex(patch.get_facecolor()) for patch in figure.legends[0].get_patches()} == {grey}
+    assert [patch.get_hatch() != "" for patch in boxes(axes, "row-").values()] == [False, False, True, False]
+    figure, axes = drawn(bars.stacked("ms", BARS, ORDER, grey=["fp8"]))
+    assert faces(axes, "bar-1") == {grey}
+    assert faces(axes, "bar-0") == {drawing.CYCLE[at] for at in range(3)}
+    key = [to_hex(patch.get_facecolor()) for patch in figure.legends[0].get_patches()]
+    assert key == [drawing.CYCLE[at] for at in range(4)], "the key keeps its colours"
+
+
+def test_a_phase_that_is_not_explained_is_grey_and_says_so() -> None:
+    for chart, is_explained in (
+        (chart, phase.name == "decode")
+        for phases in charts.steps(compared_arms.with_unexplained_prefill()).values()
+        for phase in phases
+        for chart in phase.charts
+    ):
+        _, axes = drawn(chart)
+        stacked = boxes(axes, "bar-1")
+        faces = {to_hex(patch.get_facecolor()) for patch in (stacked or boxes(axes, "row-")).values()}
+        assert ("do not explain the measured ratio" in chart.caption) is not is_explained
+        assert (faces == {drawing.COLOURS["c5"]}) is not is_explained
+
+
 def test_an_svg_can_be_read_without_seeing_and_takes_the_page_s_colours() -> None:
     chart = points.ratios("Speed-up <of> $x$", RATIOS)
     assert chart is not None

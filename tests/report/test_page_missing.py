@@ -66,12 +66,12 @@ def test_nothing_measured_says_so() -> None:
 
 NOTHING: Mapping[str, tuple[Mapping[str, object], str]] = {
     "kernels": ({"kernels": None}, "From a step"),
+    "predictions": ({"kernels": None}, "predicted by"),
     "ceiling": ({"ceiling": None}, "ceiling of busy"),
     "speed": ({"speed": SpeedRatios()}, "Speed-up of"),
     "breakdown": ({"breakdown": None}, "Kernel time per step"),
     "clocks": ({"clocks": None}, "SM clock"),
     "figures": ({"figures": {}}, "95 % interval of bf16"),
-    "predicted": ({"predicted": None}, "predicted by"),
     "fairness": ({"fairness": Fairness()}, "routing is fair"),
 }
 
