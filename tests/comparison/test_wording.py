@@ -1,72 +1,103 @@
-"""The sentences of a verdict: what pays where, what it costs, and why."""
+"""The sentences of a verdict: what pays where, what is worse, and what it costs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe_eval.comparison import wording
+from moe_eval.records.comparison import SpeedRatios
 from moe_eval.records.labels import Status
 from tests.doubles import comparisons as made
-from tests.doubles.comparisons import ABOVE, BELOW, NOTHING_TO_GAIN, QUALITY, WIDE, decide, shape, traced
+from tests.doubles.comparisons import ABOVE, BELOW, NO_GAIN, QUALITY, TWO_RUNS, WIDE, decide, ratio, shape, traced
 
-LARGE = "(1.20x, 1.10 to 1.30)"  # ABOVE in words
-PRICE = "The change in quality is +0.40 % perplexity (+0.10 to +0.70)."
+LARGE, OPEN, SAME, SMALL = (
+    "1.20x (1.10 to 1.30)",
+    "1.02x (0.90 to 1.16)",
+    "1.0000x (0.9950 to 1.0050)",
+    "0.80x (0.70 to 0.90)",
+)
+PRICE = "Quality costs a little."
 
 
 @pytest.mark.parametrize(
     ("interval", "sentences"),
     [
-        ((ABOVE,), f"fp8 pays at batch 1 {LARGE}. {PRICE}"),
+        ((ABOVE,), f"fp8 pays at batch 1, end to end: {LARGE}."),
         (
-            (NOTHING_TO_GAIN, ABOVE),
-            f"fp8 pays from batch 8 on {LARGE}. "
-            f"At batch 1 it does not pay (1.00x, 0.97 to 1.03). The interval holds 1. {PRICE}",
+            (NO_GAIN, ABOVE),
+            f"fp8 pays at batch 8, end to end: {LARGE}. It makes no worthwhile difference at batch 1: {SAME}.",
         ),
         (
-            (ABOVE, (1.5, 1.4, 1.6)),
-            f"fp8 pays at every batch size measured, from batch 1 on {LARGE}. "
-            f"The gain is largest at batch 8 (1.50x, 1.40 to 1.60). {PRICE}",
+            (ABOVE, ABOVE),
+            f"fp8 pays at every batch size measured, end to end: {LARGE} at batch 1, {LARGE} at batch 8.",
+        ),
+        (
+            (WIDE, ABOVE, ABOVE),
+            f"fp8 pays from batch 8 on, end to end: {LARGE} at batch 8, {LARGE} at batch 32. "
+            f"The result is open at batch 1: {OPEN}.",
         ),
         (
             (ABOVE, WIDE, ABOVE),
-            f"fp8 pays at batch 1 {LARGE}, at batch 32 {LARGE}. "
-            f"At batch 8 the result is open (1.02x, 0.90 to 1.16). {PRICE}",
+            f"fp8 pays at batch 1 and at batch 32, end to end: {LARGE} at batch 1, {LARGE} at batch 32. "
+            f"The result is open at batch 8: {OPEN}.",
         ),
-        (
-            (BELOW, ABOVE),
-            f"fp8 does not pay at every batch size. It pays from batch 8 on {LARGE}. "
-            f"At batch 1 it is slower (0.80x, 0.70 to 0.90). {PRICE}",
-        ),
-        ((WIDE,), f"fp8 may pay or not. At batch 1 the result is open (1.02x, 0.90 to 1.16). {PRICE}"),
-        (
-            (NOTHING_TO_GAIN,),
-            f"fp8 does not pay. At batch 1 it does not pay (1.00x, 0.97 to 1.03). The interval holds 1. {PRICE}",
-        ),
-        (((1.0071, 1.001, 1.015),), f"fp8 pays at batch 1 (1.007x, 1.001 to 1.015). {PRICE}"),
-        (
-            ((1.0031, 1.001, 1.005),),
-            "fp8 does not pay. At batch 1 it does not pay (1.003x, 1.001 to 1.005). "
-            f"The ratio may be 1 with 0.5 % of difference between two processes allowed for. {PRICE}",
-        ),
+        ((BELOW, ABOVE), f"fp8 is slower at batch 1, end to end: {SMALL}. It pays at batch 8: {LARGE}."),
+        ((WIDE,), f"Whether fp8 pays at batch 1, end to end is open: {OPEN}."),
+        ((NO_GAIN,), f"fp8 makes no worthwhile difference at batch 1, end to end: {SAME}."),
     ],
 )
 def test_sentences(interval: Sequence[tuple[float, float, float]], sentences: str) -> None:
-    rows = [shape(batch, ratio) for batch, ratio in zip((1, 8, 32), interval, strict=False)]
-    assert decide(rows).sentence == sentences
-    assert decide(rows, quality=None).sentence == sentences.replace(PRICE, "Quality was not measured.")
-    made_up = decide(rows, quality=replace(QUALITY, random_weights=True)).sentence
-    assert made_up == sentences.replace(PRICE, "Quality was not judged: the weights are random.")
-    flagged = decide(rows, quality=replace(QUALITY, flag="implausible: it is better")).sentence
-    assert flagged == f"{sentences} Implausible: it is better."
+    rows = [_certain(shape(batch, times)) for batch, times in zip((1, 8, 32), interval, strict=False)]
+    assert decide(rows, quality=replace(QUALITY, sentence=PRICE)).sentence == f"{sentences} {PRICE}"
+    unmeasured = f"{sentences} Quality was not measured on both sides."
+    assert decide(rows, quality=None).sentence == unmeasured
+    two_runs = decide(rows, TWO_RUNS, quality=replace(QUALITY, sentence=PRICE)).sentence
+    assert two_runs.startswith(f"{sentences} The arms are of two runs, so 5 % are allowed for")
+
+
+def _certain(row: object) -> object:
+    """The shape with its end-to-end ratio alone, so sure that Holm's procedure confirms it."""
+    times = row.speed.e2e_ms  # type: ignore[attr-defined]
+    return replace(row, speed=SpeedRatios(replace(times, df=1000.0, error=1e-3)))  # type: ignore[type-var]
 
 
 def test_shapes_of_one_batch_size_are_told_by_their_name() -> None:
     rows = [shape(8, ABOVE), replace(shape(8, WIDE), name="b8_i9_o9")]
-    assert decide(rows).sentence.startswith("fp8 pays at b8_i512_o256 (1.20x")
-    assert "At b8_i9_o9 the result is open" in decide(rows).sentence
+    sentence = decide([_certain(row) for row in rows]).sentence
+    assert sentence.startswith("fp8 pays at b8_i512_o256, end to end: 1.20x")
+    assert "The result is open at b8_i9_o9: 1.02x" in sentence
+
+
+def test_everything_that_is_worse_is_named() -> None:
+    times = SpeedRatios(
+        e2e_ms=ratio(*ABOVE), ttft_ms=ratio(0.78, 0.77, 0.79), tpot_ms=ratio(*WIDE), j_per_tok=ratio(*BELOW)
+    )
+    heavier = {"bf16": {"weights_gib": 10.0}, "fp8": {"weights_gib": 12.0}}
+    sentence = decide([replace(shape(1, ABOVE), speed=times)], of_arms=heavier).sentence
+    assert "Worse is its time to first token: 0.780x (0.770 to 0.790) at batch 1." in sentence
+    assert "Worse is its energy per token: 0.80x (0.70 to 0.90) at batch 1." in sentence
+    assert "Its weights take more memory: 12.0 GiB, and 10.0 in bf16." in sentence
+    assert "time per output token" not in sentence
+
+
+@given(st.floats(0.5, 2), st.floats(1e-5, 0.5))
+def test_digits_show_the_interval(value: float, half: float) -> None:
+    """Two significant digits of the width, and an end never reads as a bound that it is not."""
+    low, high = value * math.exp(-half), value * math.exp(half)
+    digits = wording.interval_digits(low, high, (1.0, 1.01))
+    unit = 10.0**-digits
+    assert digits == 6 or (high - low) >= 10 * unit * 0.99
+    for end in (low, high):
+        for bound in (1.0, 1.01):
+            assert digits == 6 or end == bound or round(end, digits) != bound
+    plain = wording.interval_digits(low, high)
+    assert plain in (0, 6) or 9.9 <= (high - low) * 10**plain < 100.1
 
 
 def test_a_command_prints_every_verdict_with_its_reason_and_what_would_settle_it() -> None:
@@ -81,21 +112,19 @@ def test_a_command_prints_every_verdict_with_its_reason_and_what_would_settle_it
 def test_emulated_arms_are_judged_by_quality_alone() -> None:
     emulated = {"fp8": {"emulated": True}}
     for rows in ([], [shape(1, ABOVE)]):
-        pair = decide(rows, of_arms=emulated)
-        assert pair.verdict == "inconclusive"
-        assert pair.sentence == (
-            f"Inconclusive, quality only. {PRICE} fp8 is emulated, which says nothing about speed."
+        decided = decide(rows, quality=replace(QUALITY, sentence=PRICE), of_arms=emulated)
+        assert decided.verdict == "open"
+        assert decided.sentence == (
+            f"Quality only, the speed of fp8 is open. {PRICE} fp8 is emulated, which says nothing about speed."
         )
-        assert pair.settled_by == "Run fp8 on an engine that has it natively."
-    single = decide([], quality=replace(QUALITY, ln_ppl_ratio=None), of_arms=emulated)
-    assert "+0.40 % perplexity (no interval)" in single.sentence
+        assert decided.settled_by == "Run fp8 on an engine that has it natively."
 
 
 def test_what_is_missing_is_named() -> None:
     failed = {"fp8": {"status": Status.FAILED, "error": "out of memory."}}
-    pair = decide([], of_arms=failed)
-    assert pair.sentence == f"Inconclusive, quality only. {PRICE} fp8 failed (out of memory)."
+    decided = decide([], quality=replace(QUALITY, sentence=PRICE), of_arms=failed)
+    assert decided.sentence == f"Quality only, the speed of fp8 is open. {PRICE} fp8 failed (out of memory)."
     skipped = {"fp8": {"status": Status.SKIPPED, "error": "needs SM100"}}
     nothing = decide([], quality=None, of_arms=skipped)
-    assert nothing.sentence == "Inconclusive: nothing is known of fp8 against bf16. fp8 was left out (needs SM100)."
+    assert nothing.sentence == "Open: nothing is known of fp8 against bf16. fp8 was left out (needs SM100)."
     assert decide([]).settled_by == "Run moe-eval perf with both arms."

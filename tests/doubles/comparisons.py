@@ -48,8 +48,7 @@ QUALITY = QualityComparison(
 )
 RULES = Rules()
 FAIR = Fairness(is_fair=True)
-UNRULES = Rules()
-FAIR = Fairness(is_fair=False, reason="bf16 reads 50.0 experts. fp8 reads 40.0.")
+UNFAIR = Fairness(is_fair=False, reason="bf16 reads 50.0 experts. fp8 reads 40.0.")
 UNCHECKED = Fairness(is_fair=None, reason="bf16: not measured")
 
 
