@@ -6,7 +6,6 @@
         --model_args weights=random,moe_backend=triton
     moe-eval run ...                                    the same without --aa, into OUT/run
     moe-eval perf --precisions bf16 --aa ...            of a FOLDER with --layers 12, into OUT/aa12: arms take turns
-    moe-eval perf --precisions bf16 --aa --blocks 3 ... of the whole FOLDER, into OUT/aa48: loaded again in each block
     python benchmarks/h100.py inside FOLDER OUT         evaluator against bare loop; scoring against prefill and lm-eval
     python benchmarks/h100.py traces FOLDER OUT fp8     a trace of one prefill and eight decode steps a batch size
     python benchmarks/h100_page.py OUT docs/results/h100.md
@@ -20,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -116,9 +117,11 @@ def turns(
 def against(name: str, one: Callable[[], float], two: Callable[[], float], blocks: int) -> dict[str, Any]:
     one(), two()
     first, second = turns(one, two, blocks)
-    ratio = stats.block_ratio(first, second)
-    found = {"name": name, "first_s": first, "second_s": second, "ratio": [ratio.value, ratio.low, ratio.high]}
-    print(f"{name}: {ratio.value:.4f} ({ratio.low:.4f} to {ratio.high:.4f})", flush=True)
+    medians = [[statistics.median(block) for block in side] for side in (first, second)]
+    logs = stats.mean_interval([math.log(a / b) for a, b in zip(*medians, strict=True)])
+    value, low, high = (math.exp(log) for log in (logs.value, logs.low, logs.high))
+    found = {"name": name, "first_s": first, "second_s": second, "ratio": [value, low, high]}
+    print(f"{name}: {value:.4f} ({low:.4f} to {high:.4f})", flush=True)
     return found
 
 

@@ -8,6 +8,7 @@ page.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from moe_eval.comparison import kernels, pairs
 from moe_eval.evaluators import kernels_record
+from moe_eval.evaluators.speed import OF_CALLS, timed_by
 from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.labels import Status
@@ -91,10 +93,27 @@ def speed_page(arms: Sequence[ArmRecords]) -> str:
             f"{first.gpu_name}, driver {machine.driver if machine else None}, vLLM {versions['vllm']}, torch "
             f"{versions['torch']}. {kernels_of_arms}.",
             table(arms),
+            "### Scatter of loads",
+            scatter_page(arms),
             "### Clocks",
             columns(heads, clocks),
         ]
     )
+
+
+def scatter_page(arms: Sequence[ArmRecords]) -> str:
+    """The median of every load, and how far loads of an arm and pairs of loads scatter."""
+    rows = []
+    for record in latency(arms):
+        for shape in record.shapes:
+            medians = [
+                1000 * statistics.median(sample.last[timed_by(load, OF_CALLS)] for sample in load)
+                for load in shape.loads
+            ]
+            scatter = statistics.stdev(math.log(median) for median in medians)
+            loads = ", ".join(f"{median:,.1f}" for median in medians)
+            rows.append((record.arm, str(shape.batch_size), loads, f"{100 * scatter:.2f} %"))
+    return columns(("arm", "batch", "e2e ms of every load", "standard deviation"), rows)
 
 
 def floors_page(arms: Sequence[ArmRecords]) -> str:
@@ -134,7 +153,8 @@ def repeat_page(arms: Sequence[ArmRecords]) -> str:
     assert engine is not None
     assert engine.weight_bytes is not None
     layer = 128 * 3 * 2048 * 768 * 2  # bytes of the experts of one layer in BF16
-    return f"### {engine.weight_bytes['experts'] // layer} of 48 layers\n\n{table(arms)}"
+    layers = engine.weight_bytes["experts"] // layer
+    return f"### {layers} of 48 layers\n\n{table(arms)}\n\n{scatter_page(arms)}"
 
 
 def kernels_page(folder: Path, arms: Sequence[ArmRecords]) -> str:
