@@ -273,37 +273,3 @@ def detectable(loads: int, scatter: float, level: float, power: float) -> float:
     critical = float(special.stdtrit(df, 1 - level))
     shift = optimize.brentq(lambda shift: distributions.nct.sf(critical, df, shift) - power, 0.0, 10 * critical + 10)
     return float(shift) * scatter * math.sqrt(2 / loads)
-
-
-# After nvbench's stdrel criterion (nvbench/stdrel_criterion.cuh): stop when the relative standard deviation is below
-# 0.5 % or has stopped to change, after at least half a second. nvbench takes all samples, and from the 65th on a change
-# of less than 5 % counts as none. Here a sample is a whole call of seconds, and the first calls must not count for
-# ever. So noise is that of the last five samples, and tests on the last ten decide whether it changes.
-MAX_NOISE = 0.005
-LEAST_SECONDS = 0.5
-_TRAIL = 5
-_LEVEL = 0.05  # of both tests: a test delays one steady series in twenty
-
-
-def noise(seconds: Sequence[float]) -> float:
-    """The relative standard deviation of the last iterations."""
-    last = np.asarray(seconds[-_TRAIL:], dtype=np.float64)
-    return float(last.std(ddof=1) / last.mean())
-
-
-def settled(seconds: Sequence[float]) -> str | None:
-    """Why a warm-up of these iterations is over. None if it has to go on.
-
-    Noise is steady if the last iterations have no trend and vary no less than those before them. Kendall's tau tests
-    the trend, since a steady drift also has a steady deviation. Fisher's F tests the variances.
-    """
-    if len(seconds) < _TRAIL or sum(seconds) < LEAST_SECONDS:
-        return None
-    if noise(seconds) < MAX_NOISE:
-        return f"noise of the last {_TRAIL} below {100 * MAX_NOISE:g} %"
-    if len(seconds) < 2 * _TRAIL:
-        return None
-    last = seconds[-2 * _TRAIL :]
-    calming = (noise(last[:_TRAIL]) / noise(last)) ** 2 > distributions.f.ppf(1 - _LEVEL, _TRAIL - 1, _TRAIL - 1)
-    trend = distributions.kendalltau(range(len(last)), last).pvalue < _LEVEL
-    return None if calming or trend else "noise is steady"

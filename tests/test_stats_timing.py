@@ -1,4 +1,4 @@
-"""Statistics of times: exact coverage, a simulated run whose clock drifts, and when a warm-up is over."""
+"""Statistics of times: exact coverage, and a simulated run whose clock drifts."""
 
 from __future__ import annotations
 
@@ -83,32 +83,3 @@ def test_swapping_the_arms_inverts_the_ratio(pairs: list[tuple[float, float]]) -
 def test_what_makes_no_ratio_is_refused(above: list[list[float]], below: list[list[float]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         stats.block_ratio(above, below)
-
-
-def test_a_warm_up_is_over_when_it_is_quiet_or_its_noise_is_steady() -> None:
-    falling = [3.0, 2.0, 1.5, 1.2, 1.1]
-    assert stats.settled(falling) is None
-    assert stats.settled([*falling, 1.0, 1.001, 1.0, 1.001, 1.0]) == "noise of the last 5 below 0.5 %"
-    noisy = [1.0, 1.1] * 10  # inherently noisy: no patience would settle it
-    assert stats.settled(noisy[:5]) is None
-    assert stats.settled(noisy) == "noise is steady"
-    assert stats.settled([0.001] * 20) is None, "twenty milliseconds are no warm-up"
-
-
-@pytest.mark.parametrize("faster", [0.05, 0.02, 0.01, -0.01, -0.02])
-def test_a_steady_drift_is_not_settled_though_its_noise_is_steady(faster: float) -> None:
-    drifting = [(1 - faster) ** at for at in range(20)]
-    noises = [stats.noise(drifting[: at + 5]) for at in range(16)]
-    assert max(noises) / min(noises) < 1 + 1e-6
-    assert [stats.settled(drifting[:count]) for count in range(5, 21)] == [None] * 16
-
-
-def test_noise_without_a_drift_settles_within_the_patience_of_a_warm_up() -> None:
-    draws = np.random.default_rng(3).normal(1, 0.03, (300, 20))
-    settled = [any(stats.settled(list(row[:count])) for count in range(5, 21)) for row in draws]
-    assert sum(settled) > 285
-
-
-def test_noise_that_is_still_calming_down_is_not_steady() -> None:
-    loud = [1.0, 1.6, 1.0, 1.6, 1.3]
-    assert stats.settled([*loud, 1.3, 1.31, 1.29, 1.3, 1.31]) is None

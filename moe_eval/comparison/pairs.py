@@ -22,7 +22,7 @@ from moe_eval.records.comparison import (
     Verdict,
 )
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
-from moe_eval.records.labels import Status
+from moe_eval.records.labels import EngineFacts, Status
 from moe_eval.records.latency import LatencyRecord, ShapeLatency
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import RunRecord, Skipped
@@ -84,6 +84,8 @@ def _arm(arm: ArmRecords) -> ComparedArm:
         gpu=first.gpu_name if first else None,
         emulated=any(facts.emulated for facts in map(engine, records) if facts),
         moe_backend=first.moe_backend if first else None,
+        weights_gib=_weights_gib(facts) if facts else None,
+        kv_cache_tokens=facts.kv_cache_tokens if facts else None,
         token_ppl=figures.perplexity if figures else None,
         word_ppl=figures.word_ppl if figures else None,
         bits_per_byte=figures.bits_per_byte if figures else None,
@@ -103,6 +105,11 @@ def _broken(record: QualityRecord | None) -> str | None:
         return record.error or "it failed"
     is_scored = record.figures is None or record.figures.perplexity is not None
     return None if is_scored else "its perplexity is no number"
+
+
+def _weights_gib(facts: EngineFacts) -> float | None:
+    """The loaded weights. An engine sees the bytes of its own rank alone, so with several GPUs they are not known."""
+    return sum(facts.weight_bytes.values()) / 2**30 if facts.weight_bytes and facts.gpus < 2 else None
 
 
 def _status(records: Sequence[LatencyRecord | QualityRecord]) -> tuple[Status, str | None]:

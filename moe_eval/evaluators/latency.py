@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from moe_eval import stats
 from moe_eval.data.workload import Shape
 from moe_eval.engines.base import Completion, Engine, GenerationRequest, TokenIds
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.evaluators.warm_up import ended
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.latency import Sample, WarmUp
 
@@ -23,11 +23,6 @@ DISAGREEMENT = 0.02
 # either direction; of a shorter one it says nothing
 _ENERGY_SECONDS = 1.0
 LEAST_WARM_UPS = 5
-UNSETTLED = "it did not settle"
-# a warm-up that does not settle ends after as many iterations (short ones: after stats.LEAST_SECONDS), or this long
-# after the least it has to do (nvbench's --timeout)
-_WARM_UPS = 20
-_WARM_UP_SECONDS = 15.0
 _PROFILERS = {"NSYS_PROFILING_SESSION_ID": "Nsight Systems", "NV_COMPUTE_PROFILER_PERFWORKS_DIR": "Nsight Compute"}
 
 
@@ -150,21 +145,17 @@ def check(engine: Engine, shape: Shape) -> None:
 
 
 def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, minimum: int) -> WarmUp:
-    """Run whole iterations, at least `minimum`, until their times have settled (stats.settled)."""
+    """Run whole iterations, at least `minimum`, until their times have settled (warm_up.ended)."""
+    on_gpu = clock.engine.facts.device.startswith("cuda")
     seconds: list[float] = []
-    extra = 0.0
+    temperatures: list[tuple[float, ...]] = []
     while True:
         call_seconds, _ = clock.time(prompts, shape.output_len)
         seconds.append(call_seconds["host"])
-        if len(seconds) < minimum:
-            continue
-        ended = stats.settled(seconds)
-        if ended:
-            return WarmUp(tuple(seconds), ended)
-        extra += seconds[-1]
-        enough = len(seconds) >= _WARM_UPS and sum(seconds) >= stats.LEAST_SECONDS
-        if enough or extra > _WARM_UP_SECONDS:
-            return WarmUp(tuple(seconds), UNSETTLED)
+        temperatures.append(clock.nvml.temperatures())
+        reason = ended(seconds, temperatures, minimum, on_gpu=on_gpu)
+        if reason is not None:
+            return WarmUp(tuple(seconds), reason)
 
 
 def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, iterations: int, nvml: Nvml) -> list[Sample]:

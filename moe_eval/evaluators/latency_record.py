@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.evaluators import shape_floors, speed
-from moe_eval.evaluators.latency import UNSETTLED
+from moe_eval.evaluators.trend import trend
+from moe_eval.evaluators.warm_up import UNSETTLED
 from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
 from moe_eval.records.latency import (
@@ -171,7 +172,16 @@ def _notes(measured: Measured, shape: Shape) -> list[str]:
     unsettled = sum(warm_up.ended == UNSETTLED for warm_up in warm_ups)
     if unsettled:
         notes.append(f"{unsettled} of {len(warm_ups)} warm-ups ended without having settled")
-    return notes
+    return [*notes, *_trend_notes(measured, shape)]
+
+
+def _trend_notes(measured: Measured, shape: Shape) -> list[str]:
+    source = speed.timed_by(measured.samples(shape), speed.OF_CALLS)
+    drift = trend([[sample.last[source] for sample in load] for load in measured.loads[shape.name]])
+    if drift is None:
+        return []
+    moved = f"{'fell' if drift.change < 0 else 'rose'} by {100 * abs(drift.change):.2g} %"
+    return [f"end-to-end times {moved} within a load: the warm-up was too short"]
 
 
 def _step_notes(engine: EngineFacts, shape: Shape) -> list[str]:

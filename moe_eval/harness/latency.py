@@ -12,6 +12,7 @@ from moe_eval.data import prompts
 from moe_eval.engines.base import Engine
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency, speed
+from moe_eval.evaluators.warm_up import UNSETTLED
 from moe_eval.harness import LATENCY
 from moe_eval.harness.shapes import ShapesTask, shape_of
 from moe_eval.harness.untyped import Answer, Sample
@@ -92,7 +93,7 @@ def notes(rows: Sequence[Sample]) -> list[str]:
     for row in rows:
         answer = row["filtered_resps"][0]
         reasons = list(answer["notes"])
-        if answer["warm_up"]["ended"] == latency.UNSETTLED:
+        if answer["warm_up"]["ended"] == UNSETTLED:
             reasons.append("the warm-up ended without having settled")
         slow = sum(flag is True for flag in answer["slow_samples"])
         if slow:

@@ -100,6 +100,12 @@ class Nvml:
         energies_mj = [self._call(handle, "nvmlDeviceGetTotalEnergyConsumption") for handle in self._handles.values()]
         return None if self.why_not or not energies_mj or None in energies_mj else sum(energies_mj) / 1e3
 
+    def temperatures(self) -> tuple[float, ...]:
+        """Degrees Celsius of every GPU. Empty unless every GPU tells."""
+        handles = self._handles.values()
+        degrees = [self._call(handle, "nvmlDeviceGetTemperature", "NVML_TEMPERATURE_GPU") for handle in handles]
+        return () if self.why_not or None in degrees else tuple(map(float, degrees))
+
     def used_bytes(self) -> tuple[int | None, ...]:
         """Memory in use on every GPU, by every process on it."""
         infos = [self._call(handle, "nvmlDeviceGetMemoryInfo") for handle in self._handles.values()]

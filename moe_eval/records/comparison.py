@@ -331,6 +331,8 @@ class ComparedArm:
     Attributes:
         precision: that was asked for. `precision_seen`: by its kernels.
         broken: why it could not be scored. None where it was, or nobody tried.
+        weights_gib: of the loaded weights, all GPUs together. `kv_cache_tokens`: that the key-value cache holds as it
+            was loaded, which may be less than memory has room for. None where the engine does not say.
         token_ppl, word_ppl, bits_per_byte: None where not measured.
         speed: by shape and metric. `kernels`: ms by shape, phase and category.
     """
@@ -347,6 +349,7 @@ class ComparedArm:
     emulated: bool = False
     moe_backend: str | None = None
     weights_gib: float | None = None
+    kv_cache_tokens: int | None = None
     token_ppl: float | None = None
     word_ppl: float | None = None
     bits_per_byte: float | None = None

@@ -41,6 +41,8 @@ class EngineFacts:
         weight_bytes: of the loaded weights by `experts` (those a router chooses from), `embedding` (only rows of it are
             read), `encoders` (of images or sound, which token ids do not go through) and `other` (all of it is read in
             every step; a head that is the embedding counts here).
+        kv_cache_tokens: that the key-value cache holds as it was loaded, of all sequences together; None where the
+            engine does not say, or its cache grows.
         arguments: what the engine's library was given beyond the labels above, by the library's own names.
     """
 
@@ -70,6 +72,7 @@ class EngineFacts:
     gpus: int = 0
     weight_bytes: Mapping[str, int] | None = None
     cuda_graph_padding: bool | None = None
+    kv_cache_tokens: int | None = None
     arguments: Mapping[str, object] = field(default_factory=dict)
 
     def decodes_by_graph(self, batch_size: int) -> bool | None:

@@ -51,12 +51,15 @@ def _frozen(file: str) -> Workload:
     return from_json(read_object(Path(file)))
 
 
-def warm_up(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], minimum: int) -> WarmUp:
+def warm_up(
+    engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], minimum: int, uuids: Sequence[str]
+) -> WarmUp:
     """Warm an arm up for one shape of the workload in a file."""
     latency.refuse_profiler()
     sizes = Shape(**shape)
     latency.check(engine, sizes)
-    return latency.warm_up(latency.Clock(engine, Nvml.open(())), _frozen(workload).prompts(sizes), sizes, minimum)
+    with Nvml.open(uuids) as nvml:
+        return latency.warm_up(latency.Clock(engine, nvml), _frozen(workload).prompts(sizes), sizes, minimum)
 
 
 def measure(

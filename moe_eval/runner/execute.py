@@ -255,6 +255,7 @@ class Executor:
                 workload=str(self._conditions.workload),
                 shape=shape,
                 minimum=self._conditions.warm_ups,
+                uuids=self._conditions.uuids,
             )
         except ArmFailed as error:
             if name == turn_of:

@@ -259,6 +259,19 @@ def test_arms_are_described_and_broken_ones_are_named() -> None:
     assert (result, lines[1]) == (GateResult.UNDECIDED, "fp8 failed (out of memory), so the gate cannot hold.")
 
 
+@pytest.mark.parametrize(
+    ("facts", "gib", "tokens"),
+    [
+        ({"weight_bytes": {"experts": 3 << 30, "other": 1 << 29}, "kv_cache_tokens": 4096}, 3.5, 4096),
+        ({"weight_bytes": {"experts": 3 << 30}, "gpus": 2}, None, None),  # one rank of two
+        ({}, None, None),
+    ],
+)
+def test_arms_tell_their_memory(facts: dict[str, Any], gib: float | None, tokens: int | None) -> None:
+    arm = pairs.compare([made.arm("bf16", MS, **facts)]).arms[0]
+    assert (arm.weights_gib, arm.kv_cache_tokens) == (gib, tokens)
+
+
 def changed(arm: ArmRecords, **changes: Any) -> ArmRecords:
     """A timed arm with changes of its one shape."""
     return replace(arm, latency=replace(arm.latency, shapes=(replace(arm.latency.shapes[0], **changes),)))

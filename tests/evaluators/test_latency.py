@@ -13,7 +13,7 @@ import torch
 
 from moe_eval.data.workload import Shape
 from moe_eval.errors import EngineError, UsageError
-from moe_eval.evaluators import latency
+from moe_eval.evaluators import latency, warm_up
 from moe_eval.evaluators.latency import Clock
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.labels import EngineFacts
@@ -126,10 +126,10 @@ def test_nothing_is_timed_in_a_process_in_which_the_gpu_s_profiler_has_run(
 
 def warmed(engine: MadeUp, seconds: Sequence[float], minimum: int) -> WarmUp:
     engine.seconds = lambda call, _: seconds[min(call, len(seconds) - 1)]
-    warm_up = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, minimum)
-    assert warm_up.seconds == pytest.approx([*seconds, *[seconds[-1]] * 999][: len(engine.calls)])
+    record = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, minimum)
+    assert record.seconds == pytest.approx([*seconds, *[seconds[-1]] * 999][: len(engine.calls)])
     assert {call.max_new_tokens for call in engine.calls} == {5}, "whole iterations"
-    return warm_up
+    return record
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def warmed(engine: MadeUp, seconds: Sequence[float], minimum: int) -> WarmUp:
 def test_a_warm_up_ends_when_times_have_settled(
     engine: MadeUp, seconds: Sequence[float], minimum: int, count: int
 ) -> None:
-    warm_up = warmed(engine, seconds, minimum)
-    assert len(warm_up.seconds) == pytest.approx(count, abs=1 if count >= 10 else 0)  # sums of floats
-    assert warm_up.ended == "noise of the last 5 below 0.5 %"
+    settled = warmed(engine, seconds, minimum)
+    assert len(settled.seconds) == pytest.approx(count, abs=1 if count >= 10 else 0)  # sums of floats
+    assert settled.ended == "noise of the last 5 below 0.5 %"
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,21 @@ def test_a_warm_up_ends_when_times_have_settled(
 def test_a_warm_up_that_never_settles_ends(
     engine: MadeUp, monkeypatch: pytest.MonkeyPatch, duration: float, minimum: int, count: int
 ) -> None:
-    monkeypatch.setattr(latency.stats, "settled", lambda _: None)
-    warm_up = warmed(engine, [duration], minimum)
-    assert (len(warm_up.seconds), warm_up.ended) == (count, "it did not settle")
+    monkeypatch.setattr(warm_up, "_calm", lambda _: None)
+    unsettled = warmed(engine, [duration], minimum)
+    assert (len(unsettled.seconds), unsettled.ended) == (count, "it did not settle")
+
+
+def test_a_flat_temperature_of_the_gpu_ends_a_warm_up_early(engine: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(ONE, temperature=54)
+    monkeypatch.setitem(sys.modules, "pynvml", Fake([card]))
+    engine.facts = replace(FACTS, device="cuda:0", worker="spawned")
+    engine.seconds = lambda *_: 1.0
+    with Nvml.open([ONE]) as nvml:
+        seen = latency.warm_up(Clock(engine, nvml), PROMPTS, SHAPE, 5)
+    blind = latency.warm_up(Clock(engine, BLIND), PROMPTS, SHAPE, 5)
+    assert (len(seen.seconds), seen.ended) == (11, "noise of the last 5 below 0.5 %, temperature flat at 54 C")
+    assert (len(blind.seconds), blind.ended) == (30, "noise of the last 5 below 0.5 %, after 30 s")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +186,7 @@ def test_nothing_is_timed_under_a_profiler(
     monkeypatch.setenv(variable, "1")
     for timed in (
         lambda: latency.measure(engine, PROMPTS, SHAPE, 1, BLIND),
-        lambda: arm_tasks.warm_up(engine, None, shape=vars(SHAPE), workload="", minimum=5),
+        lambda: arm_tasks.warm_up(engine, None, shape=vars(SHAPE), workload="", minimum=5, uuids=()),
     ):
         with pytest.raises(UsageError, match=f"timed under {title}"):
             timed()

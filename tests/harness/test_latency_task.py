@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from mlflow import MlflowClient
 
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import latency
+from moe_eval.evaluators.warm_up import UNSETTLED
 from moe_eval.harness import latency as task
 from moe_eval.harness.latency import MoeLatency
 from moe_eval.harness.plugin import tasks_folder
@@ -186,7 +186,7 @@ def test_the_gpu_that_the_engine_is_on_is_metered(monkeypatch: pytest.MonkeyPatc
 def test_what_a_reader_of_the_figures_has_to_know_is_in_the_record() -> None:
     answer = {
         **{"shape": "b8_i16_o4", "notes": ["ttft_ms is far apart"], "slow_samples": [True, None, False]},
-        "warm_up": {"seconds": [1.0] * 7, "ended": latency.UNSETTLED},
+        "warm_up": {"seconds": [1.0] * 7, "ended": UNSETTLED},
     }
     assert task.notes([{"filtered_resps": [answer]}]) == [
         "moe_latency b8_i16_o4: ttft_ms is far apart",

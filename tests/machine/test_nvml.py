@@ -47,6 +47,7 @@ def nothing(opened: Nvml, why: str) -> None:
     assert opened.why_not is not None
     assert why in opened.why_not
     assert (opened.uuids, opened.energy_joules(), opened.used_bytes(), opened.default_clocks()) == ((), None, (), ())
+    assert opened.temperatures() == ()
     with Sampler(opened) as sampler:
         assert sampler.flagged([(0, time.perf_counter())]) == [None]
     assert (sampler.summary(0, 1e9), sampler.lost) == ((), None)
@@ -80,6 +81,16 @@ def test_energy_and_memory_of_two_gpus(fake: Callable[..., Fake]) -> None:
         assert opened.used_bytes() == (5, None)
     assert library.open == 0
     assert opened.energy_joules() is None
+
+
+def test_temperatures_are_of_all_gpus_or_of_none(fake: Callable[..., Fake]) -> None:
+    library = fake(Card(ONE, temperature=54), Card(TWO, temperature=61))
+    with Nvml.open([TWO, ONE]) as opened:
+        assert opened.temperatures() == (61.0, 54.0)
+        library.cards[ONE].fails["nvmlDeviceGetTemperature"] = "NVMLError_NotSupported"
+        assert opened.temperatures() == ()
+    with Nvml.open([TWO, "GPU-unknown"]) as partly:
+        assert partly.temperatures() == ()
 
 
 def test_energy_of_some_of_the_gpus_is_not_energy(fake: Callable[..., Fake]) -> None:

@@ -143,6 +143,16 @@ def test_a_single_arm_all_failed_and_nothing_at_all() -> None:
     assert not parsed(html(ComparisonRecord("", (), ()))).all("table")
 
 
+def test_memory_stands_in_the_table_of_arms_where_an_engine_tells() -> None:
+    comparison = compared_arms.comparison()
+    assert "weights, GiB" not in read(comparison).tables["Arms"][0]
+    told = replace(comparison.arms[1], weights_gib=29.874, kv_cache_tokens=412_304)
+    heads, reference, other, *_ = read(replace(comparison, arms=(comparison.arms[0], told))).tables["Arms"]
+    places = [heads.index(head) for head in ("weights, GiB", "KV-cache tokens, as loaded")]
+    assert [other[place] for place in places] == ["29.87", "412,304"]
+    assert [reference[place] for place in places] == ["not measured"] * 2
+
+
 def test_arms_that_nothing_is_compared_with_show_their_own_figures() -> None:
     comparison = compared_arms.comparison()
     shape = comparison.pairs[0].shapes[0]

@@ -74,7 +74,7 @@ def test_an_arm_holds_the_workload_against_its_digest(frozen: Path) -> None:
     with ArmProcess(SHIPPED_LOAD) as process:
         process.load()
         with pytest.raises(ArmFailed, match="digest"):
-            process.ask("warm_up", WarmUp, workload=str(frozen), shape=SHAPE, minimum=5)
+            process.ask("warm_up", WarmUp, workload=str(frozen), shape=SHAPE, minimum=5, uuids=[])
 
 
 def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(tmp_path: Path) -> None:

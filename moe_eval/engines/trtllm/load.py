@@ -165,5 +165,6 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
         max_step_tokens=int(constructor["max_num_tokens"]),
         gpus=world if gpus else 0,
         weight_bytes=observe.weight_bytes(llm),
+        kv_cache_tokens=observe.kv_cache_tokens(llm),
         arguments=labels | {"disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1"},
     )

@@ -46,6 +46,24 @@ def weight_bytes(llm: Any) -> Mapping[str, int] | None:
     return None if model is None else weights.by_part(model)
 
 
+def kv_cache_tokens(llm: Any) -> int | None:
+    """Tokens that the key-value cache holds, or None if the engine is in another process or does not say.
+
+    The manager's statistics add up the blocks of all windows of attention, and of recurrent layers. So they say it only
+    of a model with one window and a plain manager.
+    """
+    manager = reach(llm, "_executor.engine.kv_cache_manager")
+    if type(manager).__name__ not in ("KVCacheManager", "KVCacheManagerV2"):
+        return None
+    try:
+        statistics: Any = manager.get_kv_cache_stats()
+        blocks, size = int(statistics.max_num_blocks), int(statistics.tokens_per_block)
+        windows = len(statistics.num_free_blocks_per_window_size)
+    except Exception:  # a private interface, of which a version may lack any part: no label is worth a failed load
+        return None
+    return blocks * size if windows == 1 and blocks and size else None
+
+
 def cuda_graph_batch_sizes(llm: Any) -> tuple[int, ...] | None:
     """The sizes that run as CUDA graphs, as the constructor filled them in, or None if it does not say.
 

@@ -167,5 +167,6 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
         max_step_tokens=reach(config, "scheduler_config.max_num_batched_tokens"),
         gpus=world if gpus else 0,
         weight_bytes=observe.weight_bytes(module),
+        kv_cache_tokens=observe.kv_cache_tokens(config),
         arguments=arguments.plain(constructor),
     )

@@ -106,6 +106,20 @@ def kv_cache_dtype(config: Any) -> str | None:
     return dtype(config) if name == "auto" else None if name is None else str(name)
 
 
+def kv_cache_tokens(config: Any) -> int | None:
+    """Tokens that the key-value cache holds, or None if vLLM does not say.
+
+    Newer versions count them. In older ones the blocks have as many, unless kinds of layers share them (the docstring
+    of CacheConfig.kv_cache_size_tokens in vllm/config/cache.py).
+    """
+    tokens = reach(config, "cache_config.kv_cache_size_tokens")
+    kinds = {*(reach(config, "model_config.hf_text_config.layer_types") or ())}
+    if tokens is None and len(kinds) < 2 and not reach(config, "model_config.is_hybrid"):
+        blocks, size = reach(config, "cache_config.num_gpu_blocks"), reach(config, "cache_config.block_size")
+        tokens = blocks * size if blocks and size else None
+    return None if tokens is None else int(tokens)
+
+
 def dtype(config: Any) -> str | None:
     """Torch's name of the type of weights and activations outside quantised layers."""
     kind = reach(config, "model_config.dtype")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from moe_eval.checkpoint import contents
+from moe_eval.engines.trtllm import observe
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
@@ -42,6 +43,26 @@ def test_an_unquantised_checkpoint_without_a_gpu(engine: TrtllmEngine) -> None:
         "other": sum(numbers.values()) - experts,
     }  # the head is tied
     assert facts.weight_bytes == {part: 4 * count for part, count in expected.items()}, "loaded in float32"
+
+
+@NEWEST
+def test_the_cache_tells_its_tokens_in_this_process_and_where_one_window_has_them_all(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(options={"kv_cache_max_tokens": 1000, "kv_cache_tokens_per_block": 32})
+    assert engine.facts.kv_cache_tokens == 31 * 32, "whole blocks"
+    llm = engine.session.llm
+    manager = llm._executor.engine.kv_cache_manager
+    statistics = manager.get_kv_cache_stats()
+    statistics.num_free_blocks_per_window_size = {128: 10, 4096: 21}
+    monkeypatch.setattr(manager, "get_kv_cache_stats", lambda: statistics)
+    assert observe.kv_cache_tokens(llm) is None, "blocks of several windows do not add up to tokens"
+    monkeypatch.delattr(statistics, "max_num_blocks")
+    assert observe.kv_cache_tokens(llm) is None
+    monkeypatch.setattr(llm._executor.engine, "kv_cache_manager", type("MambaHybridCacheManager", (), {})())
+    assert observe.kv_cache_tokens(llm) is None
+    monkeypatch.setattr(llm, "_executor", object())
+    assert observe.kv_cache_tokens(llm) is None, "in another process"
 
 
 @NEWEST

@@ -241,9 +241,32 @@ def test_a_cache_of_the_tokens_asked_for_starts_beside_another_process(
     cache = engine.session.llm.llm_engine.vllm_config.cache_config
     assert cache.gpu_memory_utilization == sizing.MIN_UTILIZATION
     assert cache.num_gpu_blocks == 8 * 6 + 8 + 2
+    assert engine.facts.kv_cache_tokens == 16 * (8 * 6 + 8 + 2)
     assert engine.facts.arguments["kv_cache_memory_bytes"] == 58 * 16 * 5 * 2 * 2 * 32 * 4
     # one sequence of the longest length fits in any case
     assert load(kv_tokens=10, batch_size=1).session.llm.llm_engine.vllm_config.cache_config.num_gpu_blocks == 67
+
+
+@pytest.mark.parametrize(
+    ("cache", "model", "tokens"),
+    [
+        ({"num_gpu_blocks": 100, "block_size": 16}, {}, 1600),
+        ({"num_gpu_blocks": 100, "block_size": 16, "kv_cache_size_tokens": 900}, {"is_hybrid": True}, 900),
+        ({"num_gpu_blocks": 100, "block_size": 16}, {"is_hybrid": True}, None),
+        ({"num_gpu_blocks": 100, "block_size": 16}, {"layer_types": ["sliding_attention", "full_attention"]}, None),
+        ({"num_gpu_blocks": 100, "block_size": 16}, {"layer_types": ["full_attention"] * 2}, 1600),
+        ({"num_gpu_blocks": None, "block_size": 16}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_tokens_of_the_cache_are_vllm_s_count_or_that_of_blocks_of_one_kind(
+    cache: dict[str, Any], model: dict[str, Any], tokens: int | None
+) -> None:
+    text = SimpleNamespace(layer_types=model.get("layer_types"))
+    config = SimpleNamespace(hf_text_config=text, is_hybrid=model.get("is_hybrid", False))
+    assert (
+        observe.kv_cache_tokens(SimpleNamespace(cache_config=SimpleNamespace(**cache), model_config=config)) == tokens
+    )
 
 
 def test_the_cache_counts_what_the_model_and_the_settings_say() -> None:

@@ -82,6 +82,22 @@ class Profile:
             self.path.write_text(json.dumps({"schemaVersion": 1, "traceEvents": self.events}))
 
 
+class KVCacheManager:
+    """The blocks of the cache: as many whole ones as max_tokens fill, of one window."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        self.tokens_per_block = setup["tokens_per_block"]
+        self.blocks_in_primary_pool = setup["cache_tokens"] // self.tokens_per_block
+
+    def get_kv_cache_stats(self) -> SimpleNamespace:
+        blocks = self.blocks_in_primary_pool
+        return SimpleNamespace(
+            max_num_blocks=blocks,
+            tokens_per_block=self.tokens_per_block,
+            num_free_blocks_per_window_size={4096: blocks},
+        )
+
+
 class Engine:
     """What rank 0 runs."""
 
@@ -89,6 +105,7 @@ class Engine:
         self.setup = setup
         self.send = send
         self.model_engine = SimpleNamespace(model=load(setup))
+        self.kv_cache_manager = KVCacheManager(setup)
         self.worker_thread: threading.Thread | None = None
         self.orders: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.waiting: list[Request] = []

@@ -112,6 +112,7 @@ class BaseLLM:
             "iter_stats": args.enable_iter_perf_stats,
             "block_reuse": args.kv_cache_config.enable_block_reuse,
             "tokens_per_block": args.kv_cache_config.tokens_per_block,
+            "cache_tokens": args.kv_cache_config.max_tokens or 4096,
         }
 
     def _load_tokenizer(self) -> Any:
