@@ -67,13 +67,17 @@ def of_ratio(ratio: Ratio, rules: Rules) -> Verdict:
 def p_value(ratio: Ratio, bound: float, *, is_above: bool) -> float:
     """The chance of a ratio this far above (or below) a bound, where the truth is no farther than the bound.
 
-    It is 1 where there is no interval.
+    A look of a run until decided has a part of the error rate alone, so its p-values are greater by as much. It is 1
+    where there is no interval.
     """
-    if ratio.error is None or ratio.df is None or bound <= 0:
+    if ratio.error is None or ratio.df is None:
         return 1.0
+    if bound <= 0:  # every ratio lies above
+        return 0.0 if is_above else 1.0
     sign = 1 if is_above else -1
     value, limit = sign * math.log(ratio.value), sign * math.log(bound) + math.log(ratio.widened)
-    return stats.p_above(value, ratio.error, ratio.df, limit)
+    p_of_look = stats.p_above(value, ratio.error, ratio.df, limit)
+    return min(1.0, p_of_look * 2 * ERROR_RATE / (1 - ratio.confidence))
 
 
 def of_family(ratios: Sequence[Ratio], rules: Rules) -> list[Verdict]:
@@ -86,11 +90,7 @@ def of_family(ratios: Sequence[Ratio], rules: Rules) -> list[Verdict]:
     for claim, bound, is_above in ((Verdict.PAYS, 1 + rules.min_gain, True), (Verdict.SLOWER, 1.0, False)):
         if claim not in verdicts:
             continue
-        # a look of a run until decided has a part of the error rate alone
-        p_values = [
-            p_value(ratios[index], bound, is_above=is_above) * 2 * ERROR_RATE / (1 - ratios[index].confidence)
-            for index in judged
-        ]
+        p_values = [p_value(ratios[index], bound, is_above=is_above) for index in judged]
         for index, is_confirmed in zip(judged, stats.holm(p_values, ERROR_RATE), strict=True):
             if verdicts[index] is claim and not is_confirmed:
                 verdicts[index] = Verdict.OPEN
