@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 CONFIDENCE = 0.95
 ERROR_RATE = (1 - CONFIDENCE) / 2  # of a claim in one direction
 LEAST_LOADS = 3  # of either arm for a verdict: two leave one degree of freedom
+_EVENLY = 0.01  # of the error rate of looks
 _RESAMPLES = 10_000
 
 
@@ -252,10 +253,13 @@ def look_level(loads: int, most_loads: int, least_loads: int, level: float) -> f
 
     The parts add up to `level`, so the chance of an error at any look is at most that, by Boole's inequality. They are
     the steps of O'Brien and Fleming's spending function (Lan and DeMets, Biometrika 70(3), 1983): few errors early.
+    _EVENLY of the level is spent in even steps, for of many looks the first would have a part too small for a float.
     """
 
     def spent(count: int) -> float:
-        return float(2 * special.ndtr(special.ndtri(level / 2) / math.sqrt(count / most_loads)))
+        share = count / most_loads
+        early = float(2 * special.ndtr(special.ndtri(level / 2) / math.sqrt(share)))
+        return (1 - _EVENLY) * early + _EVENLY * level * share
 
     return spent(loads) - (spent(loads - 1) if loads > least_loads else 0.0)
 
