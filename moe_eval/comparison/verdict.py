@@ -56,12 +56,17 @@ def of_ratio(ratio: Ratio, rules: Rules) -> Verdict:
     """
     if ratio.loads < LEAST_LOADS or ratio.low is None or ratio.high is None:
         return Verdict.QUICK_LOOK
-    gain = 1 + rules.min_gain
-    if ratio.low > gain:
+    if ratio.low > 1 + rules.min_gain:
         return Verdict.PAYS
     if ratio.high < 1:
         return Verdict.SLOWER
-    return Verdict.NO_DIFFERENCE if ratio.low >= 1 / gain and ratio.high <= gain else Verdict.OPEN
+    return Verdict.NO_DIFFERENCE if _is_small(ratio, rules) else Verdict.OPEN
+
+
+def _is_small(ratio: Ratio, rules: Rules) -> bool:
+    """Whether the interval lies within the least gain either way."""
+    gain = 1 + rules.min_gain
+    return ratio.low is not None and ratio.high is not None and ratio.low >= 1 / gain and ratio.high <= gain
 
 
 def p_value(ratio: Ratio, bound: float, *, is_above: bool) -> float:
@@ -83,7 +88,8 @@ def p_value(ratio: Ratio, bound: float, *, is_above: bool) -> float:
 def of_family(ratios: Sequence[Ratio], rules: Rules) -> list[Verdict]:
     """The verdicts on ratios that one run claims together.
 
-    A gain or a loss that Holm's procedure does not confirm among all of them is open.
+    A gain or a loss that Holm's procedure does not confirm among all of them is open. Such a loss within the least gain
+    makes no worthwhile difference.
     """
     verdicts = [of_ratio(ratio, rules) for ratio in ratios]
     judged = [index for index, verdict in enumerate(verdicts) if verdict is not Verdict.QUICK_LOOK]
@@ -93,7 +99,7 @@ def of_family(ratios: Sequence[Ratio], rules: Rules) -> list[Verdict]:
         p_values = [p_value(ratios[index], bound, is_above=is_above) for index in judged]
         for index, is_confirmed in zip(judged, stats.holm(p_values, ERROR_RATE), strict=True):
             if verdicts[index] is claim and not is_confirmed:
-                verdicts[index] = Verdict.OPEN
+                verdicts[index] = Verdict.NO_DIFFERENCE if _is_small(ratios[index], rules) else Verdict.OPEN
     return verdicts
 
 
