@@ -153,13 +153,14 @@ def _decided(
     timed = _timed(pair, rules)
     emulated = [name for name in (pair.reference, pair.other) if arms[name].emulated]
     differs = list(pair.differs)
-    if timed and not emulated and all(shape.verdict is Verdict.NOT_COMPARABLE for shape in timed):
+    is_broken = _is_broken(pair, arms)  # where a broken arm's routing has collapsed as well, this is the cause
+    if timed and not emulated and not is_broken and all(s.verdict is Verdict.NOT_COMPARABLE for s in timed):
         differs = differs or list(dict.fromkeys(shape.reason for shape in timed))
     reason, settled_by = "", None
     if differs:
         verdict = Verdict.NOT_COMPARABLE
         sentence = " ".join([f"{pair.other} cannot be compared with {pair.reference}.", *differs])
-    elif _is_broken(pair, arms):
+    elif is_broken:
         verdict, sentence = Verdict.BROKEN, wording.broken(pair, arms)
     elif emulated or not timed:
         verdict = Verdict.OPEN
