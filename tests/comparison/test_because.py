@@ -8,7 +8,7 @@ from dataclasses import replace
 from moe_eval.comparison.because import because, deciding
 from moe_eval.records.comparison import Interval, ShapeComparison, Sides, Verdict
 from tests.doubles import comparisons as made
-from tests.doubles.comparisons import ABOVE, BELOW, WIDE, Known, decide, shape, traced
+from tests.doubles.comparisons import ABOVE, BELOW, RULES, WIDE, Known, decide, shape, traced
 
 GAIN = {"expert_gemm": -1.0, "quant_dequant": 0.5, "routing_permute": 0.1}
 # what is said of traced(1, WIDE, GAIN, 0.25), but for the place and the measured ratio
@@ -20,7 +20,7 @@ REASON = (
 
 
 def reason(*shapes: ShapeComparison) -> str:
-    return because(made.pair(shapes), shapes)
+    return because(made.pair(shapes), shapes, RULES)
 
 
 def with_phases(timed: ShapeComparison, **ratios: float | None) -> ShapeComparison:
@@ -30,7 +30,7 @@ def with_phases(timed: ShapeComparison, **ratios: float | None) -> ShapeComparis
 
 
 def test_the_reason_is_in_the_kernels_of_a_decode_step() -> None:
-    assert reason(traced(1, WIDE, GAIN, 0.25)) == f"At batch 1 {REASON.format('decode')}1.02x, 0.90 to 1.16."
+    assert reason(traced(1, WIDE, GAIN, 0.25)) == f"At batch 1 {REASON.format('decode')}1.02x (0.90 to 1.16)."
     saved = reason(traced(32, ABOVE, {"expert_gemm": -1.5, "attention": -0.2}, 0.0))
     assert "Saved: all other kernels 0.20 ms." in saved
     half = reason(traced(1, WIDE, {"expert_gemm": -0.5, "quant_dequant": 0.1}, 0.0))
@@ -57,13 +57,13 @@ def test_the_slowest_decides_else_the_fastest_else_the_smallest() -> None:
     for intervals in itertools.product(INTERVALS, repeat=3):
         shapes = [shape(batch, interval) for batch, interval in zip((1, 8, 32), intervals, strict=True)]
         first = max(range(3), key=lambda at: (rank.get(intervals[at], 0), -at))
-        assert deciding(shapes) is shapes[first]
-        assert deciding(shapes[::-1]) in [entry for entry in shapes if entry.speed == shapes[first].speed]
+        assert deciding(shapes, RULES) is shapes[first]
+        assert deciding(shapes[::-1], RULES) in [entry for entry in shapes if entry.speed == shapes[first].speed]
 
 
 def test_nothing_decides_without_shapes() -> None:
-    assert deciding([]) is None
-    assert deciding([shape(8, None), untimed := shape(1, None)]) is untimed
+    assert deciding([], RULES) is None
+    assert deciding([shape(8, None), untimed := shape(1, None)], RULES) is untimed
 
 
 def test_the_reason_speaks_of_the_shape_that_decides_or_says_that_it_was_not_traced() -> None:
@@ -103,10 +103,10 @@ def test_two_predictions_that_read_the_same_are_told_once() -> None:
 def test_prefill_has_a_word_where_the_first_token_is_later_or_decides() -> None:
     plain = with_phases(traced(1, ABOVE, GAIN, 0.25), decode=None, prefill=None)
     decode, prefill = (f"At batch 1 {REASON.format(phase)}" for phase in ("decode", "prefill"))
-    assert reason(plain) == f"{decode}1.20x, 1.10 to 1.30."
+    assert reason(plain) == f"{decode}1.20x (1.10 to 1.30)."
 
     later = replace(plain, speed=replace(plain.speed, ttft_ms=made.ratio(0.65, 0.6, 0.7)))
-    assert reason(later) == f"{decode}1.20x, 1.10 to 1.30. {prefill}0.65x, 0.60 to 0.70."
+    assert reason(later) == f"{decode}1.20x (1.10 to 1.30). {prefill}0.65x (0.60 to 0.70)."
     open_ttft = replace(plain, speed=replace(plain.speed, ttft_ms=made.ratio(0.95, 0.8, 1.1)))
     assert reason(open_ttft) == reason(plain)
 
@@ -122,5 +122,5 @@ def test_prefill_has_a_word_where_the_first_token_is_later_or_decides() -> None:
 
     host_bound = with_phases(later, decode=1.2, prefill=0.65)
     assert reason(host_bound).startswith(
-        f"{decode}1.20x, 1.10 to 1.30. At batch 1 the kernels do not explain the prefi"
+        f"{decode}1.20x (1.10 to 1.30). At batch 1 the kernels do not explain the prefi"
     )
