@@ -40,17 +40,16 @@ def test_every_arm_is_loaded_once_and_no_two_at_once(stage: Stage, folder: RunFo
 
 
 def test_arms_that_take_turns_stay_loaded_and_are_warm_before_the_first_turn(stage: Stage, folder: RunFolder) -> None:
-    assert run(folder, ordered("interleaved", 2)) == {}
-    assert stage.order("load") == ["a", "b", "a", "b"]
+    assert run(folder, ordered("turns", 2)) == {}
+    assert "".join(stage.order("load")) == "ab" + "ab" + "ba", "the second pair is there to tell routed experts"
     assert stage.most_alive == 2
     timed = [(request.arm, request.task) for request in stage.asked if request.task in ("warm_up", "measure")]
-    first_shape = timed[: len(timed) // 2]
-    assert first_shape[:2] == [("a", "warm_up"), ("b", "warm_up")]
-    assert "".join(arm for arm, task in first_shape if task == "measure") == "abbabaab"
+    assert timed[:2] == [("a", "warm_up"), ("b", "warm_up")]
+    assert "".join(arm for arm, task in timed if task == "measure") == "abba" * 2 + "baab" * 2
 
 
 def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, folder: RunFolder) -> None:
-    plan = ordered("interleaved", 1, "abc", ("latency",))
+    plan = ordered("turns", 1, "abc", ("latency",))
     assert run(folder, plan) == {}
     first = [(request.arm, request.task) for request in stage.asked][:9]
     assert first[:6] == [(arm, task) for task in ("load", "warm_up") for arm in "abc"]
@@ -58,38 +57,77 @@ def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, folder: R
 
 
 def test_an_arm_that_cannot_be_there_keeps_no_other_from_its_turns(stage: Stage, folder: RunFolder) -> None:
-    plan = ordered("interleaved", 2, "abc", ("latency",))
+    plan = ordered("turns", 2, "abc", ("latency",))
     stage.fails["b", "load"] = "out of memory"
     failed = run(folder, plan)
     assert set(failed) == {f"b {task.name}" for task in plan if task.arm == "b"}
     assert set(failed.values()) == {"out of memory"}
-    assert stage.order("load").count("b") == 2, "once for its turns, and once to tell routed experts"
 
 
-def test_a_block_of_loads_is_repeated_whole(stage: Stage, folder: RunFolder) -> None:
-    """Arms of one block that were measured on two days would bring a day's drift into its ratio."""
-    plan = ordered("reloaded", 2)
+def test_loads_that_take_turns_live_at_once_and_end_before_the_next_are_loaded(stage: Stage, folder: RunFolder) -> None:
+    at_work: list[set[int]] = []
+    stage.before = lambda _, task: at_work.append(set(stage.alive)) if task == "measure" else None
+    assert run(folder, ordered("turns", 3, evaluators=("latency",))) == {}
+    measured = [request.process for request in stage.asked if request.task == "measure"]
+    assert all(process in alive for process, alive in zip(measured, at_work, strict=True))
+    pairs = [frozenset(alive) for alive in at_work]
+    assert [len(pair) for pair in dict.fromkeys(pairs)] == [2, 2, 2], "three pairs of processes"
+    assert not frozenset.intersection(*dict.fromkeys(pairs))
+    assert all(pairs.count(pair) == 2 * 2 * len(SHAPES) for pair in pairs), "two turns of either at every shape"
+    lives = "".join({"load": "+", "end": "-"}.get(task, "") for _, task in stage.events)
+    assert lives == "++--" + "+-+-" + "++--" * 2, "routing is told by one arm at a time"
+    for arm in "ab":
+        assert [load.together for load in folder.loads(arm)] == [2, 2, 2]
+
+
+def test_loads_that_alternate_live_alone_and_in_turned_order(stage: Stage, folder: RunFolder) -> None:
+    assert run(folder, ordered("alternating", 4, evaluators=("latency",))) == {}
+    assert stage.most_alive == 1
+    loads = [(request.arm, request.process) for request in stage.asked if request.task == "load"]
+    assert "".join(arm for arm, _ in loads) == "ab" + "ab" + "ba" + "ab" + "ba"
+    processes = [(request.arm, request.process) for request in stage.asked if request.task == "measure"]
+    timed = dict.fromkeys(processes)
+    assert "".join(arm for arm, _ in timed) == "ab" + "ba" + "ab" + "ba"
+    assert all(processes.count(process) == len(SHAPES) for process in timed)
+    for arm in "ab":
+        assert [load.together for load in folder.loads(arm)] == [1] * 4
+
+
+def test_an_arm_that_cannot_be_loaded_is_tried_once_a_load(stage: Stage, folder: RunFolder) -> None:
+    stage.fails["b", "load"] = "out of memory"
+    assert run(folder, ordered("turns", 3, evaluators=("latency",)))
+    assert stage.order("load").count("b") == 3 + 1, "and once to tell routed experts"
+
+
+@pytest.mark.parametrize("mode", ["turns", "alternating"])
+def test_a_torn_load_is_measured_again_whole(stage: Stage, folder: RunFolder, mode: Mode) -> None:
+    """Arms of one load that were measured on two days would bring a day's drift into their ratio."""
+    plan = ordered(mode, 3)
+    run(folder, plan)
+    whole = contents(folder)
+    torn = next(task for task in plan if (task.kind, task.arm, task.load) == ("latency", "b", 1))
+    folder.file(torn).unlink()
+    stage.asked.clear()
+    again = [task for task in plan if (task.kind, task.load, task.shape) == ("latency", 1, torn.shape)]
+    assert folder.missing(plan) == again
+    assert {task.arm for task in again} == {"a", "b"}
+    assert run(folder, plan) == {}
+    assert "".join(stage.order("load")) == "ba"
+    assert "".join(stage.order("measure")) == ("baab" if mode == "turns" else "ba")
+    assert contents(folder).keys() == whole.keys()
+
+
+def test_an_arm_that_fails_at_a_shape_tears_no_other_shape(stage: Stage, folder: RunFolder) -> None:
+    plan = ordered("alternating", 2)
     stage.fails["b", "measure", SHAPES[0].name] = "out of memory"
     failed = run(folder, plan)
-    assert set(failed) == {f"b latency_{SHAPES[0].name}_{block}_0" for block in (0, 1)}
+    assert set(failed) == {f"b latency_{SHAPES[0].name}_{load}_0" for load in (0, 1)}
     stage.fails.clear()
     stage.asked.clear()
-    missing = [(task.arm, task.shape, task.block) for task in folder.missing(plan)]
+    missing = [(task.arm, task.shape, task.load) for task in folder.missing(plan)]
     assert missing == [("a", SHAPES[0], 0), ("b", SHAPES[0], 0), ("b", SHAPES[0], 1), ("a", SHAPES[0], 1)]
     assert run(folder, plan) == {}
     assert stage.order("measure") == ["a", "b", "b", "a"]
-
-
-def test_arms_that_are_loaded_once_are_not_timed_again_for_another_s_sake(stage: Stage, folder: RunFolder) -> None:
-    plan = ordered("sequential")
-    stage.fails["b", "measure", SHAPES[0].name] = "out of memory"
-    run(folder, plan)
-    assert [(task.arm, task.shape) for task in folder.missing(plan)] == [("b", SHAPES[0])]
-
-
-def test_blocks_are_loads_of_their_own(stage: Stage, folder: RunFolder) -> None:
-    run(folder, ordered("reloaded", 3))
-    assert "".join(stage.order("load")) == "ab" + "ba" + "ab" + "ab"
 
 
 def test_a_task_that_fails_is_written_down_and_costs_no_other(stage: Stage, folder: RunFolder) -> None:
@@ -104,8 +142,8 @@ def test_a_task_that_fails_is_written_down_and_costs_no_other(stage: Stage, fold
     stage.fails.clear()
     stage.asked.clear()
     assert run(folder, plan) == {}
-    assert stage.asked[0].arm == "a"
-    assert [request.task for request in stage.asked] == ["load", "warm_up", "measure"], "nothing else is repeated"
+    assert "".join(stage.order("load")) == "ab", "a ratio takes both of one load"
+    assert [request.task for request in stage.asked] == ["load", "warm_up", "measure"] * 2, "nothing else is repeated"
     assert {name for name, content in contents(folder).items() if before.get(name) != content} == {
         "arms/a/latency_b1_i8_o4_0_0.json"
     }
@@ -123,7 +161,7 @@ def test_an_arm_that_cannot_be_loaded_fails_its_tasks_and_the_others_go_on(stage
 def test_an_arm_that_breaks_down_in_a_warm_up_for_another_fails_its_own_next_task(
     stage: Stage, folder: RunFolder
 ) -> None:
-    plan = ordered("interleaved", 2)
+    plan = ordered("turns", 2)
     stage.fails["b", "warm_up", SHAPES[0].name] = "its process ended with signal SIGKILL"
 
     def before(arm: str, task: str) -> None:
@@ -148,15 +186,15 @@ def test_a_second_ctrl_c_leaves_no_arm_alive(stage: Stage, folder: RunFolder) ->
 
     stage.before = before
     with pytest.raises(KeyboardInterrupt):
-        run(folder, ordered("interleaved", 2))
+        run(folder, ordered("turns", 2))
     assert (stage.most_alive, stage.alive) == (2, set())
 
 
-@pytest.mark.parametrize("mode", ["sequential", "reloaded", "interleaved"])
+@pytest.mark.parametrize("mode", ["alternating", "turns"])
 def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
     stage: Stage, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = ordered(mode, 2 if mode != "sequential" else 1)
+    plan = ordered(mode, 2)
     whole = RunFolder(tmp_path / "whole")
     run(whole, plan)
     answers = len(stage.asked)
@@ -184,14 +222,6 @@ def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
         }
 
 
-def test_half_a_round_is_repeated_whole(stage: Stage, folder: RunFolder) -> None:
-    plan = ordered("interleaved", 2)
-    run(folder, plan)
-    torn = [task for task in plan if task.kind == "latency"][5]
-    folder.file(torn).unlink()
-    assert [(task.shape, task.block) for task in folder.missing(plan)] == [(torn.shape, torn.block)] * 4
-
-
 def test_two_runs_in_one_folder_exclude_each_other(folder: RunFolder) -> None:
     second = RunFolder(folder.path)
     with folder.locked(0), pytest.raises(UsageError, match="Another run is at work"), second.locked(0.3):
@@ -200,18 +230,18 @@ def test_two_runs_in_one_folder_exclude_each_other(folder: RunFolder) -> None:
         pass
 
 
-@pytest.mark.parametrize("mode", ["interleaved", "reloaded"])
+@pytest.mark.parametrize("mode", ["turns", "alternating"])
 def test_memory_before_and_after_is_written_down(
     stage: Stage, folder: RunFolder, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of arms that are loaded together it is known of all of them, and blamed on none."""
     stage.card, stage.memory = Card(ONE, used=2 << 30), 20 << 30
     monkeypatch.setitem(sys.modules, "pynvml", Fake([stage.card]))
-    together, plan = mode == "interleaved", ordered(mode, 2)
+    together, plan = mode == "turns", ordered(mode, 2)
     assert run(folder, plan, (ONE,)) == {}
     for arm in "ab":
         loads = [(load.before, load.after, load.together) for load in folder.loads(arm)]
-        assert loads == [(2 << 30, 2 << 30, 2 if together else 1)] * (1 if together else 2)
+        assert loads == [(2 << 30, 2 << 30, 2 if together else 1)] * 2
         assert turn(folder, plan, arm).nvml is None
 
 

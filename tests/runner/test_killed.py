@@ -59,9 +59,9 @@ def kill(
     assert contents(folder) == whole
 
 
-@pytest.mark.parametrize("mode", ["sequential", "interleaved"])
+@pytest.mark.parametrize("mode", ["alternating", "turns"])
 def test_twenty_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
-    plan = ordered(mode, 2 if mode == "interleaved" else 1)
+    plan = ordered(mode, 2)
     monkeypatch.setattr(execute, "ArmProcess", Stage())
     assert run(RunFolder(tmp_path / "fast"), plan) == {}
     monkeypatch.setattr(execute, "ArmProcess", Stage(before=lambda arm, task: time.sleep(0.003)))

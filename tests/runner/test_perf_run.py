@@ -14,6 +14,7 @@ from moe_eval.records import disk, run_files
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
+from moe_eval.records.run import Schedule
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import schedule
 from moe_eval.runner.tasks import TaskResult
@@ -103,7 +104,7 @@ def test_an_arm_that_fails_has_its_reason_and_the_others_go_on(
 ) -> None:
     plays.memory(monkeypatch, free)
     stage.fails["fp32", task, 0 if task == "load" else 1] = "out of memory"
-    failed = perf(tmp_path, precisions=("bf16", "fp32", "fp16"), iterations=4, blocks=2)
+    failed = perf(tmp_path, precisions=("bf16", "fp32", "fp16"), iterations=4, loads=2)
     assert failed
     record = latency(tmp_path, "fp32")
     assert (record.status, str(record.error).startswith("out of memory")) == (Status.FAILED, True)
@@ -113,7 +114,7 @@ def test_an_arm_that_fails_has_its_reason_and_the_others_go_on(
     for arm in ("bf16", "fp16"):
         finished = latency(tmp_path, arm)
         assert finished.status is Status.FINISHED
-        assert [[len(block) for block in row.blocks] for row in finished.shapes] == [[2, 2]] * 2
+        assert [[len(load) for load in row.loads] for row in finished.shapes] == [[2, 2]] * 2
     (run,) = run_files.read_run(tmp_path)
     assert (run.status, run.error) == (Status.FAILED, "some tasks failed; their records say why")
 
@@ -126,7 +127,7 @@ def test_a_run_that_is_ended_leaves_what_it_measured_and_no_process(
     plays.memory(monkeypatch, free)
     stage.fails["fp32", "measure", 1] = error()
     with pytest.raises(error):
-        perf(tmp_path, iterations=4, blocks=2)
+        perf(tmp_path, iterations=4, loads=2)
     assert stage.alive == set()
     for arm in plays.ARMS:
         record = latency(tmp_path, arm)
@@ -135,42 +136,41 @@ def test_a_run_that_is_ended_leaves_what_it_measured_and_no_process(
     (run,) = run_files.read_run(tmp_path)
     assert run.status is Status.KILLED
     stage.fails.clear()
-    assert perf(tmp_path, iterations=4, blocks=2, resume=True) == []
+    assert perf(tmp_path, iterations=4, loads=2, resume=True) == []
     assert latency(tmp_path, "fp32").status is Status.FINISHED
 
 
-def test_arms_that_do_not_fit_together_are_loaded_in_every_block_in_turned_order(
+def test_arms_that_do_not_fit_together_are_loaded_alone_in_turned_order(
     tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plays.memory(monkeypatch, 3 << 29)
-    assert perf(tmp_path, iterations=5, blocks=3) == []
-    timed = [(arm, task) for arm, task in stage.events if task in ("load", "end") and arm != MACHINE][:12]
-    order = ["bf16", "fp32", "fp32", "bf16", "bf16", "fp32"]
-    assert timed == [(arm, task) for arm in order for task in ("load", "end")], "never two at once"
-    assert stage.order("measure") == [arm for arm in order for _ in plays.SHAPES]
+    assert perf(tmp_path, iterations=5, loads=3) == []
+    loaded = [(arm, task) for arm, task in stage.events if task in ("load", "end") and arm != MACHINE]
+    first, later = ["bf16", "fp32"], ["fp32", "bf16", "bf16", "fp32"]
+    order = [*first, *first, *later]  # routing is told after the first loads
+    assert loaded == [(arm, task) for arm in order for task in ("load", "end")], "never two at once"
+    assert stage.order("measure") == [arm for arm in [*first, *later] for _ in plays.SHAPES]
     record = latency(tmp_path, "fp32")
-    assert [[len(block) for block in row.blocks] for row in record.shapes] == [[2, 2, 2]] * 2
+    assert [[len(load) for load in row.loads] for row in record.shapes] == [[2, 2, 2]] * 2
     assert [len(row.warm_ups) for row in record.shapes] == [1, 1], "equal warm-ups count as one"
     assert len(record.memory) == 3
 
 
-@pytest.mark.parametrize(
-    ("iterations", "blocks", "together", "mode", "planned"),
-    [
-        (6, 2, True, "interleaved", (3, 2)),
-        (7, 2, True, "interleaved", (4, 2)),
-        (1, 9, True, "interleaved", (1, 2)),
-        (6, 2, False, "reloaded", (2, 3)),
-        (7, 3, False, "reloaded", (3, 3)),
-        (7, 1, False, "sequential", (1, 7)),
-    ],
-)
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(("iterations", "loads", "per_load"), [(6, 2, 3), (7, 2, 4), (1, 9, 1), (7, 1, 7), (20, 4, 5)])
 def test_no_schedule_has_fewer_iterations_than_the_request(
-    iterations: int, blocks: int, together: bool, mode: str, planned: tuple[int, int]
+    tmp_path: Path, iterations: int, loads: int, per_load: int, together: bool
 ) -> None:
-    plan = schedule(iterations, 5, blocks, together=together)
-    assert (plan.mode, plan.blocks, plan.per_block, plan.warm_ups) == (mode, *planned, 5)
-    assert plan.iterations >= iterations
+    plan = schedule(plays.request(tmp_path, iterations=iterations, loads=loads), together=together)
+    mode = "turns" if together else "alternating"
+    assert plan == Schedule(mode, loads, per_load, 5)
+    assert plan.per_turn == (1 if together else per_load)
+    assert plan.iterations == loads * per_load >= iterations
+
+
+def test_more_loads_until_decided_have_as_many_iterations(tmp_path: Path) -> None:
+    plan = schedule(plays.request(tmp_path, iterations=20, loads=4, most_loads=8), together=True)
+    assert plan == Schedule("turns", 8, 5, 5, until_decided=True)
 
 
 def test_files_of_an_earlier_command_are_kept_beside_those_of_the_next(

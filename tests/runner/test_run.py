@@ -121,10 +121,17 @@ def test_a_run_goes_on_where_it_began_and_nowhere_else(
 
 
 def test_what_changes_no_measurement_may_be_given_anew(copy: Path, stage: Stage) -> None:
-    options = {"timeout": 7200, "gate": "speed>=1", "config": "run.yaml", "output_dir": "elsewhere"}
+    options = {
+        "timeout": 7200,
+        "gate": "speed>=1",
+        "min_gain": 0.05,
+        "decide_on": "tpot",
+        "config": "run.yaml",
+        "output_dir": "elsewhere",
+    }
     assert plays.execute_in(copy, **options) == []
     with pytest.raises(UsageError, match=r"other options \(precisions\)"):
-        plays.run_of(replace(plays.request(copy), options={"blocks": 1, "precisions": "fp32"})).execute(plays.Quiet())
+        plays.run_of(replace(plays.request(copy), options={"loads": 1, "precisions": "fp32"})).execute(plays.Quiet())
 
 
 def test_a_run_that_has_finished_stays_as_it_is_when_it_is_resumed(copy: Path, stage: Stage) -> None:
@@ -223,7 +230,7 @@ def test_a_run_keeps_its_schedule_though_more_memory_is_free(
     folder = tmp_path / "run"
     assert plays.execute_in(folder) == []
     before = plays.files(folder)
-    assert json.loads(before["perf_fp32_cpu.json"])["schedule"]["mode"] == "sequential"
+    assert json.loads(before["perf_fp32_cpu.json"])["schedule"]["mode"] == "alternating"
     plays.memory(monkeypatch, 1 << 40)
     (latency,) = (folder / "arms" / "fp32").glob("latency_b1_*.json")
     latency.unlink()
@@ -237,12 +244,12 @@ def test_a_run_begun_without_an_arm_goes_on_without_it(begun: Path, stage: Stage
     run = json.loads((begun / "run.json").read_text())
     del run["evaluators"]["fp32"]
     plan = plays.run(begun).plan
-    (begun / "run.json").write_text(json.dumps({**run, "schedule": {**run["schedule"], "mode": "sequential"}}))
+    (begun / "run.json").write_text(json.dumps({**run, "schedule": {**run["schedule"], "mode": "alternating"}}))
     later = plays.run(begun).plan
     assert plan.skipped == ()
     assert later.skipped == (Skipped("fp32", None, "the run that goes on here began without it"),)
     assert {task.arm for task in later.tasks} == {"bf16"}
-    assert later.schedule.mode == "sequential"
+    assert later.schedule.mode == "alternating"
 
 
 def test_a_run_does_not_go_on_where_its_arms_no_longer_fit_together(
@@ -250,7 +257,7 @@ def test_a_run_does_not_go_on_where_its_arms_no_longer_fit_together(
 ) -> None:
     before = plays.files(begun)
     plays.memory(monkeypatch, FOR_ONE)
-    with pytest.raises(UsageError, match=r"planned as .*mode interleaved.* free now allows .*mode sequential"):
+    with pytest.raises(UsageError, match=r"planned as .*mode turns.* free now allows .*mode alternating"):
         plays.execute_in(begun)
     assert plays.files(begun) == before
     assert stage.asked == []
