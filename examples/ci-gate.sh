@@ -20,7 +20,7 @@ OUT=${OUT:-moe_eval_run}
 if [ -n "${MODEL:-}" ]; then
     GATE=${GATE:-"speed[b8]>=1.2,ln_ppl<=0.01"}
     moe-eval run --engine vllm --model_path "$MODEL" --fp8_model_path "${FP8_MODEL:?names the FP8 checkpoint}" \
-        --precisions bf16,fp8 --batch_size 1,8,32 --blocks 4 --output_dir "$OUT" --gate "$GATE"
+        --precisions bf16,fp8 --batch_size 1,8,32 --loads 4 --output_dir "$OUT" --gate "$GATE"
 else
     GATE=${GATE:-"ln_ppl<=0.02"}
     moe-eval run --emulate --precisions bf16,fp8 --evaluators quality --dataset moe_sample --num_chunks 0 \

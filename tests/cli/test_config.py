@@ -22,7 +22,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         "precisions: bf16\nnum_chunks: 7\n"
     )
     for words in (["--config", str(file)], [f"--config={file}"]):
-        options = RUN.read(["--blocks", "2", *words, "--timeout", "5"])
+        options = RUN.read(["--loads", "2", *words, "--timeout", "5"])
         assert options == RunOptions(
             config=file,
             batch_size=(1, 8),
@@ -31,7 +31,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
             scope="all",
             precisions=("bf16",),
             num_chunks=7,
-            blocks=2,
+            loads=2,
         )
 
 
@@ -64,8 +64,8 @@ def test_texts_with_commas_are_lists_as_on_the_command_line(tmp_path: Path) -> N
         ("help: true\n", "help is no option"),
         (f"hf_token: {SECRET}\n", "hf_token is no option"),
         (f"batch: {SECRET}\n", "batch is no option"),
-        ("--blocks: 2\n", "--blocks is no option"),
-        (f"blocks: 1\ndataset: {SECRET}\nblocks: 2\n", "blocks is given twice"),
+        ("--loads: 2\n", "--loads is no option"),
+        (f"loads: 1\ndataset: {SECRET}\nloads: 2\n", "loads is given twice"),
         (f"model_path: {{{SECRET}: 1}}\n", "model_path has to be text"),
         ("dataset: true\n", "dataset has to be text"),
         ("batch_size: [[1]]\n", "batch_size has to be a whole number or a list of them"),
@@ -74,11 +74,11 @@ def test_texts_with_commas_are_lists_as_on_the_command_line(tmp_path: Path) -> N
         (f"emulate: '{SECRET}'\n", "emulate has to be true or false"),
         ("emulate: 'true'\n", "emulate has to be true or false"),
         ("resume: 1\n", "resume has to be true or false"),
-        (f"blocks: {SECRET}\n", "blocks has to be a whole number"),
-        ("blocks: 1.5\n", "blocks has to be a whole number"),
-        ("blocks: [1, 2]\n", "blocks has to be a whole number"),
-        ("blocks: true\n", "blocks has to be a whole number"),
-        ("blocks: 0\n", "blocks has to be 1 or more"),
+        (f"loads: {SECRET}\n", "loads has to be a whole number"),
+        ("loads: 1.5\n", "loads has to be a whole number"),
+        ("loads: [1, 2]\n", "loads has to be a whole number"),
+        ("loads: true\n", "loads has to be a whole number"),
+        ("loads: 0\n", "loads has to be 1 or more"),
         ("timeout: 1e3\n", "timeout has to be a number"),
         ("timeout: 0\n", "timeout has to be 1 to 1000000"),
         (f"scope: {SECRET}\n", "scope has to be one of experts, all"),
@@ -101,7 +101,7 @@ def test_a_value_that_does_not_fit_is_refused_without_being_shown(tmp_path: Path
 
 def test_two_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("blocks: 2\n")
+    file.write_text("loads: 2\n")
     assert main(["run", "--config", str(file), f"--config={file}"]) == 2
     assert capsys.readouterr().err == "moe-eval: --config is given twice. Write all options into one file.\n"
 

@@ -45,7 +45,7 @@ def test_files_of_every_command() -> None:
 
 
 def test_defaults_are_those_of_the_commands() -> None:
-    assert [command.read([]).blocks for command in (RUN, PERF)] == [1, 4]
+    assert [command.read([]).loads for command in (RUN, PERF)] == [4, 4]
     assert [str(command.read([]).output_dir) for command in (RUN, PERF, PPL)] == [
         "moe_eval_run",
         "benchmark_results",
@@ -71,10 +71,16 @@ def test_defaults_are_those_of_the_commands() -> None:
         ("run --emulate=true", "--emulate takes no value. "),
         ("compare", "moe-eval compare needs SOURCE. "),
         ("run --batch_size many", "--batch_size many cannot be read. Give a whole number or a list of them."),
-        ("run --blocks 1.5", "--blocks 1.5 cannot be read. Give a whole number."),
+        ("run --loads 1.5", "--loads 1.5 cannot be read. Give a whole number."),
         ("run --scope some", "--scope some is unknown. Give one of experts, all."),
         ("run --num_iterations 0", "--num_iterations 0 is out of range. Give 1 or more."),
         ("run --warmup_iterations 2", "--warmup_iterations 2 is out of range. Give 5 or more."),
+        ("run --loads 0", "--loads 0 is out of range. Give 1 or more."),
+        ("run --max_loads 2", "--max_loads 2 is out of range. Give 3 or more."),
+        ("compare x --min_gain 1", "--min_gain 1 is out of range. Give 0 to 0.5 (0.01 is 1 %)."),
+        ("run --min_gain -0.1", "--min_gain -0.1 is out of range. Give 0 to 0.5 (0.01 is 1 %)."),
+        ("perf --until tired", "--until tired is unknown. Give one of decided."),
+        ("run --decide_on energy", "--decide_on energy is unknown. Give one of e2e, ttft, tpot, output_tok_s."),
         ("run --timeout nan", "--timeout nan is out of range. Give 1 to 1000000."),
         ("run --timeout inf", "--timeout inf is out of range. Give 1 to 1000000."),
         ("run --timeout 0.5", "--timeout 0.5 is out of range. Give 1 to 1000000."),

@@ -16,7 +16,7 @@ import pytest
 
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
-from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.comparison import ComparisonRecord, Verdict
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyRecord, Sample, ShapeLatency
 from moe_eval.runner import fit
@@ -44,8 +44,8 @@ def comparison_of(folder: Path) -> ComparisonRecord:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """BF16 and FP32 of the shipped model at two batch sizes, each in its own process on the CPU."""
-    words = "perf --precisions bf16,fp32 --batch_size 1,2 --input_len 16 --output_len 4 --num_iterations 6 \
-        --warmup_iterations 5 --dataset moe_sample"
+    words = "perf --precisions bf16,fp32 --batch_size 1,2 --input_len 16 --output_len 4 --num_iterations 4 \
+        --loads 2 --warmup_iterations 5 --dataset moe_sample"
     return start(words, tmp_path_factory.mktemp("perf"))
 
 
@@ -67,16 +67,17 @@ def test_every_arm_has_a_record_with_every_label(real: Ended, arms: tuple[Latenc
         assert (record.status, record.error, record.precision) == (Status.FINISHED, None, name)
         assert (record.sm_version, record.gpu_name, record.fusion_disabled) == (None, None, False)
         assert (record.quant_algo, record.weights) == ("none", "checkpoint")
-        assert (record.batch_size, record.input_len, record.output_len, record.num_iterations) == (1, 16, 4, 6)
+        assert (record.batch_size, record.input_len, record.output_len, record.num_iterations) == (1, 16, 4, 4)
         assert [row.name for row in record.shapes] == ["b1_i16_o4", "b2_i16_o4"]
         engine = record.labels.engine
         assert engine is not None
         assert (record.moe_backend, engine.precision) == (engine.moe_backend_observed, name)
         assert "no NVIDIA GPU" in str(record.nvml) or "NVML does not start" in str(record.nvml)
-        assert [(use.before, use.after, use.together) for use in record.memory] == [(None, None, 2)]
+        assert [(use.before, use.after, use.together) for use in record.memory] == [(None, None, 2)] * 2
         for row in record.shapes:
             assert row.warmup_iterations == tuple(len(warm_up.seconds) for warm_up in row.warm_ups)
             assert min(row.warmup_iterations) >= 5
+            assert len(row.warmup_iterations) == 2, "every load warms up"
 
 
 def test_both_arms_ran_the_same_workload_in_turns(arms: tuple[LatencyRecord, LatencyRecord]) -> None:
@@ -86,22 +87,29 @@ def test_both_arms_ran_the_same_workload_in_turns(arms: tuple[LatencyRecord, Lat
     assert len(bf16.workload.digest) == 16
     schedule = bf16.schedule
     assert schedule is not None
-    assert (schedule.mode, schedule.blocks, schedule.per_block, schedule.warm_ups) == ("interleaved", 3, 2, 5)
+    assert (schedule.mode, schedule.loads, schedule.per_load, schedule.warm_ups) == ("turns", 2, 2, 5)
     for rows in zip(bf16.shapes, fp32.shapes, strict=True):
-        assert [len(block) for row in rows for block in row.blocks] == [2] * 6
+        assert [len(load) for row in rows for load in row.loads] == [2] * 4
         spans = sorted(
             (sample.started, sample.ended, at, arm)
             for arm, row in zip("AB", rows, strict=True)
-            for at, block in enumerate(row.blocks)
-            for sample in block
+            for at, load in enumerate(row.loads)
+            for sample in load
         )
-        assert "".join(arm for *_, arm in spans) == "ABBA" + "BAAB" + "ABBA"
-        assert [block for _, _, block, _ in spans] == [0] * 4 + [1] * 4 + [2] * 4
+        assert "".join(arm for *_, arm in spans) == "ABBA" + "BAAB"
+        assert [load for _, _, load, _ in spans] == [0] * 4 + [1] * 4
         assert all(before[1] < after[0] for before, after in pairwise(spans)), "never two at once"
 
 
 def samples_of(row: ShapeLatency) -> list[Sample]:
-    return [sample for block in row.blocks for sample in block]
+    return [sample for load in row.loads for sample in load]
+
+
+def of_two(*values: float) -> tuple[float, float]:
+    """The interval of the geometric mean of two values: Student's t has one degree of freedom, which is Cauchy's."""
+    logs = [math.log(value) for value in values]
+    reach = math.tan(0.475 * math.pi) * abs(logs[0] - logs[1]) / 2
+    return math.exp(statistics.fmean(logs) - reach), math.exp(statistics.fmean(logs) + reach)
 
 
 def test_figures_are_those_of_the_samples_by_the_hosts_clock(arms: tuple[LatencyRecord, LatencyRecord]) -> None:
@@ -120,9 +128,10 @@ def test_figures_are_those_of_the_samples_by_the_hosts_clock(arms: tuple[Latency
         for name, values in expected.items():
             metric = getattr(row.metrics, name)
             assert metric.samples == pytest.approx(values)
-            assert metric.median == pytest.approx(statistics.median(values))
-            assert (metric.low, metric.high) == pytest.approx((min(values), max(values))), "of six samples"
-            assert metric.source == "host"
+            medians = [statistics.fmean(values[at : at + 2]) for at in (0, 2)]
+            assert metric.median == pytest.approx(math.prod(medians) ** 0.5)
+            assert (metric.low, metric.high) == pytest.approx(of_two(*medians))
+            assert (metric.source, metric.loads) == ("host", 2)
         assert row.metrics.j_per_tok is None
         assert set(row.figures.sources) == {"host"}
         assert row.figures.mean_latency_ms == pytest.approx(1e3 * statistics.fmean(last))
@@ -136,24 +145,26 @@ def test_figures_are_those_of_the_samples_by_the_hosts_clock(arms: tuple[Latency
         assert record.prefill_tokens_per_sec == row.prefill_tokens_per_sec
 
 
-def test_the_speed_up_is_the_mean_of_the_blocks_logarithms(
+def test_the_speed_up_is_the_mean_over_pairs_of_loads_and_two_are_a_quick_look(
     real: Ended, arms: tuple[LatencyRecord, LatencyRecord]
 ) -> None:
     (pair,) = comparison_of(real.folder).pairs
-    assert (pair.reference, pair.other) == ("bf16", "fp32")
+    assert (pair.reference, pair.other, pair.verdict) == ("bf16", "fp32", Verdict.QUICK_LOOK)
+    assert "Verdict: Quick look, no verdict: fp32 against bf16" in real.out
     for reference, candidate, shape in zip(arms[0].shapes, arms[1].shapes, pair.shapes, strict=True):
         medians = [
-            [statistics.median(sample.last["host"] for sample in block) for block in row.blocks]
+            [statistics.median(sample.last["host"] for sample in load) for load in row.loads]
             for row in (reference, candidate)
         ]
-        expected = math.exp(statistics.fmean(math.log(x / y) for x, y in zip(*medians, strict=True)))
+        ratios = [x / y for x, y in zip(*medians, strict=True)]
         ratio = shape.speed.e2e_ms
         assert ratio is not None
-        assert ratio.value == pytest.approx(expected)
-        assert (ratio.blocks, ratio.source) == (3, "host")
-        assert ratio.low is not None
-        assert ratio.high is not None
-        assert ratio.low < ratio.value < ratio.high
+        assert ratio.value == pytest.approx(math.prod(ratios) ** 0.5)
+        assert (ratio.loads, ratio.source, ratio.df) == (2, "host", 1)
+        low, high = of_two(*ratios)
+        assert ratio.low == pytest.approx(low / ratio.widened)
+        assert ratio.high == pytest.approx(high * ratio.widened)
+        assert ratio.widened == shape.fairness.widened
 
 
 def test_routing_was_counted_and_is_fair(real: Ended, arms: tuple[LatencyRecord, LatencyRecord]) -> None:
@@ -207,11 +218,14 @@ def test_the_table_shows_what_the_records_hold_and_names_the_clock(
         assert ratio is not None
         assert (shown["arm"], shown["batch"]) == (record.arm, str(row.batch_size))
         assert shown["e2e ms"] == f"{row.metrics.e2e_ms.median:,.1f}"
-        assert shown["speed-up"] == ("reference" if record is arms[0] else f"{ratio.value:.3f}x")
+        if record is arms[0]:
+            assert shown["speed-up"] == "reference"
+        else:
+            assert float(shown["speed-up"].rstrip("x")) == pytest.approx(ratio.value, abs=0.006)
     assert "Clocks: e2e by host, TTFT and TPOT by host." in real.out
     assert arms[0].workload is not None
     assert arms[0].workload.digest in real.out
-    assert "A B B A" in real.out or "took turns" in real.out
+    assert "2 loads of 2 iterations, the arms of a load live at once and take turns" in real.out
 
 
 def test_it_leaves_a_comparison_a_report_and_a_run_in_mlflow(real: Ended) -> None:
@@ -224,7 +238,7 @@ def test_it_leaves_a_comparison_a_report_and_a_run_in_mlflow(real: Ended) -> Non
 def test_a_failed_arm_leaves_a_record_and_the_others_go_on(command: Command) -> None:
     ended = command("--precisions", "bf16,fp16,fp32", stage=Stage(fails={("fp16", "measure", 1): "out of memory"}))
     assert ended.code == 1
-    assert "moe-eval: fp16 latency_b1_i16_o4_0_1 failed after " in ended.err
+    assert "moe-eval: fp16 latency_b1_i16_o4_1_0 failed after " in ended.err
     assert "out of memory" in ended.err
     assert re.fullmatch(
         r"moe-eval: \d+ of \d+ tasks failed\. .* with --resume tries them again\.", ended.err.splitlines()[-1]
@@ -260,7 +274,7 @@ def test_the_first_arm_can_be_measured_against_itself(command: Command) -> None:
     again = records["perf_bf16-again_cpu.json"]
     assert (again.arm, again.precision, comparison_of(ended.folder).reference) == ("bf16-again", "bf16", "bf16")
     speed_ups = [(row["arm"], row["speed-up"]) for row in cells(ended.out)]
-    assert speed_ups == [("bf16", "reference"), ("bf16-again", "1.000x"), ("fp32", "1.000x")]
+    assert speed_ups == [("bf16", "reference"), ("bf16-again", "1.00x"), ("fp32", "1.00x")]
     assert records["perf_bf16_cpu.json"].origin.run_id == again.origin.run_id
     later = records_of(command("--precisions", "bf16,fp32", "--aa").folder)["perf_bf16-again_cpu.json"]
     assert later.origin.run_id != again.origin.run_id, "the same command is another run"
@@ -339,19 +353,21 @@ def test_labels_name_no_gpu_where_the_cpu_was_asked_for_and_no_secret(command: C
     assert not any("hunter2" in file.read_text() for file in ended.folder.glob("*.json"))
 
 
-def test_arms_that_do_not_fit_together_are_loaded_in_every_block(
+def test_arms_that_do_not_fit_together_are_loaded_one_at_a_time(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "memory", lambda _: int(1.5 * 2**30))  # one and its gibibyte of libraries
     stage = Stage()
-    ended = command("--precisions", "bf16,fp16", "--blocks", "2", stage=stage)
+    ended = command("--precisions", "bf16,fp16", "--loads", "2", stage=stage)
     assert stage.order("measure") == ["bf16", "fp16", "fp16", "bf16"]
     schedule = records_of(ended.folder)["perf_fp16_cpu.json"].schedule
     assert schedule is not None
-    assert schedule.mode == "reloaded"
-    assert "reloaded" in ended.out
-    ended = command("--precisions", "bf16,fp16", "--blocks", "1")
-    assert "sequential" in ended.out.lower()
+    assert schedule.mode == "alternating"
+    assert "2 loads of 2 iterations, one arm loaded at a time" in ended.out
+    ended = command("--precisions", "bf16,fp16", "--loads", "1")
+    assert "1 load of 4 iterations, one arm loaded at a time" in ended.out
+    assert "verdict: a quick look without a verdict, which takes 3 loads" in ended.out
+    assert "Verdict: Quick look, no verdict: fp16 against bf16" in ended.out
     assert cells(ended.out)[1]["speed-up: 95 % interval"] == "none"
 
 

@@ -221,7 +221,7 @@ def test_a_shape_that_the_loaded_engine_cannot_run_is_refused(command: Command, 
     [
         (["--num_iterations", "0"], "--num_iterations 0 is out of range"),
         (["--num_iterations", "-3"], "--num_iterations -3 is out of range"),
-        (["--blocks", "0"], "--blocks 0 is out of range"),
+        (["--loads", "0"], "--loads 0 is out of range"),
         (["--warmup_iterations", "4"], "--warmup_iterations 4 is out of range. Give 5 or more."),
         (["--batch_size", "1,x"], "--batch_size 1,x cannot be read. Give a whole number or a list of them."),
         (["--batch_size", ""], "--batch_size cannot be read. Give a whole number or a list of them."),

@@ -34,7 +34,7 @@ PROGRAM = "import sys; from moe_eval.cli import main; sys.exit(main())"
 PATIENCE = 480  # seconds, on a machine that does other things as well
 OPTIONS = [
     *("--emulate", "--precisions", "bf16,fp8", "--dataset", "moe_sample", "--input_len", "32", "--num_chunks", "6"),
-    *("--batch_size", "1,2", "--output_len", "4", "--num_iterations", "2"),
+    *("--batch_size", "1,2", "--output_len", "4", "--num_iterations", "2", "--loads", "1"),
 ]
 
 
@@ -240,7 +240,7 @@ def test_the_plan_was_shown_first(ran: tuple[Path, str]) -> None:
     _, out = ran
     assert out.startswith("Plan:\n  bf16: quality, latency, kernels; about ")
     assert "skipped: fp8 kernels: it is emulated" in out
-    assert "b1_i32_o4, b2_i32_o4; sequential, 2 iterations each" in out
+    assert "b1_i32_o4, b2_i32_o4; 1 load of 2 iterations, one arm loaded at a time\n" in out
 
 
 @pytest.mark.parametrize(

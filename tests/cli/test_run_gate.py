@@ -40,7 +40,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
             def check(self) -> None:
                 """Everything recorded can be measured."""
 
-            def execute(self, progress: Any) -> list[str]:
+            def execute(self, progress: Any, is_decided: Any) -> list[str]:
                 shutil.copytree(source, self.folder, dirs_exist_ok=True)
                 run = RunFolder(self.folder).run()
                 disk.write_record(self.folder / RUN_FILE, replace(run, skipped=self.plan.skipped))

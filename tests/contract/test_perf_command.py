@@ -33,6 +33,7 @@ def runs(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     common = (
         *("perf", "--model_path", str(SHIPPED), "--dataset", "moe_sample", "--output_dir", "records"),
         *("--input_len", str(READ), "--output_len", str(MADE), "--num_iterations", str(ITERATIONS)),
+        *("--loads", "1"),
     )
     started = {}
     for name, options, double in (("trtllm", TRTLLM, "v1_4_0rc1"), ("vllm", VLLM, "vllm_0_22")):
@@ -54,7 +55,7 @@ def runs(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def check_figures(record: dict[str, Any]) -> None:
     """Every figure follows from the iterations that the record holds, the first token and the steps by `engine`."""
     for row in record["shapes"]:
-        samples = [sample for block in row["blocks"] for sample in block]
+        samples = [sample for load in row["loads"] for sample in load]
         assert len(samples) == row["num_iterations"] == ITERATIONS
         figures = row["figures"]
         assert set(figures["sources"]) == {"host", "engine"}
