@@ -112,7 +112,9 @@ class LatencyOptions(TextOptions):
 class VerdictOptions:
     """By which rules verdicts are made."""
 
-    min_gain: float = option(0.01, "the least gain that counts, 0.01 for 1 %", _VERDICT, minimum=0, maximum=0.5)
+    min_gain: float = option(
+        0.01, "the least gain that counts, 0.01 for 1 %", _VERDICT, minimum=0, maximum=0.5, meaning="0.01 is 1 %"
+    )
     decide_on: DecidingTime = option("e2e", "the time that decides", _VERDICT)
 
 

@@ -43,6 +43,7 @@ class Option:
         group: the heading in --help.
         metavar: stands for the value in --help. None for the name.
         minimum: of a number, up to `maximum`. None for any number.
+        meaning: of a number, told with these limits. None where it needs no word.
         synonyms: names that people try, and what they mean here.
         is_positional: the values stand without the option's name.
         word_count: of an option whose values are words of their own: a number, or `+` for one or more. None for one
@@ -59,6 +60,7 @@ class Option:
     metavar: str | None = None
     minimum: int | None = None
     maximum: float = math.inf
+    meaning: str | None = None
     synonyms: Mapping[str, str] = field(default_factory=dict)
     is_positional: bool = False
     word_count: int | Literal["+", "?"] | None = None
@@ -123,7 +125,7 @@ class Option:
             raise Misfit(self.expected, "is unknown", self.synonyms.get(word))
         if self.minimum is not None and not (isinstance(value, (int, float)) and self.minimum <= value <= self.maximum):
             limits = f"{self.minimum} or more" if self.maximum == math.inf else f"{self.minimum} to {self.maximum}"
-            raise Misfit(limits, "is out of range")
+            raise Misfit(f"{limits} ({self.meaning})" if self.meaning else limits, "is out of range")
         return value
 
 
