@@ -174,8 +174,9 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
     if plan.timed:
         names = ", ".join(shape.name for shape in plan.shapes)
         schedule = plan.schedule
-        loads = f"{'up to ' * schedule.until_decided}{schedule.loads} loads of {schedule.per_load} iterations"
-        lines.append(f"  shapes: {names}; {loads}, {_MODES[schedule.mode]}")
+        loads = f"{'up to ' * schedule.until_decided}{_counted(schedule.loads, 'load')}"
+        iterations = _counted(schedule.per_load, "iteration")
+        lines.append(f"  shapes: {names}; {loads} of {iterations}, {_MODES[schedule.mode]}")
     others = len(plan.timed) - 1
     if others > 0:
         scattered = scatter.of_machine(request.folder, gpus[0].name if gpus else None)
@@ -187,19 +188,20 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
 
 
 def _estimate(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:
-    """About how many minutes, of a load and in all, and on which assumptions."""
+    """About how many minutes, in all and for a load, and on which assumptions."""
     gpu = bool(gpus)
     loads = {(task.arm, task.load) for task in plan.tasks}
     seconds = _LOAD_SECONDS[gpu] * len(loads) + sum(_arm_seconds(arm, plan, num_chunks, gpus) for arm in plan.arms)
+    minutes = _counted(max(1, round(seconds / 60)), "minute")
+    count = f"{'up to ' * plan.schedule.until_decided}{_counted(len(loads), 'load')}"
     return (
-        f"about {_minutes(seconds)}, {seconds / 60 / max(1, len(loads)):.1f} for each of {len(loads)} loads, if a load "
-        f"takes {_LOAD_SECONDS[gpu]:.0f} s and weights are read at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
+        f"about {minutes} for {count} ({seconds / 60 / max(1, len(loads)):.1f} a load), if loading takes "
+        f"{_LOAD_SECONDS[gpu]:.0f} s and weights are read at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
     )
 
 
-def _minutes(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} minute{'s' * (minutes > 1)}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _arm_seconds(arm: Arm, plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> float:
