@@ -16,6 +16,8 @@ from moe_eval.cli.options.commands import COMMANDS, COMPARE, KERNELS, LOG, PERF,
 from moe_eval.cli.options.option import options_of
 from moe_eval.cli.request import recorded
 from moe_eval.emulation.model import SCOPES
+from moe_eval.records.comparison import TIME_OF
+from moe_eval.stats import LEAST_LOADS
 from tests.conftest import ROOT
 
 PROGRAM = "import sys; from moe_eval.cli import main; sys.exit(main())"
@@ -157,8 +159,12 @@ def test_start_up_imports_no_heavy_library(words: str) -> None:
     assert not modules & {"torch", "mlflow", "lm_eval", "transformers", "numpy", "scipy", "pandas", "matplotlib"}
 
 
-def test_scopes_are_those_of_the_emulation() -> None:
-    assert options_of(RunOptions)["scope"].choices == tuple(SCOPES)
+def test_choices_and_limits_are_those_of_the_rooms_they_are_of() -> None:
+    options = options_of(RunOptions)
+    assert options["scope"].choices == tuple(SCOPES)
+    assert options["decide_on"].choices == tuple(TIME_OF)
+    assert options["max_loads"].minimum == LEAST_LOADS
+    assert f"Fewer than {LEAST_LOADS} are a quick look" in options["loads"].help
 
 
 def test_a_record_keeps_every_option_and_no_secret() -> None:

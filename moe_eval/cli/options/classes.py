@@ -8,14 +8,13 @@ from typing import Literal
 
 from moe_eval.cli.options.option import option
 from moe_eval.data.scoring_windows import DATASETS
-from moe_eval.records.comparison import DecidingTime
 from moe_eval.records.run import EVALUATORS, EvaluatorName
-from moe_eval.stats import LEAST_LOADS
 
 _INPUT, _OUTPUT = "input", "output"
 _ARMS, _EVALUATORS, _TEXT, _QUALITY = "arms", "evaluators", "text", "quality"
 _LATENCY, _VERDICT, _COMMAND = "latency and kernels", "verdict", "the command itself"
 _LEAST_WARM_UPS = 5
+_LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
 _GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
 _RECORDS = "the folder of the records"
@@ -97,12 +96,12 @@ class LatencyOptions(TextOptions):
     )
     loads: int = option(
         4,
-        f"times that each arm is loaded. Fewer than {LEAST_LOADS} are a quick look without a verdict",
+        f"times that each arm is loaded. Fewer than {_LEAST_LOADS} are a quick look without a verdict",
         _LATENCY,
         minimum=1,
     )
     until: Literal["decided"] | None = option(None, "load again until every verdict is decided", _LATENCY)
-    max_loads: int = option(8, "with --until: load no more often", _LATENCY, minimum=LEAST_LOADS)
+    max_loads: int = option(8, "with --until: load no more often", _LATENCY, minimum=_LEAST_LOADS)
     max_minutes: float | None = option(None, "with --until: begin no load after so many minutes", _LATENCY, minimum=1)
     aa: bool = option(False, "measure the first arm a second time as well, as a check", _LATENCY)
     seed: int = option(0, "of --dataset random", _LATENCY)
@@ -115,7 +114,7 @@ class VerdictOptions:
     min_gain: float = option(
         0.01, "the least gain that counts, 0.01 for 1 %", _VERDICT, minimum=0, maximum=0.5, meaning="0.01 is 1 %"
     )
-    decide_on: DecidingTime = option("e2e", "the time that decides", _VERDICT)
+    decide_on: Literal["e2e", "ttft", "tpot", "output_tok_s"] = option("e2e", "the time that decides", _VERDICT)
 
 
 @dataclass(frozen=True, kw_only=True)
