@@ -62,7 +62,7 @@ def interval_digits(low: float | None, high: float | None, bounds: Sequence[floa
 
 def ratio_text(ratio: Ratio, rules: Rules) -> str:
     """A ratio in words, such as "1.293x (1.270 to 1.317)"."""
-    digits = interval_digits(ratio.low, ratio.high, (1.0, 1 + rules.min_gain))
+    digits = max(2, interval_digits(ratio.low, ratio.high, (1.0, 1 + rules.min_gain)))  # 0.885 is not 1
     if ratio.low is None:
         return f"{ratio.value:.{digits}f}x"
     return f"{ratio.value:.{digits}f}x ({ratio.low:.{digits}f} to {ratio.high:.{digits}f})"
