@@ -11,6 +11,7 @@ Json = Mapping[str, object]
 
 SCHEMA = 1
 _ESTIMATE = ("value", "error", "low", "high")
+_MODES = {"interleaved": "turns", "reloaded": "alternating", "sequential": "alternating"}
 
 
 def latency(old: Json, _: str) -> dict[str, object]:
@@ -97,7 +98,7 @@ def _schedule(old: object) -> object:
     if not isinstance(old, Mapping):
         return old
     blocks, per_block = old.get("blocks"), old.get("per_block")
-    mode = "turns" if old.get("mode") == "interleaved" else "alternating"
+    mode = _MODES.get(str(old.get("mode")), old.get("mode"))
     if _is_reloaded(old) or not (isinstance(blocks, int) and isinstance(per_block, int)):
         return {**old, "mode": mode, "loads": blocks, "per_load": per_block}
     return {**old, "mode": mode, "loads": 1, "per_load": blocks * per_block}
