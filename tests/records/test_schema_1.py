@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,24 @@ from moe_eval.comparison import gate, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, run_files
-from moe_eval.records.comparison import ComparisonRecord, Interval, QualityComparison, Ratio, ShapeComparison
+from moe_eval.records.comparison import (
+    ComparisonRecord,
+    Interval,
+    PairSchedule,
+    QualityComparison,
+    Ratio,
+    ShapeComparison,
+    Verdict,
+)
 from moe_eval.records.labels import Status
+from moe_eval.records.run import Schedule
 
 GOLDEN = Path(__file__).parent / "golden_schema_1"
 
 # categories, ratios and times of a phase that both forms have under one name
 PHASE = """
     kernel_change_ms step_is overlap_change_ms waiting_change_ms residual_ms expert_gemm_ratio predicted_ratio_busy
-    predicted_ratio_step measured_ratio
+    predicted_ratio_step
 """.split()  # noqa: SIM905
 Golden = tuple[str, ComparisonRecord, dict[str, Any]]
 
@@ -60,29 +71,32 @@ def test_pairs_have_their_verdicts_labels_and_figures(compared: Golden) -> None:
     assert len(comparison.pairs) == len(before["pairs"])
     for pair, row in zip(comparison.pairs, before["pairs"], strict=True):
         assert (pair.reference, pair.other, pair.is_repeat) == (row["reference"], row["other"], row["again"])
-        assert pair.verdict.value == row["verdict"]
+        assert pair.verdict is (Verdict.OPEN if pair.schedule is None else Verdict.QUICK_LOOK)
         assert bool(pair.because) == bool(row["because"])
         assert (pair.settled_by is None) == (row["settled_by"] is None)
         assert list(pair.differs) == row["differs"] == []
         assert [vars(label) for label in pair.labels] == row["labels"]
-        assert (None if pair.schedule is None else vars(pair.schedule)) == row["schedule"]
+        planned = row["schedule"]
+        assert pair.schedule == (planned and PairSchedule("turns", 1, planned["blocks"] * planned["per_block"], True))
         assert [shape.name for shape in pair.shapes] == [shape["name"] for shape in row["shapes"]]
         assert (pair.quality is None) == (row["quality"] is None)
         if pair.quality:
             _same_quality(pair.quality, row["quality"])
         for shape, shape_before in zip(pair.shapes, row["shapes"], strict=True):
-            assert shape.verdict.value == shape_before["verdict"]
+            assert shape.verdict is (Verdict.QUICK_LOOK if shape.speed.e2e_ms else Verdict.OPEN)
             _same_speed(shape, shape_before)
             _same_kernels(shape, shape_before)
 
 
 def _same_speed(shape: ShapeComparison, before: Mapping[str, Any]) -> None:
+    """Arms that took turns were loaded once, so there is the ratio of their medians and no interval."""
     for name, ratio_before in before["speed"].items():
         ratio: Ratio | None = getattr(shape.speed, name)
         assert (ratio is None) == (ratio_before is None)
         if ratio is not None:
-            assert (ratio.blocks, ratio.source) == (ratio_before["blocks"], ratio_before["source"])
-            assert all(close(getattr(ratio, end), ratio_before[end]) for end in ("value", "low", "high")), name
+            assert (ratio.loads, ratio.low, ratio.high, ratio.source) == (1, None, None, ratio_before["source"])
+            reference, other = before["medians"][name]
+            assert ratio.value == pytest.approx(reference / other), name
     assert set(shape.figures) == set(before["medians"])
     for name, sides in shape.figures.items():
         both: list[Interval | None] = [sides.reference, sides.other]
@@ -117,7 +131,9 @@ def _same_kernels(shape: ShapeComparison, before: Mapping[str, Any]) -> None:
     decode = (shape.kernels or {}).get("decode")
     predicted = decode and {"busy": decode.predicted_ratio_busy, "step": decode.predicted_ratio_step}
     assert predicted == before["predicted"]
-    assert decode is None or close(decode.measured_ratio, before["measured"])
+    measured = {"prefill": shape.speed.ttft_ms, "decode": shape.speed.tpot_ms}
+    for name, phase in (shape.kernels or {}).items():
+        assert phase.measured_ratio == getattr(measured.get(name), "value", None)
 
 
 def _same_quality(quality: QualityComparison, before: Mapping[str, Any]) -> None:
@@ -132,18 +148,63 @@ def _same_quality(quality: QualityComparison, before: Mapping[str, Any]) -> None
     assert bool(quality.calibration) == bool(before["calibration"])
 
 
-def test_gates_decide_as_before(compared: Golden) -> None:
-    name, comparison, _ = compared
-    before = json.loads((GOLDEN / "gates.json").read_text(encoding="utf-8"))[name]
-    after = {text: gate.check(comparison, gate.parse(text))[0] for text in before}
-    assert after == {text: GateResult(code) for text, code in before.items()}
+@pytest.mark.parametrize("text", ["speed>=0.5", "speed>=3", "speed[b1]<=2", "ttft>=0.1", "tpot>=9", "verdict==pays"])
+def test_one_load_decides_no_gate_on_speed(compared: Golden, text: str) -> None:
+    _, comparison, _ = compared
+    assert gate.check(comparison, gate.parse(text))[0] is GateResult.UNDECIDED
+
+
+def test_blocks_of_arms_that_were_loaded_again_are_loads(tmp_path: Path) -> None:
+    """Then the interval over blocks was one over loads, and it is what it was, but for what a bootstrap drew."""
+    folder = shutil.copytree(GOLDEN / "perf", tmp_path / "perf")
+    for file in folder.glob("perf_*_cpu.json"):
+        old = json.loads(file.read_text(encoding="utf-8"))
+        old["schedule"]["mode"] = "reloaded"
+        file.write_text(json.dumps(old), encoding="utf-8")
+    arms = by_arm.read(folder)
+    for arm in arms:
+        assert arm.latency is not None
+        assert arm.latency.schedule == Schedule("alternating", 2, 2, 5)
+        for row in arm.latency.shapes:
+            assert [len(load) for load in row.loads] == [2, 2]
+            assert [turn.load for turn in row.turns] == [0, 0, 1, 1]
+    before = json.loads((GOLDEN / "perf" / "comparison.json").read_text(encoding="utf-8"))
+    for pair, row in zip(pairs.compare(arms).pairs, before["pairs"], strict=True):
+        assert (pair.verdict, pair.schedule) == (Verdict.QUICK_LOOK, PairSchedule("alternating", 2, 2, one_run=True))
+        for shape, shape_before in zip(pair.shapes, row["shapes"], strict=True):
+            for name, ratio_before in shape_before["speed"].items():
+                ratio: Ratio | None = getattr(shape.speed, name)
+                assert (ratio is None) == (ratio_before is None)
+                if ratio is not None:
+                    assert ratio.value == pytest.approx(ratio_before["value"])
+                    half_width = math.log(ratio_before["high"] / ratio_before["value"])
+                    for end in ("low", "high"):
+                        drawn = math.log(getattr(ratio, end) / ratio_before[end])
+                        assert abs(drawn) < 0.02 * half_width, (name, end)
+
+
+@pytest.mark.parametrize(
+    ("mode", "schedule"),
+    [("sequential", Schedule("alternating", 1, 4, 5)), ("interleaved", Schedule("turns", 1, 4, 5))],
+)
+def test_blocks_of_arms_that_were_loaded_once_are_one_load(tmp_path: Path, mode: str, schedule: Schedule) -> None:
+    old = json.loads((GOLDEN / "perf" / "perf_bf16_cpu.json").read_text(encoding="utf-8"))
+    old["schedule"]["mode"] = mode
+    (tmp_path / "perf_bf16_cpu.json").write_text(json.dumps(old), encoding="utf-8")
+    record = by_arm.read(tmp_path)[0].latency
+    assert record is not None
+    assert record.schedule == schedule
+    for row, before in zip(record.shapes, old["shapes"], strict=True):
+        (load,) = row.loads
+        assert [sample.ended for sample in load] == [sample["ended"] for block in before["blocks"] for sample in block]
+        assert {turn.load for turn in row.turns} == {0}
 
 
 def test_the_record_of_a_run_is_read() -> None:
     (run,) = run_files.read_run(GOLDEN / "run")
     assert (run.status, run.command, run.tasks) == (Status.FINISHED, "run", 25)
     assert dict(run.evaluators) == dict.fromkeys(("bf16", "fp32"), ("quality", "latency", "kernels"))
-    assert run.schedule.mode == "interleaved"
+    assert run.schedule == Schedule("turns", 1, 4, 5)
     assert run_files.read_run(GOLDEN / "ppl") == []
 
 
@@ -164,7 +225,7 @@ def test_sentences_in_the_place_of_a_figure_are_reasons(tmp_path: Path) -> None:
     ("path", "value", "where"),
     [
         (("status",), "done", r"\$.status"),
-        (("shapes", 0, "blocks", 0, 0, "ended"), "late", r"\$.shapes\[\d\].blocks\[\d\]\[\d\].ended"),
+        (("shapes", 0, "blocks", 0, 0, "ended"), "late", r"\$.shapes\[\d\].loads\[\d\]\[\d\].ended"),
         (("shapes", 1, "metrics", "e2e_ms", "median"), None, r"\$.shapes\[\d\].figures.metrics.e2e_ms.median"),
         (("shapes", 0), 7, r"\$.shapes\[\d\]"),
         (("labels", "engine"), "vllm", r"\$.labels.engine"),
