@@ -10,12 +10,20 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from moe_eval.evaluators import kernels_record
-from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio
+from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, Verdict
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyMetrics, LatencyRecord, Metric
 from moe_eval.records.quality import QualityRecord
 from moe_eval.stats import Estimate
+
+# of SpeedRatios and LatencyMetrics: above 1 is better for all of them
+RATIOS = {
+    "speedup": "e2e_ms",
+    "ttft_speedup": "ttft_ms",
+    "tpot_speedup": "tpot_ms",
+    "energy_ratio": "j_per_tok",
+}
 
 
 def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:
@@ -27,7 +35,7 @@ def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:
 
 
 def of_latency(record: LatencyRecord, comparison: ComparisonRecord | None = None) -> dict[str, float]:
-    """Figures, the speed-up over the reference, experts touched.
+    """Figures, the ratios over the reference, experts touched.
 
     Args:
         comparison: that knows this arm.
@@ -38,11 +46,14 @@ def of_latency(record: LatencyRecord, comparison: ComparisonRecord | None = None
         if shape.experts_per_layer_step is not None:
             keys[f"fairness/{shape.name}/experts_per_layer_step"] = shape.experts_per_layer_step
         if comparison is not None and comparison.reference == record.arm and record.status is Status.FINISHED:
-            keys |= dict.fromkeys((f"latency/{shape.name}/speedup{end}" for end in ("", "_low", "_high")), 1.0)
+            for name, figure in RATIOS.items():
+                if getattr(shape.metrics, figure) is not None:
+                    keys |= dict.fromkeys((f"latency/{shape.name}/{name}{end}" for end in ("", "_low", "_high")), 1.0)
     pair = _pair(comparison, record.arm)
-    for compared in pair.shapes if pair is not None else ():
-        if compared.fairness.is_fair is not False:
-            keys |= _bounded(f"latency/{compared.name}/speedup", compared.speed.e2e_ms)
+    for compared in pair.shapes if pair is not None and pair.verdict is not Verdict.BROKEN else ():
+        if compared.verdict is not Verdict.NOT_COMPARABLE:
+            for name, figure in RATIOS.items():
+                keys |= _bounded(f"latency/{compared.name}/{name}", getattr(compared.speed, figure))
     return keys
 
 
