@@ -219,7 +219,7 @@ def _with_kernels(
 
 def _interval(row: ShapeLatency | None, name: str) -> Interval | None:
     metric = getattr(row.metrics, name) if row else None
-    return Interval(metric.median, metric.low, metric.high) if metric else None
+    return Interval(metric.median, metric.low, metric.high, metric.loads) if metric else None
 
 
 def _categories(record: KernelsRecord) -> dict[str, dict[str, float]]:

@@ -95,11 +95,12 @@ class SpeedRatios:
 
 @dataclass(frozen=True)
 class Interval:
-    """A median and its interval. `low` and `high` are None where there is none."""
+    """A median and its interval, see latency.Metric. `low` and `high` are None where there is none."""
 
     median: float
     low: float | None = None
     high: float | None = None
+    loads: int = 1
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from moe_eval.report.text import (
     MODES,
     UNITS,
     Table,
-    bounds_of,
     comparable,
-    digits_of,
+    figure_cells,
+    interval_head,
     named,
     names_of,
     number,
@@ -127,15 +127,16 @@ def schedules(comparison: ComparisonRecord) -> list[Table]:
 
 def speed(comparison: ComparisonRecord) -> list[Table]:
     """Medians of the arms that nothing is compared with."""
+    arms = _alone(comparison, pair_tables.has_speed)
+    head = interval_head(figure for arm in arms for figures in arm.speed.values() for figure in figures.values())
     rows = [
         [
             ("arm", named(arm.name)),
             ("shape", plain(shape)),
             ("metric", f"{phrase}, {UNITS[metric]}"),
-            ("median", number(figure.median, digits_of([figure.median]))),
-            ("95 % interval", bounds_of(figure, digits_of([figure.median]))),
+            *zip(("median", head), figure_cells(figure), strict=True),
         ]
-        for arm in _alone(comparison, pair_tables.has_speed)
+        for arm in arms
         for shape, figures in arm.speed.items()
         for metric, phrase in METRICS.items()
         if (figure := figures.get(metric)) is not None

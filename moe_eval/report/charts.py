@@ -6,11 +6,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moe_eval.comparison.explained import explains
-from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, ShapeComparison
+from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, ShapeComparison, Verdict
 from moe_eval.report import arm_tables, bars, drawing, pair_tables, points
 from moe_eval.report.drawing import Chart
 from moe_eval.report.points import Point, Series
-from moe_eval.report.text import METRICS, Table, category, comparable, finite, named, number, paragraph, plain
+from moe_eval.report.text import (
+    METRICS,
+    Table,
+    category,
+    comparable,
+    confidence_of,
+    finite,
+    named,
+    number,
+    paragraph,
+    plain,
+    with_speed,
+)
 from moe_eval.stats import Estimate
 from moe_eval.traces.taxonomy import CATEGORIES
 
@@ -22,8 +34,8 @@ def _with_caption(chart: Chart | None, caption: str) -> list[Chart]:
 
 
 def speed(comparison: ComparisonRecord) -> list[Chart]:
-    """The ratios over batch size, for every metric and pair of lengths; shapes that are not fair are left out."""
-    shapes = [shape for pair in comparable(comparison) for shape in pair.shapes]
+    """The ratios over batch size, for every metric and pair of lengths; what cannot be compared is left out."""
+    shapes = [shape for pair in with_speed(comparison) for shape in pair.shapes]
     lengths = list(dict.fromkeys(map(_lengths, shapes)))
     return [chart for metric in _TIMES for length in lengths for chart in _speed_charts(comparison, metric, length)]
 
@@ -42,24 +54,25 @@ def ratios_png(comparison: ComparisonRecord, file: Path) -> bool:
 
 def _speed_charts(comparison: ComparisonRecord, metric: str, lengths: str) -> list[Chart]:
     index_of, series = _indices(comparison), dict[str, Series]()
-    void, sources = list[str](), set[str]()
-    for pair in comparable(comparison):
+    void, drawn = list[str](), list[Ratio]()
+    for pair in with_speed(comparison):
         for shape in pair.shapes:
             ratio = pair_tables.ratio_of(shape, metric)
             point = _ratio_point(ratio) if _lengths(shape) == lengths and (shape.batch_size or 0) > 0 else None
             if point is None or ratio is None or shape.batch_size is None:
                 continue
-            if shape.fairness.is_fair is False:
+            if shape.verdict is Verdict.NOT_COMPARABLE:
                 void.append(f"{named(pair.other)} at batch {shape.batch_size}")
                 continue
             arm = series.setdefault(pair.other, Series(index_of.get(pair.other, 0), named(pair.other), {}))
             arm.points[shape.batch_size] = point
-            sources.add(named(ratio.source))
+            drawn.append(ratio)
     title = f"Speed-up of {METRICS[metric]} over {named(comparison.reference)}, {lengths}"
-    caption = "Above the line at 1x is faster. Whiskers are 95 % intervals. A hollow marker has none."
-    caption += f" Clock: {', '.join(sorted(sources))}."
-    caption += f" Left out, as the routing was not fair: {', '.join(void)}." if void else ""
-    return _with_caption(points.ratios(title, list(series.values())), caption)
+    caption = "Above the line at 1x is faster, and above the dashed line by more than the least gain. Whiskers are "
+    caption += f"{confidence_of(drawn)} intervals by load. A hollow marker has none."
+    caption += f" Clock: {', '.join(sorted({named(ratio.source) for ratio in drawn}))}."
+    caption += f" Left out, as it cannot be compared: {', '.join(void)}." if void else ""
+    return _with_caption(points.ratios(title, list(series.values()), comparison.rules.min_gain), caption)
 
 
 def _indices(comparison: ComparisonRecord) -> dict[str, int]:

@@ -66,7 +66,9 @@ def lines_of(lines: Sequence[str]) -> Text:
 
 def rich_table(rows: Sequence[Row]) -> Table:
     """A table for print_renderable. Every cell is text: nothing in it is markup."""
-    table = Table(box=SIMPLE_HEAD if sys.stdout.isatty() else MARKDOWN)
+    is_terminal = sys.stdout.isatty()  # as narrow as can be
+    box = SIMPLE_HEAD if is_terminal else MARKDOWN
+    table = Table(box=box, pad_edge=not is_terminal, collapse_padding=is_terminal)
     for head, _ in rows[0]:
         table.add_column(Text(head), overflow="fold")
     for row in rows:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moe_eval.comparison.verdict import of_ratio
-from moe_eval.comparison.wording import interval_digits
 from moe_eval.records.comparison import (
+    TIME_OF,
     CategoryChange,
     ComparedArm,
     ComparisonRecord,
@@ -16,6 +16,7 @@ from moe_eval.records.comparison import (
     Ratio,
     Rules,
     ShapeComparison,
+    Sides,
     Verdict,
 )
 from moe_eval.report.text import (
@@ -25,11 +26,13 @@ from moe_eval.report.text import (
     UNITS,
     Row,
     Table,
-    bounds_of,
     category,
     comparable,
+    confidence_of,
     digits_of,
+    figure_cells,
     finite,
+    interval_head,
     median,
     named,
     names_of,
@@ -37,13 +40,18 @@ from moe_eval.report.text import (
     paragraph,
     percent,
     plain,
+    ratio_digits,
     span,
     without_empty_columns,
 )
 
 
 def verdicts(pair: Pair, rules: Rules) -> list[Table]:
-    """The verdict of every shape with the ratio that decides."""
+    """The verdict of every shape with the ratio that decides. A broken arm has none."""
+    if pair.verdict is Verdict.BROKEN:
+        return []
+    ratios = [shape.speed.deciding(rules) for shape in pair.shapes]
+    interval = f"{confidence_of(ratios)} interval"
     rows = [
         [
             ("shape", named(shape.name)),
@@ -51,20 +59,38 @@ def verdicts(pair: Pair, rules: Rules) -> list[Table]:
             ("tokens in", named(shape.input_len)),
             ("tokens out", named(shape.output_len)),
             ("verdict", shape.verdict.value),
-            *_ratio_cells(shape.speed.deciding(rules)),
+            *zip(("speed-up", interval, "loads"), ratio_cells(shape, ratio, rules), strict=True),
             ("reason", plain(shape.reason, LONGEST_SENTENCE)),
         ]
-        for shape in pair.shapes
+        for shape, ratio in zip(pair.shapes, ratios, strict=True)
     ]
     return without_empty_columns(f"Verdict by shape: {names_of(pair)}", rows)
 
 
-def _ratio_cells(ratio: Ratio | None) -> Row:
+def ratio_cells(shape: ShapeComparison, ratio: Ratio | None, rules: Rules) -> tuple[str, str, str]:
+    """A ratio of a shape, its interval and over how many loads it is. It is void where nothing may be compared."""
     if ratio is None:
-        return [("speed-up", NONE), ("interval", NONE), ("loads", NONE)]
-    digits = interval_digits(ratio.low, ratio.high)
-    interval = span(ratio.low, ratio.high, digits, unit="x")
-    return [("speed-up", number(ratio.value, digits, unit="x")), ("interval", interval), ("loads", f"{ratio.loads}")]
+        return NONE, NONE, NONE
+    if shape.verdict is Verdict.NOT_COMPARABLE:
+        return "void", NONE, NONE
+    digits = ratio_digits(ratio, rules)
+    return (
+        number(ratio.value, digits, unit="x"),
+        span(ratio.low, ratio.high, digits, unit="x"),
+        f"{ratio.loads}",
+    )
+
+
+def ruling(shape: ShapeComparison, metric: str, rules: Rules) -> str:
+    """The verdict on one figure of a shape: the shape's own on what decides, else by its interval alone."""
+    ratio = ratio_of(shape, metric)
+    if ratio is None:
+        return NONE
+    if metric == TIME_OF[rules.decide_on] or shape.verdict is Verdict.NOT_COMPARABLE:
+        return shape.verdict.value
+    verdict = of_ratio(ratio, rules)
+    # energy is no time
+    return "takes more" if (metric, verdict) == ("j_per_tok", Verdict.SLOWER) else verdict.value
 
 
 def has_speed(pair: Pair) -> bool:
@@ -81,7 +107,7 @@ def ratio_of(shape: ShapeComparison, metric: str) -> Ratio | None:
 
 def of_speed(pair: Pair, rules: Rules) -> list[Table]:
     """Everything that a report's section on speed has of a pair; no ratios where one arm alone was timed."""
-    rows = [row for shape in pair.shapes for metric in METRICS for row in _speed_row(pair, shape, metric, rules)]
+    rows = _speed_rows(pair, rules) if has_speed(pair) else []
     notes = [
         [("shape", named(shape.name)), ("arm", named(arm)), ("note", plain(note, LONGEST_SENTENCE))]
         for shape in pair.shapes
@@ -89,7 +115,7 @@ def of_speed(pair: Pair, rules: Rules) -> list[Table]:
         for note in remarks
     ]
     return [
-        *without_empty_columns(f"Speed: {names_of(pair)} (medians)", rows if has_speed(pair) else []),
+        *without_empty_columns(f"Speed: {names_of(pair)} (medians)", rows),
         *without_empty_columns(f"Notes on the measurement: {names_of(pair)}", notes),
         *without_empty_columns(
             f"Fairness and clocks: {names_of(pair)}", [_conditions(pair, shape) for shape in pair.shapes]
@@ -97,23 +123,26 @@ def of_speed(pair: Pair, rules: Rules) -> list[Table]:
     ]
 
 
-def _speed_row(pair: Pair, shape: ShapeComparison, metric: str, rules: Rules) -> list[Row]:
-    sides, ratio = shape.figures.get(metric), ratio_of(shape, metric)
-    figures = (None, None) if sides is None else (sides.reference, sides.other)
-    if ratio is None and all(median(figure) is None for figure in figures):
-        return []
-    digits = digits_of(map(median, figures))
-    row = [("shape", named(shape.name)), ("metric", f"{METRICS[metric]}, {UNITS[metric]}")]
-    for name, figure in zip((named(pair.reference), named(pair.other)), figures, strict=True):
-        row += [(name, number(median(figure), digits)), (f"{name}: 95 % interval", bounds_of(figure, digits))]
-    if ratio is None:
-        return [[*row, *((head, "") for head in ("verdict", "ratio", "interval", "loads", "clock"))]]
-    ruling = of_ratio(ratio, rules).value
-    if shape.verdict is Verdict.NOT_COMPARABLE:
-        ruling = shape.verdict.value
-    cells = dict(_ratio_cells(ratio))
-    (_, value), *bounds = cells.items()
-    return [[*row, ("verdict", ruling), ("ratio", value), *bounds, ("clock", named(ratio.source))]]
+def _speed_rows(pair: Pair, rules: Rules) -> list[Row]:
+    shapes = pair.shapes
+    sides = [figures for shape in shapes for figures in shape.figures.values()]
+    names = named(pair.reference), named(pair.other)
+    own = [interval_head(figures.reference for figures in sides), interval_head(figures.other for figures in sides)]
+    confidence = confidence_of(ratio_of(shape, metric) for shape in shapes for metric in METRICS)
+    rows: list[Row] = []
+    for shape in shapes:
+        for metric in METRICS:
+            figures, ratio = shape.figures.get(metric) or Sides(None, None), ratio_of(shape, metric)
+            if ratio is None and median(figures.reference) is None and median(figures.other) is None:
+                continue
+            row = [("shape", named(shape.name)), ("metric", f"{METRICS[metric]}, {UNITS[metric]}")]
+            for name, head, figure in zip(names, own, (figures.reference, figures.other), strict=True):
+                row += zip((name, f"{name}: {head}"), figure_cells(figure), strict=True)
+            heads = ("ratio", f"{confidence} interval of the ratio", "loads")
+            row.append(("verdict", ruling(shape, metric, rules)))
+            row += zip(heads, ratio_cells(shape, ratio, rules), strict=True)
+            rows.append([*row, ("clock", named(ratio.source if ratio else None))])
+    return rows
 
 
 def _conditions(pair: Pair, shape: ShapeComparison) -> Row:

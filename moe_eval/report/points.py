@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from moe_eval.comparison.wording import interval_digits
 from moe_eval.report.drawing import (
     COLOURS,
     CYCLE,
@@ -85,20 +86,30 @@ class Series:
         )
 
 
-def ratios(title: str, series: Sequence[Series]) -> Chart | None:
-    """How many times faster each arm is than the reference over the batch size; both axes are logarithmic."""
+def ratios(title: str, series: Sequence[Series], min_gain: float) -> Chart | None:
+    """How many times faster each arm is than the reference over the batch size; both axes are logarithmic.
+
+    Args:
+        min_gain: the least gain that counts, which has a line of its own.
+    """
     series = [arm for arm in series if arm.points]
     if not series:
         return None
     description = ". ".join(
-        f"{plain(arm.name)} at batch {batch}: {point.words(3, 'x')}"
+        f"{plain(arm.name)} at batch {batch}: {point.words(_ratio_digits(point, min_gain), 'x')}"
         for arm in series
         for batch, point in sorted(arm.points.items())
     )
-    return Chart(title, f"{description}. Above 1x is faster than the reference.", partial(_draw_ratios, series))
+    description = f"{description}. Above 1x is faster than the reference. The least gain is {100 * min_gain:.10g} %."
+    return Chart(title, description, partial(_draw_ratios, series, min_gain))
 
 
-def _draw_ratios(series: Sequence[Series]) -> Figure:
+def _ratio_digits(point: Point, min_gain: float) -> int:
+    """As a table has it."""
+    return interval_digits(point.low, point.high, (1.0, 1 + min_gain))
+
+
+def _draw_ratios(series: Sequence[Series], min_gain: float) -> Figure:
     """Arms of one batch size stand side by side."""
     from matplotlib.lines import Line2D
 
@@ -108,7 +119,7 @@ def _draw_ratios(series: Sequence[Series]) -> Figure:
     figure, axes = canvas(3.2 + key, (0.75, 0.55, 0.55, key))
     batches = sorted({batch for arm in series for batch in arm.points})
     _set_batches(axes, batches)
-    _set_ratios(axes, [edge for arm in series for point in arm.points.values() for edge in point.bounds])
+    _set_ratios(axes, [edge for arm in series for point in arm.points.values() for edge in point.bounds], min_gain)
     gap = min((math.log2(after / before) for before, after in pairwise(batches)), default=2.0)
     aside = min(0.022 * (math.log2(batches[-1] / batches[0]) or 2.0), 0.7 * gap / len(series))
     for index, arm in enumerate(series):
@@ -116,7 +127,8 @@ def _draw_ratios(series: Sequence[Series]) -> Figure:
             arm.draw(axes, point, batch * 2 ** (aside * (index - (len(series) - 1) / 2)), f"{arm.index}-{batch}")
             if len(series) == 1:
                 place = (batch, point.value)
-                axes.annotate(f"{point.value:.2f}x", place, (9, 0), textcoords="offset points", va="center")
+                label = number(point.value, _ratio_digits(point, min_gain), unit="x")
+                axes.annotate(label, place, (9, 0), textcoords="offset points", va="center")
     handles = [Line2D([], [], color=arm.colour, marker=arm.marker, linestyle="none") for arm in series]
     legend = axes.legend(handles, names, ncols=columns, handletextpad=0.4, borderaxespad=0, loc="lower left")
     legend.set_bbox_to_anchor((0, 1.02), axes.transAxes)
@@ -140,11 +152,11 @@ def _set_batches(axes: Axes, batches: Sequence[int]) -> None:
     axes.set_xlabel("batch size (log scale)")
 
 
-def _set_ratios(axes: Axes, edges: Sequence[float]) -> None:
-    """A logarithmic axis that holds all edges and 1, with the line at 1."""
+def _set_ratios(axes: Axes, edges: Sequence[float], min_gain: float) -> None:
+    """A logarithmic axis that holds all edges, 1 and the least gain, with a line at either."""
     from matplotlib.ticker import AutoLocator, LogLocator
 
-    low, high = min(*edges, 1.0), max(*edges, 1.0)
+    low, high = min(*edges, 1.0), max(*edges, 1.0 + min_gain)
     margin = max((high / low) ** 0.08, 1.01)
     axes.set_yscale("log")
     axes.set_ylim(low / margin, high * margin)
@@ -155,6 +167,8 @@ def _set_ratios(axes: Axes, edges: Sequence[float]) -> None:
     axes.minorticks_off()
     axes.grid(axis="y")
     axes.axhline(1, color=COLOURS["text"], linewidth=1.2, gid="same")
+    if min_gain:
+        axes.axhline(1 + min_gain, color=COLOURS["soft"], linewidth=0.8, linestyle="--", gid="gain")
     edge, grey = ("axes fraction", "data"), COLOURS["soft"]
     axes.annotate("same", (1, 1), (4, 0), edge, "offset points", va="center", fontsize=8, color=grey)
 

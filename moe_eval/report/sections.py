@@ -10,7 +10,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.report import arm_tables, charts, pair_tables, prediction_tables
 from moe_eval.report.drawing import Chart
-from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, plain
+from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, plain, with_speed
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,13 @@ def _verdict(pair: Pair, rules: Rules) -> PairVerdict:
 
 
 def _speed(comparison: ComparisonRecord) -> list[Part]:
-    tables = [table for pair in comparable(comparison) for table in pair_tables.of_speed(pair, comparison.rules)]
-    return [*charts.speed(comparison), *tables, *arm_tables.speed(comparison)] or _nothing(comparison)
+    tables = [table for pair in with_speed(comparison) for table in pair_tables.of_speed(pair, comparison.rules)]
+    broken = [
+        Paragraph(f"{names_of(pair)} is broken, and a broken arm has no speed.")
+        for pair in comparison.pairs
+        if pair.verdict is Verdict.BROKEN
+    ]
+    return [*charts.speed(comparison), *tables, *broken, *arm_tables.speed(comparison)] or _nothing(comparison)
 
 
 def _steps(comparison: ComparisonRecord) -> list[Part]:

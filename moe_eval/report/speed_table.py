@@ -6,13 +6,24 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 
-from moe_eval.comparison.wording import interval_digits
-from moe_eval.records.comparison import ComparisonRecord, ShapeComparison
-from moe_eval.records.latency import LatencyRecord, Metric, ShapeLatency
+from moe_eval.records.comparison import ComparisonRecord, Pair, Rules, ShapeComparison, Verdict
+from moe_eval.records.latency import LatencyRecord, ShapeLatency
+from moe_eval.report import pair_tables
 from moe_eval.report.console import lines_of, rich_table
-from moe_eval.report.text import MODES, NONE, Row, number, paragraph, percent, span
+from moe_eval.report.text import (
+    MODES,
+    Row,
+    confidence_of,
+    figure_cells,
+    interval_head,
+    named,
+    number,
+    paragraph,
+    percent,
+)
 
 _DRIVERS_SHARE = 256 << 20  # bytes that a driver may hold for itself
+_FIGURES = {"e2e_ms": "e2e", "ttft_ms": "TTFT", "tpot_ms": "TPOT", "j_per_tok": "J/tok"}
 
 
 def render(records: Sequence[LatencyRecord], comparison: ComparisonRecord) -> RenderableType:
@@ -24,53 +35,64 @@ def render(records: Sequence[LatencyRecord], comparison: ComparisonRecord) -> Re
     """
     first = records[0]
     names = [shape.name for shape in first.shapes]
-    pairs = {(pair.other, shape.name): shape for pair in comparison.pairs for shape in pair.shapes}
+    pairs = {pair.other: pair for pair in comparison.pairs}
     timed = [
-        (record, shape, pairs.get((record.arm, name)))
+        (record, shape, pairs.get(record.arm))
         for name in names
         for record in records
         for shape in record.shapes
         if shape.name == name
     ]
-    rows = [_row(record, shape, compared, is_first=record is first) for record, shape, compared in timed]
-    notes = [note for record, shape, compared in timed for note in _notes(record, shape, compared)]
+    e2e = f"e2e: {interval_head(shape.metrics.e2e_ms for _, shape, _ in timed)}"
+    figures = [_figures(record, shape, e2e) for record, shape, _ in timed]
+    compared = [
+        (pair, matching[0])
+        for _, shape, pair in timed
+        if pair and (matching := [candidate for candidate in pair.shapes if candidate.name == shape.name])
+    ]
+    rows = _ratios(compared, comparison.rules)
+    notes = [note for record, shape, _ in timed for note in _notes(record, shape)]
+    notes += [note for pair, shape in compared for note in _void(pair, shape)]
     memory = [sentence for record in records for sentence in _memory(record)]
     # each sentence once
-    return Group(rich_table(rows), lines_of(list(dict.fromkeys([*_labels(records), *memory, *notes]))))
+    lines = lines_of(list(dict.fromkeys([*_labels(records), *memory, *notes])))
+    return Group(rich_table(figures), *([rich_table(rows)] if rows else []), lines)
 
 
-def _row(record: LatencyRecord, shape: ShapeLatency, compared: ShapeComparison | None, *, is_first: bool) -> Row:
+def _figures(record: LatencyRecord, shape: ShapeLatency, interval: str) -> Row:
     metrics, step = shape.metrics, shape.floors.decode_step
-    e2e = metrics.e2e_ms
-    speed_up = ("reference", NONE) if is_first else _speed_up(compared)
     return [
         ("arm", record.arm),
         ("batch", f"{shape.batch_size}"),
-        ("TTFT ms", _median(metrics.ttft_ms, 2)),
-        ("TPOT ms", _median(metrics.tpot_ms, 3)),
-        ("e2e ms", _median(e2e, 1)),
-        ("e2e: 95 % interval", span(e2e.low, e2e.high, 1) if e2e and e2e.low is not None else NONE),
-        ("output tok/s", _median(metrics.output_tok_s, 1)),
-        ("prefill tok/s", _median(metrics.prefill_tok_s, 0)),
-        ("J/tok", _median(metrics.j_per_tok, 3)),
+        ("TTFT ms", figure_cells(metrics.ttft_ms)[0]),
+        ("TPOT ms", figure_cells(metrics.tpot_ms)[0]),
+        *zip(("e2e ms", interval), figure_cells(metrics.e2e_ms), strict=True),
+        ("output tok/s", figure_cells(metrics.output_tok_s)[0]),
+        ("J/tok", figure_cells(metrics.j_per_tok)[0]),
         ("experts", number(shape.experts_per_layer_step, 1)),
         ("of floor", number(percent(step.fraction if step else None), 0, unit=" %")),
-        *zip(("speed-up", "speed-up: 95 % interval"), speed_up, strict=True),
     ]
 
 
-def _median(metric: Metric | None, digits: int) -> str:
-    return number(metric.median if metric else None, digits)
-
-
-def _speed_up(shape: ShapeComparison | None) -> tuple[str, str]:
-    ratio = None if shape is None else shape.speed.e2e_ms
-    if shape is not None and shape.fairness.is_fair is False:
-        return "void", "not fair"
-    if ratio is None:
-        return NONE, NONE
-    digits = interval_digits(ratio.low, ratio.high, (1.0,))
-    return number(ratio.value, digits, unit="x"), span(ratio.low, ratio.high, digits)
+def _ratios(compared: Sequence[tuple[Pair, ShapeComparison]], rules: Rules) -> list[Row]:
+    """A row for every figure that both arms of a pair have. A broken arm has none."""
+    timed = [
+        (pair, shape, metric, ratio)
+        for pair, shape in compared
+        for metric in _FIGURES
+        if (ratio := pair_tables.ratio_of(shape, metric)) and pair.verdict is not Verdict.BROKEN
+    ]
+    heads = ("ratio", f"{confidence_of(ratio for *_, ratio in timed)} interval", "loads")
+    return [
+        [
+            ("arm", pair.other),
+            ("batch", named(shape.batch_size)),
+            ("figure", _FIGURES[metric]),
+            ("verdict", pair_tables.ruling(shape, metric, rules)),
+            *zip(heads, pair_tables.ratio_cells(shape, ratio, rules), strict=True),
+        ]
+        for pair, shape, metric, ratio in timed
+    ]
 
 
 def _labels(records: Sequence[LatencyRecord]) -> list[str]:
@@ -84,8 +106,8 @@ def _labels(records: Sequence[LatencyRecord]) -> list[str]:
     ]
     if schedule is not None and not is_single:
         lines.append(
-            f"Speed-up: of e2e over {first.arm}, the geometric mean over pairs of loads of the medians' ratio, with "
-            "its interval by load."
+            f"Ratio: {first.arm} over the arm, so above 1 is better. It is the geometric mean over pairs of loads of "
+            "the medians' ratio, with its interval by load."
         )
     if schedule is not None:
         mode = "One arm alone was measured." if is_single else MODES[schedule.mode]
@@ -113,15 +135,15 @@ def _memory(record: LatencyRecord) -> Iterable[str]:
         yield f"{arms} left {held / 2**30:.1f} GiB of GPU memory in use when {processes} had ended."
 
 
-def _notes(record: LatencyRecord, shape: ShapeLatency, compared: ShapeComparison | None) -> Iterable[str]:
+def _notes(record: LatencyRecord, shape: ShapeLatency) -> Iterable[str]:
     """What a reader of the numbers has to know."""
-    where = f"{record.arm} at batch {shape.batch_size}"
     for note in shape.notes:
-        yield f"{where}: {paragraph(note)}"
-    if compared is not None and compared.fairness.reason:
-        prefix = (
-            f"{where}: no verdict."
-            if compared.fairness.is_fair is False
-            else "Whether the routing is fair was not checked."
-        )
-        yield f"{prefix} {paragraph(compared.fairness.reason)}"
+        yield f"{record.arm} at batch {shape.batch_size}: {paragraph(note)}"
+
+
+def _void(pair: Pair, shape: ShapeComparison) -> Iterable[str]:
+    """Why ratios are void, or what was not checked."""
+    if shape.verdict is Verdict.NOT_COMPARABLE:
+        yield f"{pair.other} at batch {shape.batch_size}: no verdict. {paragraph(shape.reason)}"
+    elif shape.fairness.is_fair is None and shape.fairness.reason:
+        yield f"Whether the routing is fair was not checked. {paragraph(shape.fairness.reason)}"

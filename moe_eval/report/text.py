@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_eval.records.comparison import ComparisonRecord, Interval, Pair, Verdict
+from moe_eval.comparison.wording import interval_digits
+from moe_eval.records.comparison import ComparisonRecord, Interval, Pair, Ratio, Rules, Verdict
+from moe_eval.records.latency import Metric
 from moe_eval.records.run import Mode
+from moe_eval.stats import CONFIDENCE
 
 NONE = "not measured"
 LONGEST_NAME, LONGEST_SENTENCE = 120, 1500
@@ -112,6 +115,11 @@ def comparable(comparison: ComparisonRecord) -> list[Pair]:
     return [pair for pair in comparison.pairs if pair.verdict is not Verdict.NOT_COMPARABLE]
 
 
+def with_speed(comparison: ComparisonRecord) -> list[Pair]:
+    """The pairs of which ratios of speed say something: a broken arm has no speed."""
+    return [pair for pair in comparable(comparison) if pair.verdict is not Verdict.BROKEN]
+
+
 def names_of(pair: Pair) -> str:
     """The two arms of a pair."""
     return f"{named(pair.other)} against {named(pair.reference)}"
@@ -122,7 +130,33 @@ def median(figure: Interval | None) -> float | None:
     return None if figure is None else finite(figure.median)
 
 
-def bounds_of(figure: Interval | None, digits: int) -> str:
-    """The interval of one arm."""
-    bounds = "none" if figure is None else span(figure.low, figure.high, digits)
-    return NONE if bounds == "none" else bounds
+def figure_cells(figure: Interval | Metric | None) -> tuple[str, str]:
+    """The median of one arm and its interval, both with the interval's decimals."""
+    if figure is None:
+        return NONE, NONE
+    low, high = finite(figure.low), finite(figure.high)
+    if low is None or high is None:
+        return number(figure.median, digits_of([figure.median])), NONE
+    digits = interval_digits(low, high) if low < high else digits_of([high])
+    return number(figure.median, digits), span(low, high, digits)
+
+
+def interval_head(figures: Iterable[Interval | Metric | None]) -> str:
+    """What the intervals of an arm's own figures hold for, such as "95 % interval over 4 loads"."""
+    loads = sorted({figure.loads for figure in figures if figure is not None}) or [1]
+    if loads[-1] == 1:
+        return f"{100 * CONFIDENCE:g} % interval of this load"
+    counts = " to ".join(f"{count}" for count in dict.fromkeys((loads[0], loads[-1])))
+    return f"{100 * CONFIDENCE:g} % interval over {counts} loads"
+
+
+def ratio_digits(ratio: Ratio, rules: Rules) -> int:
+    """Decimals of a ratio and its interval, those of the verdict's sentence."""
+    return interval_digits(finite(ratio.low), finite(ratio.high), (1.0, 1 + rules.min_gain))
+
+
+def confidence_of(ratios: Iterable[Ratio | None]) -> str:
+    """At which confidence the intervals of ratios are, such as "95 %" or, of some looks, "99.95 %"."""
+    levels = sorted({ratio.confidence for ratio in ratios if ratio is not None and ratio.low is not None})
+    ends = dict.fromkeys(f"{min(100 * level, 99.99):.4g}" for level in (levels[:1] + levels[-1:] or [CONFIDENCE]))
+    return f"{' to '.join(ends)} %"
