@@ -143,7 +143,7 @@ def figure_cells(figure: Interval | Metric | None) -> tuple[str, str]:
 
 def interval_head(figures: Iterable[Interval | Metric | None]) -> str:
     """What the intervals of an arm's own figures hold for, such as "95 % interval over 4 loads"."""
-    loads = sorted({figure.loads for figure in figures if figure is not None}) or [1]
+    loads = sorted({figure.loads for figure in figures if figure and figure.low is not None}) or [1]
     if loads[-1] == 1:
         return f"{100 * CONFIDENCE:g} % interval of this load"
     counts = " to ".join(f"{count}" for count in dict.fromkeys((loads[0], loads[-1])))

@@ -128,5 +128,5 @@ def replaced(value: Value, text: Callable[[str], str], *, keys: bool = False) ->
     return result
 
 
-_OWN = {"wall", "turns", "alternating"}
+_OWN = {"wall", "turns", "alternating", "e2e"}
 _DATA_KEYS = {"prefill", "decode", "expert_gemm", "norm", "precisions", "torch"}

@@ -76,18 +76,18 @@ RATIOS = [
 
 
 def test_points_and_whiskers_lie_where_the_numbers_say() -> None:
-    _, axes = drawn(points.ratios("Speed-up", RATIOS))
+    _, axes = drawn(points.ratios("Speed-up", RATIOS, 0.01))
     by_label = whiskers(axes)
     assert len(by_label) == 5
     for series in RATIOS:
         for batch, point in series.points.items():
             assert_drawn(by_label[f"{series.index}-{batch}"], point, axis=1)
-    (same,) = [line for line in axes.lines if line.get_gid() == "same"]
-    assert set(same.get_ydata()) == {1}
+    lines = {str(line.get_gid()): set(line.get_ydata()) for line in axes.lines}
+    assert (lines["same"], lines["gain"]) == ({1}, {1.01})
 
 
 def test_the_axes_are_logarithmic_and_arms_differ_in_shape_and_place() -> None:
-    _, axes = drawn(points.ratios("Speed-up", RATIOS))
+    _, axes = drawn(points.ratios("Speed-up", RATIOS, 0.01))
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "8", "64"]
     assert len(axes.get_yticks()) >= 2
@@ -107,7 +107,7 @@ def test_the_axes_are_logarithmic_and_arms_differ_in_shape_and_place() -> None:
     ],
 )
 def test_extreme_ratios_are_drawn_inside(series: list[Series]) -> None:
-    _, axes = drawn(points.ratios("t", series))
+    _, axes = drawn(points.ratios("t", series, 0.01))
     assert any(text.get_text().endswith("x") for text in axes.get_yticklabels())
 
 
@@ -204,7 +204,7 @@ def test_lengths_are_in_proportion() -> None:
 
 
 def test_nothing_gives_no_chart() -> None:
-    assert points.ratios("t", []) is points.ratios("t", [Series(0, "a", {})]) is None
+    assert points.ratios("t", [], 0.01) is points.ratios("t", [Series(0, "a", {})], 0.01) is None
     assert bars.stacked("t", [], ()) is bars.stacked("t", [("a", {"norm": 0.0})], ("norm",)) is None
     assert bars.waterfall("t", (("a", 0.0), ("b", 0.0)), []) is None
     assert points.quality("t", [], 0.1) is bars.lengths("t", [], "nats", 5) is None
@@ -268,7 +268,7 @@ def test_a_phase_that_is_not_explained_is_grey_and_says_so() -> None:
 
 
 def test_an_svg_can_be_read_without_seeing_and_takes_the_page_s_colours() -> None:
-    chart = points.ratios("Speed-up <of> $x$", RATIOS)
+    chart = points.ratios("Speed-up <of> $x$", RATIOS, 0.01)
     assert chart is not None
     text = drawing.svg(chart, "figure-7")
     root = ET.fromstring(text)

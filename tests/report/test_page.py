@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
 
+from moe_eval.comparison.wording import ratio_text
+from moe_eval.records.comparison import Ratio, Rules, Verdict
 from moe_eval.report.pair_tables import ratio_of
 from tests.doubles import compared_arms
 from tests.doubles.report_page import TITLES, html, parsed, read, replaced
@@ -75,15 +77,41 @@ def test_the_speed_table_row_by_row() -> None:
             assert ratio is not None
             assert sides.reference is not None
             assert sides.other is not None
-            expected = {"speed-up": [ratio.value], "speed-up: 95 % interval": [ratio.low, ratio.high]}
-            expected["blocks"] = [ratio.blocks]
+            expected = {"ratio": [ratio.value], "95 % interval of the ratio": [ratio.low, ratio.high]}
+            expected["loads"] = [ratio.loads]
             for arm, figure in (("bf16", sides.reference), ("fp8", sides.other)):
-                expected |= {arm: [figure.median], f"{arm}: 95 % interval": [figure.low, figure.high]}
+                head = f"{arm}: 95 % interval over 4 loads"
+                expected |= {arm: [figure.median], head: [figure.low, figure.high]}
             for head, values in expected.items():
                 halves = quantities(row[head])
                 pairs = zip(halves, values, strict=True)
                 assert all(abs(number - value) <= half for (number, half), value in pairs), row
             assert row["clock"] == ratio.source
+            assert row["verdict"] == ("open" if shape.batch_size == 1 or metric == "ttft_ms" else "pays")
+
+
+def test_the_verdict_table_shows_the_ratio_of_the_sentence() -> None:
+    heads, *rows = read(compared_arms.comparison()).tables["Verdict by shape: fp8 against bf16"]
+    shown = [dict(zip(heads, row, strict=True)) for row in rows]
+    assert [tuple(row[head] for head in ("verdict", "speed-up", "95 % interval", "loads")) for row in shown] == [
+        ("open", "1.04x", "0.98x to 1.10x", "4"),
+        ("pays", "1.292x", "1.268x to 1.317x", "4"),
+        ("pays", "1.4430x", "1.4410x to 1.4450x", "4"),
+    ]
+    ratios = [shape.speed.e2e_ms for shape in compared_arms.comparison().pairs[0].shapes]
+    for row, ratio in zip(shown, ratios, strict=True):
+        assert ratio is not None
+        assert ratio_text(ratio, Rules()) == f"{row['speed-up']} ({row['95 % interval'].replace('x', '')})"
+
+
+def test_what_decides_has_the_shape_s_verdict_and_energy_is_no_time() -> None:
+    comparison = compared_arms.comparison()
+    shape = comparison.pairs[0].shapes[1]
+    worse = Ratio(0.9, 0.88, 0.92, 4, "nvml")
+    by_chance = replace(shape, verdict=Verdict.OPEN, speed=replace(shape.speed, ttft_ms=worse, j_per_tok=worse))
+    pair = replace(comparison.pairs[0], shapes=(by_chance,))
+    heads, *rows = read(replace(comparison, pairs=(pair,))).tables["Speed: fp8 against bf16 (medians)"]
+    assert [row[heads.index("verdict")] for row in rows] == ["open", "slower", "pays", "takes more"]
 
 
 def test_time_per_step_adds_up_as_shown() -> None:
@@ -111,7 +139,7 @@ def test_verdicts_come_first_and_headings_are_in_order() -> None:
     assert "GPU: NVIDIA H100 80GB HBM3 against NVIDIA B200" in page_text
     assert "CUDA out of memory <at load>" in page_text
     assert "wikitext_local" in page_text
-    assert "each was loaded again in every block" in page_text
+    assert "One arm was loaded at a time, and the arms alternated." in page_text
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +173,8 @@ def test_charts_hold_the_numbers_in_words() -> None:
     svgs = re.findall(r"<svg.*?</svg>", html(compared_arms.comparison()), re.DOTALL)
     descriptions = [ET.fromstring(svg).findtext(f"{NS}desc") for svg in svgs]
     assert descriptions[0] == (
-        "fp8 at batch 1: 1.040x (0.981x to 1.102x). fp8 at batch 8: 1.292x (1.268x to 1.317x). fp8 at batch 32: "
-        "1.443x (1.441x to 1.445x). Above 1x is faster than the reference."
+        "fp8 at batch 1: 1.04x (0.98x to 1.10x). fp8 at batch 8: 1.292x (1.268x to 1.317x). fp8 at batch 32: "
+        "1.4430x (1.4410x to 1.4450x). Above 1x is faster than the reference. The least gain is 1 %."
     )
     assert any(
         "fp8: +0.00401 (+0.00239 to +0.00563). nvfp4: +0.02310 (+0.01830 to +0.02790)" in str(t) for t in descriptions

@@ -25,6 +25,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.run import Skipped
 from moe_eval.report import charts, markdown
 from moe_eval.report.drawing import Chart
+from moe_eval.report.text import confidence_of, interval_head
 from tests.doubles import compared_arms
 from tests.doubles.report_page import html, parsed, read
 
@@ -107,19 +108,23 @@ def test_ratios_without_an_interval_and_numbers_that_are_none() -> None:
     cost = replace(pair.quality, ln_ppl_ratio=None, no_interval="one document is too few")
     page = read(with_pair(comparison, replace(pair, quality=cost)))
     rows = page.tables["Speed: fp8 against bf16 (medians)"]
-    assert [row[rows[0].index("speed-up: 95 % interval")] for row in rows[1:3]] == ["none", "1.000x to 2.000x"]
+    assert [row[rows[0].index("95 % interval of the ratio")] for row in rows[1:3]] == ["none", "1.0x to 2.0x"]
+    assert [row[rows[0].index("verdict")] for row in rows[2:3]] == ["quick look"], "two loads make no verdict"
     assert "one document is too few" in "".join(page.text)
 
 
 def test_an_unfair_shape_has_no_speed() -> None:
     unfair = Fairness(False, "61.2 experts against 38.0")
-    comparison = with_shapes(lambda shape: replace(shape, fairness=unfair), only=2)
+    void = Verdict.NOT_COMPARABLE
+    comparison = with_shapes(lambda shape: replace(shape, fairness=unfair, verdict=void, reason=unfair.reason), only=2)
     page = read(comparison)
-    assert "Left out, as the routing was not fair: fp8 at batch 32." in "".join(page.text)
+    assert "Left out, as it cannot be compared: fp8 at batch 32." in "".join(page.text)
     assert all("at batch 8:" in chart.description for chart in charts.speed(comparison))
     assert not any("at batch 32" in chart.description for chart in charts.speed(comparison))
     rows = page.tables["Speed: fp8 against bf16 (medians)"]
-    assert next(row[rows[0].index("speed-up")] for row in rows if row[0] == "b32_i512_o256") == "void: not fair"
+    (e2e, *_) = (dict(zip(rows[0], row, strict=True)) for row in rows if row[0] == "b32_i512_o256")
+    assert (e2e["verdict"], e2e["ratio"]) == ("not comparable", "void")
+    assert "1.4430" not in "".join(page.text)
     assert "61.2 experts against 38.0" in "".join(page.text)
 
 
@@ -130,6 +135,36 @@ def test_a_pair_that_is_not_comparable_shows_no_figures() -> None:
     assert not page.all("svg")
     assert not [name for name in page.tables if name.startswith(("Speed", "Time per step", "Quality"))]
     assert "workload digest" in "".join(page.text)
+
+
+def test_a_broken_arm_has_no_speed() -> None:
+    comparison = compared_arms.comparison()
+    page = read(with_pair(comparison, replace(comparison.pairs[0], verdict=Verdict.BROKEN)))
+    text = "".join(page.text)
+    assert "fp8 against bf16 is broken, and a broken arm has no speed." in text
+    assert not [
+        name for name in page.tables if name.startswith(("Speed: fp8 against", "Verdict by shape: fp8 against"))
+    ]
+    assert "Speed-up of" not in text
+    assert "Quality against the reference (KLD in nats)" in page.tables
+
+
+def test_intervals_say_at_which_confidence_and_over_how_many_loads_they_are() -> None:
+    def change(shape: ShapeComparison) -> ShapeComparison:
+        ratio = Ratio(1.2, 1.1, 1.3, 3, "host", 0.02, 2, confidence=0.99972)
+        return replace(shape, speed=SpeedRatios(ratio), figures={"e2e_ms": Sides(Interval(2.0, 1.0, 3.0), None)})
+
+    page = read(with_shapes(change))
+    assert "99.97 % interval" in page.tables["Verdict by shape: fp8 against bf16"][0]
+    assert "Whiskers are 99.97 % intervals by load." in "".join(page.text)
+    ratio = Ratio(1.2, 1.1, 1.3, 3, "host", confidence=1.0)
+    assert confidence_of([ratio]) == "99.99 %", "no interval is certain"
+    assert confidence_of([ratio, replace(ratio, confidence=0.95)]) == "95 to 99.99 %"
+    assert confidence_of([replace(ratio, low=None, high=None)]) == "95 %"
+    own = [Interval(2.0, 1.0, 3.0, loads) for loads in (1, 1, 4)]
+    assert interval_head(own[:2]) == "95 % interval of this load"
+    assert interval_head(own[2:]) == "95 % interval over 4 loads"
+    assert interval_head([*own, None]) == "95 % interval over 1 to 4 loads"
 
 
 def test_a_single_arm_all_failed_and_nothing_at_all() -> None:
@@ -167,7 +202,7 @@ def test_arms_that_nothing_is_compared_with_show_their_own_figures() -> None:
     for pairs in ((), comparison.pairs[1:], (emulated,)):
         page = read(replace(comparison, pairs=pairs))
         assert page.tables["Speed of single arms (medians)"][1:] == [
-            ["bf16", "b1_i512_o256", "end-to-end time, ms", "1,310.7", "1,297.0 to 1,321.4"],
+            ["bf16", "b1_i512_o256", "end-to-end time, ms", "1,311", "1,297 to 1,321"],
             ["bf16", "b1_i512_o256", "time to first token, ms", "64.400", "not measured"],
         ]
         assert not [name for name in page.tables if name.startswith("Speed: ")], "a column alone compares nothing"

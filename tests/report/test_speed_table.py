@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import replace
 
 from moe_eval.comparison import pairs
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord, Fairness
+from moe_eval.records.comparison import ComparisonRecord, Fairness, Verdict
 from moe_eval.records.latency import LatencyRecord, MemoryUse
 from moe_eval.report import quality_table, speed_table
 from moe_eval.report.console import plain_text
@@ -14,11 +16,14 @@ from tests.doubles import recorded_arms
 from tests.doubles.recorded_arms import latency, quality, scores
 
 
-def cells(text: str) -> list[dict[str, str]]:
-    """A table's rows by heading."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    return [dict(zip(heads, row, strict=True)) for row in rows]
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """The tables' rows by heading."""
+    blocks = [[line for line in block.splitlines() if line.startswith("|")] for block in text.split("\n\n")]
+    by_table = []
+    for lines in filter(None, blocks):
+        heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+        by_table.append([dict(zip(heads, row, strict=True)) for row in rows])
+    return by_table
 
 
 def speed(records: list[LatencyRecord], comparison: ComparisonRecord | None = None) -> str:
@@ -27,46 +32,90 @@ def speed(records: list[LatencyRecord], comparison: ComparisonRecord | None = No
 
 
 def two_arms() -> list[LatencyRecord]:
-    slow = latency("bf16", {1: [[100.0, 102.0]] * 3, 8: [[200.0, 202.0]] * 3})
-    return [slow, latency("fp8", {1: [[50.0, 51.0]] * 3, 8: [[100.0, 101.0]] * 3})]
+    """The second one is twice as fast: 2 with pairs of loads that are 1 % apart."""
+    loads = [[97.0, 99.0], [100.0, 102.0], [103.0, 105.0]]
+    faster = [[ms / ratio for ms in load] for load, ratio in zip(loads, (1.985, 2.0, 2.015), strict=True)]
+    return [latency("bf16", {1: loads, 8: loads}), latency("fp8", {1: faster, 8: faster})]
 
 
-def test_rows_stand_shape_by_shape_with_the_comparison_s_ratio() -> None:
-    rows = cells(speed(two_arms()))
-    assert [(row["arm"], row["batch"]) for row in rows] == [("bf16", "1"), ("fp8", "1"), ("bf16", "8"), ("fp8", "8")]
-    assert [row["speed-up"] for row in rows] == ["reference", "2.000x", "reference", "2.000x"]
-    assert rows[1]["speed-up: 95 % interval"] == "2.000 to 2.000"
-    assert rows[0]["e2e ms"] == "101.0"
-    assert rows[0]["experts"] == "50.0"
+def test_rows_stand_shape_by_shape_with_the_comparison_s_ratios() -> None:
+    figures, ratios = tables(speed(two_arms()))
+    shown = [(row["arm"], row["batch"]) for row in figures]
+    assert shown == [("bf16", "1"), ("fp8", "1"), ("bf16", "8"), ("fp8", "8")]
+    assert figures[0]["experts"] == "50.0"
+    assert [(row["arm"], row["batch"], row["figure"]) for row in ratios] == [
+        ("fp8", batch, figure) for batch in ("1", "8") for figure in ("e2e", "TTFT", "TPOT", "J/tok")
+    ]
+    assert {(row["verdict"], row["ratio"], row["95 % interval"], row["loads"]) for row in ratios} == {
+        ("pays", "2.000x", "1.963x to 2.038x", "3")
+    }
 
 
-def test_an_interval_has_the_digits_that_tell_its_side_of_1() -> None:
+def test_figures_have_the_digits_of_their_interval() -> None:
+    """By load the medians are 98, 101 and 104: Student's t of their logarithms, 4.303 with two degrees of freedom."""
+    row = tables(speed(two_arms()[:1]))[0][0]
+    logs = [math.log(ms) for ms in (98, 101, 104)]
+    reach = 4.302653 * statistics.stdev(logs) / math.sqrt(3)
+    middle = statistics.fmean(logs)
+    assert row["e2e ms"] == f"{math.exp(middle):.0f}"
+    ends = f"{math.exp(middle - reach):.0f} to {math.exp(middle + reach):.0f}"
+    assert row["e2e: 95 % interval over 3 loads"] == ends
+    single = latency("bf16", {1: [[100.0, 101.0, 102.0, 103.0, 104.0, 105.0]]})
+    assert tables(speed([single]))[0][0]["e2e: 95 % interval of this load"] == "100.0 to 105.0"
+
+
+def test_an_interval_has_the_digits_that_tell_its_side_of_1_and_of_the_least_gain() -> None:
     arms = [recorded_arms.arm("bf16", {1: [[100.0]] * 3}), recorded_arms.arm("fp8", {1: [[90.0]] * 3})]
     comparison = pairs.compare(arms)
     (shape,) = comparison.pairs[0].shapes
     assert shape.speed.e2e_ms
-    expected = {(1.00004, 1.2): "1.00004 to 1.20000", (1.0, 1.2): "1.000 to 1.200", (0.9996, 1.2): "0.9996 to 1.2000"}
+    expected = {
+        (1.00004, 1.2): "1.00004x to 1.20000x",
+        (1.0, 1.2): "1.00x to 1.20x",
+        (0.9996, 1.2): "0.9996x to 1.2000x",
+        (1.0104, 1.2): "1.0104x to 1.2000x",
+    }
     for (low, high), text_of_interval in expected.items():
         ratio = replace(shape.speed.e2e_ms, low=low, high=high)
         changed = replace(shape, speed=replace(shape.speed, e2e_ms=ratio))
         pair = replace(comparison.pairs[0], shapes=(changed,))
         text = speed([arm.latency for arm in arms if arm.latency], replace(comparison, pairs=(pair,)))
-        assert cells(text)[1]["speed-up: 95 % interval"] == text_of_interval
+        assert tables(text)[1][0]["95 % interval"] == text_of_interval
 
 
 def test_an_unfair_shape_has_no_ratio_and_says_why() -> None:
     records = two_arms()
     arms = [ArmRecords(record.arm, record.precision_planned, record) for record in records]
     comparison = pairs.compare(arms)
-    for fairness, sentence in (
-        (Fairness(False, "61.2 experts against 38.0"), "fp8 at batch 1: no verdict. 61.2 experts against 38.0."),
-        (Fairness(None, "bf16: not measured"), "Whether the routing is fair was not checked. bf16: not measured."),
+    for fairness, verdict, sentence in (
+        (
+            Fairness(False, "61.2 experts against 38.0"),
+            Verdict.NOT_COMPARABLE,
+            "fp8 at batch 1: no verdict. 61.2 experts against 38.0.",
+        ),
+        (
+            Fairness(None, "bf16: not measured"),
+            Verdict.PAYS,
+            "Whether the routing is fair was not checked. bf16: not measured.",
+        ),
     ):
-        shapes = tuple(replace(shape, fairness=fairness) for shape in comparison.pairs[0].shapes)
+        shapes = tuple(
+            replace(shape, fairness=fairness, verdict=verdict, reason=fairness.reason or "")
+            for shape in comparison.pairs[0].shapes
+        )
         changed = replace(comparison, pairs=(replace(comparison.pairs[0], shapes=shapes),))
         text = speed(records, changed)
         assert text.count(sentence) == 1
-        assert ("2.000" not in text) == (fairness.is_fair is False)
+        rows = tables(text)[1]
+        assert {row["verdict"] for row in rows} == {verdict.value}
+        assert {row["ratio"] for row in rows} == {"2.000x" if fairness.is_fair is None else "void"}
+
+
+def test_a_broken_arm_has_no_ratio() -> None:
+    records = two_arms()
+    comparison = pairs.compare([ArmRecords(record.arm, record.precision_planned, record) for record in records])
+    broken = replace(comparison.pairs[0], verdict=Verdict.BROKEN)
+    assert len(tables(speed(records, replace(comparison, pairs=(broken,))))) == 1
 
 
 def test_the_reader_is_told_how_it_was_measured() -> None:
@@ -77,7 +126,7 @@ def test_the_reader_is_told_how_it_was_measured() -> None:
     text = speed(records)
     for sentence in (
         "512 tokens in, 257 out. Medians of 6 iterations after 5 or more of warm-up.",
-        "Schedule: interleaved. All arms were loaded at once and took turns",
+        "Schedule: turns. Load i of all arms lived at the same time and took turns",
         "Weights: checkpoint.",
         "Clocks: e2e by host, TTFT and TPOT by host.",
         "fp8 left 3.0 GiB of GPU memory in use when its process had ended.",
@@ -91,7 +140,7 @@ def test_quality_stands_with_its_interval_noise_floor_and_divergence() -> None:
     records = [quality("bf16", scores()), quality("fp8", scores(0.01))]
     comparison = pairs.compare([ArmRecords(record.arm, record.precision, quality=record) for record in records])
     text = plain_text(quality_table.render(records, comparison))
-    rows = cells(text)
+    (rows,) = tables(text)
     assert rows[0]["ln(ppl ratio)"] == "reference"
     assert records[1].figures
     assert rows[1]["perplexity"] == f"{records[1].figures.perplexity:.4f}"
