@@ -42,9 +42,13 @@ def decide(pairs: Sequence[Pair], arms: Mapping[str, ComparedArm], rules: Rules)
 
 
 def is_decided(comparison: ComparisonRecord) -> bool:
-    """Whether more loads would change no verdict from open: those of shapes that were timed on both sides."""
+    """Whether more loads would change no verdict from open: those of shapes that were timed on both sides.
+
+    A broken arm stays so, however often it is loaded.
+    """
     undecided = (Verdict.OPEN, Verdict.QUICK_LOOK)
-    return not any(shape.verdict in undecided for pair in comparison.pairs for shape in _timed(pair, comparison.rules))
+    pairs = [pair for pair in comparison.pairs if pair.verdict is not Verdict.BROKEN]
+    return not any(shape.verdict in undecided for pair in pairs for shape in _timed(pair, comparison.rules))
 
 
 def of_ratio(ratio: Ratio, rules: Rules) -> Verdict:

@@ -209,6 +209,9 @@ def test_a_broken_arm_is_broken_though_its_routing_has_collapsed() -> None:
     broken = decide([shape(1, ABOVE, UNFAIR)], quality=quality)
     assert broken.verdict is Verdict.BROKEN
     assert broken.sentence.startswith("Broken: Its top-1 agreement is 2 %.")
+    open_shape = decide([shape(1, comparisons.WIDE)], quality=quality)
+    assert open_shape.shapes[0].verdict is Verdict.OPEN
+    assert verdict.is_decided(comparison(open_shape)), "more loads do not mend it"
     elsewhere = decide([shape(1, ABOVE)], quality=quality, differs=("Speed was measured on another GPU.",))
     assert elsewhere.verdict is Verdict.NOT_COMPARABLE
 
