@@ -204,9 +204,7 @@ def sequential_table(outcomes: Outcomes, repetitions: int) -> None:
 
 def again_table(largest: Outcomes, repetitions: int) -> None:
     """The cells with the largest shares, simulated again with other random numbers."""
-    print(
-        "| schedule | loads scatter by | drift | heavy tails | loads | shapes | truth | false pays, % | false slower, % |"
-    )
+    print("| schedule | scatter | drift | heavy tails | loads | shapes | truth | false pays, % | false slower, % |")
     print("|---|---|---|---|---|---|---|---|---|")
     for cell, counted in largest.items():
         pays, slower = (percent(count, repetitions) for count in wrong(cell, counted))

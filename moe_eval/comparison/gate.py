@@ -180,12 +180,13 @@ def _result(figure: _Bounded, failed: Collection[int]) -> GateResult:
 
 
 def _of_verdict(pair: Pair, emulated: set[str]) -> GateResult:
+    timed = [shape for shape in pair.shapes if shape.figures]
+    is_unsure = any(shape.fairness.is_fair is None or shape.verdict is Verdict.NOT_COMPARABLE for shape in timed)
+    if is_unsure or emulated & {pair.reference, pair.other}:
+        return GateResult.UNDECIDED
     if pair.verdict in (Verdict.SLOWER, Verdict.NO_DIFFERENCE):
         return GateResult.FAILS
-    is_unchecked = any(shape.fairness.is_fair is None for shape in pair.shapes if shape.figures)
-    if pair.verdict is not Verdict.PAYS or is_unchecked or emulated & {pair.reference, pair.other}:
-        return GateResult.UNDECIDED
-    return GateResult.HOLDS
+    return GateResult.HOLDS if pair.verdict is Verdict.PAYS else GateResult.UNDECIDED
 
 
 def _missing(comparison: ComparisonRecord, failed_tasks: int) -> Iterator[str]:
