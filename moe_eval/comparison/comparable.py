@@ -38,10 +38,8 @@ def measured(record: Record | None) -> bool:
 
 
 def scored(record: QualityRecord | None) -> QualityFigures | None:
-    """The figures of quality. None where there is no perplexity."""
-    if record is None or record.status is not Status.FINISHED or record.figures is None:
-        return None
-    return record.figures if (record.figures.perplexity or 0) > 0 else None
+    """The figures of quality. None where nothing was scored to the end."""
+    return record.figures if record is not None and record.status is Status.FINISHED else None
 
 
 def engine(record: Record | None) -> EngineFacts | None:
@@ -150,8 +148,8 @@ def _window_differences(first: QualityFigures, second: QualityFigures) -> list[s
         if getattr(first, name) != getattr(second, name)
     ]
     return reasons or [
-        "Quality was measured over other tokens of the same text, so the tokenizer differs "
-        f"(digests {first.dataset_digest} and {second.dataset_digest})."
+        "Quality was measured over other tokens of the same text, so the tokenizer or the "
+        f"choice of windows differs (digests {first.dataset_digest} and {second.dataset_digest})."
     ]
 
 

@@ -263,7 +263,7 @@ def _quality(pair: Pair, condition: Condition) -> _Bounded:
         return _Bounded(condition, pair, "the weights are random, so no score says anything of the checkpoint")
     divergence, estimate = quality.divergence, quality.ln_ppl_ratio
     if condition.name != "ln_ppl":
-        estimate = None if divergence is None else divergence.mean if condition.name == "kld" else divergence.same_top1
+        estimate = None if divergence is None else divergence.kld if condition.name == "kld" else divergence.top1
     if estimate is None:
         return _Bounded(condition, pair, f"there is no interval. {quality.no_interval or ''}")
     digits = wording.interval_digits(estimate.low, estimate.high)

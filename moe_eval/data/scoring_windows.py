@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class WindowSet:
     Attributes:
         documents: the index of every window's document, not decreasing.
         word_counts, byte_counts: of every whole document, by its index, counted as in lm-evaluation-harness's wikitext
-            task. The last document has none if it is cut off.
+            task. A document of which windows were left out has none.
         digest: 16 hexadecimal digits of SHA-256 over the token ids, windows and documents.
         total: the number of windows of the whole data set.
     """
@@ -83,7 +84,8 @@ def cut(
         documents: as stored. The harness's wikitext detokeniser makes the scored text.
         prefix: the token that conditions the first token of a document.
         input_len: the maximum of a window's scored tokens, and of the tokens that it reads.
-        num_chunks: the maximum of windows, from the start. 0 for all.
+        num_chunks: the maximum of windows. They are spread evenly over all documents, since documents are what an
+            interval counts. 0 for all.
 
     Raises:
         UsageError: numbers or documents that make no window.
@@ -99,9 +101,10 @@ def cut(
     if not numbered:
         raise UsageError("The data set holds no text to score. Give another with --dataset.")
     count = min(len(numbered), num_chunks or len(numbered))
-    scored = numbered[:count]
-    cut_off = {index for index, _ in numbered[count:]}
-    whole = [index for index in dict.fromkeys(index for index, _ in scored) if index not in cut_off]
+    # the middle window of every one of `count` equal parts
+    scored = [numbered[(2 * part + 1) * len(numbered) // (2 * count)] for part in range(count)]
+    sizes, scored_sizes = (Counter(index for index, _ in windows) for windows in (numbered, scored))
+    whole = [index for index, size in scored_sizes.items() if size == sizes[index]]
     return WindowSet(
         windows=tuple(window for _, window in scored),
         documents=tuple(index for index, _ in scored),

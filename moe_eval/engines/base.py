@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from moe_eval.data.window import Window
 from moe_eval.records.labels import EngineFacts
 
 TokenIds = Sequence[int]
+PositionIds = npt.NDArray[np.integer[Any]]  # token ids of every position, shape (positions, k)
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class WindowScores:
             choose any. vLLM reports no tie, unless all other tokens of the window are the most probable ones.
         top_ids: the k most probable tokens, most probable first, int64, shape (n, k). k is 0 by default.
         top_logprobs: their natural-log probabilities, float32, shape (n, k).
+        of_ids: the natural-log probabilities of the requested ids, float32, shape (n, ids of a position). Without
+            requested ids it is (n, 0).
     """
 
     logprobs: npt.NDArray[np.float32]
     greedy: npt.NDArray[np.bool_]
     top_ids: npt.NDArray[np.int64]
     top_logprobs: npt.NDArray[np.float32]
+    of_ids: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,11 @@ class Engine(Protocol):
     def facts(self) -> EngineFacts: ...
 
     def score(
-        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
+        self,
+        windows: Sequence[Window],
+        top_k: int = 0,
+        done: Callable[[int, WindowScores], None] = unheard,
+        ids: Sequence[PositionIds] | None = None,
     ) -> list[WindowScores]:
         """Score every window, in order.
 
@@ -142,6 +150,11 @@ class Engine(Protocol):
             top_k: the number of most probable tokens to return for every position.
             done: called with every window's index and scores as soon as they are there, in any order. Scores before a
                 failure can so be stored.
+            ids: tokens of every continuation token's position, for every window, whose log-probabilities are returned
+                as well (WindowScores.of_ids).
+
+        Raises:
+            UsageError: `ids` were requested and the engine cannot score them (EngineFacts.scores_ids).
         """
         ...
 

@@ -22,12 +22,13 @@ _VOCABULARY_SLICE = 8192
 
 
 class RowScores(NamedTuple):
-    """Scores of n rows: float32 (n,), bool (n,), int64 (n, k), float32 (n, k)."""
+    """Scores of n rows: float32 (n,), bool (n,), int64 (n, k), float32 (n, k), float32 (n, ids of a row)."""
 
     logprobs: Tensor
     greedy: Tensor
     top_ids: Tensor
     top_logprobs: Tensor
+    of_ids: Tensor
 
 
 class Head:
@@ -58,8 +59,12 @@ class Head:
         return self._after(out) if self._after else out
 
     @torch.no_grad()
-    def score(self, hidden: Tensor, targets: Tensor, top_k: int = 0) -> RowScores:
-        """Score `targets` (n,) under the softmax over the whole vocabulary of hidden states (n, width)."""
+    def score(self, hidden: Tensor, targets: Tensor, top_k: int = 0, ids: Tensor | None = None) -> RowScores:
+        """Score `targets` (n,) under the softmax over the whole vocabulary of hidden states (n, width).
+
+        Args:
+            ids: further tokens of every row to score, int64, shape (n, ids of a row).
+        """
         rows, vocabulary = hidden.shape[0], self.weight.shape[0]
         if not hidden.is_cuda and hidden.dtype != torch.float32:
             hidden = hidden.float()  # once, not once for every slice
@@ -69,33 +74,35 @@ class Head:
         step = min(vocabulary, max(_VOCABULARY_SLICE, tile // max(rows, copied, 1)))
         height = max(1, tile // step)
 
-        state = _Running(rows, min(top_k, vocabulary), hidden.device)
+        columns = targets[:, None] if ids is None else torch.cat([targets[:, None], ids], 1)
+        state = _Running(columns, min(top_k, vocabulary))
         for first in range(0, vocabulary, step):
             last = min(first + step, vocabulary)
             for top in range(0, rows, height):
                 part = slice(top, min(top + height, rows))
-                state.fold(part, self.logits(hidden[part], first, last), targets[part], first)
-        return state.result(targets)
+                state.fold(part, self.logits(hidden[part], first, last), first)
+        return state.result()
 
 
 class _Running:
-    """The running softmax of every row."""
+    """The running softmax of every row, and the logits of some of its tokens. The first of them is the target."""
 
-    def __init__(self, rows: int, top_k: int, device: torch.device) -> None:
+    def __init__(self, ids: Tensor, top_k: int) -> None:
+        rows, device = len(ids), ids.device
+        self.ids = ids
         self.maximum = torch.full((rows,), -torch.inf, device=device)
         self.total = torch.zeros(rows, device=device)
-        self.target = torch.full((rows,), -torch.inf, device=device)
+        self.picked = torch.full(ids.shape, -torch.inf, device=device)
         self.best = torch.zeros(rows, dtype=torch.long, device=device)
         self.top_logits = torch.full((rows, top_k), -torch.inf, device=device)
         self.top_ids = torch.zeros((rows, top_k), dtype=torch.long, device=device)
 
-    def fold(self, rows: slice, logits: Tensor, targets: Tensor, first: int) -> None:
+    def fold(self, rows: slice, logits: Tensor, first: int) -> None:
         """Take in the logits of vocabulary entries from `first` on."""
         width = logits.shape[1]
-        local = targets - first
+        local = self.ids[rows] - first
         here = (local >= 0) & (local < width)
-        picked = logits.gather(1, local.clamp(0, width - 1)[:, None]).squeeze(1)
-        self.target[rows] = torch.where(here, picked, self.target[rows])
+        self.picked[rows] = torch.where(here, logits.gather(1, local.clamp(0, width - 1)), self.picked[rows])
 
         k = self.top_ids.shape[1]
         if k:
@@ -115,15 +122,12 @@ class _Running:
         self.total[rows] = self.total[rows] * (before - maximum).exp() + addend * (values - maximum).exp()
         self.maximum[rows] = maximum
 
-    def result(self, targets: Tensor) -> RowScores:
+    def result(self) -> RowScores:
         # the maximum goes first: large logits would swallow the logarithm's digits
-        log_total = self.total.log()
-        return RowScores(
-            self.target - self.maximum - log_total,
-            self.best == targets,
-            self.top_ids,
-            self.top_logits - self.maximum[:, None] - log_total[:, None],
-        )
+        maximum, log_total = self.maximum[:, None], self.total.log()[:, None]
+        picked = self.picked - maximum - log_total
+        top_logprobs = self.top_logits - maximum - log_total
+        return RowScores(picked[:, 0], self.best == self.ids[:, 0], self.top_ids, top_logprobs, picked[:, 1:])
 
 
 def _after_head(config: Any) -> Callable[[Tensor], Tensor] | None:

@@ -248,17 +248,19 @@ class QualityComparison:
         ln_ppl_ratio: ln(perplexity of other / reference). None where there is no interval: `no_interval` says why.
         ppl_change: 0.004 for a perplexity 0.4 % higher. None where a perplexity is no number.
         divergence: None where the scores of the tokens are not at hand.
-        noise_floor: how far batching alone moves ln(perplexity). None where not measured.
+        noise_floor: how far batching alone moves ln(perplexity). None where there is no interval of it.
         random_weights: then no score says anything.
         flag: a sentence where weights are random, or a lower precision scores better than can be.
         calibration: a sentence where static scales were calibrated on what was scored.
         run_id: of the run that scored both arms. None where two runs did.
+        verdict: on ln_ppl_ratio against the noise floor, or that an arm is broken. `sentence`: the same in whole
+            sentences, with divergence and agreement.
     """
 
     ln_ppl_ratio: Estimate | None
     ppl_change: float | None
     divergence: Divergence | None = None
-    noise_floor: float | None = None
+    noise_floor: Estimate | None = None
     random_weights: bool = False
     flag: str | None = None
     calibration: str | None = None
@@ -266,6 +268,11 @@ class QualityComparison:
     run_id: str | None = None
     verdict: QualityVerdict = QualityVerdict.NOT_JUDGED
     sentence: str = ""
+
+    @property
+    def largest_noise(self) -> float:
+        """The end of the noise floor's interval that is farther from 0. 0 where it was not measured."""
+        return max(abs(self.noise_floor.low), abs(self.noise_floor.high)) if self.noise_floor else 0.0
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class EngineFacts:
         cuda_graph_batch_sizes: batch sizes that run as CUDA graphs; empty for none.
         cuda_graph_padding: whether a batch between two of them runs as the larger one, rather than without a graph.
         scores_from: what log-probabilities are read from, and what that was checked against.
+        scores_ids: whether it returns the log-probabilities of any requested tokens, beside the most probable ones.
         quant_algo: how weights and activations are quantised, as the engine or the checkpoint names it; `none`.
         weights: `checkpoint`, or `random` where the engine made them up: then speed counts and no score does.
         max_batch: the most sequences in one step; None where there is no limit.
@@ -65,6 +66,7 @@ class EngineFacts:
     kv_cache_dtype: str | None
     cuda_graph_batch_sizes: tuple[int, ...] | None
     scores_from: str
+    scores_ids: bool = False
     quant_algo: str | None = None
     weights: Literal["checkpoint", "random"] = "checkpoint"
     max_batch: int | None = None

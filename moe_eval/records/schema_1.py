@@ -39,7 +39,9 @@ def quality(old: Json, arm: str) -> dict[str, object]:
         **old,
         "arm": arm,
         "figures": old if old.get("status") == "finished" else None,
-        "noise_floor": _noise_floor(noise_floor) if isinstance(noise_floor, Mapping) else noise_floor,
+        "noise_floor": _noise_floor(noise_floor, old.get("documents"))
+        if isinstance(noise_floor, Mapping)
+        else noise_floor,
         **_origin(old),
     }
 
@@ -80,9 +82,9 @@ def compared(old: Json) -> tuple[str, dict[str, object]] | None:
     if old.get("status") != "finished" or not isinstance(reference, str) or not isinstance(divergence, Mapping):
         return None
     comparison = {
-        "ln_ppl_ratio": _estimate(old.get("ln_ppl_ratio")),
+        "ln_ppl_ratio": _estimate(old.get("ln_ppl_ratio"), old.get("documents")),
         "ppl_change": None,
-        "divergence": _numbers(divergence),
+        "divergence": _divergence(divergence),
         "flag": old.get("flag"),
         "no_interval": old.get("no_interval"),
     }
@@ -129,16 +131,23 @@ def _floor(old: object) -> object:
     return {**old, "floor": old, "fraction": old.get("fraction_of_floor")} if isinstance(old, Mapping) else old
 
 
-def _noise_floor(old: Json) -> dict[str, object] | None:
+def _noise_floor(old: Json, documents: object) -> dict[str, object] | None:
     divergence = old.get("divergence")
-    if isinstance(divergence, Mapping) and _numbers(divergence) is None:
+    if isinstance(divergence, Mapping) and (divergence := _divergence(divergence)) is None:
         return None
-    return {**old, "ln_ppl_ratio": _estimate(old.get("ln_ppl_ratio"))}
+    return {**old, "ln_ppl_ratio": _estimate(old.get("ln_ppl_ratio"), documents), "divergence": divergence}
 
 
-def _estimate(old: object) -> object:
+def _divergence(old: Json) -> dict[str, object] | None:
+    """Only tokens that both arms gave counted singly, so it is 0 where they gave none in common."""
+    return None if _numbers(old) is None else {**old, "kind": "shared ids"}
+
+
+def _estimate(old: object, documents: object) -> object:
     """NaN was read as null: an estimate without one of its numbers is none."""
-    return _numbers(old, _ESTIMATE) if isinstance(old, Mapping) else old
+    if not isinstance(old, Mapping) or not isinstance(documents, int):
+        return old
+    return None if _numbers(old, _ESTIMATE) is None else {**old, "df": documents - 1}
 
 
 def _numbers(old: Json, names: tuple[str, ...] = ()) -> Json | None:

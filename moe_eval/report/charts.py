@@ -177,10 +177,10 @@ def quality(comparison: ComparisonRecord) -> list[Chart]:
         for name, cost in costs
         if (point := _point(cost.ln_ppl_ratio)) is not None
     ]
-    floor = max((size for _, cost in costs if (size := finite(cost.noise_floor)) is not None), default=None)
+    floor = max((cost.largest_noise for _, cost in costs if cost.noise_floor), default=None)
     caption = "ln of the ratio of perplexities. Whiskers are 95 % intervals. A hollow marker has none."
     if floor is not None:
-        caption += f" The band is the noise floor, {number(floor, 6)}: what another batch size does to {reference}."
+        caption += f" The band is the noise floor, {number(floor, 6)}: what another batch size may do to {reference}."
     sizes = [
         (index_of.get(name, 0), named(name), size)
         for name, cost in costs

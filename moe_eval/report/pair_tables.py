@@ -168,7 +168,7 @@ def quality(comparison: ComparisonRecord) -> list[Table]:
             ("pair", names_of(pair)),
             ("perplexity", number(percent(cost.ppl_change), 2, unit=" %", signed=True)),
             *quality_cells(cost),
-            ("noise floor of ln(ppl ratio)", number(cost.noise_floor, 6)),
+            ("noise floor of ln(ppl ratio)", number(cost.largest_noise if cost.noise_floor else None, 6)),
             ("remark", " ".join(map(paragraph, filter(None, (cost.flag, cost.calibration, cost.no_interval))))),
         ]
         for pair in comparable(comparison)

@@ -27,10 +27,12 @@ def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> Re
     divergences = [cost.divergence for cost in costs.values() if cost.divergence is not None]
     if divergences:
         lines.append(
-            f"KLD counts the tokens that both arms have among their {divergences[0].k} most probable, and the rest as "
-            f"one. These tokens hold {100 * min(divergence.covered for divergence in divergences):.1f} % of the "
-            "reference's probability or more."
+            f"KLD counts the reference's {divergences[0].k} most probable tokens singly, and the rest as one. These "
+            f"tokens hold {100 * min(divergence.covered for divergence in divergences):.1f} % of the reference's "
+            "probability or more."
         )
+        if any(divergence.is_lower_bound for divergence in divergences):
+            lines.append("KLD is a lower bound where an arm did not score the reference's tokens.")
     lines.append(_noise(first))
     for arm, cost in costs.items():
         remarks = [text for text in (cost.flag, cost.calibration) if text]
@@ -52,7 +54,7 @@ def _row(record: QualityRecord, cost: QualityComparison | None, *, is_first: boo
 
 
 def _windows(figures: QualityFigures) -> str:
-    part = "" if figures.num_chunks == figures.of_chunks else f", the first of {figures.of_chunks:,}"
+    part = "" if figures.num_chunks == figures.of_chunks else f", spread over {figures.of_chunks:,}"
     return (
         f"{figures.dataset}: {figures.num_chunks:,} windows of at most {figures.input_len} tokens{part}. "
         f"{figures.tokens:,} tokens of {figures.documents} documents were scored. Word ppl counts the "

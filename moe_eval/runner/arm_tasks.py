@@ -14,6 +14,7 @@ from moe_eval.engines.base import Engine
 from moe_eval.evaluators import latency
 from moe_eval.evaluators import quality as scoring
 from moe_eval.evaluators import routing as router
+from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.rates import Rates, measure_rates
 from moe_eval.records.kernels import KernelsRecord
@@ -22,12 +23,24 @@ from moe_eval.records.quality import QualityFigures
 
 
 def quality(
-    engine: Engine, tokenizer: Any, *, arrays: str, dataset: str, input_len: int, num_chunks: int, alone: bool = False
+    engine: Engine,
+    tokenizer: Any,
+    *,
+    arrays: str,
+    dataset: str,
+    input_len: int,
+    num_chunks: int,
+    alone: bool = False,
+    reference: str | None = None,
 ) -> QualityFigures:
     """Score a data set: writes the arrays, returns the figures.
 
     Args:
         alone: score every window in a batch of its own. What that changes is the noise of batching.
+        reference: the arrays of the arm that this one will be compared with.
+
+    Raises:
+        EngineError: a score is no number. The arrays are there to look into.
     """
     from tqdm import tqdm
 
@@ -41,8 +54,15 @@ def quality(
     )
     facts = engine.facts
     with tqdm(total=len(cut.windows), desc=f"{facts.precision} on {facts.name}", unit="window") as bar:
-        scores = scoring.measure(engine, cut, done=lambda *_: bar.update(), alone=alone)
+        scores = scoring.measure(
+            engine,
+            cut,
+            done=lambda *_: bar.update(),
+            alone=alone,
+            reference=Scores.load(Path(reference)) if reference else None,
+        )
     scores.save(Path(arrays))
+    scores.check()
     return scoring.figures(scores, cut, dataset)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -202,6 +203,7 @@ class Executor:
                 input_len=conditions.input_len,
                 num_chunks=conditions.num_chunks,
                 alone=task.kind == "noise",
+                reference=self._reference(task),
             )
             return TaskResult(Status.FINISHED, quality=figures)
         workload = str(conditions.workload)
@@ -221,6 +223,13 @@ class Executor:
         folder, name = str(self._folder.of_arm(task.arm)), f"trace_{task.shape.name}"
         record = ask("kernels", KernelsRecord, workload=workload, shape=task.shape, folder=folder, name=name)
         return TaskResult(Status.FINISHED, kernels=record)
+
+    def _reference(self, task: Task) -> str | None:
+        """The scores to compare a task's with: of the first arm that was scored before it. A noise task is a repeat."""
+        earlier = itertools.takewhile(lambda name: name != task.arm, self._conditions.loads)
+        names = [task.arm] if task.kind == "noise" else earlier
+        scored = (name for name in names if self._folder.done(Task("quality", name)))
+        return next((str(self._folder.arrays(name, "quality")) for name in scored), None)
 
     def _turn(self, name: str, arm: _Loaded, shape: Shape) -> TurnResult:
         """One turn of an arm, after a warm-up where its process has not had one for this shape."""

@@ -193,7 +193,7 @@ def test_other_windows_and_kernels_that_contradict_their_label_are_named(tmp_pat
     changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"input_len": 256}, "another window (128 and 256)"),
         ({"dataset": "wikitext"}, "another data set (moe_sample and wikitext)"),
-        ({}, "the tokenizer differs"),
+        ({}, "the tokenizer or the choice of windows differs"),
     )
     for change, text in changes:
         figures = replace(quality.figures, dataset_digest="e" * 16, **change)

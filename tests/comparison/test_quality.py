@@ -15,6 +15,7 @@ from moe_eval.comparison import gate, quality
 from moe_eval.comparison.gate import GateResult
 from moe_eval.comparison.quality import compare
 from moe_eval.errors import UsageError
+from moe_eval.stats import Estimate
 from tests.doubles import recorded_arms as made
 from tests.doubles.comparisons import comparison
 from tests.doubles.recorded_arms import pair, scored
@@ -26,7 +27,8 @@ def test_quality_of_any_pair_by_the_scores_of_its_tokens(tmp_path: Path) -> None
     compared = compare(arms[0], arms[1])
     assert compared.ln_ppl_ratio.value == pytest.approx(0.02, rel=1e-4)  # so many nats of every token
     assert compared.ppl_change == pytest.approx(math.exp(0.02) - 1, rel=1e-4)
-    assert compared.noise_floor == pytest.approx(1e-4, rel=0.01)
+    assert compared.noise_floor.value == pytest.approx(1e-4, rel=0.01)
+    assert compared.largest_noise == compared.noise_floor.high
     assert compared.run_id == made.RUN
     # probabilities of three tokens, written down: D(reference || other) of 0.6, 0.3, 0.1 and the changed ones
     p, q = np.array([0.6, 0.3, 0.1]), np.array([0.6 - 0.002, 0.3, 0.1 + 0.002])
@@ -112,7 +114,7 @@ def test_a_ratio_that_is_no_number_says_so(tmp_path: Path) -> None:
 
 def test_a_comparison_is_that_of_the_tables() -> None:
     tables, windows = (Table(), Table(0.5)), cut()
-    compared = quality.of_scores(*(measure(table, windows, VOCABULARY) for table in tables), 0.0)
+    compared = quality.of_scores(*(measure(table, windows, VOCABULARY) for table in tables), None)
     before, after = (np.concatenate([table.of_page(page) for page in PAGES]) for table in tables)
     ratio = compared.ln_ppl_ratio
     assert ratio.value == pytest.approx(before.mean() - after.mean(), rel=1e-4)
@@ -140,15 +142,16 @@ def test_the_error_comes_from_documents_and_not_from_windows() -> None:
 
 @pytest.mark.parametrize(("noise", "flagged"), [(None, True), (0.0, True), (0.01, True), (0.3, False)])
 def test_an_arm_that_is_better_than_it_can_be_is_flagged(noise: float | None, flagged: bool) -> None:
+    floor = None if noise is None else Estimate(0.0, 0.0, -noise, noise, 4)
     reference, better = measure(Table(), cut()), measure(Table(better=0.2), cut())
-    compared = quality.of_scores(reference, better, noise)
+    compared = quality.of_scores(reference, better, floor)
     assert compared.ln_ppl_ratio.value == pytest.approx(-0.2, abs=1e-6)
     assert (compared.flag is not None) == flagged
-    assert quality.of_scores(better, reference, noise).flag is None
+    assert quality.of_scores(better, reference, floor).flag is None
 
 
 def test_one_document_has_a_divergence_and_says_why_it_has_no_interval() -> None:
-    windows = cut(num_chunks=2)
+    windows = cut(num_chunks=1)
     compared = quality.of_scores(measure(Table(), windows), measure(Table(0.5), windows), None)
     assert (compared.ln_ppl_ratio, compared.flag) == (None, None)
     assert "at least two documents and there are 1" in str(compared.no_interval)

@@ -88,18 +88,33 @@ def test_the_first_token_of_a_document_is_conditioned_on_the_prefix() -> None:
 
 
 @pytest.mark.parametrize("input_len", [1, 7, 10, 1000])
-def test_num_chunks_takes_the_first_windows_and_counts_whole_documents_alone(input_len: int) -> None:
+def test_num_chunks_spreads_windows_evenly_and_counts_whole_documents_alone(input_len: int) -> None:
     every = cut(input_len=input_len)
     assert list(every.word_counts) == [0, 1, 2]
     for count in range(1, every.total + 3):
         windows = cut(input_len=input_len, num_chunks=count)
-        assert windows.windows == every.windows[:count]
-        assert windows.documents == every.documents[:count]
+        numbered = [*zip(every.documents, every.windows, strict=True)]
+        taken = [*zip(windows.documents, windows.windows, strict=True)]
+        assert len(taken) == min(count, every.total)
+        share = every.total / len(taken)  # one of every part of the data set, whatever the documents
+        for part, entry in enumerate(taken):
+            assert entry in numbered[int(part * share) : int((part + 1) * share + 1)]
         assert windows.total == every.total
         assert windows.input_len == input_len
-        whole = [index for index in range(3) if every.documents[:count].count(index) == every.documents.count(index)]
+        whole = [index for index in range(3) if windows.documents.count(index) == every.documents.count(index)]
         assert windows.word_counts == {index: len(re.split(r"\s+", PAGES[index])) for index in whole}
         assert windows.byte_counts == {index: len(PAGES[index].encode()) for index in whole}
+
+
+def test_a_few_windows_come_from_about_all_documents() -> None:
+    """As of WikiText-2: 62 documents of unequal length, of which the first 100 windows were eight."""
+    sizes = [10 * (4 + at % 20) for at in range(62)]
+    windows = cut(["x" * size for size in sizes], 10, 100)
+    assert len(windows.windows) == 100
+    assert len(set(windows.documents)) >= 50
+    for document in (0, 19, 59):
+        share = windows.documents.count(document) / 100
+        assert share == pytest.approx(sizes[document] / sum(sizes), abs=0.01), "by their share of the text"
 
 
 def test_words_and_bytes_are_counted_before_the_detokeniser() -> None:

@@ -204,6 +204,6 @@ def _quality(value: float, error: float, mean: float, p99: float) -> QualityComp
     return QualityComparison(
         ln_ppl_ratio=Estimate(value, error, value - 2 * error, value + 2 * error, 20),
         ppl_change=math.expm1(value),
-        divergence=Divergence(mean, mean / 2, p99, 20, 0.99, 0.9812),
-        noise_floor=0.000213,
+        divergence=Divergence(mean, mean / 2, p99, 20, 0.99, 0.9812, "reference ids"),
+        noise_floor=Estimate(1e-4, 5e-5, -1.3e-5, 0.000213, 9),
     )

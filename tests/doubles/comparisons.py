@@ -44,7 +44,17 @@ VERDICTS: dict[Known, Verdict] = {
 QUALITY = QualityComparison(
     ln_ppl_ratio=Estimate(math.log(1.004), 1e-3, math.log(1.001), math.log(1.007), 20),
     ppl_change=0.004,
-    divergence=Divergence(mean=0.01, median=0.005, p99=0.1, k=64, covered=0.9, same_top1=0.95),
+    divergence=Divergence(
+        mean=0.01,
+        median=0.005,
+        p99=0.1,
+        k=64,
+        covered=0.9,
+        same_top1=0.95,
+        kind="reference ids",
+        kld=Estimate(0.01, 0.001, 0.008, 0.012, 20),
+        top1=Estimate(0.95, 0.005, 0.94, 0.96, 20),
+    ),
 )
 RULES = Rules()
 FAIR = Fairness(is_fair=True)

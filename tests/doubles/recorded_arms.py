@@ -118,14 +118,28 @@ def _sample(ms: float) -> Sample:
     return Sample(0.0, ms / 1000, {"host": ms / 4000}, {"host": ms / 1000}, None, ms / 100)
 
 
-def scores(worse: float = 0.0, documents: int = 5, seed: int = 0, digest: str = "d" * 16) -> Scores:
-    """Scores of ten tokens a document; `worse` takes so many nats from a token, a little more or less by document."""
+def scores(
+    worse: float = 0.0,
+    documents: int = 5,
+    *,
+    seed: int = 0,
+    digest: str = "d" * 16,
+    spread: float = 0.01,
+    agreement: float = 1.0,
+) -> Scores:
+    """Scores of ten tokens a document.
+
+    Args:
+        worse: takes so many nats from a token, by document up to `spread` more or less.
+        agreement: the share of tokens whose most probable one is that of other arms.
+    """
     generator = np.random.default_rng(seed)
     logprobs = generator.normal(-2, 1, 10 * documents) - worse
-    logprobs -= np.repeat(np.linspace(-0.01, 0.01, documents), 10) * np.sign(worse)
+    logprobs -= np.repeat(np.linspace(-spread, spread, documents), 10) * np.sign(worse)
     probability = np.array([0.6 - worse / 10, 0.3, 0.1 + worse / 10])
     top = np.tile(np.log(probability).astype(np.float32), (10 * documents, 1))
     ids = np.tile(np.arange(3, dtype=np.int32), (10 * documents, 1))
+    ids[: round(10 * documents * (1 - agreement))] += 1
     lengths = np.full(documents, 10)
     return Scores(logprobs.astype(np.float32), lengths, np.arange(documents), ids, top, digest)
 
@@ -140,7 +154,7 @@ def quality(
     run_id: str | None = RUN,
     **facts: Any,
 ) -> QualityRecord:
-    """A quality record; batching moves ln(perplexity) by 1e-4, where that was measured."""
+    """A quality record; batching moves ln(perplexity) by about 1e-4, where that was measured."""
     precision = name.removesuffix(REPEAT_SUFFIX)
     documents = len(set(of.documents.tolist()))
     figures = QualityFigures(
@@ -168,7 +182,7 @@ def quality(
         origin=Origin(run_id, {"output_dir": output_dir}, machine(None)),
         labels=ArmLabels(replace(replace(SCORED_ON, precision=precision), **facts), 0, "x"),
         figures=figures if status is Status.FINISHED else None,
-        noise_floor=evaluator.noise_floor(scores(), scores(1e-4), 1) if noise_floor else None,
+        noise_floor=evaluator.noise_floor(scores(), scores(1e-4, spread=1e-5), 1) if noise_floor else None,
         fusion_disabled=False,
     )
 

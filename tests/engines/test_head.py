@@ -98,6 +98,20 @@ def test_the_real_tile_sizes_cut_a_vocabulary_that_is_no_multiple_of_the_slice()
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_requested_tokens_are_scored_beside_the_targets(top_k: int) -> None:
+    hidden, weight = noise(11, 16), noise(53, 16, seed=1)
+    logits, targets = hidden.double() @ weight.double().T, torch.arange(11) * 5 % 53
+    ids = torch.randint(0, 53, (11, 7), generator=torch.Generator().manual_seed(4))
+    ids[:, :2] = torch.tensor([0, 52])
+    scores = make_head(weight).score(hidden, targets, top_k, ids)
+    check(scores, logits, targets, top_k)
+    expected = torch.log_softmax(logits, -1).gather(1, ids)
+    torch.testing.assert_close(scores.of_ids.double(), expected, rtol=1e-5, atol=1e-5)
+    assert (scores.of_ids.dtype, make_head(weight).score(hidden, targets).of_ids.shape) == (torch.float32, (11, 0))
+
+
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(("first", "second"), [(3, 5), (3, 30), (0, 52)])
 def test_the_lowest_of_tied_tokens_is_the_greedy_one(first: int, second: int) -> None:
     weight = torch.zeros(53, 2)

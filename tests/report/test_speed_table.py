@@ -144,6 +144,6 @@ def test_quality_stands_with_its_interval_noise_floor_and_divergence() -> None:
     assert rows[0]["ln(ppl ratio)"] == "reference"
     assert records[1].figures
     assert rows[1]["perplexity"] == f"{records[1].figures.perplexity:.4f}"
-    assert "moe_sample: 5 windows of at most 128 tokens, the first of 100." in text
+    assert "moe_sample: 5 windows of at most 128 tokens, spread over 100." in text
     assert "Noise floor (bf16 again with batch size 1): ln(ppl ratio) +1.0e-04" in text
     assert "fp8: no interval." in text, "the scores of the tokens are not at hand"

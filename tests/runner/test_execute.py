@@ -317,6 +317,25 @@ def test_routing_is_counted_once_for_the_largest_batch_by_an_engine_that_tells(s
     assert all(load is not None and load.settings.options == {} for load in timed), "timed arms are loaded as they were"
 
 
+def test_arms_are_scored_on_the_tokens_of_the_first_that_was_scored(stage: Stage, folder: RunFolder) -> None:
+    plan = ordered(arms="abc", evaluators=("quality",))
+    stage.fails["a", "quality"] = "out of memory"
+    run(folder, plan)
+    stage.fails.clear()
+
+    def references() -> list[tuple[str, str | None]]:
+        files = [(request.arm, request.arguments["reference"]) for request in stage.asked if request.task == "quality"]
+        stage.asked.clear()
+        return [(arm, file and Path(file).name) for arm, file in files]
+
+    assert references() == [("a", None), ("a", None), ("b", None), ("c", "ppl_b_cpu.npz")]
+    assert run(folder, plan) == {}
+    assert references() == [("a", None), ("a", "ppl_a_cpu.npz")], "b was not scored before it, and noise is a repeat"
+    folder.file(plan[-1]).unlink()
+    assert run(folder, plan) == {}
+    assert references() == [("c", "ppl_a_cpu.npz")]
+
+
 def test_measurements_meter_the_gpus_of_the_arms(stage: Stage, folder: RunFolder) -> None:
     run(folder, ordered(arms="a"), ("GPU-x",))
     for request in stage.asked:

@@ -16,7 +16,15 @@ import torch
 
 from moe_eval.data.window import Window
 from moe_eval.engines import requests, torch_profiler
-from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
+from moe_eval.engines.base import (
+    Completion,
+    GenerationRequest,
+    PositionIds,
+    TokenIds,
+    TraceHandle,
+    WindowScores,
+    unheard,
+)
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import tracing
 from moe_eval.engines.transformers.batching import batches_in_slabs
@@ -41,7 +49,11 @@ class TransformersEngine:
     max_tokens: int | None
 
     def score(
-        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
+        self,
+        windows: Sequence[Window],
+        top_k: int = 0,
+        done: Callable[[int, WindowScores], None] = unheard,
+        ids: Sequence[PositionIds] | None = None,
     ) -> list[WindowScores]:
         # windows that read the same tokens, such as one-token choices of a question, share one pass
         readers: dict[tuple[int, ...], list[int]] = {}
@@ -53,7 +65,9 @@ class TransformersEngine:
 
         def run(batch: list[int]) -> None:
             chosen = [(row, index) for row, key in enumerate(batch) for index in readers[inputs[key]]]
-            results = self._score_batch([inputs[key] for key in batch], [(row, windows[i]) for row, i in chosen], top_k)
+            own_ids = None if ids is None else np.concatenate([ids[index] for _, index in chosen])
+            read = [(row, windows[index]) for row, index in chosen]
+            results = self._score_batch([inputs[key] for key in batch], read, top_k, own_ids)
             for (_, index), result in zip(chosen, results, strict=True):
                 scores[index] = result
                 done(index, result)
@@ -64,14 +78,14 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score_batch(
-        self, inputs: list[tuple[int, ...]], readers: list[tuple[int, Window]], top_k: int
+        self, inputs: list[tuple[int, ...]], readers: list[tuple[int, Window]], top_k: int, ids: PositionIds | None
     ) -> list[WindowScores]:
         device = self.model.device
         width = max(map(len, inputs))
         # Padding is on the right and attention is causal: no real token sees it, so no mask is needed.
         tokens = np.zeros((len(inputs), width), dtype=np.int64)
-        for row, ids in enumerate(inputs):
-            tokens[row, : len(ids)] = ids
+        for row, token_ids in enumerate(inputs):
+            tokens[row, : len(token_ids)] = token_ids
         hidden = self.model.base_model(input_ids=torch.from_numpy(tokens).to(device), use_cache=False).last_hidden_state
         ends = [row * width + len(window.inputs) for row, window in readers]
         sizes = [len(window.continuation) for _, window in readers]
@@ -79,7 +93,9 @@ class TransformersEngine:
         targets = torch.tensor([token for _, window in readers for token in window.continuation], device=device)
         rows = hidden.flatten(0, 1)[torch.from_numpy(where).to(device)]
         splits = np.cumsum(sizes)[:-1]
-        parts = (np.split(part.cpu().numpy(), splits) for part in self.head.score(rows, targets, top_k))
+        further = None if ids is None else torch.from_numpy(ids.astype(np.int64)).to(device)
+        scores = self.head.score(rows, targets, top_k, further)
+        parts = (np.split(part.cpu().numpy(), splits) for part in scores)
         return [WindowScores(*window) for window in zip(*parts, strict=True)]
 
     def generate(

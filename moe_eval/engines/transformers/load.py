@@ -88,6 +88,7 @@ def _facts(
         kv_cache_dtype=dtype,
         cuda_graph_batch_sizes=(),
         scores_from="hidden states through the output head in float32, checked against the model's own logits",
+        scores_ids=True,
         quant_algo="none",
         gpus=1 if cuda else 0,
         weight_bytes=weights.by_part(model),

@@ -23,6 +23,7 @@ from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import (
     Completion,
     GenerationRequest,
+    PositionIds,
     RequestTimes,
     TokenIds,
     TraceHandle,
@@ -163,10 +164,14 @@ class TrtllmEngine:
         weakref.finalize(self, self.session.close)
 
     def score(
-        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
+        self,
+        windows: Sequence[Window],
+        top_k: int = 0,
+        done: Callable[[int, WindowScores], None] = unheard,
+        ids: Sequence[PositionIds] | None = None,
     ) -> list[WindowScores]:
         # the engine's own form costs a device synchronisation for every token and candidate
-        return self.score_with(self.context if top_k else self.reader, windows, top_k, done)
+        return self.score_with(self.context if top_k or ids else self.reader, windows, top_k, done, ids)
 
     def score_with(
         self,
@@ -174,12 +179,13 @@ class TrtllmEngine:
         windows: Sequence[Window],
         top_k: int = 0,
         done: Callable[[int, WindowScores], None] = unheard,
+        ids: Sequence[PositionIds] | None = None,
     ) -> list[WindowScores]:
         """Score by a given form of log-probabilities, whichever the self-test chose."""
         requests.check_windows(windows, self.facts.max_length)
         scores, prompts = [], [reader.prompt(window) for window in windows]
         for index, output in self.session.stream(prompts, reader.sampling, "scoring", self.session.max_tokens):
-            scores.append(reader.read(output, windows[index], top_k))
+            scores.append(reader.read(output, windows[index], top_k, None if ids is None else ids[index]))
             done(index, scores[-1])
         return scores
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from moe_eval.data.window import Window
-from moe_eval.engines.base import WindowScores
+from moe_eval.engines.base import PositionIds, WindowScores
 from moe_eval.errors import EngineError
 
 _SLICE_BYTES = 256 << 20  # of float32 logits and of their softmax at once
@@ -41,8 +41,8 @@ class Reader(Protocol):
         """The token ids to send."""
         ...
 
-    def read(self, output: Any, window: Window, top_k: int = 0) -> WindowScores:
-        """The scores in a finished request's RequestOutput."""
+    def read(self, output: Any, window: Window, top_k: int = 0, ids: PositionIds | None = None) -> WindowScores:
+        """The scores in a finished request's RequestOutput. Only context logits have `ids` and top tokens."""
         ...
 
 
@@ -60,22 +60,24 @@ class ContextLogits:
     def prompt(self, window: Window) -> list[int]:
         return list(window.inputs)
 
-    def read(self, output: Any, window: Window, top_k: int = 0) -> WindowScores:
+    def read(self, output: Any, window: Window, top_k: int = 0, ids: PositionIds | None = None) -> WindowScores:
         logits = rows(output, len(window.inputs))[-len(window.continuation) :]
-        targets = torch.tensor(window.continuation, device=self.device)
+        targets = np.array(window.continuation)[:, None]
+        columns = targets if ids is None else np.concatenate([targets, ids], axis=1)
+        picked = torch.from_numpy(columns.astype(np.int64)).to(self.device)
         step = max(1, _SLICE_BYTES // (4 * logits.shape[1]))
         parts = [
-            self._reduce(logits[at : at + step], targets[at : at + step], min(top_k, logits.shape[1]))
+            self._reduce(logits[at : at + step], picked[at : at + step], min(top_k, logits.shape[1]))
             for at in range(0, len(targets), step)
         ]
         return WindowScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
-    def _reduce(self, logits: torch.Tensor, targets: torch.Tensor, top_k: int) -> list[Any]:
+    def _reduce(self, logits: torch.Tensor, ids: torch.Tensor, top_k: int) -> list[Any]:
+        """The columns of WindowScores. The first of the `ids` of a row is its target."""
         logprobs = torch.log_softmax(logits.to(self.device, torch.float32), dim=-1)
-        picked = logprobs.gather(1, targets[:, None]).squeeze(1)
-        top = logprobs.topk(top_k, dim=1)
-        columns = (picked, logprobs.argmax(1) == targets, top.indices, top.values)
+        picked, top = logprobs.gather(1, ids), logprobs.topk(top_k, dim=1)
+        columns = (picked[:, 0], logprobs.argmax(1) == ids[:, 0], top.indices, top.values, picked[:, 1:])
         return [column.cpu().numpy() for column in columns]
 
 
@@ -114,7 +116,7 @@ class PromptLogprobs:
         # the entry of the last prompt token is about the generated token, so the last scored token is sent as well
         return [*window.context, *window.continuation]
 
-    def read(self, output: Any, window: Window, top_k: int = 0) -> WindowScores:
+    def read(self, output: Any, window: Window, top_k: int = 0, ids: PositionIds | None = None) -> WindowScores:
         entries = output.outputs[0].prompt_logprobs
         tokens = len(window.context) + len(window.continuation)
         if not entries or len(entries) != tokens:
@@ -129,6 +131,7 @@ class PromptLogprobs:
             np.array([logprob for logprob, _ in scores], dtype=np.float32),
             np.array([greedy for _, greedy in scores], dtype=np.bool_),
             np.empty((len(scores), 0), dtype=np.int64),
+            np.empty((len(scores), 0), dtype=np.float32),
             np.empty((len(scores), 0), dtype=np.float32),
         )
 

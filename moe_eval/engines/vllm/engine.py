@@ -19,7 +19,15 @@ import torch
 
 from moe_eval.data.window import Window
 from moe_eval.engines import requests, torch_profiler
-from moe_eval.engines.base import Completion, GenerationRequest, TokenIds, TraceHandle, WindowScores, unheard
+from moe_eval.engines.base import (
+    Completion,
+    GenerationRequest,
+    PositionIds,
+    TokenIds,
+    TraceHandle,
+    WindowScores,
+    unheard,
+)
 from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.vllm import readers, tracing
 from moe_eval.engines.vllm.installed import VLLM, Library
@@ -134,8 +142,14 @@ class VllmEngine:
         weakref.finalize(self, self.session.close)
 
     def score(
-        self, windows: Sequence[Window], top_k: int = 0, done: Callable[[int, WindowScores], None] = unheard
+        self,
+        windows: Sequence[Window],
+        top_k: int = 0,
+        done: Callable[[int, WindowScores], None] = unheard,
+        ids: Sequence[PositionIds] | None = None,
     ) -> list[WindowScores]:
+        if ids is not None:
+            raise UsageError("vLLM returns the most probable tokens and no others. Score without ids.")
         requests.check_windows(windows, self.facts.max_length)
         scores: dict[int, WindowScores] = {}
         ambiguous: list[int] = []

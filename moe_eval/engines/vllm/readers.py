@@ -63,6 +63,7 @@ def scores(output: Any, tensors: list[Any], window: Window, top_k: int) -> Windo
         greedy=logprobs[:, 0] >= logprobs[:, 1] if top_k else ranks == 1,
         top_ids=np.ascontiguousarray(ids[:, 1:]),
         top_logprobs=np.ascontiguousarray(logprobs[:, 1:]),
+        of_ids=np.empty((len(logprobs), 0), dtype=np.float32),
     )
 
 

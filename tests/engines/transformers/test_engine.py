@@ -53,9 +53,22 @@ def test_top_tokens_are_the_most_probable_ones(
         np.testing.assert_allclose(scores.top_logprobs, picked, rtol=1e-4, atol=1e-4)
 
 
+def test_requested_tokens_are_scored(
+    mixtral: Path, start: Start, oracle: Oracle, mixed_windows: Sequence[Window]
+) -> None:
+    generator = np.random.default_rng(5)
+    ids = [generator.integers(0, 101, (len(window.continuation), 6)) for window in mixed_windows]
+    engine = start(mixtral, batch_size=3)
+    assert engine.facts.scores_ids
+    for window, of_window, scores in zip(mixed_windows, ids, engine.score(mixed_windows, 2, ids=ids), strict=True):
+        picked = oracle(mixtral, window).gather(1, torch.from_numpy(of_window))
+        np.testing.assert_allclose(scores.of_ids, picked, rtol=1e-4, atol=1e-4)
+        assert scores.top_ids.shape == (len(window.continuation), 2)
+
+
 def test_no_top_tokens_unless_asked_for(llama: Path, start: Start) -> None:
     (scores,) = start(llama).score([Window((1, 2), (3, 4, 5))])
-    assert scores.top_ids.shape == scores.top_logprobs.shape == (3, 0)
+    assert scores.top_ids.shape == scores.top_logprobs.shape == scores.of_ids.shape == (3, 0)
 
 
 @pytest.mark.parametrize(

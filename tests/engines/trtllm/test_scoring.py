@@ -71,9 +71,24 @@ def test_top_tokens_are_the_most_probable_ones(
         np.testing.assert_allclose(scores.top_logprobs, picked, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_requested_tokens_are_scored(
+    engine: TrtllmEngine, oracle: Distribution, windows: list[Window], top_k: int
+) -> None:
+    generator = np.random.default_rng(5)
+    ids = [generator.integers(0, 4096, (len(each.continuation), 6)) for each in windows[:5]]
+    assert engine.facts.scores_ids
+    scores = engine.score(windows[:5], top_k, ids=ids)
+    check(oracle, windows[:5], scores)
+    for each, of_window, result in zip(windows[:5], ids, scores, strict=True):
+        picked = oracle(each).gather(1, torch.from_numpy(of_window))
+        np.testing.assert_allclose(result.of_ids, picked, rtol=1e-4, atol=1e-4)
+        assert result.top_ids.shape == (len(each.continuation), top_k)
+
+
 def test_no_top_tokens_unless_asked_for(engine: TrtllmEngine) -> None:
     (scores,) = engine.score([Window((1, 2), (3, 4, 5))])
-    assert scores.top_ids.shape == scores.top_logprobs.shape == (3, 0)
+    assert scores.top_ids.shape == scores.top_logprobs.shape == scores.of_ids.shape == (3, 0)
 
 
 def test_every_window_is_told_once_it_is_done(engine: TrtllmEngine, windows: list[Window]) -> None:

@@ -15,7 +15,7 @@ from moe_eval.engines.base import GenerationRequest, WindowScores
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.vllm import readers
 from moe_eval.engines.vllm.engine import VllmEngine
-from moe_eval.errors import EngineError
+from moe_eval.errors import EngineError, UsageError
 from tests.conftest import SAMPLE
 from tests.engines.conftest import LONGEST, window
 from tests.engines.vllm.conftest import Load
@@ -78,6 +78,14 @@ def test_the_window_is_what_was_asked_for(load: Load) -> None:
     assert engine.facts.arguments["max_model_len"] == 66
     assert len(engine.score([window(3, 1, 64)])[0].logprobs) == 64
     assert load(options={"max_model_len": 100}).facts.max_length == 98
+
+
+def test_requested_tokens_are_refused(load: Load) -> None:
+    engine = load()
+    assert not engine.facts.scores_ids
+    assert engine.score([window(1, 3, 9)])[0].of_ids.shape == (9, 0)
+    with pytest.raises(UsageError, match=r"and no others\. Score without ids\."):
+        engine.score([window(1, 3, 9)], ids=[np.zeros((9, 1), np.int64)])
 
 
 def test_log_probabilities_of_other_tokens_are_noticed(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
