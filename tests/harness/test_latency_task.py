@@ -18,6 +18,7 @@ from lm_eval.tasks import TaskManager
 from mlflow import MlflowClient
 
 from moe_eval.errors import UsageError
+from moe_eval.evaluators import latency
 from moe_eval.evaluators.warm_up import UNSETTLED
 from moe_eval.harness import latency as task
 from moe_eval.harness.latency import MoeLatency
@@ -176,6 +177,7 @@ def test_the_gpu_that_the_engine_is_on_is_metered(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(hardware, "gpus", lambda: two)
     monkeypatch.setattr(task.Nvml, "open", lambda uuids: asked_for.append(uuids) or Nvml(None, {}, "made up"))
     engine = MadeUp()
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=engine.perf_counter))
     engine.facts = replace(engine.facts, device="cuda:1", gpus=1, worker="spawned")
     doc = {"batch_size": 1, "input_len": 2, "output_len": 5, "prompts": "random", "num_iterations": 1}
     request = Instance("moe_latency", {}, ("b1", {**doc, "warmup_iterations": 5}), 0)
