@@ -24,7 +24,7 @@ from moe_eval.records.comparison import (
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
 from moe_eval.records.labels import EngineFacts, Status
 from moe_eval.records.latency import LatencyRecord, ShapeLatency
-from moe_eval.records.quality import QualityRecord
+from moe_eval.records.quality import NO_NUMBERS, QualityRecord
 from moe_eval.records.run import RunRecord, Skipped
 from moe_eval.stats import LEAST_LOADS
 
@@ -98,13 +98,13 @@ def _arm(arm: ArmRecords) -> ComparedArm:
 
 
 def _broken(record: QualityRecord | None) -> str | None:
-    """Why an arm could not be scored. None where it was, or nobody tried."""
+    """Why an arm's scores are no numbers. None where they are, or there are none."""
     if record is None:
         return None
-    if record.status is Status.FAILED:
-        return record.error or "it failed"
-    is_scored = record.figures is None or record.figures.perplexity is not None
-    return None if is_scored else "its perplexity is no number"
+    if record.error and NO_NUMBERS in record.error:
+        return record.error
+    is_number = record.figures is None or record.figures.perplexity is not None
+    return None if is_number else "its perplexity is no number"
 
 
 def _weights_gib(facts: EngineFacts) -> float | None:

@@ -102,7 +102,11 @@ def _quality_sentence(quality: QualityComparison | None) -> str:
 
 def broken(pair: Pair, arms: Mapping[str, ComparedArm]) -> str:
     """The verdict on a pair of which an arm is broken, and in what."""
-    failed = [f"{arm.name} cannot be scored: {ended(arm.broken)}" for arm in _sides(pair, arms) if arm.broken]
+    failed = [
+        f"{arm.name} gives no probabilities. {ended(capitalised(arm.broken))}"
+        for arm in _sides(pair, arms)
+        if arm.broken
+    ]
     why = " ".join(failed) or _quality_sentence(pair.quality)
     return f"Broken: {why} A broken arm has no speed."
 

@@ -18,7 +18,7 @@ from moe_eval.engines.base import Engine, WindowScores, unheard
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import divergence
 from moe_eval.records.labels import ArmLabels, Origin, Status
-from moe_eval.records.quality import NoiseFloor, QualityFigures, QualityRecord
+from moe_eval.records.quality import NO_NUMBERS, NoiseFloor, QualityFigures, QualityRecord
 from moe_eval.stats import Divergence
 
 TOP_K = 128  # with 64 the divergence of the shipped model's NVFP4 misses 15 % of that over the whole vocabulary
@@ -82,7 +82,7 @@ class Scores:
         window = int(np.searchsorted(ends, places[0], side="right"))
         token = int(places[0] - ends[window] + self.lengths[window])
         raise EngineError(
-            f"The scores of {len(places):,} of {len(self.logprobs):,} tokens are no numbers (NaN or infinity). The "
+            f"The scores of {len(places):,} of {len(self.logprobs):,} tokens {NO_NUMBERS}. The "
             f"first is token {token} of window {window} in document {self.documents[window]}, all counted from 0. Look "
             "for an overflow: try another --moe_backend or checkpoint."
         )

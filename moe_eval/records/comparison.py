@@ -338,7 +338,7 @@ class ComparedArm:
 
     Attributes:
         precision: that was asked for. `precision_seen`: by its kernels.
-        broken: why it could not be scored. None where it was, or nobody tried.
+        broken: why its scores are no numbers. None where they are, or there are none.
         weights_gib: of the loaded weights, all GPUs together. `kv_cache_tokens`: that the key-value cache holds as it
             was loaded, which may be less than memory has room for. None where the engine does not say.
         token_ppl, word_ppl, bits_per_byte: None where not measured.

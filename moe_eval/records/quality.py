@@ -8,6 +8,7 @@ from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.stats import Divergence, Estimate
 
 QUALITY_SCHEMA = 2
+NO_NUMBERS = "are no numbers (NaN or infinity)"  # in the error of an arm with such scores
 
 
 @dataclass(frozen=True)

@@ -62,16 +62,24 @@ def test_a_bound_is_held_against_the_ends_of_the_interval(name: str) -> None:
                     assert code(f"{name}{sign}{bound}", record) == expected, (low, high, sign, bound)
 
 
-@pytest.mark.parametrize(("name", "value"), [("kld", 0.01), ("top1", 0.95)])
-def test_figures_of_every_token_count_as_they_are(name: str, value: float) -> None:
+@pytest.mark.parametrize(("name", "low", "high"), [("kld", 0.008, 0.012), ("top1", 0.94, 0.96)])
+def test_divergence_and_agreement_have_intervals_too(name: str, low: float, high: float) -> None:
+    middle = (low + high) / 2
     for sign, bound, expected in (
-        (">=", value, HOLDS),
-        ("<=", value, HOLDS),
-        (">=", value + 0.01, FAILS),
-        ("<=", value + 0.01, HOLDS),
-        ("<=", value - 0.005, FAILS),
+        (">=", low, HOLDS),
+        ("<=", high, HOLDS),
+        (">=", middle, UNDECIDED),
+        ("<=", middle, UNDECIDED),
+        (">=", high + 0.01, FAILS),
+        ("<=", low - 0.005, FAILS),
     ):
         assert code(f"{name}{sign}{bound!r}", comparison((1.2, 1.1, 1.3))) == expected
+
+
+def test_a_lower_bound_of_the_divergence_never_holds_a_most() -> None:
+    bound = replace(QUALITY, divergence=replace(QUALITY.divergence, kind="capped"))
+    results = [code(f"kld{text}", comparison((1.2, 1.1, 1.3), quality=bound)) for text in ("<=9", "<=0.001", ">=0.001")]
+    assert results == [UNDECIDED, FAILS, HOLDS]
 
 
 def test_a_condition_is_about_every_shape_or_one() -> None:

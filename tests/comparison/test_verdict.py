@@ -180,7 +180,7 @@ def test_a_broken_arm_has_no_speed() -> None:
     unscorable = {"fp8": {"broken": "the score of token 3 is nan"}}
     decided = decide([shape(1, ABOVE)], quality=None, of_arms=unscorable)
     assert decided.verdict is Verdict.BROKEN
-    assert "fp8 cannot be scored: the score of token 3 is nan." in decided.sentence
+    assert "fp8 gives no probabilities. The score of token 3 is nan." in decided.sentence
 
 
 def test_an_arm_against_itself_has_to_come_out_as_one() -> None:

@@ -184,7 +184,7 @@ def test_low_clocks_and_warm_ups_that_did_not_settle_are_notes() -> None:
 def test_a_trend_within_loads_is_a_note_with_its_size(step: float, moved: str) -> None:
     measured = arm()
     slow = [Sample(0.0, 1.0, {"host": 0.2}, {"host": 1 + step * at}) for at in range(5)]
-    measured.blocks["b4_i10_o5"] = [slow, slow]
+    measured.loads["b4_i10_o5"] = [slow, slow]
     first, second = recorded(measured).shapes
     assert first.notes[-1] == f"end-to-end times {moved} by 1.2 % within a load: the warm-up was too short"
     assert second.notes == ()

@@ -19,6 +19,7 @@ from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import Verdict
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
@@ -243,4 +244,4 @@ def test_a_perplexity_that_is_no_number_is_missing(tmp_path: Path) -> None:
     made.write(tmp_path, [arms[0], replace(arms[1], quality=broken)])
     comparison = pairs.compare(by_arm.read(tmp_path))
     assert comparison.arms[1].token_ppl is None
-    assert comparison.pairs[0].quality is None
+    assert comparison.pairs[0].verdict is Verdict.BROKEN

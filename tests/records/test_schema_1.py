@@ -62,7 +62,11 @@ def test_arms_have_their_labels_and_figures(compared: Golden) -> None:
         speed = {
             shape: {name: vars(figure) for name, figure in figures.items()} for shape, figures in arm.speed.items()
         }
-        assert speed == row["speed"]
+        of_one_load = {
+            shape: {name: {**figure, "loads": 1} for name, figure in figures.items()}
+            for shape, figures in row["speed"].items()
+        }
+        assert speed == of_one_load
         assert arm.kernels == row["kernels"]
 
 
