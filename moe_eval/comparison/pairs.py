@@ -23,7 +23,7 @@ from moe_eval.records.comparison import (
 )
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
 from moe_eval.records.labels import EngineFacts, Status
-from moe_eval.records.latency import LatencyRecord, ShapeLatency
+from moe_eval.records.latency import Capacity, LatencyRecord, ShapeLatency
 from moe_eval.records.quality import NO_NUMBERS, QualityRecord
 from moe_eval.records.run import RunRecord, Skipped
 from moe_eval.stats import LEAST_LOADS
@@ -69,6 +69,7 @@ def _arm(arm: ArmRecords) -> ComparedArm:
     records: list[LatencyRecord | QualityRecord] = [record for record in (arm.latency, arm.quality) if record]
     first = next(iter([*filter(engine, records), *records]), None)
     facts = engine(first)
+    capacity = arm.latency.capacity if arm.latency else None
     precisions = [record.precision_seen for record in arm.kernels.values() if record.precision_seen]
     status, error = _status(records)
     figures = scored(arm.quality)
@@ -84,8 +85,8 @@ def _arm(arm: ArmRecords) -> ComparedArm:
         gpu=first.gpu_name if first else None,
         emulated=any(facts.emulated for facts in map(engine, records) if facts),
         moe_backend=first.moe_backend if first else None,
-        weights_gib=_weights_gib(facts) if facts else None,
-        kv_cache_tokens=facts.kv_cache_tokens if facts else None,
+        weights_gib=_weights_gib(facts, capacity),
+        kv_cache_tokens=capacity.kv_cache_tokens if capacity else None,
         token_ppl=figures.perplexity if figures else None,
         word_ppl=figures.word_ppl if figures else None,
         bits_per_byte=figures.bits_per_byte if figures else None,
@@ -107,9 +108,11 @@ def _broken(record: QualityRecord | None) -> str | None:
     return None if is_number else "its perplexity is no number"
 
 
-def _weights_gib(facts: EngineFacts) -> float | None:
-    """The loaded weights. An engine sees the bytes of its own rank alone, so with several GPUs they are not known."""
-    return sum(facts.weight_bytes.values()) / 2**30 if facts.weight_bytes and facts.gpus < 2 else None
+def _weights_gib(facts: EngineFacts | None, capacity: Capacity | None) -> float | None:
+    """The weights on each GPU: as loaded, where the engine sees them, else by the files."""
+    if facts and facts.weight_bytes:  # an engine sees those of its own rank
+        return sum(facts.weight_bytes.values()) / 2**30
+    return capacity.weights_bytes / 2**30 if capacity and capacity.weights_bytes else None
 
 
 def _status(records: Sequence[LatencyRecord | QualityRecord]) -> tuple[Status, str | None]:

@@ -14,6 +14,7 @@ from moe_eval.evaluators.warm_up import UNSETTLED
 from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
 from moe_eval.records.latency import (
+    Capacity,
     LatencyRecord,
     MemoryUse,
     Routing,
@@ -64,6 +65,7 @@ class Measured:
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     nvml: str | None = None
     memory: tuple[MemoryUse, ...] = ()
+    capacity: Capacity | None = None
     routing: Mapping[int, Routing] | None = None
     no_routing: str | None = None
 
@@ -110,6 +112,7 @@ def record(measured: Measured, context: Context) -> LatencyRecord:
         prefill_tokens_per_sec=first.prefill_tokens_per_sec if first else None,
         shapes=rows,
         memory=measured.memory,
+        capacity=measured.capacity,
         nvml=measured.nvml,
         routing=measured.routing,
         no_routing=measured.no_routing,

@@ -339,8 +339,7 @@ class ComparedArm:
     Attributes:
         precision: that was asked for. `precision_seen`: by its kernels.
         broken: why its scores are no numbers. None where they are, or there are none.
-        weights_gib: of the loaded weights, all GPUs together. `kv_cache_tokens`: that the key-value cache holds as it
-            was loaded, which may be less than memory has room for. None where the engine does not say.
+        weights_gib: on each GPU. `kv_cache_tokens`: that fit beside them, see latency.Capacity.
         token_ppl, word_ppl, bits_per_byte: None where not measured.
         speed: by shape and metric. `kernels`: ms by shape, phase and category.
     """

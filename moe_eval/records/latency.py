@@ -204,6 +204,20 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What a GPU has room for, by the checkpoint's files and the sizes of the model: an estimate.
+
+    Attributes:
+        weights_bytes: on each GPU.
+        kv_cache_tokens: of all sequences together, in what the whole GPU has beside the weights and runner.fit's share
+            for everything else. None without a GPU.
+    """
+
+    weights_bytes: int | None
+    kv_cache_tokens: int | None
+
+
+@dataclass(frozen=True)
 class ShapeLatency:
     """One shape of one arm.
 
@@ -257,6 +271,7 @@ class LatencyRecord:
     Attributes:
         precision: what the loaded kernels compute in. `precision_planned`: that was asked for.
         batch_size ... prefill_tokens_per_sec: of the first shape; None where nothing was timed.
+        capacity: None where nothing was planned.
         nvml: why NVML does not see everything. None where it does.
         routing: by batch size. None where it was not counted, and `no_routing` says why.
         rates: what the machine reaches. None where it was not measured, and `no_rates` says why.
@@ -287,6 +302,7 @@ class LatencyRecord:
     prefill_tokens_per_sec: float | None = None
     shapes: tuple[ShapeLatency, ...] = ()
     memory: tuple[MemoryUse, ...] = ()
+    capacity: Capacity | None = None
     nvml: str | None = None
     routing: Mapping[int, Routing] | None = None
     no_routing: str | None = None

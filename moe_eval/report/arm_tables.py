@@ -39,8 +39,8 @@ def arms(comparison: ComparisonRecord) -> list[Table]:
             ("version", named(arm.engine_version)),
             ("GPU", named(arm.gpu)),
             ("MoE backend", named(arm.moe_backend)),
-            ("weights, GiB", number(arm.weights_gib, 2)),
-            ("KV-cache tokens, as loaded", number(arm.kv_cache_tokens, 0)),
+            ("weights on a GPU, GiB", number(arm.weights_gib, 2)),
+            ("KV-cache tokens that fit, estimate", number(arm.kv_cache_tokens, 0)),
             ("emulated", named(arm.emulated)),
             ("status", arm.status.value),
         ]

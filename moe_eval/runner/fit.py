@@ -15,6 +15,7 @@ from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
+from moe_eval.records.latency import Capacity
 from moe_eval.records.run import Skipped
 from moe_eval.runner.arm_plan import Arm
 
@@ -41,11 +42,15 @@ _PARALLEL = (
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of memory that one arm needs on each of its GPUs. None where files and configuration do not say."""
+    """Bytes of memory that one arm needs on each of its GPUs. None where files and configuration do not say.
+
+    `token` is one token of the key-value cache.
+    """
 
     weights: int | None
     cache: int | None
     beside: int
+    token: float | None = None
 
     @property
     def total(self) -> int | None:
@@ -112,13 +117,14 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str,
         # random weights, or weights that the engine quantises while it loads them
         quantised = sizes.params.experts + sizes.params.attention
         weights = int(quantised * _WEIGHT_BYTES.get(base, plain) + (sizes.params.total - quantised) * plain)
-    cache = None
+    token = None
     if sizes is not None:
         cache_dtype = str(options.get("kv_cache_dtype", "auto"))
         width = precision.cache_bytes(cache_dtype if cache_dtype != "auto" else carried.kv_cache or "") or plain
         tensor, pipeline = (number(options, name) or 1 for name in _PARALLEL[:2])
-        cache = int(cache_tokens(shapes) * sizes.kv_bytes_per_gpu(width, tensor, pipeline))
-    return Need((weights or 0) // gpu_count(options) or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU)
+        token = sizes.kv_bytes_per_gpu(width, tensor, pipeline)
+    cache = None if token is None else int(cache_tokens(shapes) * token)
+    return Need((weights or 0) // gpu_count(options) or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU, token)
 
 
 def _size(dtype: str) -> int:
@@ -159,6 +165,15 @@ def folder(arm: Arm) -> Path:
 def need_of(arm: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> Need:
     """The memory that an arm needs."""
     return need(folder(arm), arm.precision, shapes, arm.settings.options, gpu=bool(gpus))
+
+
+def capacity(arm: Arm, gpus: Sequence[Gpu]) -> Capacity:
+    """What the first GPU has room for when nothing else runs there."""
+    required = need_of(arm, (), gpus)
+    if required.weights is None or required.token is None or not gpus:
+        return Capacity(required.weights, None)
+    room = _USABLE * gpus[0].memory_bytes - required.weights - required.beside
+    return Capacity(required.weights, max(0, int(room / required.token)))
 
 
 def fitted(planned: Sequence[Arm | Skipped], shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> list[Arm | Skipped]:

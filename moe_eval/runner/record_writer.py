@@ -13,6 +13,7 @@ from moe_eval.records.labels import ArmLabels, Status
 from moe_eval.records.latency import MemoryUse, Turn
 from moe_eval.records.quality import NoiseFloor
 from moe_eval.records.run import UNMEASURED
+from moe_eval.runner import fit
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task, TaskResult
@@ -62,6 +63,9 @@ class RecordWriter:
         """An arm's latency tasks, put together."""
         measured = Measured(arm, precision, Status.FINISHED, labels=self._labels(arm))
         measured.memory = tuple(MemoryUse(load.before, load.after, load.together) for load in self.folder.loads(arm))
+        machine = self.context.origin.machine
+        planned = next(entry for entry in self.plan.arms if entry.name == arm)
+        measured.capacity = fit.capacity(planned, machine.gpus if machine else ())
         tasks = self._tasks(arm, "latency")
         loads = 1 + max(task.load for task in tasks)
         for task in tasks:

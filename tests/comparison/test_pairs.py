@@ -20,6 +20,7 @@ from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import CeilingOfPhase, Interval, LabelDifference, PairSchedule, SpeedRatios, Verdict
 from moe_eval.records.labels import Status
+from moe_eval.records.latency import Capacity
 from moe_eval.records.run import Skipped
 from moe_eval.traces.readers import files
 from tests.doubles import recorded_arms as made
@@ -261,16 +262,19 @@ def test_arms_are_described_and_broken_ones_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "gib", "tokens"),
+    ("facts", "capacity", "expected"),
     [
-        ({"weight_bytes": {"experts": 3 << 30, "other": 1 << 29}, "kv_cache_tokens": 4096}, 3.5, 4096),
-        ({"weight_bytes": {"experts": 3 << 30}, "gpus": 2}, None, None),  # one rank of two
-        ({}, None, None),
+        ({"weight_bytes": {"experts": 3 << 30, "other": 1 << 29}}, Capacity(9 << 30, 4096), (3.5, 4096)),
+        ({}, Capacity(9 << 30, None), (9.0, None)),  # the engine does not see them, and the files are there
+        ({}, None, (None, None)),
     ],
 )
-def test_arms_tell_their_memory(facts: dict[str, Any], gib: float | None, tokens: int | None) -> None:
-    arm = pairs.compare([made.arm("bf16", MS, **facts)]).arms[0]
-    assert (arm.weights_gib, arm.kv_cache_tokens) == (gib, tokens)
+def test_arms_tell_their_memory(
+    facts: dict[str, Any], capacity: Capacity | None, expected: tuple[float | None, int | None]
+) -> None:
+    arm = made.arm("bf16", MS, **facts)
+    compared = pairs.compare([replace(arm, latency=replace(arm.latency, capacity=capacity))]).arms[0]
+    assert (compared.weights_gib, compared.kv_cache_tokens) == expected
 
 
 def changed(arm: ArmRecords, **changes: Any) -> ArmRecords:

@@ -180,10 +180,10 @@ def test_a_single_arm_all_failed_and_nothing_at_all() -> None:
 
 def test_memory_stands_in_the_table_of_arms_where_an_engine_tells() -> None:
     comparison = compared_arms.comparison()
-    assert "weights, GiB" not in read(comparison).tables["Arms"][0]
+    assert "weights on a GPU, GiB" not in read(comparison).tables["Arms"][0]
     told = replace(comparison.arms[1], weights_gib=29.874, kv_cache_tokens=412_304)
     heads, reference, other, *_ = read(replace(comparison, arms=(comparison.arms[0], told))).tables["Arms"]
-    places = [heads.index(head) for head in ("weights, GiB", "KV-cache tokens, as loaded")]
+    places = [heads.index(head) for head in ("weights on a GPU, GiB", "KV-cache tokens that fit, estimate")]
     assert [other[place] for place in places] == ["29.87", "412,304"]
     assert [reference[place] for place in places] == ["not measured"] * 2
 

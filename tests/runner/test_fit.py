@@ -13,9 +13,11 @@ import pytest
 from safetensors import safe_open
 
 from moe_eval.data.workload import Shape, shapes
+from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import fit
+from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.fit import Need
 from tests.conftest import ROOT, SHIPPED
 from tests.doubles.nvml import ONE as ONE_GPU
@@ -140,6 +142,18 @@ def test_where_nothing_is_known_nothing_is_refused_and_nothing_shares_the_machin
 
 def test_the_cache_is_that_of_the_largest_shape() -> None:
     assert fit.cache_tokens((Shape(1, 100, 10), Shape(32, 100, 10), Shape(8, 100, 10))) == 32 * (110 + 64)
+
+
+def test_lighter_weights_leave_room_for_more_of_the_cache(tmp_path: Path) -> None:
+    settings = EngineSettings(str(folder(tmp_path, QWEN3, QWEN3_BYTES)))
+    per_token = 48 * 2 * 4 * 128 * 2  # layers, keys and values, heads, head size, bytes
+    for precision, weights in (("bf16", QWEN3_BYTES), ("fp8", None)):
+        capacity = fit.capacity(Arm(precision, precision, settings), (H100,))
+        assert capacity.weights_bytes is not None
+        assert weights is None or capacity.weights_bytes == pytest.approx(weights, rel=1e-3)
+        room = 0.97 * H100.memory_bytes - capacity.weights_bytes - (8 << 30)
+        assert capacity.kv_cache_tokens == pytest.approx(room / per_token, abs=1)
+        assert fit.capacity(Arm(precision, precision, settings), ()).kv_cache_tokens is None
 
 
 def test_what_does_not_fit_is_said_with_both_sides() -> None:
