@@ -13,10 +13,11 @@ from moe_eval import tracking
 from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, disk
-from moe_eval.records.comparison import Fairness
+from moe_eval.records.comparison import Verdict
 from moe_eval.records.labels import Status
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import UNMEASURED
+from moe_eval.report.pair_tables import ratio_of
 from moe_eval.tracking import fetch, keys, plan_run
 from tests.doubles import recorded_arms
 from tests.doubles.harness_runs import RECORD, runs
@@ -142,11 +143,32 @@ def test_figures_that_are_none_have_no_key() -> None:
     arms = [recorded_arms.arm(name, {1: [[100.0]] * 3}) for name in ("bf16", "fp8")]
     comparison = pairs.compare(arms)
     (shape,) = comparison.pairs[0].shapes
-    unfair = replace(comparison.pairs[0], shapes=(replace(shape, fairness=Fairness(False, "not alike")),))
+    unfair = replace(comparison.pairs[0], shapes=(replace(shape, verdict=Verdict.NOT_COMPARABLE),))
+    broken = replace(comparison.pairs[0], verdict=Verdict.BROKEN)
     assert arms[1].latency
-    figures = keys.of_latency(arms[1].latency, replace(comparison, pairs=(unfair,)))
-    assert f"latency/{shape.name}/e2e_ms" in figures
-    assert f"latency/{shape.name}/speedup" not in figures
+    for pair in (unfair, broken):
+        figures = keys.of_latency(arms[1].latency, replace(comparison, pairs=(pair,)))
+        assert f"latency/{shape.name}/e2e_ms" in figures
+        assert not [key for key in figures if "speedup" in key or "energy_ratio" in key]
+
+
+def test_every_ratio_has_a_key_and_its_interval() -> None:
+    arms = [recorded_arms.arm("bf16", {1: [[100.0]] * 3}), recorded_arms.arm("fp8", {1: [[48.0], [50.0], [52.0]]})]
+    comparison = pairs.compare(arms)
+    (shape,) = comparison.pairs[0].shapes
+    own, other = (keys.of_latency(arm.latency, comparison) for arm in arms if arm.latency)
+    ratios = {"speedup": "e2e_ms", "ttft_speedup": "ttft_ms", "tpot_speedup": "tpot_ms", "energy_ratio": "j_per_tok"}
+    for name, figure in ratios.items():
+        ratio = ratio_of(shape, figure)
+        assert ratio is not None
+        key = f"latency/{shape.name}/{name}"
+        assert [other[f"{key}{end}"] for end in ("", "_low", "_high")] == [ratio.value, ratio.low, ratio.high]
+        assert [own[f"{key}{end}"] for end in ("", "_low", "_high")] == [1, 1, 1]
+    single = [recorded_arms.arm(name, {1: [[ms] * 6]}) for name, ms in (("bf16", 100.0), ("fp8", 50.0))]
+    assert single[1].latency
+    quick = keys.of_latency(single[1].latency, pairs.compare(single))
+    assert quick[f"latency/{shape.name}/speedup"] == pytest.approx(2)
+    assert f"latency/{shape.name}/speedup_low" not in quick, "a quick look has no interval"
 
 
 def test_kernel_times_stand_by_shape_and_phase() -> None:
