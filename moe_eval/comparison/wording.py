@@ -60,9 +60,14 @@ def interval_digits(low: float | None, high: float | None, bounds: Sequence[floa
     return min(digits, _MOST_DIGITS)
 
 
+def ratio_digits(low: float | None, high: float | None, min_gain: float) -> int:
+    """Decimals for a ratio and its interval, in sentences, tables and charts alike."""
+    return max(2, interval_digits(low, high, (1.0, 1 + min_gain)))  # 0.885 is not 1
+
+
 def ratio_text(ratio: Ratio, rules: Rules) -> str:
     """A ratio in words, such as "1.293x (1.270 to 1.317)"."""
-    digits = max(2, interval_digits(ratio.low, ratio.high, (1.0, 1 + rules.min_gain)))  # 0.885 is not 1
+    digits = ratio_digits(ratio.low, ratio.high, rules.min_gain)
     if ratio.low is None:
         return f"{ratio.value:.{digits}f}x"
     return f"{ratio.value:.{digits}f}x ({ratio.low:.{digits}f} to {ratio.high:.{digits}f})"

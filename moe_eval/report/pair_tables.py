@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moe_eval.comparison.verdict import of_ratio
+from moe_eval.comparison.wording import ratio_digits
 from moe_eval.records.comparison import (
     TIME_OF,
     CategoryChange,
@@ -40,7 +41,6 @@ from moe_eval.report.text import (
     paragraph,
     percent,
     plain,
-    ratio_digits,
     span,
     without_empty_columns,
 )
@@ -73,7 +73,7 @@ def ratio_cells(shape: ShapeComparison, ratio: Ratio | None, rules: Rules) -> tu
         return NONE, NONE, NONE
     if shape.verdict is Verdict.NOT_COMPARABLE:
         return "void", NONE, NONE
-    digits = ratio_digits(ratio, rules)
+    digits = ratio_digits(finite(ratio.low), finite(ratio.high), rules.min_gain)
     return (
         number(ratio.value, digits, unit="x"),
         span(ratio.low, ratio.high, digits, unit="x"),

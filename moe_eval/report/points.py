@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from moe_eval.comparison.wording import interval_digits
+from moe_eval.comparison.wording import ratio_digits
 from moe_eval.report.drawing import (
     COLOURS,
     CYCLE,
@@ -96,17 +96,12 @@ def ratios(title: str, series: Sequence[Series], min_gain: float) -> Chart | Non
     if not series:
         return None
     description = ". ".join(
-        f"{plain(arm.name)} at batch {batch}: {point.words(_ratio_digits(point, min_gain), 'x')}"
+        f"{plain(arm.name)} at batch {batch}: {point.words(ratio_digits(point.low, point.high, min_gain), 'x')}"
         for arm in series
         for batch, point in sorted(arm.points.items())
     )
     description = f"{description}. Above 1x is faster than the reference. The least gain is {100 * min_gain:.10g} %."
     return Chart(title, description, partial(_draw_ratios, series, min_gain))
-
-
-def _ratio_digits(point: Point, min_gain: float) -> int:
-    """As a table has it."""
-    return interval_digits(point.low, point.high, (1.0, 1 + min_gain))
 
 
 def _draw_ratios(series: Sequence[Series], min_gain: float) -> Figure:
@@ -127,7 +122,7 @@ def _draw_ratios(series: Sequence[Series], min_gain: float) -> Figure:
             arm.draw(axes, point, batch * 2 ** (aside * (index - (len(series) - 1) / 2)), f"{arm.index}-{batch}")
             if len(series) == 1:
                 place = (batch, point.value)
-                label = number(point.value, _ratio_digits(point, min_gain), unit="x")
+                label = number(point.value, ratio_digits(point.low, point.high, min_gain), unit="x")
                 axes.annotate(label, place, (9, 0), textcoords="offset points", va="center")
     handles = [Line2D([], [], color=arm.colour, marker=arm.marker, linestyle="none") for arm in series]
     legend = axes.legend(handles, names, ncols=columns, handletextpad=0.4, borderaxespad=0, loc="lower left")

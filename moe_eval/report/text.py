@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_eval.comparison.wording import interval_digits
-from moe_eval.records.comparison import ComparisonRecord, Interval, Pair, Ratio, Rules, Verdict
+from moe_eval.records.comparison import ComparisonRecord, Interval, Pair, Ratio, Verdict
 from moe_eval.records.latency import Metric
 from moe_eval.records.run import Mode
 from moe_eval.stats import CONFIDENCE
@@ -148,11 +148,6 @@ def interval_head(figures: Iterable[Interval | Metric | None]) -> str:
         return f"{100 * CONFIDENCE:g} % interval of this load"
     counts = " to ".join(f"{count}" for count in dict.fromkeys((loads[0], loads[-1])))
     return f"{100 * CONFIDENCE:g} % interval over {counts} loads"
-
-
-def ratio_digits(ratio: Ratio, rules: Rules) -> int:
-    """Decimals of a ratio and its interval, those of the verdict's sentence."""
-    return interval_digits(finite(ratio.low), finite(ratio.high), (1.0, 1 + rules.min_gain))
 
 
 def confidence_of(ratios: Iterable[Ratio | None]) -> str:

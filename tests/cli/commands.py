@@ -6,6 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,10 @@ def without_gpu(scratch: Path) -> Iterator[None]:
         yield
 
 
-def cells(out: str) -> list[dict[str, str]]:
-    """The rows of a printed table by the heads of its columns."""
-    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in out.splitlines() if line[:1] == "|"]
-    heads, _, *rows = lines or [[], []]
+def cells(out: str, table: int = 0) -> list[dict[str, str]]:
+    """The rows of a printed table by the heads of its columns, of the first one or another."""
+    blocks = [list(lines) for is_table, lines in groupby(out.splitlines(), lambda line: line[:1] == "|") if is_table]
+    if table >= len(blocks):
+        return []
+    heads, _, *rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in blocks[table]]
     return [dict(zip(heads, row, strict=True)) for row in rows]

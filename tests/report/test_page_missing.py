@@ -108,7 +108,7 @@ def test_ratios_without_an_interval_and_numbers_that_are_none() -> None:
     cost = replace(pair.quality, ln_ppl_ratio=None, no_interval="one document is too few")
     page = read(with_pair(comparison, replace(pair, quality=cost)))
     rows = page.tables["Speed: fp8 against bf16 (medians)"]
-    assert [row[rows[0].index("95 % interval of the ratio")] for row in rows[1:3]] == ["none", "1.0x to 2.0x"]
+    assert [row[rows[0].index("95 % interval of the ratio")] for row in rows[1:3]] == ["none", "1.00x to 2.00x"]
     assert [row[rows[0].index("verdict")] for row in rows[2:3]] == ["quick look"], "two loads make no verdict"
     assert "one document is too few" in "".join(page.text)
 
