@@ -86,26 +86,28 @@ def run(args: argparse.Namespace, model: Path) -> None:
         args.num_chunks,
     )
 
-    def scored(dtype: str, **settings: Any) -> tuple[quality.Scores, float, Any]:
+    def scored(
+        dtype: str, reference: quality.Scores | None = None, **settings: Any
+    ) -> tuple[quality.Scores, float, Any]:
         engine_settings = EngineSettings(str(model), dtype=dtype, device=args.device, **settings)
         engine = registry.load("transformers", engine_settings, tokenizer)
         times = []
         for _ in range(args.repeats):
             start = time.perf_counter()
-            scores = quality.measure(engine, cut)
+            scores = quality.measure(engine, cut, reference=reference)
             times.append(time.perf_counter() - start)
         engine.close()
         return scores, statistics.median(times), engine.facts
 
     reference, before, facts = scored(args.dtype)
-    again, _, _ = scored(args.dtype, batch_size=1)
+    again, _, _ = scored(args.dtype, reference, batch_size=1)
     arms = []
     if args.dtype != "bfloat16":
-        arms.append(("bf16", *scored("bfloat16")[:2]))
+        arms.append(("bf16", *scored("bfloat16", reference)[:2]))
     for name, scope in ARMS:
         options = {"emulate": True, "scope": scope}
-        arms.append((f"{name}, {scope}", *scored(args.dtype, precision=name, options=options)[:2]))
-    plain = statistics.median([before, scored(args.dtype)[1]])
+        arms.append((f"{name}, {scope}", *scored(args.dtype, reference, precision=name, options=options)[:2]))
+    plain = statistics.median([before, scored(args.dtype, reference)[1]])
 
     model_name = "shipped model" if model == SHIPPED else f"random weights, {args.random} layers"
     print(
@@ -132,7 +134,7 @@ def show(
     figures = quality.figures(scores, windows, "")
     word_ppl = figures.word_ppl if figures.word_ppl is not None else np.nan
     ratio = stats.ln_ratio(reference.by_document(), scores.by_document())
-    divergence = stats.divergence(reference.top_ids, reference.top_logprobs, scores.top_ids, scores.top_logprobs)
+    divergence = quality.compare(reference, scores)
     cells = (
         name,
         f"{word_ppl:.3f}",

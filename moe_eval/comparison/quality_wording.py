@@ -40,7 +40,10 @@ def bounded(value: float, ends: tuple[float, float] | None, unit: str, sign: str
     """A figure with its interval, to two significant digits of the interval's width."""
     if ends is None:
         return f"{value:{sign}.3g}{unit} (no interval{remark})"
-    digits = _decimals(ends[1] - ends[0] or value)
+    fewest = _decimals(ends[1] - ends[0] or value)
+    # an end above or below 0 is not to look like 0
+    clear = (count for count in range(fewest, fewest + 3) if all(round(end, count) or not end for end in ends))
+    digits = next(clear, fewest)
     low, high = (f"{end:{sign}.{digits}f}" for end in ends)
     return f"{value:{sign}.{digits}f}{unit} ({low} to {high}{remark})"
 

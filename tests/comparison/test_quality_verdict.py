@@ -81,6 +81,20 @@ def test_a_cost_comes_with_divergence_and_agreement() -> None:
     assert "nats (0.0108 to 0.0138)." in quality_wording.sentence(exact, [], has_more_text=True)
 
 
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ((0.12, 0.68), "+0.40 % (+0.12 to +0.68)"),
+        ((-2.0, 10.0), "+4 % (-2 to +10)"),
+        ((0.04, 1.96), "+1.00 % (+0.04 to +1.96)"),
+        ((0.0, 0.0), "+0.0 % (+0.0 to +0.0)"),
+        ((-0.0013, 0.0005), "-0.0004 % (-0.0013 to +0.0005)"),
+    ],
+)
+def test_ends_have_two_digits_of_their_distance_and_show_their_side_of_0(ends: tuple[float, float], text: str) -> None:
+    assert quality_wording.bounded(sum(ends) / 2, ends, " %", sign="+") == text
+
+
 def test_a_cost_of_six_per_cent_is_one(tmp_path: Path) -> None:
     quality = compared(tmp_path, worse=0.0585, spread=0.02)
     assert quality.verdict is COSTS

@@ -20,7 +20,8 @@ from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, GenerationRequest, WindowScores
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
-from moe_eval.stats import Divergence, divergence
+from moe_eval.evaluators import divergence
+from moe_eval.stats import Divergence
 from tests.conftest import SHIPPED
 
 Start = Callable[..., TransformersEngine]
@@ -59,7 +60,7 @@ def diverging(reference: Sequence[WindowScores], other: Sequence[WindowScores]) 
         for scores in (reference, other)
         for name in ("top_ids", "top_logprobs")
     ]
-    return divergence(*parts)
+    return divergence.between(*parts, documents=[len(parts[0])])
 
 
 @pytest.mark.parametrize(

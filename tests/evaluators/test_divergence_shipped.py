@@ -44,7 +44,7 @@ def load() -> Load:
 def windows() -> WindowSet:
     tokenizer = transformers.AutoTokenizer.from_pretrained(SHIPPED)
     pages = scoring_windows.read_documents("moe_sample")
-    return scoring_windows.cut(pages, lambda text: list(tokenizer.encode(text)), tokenizer.eos_token_id, 40, 14)
+    return scoring_windows.cut(pages, lambda text: list(tokenizer.encode(text)), tokenizer.eos_token_id, 128, 7)
 
 
 @pytest.fixture(scope="module")

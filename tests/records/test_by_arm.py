@@ -237,7 +237,7 @@ def test_a_record_with_anything_wrong_in_it_is_refused_or_compared(
     assert message is None or message.endswith(".")
 
 
-def test_a_perplexity_that_is_no_number_is_missing(tmp_path: Path) -> None:
+def test_a_perplexity_that_is_no_number_is_missing_and_broken(tmp_path: Path) -> None:
     arms = [ArmRecords(name, name, quality=made.quality(name, made.scores())) for name in ("bf16", "fp8")]
     quality = arms[1].quality
     broken = replace(quality, figures=replace(quality.figures, perplexity=float("nan")))

@@ -256,7 +256,7 @@ def test_a_damaged_record_is_refused_with_the_path_of_what_does_not_fit(
         by_arm.read(tmp_path)
 
 
-def test_a_perplexity_that_is_no_number_is_missing(tmp_path: Path) -> None:
+def test_a_perplexity_that_is_no_number_is_missing_and_broken(tmp_path: Path) -> None:
     for name in ("bf16", "fp8"):
         old = json.loads((GOLDEN / "ppl" / f"ppl_{name}_cpu.json").read_text(encoding="utf-8"))
         if name == "fp8":

@@ -76,7 +76,7 @@ class TextOptions:
 class QualityOptions(TextOptions):
     """What is scored."""
 
-    num_chunks: int = option(100, "windows to score, 0 for all", _QUALITY)
+    num_chunks: int = option(100, "windows to score, spread over all documents, 0 for all", _QUALITY)
 
 
 @dataclass(frozen=True, kw_only=True)
