@@ -34,6 +34,7 @@ _FIGURES = {
     "j_per_tok": "energy per token",
 }
 _MOST_DIGITS = 6
+_LEAST_GIB = 0.05  # less is not seen in what is printed
 
 
 def summary(comparison: ComparisonRecord) -> str:
@@ -239,7 +240,7 @@ def _worse(
         if group:
             yield f"Worse is its {name}: {', '.join(group)}."
     weights = [arm.weights_gib for arm in _sides(pair, arms)]
-    if weights[0] and weights[1] and weights[1] > 1.005 * weights[0]:
+    if weights[0] and weights[1] and weights[1] > max(1.005 * weights[0], weights[0] + _LEAST_GIB):
         yield f"Its weights take more memory: {weights[1]:.1f} GiB, and {weights[0]:.1f} in {pair.reference}."
 
 

@@ -83,6 +83,8 @@ def test_everything_that_is_worse_is_named() -> None:
     assert "Worse is its time to first token: 0.780x (0.770 to 0.790) at batch 1." in sentence
     assert "Worse is its energy per token: 0.80x (0.70 to 0.90) at batch 1." in sentence
     assert "Its weights take more memory: 12.0 GiB, and 10.0 in bf16." in sentence
+    small = decide([shape(1, ABOVE)], of_arms={"bf16": {"weights_gib": 0.01}, "fp8": {"weights_gib": 0.02}}).sentence
+    assert "more memory" not in small, "both would read as 0.0"
     assert "time per output token" not in sentence
 
 
