@@ -55,9 +55,6 @@ def verdicts(pair: Pair, rules: Rules) -> list[Table]:
     rows = [
         [
             ("shape", named(shape.name)),
-            ("batch size", named(shape.batch_size)),
-            ("tokens in", named(shape.input_len)),
-            ("tokens out", named(shape.output_len)),
             ("verdict", shape.verdict.value),
             *zip(("speed-up", interval, "loads"), ratio_cells(shape, ratio, rules), strict=True),
             ("reason", plain(shape.reason, LONGEST_SENTENCE)),
