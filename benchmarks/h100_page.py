@@ -132,8 +132,7 @@ def floors_page(arms: Sequence[ArmRecords]) -> str:
     matrix = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in first.rates.matrix_flops_per_s.items())
     return "\n\n".join(
         [
-            "Of one `moe-eval run` at another time, on another machine of the kind ([its report](h100-run.md)), with "
-            f"the same weights and prompts (digest {first.workload.digest}).",
+            f"Prompts of digest {first.workload.digest}.",
             columns(("arm", "batch", "experts per layer and step", "if drawn independently"), experts),
             f"Measured rates: copy {first.rates.copy_bytes_per_s / 1e12:.2f} TB/s, {matrix}.",
             columns(("arm", "batch", "phase", "GB", "bound", "floor ms", "measured ms", "reached"), floors),
