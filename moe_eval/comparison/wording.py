@@ -171,7 +171,7 @@ def with_speed(
         Verdict.PAYS: f"{name} pays {{where}}, {metric}",
         Verdict.SLOWER: f"{name} is slower {{where}}, {metric}",
         Verdict.NO_DIFFERENCE: f"{name} makes no worthwhile difference {{where}}, {metric}",
-        Verdict.OPEN: f"Whether {name} pays {{where}}, {metric} is open",
+        Verdict.OPEN: f"Whether {name} pays {{where}}, {metric}, is open",
         Verdict.QUICK_LOOK: f"Quick look, no verdict: {name} against {pair.reference} {{where}}, {metric}",
     }
     later = {

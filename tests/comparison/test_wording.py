@@ -48,7 +48,7 @@ PRICE = "Quality costs a little."
             f"The result is open at batch 8: {OPEN}.",
         ),
         ((BELOW, ABOVE), f"fp8 is slower at batch 1, end to end: {SMALL}. It pays at batch 8: {LARGE}."),
-        ((WIDE,), f"Whether fp8 pays at batch 1, end to end is open: {OPEN}."),
+        ((WIDE,), f"Whether fp8 pays at batch 1, end to end, is open: {OPEN}."),
         ((NO_GAIN,), f"fp8 makes no worthwhile difference at batch 1, end to end: {SAME}."),
     ],
 )
