@@ -18,8 +18,8 @@ from moe_eval.runner.folder import RunFolder
 from tests.doubles import recorded_arms as made
 from tests.doubles.servers import recorded_run
 
-MS = {1: [[100.0, 101.0], [100.0, 99.0]]}
-FASTER = {1: [[80.0, 81.0], [80.0, 79.0]]}
+MS = {1: [[100.0, 101.0], [100.0, 99.0]] * 2}
+FASTER = {1: [[80.0, 81.0], [80.0, 79.0]] * 2}
 
 
 def folder(path: Path, *arms: Any) -> Path:
@@ -120,7 +120,7 @@ def test_the_verdict_of_an_arm_without_speed_has_its_word(tmp_path: Path, capsys
     records = [made.quality("bf16", scores), made.quality("fp8", scores, emulated=True)]
     arms = [ArmRecords(record.arm, record.precision, quality=record) for record in records]
     assert compared(tmp_path, folder(tmp_path / "both", *arms)) == 0
-    assert "Verdict: Inconclusive, quality only. " in capsys.readouterr().out
+    assert "Verdict: Quality only, the speed of fp8 is open. " in capsys.readouterr().out
 
 
 def test_one_arm_in_two_folders_pays_nothing_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

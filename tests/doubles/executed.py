@@ -65,7 +65,10 @@ def turn(folder: RunFolder, plan: list[Task], arm: str = "a") -> TurnResult:
 
 
 def contents(folder: RunFolder) -> dict[str, Any]:
-    """Every file of every arm but logs, without what is a time, and all scores."""
+    """Every file of every arm but logs, without what is a time, and all scores.
+
+    A partial file of a kill that came after the last task is there until the folder is used again.
+    """
     by_name: dict[str, Any] = {}
     for file in sorted([*folder.arms.glob("*/*"), *folder.path.glob("*.npz")]):
         name = str(file.relative_to(folder.path))
@@ -73,7 +76,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
             content = json.loads(file.read_text())
             content.pop("seconds", None)
             by_name[name] = content
-        elif file.name != LOG:
+        elif file.name != LOG and not file.name.startswith("."):
             by_name[name] = file.read_bytes()
     return by_name
 
