@@ -109,6 +109,7 @@ def scatter_page(arms: Sequence[ArmRecords]) -> str:
             medians = [
                 1000 * statistics.median(sample.last[timed_by(load, OF_CALLS)] for sample in load)
                 for load in shape.loads
+                if load
             ]
             scatter = statistics.stdev(math.log(median) for median in medians)
             loads = ", ".join(f"{median:,.1f}" for median in medians)
