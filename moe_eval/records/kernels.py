@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from moe_eval.records.labels import Origin, Status
 
@@ -12,12 +13,18 @@ KERNELS_SCHEMA = 2
 
 @dataclass(frozen=True)
 class CategoryTime:
-    """A category's part of a step: medians over the steps. `share`: of all categories' times together, 0 to 1."""
+    """A category's part of a step: the median over the steps of the slowest rank.
+
+    Attributes:
+        share: of all categories' times together, 0 to 1.
+        spread_ms: the slowest rank's time minus the fastest rank's. None for one rank.
+    """
 
     ms: float
     share: float
     launches: float
     launches_per_layer: float | None
+    spread_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,92 @@ class Ceiling:
         return 1 / (1 - self.expert_gemm_share + self.expert_gemm_share / speed_up)
 
 
+class CaptureFault(str, Enum):
+    """What a capture may have got wrong."""
+
+    GRAPHS_WITHOUT_KERNELS = "graph launches without kernels"
+    LONGER_THAN_STREAM = "kernels longer than their stream allows"
+    LAUNCHES_MISSING = "launches missing"
+    UNCLASSIFIED_IN_MOE = "unclassified kernels in the MoE block"
+    PROFILER_OVERHEAD = "profiler overhead"
+    PROFILER_IDLE = "idle time made by the profiler"
+
+
+@dataclass(frozen=True)
+class CaptureWarning:
+    """A fault of a capture.
+
+    Attributes:
+        sentence: what was seen, and what it spoils.
+        phase: where. None for the whole trace.
+        withheld: the figures of `PhaseTime` that it spoils. They are None in the record.
+    """
+
+    fault: CaptureFault
+    sentence: str
+    phase: str | None = None
+    withheld: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RankTime:
+    """One rank's part of a phase: medians over the steps, in ms.
+
+    Attributes:
+        rank: by process and device, from 0.
+        busy_ms: with at least one kernel running, waiting in collectives included.
+        wait_ms: in collectives, until the last rank arrives.
+        launches: kernels of a step.
+    """
+
+    rank: int
+    device: int
+    busy_ms: float
+    expert_gemm_ms: float
+    wait_ms: float
+    launches: float
+
+
+@dataclass(frozen=True)
+class LateRank:
+    """A rank that arrived last at collectives, and why.
+
+    Attributes:
+        collectives: per step, that it was the last to enter.
+        late_ms: per step, by which it was later than the rank before it, added up.
+        because: of `late_ms`, ms per step by category of its kernels, and "launch gaps". The longest first.
+    """
+
+    rank: int
+    collectives: float
+    late_ms: float
+    because: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """The collectives of a phase, matched over ranks. Times are ms per step, medians over the steps.
+
+    Attributes:
+        matched: per step, that all ranks of their communicator take part in.
+        unmatched: of the whole phase, that lack a rank. Their durations are neither transfer nor wait.
+        transfer_ms: all ranks are in the same collective, from the last one's begin to the first one's end.
+        message_bytes: per step, where the trace has sizes.
+        late: ranks that were last, the one with the most time first.
+    """
+
+    matched: float
+    unmatched: int
+    transfer_ms: float
+    message_bytes: float | None
+    late: tuple[LateRank, ...]
+
+
 @dataclass(frozen=True)
 class PhaseTime:
-    """One phase of a trace. Times in ms, medians over the steps of all devices that are not set aside.
+    """One phase of a trace. Times in ms, medians over the steps that are not set aside.
+
+    A step is one event on all ranks, and its times are those of the slowest rank.
 
     Attributes:
         steps: that count. `set_aside`: reasons and counts of those that do not.
@@ -65,11 +155,13 @@ class PhaseTime:
         span_ms: from the first kernel to the end of the last. `idle_ms`: of the span, nothing running.
         wall_ms: from a step's begin to the next one's. `gap_ms`: of it, between the two. None where the trace has no
             times or no next step.
-        ceiling: of the busy time. `wall_ceiling`: of the wall time.
+        ceiling: of the busy time without waiting in collectives. `wall_ceiling`: of the wall time.
         classified: the share of kernel time that has a category other than `other`. `unclassified`: the names of the
             rest that take the most.
         functions: the 50 kernels that take the most, longest first.
         layers_ms: by layer of the model, its kernels' ms per step, where ranges name layers.
+        ranks: of a trace of several GPUs, else empty. `collectives` likewise.
+        expert_imbalance: the slowest rank's expert GEMM time by the mean over ranks. None for one rank.
     """
 
     steps: int
@@ -90,6 +182,9 @@ class PhaseTime:
     unclassified: tuple[KernelTime, ...] = ()
     functions: tuple[KernelTime, ...] = ()
     layers_ms: Mapping[int, float] = field(default_factory=dict)
+    ranks: tuple[RankTime, ...] = ()
+    collectives: Collectives | None = None
+    expert_imbalance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +203,7 @@ class KernelsRecord:
     Attributes:
         trace: the file's name. `shape`: of the traced run; None where nobody said.
         kernels, copies, sets: rows of the trace. `total_ns`: their durations together.
+        warnings: faults of the capture.
         devices: GPUs in the trace.
         steps_found_by, gates_told: how steps and gate GEMMs were told.
         precision: that was asked for; None where nobody said. `precision_seen`, `moe_backend_seen`: by the kernels
@@ -124,6 +220,7 @@ class KernelsRecord:
     error: str | None = None
     source: TraceSource | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[CaptureWarning, ...] = ()
     kernels: int = 0
     copies: int = 0
     sets: int = 0
