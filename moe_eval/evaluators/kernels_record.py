@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from moe_eval.records.kernels import KernelsRecord, KernelTime, PhaseTime
 from moe_eval.traces import breakdown
 from moe_eval.traces.kernel_table import COPY, KERNEL, SET, Trace
@@ -21,16 +23,16 @@ def make(name: str, trace: Trace, label: str | None) -> KernelsRecord:
         name: of the file, without its folder.
         label: the precision that the arm is meant to run, None where nobody named one.
     """
-    kinds = trace.kernels.kind
+    kinds = np.bincount(trace.kernels.kind, trace.kernels.count, 1 + max(KERNEL, COPY, SET))
     parts = breakdown.make(trace)
     wrong = contradiction(label, parts.observed) if label else None
     return KernelsRecord(
         trace=name,
         source=trace.source,
         notes=(*trace.notes, *_uneven(parts.phases)),
-        kernels=int((kinds == KERNEL).sum()),
-        copies=int((kinds == COPY).sum()),
-        sets=int((kinds == SET).sum()),
+        kernels=int(kinds[KERNEL]),
+        copies=int(kinds[COPY]),
+        sets=int(kinds[SET]),
         total_ns=parts.total_ns,
         devices=parts.devices,
         steps_found_by=parts.steps_source,

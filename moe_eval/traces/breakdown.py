@@ -48,7 +48,8 @@ def make(trace: Trace) -> Breakdown:
     cut = steps.find(trace, assigned, devices)
     busy, alone = np.zeros(len(trace.kernels)), np.zeros(len(trace.kernels))
     if trace.timed:
-        for rows in devices:
+        is_whole = [step.phase for step in cut.steps] == [steps.WHOLE]
+        for rows in [cut.steps[0].rows] if is_whole else devices:
             busy[rows] = _added(trace.kernels, rows)
             others = rows[assigned.category[rows] != _EXPERT]
             alone[others] = _added(trace.kernels, others)
@@ -92,7 +93,7 @@ def _phase(phase_steps: Sequence[Step], trace: Trace, assigned: Roles, *, busy: 
     cell = owner * width + assigned.category[rows]
     durations = trace.kernels.duration_ns[rows].astype(np.float64)
     times = np.bincount(cell, durations, size * width).reshape(size, width) / _MS
-    counts = np.bincount(cell, minlength=size * width).reshape(size, width)
+    counts = np.bincount(cell, trace.kernels.count[rows], size * width).reshape(size, width).astype(np.float64)
     layers = _moe_layers(counted, assigned)
     categories = _categories(times, counts, layers)
     functions = _functions(trace, assigned, rows, size)
@@ -118,7 +119,7 @@ def _phase(phase_steps: Sequence[Step], trace: Trace, assigned: Roles, *, busy: 
     return _with_times(phase, counted, times.sum(axis=1), busy_ms, alone_ms)
 
 
-def _categories(times: Floats, counts: Ints, layers: int | None) -> dict[str, CategoryTime]:
+def _categories(times: Floats, counts: Floats, layers: int | None) -> dict[str, CategoryTime]:
     """Medians over the steps of the categories that ran."""
     median_ms, launches = np.median(times, axis=0), np.median(counts, axis=0)
     total = float(median_ms.sum())
@@ -164,7 +165,7 @@ def _functions(trace: Trace, assigned: Roles, rows: Ints, size: int) -> tuple[Ke
     """Kernels by name and category, longest first."""
     kernels, width = trace.kernels, len(CATEGORIES)
     cells = kernels.name[rows] * width + assigned.category[rows]
-    counts = np.bincount(cells)
+    counts = np.bincount(cells, kernels.count[rows])
     keys = np.flatnonzero(counts)
     times, counts = np.bincount(cells, kernels.duration_ns[rows])[keys], counts[keys]
     functions = [
@@ -173,7 +174,7 @@ def _functions(trace: Trace, assigned: Roles, rows: Ints, size: int) -> tuple[Ke
             CATEGORIES[key % width],
             assigned.labels[key // width].fused_with,
             float(time) / _MS / size,
-            int(count) / size,
+            count / size,
         )
         for key, time, count in zip(keys.tolist(), times.tolist(), counts.tolist(), strict=True)
     ]
@@ -185,8 +186,8 @@ def _moe_layers(counted: Sequence[Step], assigned: Roles) -> int | None:
     for step in counted:
         # copies of another step run within a block as well
         ids = assigned.block[step.rows[assigned.category[step.rows] == _EXPERT]]
-        blocks = ids[ids != NONE]  # numbered in the order of rows
-        counts.append(int(np.count_nonzero(np.diff(blocks))) + 1 if len(blocks) else 0)
+        blocks = ids[ids != NONE]
+        counts.append(int(np.count_nonzero(np.bincount(blocks - blocks.min()))) if len(blocks) else 0)
     return int(np.median(counts)) or None
 
 

@@ -21,9 +21,11 @@ NONE = -1  # a time, a correlation id or a graph node that the trace does not ha
 class Kernels:
     """Kernels, copies and sets of n rows, by start. Every column but `names` has shape (n,).
 
+    A row of a summary stands for all launches of a kernel: `count` of them, which take `duration_ns` together.
+
     Attributes:
         names: distinct names. `name`: an index into them.
-        kind: KERNEL, COPY or SET.
+        kind: KERNEL, COPY or SET. `count`: launches, 1 but in a summary.
         start_ns, duration_ns: on the device's clock as the profiler aligned it with the host's.
         device, stream, process: as the profiler numbers them. `stream` is unique within a device and process.
         correlation: which launch it came from, unique within a process. All nodes of a graph's launch share one.
@@ -37,6 +39,7 @@ class Kernels:
     names: tuple[str, ...]
     name: Ints
     kind: Ints
+    count: Ints
     start_ns: Ints
     duration_ns: Ints
     device: Ints
@@ -115,7 +118,7 @@ def kernels(names: Sequence[str], **columns: npt.ArrayLike) -> Kernels:
     for key in _COLUMNS:
         kind = np.bool_ if key == "replayed" else np.int64
         column = columns.get(key)
-        empty = 0 if key in _ZEROS else NONE
+        empty = 1 if key == "count" else 0 if key in _ZEROS else NONE
         full[key] = np.full(size, empty, kind) if column is None else np.asarray(column, kind)
     start = full["start_ns"]
     if np.any(start[1:] <= start[:-1]):

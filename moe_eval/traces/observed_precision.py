@@ -125,7 +125,7 @@ def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> ObservedPreci
         return ObservedPrecision(None, backend, evidence)
     if not len(quantisers):
         return _unquantised(trace, inside, backend)
-    counts = np.bincount(rows[quantisers])
+    counts = np.bincount(rows[quantisers], trace.kernels.count[quantisers])
     names = Counter({name: int(counts[name]) for name in np.flatnonzero(counts).tolist()})
     with_type = Counter({name: count for name, count in names.items() if _makes(trace.kernels.names[name])})
     common = trace.kernels.names[(with_type or names).most_common(1)[0][0]]
@@ -137,7 +137,7 @@ def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> ObservedPreci
 def _unquantised(trace: Trace, inside: npt.NDArray[np.bool_], backend: str | None) -> ObservedPrecision:
     """The type of activations within the MoE blocks, as the names of the kernels there have it."""
     names = trace.kernels.names
-    counts = np.bincount(trace.kernels.name[inside], minlength=len(names))
+    counts = np.bincount(trace.kernels.name[inside], trace.kernels.count[inside], len(names))
     by_name = {
         name: precision
         for name in np.argsort(-counts, kind="stable").tolist()

@@ -14,10 +14,24 @@ from moe_eval.traces.kernel_table import NONE, Ints, Ranges
 
 Phase = Literal["prefill", "decode", "mixed"]
 
-# TensorRT-LLM: `[Executor] _forward_step 7: 1 ctx reqs, 512 ctx tokens, 0 gen reqs` (PyExecutor; tokens since 2026)
-_TRTLLM = re.compile(r"_forward_step (\d+): (\d+) ctx reqs,(?: (\d+) ctx tokens,)? (\d+) gen reqs")
-# vLLM: `execute_context_1(512)_generation_0(0)` (Worker.annotate_profile)
-_VLLM = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)")
+UNPHASED: Literal["step"] = "step"  # of a range that is a step and does not say of which phase
+
+# What names both counts of requests, those with a prompt to read first:
+_COUNTED = tuple(
+    map(
+        re.compile,
+        (
+            # TensorRT-LLM: `[Executor] _forward_step 7: 1 ctx reqs, 512 ctx tokens, 0 gen reqs` (PyExecutor; without a
+            # number before 0.19, without tokens before 2026)
+            r"_forward_step\b[^:]*: (\d+) ctx reqs\b.*?(\d+) gen reqs",
+            # vLLM (Worker.annotate_profile): `execute_context_1(512)_generation_0(0)`, with sums of lengths
+            # `execute_1025_context_1(sq1024sk...)_generation_1(sq1sk...)`, as SGLang's roofline annotations too
+            r"execute_(?:\d+_)?context_(\d+)\([^)]*\)_generation_(\d+)\(",
+            # vLLM 0.10 to 0.13: new requests, and those that ran before (decode, or a further chunk of a prompt)
+            r"execute_new_(\d+)_cached_(\d+)",
+        ),
+    )
+)
 # SGLang: `step[EXTEND bs=2 toks=4096]`, `step[DECODE bs=16]`, any other ForwardMode (build_step_span_name). Drafts
 # (`step[DRAFT_EXTEND ...]`) are no steps, as they run between two verifications, and belong to the one before
 _SGLANG = re.compile(r"step\[(EXTEND|SPLIT_PREFILL|DLLM_EXTEND|DECODE|TARGET_VERIFY|MIXED)\b")
@@ -26,6 +40,11 @@ _SGLANG_PHASE: dict[str, Phase] = {
     **dict.fromkeys(("DECODE", "TARGET_VERIFY"), "decode"),
     "MIXED": "mixed",
 }
+# AMD's ATOM: `prefill[bs=2 tok=14721 ctx=[...]]`, `decode[bs=128 tok=384 p=2 d=126]` with p requests of prefill in it
+_ATOM = re.compile(r"(prefill|decode)\[bs=\d+.*\]")
+_ATOM_PREFILLS = re.compile(r"\bp=0*[1-9]")
+# vLLM's scopes for profiling (VLLM_CUSTOM_SCOPES_FOR_PROFILING; `Forward` before 0.12)
+_UNPHASED = re.compile(r"(?:gpu_model_runner: forward|Forward|execute_model)")
 
 _MODULE = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 _LONGEST = 10_000  # a module's range holds the shapes of its parameters, and no more
@@ -40,15 +59,16 @@ class Module:
 
 
 @cache
-def step(text: str) -> Phase | None:
-    """Which phase a range names if it is one forward step of an engine, else None."""
-    if match := _TRTLLM.search(text):
-        return _phase(int(match[2]), int(match[4]))
-    if match := _VLLM.search(text):
-        return _phase(int(match[1]), int(match[3]))
+def step(text: str) -> Phase | Literal["step"] | None:
+    """Which phase a range names if it is one forward step of an engine, UNPHASED if it names none, else None."""
+    for pattern in _COUNTED:
+        if match := pattern.search(text):
+            return _phase(int(match[1]), int(match[2]))
     if match := _SGLANG.search(text):
         return _SGLANG_PHASE[match[1]]
-    return None
+    if match := _ATOM.fullmatch(text):
+        return "prefill" if match[1] == "prefill" else "mixed" if _ATOM_PREFILLS.search(text) else "decode"
+    return UNPHASED if _UNPHASED.fullmatch(text) else None
 
 
 def _phase(context: int, generation: int) -> Phase | None:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_eval.traces import ranges
+from moe_eval.traces import ranges, training
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import CATEGORIES
 
 WHOLE, OUTSIDE, UNKNOWN = "whole trace", "outside steps", "step"
 _IN_LAYER = np.array([name in ("attention", "expert_gemm") for name in CATEGORIES])
+_START = np.zeros(1, np.int64)  # a single step
+# a device's rows by step, where steps begin, their phases (None where kernels have to tell), and the source of all this
+Boundaries = tuple[Ints, Ints, Sequence[str | None], str]
 _UPLOAD = ("HtoD", "Host-to-Device", "HostToDevice")
 
 # kernels whose grid grows with the tokens of a step and with nothing else
@@ -31,7 +34,7 @@ class Step:
 
     Attributes:
         phase: `prefill`, `decode` or `mixed`. UNKNOWN where nothing shows it. OUTSIDE before the first step that a
-            range names. WHOLE for a trace without steps.
+            range names. WHOLE for a trace without steps, of whose devices this is one step.
         rows: of the trace's kernels, by start, shape (n,).
         start_ns, end_ns: of its first and last kernel's edges.
         next_ns: when the next step of the device begins, None for the last.
@@ -58,6 +61,8 @@ class Steps:
 def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
     """Cut a trace into forward steps: by an engine's step ranges, else by sampling, else by graph launches.
 
+    Where no device has steps, all rows of the trace are one.
+
     Args:
         devices: the rows of every device, by start.
     """
@@ -66,15 +71,23 @@ def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
     running = [rows for rows in devices if _IN_LAYER[roles.category[rows]].any()] or list(devices)
     for device in running:
         early = _before(trace, roles, device)
-        if early:
-            steps += [replace(step, phase=OUTSIDE) for step in _steps(trace, device[:early], np.zeros(1, np.int64))]
         rows, cuts, phases, source = _boundaries(trace, roles, device[early:])
         sources.add(source)
+        if phases == [WHOLE]:
+            steps += [replace(step, phase=WHOLE) for step in _steps(trace, device, cuts)]
+            continue
+        if early:
+            steps += [replace(step, phase=OUTSIDE) for step in _steps(trace, device[:early], _START)]
         cut = _steps(trace, rows, cuts)
-        if phases is None:
-            phases = _phases(trace, roles, cut)
-        steps += _aside([replace(step, phase=phase) for step, phase in zip(cut, phases, strict=True)], trace, roles)
-    return Steps(tuple(steps), " and ".join(sorted(sources)), len(running))
+        unnamed = iter(_phases(trace, roles, [step for step, phase in zip(cut, phases, strict=True) if phase is None]))
+        cut = [replace(step, phase=phase or next(unnamed)) for step, phase in zip(cut, phases, strict=True)]
+        steps += _aside(cut, trace, roles)
+    source = " and ".join(sorted(sources))
+    if steps and all(step.phase == WHOLE for step in steps):
+        (whole,) = _steps(trace, np.arange(len(trace.kernels)), _START)
+        return Steps((replace(whole, phase=WHOLE),), source, len(devices))
+    outside = [replace(step, phase=OUTSIDE) if step.phase == WHOLE else step for step in steps]
+    return Steps(tuple(outside), source, len(running))
 
 
 def _before(trace: Trace, roles: Roles, rows: Ints) -> int:
@@ -160,37 +173,58 @@ def _aside(steps: Sequence[Step], trace: Trace, roles: Roles) -> list[Step]:
     return marked
 
 
-def _boundaries(trace: Trace, roles: Roles, rows: Ints) -> tuple[Ints, Ints, list[str] | None, str]:
-    """A device's rows by step, where steps begin, their phases where ranges name them, and the source of all this."""
+def _boundaries(trace: Trace, roles: Roles, rows: Ints) -> Boundaries:
     if not trace.timed:
-        return rows, np.zeros(1, np.int64), [WHOLE], "a summary has no steps"
-    by_range = _by_ranges(trace, rows)
+        return rows, _START, [WHOLE], "a summary has no steps"
+    by_range = _by_ranges(trace, rows, phased=True)
     if by_range is not None:
         return (*by_range, "step ranges")
+    names, name = trace.kernels.names, trace.kernels.name[rows]
+    updates = training.optimizers(names)[name]
+    if updates.any() or training.backward(names)[name].any():
+        layers = np.flatnonzero(_IN_LAYER[roles.category[rows]])
+        cuts = _after_sampling(trace, rows, layers, np.flatnonzero(updates)) if updates.any() else _START
+        if len(cuts) > 1:
+            return rows, cuts, [UNKNOWN] * len(cuts), "optimizer after every step (the trace is of training)"
+        return rows, _START, [WHOLE], "no steps were found: the trace is of training, and no optimizer ends a step"
+    by_range = _by_ranges(trace, rows, phased=False)
+    return _by_kernels(trace, roles, rows) if by_range is None else (*by_range, "step ranges without a phase")
+
+
+def _by_kernels(trace: Trace, roles: Roles, rows: Ints) -> Boundaries:
     kinds = roles.category[rows]
-    layers = np.flatnonzero(_IN_LAYER[kinds])
     sampling = np.flatnonzero(kinds == NUMBER["sampling"])
-    if (kinds == NUMBER["attention"]).any() and len(layers) and len(sampling):  # without, softmax may be a layer's own
-        cuts = _after_sampling(trace, rows, layers, sampling)
-        return rows, cuts, None, "sampling after every step"
-    graphs = _graph_launches(trace, roles, rows)
-    if len(graphs) > 1:
-        return rows, graphs, None, "launches of CUDA graphs"
-    heads = _between_layers(roles, rows)
-    if len(heads) > 1:
-        return rows, heads, None, "the pattern of layers"
-    return rows, np.zeros(1, np.int64), [WHOLE], "no steps were found"
+    has_attention = bool((kinds == NUMBER["attention"]).any())
+    if has_attention and len(sampling):  # without attention, softmax may be a layer's own
+        cuts = _after_sampling(trace, rows, np.flatnonzero(_IN_LAYER[kinds]), sampling)
+        return rows, cuts, [None] * len(cuts), "sampling after every step"
+    for cuts, source in (
+        (_graph_launches(trace, roles, rows), "launches of CUDA graphs"),
+        (_between_layers(roles, rows), "the pattern of layers"),
+    ):
+        if len(cuts) > 1:
+            return rows, cuts, [None] * len(cuts), source
+    return rows, _START, [WHOLE], f"no steps were found: {_why(has_attention, len(sampling) > 0)}"
 
 
-def _by_ranges(trace: Trace, rows: Ints) -> tuple[Ints, Ints, list[str]] | None:
-    """Steps by the ranges of the threads that launch to this device.
+def _why(has_attention: bool, has_sampling: bool) -> str:
+    """Why neither ranges nor kernels show steps, as the end of a sentence."""
+    if has_attention:
+        return "no range names them, no sampling kernel ends them, and no output head shows between layers"
+    softmax = ", so softmax may be attention's or sampling" if has_sampling else ""
+    return f"no range names them, and no attention kernel is recognised{softmax}"
+
+
+def _by_ranges(trace: Trace, rows: Ints, *, phased: bool) -> tuple[Ints, Ints, list[str | None]] | None:
+    """Steps by the ranges of the threads that launch to this device, those that name a phase or those that do not.
 
     A step lasts from its range's begin to the next one's: sampling is launched after the range has ended. Kernels
     that a step launches early on another stream (inputs of an overlap scheduler) run beside the step before and are not
     its part. A kernel whose launch is unknown belongs with the one before it.
     """
     kernels = trace.kernels
-    texts = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := ranges.step(text))}
+    named = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := ranges.step(text))}
+    texts = {at: phase if phased else None for at, phase in named.items() if (phase != ranges.UNPHASED) == phased}
     steps = trace.ranges.take(np.isin(trace.ranges.name, list(texts)))
     threads = [number for number in np.unique(steps.thread) if (kernels.launch_thread[rows] == number).any()]
     launching = np.isin(steps.thread, threads)
@@ -205,7 +239,7 @@ def _by_ranges(trace: Trace, rows: Ints) -> tuple[Ints, Ints, list[str]] | None:
         rows, step = rows[order], step[order]
     present, cuts = np.unique(step, return_index=True)
     phases = [texts[at] for at in steps.name[launching].tolist()]
-    step_phases: list[str] = [phases[at] if at >= 0 else OUTSIDE for at in present.tolist()]
+    step_phases = [phases[at] if at >= 0 else OUTSIDE for at in present.tolist()]
     return rows, cuts.astype(np.int64), step_phases
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_eval.evaluators import kernels_record
 from moe_eval.traces import breakdown, kernel_table, roles
 from moe_eval.traces import steps as forward_steps
 from moe_eval.traces.breakdown import Breakdown
@@ -32,6 +33,8 @@ def step_ranges(recording: Timeline, style: str) -> list[tuple[str, int, int, in
             "trtllm-2026": f"_forward_step {at}: {int(prefill)} ctx reqs, {512 * prefill} ctx tokens, "
             f"{int(not prefill)} gen reqs",
             "vllm": "execute_context_1(512)_generation_0(0)" if prefill else "execute_context_0(0)_generation_1(1)",
+            "vllm-0.10": f"execute_new_{int(prefill)}_cached_{int(not prefill)}",
+            "vllm-scopes": "gpu_model_runner: forward",
             "sglang": "step[EXTEND bs=1 toks=512]" if prefill else "step[DECODE bs=1]",
         }[style]
         result.append((text, begin - 9500, begin - 9100 + 20_000, 7))
@@ -69,13 +72,14 @@ def expected(recording: Timeline, phase: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize("style", [None, "trtllm", "trtllm-2026", "vllm", "sglang"])
+@pytest.mark.parametrize("style", [None, "trtllm", "trtllm-2026", "vllm", "vllm-0.10", "vllm-scopes", "sglang"])
 @pytest.mark.parametrize("fp8", [False, True])
 def test_every_step_is_found_and_its_time_is_that_of_the_list(style: str | None, graph: bool, fp8: bool) -> None:
     recording = generation(decode=6, graph=graph, fp8=fp8)
     result = breakdown.make(recording.trace(ranges=step_ranges(recording, style) if style else ()))
     assert counted(result) == [("prefill", 1, {}), ("decode", 6, {})]
-    assert result.steps_source == ("step ranges" if style else "sampling after every step")
+    sources = {None: "sampling after every step", "vllm-scopes": "step ranges without a phase"}
+    assert result.steps_source == sources.get(style, "step ranges")
     for phase_name, phase in result.phases.items():
         want = expected(recording, phase_name)
         assert {category: time.ms for category, time in phase.categories.items()} == pytest.approx(want)
@@ -288,12 +292,87 @@ def test_two_devices_are_steps_of_their_own() -> None:
 
 def test_a_trace_without_steps_is_one_whole() -> None:
     result = breakdown.make(timeline.trace_of(["unheard_of", timeline.NORM], start_ns=[0, 50], duration_ns=[100, 100]))
-    assert (step_counts(result), result.steps_source) == ([(forward_steps.WHOLE, 1)], "no steps were found")
+    assert step_counts(result) == [(forward_steps.WHOLE, 1)]
+    assert result.steps_source == ("no steps were found: no range names them, and no attention kernel is recognised")
     (phase,) = result.phases.values()
     assert (phase.busy_ms, phase.overlap_ms, phase.wall_ms) == pytest.approx((150e-6, 50e-6, None))
     assert phase.classified == pytest.approx(0.5)
     assert [each.name for each in phase.unclassified] == ["unheard_of"]
     assert phase.ceiling.if_free == 1
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("early", [0, 5, 10])
+def test_a_trace_without_steps_is_whole_on_all_devices_and_from_its_first_kernel(devices: int, early: int) -> None:
+    recording = Timeline()
+    for at in range(10):
+        launch = {"launch_ns": kernel_table.NONE, "launch_thread": kernel_table.NONE} if at < early else {}
+        recording.run("dense_gemm", timeline.QKV, 1_000_000, device=at % devices, **launch)
+    result = breakdown.make(recording.trace())
+    assert (counted(result), result.devices) == ([(forward_steps.WHOLE, 1, {})], devices)
+    (phase,) = result.phases.values()
+    assert (phase.total_ms, phase.total_launches) == (pytest.approx(10), 10)
+    assert (phase.busy_ms, phase.idle_ms) == pytest.approx((10, 9 * timeline.GAP_NS / 1e6))
+
+
+def test_a_device_without_steps_beside_one_with_them_is_outside_steps() -> None:
+    recording = generation(decode=4)
+    for _ in range(3):
+        recording.run("expert_gemm", timeline.MOE, 1_000_000, device=1, launch_thread=8)
+    result = breakdown.make(recording.trace(ranges=step_ranges(recording, "vllm")))
+    assert step_counts(result) == [("prefill", 1), ("decode", 4), (forward_steps.OUTSIDE, 1)]
+    assert result.phases[forward_steps.OUTSIDE].total_ms == pytest.approx(3)
+
+
+ADAM = "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<TensorListMetadata<4>, FusedAdamMathFunctor>"
+UPDATES = (ADAM, "void split_embedding_codegen_rowwise_adagrad_kernel<float>(int)", "_single_tensor_adamw_0")
+SOFTMAX = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>(float*)"
+
+
+def training(updates: str | None) -> Timeline:
+    recording = Timeline()
+    for _ in range(4):
+        for number in range(3):
+            recording.layer(number, 64, fp8=False, split_k=True, scale=4)
+        recording.run("sampling", SOFTMAX, 2000)
+        recording.run(
+            "attention", "void flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits<64>>", 9000
+        )
+        for _ in range(2 if updates else 0):
+            recording.run("other", updates or "", 3000)
+        recording.clock_ns += 20_000
+    return recording
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_step_of_training_ends_with_its_optimizer(update: str) -> None:
+    result = breakdown.make(training(update).trace())
+    assert step_counts(result) == [(forward_steps.UNKNOWN, 4)]
+    assert result.steps_source == "optimizer after every step (the trace is of training)"
+    assert result.phases[forward_steps.UNKNOWN].moe_layers == 3
+
+
+def test_training_without_an_optimizer_is_whole_and_says_so() -> None:
+    result = breakdown.make(training(None).trace())
+    assert step_counts(result) == [(forward_steps.WHOLE, 1)]
+    assert "the trace is of training" in result.steps_source
+
+
+@pytest.mark.parametrize("name", ["void f<{lambda(float)#1}>(int)", "madam_kernel", "void sgdx::run(int)"])
+def test_a_piece_of_a_word_is_no_optimizer(name: str) -> None:
+    recording = generation(decode=4)
+    recording.run("other", name, 1000)
+    assert breakdown.make(recording.trace()).steps_source == "sampling after every step"
+
+
+def test_a_trace_says_why_its_softmax_ends_no_step() -> None:
+    recording = Timeline()
+    for _ in range(4):
+        recording.run("expert_gemm", timeline.MOE, 9000)
+        recording.run("sampling", SOFTMAX, 1000)
+    result = breakdown.make(recording.trace())
+    assert list(result.phases) == [forward_steps.WHOLE]
+    assert "no attention kernel is recognised, so softmax may be attention's" in result.steps_source
 
 
 def test_a_summary_has_shares_and_a_ceiling_but_no_times_of_steps() -> None:
@@ -303,6 +382,20 @@ def test_a_summary_has_shares_and_a_ceiling_but_no_times_of_steps() -> None:
     assert phase.categories["expert_gemm"].share == pytest.approx(0.6)
     assert (phase.busy_ms, phase.span_ms, phase.wall_ceiling) == (None, None, None)
     assert phase.ceiling.if_free == pytest.approx(2.5)
+
+
+def test_a_row_of_a_summary_counts_for_all_its_launches() -> None:
+    texts, columns = [timeline.MOE, timeline.NORM], {"start_ns": [0, 0], "duration_ns": [6 * 10**15, 4 * 10**15]}
+    trace = timeline.trace_of(texts, timed=False, **columns, count=[15_000_000_000, 5])
+    (phase,) = breakdown.make(trace).phases.values()
+    assert phase.categories["expert_gemm"].launches == 15_000_000_000
+    assert phase.total_launches == 15_000_000_005
+    assert {kernel.name: kernel.launches for kernel in phase.functions} == {
+        timeline.MOE: 15_000_000_000,
+        timeline.NORM: 5,
+    }
+    record = kernels_record.make("summary.csv", trace, None)
+    assert (record.kernels, record.copies, record.total_ns) == (15_000_000_005, 0, 10**16)
 
 
 rows_of = st.lists(
