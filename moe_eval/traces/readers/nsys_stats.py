@@ -1,7 +1,8 @@
 """Reads what `nsys stats --format csv` wrote: cuda_gpu_trace (once gputrace) and cuda_gpu_kern_sum (once gpukernsum).
 
-The table may stand after notices and between other reports. Units are in the header, `(ns)` or `[ns]`. Without a unit
-it is nanoseconds or bytes.
+The table may stand after notices and between other reports, its columns in any order, between commas, semicolons or
+tabs. Units are in the header, `(ns)` or `[ns]`, or in the cells, as the window of Nsight Systems writes them
+(`108.419 s`, `398.686 μs`). Without a unit it is nanoseconds or bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,80 +22,105 @@ from moe_eval.errors import UsageError
 from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Trace, kernels, ranges
 from moe_eval.traces.readers import nsys_columns
+from moe_eval.traces.readers.nsys_cells import MAKE, Table, number
 
-MOST = 20_000_000  # rows that a summary may stand for
-
-_UNITS = {
-    **{"": 1, "ns": 1, "nsec": 1, "us": 1e3, "usec": 1e3, "μs": 1e3, "ms": 1e6, "msec": 1e6, "s": 1e9, "sec": 1e9},
-    **{"b": 1, "byte": 1, "bytes": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30},
-}
-_HEADER = re.compile(rb'^"?(?:Start|Time) ?(?:[(\[][^)\],]*[)\]])?"?,"?(?:Duration|Total Time)[^\r\n]*', re.MULTILINE)
 _CELL = re.compile(r"(.*?)\s*(?:[(\[]([^)\]]*)[)\]])?", re.DOTALL)
+_DELIMITERS = (",", ";", "\t")
+_TIMES = {"start", "duration", "time", "total time"}  # a table of nsys stats has one of them beside its names
 _BLANK = re.compile(rb"\r?\n[ \t]*\r?\n")
 _COPY = re.compile(r"\[CUDA memcpy ([HDAP])to([HDAP])\]")
 _SIDES = {"H": "Host", "D": "Device", "A": "Array", "P": "Peer"}
 _DEVICE = re.compile(r"(.*?)\s*\((\d+)\)")
-_COMMAND = "nsys stats --report cuda_gpu_trace --format csv"
-_MAKE = f"Make it with {_COMMAND}"
-_NO_KERNEL = f"has no row of a kernel. {_MAKE} of a recording with --trace=cuda."
+_NO_KERNEL = f"has no row of a kernel. {MAKE} of a recording with --trace=cuda."
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A report's lines as text: Arrow arrays and units by the header's text in lower case, and how many are odd."""
+class _Header:
+    """The line of a header: the units of its columns by their text in lower case, and where its rows begin."""
 
-    path: Path
-    columns: Mapping[str, Any]
     units: Mapping[str, str]
-    odd: int
+    delimiter: str
+    end: int
 
 
 def read(path: Path) -> Trace:
-    """The kernels, copies and sets of a trace, or of a summary rows that add up to every kernel's total.
+    """The kernels, copies and sets of a trace, or of a summary one row for every line.
 
     Raises:
         UsageError: the file cannot be read, or holds neither of the two reports.
     """
     try:
-        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        raw = as_utf8(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}). Give the CSV that nsys stats wrote.") from error
-    headers: dict[str, re.Match[bytes]] = {}
-    for match in _HEADER.finditer(raw):
-        names = _cells(match.group()).keys()
+    headers: dict[str, _Header] = {}
+    for header in _headers(raw):
+        names = header.units.keys()
         if {"start", "duration", "name"} <= names and names & {"grdx", "strm", "device"}:
-            headers.setdefault("cuda_gpu_trace", match)
-        elif {"total time", "instances", "name"} <= names:
-            headers.setdefault("cuda_gpu_kern_sum", match)
+            headers["cuda_gpu_trace"] = header
+            break  # it has more than a summary
+        if {"total time", "instances", "name"} <= names:
+            headers.setdefault("cuda_gpu_kern_sum", header)
     for report, rows in (("cuda_gpu_trace", _trace), ("cuda_gpu_kern_sum", _summary)):
         if report in headers:
             return rows(_lines(path, raw, headers[report]), report)
-    raise UsageError(f"{path} has no table of kernels that nsys stats wrote. {_MAKE}.")
+    raise UsageError(f"{path} has no table of kernels that nsys stats wrote. {MAKE}.")
 
 
-def _cells(header: bytes) -> dict[str, str]:
-    """The units of a header's columns by their text in lower case."""
-    cells = next(csv.reader([header.decode("utf-8", "replace")]))
-    pairs = [_CELL.fullmatch(cell.strip().lower()) for cell in cells]
-    return {pair.group(1): pair.group(2) or "" for pair in pairs if pair}
+def as_utf8(raw: bytes) -> bytes:
+    """A file's text without its byte order mark. Windows writes UTF-16 too, and two letters, or Latin-1, for micro."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raw = raw.decode("utf-16", "replace").encode()
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    for micro in ("\u03bcs".encode(), "\u00b5s".encode(), b" \xb5s"):
+        raw = raw.replace(micro, b" us")
+    return raw
 
 
-def _lines(path: Path, raw: bytes, header: re.Match[bytes]) -> _Table:
+def is_header(line: bytes) -> bool:
+    """Whether a line is the header of a table of `nsys stats`, of any age and any report."""
+    return _header(line, 0) is not None
+
+
+def _headers(raw: bytes) -> Iterator[_Header]:
+    at = -1
+    while (at := raw.find(b"Name", at + 1)) >= 0:
+        begin, end = 1 + max(raw.rfind(b"\n", 0, at), raw.rfind(b"\r", 0, at)), raw.find(b"\n", at)
+        end = len(raw) if end < 0 else end
+        if header := _header(raw[begin:end], end):
+            yield header
+            at = end
+
+
+def _header(line: bytes, end: int) -> _Header | None:
+    """The header that a line holds, None where it is none. Rows of long traces come here only with `Name` in a name."""
+    if b"Name" not in line or not (b"Time" in line or b"Start" in line or b"Duration" in line):
+        return None
+    text = line.strip().decode("utf-8", "replace")
+    for delimiter in _DELIMITERS:
+        pairs = [_CELL.fullmatch(cell.strip().lower()) for cell in next(csv.reader([text], delimiter=delimiter))]
+        units = {pair[1]: pair[2] or "" for pair in pairs if pair}
+        if "name" in units and not _TIMES.isdisjoint(units):
+            return _Header(units, delimiter, end)
+    return None
+
+
+def _lines(path: Path, raw: bytes, header: _Header) -> Table:
     arrow, reader = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.csv")
-    blank = _BLANK.search(raw, header.end())
-    units = _cells(header.group())
+    blank = _BLANK.search(raw, header.end)
+    units = header.units
     odd = []
 
     def skip(row: Any) -> str:
         odd.append(row.number)
         return "skip"
 
-    body = memoryview(raw)[header.end() : blank.start() if blank else len(raw)]
+    body = memoryview(raw)[header.end : blank.start() if blank else len(raw)]
     try:
         table = reader.read_csv(
             arrow.BufferReader(arrow.py_buffer(body)),
             read_options=reader.ReadOptions(column_names=list(units)),
-            parse_options=reader.ParseOptions(invalid_row_handler=skip),
+            parse_options=reader.ParseOptions(delimiter=header.delimiter, invalid_row_handler=skip),
             convert_options=reader.ConvertOptions(
                 column_types={name: arrow.binary() if name in ("name", "device") else arrow.string() for name in units},
                 strings_can_be_null=False,
@@ -102,12 +128,12 @@ def _lines(path: Path, raw: bytes, header: re.Match[bytes]) -> _Table:
         )
     except ValueError as error:  # as pyarrow's own errors are
         problem = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"{path} is not the CSV of nsys stats from its header on ({problem}). {_MAKE}.") from error
-    return _Table(path, {name: table.column(name) for name in units}, units, len(odd))
+        raise UsageError(f"{path} is not the CSV of nsys stats from its header on ({problem}). {MAKE}.") from error
+    return Table(path, {name: table.column(name) for name in units}, units, header.delimiter, len(odd))
 
 
-def _trace(table: _Table, report: str) -> Trace:
-    start, duration = _number(table, "start"), _number(table, "duration")
+def _trace(table: Table, report: str) -> Trace:
+    start, duration = number(table, "start"), number(table, "duration")
     texts, text = nsys_columns.encoded(table.columns["name"])
     labels = [_COPY.sub(lambda m: f"[CUDA memcpy {_SIDES[m[1]]}-to-{_SIDES[m[2]]}]", name) for name in texts]
     index: dict[str, int] = {}
@@ -117,8 +143,8 @@ def _trace(table: _Table, report: str) -> Trace:
     text = text[sound]
     kinds = [COPY if name.startswith("[CUDA memcpy") else SET if name == "[CUDA memset]" else KERNEL for name in labels]
     kind = np.array(kinds, np.int64)[text]
-    grid = np.prod([_number(table, f"grd{axis}", 0) for axis in "xyz"], axis=0)[sound]
-    size = _number(table, "bytes", 0)[sound]
+    grid = np.prod([number(table, f"grd{axis}", 0) for axis in "xyz"], axis=0)[sound]
+    size = number(table, "bytes", 0)[sound]
     if not np.any(kind == KERNEL):
         raise UsageError(f"{table.path} {_NO_KERNEL}")
     rows = kernels(
@@ -128,8 +154,8 @@ def _trace(table: _Table, report: str) -> Trace:
         start_ns=start[sound],
         duration_ns=duration[sound],
         device=device[sound],
-        stream=_number(table, "strm", 0)[sound],
-        correlation=_number(table, "corrid")[sound],
+        stream=number(table, "strm", 0)[sound],
+        correlation=number(table, "corrid")[sound],
         bytes=np.where(kind == KERNEL, 0, size),
         blocks=np.where(kind == KERNEL, grid, 0),
     )
@@ -137,31 +163,26 @@ def _trace(table: _Table, report: str) -> Trace:
     return Trace(rows, ranges(()), TraceSource(f"nsys stats {report}", None, tuple(gpus)), tuple(notes))
 
 
-def _summary(table: _Table, report: str) -> Trace:
-    total, count = _number(table, "total time"), _number(table, "instances")
+def _summary(table: Table, report: str) -> Trace:
+    total, count = number(table, "total time"), number(table, "instances")
     texts, text = nsys_columns.encoded(table.columns["name"])
     sound = (total >= 0) & (count > 0) & (text != NONE)
     if not np.any(sound):
         raise UsageError(f"{table.path} {_NO_KERNEL}")
-    rows_by_name = zip(text[sound].tolist(), count[sound].tolist(), total[sound].tolist(), strict=True)
-    lines = sorted((texts[at], n, ns) for at, n, ns in rows_by_name)  # so that the order of lines does not matter
-    if sum(n for _, n, _ in lines) > MOST:
-        raise UsageError(f"{table.path} stands for more than {MOST:,} kernels. Record fewer steps, or use {_COMMAND}.")
-    index = {name: at for at, name in enumerate(dict.fromkeys(name for name, _, _ in lines))}
-    counts = np.array([n for _, n, _ in lines])
-    part, rest = np.divmod(np.array([ns for _, _, ns in lines]), counts)
-    nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    names = sorted(texts)  # so that the order of lines does not matter
+    index = {name: at for at, name in enumerate(names)}
     rows = kernels(
-        tuple(index),
-        name=np.repeat([index[name] for name, _, _ in lines], counts),
-        start_ns=np.arange(len(nth)),
-        duration_ns=np.repeat(part, counts) + (nth < np.repeat(rest, counts)),
+        names,
+        name=np.array([index[name] for name in texts])[text[sound]],
+        start_ns=np.zeros(np.count_nonzero(sound)),
+        duration_ns=total[sound],
+        count=count[sound],
     )
     notes = [*_left_out(table, ~sound), "A summary has neither the times of kernels nor the duration of each launch."]
     return Trace(rows, ranges(()), TraceSource(f"nsys stats {report}"), tuple(notes), timed=False)
 
 
-def _devices(table: _Table) -> tuple[list[str], Ints]:
+def _devices(table: Table) -> tuple[list[str], Ints]:
     """The names of the GPUs, and every row's number: that behind the name, else the order in which they come."""
     if "device" not in table.columns:
         return [], np.zeros(len(table.columns["name"]), np.int64)
@@ -176,31 +197,6 @@ def _devices(table: _Table) -> tuple[list[str], Ints]:
     return [names[number] for number in sorted(names)], np.array([*numbers, 0], np.int64)[text]
 
 
-def _number(table: _Table, name: str, absent: int = NONE) -> Ints:
-    """A column in nanoseconds, bytes or as it is, `absent` where a cell is empty or not finite."""
-    if name not in table.columns:
-        return np.full(len(table.columns["name"]), absent, np.int64)
-    compute = importlib.import_module("pyarrow.compute")
-    unit = table.units[name]
-    if unit not in _UNITS:
-        raise UsageError(f"{table.path} has its {name} in {unit!r}, which is no unit known here. {_MAKE}.")
-    text = compute.replace_substring(compute.utf8_trim_whitespace(table.columns[name]), ",", "")
-    text = compute.if_else(compute.equal(text, ""), None, text)
-    try:
-        if _UNITS[unit] == 1:
-            try:
-                return nsys_columns.integers(compute.fill_null(compute.cast(text, "int64"), absent).chunks)
-            except ValueError:
-                pass  # nanoseconds with a fraction
-        numbers = compute.fill_null(compute.cast(text, "float64"), np.nan)
-        scaled = np.array(numbers.to_pylist(), np.float64) * _UNITS[unit]
-    except ValueError as error:
-        problem = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"{table.path} has a {name} that is no number ({problem}). {_MAKE}.") from error
-    good = np.abs(scaled) < 2.0**62
-    return np.where(good, np.rint(np.where(good, scaled, 0)), absent).astype(np.int64)
-
-
-def _left_out(table: _Table, unsound: npt.NDArray[np.bool_]) -> list[str]:
+def _left_out(table: Table, unsound: npt.NDArray[np.bool_]) -> list[str]:
     count = table.odd + int(np.count_nonzero(unsound))
     return [f"{count:,} lines are cut short or have no time above 0 and are left out."] if count else []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from moe_eval.errors import UsageError
+from moe_eval.traces.readers import nsys_stats
 
 LIMIT = 4 << 30  # bytes of JSON. Reading them takes about two and a half times as much memory
 # Chrome traces shrink 10 to 30 times (those of vLLM 22 to 27 times): a file that shrinks far more is made to do harm
@@ -54,7 +55,7 @@ def kind(path: Path) -> TraceKind:
         return TraceKind.NSYS_SQLITE
     if head.startswith(_GZIP) or head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
         return TraceKind.TORCH_PROFILER
-    if any(_is_header(line) for line in head.splitlines()):
+    if any(nsys_stats.is_header(line) for line in nsys_stats.as_utf8(head).splitlines()):
         return TraceKind.NSYS_CSV
     problem = next((text for magic, text in _OTHERS.items() if head.startswith(magic)), "is no trace that is known")
     if path.suffix in _PERFETTO:
@@ -103,12 +104,6 @@ def _too_large(path: Path, limit: int) -> UsageError:
         f"{path} holds more than {limit >> 20} MiB, the most that is read. Record fewer steps, without stacks and "
         "shapes."
     )
-
-
-def _is_header(line: bytes) -> bool:
-    """Whether a line is the header of a CSV of `nsys stats`, of any age."""
-    cells = {cell.strip(b' "').partition(b"(")[0].strip() for cell in line.removeprefix(BOM).split(b",")}
-    return b"Name" in cells and not cells.isdisjoint((b"Start", b"Duration", b"Time", b"Total Time"))
 
 
 @contextmanager

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from moe_eval.errors import UsageError
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Trace
-from moe_eval.traces.readers import nsys, nsys_stats
+from moe_eval.traces.readers import nsys, nsys_stats, sources
+from moe_eval.traces.readers.sources import TraceKind
 from tests.doubles import nsys_database
 
 NEW = (
@@ -128,27 +128,78 @@ SUMMARY = "Time (%),Total Time (ns),Instances,Avg (ns),Med (ns),Min (ns),Max (ns
 OLD_SUMMARY = "Time(%),Total Time,Instances,Average,Minimum,Maximum,Name\n"
 
 
+TOTALS = {GEMM: (1_000_003, 7), "[x]": (5, 9), "nvjet": (12_345_678_901_234, 1), "moe...": (60_000, 20_000_000_000)}
+
+
+def summary_of(trace: Trace) -> dict[str, tuple[int, int]]:
+    """Total and launches by name."""
+    rows = trace.kernels
+    assert not trace.timed
+    assert len(rows) == len(rows.names)
+    columns = (rows.name.tolist(), rows.duration_ns.tolist(), rows.count.tolist())
+    return {rows.names[name]: (total, count) for name, total, count in zip(*columns, strict=True)}
+
+
 @pytest.mark.parametrize("header", [SUMMARY, OLD_SUMMARY])
 @pytest.mark.parametrize("around", ["{}", NOTICES + "{}\n\nProcessing [x] with [y.py]... \n", "\ufeff{}"])
-def test_a_summary_adds_up_exactly(tmp_path: Path, header: str, around: str) -> None:
-    totals = {GEMM: (1_000_003, 7), "[x]": (5, 9), "nvjet": (12_345_678_901_234, 1)}
+def test_a_summary_is_one_row_for_every_line(tmp_path: Path, header: str, around: str) -> None:
     lines = []
-    for name, (total, count) in totals.items():
+    for name, (total, count) in TOTALS.items():
         out = io.StringIO()
         cells = ["9.0", f"{total:,}", str(count), *["1.0"] * (header.count(",") - 3), name]
         csv.writer(out, lineterminator="\n").writerow(cells)
         lines.append(out.getvalue())
     trace = read(tmp_path, around.format(header + "".join(lines)))
     again = read(tmp_path, around.format(header + "".join(reversed(lines))))
-    rows = trace.kernels
-    assert not trace.timed
-    assert Counter(rows.names[each] for each in rows.name) == {name: count for name, (_, count) in totals.items()}
-    for name, (total, count) in totals.items():
-        of = rows.duration_ns[rows.name == rows.names.index(name)]
-        assert of.sum() == total
-        assert of.max() - of.min() <= (1 if total % count else 0)
-    assert again.kernels.duration_ns.tolist() == rows.duration_ns.tolist()
-    assert again.kernels.names == rows.names
+    assert summary_of(trace) == TOTALS
+    assert again.kernels.duration_ns.tolist() == trace.kernels.duration_ns.tolist()
+    assert again.kernels.names == trace.kernels.names
+
+
+def written(delimiter: str, micro: str, columns: str, *, comma: bool = False) -> str:
+    """A summary as the window of Nsight Systems writes it: each time in the unit that fits it best."""
+
+    def time(ns: float) -> str:
+        size, unit = next(pair for pair in ((1e9, "s"), (1e6, "ms"), (1e3, micro), (1, "ns")) if ns >= pair[0])
+        text = f"{ns / size:,.3f} {unit}"
+        return text.translate(str.maketrans(",.", ".,")).replace(".", "") if comma else text
+
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(columns.split())
+    for name, total, count in (("a<1, 2>", 108_419_000_000, 271_941), ("b...", 94_645_000, 192), (GEMM, 20_031, 1)):
+        cells = {"Time": "0.00%", "Total": time(total), "Instances": f"{count:,}", "Avg": time(total / count)}
+        writer.writerow([cells.get(column, name if column == "Name" else "") for column in columns.split()])
+    return out.getvalue().replace("Total", "Total Time", 1)
+
+
+WINDOW = {"a<1, 2>": (108_419_000_000, 271_941), "b...": (94_645_000, 192), GEMM: (20_031, 1)}
+COLUMNS = ("Time Total Instances Avg Med Name", "Name Instances Avg Total Time", "Instances Total Name")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("micro", ["us", "\u00b5s", "\u03bcs"])
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_units_stand_in_cells_too(tmp_path: Path, delimiter: str, micro: str, columns: str) -> None:
+    text = written(delimiter, micro, columns)
+    assert summary_of(read(tmp_path, text)) == WINDOW
+    assert sources.kind(tmp_path / "trace.csv") is TraceKind.NSYS_CSV
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_what_windows_writes_is_read(tmp_path: Path, encoding: str) -> None:
+    text = NOTICES + written(",", "\u00b5s", COLUMNS[0])
+    assert summary_of(read(tmp_path, text.replace("\n", "\r\n").encode(encoding))) == WINDOW
+    assert sources.kind(tmp_path / "trace.csv") is TraceKind.NSYS_CSV
+
+
+def test_a_comma_before_the_fraction_is_read_between_semicolons(tmp_path: Path) -> None:
+    assert summary_of(read(tmp_path, written(";", "us", COLUMNS[0], comma=True))) == WINDOW
+
+
+def test_lines_of_one_name_that_was_cut_are_one_kernel(tmp_path: Path) -> None:
+    rows = read(tmp_path, SUMMARY + "1,5,2,1,1,1,1,1,cut...\n" * 2).kernels
+    assert (rows.names, rows.duration_ns.tolist(), rows.count.tolist()) == (("cut...",), [5, 5], [2, 2])
 
 
 @pytest.mark.parametrize(
@@ -166,7 +217,8 @@ def test_a_summary_adds_up_exactly(tmp_path: Path, header: str, around: str) -> 
         ("Start (ns),Duration (ns),Strm,Name\nsoon,2,3,k\n", "no number"),
         ("Start (weeks),Duration (ns),Strm,Name\n1,2,3,k\n", "'weeks'"),
         (SUMMARY, "no row of a kernel"),
-        (SUMMARY + "1,5,20000001,1,1,1,1,1,k\n", "20,000,000"),
+        (SUMMARY + "1,5 weeks,2,1,1,1,1,1,k\n", "'weeks'"),
+        (SUMMARY + "1,5-6 ms,2,1,1,1,1,1,k\n", "no number"),
         (SUMMARY + "1,5,0,1,1,1,1,1,k\n", "no row of a kernel"),
     ],
 )
