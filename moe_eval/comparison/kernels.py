@@ -21,6 +21,8 @@ _SMALL = 0.005  # changes under this part of the step are not mentioned
 _TIMED = (
     "step_ms busy_ms overlap_change_ms waiting_change_ms residual_ms predicted_ratio_busy predicted_ratio_step".split()  # noqa: SIM905
 )
+_CUT = "..."
+_SIZE = re.compile(r"(?<=[<,\s])\d+[uUlL]*(?=\s*[,>])")  # a number among template arguments
 _SHAPE = re.compile(r"b(\d+)_i(\d+)_o(\d+)")
 
 
@@ -133,8 +135,20 @@ def _step_times(phase: PhaseTime, is_wall: bool) -> tuple[float, float, float] |
 
 
 def _only(kernels: Sequence[KernelTime], others: Sequence[KernelTime]) -> tuple[KernelTime, ...]:
-    other_names = {kernel.name for kernel in others}
-    return tuple(short_name(kernel) for kernel in kernels if kernel.name not in other_names)[:_KERNELS]
+    """The kernels that the others lack, longest first.
+
+    A name that was cut (`...`) is that of any kernel that begins so. Another number among the template arguments is
+    another size of the same kernel. Another type, as in `(Type)3`, is another kernel.
+    """
+    names = {_SIZE.sub("0", short_name(kernel).name) for kernel in others}
+    beginnings = tuple(name.removesuffix(_CUT) for name in names if name.endswith(_CUT))
+    single = []
+    for kernel in map(short_name, kernels):
+        name = _SIZE.sub("0", kernel.name)
+        is_cut = name.endswith(_CUT) and any(other.startswith(name.removesuffix(_CUT)) for other in names)
+        if name not in names and not name.startswith(beginnings) and not is_cut:
+            single.append(kernel)
+    return tuple(single[:_KERNELS])
 
 
 def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:

@@ -27,6 +27,7 @@ from moe_eval.report.text import (
     UNITS,
     Row,
     Table,
+    apart,
     category,
     comparable,
     confidence_of,
@@ -211,16 +212,16 @@ def kernels(pair: Pair, shape: ShapeComparison, phase: str) -> list[Table]:
     heads += [f"launches of {reference}", f"launches of {arm}"]
     rows = [list(zip(heads, cells, strict=True)) for cells in _category_cells(change, breakdown)]
     sides = () if change is None else ((arm, change.new), (reference, change.vanished))
+    owned = [(name, kernel) for name, functions in sides for kernel in functions]
     singles = [
         [
-            ("kernel", plain(kernel.name)),
+            ("kernel", text),
             ("runs in", f"{name} only"),
             ("category", category(kernel.category)),
             ("ms per step", number(kernel.ms, 3)),
             ("launches", number(kernel.launches, 0)),
         ]
-        for name, functions in sides
-        for kernel in functions
+        for (name, kernel), text in zip(owned, apart([kernel.name for _, kernel in owned]), strict=True)
     ]
     return [
         *without_empty_columns(f"Time per step: {where} (trace, medians)", rows),

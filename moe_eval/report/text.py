@@ -55,6 +55,29 @@ def plain(value: object, longest: int = LONGEST_NAME) -> str:
     return f"{line[: longest - 3]}..." if len(text) > longest else line
 
 
+def apart(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
+    """Names cut so that those which differ look different: names that begin alike keep the part where they differ."""
+    alike: dict[str, set[str]] = {}
+    for name in names:
+        alike.setdefault(name[: longest - 3], set()).add(name)
+    shown = []
+    for name in names:
+        others = alike[name[: longest - 3]] - {name}
+        if len(name) <= longest or not others:
+            shown.append(plain(name, longest))
+            continue
+        differs = max(_common(name, other) for other in others)
+        head = longest // 3
+        shown.append(f"{plain(name[:head])}...{plain(name[max(head, differs - head) :], longest - head - 3)}")
+    return shown
+
+
+def _common(text: str, other: str) -> int:
+    """How many letters both begin with."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((at for at, (letter, another) in pairs if letter != another), min(len(text), len(other)))
+
+
 def paragraph(text: str) -> str:
     """A sentence from outside, with a full stop."""
     line = plain(text, LONGEST_SENTENCE)

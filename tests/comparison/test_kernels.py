@@ -117,16 +117,35 @@ def test_a_residual_is_shown_and_not_hidden() -> None:
     assert "left unexplained" in change.text
 
 
-def test_long_names_are_new_by_their_end_and_cut_where_they_are_listed() -> None:
+FUNCTION = "void split_embedding_codegen_forward_unweighted_kernel_of_a_name_that_goes_on_1"
+LONG = "void cutlass::device_kernel<" + "k" * 1500
+SAME = {
+    "another size": (f"{FUNCTION}<float, 2ul>(int)", f"{FUNCTION}<float, 5ul>(int)"),
+    "sizes of a tile": ("void f<C<128>, C<64>, 8u, int>(int*)", "void f<C<256>, C<128>, 16u, int>(int*)"),
+    "cut by the profiler": (f"{FUNCTION[:50]}...", f"{FUNCTION}<float, 2ul>(int)"),
+    "cut in both": (f"{FUNCTION[:50]}...", f"{FUNCTION[:60]}..."),
+    "longer than a record holds": (f"{LONG}<a>", f"{LONG}<b>"),
+}
+OTHERS = {
+    "another type": (f"{FUNCTION}<float, 2ul>(int)", f"{FUNCTION}<c10::Half, 2ul>(int)"),
+    "another enumerator": ("void quantize<(Type)0, 8>(int)", "void quantize<(Type)1, 8>(int)"),
+    "another tile in its name": ("nvjet_tst_32x8_64x16_4x1_v_bz_TNT", "nvjet_tst_128x8_64x16_4x1_v_bz_TNT"),
+    "a longer name": ("my_kernel", "my_kernel_v2"),
+}
+
+
+@pytest.mark.parametrize("name", [*SAME, *OTHERS])
+def test_a_kernel_is_new_only_if_its_name_is(name: str) -> None:
+    names = (SAME | OTHERS)[name]
     records = []
-    for end in "ab":
+    for text in names:
         recording = generation(decode=2)
-        recording.run("other", "k" * 1500 + end, 1_000_000)
+        recording.run("other", text, 1_000_000)
         records.append(record(recording))
-    (kernel,) = changes(records[0], records[1])["decode"].new
-    assert kernel.name == "k" * 1000 + "..."
-    again = kernels_record.shortened(records[0])
-    assert changes(again, kernels_record.shortened(records[1]))["decode"].new == ()
+    for pair in (records, list(map(kernels_record.shortened, records))):
+        change = changes(*pair)["decode"]
+        single = [[kernel.name for kernel in side] for side in (change.vanished, change.new)]
+        assert single == ([[], []] if name in SAME else [[text] for text in names])
 
 
 def test_a_timed_shape_finds_its_trace() -> None:
