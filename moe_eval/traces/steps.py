@@ -15,6 +15,7 @@ from moe_eval.traces.taxonomy import CATEGORIES
 
 WHOLE, OUTSIDE, UNKNOWN = "whole trace", "outside steps", "step"
 _IN_LAYER = np.array([name in ("attention", "expert_gemm") for name in CATEGORIES])
+_NOT_FOUND = "no steps were found"
 _START = np.zeros(1, np.int64)  # a single step
 # a device's rows by step, where steps begin, their phases (None where kernels have to tell), and the source of all this
 Boundaries = tuple[Ints, Ints, Sequence[str | None], str]
@@ -186,7 +187,7 @@ def _boundaries(trace: Trace, roles: Roles, rows: Ints) -> Boundaries:
         cuts = _after_sampling(trace, rows, layers, np.flatnonzero(updates)) if updates.any() else _START
         if len(cuts) > 1:
             return rows, cuts, [UNKNOWN] * len(cuts), "optimizer after every step (the trace is of training)"
-        return rows, _START, [WHOLE], "no steps were found: the trace is of training, and no optimizer ends a step"
+        return rows, _START, [WHOLE], f"{_NOT_FOUND}: the trace is of training, and no optimizer runs between layers"
     by_range = _by_ranges(trace, rows, phased=False)
     return _by_kernels(trace, roles, rows) if by_range is None else (*by_range, "step ranges without a phase")
 
@@ -204,7 +205,7 @@ def _by_kernels(trace: Trace, roles: Roles, rows: Ints) -> Boundaries:
     ):
         if len(cuts) > 1:
             return rows, cuts, [None] * len(cuts), source
-    return rows, _START, [WHOLE], f"no steps were found: {_why(has_attention, len(sampling) > 0)}"
+    return rows, _START, [WHOLE], f"{_NOT_FOUND}: {_why(has_attention, len(sampling) > 0)}"
 
 
 def _why(has_attention: bool, has_sampling: bool) -> str:
