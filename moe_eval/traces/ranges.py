@@ -100,6 +100,16 @@ def is_known(text: str) -> bool:
     return step(text) is not None or module(text) is not None
 
 
+def outermost(ranges: Ranges) -> Ranges:
+    """The ranges without those that lie within another one of their thread: engines mark a step more than once."""
+    keep = np.ones(len(ranges), np.bool_)
+    for number in np.unique(ranges.thread):
+        rows = np.flatnonzero(ranges.thread == number)
+        ends = ranges.end_ns[rows]
+        keep[rows[1:]] = ends[1:] > np.maximum.accumulate(ends)[:-1]
+    return ranges.take(keep)
+
+
 def innermost(ranges: Ranges, at_ns: Ints, thread: Ints) -> Ints:
     """For every moment on a thread the row of the innermost range around it, NONE where there is none.
 

@@ -226,7 +226,7 @@ def _by_ranges(trace: Trace, rows: Ints, *, phased: bool) -> tuple[Ints, Ints, l
     kernels = trace.kernels
     named = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := ranges.step(text))}
     texts = {at: phase if phased else None for at, phase in named.items() if (phase != ranges.UNPHASED) == phased}
-    steps = trace.ranges.take(np.isin(trace.ranges.name, list(texts)))
+    steps = ranges.outermost(trace.ranges.take(np.isin(trace.ranges.name, list(texts))))
     threads = [number for number in np.unique(steps.thread) if (kernels.launch_thread[rows] == number).any()]
     launching = np.isin(steps.thread, threads)
     starts = steps.start_ns[launching]

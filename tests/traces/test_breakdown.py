@@ -237,6 +237,19 @@ def test_sglang_s_verification_of_drafts_is_a_decode_step() -> None:
     assert step_counts(result) == [("prefill", 1), ("decode", 5)]
 
 
+@pytest.mark.parametrize(("outer", "inner"), [("vllm", "sglang"), ("vllm", "vllm-scopes"), ("vllm-scopes", None)])
+def test_a_step_that_is_marked_twice_is_one_step(outer: str, inner: str | None) -> None:
+    recording = generation(decode=5)
+    around = step_ranges(recording, outer)
+    if inner is None:
+        around = [("execute_model", *rest) for _, *rest in around]
+    inside = [  # after the inputs' upload
+        (text, start + 1000, end, thread) for text, start, end, thread in step_ranges(recording, inner or outer)
+    ]
+    result = breakdown.make(recording.trace(ranges=around + inside))
+    assert counted(result) == [("prefill", 1, {}), ("decode", 5, {})]
+
+
 def test_drafts_of_a_speculating_engine_do_not_pass_for_its_steps() -> None:
     recording = Timeline()
     recording.step("prefill", 512, layers=6)
