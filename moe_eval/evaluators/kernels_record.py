@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_eval.records.kernels import KernelsRecord, KernelTime, PhaseTime
+from moe_eval.records.kernels import KernelsRecord, KernelTime, PhaseTime, TracedTime
 from moe_eval.traces import breakdown
 from moe_eval.traces.kernel_table import COPY, KERNEL, SET, Trace
 from moe_eval.traces.observed_precision import contradiction
@@ -26,6 +26,10 @@ def make(name: str, trace: Trace, label: str | None) -> KernelsRecord:
     kinds = np.bincount(trace.kernels.kind, trace.kernels.count, 1 + max(KERNEL, COPY, SET))
     parts = breakdown.make(trace)
     wrong = contradiction(label, parts.observed) if label else None
+    total = TracedTime(
+        sum(part.time for part in parts.whole.values()), 1.0, sum(part.count for part in parts.whole.values())
+    )
+    experts = parts.whole.get("expert_gemm")
     return KernelsRecord(
         trace=name,
         source=trace.source,
@@ -33,7 +37,6 @@ def make(name: str, trace: Trace, label: str | None) -> KernelsRecord:
         kernels=int(kinds[KERNEL]),
         copies=int(kinds[COPY]),
         sets=int(kinds[SET]),
-        total_ns=parts.total_ns,
         devices=parts.devices,
         steps_found_by=parts.steps_source,
         gates_told=parts.gates_source,
@@ -43,6 +46,9 @@ def make(name: str, trace: Trace, label: str | None) -> KernelsRecord:
         evidence=parts.observed.evidence,
         contradiction=wrong,
         verified=False if wrong else None if label is None or parts.observed.precision is None else True,
+        categories=parts.whole,
+        total=total,
+        ceiling=breakdown.ceiling(experts.share if experts else 0.0).if_free,
         phases=parts.phases,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from moe_eval.records.labels import Origin, Status
 
@@ -29,7 +30,7 @@ class CategoryTime:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """One kernel of a phase, by its name: means over the steps."""
+    """One kernel of a phase, by its name and category: medians over the steps, as those of its category."""
 
     name: str
     category: str
@@ -197,18 +198,37 @@ class TraceSource:
 
 
 @dataclass(frozen=True)
+class TracedTime:
+    """A part of a whole trace: its kernels, copies and sets on all devices, inside and outside of steps.
+
+    Attributes:
+        time: their durations together, in the record's `unit`.
+        share: of the total, 0 to 1.
+        count: of kernels, copies and sets.
+    """
+
+    time: float
+    share: float
+    count: int
+
+
+@dataclass(frozen=True)
 class KernelsRecord:
     """One trace, broken down.
 
+    `categories`, `total` and `ceiling` are of the whole trace, `phases` of a step.
+
     Attributes:
         trace: the file's name. `shape`: of the traced run; None where nobody said.
-        kernels, copies, sets: rows of the trace. `total_ns`: their durations together.
+        kernels, copies, sets: rows of the trace.
         warnings: faults of the capture.
         devices: GPUs in the trace.
         steps_found_by, gates_told: how steps and gate GEMMs were told.
         precision: that was asked for; None where nobody said. `precision_seen`, `moe_backend_seen`: by the kernels
             that ran, with `evidence`. `contradiction`: a sentence where both differ. `verified`: whether they agree;
             None where one is not known.
+        unit: of the times in `categories` and `total`.
+        ceiling: 1 / (1 - share of expert_gemm), by durations. None where nothing else ran, or for no trace.
         unprofiled_ms, profiled_ms: the run's time without and with the profiler; `profiler_overhead` is their ratio
             minus 1. None for a trace from elsewhere.
     """
@@ -224,7 +244,6 @@ class KernelsRecord:
     kernels: int = 0
     copies: int = 0
     sets: int = 0
-    total_ns: int = 0
     devices: int = 0
     steps_found_by: str | None = None
     gates_told: str | None = None
@@ -234,6 +253,10 @@ class KernelsRecord:
     evidence: str | None = None
     contradiction: str | None = None
     verified: bool | None = None
+    unit: Literal["ms"] = "ms"
+    categories: Mapping[str, TracedTime] = field(default_factory=dict)
+    total: TracedTime | None = None
+    ceiling: float | None = None
     phases: Mapping[str, PhaseTime] = field(default_factory=dict)
     unprofiled_ms: float | None = None
     unprofiled_samples_ms: tuple[float, ...] = ()

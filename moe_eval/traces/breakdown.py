@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.records.kernels import CategoryTime, Ceiling, KernelTime, PhaseTime
+from moe_eval.records.kernels import CategoryTime, Ceiling, KernelTime, PhaseTime, TracedTime
 from moe_eval.traces import roles, steps
 from moe_eval.traces.kernel_table import NONE, Ints, Kernels, Trace
 from moe_eval.traces.observed_precision import ObservedPrecision, observe
@@ -30,14 +30,14 @@ _TIMED = ("busy_ms", "overlap_ms", "span_ms", "idle_ms", "wall_ms", "gap_ms", "w
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A trace by phases, each with all its kernels. `total_ns`: the durations of all rows together."""
+    """A trace by phases, each with all its kernels. `whole`: by category, inside and outside of steps."""
 
     phases: Mapping[str, PhaseTime]
     steps_source: str
     gates_source: str
     devices: int
     rows: int
-    total_ns: int
+    whole: Mapping[str, TracedTime]
     observed: ObservedPrecision
 
 
@@ -63,9 +63,20 @@ def make(trace: Trace) -> Breakdown:
         assigned.gates,
         cut.devices,
         len(trace.kernels),
-        int(trace.kernels.duration_ns.sum()),
+        whole(trace, assigned),
         observe(trace, assigned),
     )
+
+
+def whole(trace: Trace, assigned: Roles) -> dict[str, TracedTime]:
+    """The time of every category that ran, of all rows of a trace, in ms."""
+    width = len(CATEGORIES)
+    times = np.bincount(assigned.category, trace.kernels.duration_ns, width) / _MS
+    counts, total = np.bincount(assigned.category, trace.kernels.count, width), float(times.sum())
+    return {
+        CATEGORIES[at]: TracedTime(float(times[at]), float(times[at]) / total if total else 0.0, int(counts[at]))
+        for at in np.flatnonzero(counts).tolist()
+    }
 
 
 def ceiling(share: float) -> Ceiling:
@@ -96,9 +107,8 @@ def _phase(phase_steps: Sequence[Step], trace: Trace, assigned: Roles, *, busy: 
     counts = np.bincount(cell, trace.kernels.count[rows], size * width).reshape(size, width).astype(np.float64)
     layers = _moe_layers(counted, assigned)
     categories = _categories(times, counts, layers)
-    functions = _functions(trace, assigned, rows, size)
+    functions = _functions(trace, assigned, rows, owner, size)
     unclassified = tuple(kernel for kernel in functions if kernel.category == CATEGORIES[_OTHER])
-    all_ms = float(durations.sum()) / _MS / size
     phase = PhaseTime(
         steps=size,
         set_aside=dict(Counter(step.aside for step in phase_steps if step.aside)),
@@ -108,7 +118,7 @@ def _phase(phase_steps: Sequence[Step], trace: Trace, assigned: Roles, *, busy: 
         total_launches=sum(category.launches for category in categories.values()),
         **dict.fromkeys(_TIMED),
         ceiling=ceiling(float(times[:, _EXPERT].sum() / times.sum()) if times.sum() else 0.0),
-        classified=1 - sum(kernel.ms for kernel in unclassified) / all_ms if all_ms else 1.0,
+        classified=1 - float(times[:, _OTHER].sum() / times.sum()) if times.sum() else 1.0,
         unclassified=unclassified[:_UNCLASSIFIED],
         functions=functions,
         layers_ms=_layers(trace.kernels, assigned, rows, size),
@@ -161,22 +171,33 @@ def _with_times(phase: PhaseTime, counted: Sequence[Step], total: Floats, busy: 
     )
 
 
-def _functions(trace: Trace, assigned: Roles, rows: Ints, size: int) -> tuple[KernelTime, ...]:
-    """Kernels by name and category, longest first."""
+def _functions(trace: Trace, assigned: Roles, rows: Ints, owner: Ints, size: int) -> tuple[KernelTime, ...]:
+    """Kernels by name and category, medians over the steps, longest first. `owner`: which of `size` steps a row is of.
+
+    What has fewer launches than half the steps is missing in most of them, so its medians are 0. The others fill at
+    most two cells per row of the trace.
+    """
     kernels, width = trace.kernels, len(CATEGORIES)
-    cells = kernels.name[rows] * width + assigned.category[rows]
-    counts = np.bincount(cells, kernels.count[rows])
-    keys = np.flatnonzero(counts)
-    times, counts = np.bincount(cells, kernels.duration_ns[rows])[keys], counts[keys]
+    keys = kernels.name[rows] * width + assigned.category[rows]
+    launches = np.bincount(keys, kernels.count[rows])
+    common = np.flatnonzero(2 * launches >= size)
+    place = np.full(len(launches), NONE)
+    place[common] = np.arange(len(common))
+    kept_rows = np.flatnonzero(place[keys] != NONE)
+    cell = place[keys[kept_rows]] * size + owner[kept_rows]
+    times, counts = np.zeros(len(launches)), np.zeros(len(launches))
+    for medians, weights in ((times, kernels.duration_ns[rows[kept_rows]] / _MS), (counts, kernels.count[rows[kept_rows]])):
+        cells = np.bincount(cell, weights, len(common) * size)
+        medians[common] = np.median(cells.reshape(len(common), size), axis=1)
     functions = [
         KernelTime(
             kernels.names[key // width],
             CATEGORIES[key % width],
             assigned.labels[key // width].fused_with,
-            float(time) / _MS / size,
-            count / size,
+            float(times[key]),
+            float(counts[key]),
         )
-        for key, time, count in zip(keys.tolist(), times.tolist(), counts.tolist(), strict=True)
+        for key in np.flatnonzero(launches).tolist()
     ]
     return tuple(sorted(functions, key=lambda kernel: (-kernel.ms, kernel.name, kernel.category)))
 

@@ -438,13 +438,49 @@ def test_shares_add_up_and_the_order_of_rows_does_not_matter(
 ) -> None:
     result = breakdown.make(made_of(rows))
     assert breakdown.make(made_of(random.Random(seed).sample(rows, len(rows)))) == result
-    assert result.total_ns == sum(row[2] for row in rows)
+    assert sum(part.time for part in result.whole.values()) == pytest.approx(sum(row[2] for row in rows) / 1e6)
+    assert sum(part.count for part in result.whole.values()) == len(rows)
+    experts = [row[2] for row in rows if row[0] == timeline.MOE]
+    assert ("expert_gemm" in result.whole) == bool(experts)
+    if experts:
+        part = result.whole["expert_gemm"]
+        assert (part.time, part.count) == (pytest.approx(sum(experts) / 1e6), len(experts))
+        assert part.share == pytest.approx(sum(experts) / (sum(row[2] for row in rows) or 1))
     for phase in result.phases.values():
         total = sum(time.share for time in phase.categories.values())
         assert total == pytest.approx(1) or (total == 0 and phase.total_ms == 0)
         assert (phase.busy_ms or 0) <= (phase.span_ms or 0) + 1e-12
         assert 0 <= phase.classified <= 1 + 1e-12
         assert 0 <= phase.ceiling.expert_gemm_share <= 1
+
+
+@settings(max_examples=60)
+@given(sizes=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=7))
+def test_kernels_and_categories_are_medians_over_the_same_steps(sizes: list[tuple[int, int]]) -> None:
+    recording = Timeline()
+    for norms, uploads in sizes:
+        recording.run("attention", timeline.FLASH, 90_000)
+        for _ in range(norms):
+            recording.run("norm", timeline.NORM, 300 + 10 * uploads)
+        for _ in range(uploads):
+            recording.run("memory", timeline.UPLOAD, 40 * norms)
+        recording.run("sampling", timeline.ARGMAX, 20)
+    trace = recording.trace()
+    assigned_roles = roles.assign(trace)
+    cut = forward_steps.find(trace, assigned_roles, roles.devices(trace))
+    for name, phase in breakdown.make(trace).phases.items():
+        counted_steps = [step for step in cut.steps if step.phase == name and step.aside is None]
+        for kernel in phase.functions:
+            times, counts = [], []
+            for step in counted_steps:
+                of_name = [row for row in step.rows if trace.kernels.names[trace.kernels.name[row]] == kernel.name]
+                rows = [row for row in of_name if CATEGORIES[assigned_roles.category[row]] == kernel.category]
+                times.append(sum(int(trace.kernels.duration_ns[row]) for row in rows) / 1e6)
+                counts.append(len(rows))
+            assert kernel.ms == pytest.approx(statistics.median(times))
+            assert kernel.launches == statistics.median(counts)
+            only = [other for other in phase.functions if other.category == kernel.category] == [kernel]
+            assert not only or phase.categories[kernel.category].ms == pytest.approx(kernel.ms)
 
 
 @settings(max_examples=150)

@@ -123,12 +123,11 @@ def test_the_project_s_own_traces(batch: int) -> None:
         assert (graphs, steps) == (8, [("prefill", 1), ("decode", 8)])
         assert record.precision_seen == precision
         assert all(phase.classified > 0.99 for phase in record.phases.values())
-        experts = sum(
-            kernel.ms * phase.steps
-            for phase in record.phases.values()
-            for kernel in phase.functions
-            if kernel.category == "expert_gemm"
-        )
-        assert experts == pytest.approx(sums["fused_moe_kernel"] / 1000)
+        experts = record.categories["expert_gemm"]
+        assert experts.time == pytest.approx(sums["fused_moe_kernel"] / 1000)
+        assert record.ceiling == pytest.approx(1 / (1 - experts.share))
+        for phase in record.phases.values():
+            (kernel,) = [kernel for kernel in phase.functions if kernel.category == "expert_gemm"]
+            assert kernel.ms == pytest.approx(phase.categories["expert_gemm"].ms)
     for phase in changes(*records).values():
         assert phase.categories["expert_gemm"].change_ms < 0 < phase.categories["quant_dequant"].change_ms
