@@ -168,8 +168,8 @@ def kernels_page(folder: Path, arms: Sequence[ArmRecords]) -> str:
         stems = [f"{arm}_b{batch}_i512_o9" for arm in ARMS]
         reference, other = (kernels_record.make(stem, files.read(folder / f"{stem}.json.gz"), None) for stem in stems)
         changes = kernels.changes(reference, other, ARMS, {"decode": measured(arms, batch)})
-        difference = kernels_table.difference({"decode": changes["decode"]}, ARMS)
-        parts += [f"### Batch {batch}", plain_text(difference).strip()]
+        difference = kernels_table.paragraphs(kernels_table.difference({"decode": changes["decode"]}, ARMS))
+        parts += [f"### Batch {batch}", changes["decode"].text, plain_text(difference).strip()]
         for arm, stem, record in zip(ARMS, stems, (reference, other), strict=True):
             times = json.loads((folder / f"{stem}_times.json").read_text())
             plain = statistics.median(sample["last"]["cuda_events"] for sample in times["samples"])

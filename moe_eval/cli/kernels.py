@@ -6,19 +6,16 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint.precision import PRECISIONS, WEIGHT_ONLY
 from moe_eval.cli.options.classes import KernelsOptions
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.records import disk
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from moe_eval.comparison.kernels import KernelsReport
+from moe_eval.records.kernels import KernelsRecord
 
 _LABELS = (*PRECISIONS, *WEIGHT_ONLY.values())
+_CLASSIFY, _MOST_TRACES = Path("classify"), 2
+_NAMED = 3  # kernels of a sentence
 
 
 def run(options: KernelsOptions) -> None:
@@ -26,30 +23,81 @@ def run(options: KernelsOptions) -> None:
 
     Raises:
         UsageError: options that do not go together, or a file that is no trace.
-        EngineError: a trace did not run the precision of its label.
+        EngineError: a trace did not run the precision of its label. Nothing is printed then.
     """
-    if options.action == "classify":
-        if options.input or options.output or options.precisions or options.tpot_ms:
-            raise UsageError("classify takes no options. Give it kernel names on standard input.")
+    if _CLASSIFY in options.traces:
+        if options != KernelsOptions(traces=(_CLASSIFY,)):
+            raise UsageError("classify takes neither traces nor options. Give it kernel names on standard input.")
         _classify()
         return
-    if not options.input or len(options.input) > 2:
-        raise UsageError("There are not one or two traces to read. Give --input one trace, or two to compare them.")
-    labels = _labels(options)
-    if options.tpot_ms and (len(options.input) != 2 or not all(0 < time < math.inf for time in options.tpot_ms)):
+    if options.traces and options.input:
+        raise UsageError("Traces stand by themselves and after --input. Write all of them in one place.")
+    paths = options.traces or options.input
+    if not 0 < len(paths) <= _MOST_TRACES:
+        raise UsageError("There are not one or two traces to read. Name one trace, or two to compare them.")
+    labels = _labels(options.precisions, paths)
+    if options.tpot_ms and (len(paths) != _MOST_TRACES or not all(0 < time < math.inf for time in options.tpot_ms)):
         raise UsageError("--tpot_ms is for two traces. Give the times of both, in ms and above 0.")
     if options.output:
-        _check_output(options.output, options.input)
-    from moe_eval.report.console import print_renderable
+        _check_output(options.output, paths)
+    from moe_eval.evaluators import kernels_record
+    from moe_eval.traces.readers import files
 
-    report, parts = _report(options.input, labels, options.tpot_ms)
+    records = [
+        kernels_record.make(path.name, files.read(path), label) for path, label in zip(paths, labels, strict=True)
+    ]
+    _show(records, options)
+
+
+def _show(records: Sequence[KernelsRecord], options: KernelsOptions) -> None:
+    """Write and print one trace, or two with their difference, the first being the reference."""
+    from moe_eval.comparison import kernels
+    from moe_eval.evaluators.kernels_record import shortened
+    from moe_eval.report import kernels_table
+    from moe_eval.report.console import print_renderable, say
+
+    names, changes = _names(records), {}
+    if len(records) > 1:
+        measured = {"decode": options.tpot_ms[0] / options.tpot_ms[1]} if options.tpot_ms else {}
+        changes = kernels.changes(records[0], records[1], names, measured)
     if options.output:
-        disk.write_record(options.output, report)
-    for part in parts:
-        print_renderable(part)
-    contradictions = [record.contradiction for record in report.traces if record.contradiction]
-    if contradictions:
-        raise EngineError(f"A trace does not run the precision of its label: {'. '.join(contradictions)}.")
+        short = tuple(map(shortened, records))
+        disk.write_record(options.output, kernels.KernelsReport(short, changes) if len(short) > 1 else short[0])
+    _refuse_contradictions(records)
+    if len(records) == 1:
+        print_renderable(kernels_table.trace(records[0], full=options.full))
+        return
+    print_renderable(kernels_table.comparison(records, changes, names, full=options.full))
+    if options.tpot_ms and "decode" not in changes:
+        say("--tpot_ms is not used, as decode was not found in both traces.")
+
+
+def _names(records: Sequence[KernelsRecord]) -> tuple[str, str]:
+    """Of two traces: their labels, else the precisions that ran, else their files."""
+    choices = zip(*((record.precision, record.precision_seen, record.trace) for record in records), strict=True)
+    pairs = [(f"{choice[0]}", f"{choice[-1]}") for choice in choices if None not in choice]
+    before, after = next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
+    return (before, after) if before != after else (f"{before} (1)", f"{after} (2)")
+
+
+def _refuse_contradictions(records: Sequence[KernelsRecord]) -> None:
+    from moe_eval.report.text import plain
+
+    sentences = []
+    for record in filter(lambda record: record.contradiction, records):
+        kernels = {
+            kernel.name: None
+            for phase in record.phases.values()
+            for kernel in phase.functions
+            if kernel.category == "expert_gemm"
+        }
+        names = ", ".join(plain(name) for name in list(kernels)[:_NAMED])
+        sentences.append(f"{record.trace}: {record.contradiction}. Its expert GEMMs are {names}")
+    if sentences:
+        raise EngineError(
+            f"A trace does not run the precision of its label. {'. '.join(sentences)}. Name the precision that ran in "
+            "--precisions, or record the trace again."
+        )
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
@@ -62,49 +110,13 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
         raise UsageError(f"--output {output} is a trace that is read, which is not changed. Give another name.")
 
 
-def _labels(options: KernelsOptions) -> list[str | None]:
-    if not options.precisions:
-        return [None] * len(options.input)
-    unknown = [name for name in options.precisions if name not in _LABELS]
-    if unknown or len(options.precisions) != len(options.input):
+def _labels(names: Sequence[str], paths: Sequence[Path]) -> Sequence[str | None]:
+    if names and (len(names) != len(paths) or not set(names) <= set(_LABELS)):
         raise UsageError(
-            f"--precisions {','.join(options.precisions)} does not name every trace. Give one of {', '.join(_LABELS)} "
-            "for each, in their order."
+            f"--precisions {','.join(names)} does not name every trace. Give one of {', '.join(_LABELS)} for each, in "
+            "their order."
         )
-    return list(options.precisions)
-
-
-def _report(
-    paths: Sequence[Path], labels: Sequence[str | None], tpot_ms: Sequence[float] | None
-) -> tuple[KernelsReport, list[RenderableType]]:
-    """Break traces down, and compare them where there are two, the first being the reference.
-
-    Returns:
-        The report, and its paragraphs.
-    """
-    from moe_eval.comparison import kernels
-    from moe_eval.evaluators import kernels_record
-    from moe_eval.report import kernels_table
-    from moe_eval.traces.readers import files
-
-    records = [
-        kernels_record.make(path.name, files.read(path), label) for path, label in zip(paths, labels, strict=True)
-    ]
-    short = tuple(map(kernels_record.shortened, records))
-    parts = [kernels_table.trace(record) for record in short]
-    if len(records) < 2:
-        return kernels.KernelsReport(short), parts
-    before, after = (label or path.name for path, label in zip(paths, labels, strict=True))
-    names = (before, after) if before != after else (f"{before} (1)", f"{after} (2)")
-    measured = {"decode": tpot_ms[0] / tpot_ms[1]} if tpot_ms else {}
-    changes = kernels.changes(records[0], records[1], names, measured)
-    if changes:
-        parts.append(kernels_table.difference(changes, names))
-    else:
-        parts.append("The traces have no phase in common, so there is no difference to show.")
-    if tpot_ms and "decode" not in changes:
-        parts.append("--tpot_ms is not used, as decode was not found in both traces.")
-    return kernels.KernelsReport(short, changes), parts
+    return names or [None] * len(paths)
 
 
 def _classify() -> None:

@@ -28,10 +28,10 @@ _SHAPE = re.compile(r"b(\d+)_i(\d+)_o(\d+)")
 
 @dataclass(frozen=True)
 class KernelsReport:
-    """What `moe-eval kernels --output` writes: one or two traces, and the difference of two by phase."""
+    """What `moe-eval kernels --output` writes of two traces, and their difference by phase. Of one it is the record."""
 
     traces: tuple[KernelsRecord, ...]
-    difference: Mapping[str, PhaseChange] | None = None
+    difference: Mapping[str, PhaseChange]
 
 
 def matching(name: str, among: Iterable[str]) -> str | None:
@@ -166,9 +166,10 @@ def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:
     gemms = sum(category.change_ms for key, category in change.categories.items() if key in _GEMMS)
     others = sum(category.change_ms for key, category in change.categories.items() if key not in _GEMMS)
     sentences = [
-        f"{name}: {_categories_sentence(change, names, per)}.",
+        f"{name}: {'' if name == WHOLE else 'a step of '}{change.step_ms[0]:.3f} ms becomes "
+        f"{'' if name == WHOLE else 'one of '}{change.step_ms[1]:.3f} ms under the profiler.",
+        f"{_categories_sentence(change, names, per)}.",
         f"In all: GEMMs {_cost(gemms)}, other kernels {_cost(others)}, waiting {_cost(change.waiting_change_ms)}.",
-        f"A step of {change.step_ms[0]:.3f} ms becomes one of {change.step_ms[1]:.3f} ms under the profiler.",
     ]
     if change.expert_gemm_ratio is not None and change.ceiling_busy is not None:
         sentences.append(
@@ -201,7 +202,7 @@ def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) 
     gain = -expert.change_ms if expert else 0.0
     before, after = names
     parts = [
-        f"the expert GEMMs of {after} take {abs(gain):.3f} ms {'less' if gain >= 0 else 'more'} {per} than those of "
+        f"The expert GEMMs of {after} take {abs(gain):.3f} ms {'less' if gain >= 0 else 'more'} {per} than those of "
         f"{before}" + (f" ({expert.before_ms:.3f} to {expert.after_ms:.3f} ms)" if expert else "")
     ]
     others = [(name, category.change_ms) for name, category in change.categories.items() if name != "expert_gemm"]
@@ -209,9 +210,10 @@ def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) 
     costs = ", ".join(f"{name} {ms:+.3f} ms" for name, ms in others if ms > small)
     gains = ", ".join(f"{name} {ms:+.3f} ms" for name, ms in others if ms < -small)
     if costs:
-        parts.append(f"Other kernels take back {costs}" if gain > 0 else f"Other kernels add {costs}")
+        taken = sum(ms for _, ms in others if ms > small)
+        parts.append(f"Other kernels {f'take back {100 * taken / gain:.0f} % of it' if gain > 0 else 'add'}: {costs}")
     if gains:
-        parts.append(f"Other kernels give {gains}")
+        parts.append(f"Other kernels take less too: {gains}")
     if abs(waiting) > small:
         launches = sum(category.after_launches - category.before_launches for category in change.categories.values())
         parts.append(

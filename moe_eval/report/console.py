@@ -8,18 +8,20 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import TracebackType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from rich.box import MARKDOWN, SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from moe_eval.report.text import NONE, Row
+from moe_eval.report.text import NONE, Row, plain
+
+Part = TypeVar("Part")
 
 _WIDEST = 10_000  # characters of a line that nothing wraps
 
@@ -66,14 +68,66 @@ def lines_of(lines: Sequence[str]) -> Text:
 
 def rich_table(rows: Sequence[Row]) -> Table:
     """A table for print_renderable. Every cell is text: nothing in it is markup."""
-    is_terminal = sys.stdout.isatty()  # as narrow as can be
-    box = SIMPLE_HEAD if is_terminal else MARKDOWN
-    table = Table(box=box, pad_edge=not is_terminal, collapse_padding=is_terminal)
+    table = _frame()
     for head, _ in rows[0]:
         table.add_column(Text(head), overflow="fold")
     for row in rows:
         table.add_row(*(Text("-" if cell == NONE else _one_line(cell)) for _, cell in row))
     return table
+
+
+def number_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1, longest: int | None = None
+) -> Table:
+    """A table for print_renderable whose first columns are texts and whose others are numbers.
+
+    Args:
+        longest: characters of a first cell. A narrow terminal cuts it further, so that its row stays one line. None to
+            fold what does not fit.
+    """
+    table = _frame()
+    for at, head in enumerate(heads):
+        table.add_column(
+            Text(_cell(head)), justify="left" if at < texts else "right", overflow="fold", no_wrap=at >= texts
+        )
+    for first, *others in rows:
+        name = Text(_cell(first) if longest is None else plain(_cell(first).removeprefix("void "), longest))
+        if longest is not None:
+            name.no_wrap, name.overflow = True, "ellipsis"
+        table.add_row(name, *(Text(_cell(cell)) for cell in others))
+    return table
+
+
+class SideBySide(Generic[Part]):
+    """Parts in one table where the terminal is wide enough, else in several below each other."""
+
+    def __init__(self, table: Callable[[Mapping[str, Part]], Table], parts: Mapping[str, Part]) -> None:
+        """`table` makes one of some of the parts."""
+        self._table, self._parts = table, parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        names, size = list(self._parts), len(self._parts)
+        while names:
+            table = self._table({name: self._parts[name] for name in names[:size]})
+            if (
+                size > 1
+                and console.measure(table, options=options.update(max_width=_WIDEST)).maximum > options.max_width
+            ):
+                size -= 1
+                continue
+            yield table
+            names = names[size:]
+
+
+def _frame() -> Table:
+    is_terminal = sys.stdout.isatty()  # as narrow as can be
+    box = SIMPLE_HEAD if is_terminal else MARKDOWN
+    return Table(box=box, pad_edge=not is_terminal, collapse_padding=is_terminal)
+
+
+def _cell(text: str) -> str:
+    """Text that breaks no table of Markdown."""
+    return _one_line(text).replace("|", "/")
 
 
 class TaskProgress:

@@ -1,161 +1,180 @@
-"""Tables of traces: the time of every phase, and the difference of two traces."""
+"""What `moe-eval kernels` prints: the conclusion, compact tables, and on request everything else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
-from rich.box import MARKDOWN
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from moe_eval.records.comparison import PhaseChange
-from moe_eval.records.kernels import KernelsRecord, KernelTime, PhaseTime
+from moe_eval.records.kernels import KernelsRecord, PhaseTime
+from moe_eval.report import kernels_details
+from moe_eval.report import kernels_words as words
+from moe_eval.report.console import SideBySide, lines_of, number_table
+from moe_eval.report.kernels_words import count, ms, percent
 from moe_eval.traces.steps import WHOLE
+from moe_eval.traces.taxonomy import CATEGORIES
 
-_NAME_LENGTH = 100  # characters of a kernel's name
-_KERNELS = 10  # rows of a phase's table of kernels
-_IN_SENTENCE = 5  # kernels that a sentence lists
-
-
-def trace(record: KernelsRecord) -> RenderableType:
-    """One trace: a table for every phase, its times and its ceiling."""
-    gpus = ", ".join(sorted(set(record.source.gpus if record.source else ()))) or "device not named"
-    sentences = [
-        f"{record.trace}: {record.source.format if record.source else 'unknown format'}, {gpus}. {record.kernels:,} "
-        f"kernels, {record.copies:,} copies, {record.sets:,} sets. Steps by: {record.steps_found_by}. Gate GEMMs: "
-        f"{record.gates_told}.",
-        *record.notes,
-        f"The experts ran: {record.precision_seen or 'not known'} on {record.moe_backend_seen or 'not known'} "
-        f"({record.evidence}).",
-    ]
-    phases = [_phase(name, phase) for name, phase in record.phases.items()]
-    return _paragraphs([*map(_text, sentences), *phases])
+_LONGEST, _NAME = 8, 64  # kernels of a compact table, and characters of a name in it
+_PARTS_OF_A_STEP = (
+    ("- overlap", "overlap_change_ms"),
+    ("+ nothing running", "waiting_change_ms"),
+    ("+ residual", "residual_ms"),
+)
 
 
-def difference(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> RenderableType:
-    """The difference of two traces, phase by phase."""
-    parts: list[RenderableType] = []
-    for name, change in changes.items():
-        parts.append(_change_table(name, change, names))
-        for adjective, kernels in (("New", change.new), ("Vanished", change.vanished)):
-            if kernels:
-                parts.append(_text(f"{adjective} kernels: {_listed(kernels)}."))
-        if change.text:
-            parts.append(_text(change.text))
-    return _paragraphs(parts)
+def trace(record: KernelsRecord, *, full: bool = False) -> RenderableType:
+    """One trace.
+
+    Args:
+        record: with all kernels, as `kernels_record.make` gives it.
+        full: show also what the compact tables leave out.
+    """
+    parts: list[RenderableType] = [lines_of([*words.conclusion(record), *words.cautions(record)])]
+    phases = {name: record.phases[name] for name in words.main_phases(record.phases)}
+    if phases:
+        parts += [lines_of([words.statistic(phases)]), SideBySide(lambda shown: _categories(record, shown), phases)]
+        parts += [lines_of(["The longest kernels, by the same statistic:"]), _kernels(phases)]
+    parts.append(lines_of([words.source(record)]))
+    return paragraphs([*parts, *(kernels_details.parts(record) if full else ())])
 
 
-def _phase(name: str, phase: PhaseTime) -> RenderableType:
-    aside = ", ".join(f"{count} {reason}" for reason, count in phase.set_aside.items())
-    parts: list[RenderableType] = [
-        _text(
-            f"{name}: {phase.steps} step{'s' if phase.steps > 1 else ''}"
-            + (f" ({aside} set aside)" if aside else "")
-            + ", medians per step"
-        ),
-        _category_table(phase),
-    ]
-    if phase.busy_ms is not None:
-        wall = "There is no next step" if phase.wall_ms is None else f"To the next step: {phase.wall_ms:.3f} ms"
-        parts.append(
-            _text(
-                f"Busy {phase.busy_ms:.3f} ms (overlap {phase.overlap_ms:.3f} ms), idle between kernels "
-                f"{phase.idle_ms:.3f} ms. {wall}."
-            )
+def comparison(
+    records: Sequence[KernelsRecord], changes: Mapping[str, PhaseChange], names: tuple[str, str], *, full: bool = False
+) -> RenderableType:
+    """Two traces, the first being the reference: both in short, and what changed."""
+    labelled = list(zip(names, records, strict=True))
+    blocks = [[f"{name} is {words.ran(record)}" for name, record in labelled]]
+    for phase in words.main_phases(changes):
+        times = [
+            (name, words.free_times(record.phases[phase], words.withheld(record, phase))) for name, record in labelled
+        ]
+        free = " and ".join(f"{time[0]} with {name}" for name, time in times if time)
+        blocks.append(
+            [changes[phase].text, f"With free experts {words.subject(phase)} would take {free}." if free else ""]
         )
-    parts += [_text(_ceilings(phase)), _text(f"Classified: {100 * phase.classified:.1f} % of the kernel time.")]
-    if phase.unclassified:
-        parts.append(_text(f"Not classified: {_listed(phase.unclassified)}."))
-    return Group(*parts, _kernel_table(phase.functions[:_KERNELS]))
+    if not changes:
+        blocks.append(["The traces have no phase in common, so there is no difference to show."])
+    blocks.append([line for name, record in labelled for line in words.cautions(record, name)])
+    parts: list[RenderableType] = [
+        lines_of(block) for block in (list(filter(None, block)) for block in blocks) if block
+    ]
+    parts += difference(changes, names)
+    parts.append(lines_of([words.source(record, name) for name, record in labelled]))
+    return paragraphs([*parts, *(trace(record, full=True) for record in records if full)])
 
 
-def _category_table(phase: PhaseTime) -> Table:
-    table = _table("category", "ms", "% of total", "launches", "per layer")
-    for name, category in phase.categories.items():
-        per_layer = "-" if category.launches_per_layer is None else f"{category.launches_per_layer:.1f}"
-        _row(table, name, f"{category.ms:.3f}", f"{100 * category.share:.1f}", f"{category.launches:.0f}", per_layer)
-    _row(table, "TOTAL", f"{phase.total_ms:.3f}", "100.0", f"{phase.total_launches:.0f}", "-")
-    return table
+def difference(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> list[RenderableType]:
+    """Categories of two traces, how their changes add up to that of a step, and the kernels of one alone."""
+    main = {name: changes[name] for name in words.main_phases(changes)}
+    return [SideBySide(lambda shown: _changes(shown, names), main), *_alone(main, names)] if main else []
 
 
-def _kernel_table(kernels: Iterable[KernelTime]) -> Table:
-    table = _table("kernel", "category", "ms", "launches", texts=2)
-    for kernel in kernels:
-        category = " + ".join((kernel.category, *kernel.fused_with))
-        _row(table, _short(kernel.name), category, f"{kernel.ms:.3f}", f"{kernel.launches:.0f}")
-    return table
+def _categories(record: KernelsRecord, phases: Mapping[str, PhaseTime]) -> Table:
+    """Phases side by side. Below the sum, how long a step is and for how much of it nothing runs."""
+    is_ranked = any(len(phase.ranks) > 1 for phase in phases.values())
+    heads = ["category"]
+    for name in phases:
+        heads += [f"{name} ms", "%", *(["spread"] if is_ranked else []), "launches"]
+    rows = []
+    for category in (name for name in CATEGORIES if any(name in phase.categories for phase in phases.values())):
+        cells = [category]
+        for phase in phases.values():
+            time = phase.categories.get(category)
+            cells += [ms(time.ms), percent(time.share)] if time else ["none", "none"]
+            cells += [ms(time.spread_ms if time else None)] if is_ranked else []
+            cells.append(count(time.launches if time else 0))
+        rows.append(cells)
+    blank = [""] * (is_ranked + 2)
+    total = ["TOTAL"]
+    for phase in phases.values():
+        total += [ms(phase.total_ms), "100.0" if phase.total_ms else "none", *([""] if is_ranked else [])]
+        total.append(count(phase.total_launches))
+    rows.append(total)
+    end = "first kernel to last" if WHOLE in phases else "step"
+    for label, figure in (("overlap", words.overlap), ("nothing running", words.waiting), (end, words.length)):
+        cells = [figure(phase, words.withheld(record, name)) for name, phase in phases.items()]
+        if any(cell != "-" for cell in cells):
+            rows.append([label, *(part for cell in cells for part in (cell, *blank))])
+    return number_table(heads, rows)
 
 
-def _ceilings(phase: PhaseTime) -> str:
-    busy = "the kernels' time" if phase.busy_ms is None else "busy time"
-    parts = []
-    for name, ceiling in ((busy, phase.ceiling), ("wall time", phase.wall_ceiling)):
-        if ceiling is not None:
-            free = "no limit" if ceiling.if_free is None else f"{ceiling.if_free:.2f}x"
-            parts.append(
-                f"{free} of {name} if the expert GEMMs ({100 * ceiling.expert_gemm_share:.1f} % of it) took no time, "
-                f"{ceiling.if_twice_as_fast:.2f}x if half"
-            )
-    return f"Ceiling: {', and '.join(parts)}."
+def _kernels(phases: Mapping[str, PhaseTime]) -> RenderableType:
+    """The longest kernels, and the rest, which adds up to the categories' sum."""
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    weights: dict[tuple[str, str], float] = {}
+    for name, phase in phases.items():
+        for kernel in phase.functions:
+            key = kernel.name, words.work(kernel)
+            times.setdefault(key, {})[name] = kernel.ms
+            weights[key] = weights.get(key, 0.0) + kernel.ms / (phase.total_ms or 1.0)
+    longest = sorted(weights, key=lambda key: -weights[key])[:_LONGEST]
+    rows = [[*key, *(ms(times[key].get(name, 0.0)) for name in phases)] for key in longest]
+    rests = [phase.total_ms - sum(times[key].get(name, 0.0) for key in longest) for name, phase in phases.items()]
+    size = len(weights) - len(longest)
+    if size or any(ms(rest) not in ("none", "<0.001") for rest in rests):
+        rows.append([f"the rest (kernels: {size})", "", *map(ms, rests)])
+    return number_table(["kernel", "category", *(f"{name} ms" for name in phases)], rows, texts=2, longest=_NAME)
 
 
-def _change_table(name: str, change: PhaseChange, names: tuple[str, str]) -> Table:
-    """Categories, and how their changes add up to that of a step."""
-    unit = "ms" if name == WHOLE else "ms per step"
-    table = _table(f"{name}, {unit}", _short(names[0]), _short(names[1]), "change", "launches")
-    for category, part in change.categories.items():
-        launches = f"{part.after_launches - part.before_launches:+.0f}"
-        _row(table, category, f"{part.before_ms:.3f}", f"{part.after_ms:.3f}", _signed(part.change_ms), launches)
-    before = sum(part.before_ms for part in change.categories.values())
-    after = before + change.kernel_change_ms
-    _row(table, "TOTAL", f"{before:.3f}", f"{after:.3f}", _signed(change.kernel_change_ms), "-")
-    if change.step_ms is not None:
-        _row(table, "- overlap", "-", "-", _signed(-(change.overlap_change_ms or 0.0)), "-")
-        _row(table, "+ nothing running", "-", "-", _signed(change.waiting_change_ms or 0.0), "-")
-        _row(table, "+ residual", "-", "-", _signed(change.residual_ms or 0.0), "-")
-        before, after = change.step_ms
-        step = "= step" if change.step_is == "wall" else "= span of kernels"
-        _row(table, step, f"{before:.3f}", f"{after:.3f}", _signed(after - before), "-")
-    return table
+def _changes(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> Table:
+    heads = [f"ms{'' if WHOLE in changes else ' per step'}"]
+    for name in changes:
+        heads += [f"{name} {words.short(names[0])}", words.short(names[1]), "change", "ratio"]
+    rows = []
+    for category in (name for name in CATEGORIES if any(name in change.categories for change in changes.values())):
+        cells = [category]
+        for change in changes.values():
+            part = change.categories.get(category)
+            cells += _change_cells(part.before_ms, part.after_ms) if part else _change_cells(0.0, 0.0)
+        rows.append(cells)
+    sums = ["TOTAL"]
+    for change in changes.values():
+        before = sum(part.before_ms for part in change.categories.values())
+        sums += _change_cells(before, before + change.kernel_change_ms)
+    rows.append(sums)
+    if any(change.step_ms for change in changes.values()):
+        for label, part_name in _PARTS_OF_A_STEP:
+            cells = [label]
+            for change in changes.values():
+                value = getattr(change, part_name)
+                signed = None if value is None else -value if label.startswith("-") else value
+                cells += ["", "", ms(signed, signed=True), ""]
+            rows.append(cells)
+        cells = ["= step"]
+        for change in changes.values():
+            cells += _change_cells(*change.step_ms) if change.step_ms else ["-"] * 4
+        rows.append(cells)
+    return number_table(heads, rows)
 
 
-def _table(*heads: str, texts: int = 1) -> Table:
-    """A table without rows. Its first columns are texts, the others numbers."""
-    table = Table(box=MARKDOWN)
-    for at, head in enumerate(heads):
-        table.add_column(_text(head), justify="left" if at < texts else "right", overflow="fold")
-    return table
+def _change_cells(before: float, after: float) -> list[str]:
+    """Both times, their difference, and how many times faster the second is."""
+    ratio = (
+        "-" if not before and not after else "new" if not before else "gone" if not after else f"{before / after:.2f}x"
+    )
+    return [ms(before), ms(after), ms(after - before, signed=True), ratio]
 
 
-def _row(table: Table, *cells: str) -> None:
-    table.add_row(*map(_text, cells))
+def _alone(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> list[RenderableType]:
+    """The kernels that only one of the traces runs in a phase, the longest first."""
+    rows = []
+    for phase, change in changes.items():
+        kernels = [(kernel, names[1]) for kernel in change.new] + [(kernel, names[0]) for kernel in change.vanished]
+        for kernel, name in sorted(kernels, key=lambda pair: -pair[0].ms)[: _LONGEST // 2]:
+            rows.append([kernel.name, words.work(kernel), phase, words.short(name), ms(kernel.ms)])
+    table = number_table(["kernel", "category", "phase", "only in", "ms"], rows, texts=4, longest=_NAME)
+    return [lines_of(["The longest kernels that one trace alone runs:"]), table] if rows else []
 
 
-def _text(text: str) -> Text:
-    """Text that is no markup and moves no terminal's cursor, and a cell that does not break its table."""
-    return Text("".join(letter if letter.isprintable() else " " for letter in text).replace("|", "/"))
-
-
-def _paragraphs(parts: Sequence[RenderableType]) -> Group:
+def paragraphs(parts: Sequence[RenderableType]) -> Group:
     """Parts with an empty line after each. A table brings one before and after itself."""
     pieces: list[RenderableType] = []
     for part, following in zip_longest(parts, parts[1:]):
         pieces.append(part)
-        if isinstance(part, Text) and not isinstance(following, Table):
+        if isinstance(part, Text) and isinstance(following, (Text, Group)):
             pieces.append(Text())
     return Group(*pieces)
-
-
-def _listed(kernels: Sequence[KernelTime]) -> str:
-    return "; ".join(f"{_short(kernel.name)} ({kernel.ms:.3f} ms)" for kernel in kernels[:_IN_SENTENCE])
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
-
-
-def _signed(ms: float) -> str:
-    text = f"{ms:+.3f}"
-    return "+0.000" if text == "-0.000" else text

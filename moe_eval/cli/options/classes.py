@@ -170,10 +170,15 @@ class CompareOptions(VerdictOptions):
 class KernelsOptions:
     """What `moe-eval kernels` can be asked."""
 
-    action: Literal["classify"] | None = option(
-        None, "read kernel names instead of a trace", _INPUT, is_positional=True, word_count="?"
+    traces: tuple[Path, ...] = option(
+        (),
+        "one trace, or two to compare. The word classify instead of a trace reads kernel names",
+        _INPUT,
+        metavar="TRACE",
+        is_positional=True,
+        word_count="*",
     )
-    input: tuple[Path, ...] = option((), "one trace, or two to compare", _INPUT, metavar="TRACE", word_count="+")
+    input: tuple[Path, ...] = option((), "the traces by an option instead", _INPUT, metavar="TRACE", word_count="+")
     precisions: tuple[str, ...] = option(
         (),
         "the precisions that the traces are said to be of, checked against the kernels that ran",
@@ -187,6 +192,7 @@ class KernelsOptions:
         metavar="MS",
         word_count=2,
     )
+    full: bool = option(False, "show every kernel, layer and rank as well", _OUTPUT)
     output: Path | None = option(None, "write everything as JSON as well", _OUTPUT, metavar="FILE")
 
 

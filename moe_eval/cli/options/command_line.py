@@ -131,7 +131,7 @@ def default_text(default: Value) -> str:
 
 def _usage(option: Option) -> str:
     name = option.metavar or ",".join(option.choices)
-    return f"[{name}]" if option.word_count == "?" else f"{name} [{name} ...]"
+    return f"[{name} ...]" if option.word_count == "*" else f"{name} [{name} ...]"
 
 
 def _value(option: Option, typed: bool | str | list[str]) -> Value:

@@ -86,7 +86,7 @@ KERNELS = Command(
     "are compared as well, and the first is the reference. `classify` reads kernel names from standard input, one a "
     "line. It writes category, fused_with, rule and name, separated by tabs.",
     (
-        ("two traces", "moe-eval kernels --input bf16.sqlite fp8.sqlite --precisions bf16,fp8"),
+        ("two traces", "moe-eval kernels bf16.sqlite fp8.sqlite --precisions bf16,fp8"),
         ("names of kernels", "moe-eval kernels classify < names.txt"),
     ),
 )

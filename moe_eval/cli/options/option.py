@@ -46,8 +46,8 @@ class Option:
         meaning: of a number, told with these limits. None where it needs no word.
         synonyms: names that people try, and what they mean here.
         is_positional: the values stand without the option's name.
-        word_count: of an option whose values are words of their own: a number, or `+` for one or more. None for one
-            word, in which a list is separated by commas.
+        word_count: of an option whose values are words of their own: a number, `+` for one or more, or `*` for any.
+            None for one word, in which a list is separated by commas.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Option:
     meaning: str | None = None
     synonyms: Mapping[str, str] = field(default_factory=dict)
     is_positional: bool = False
-    word_count: int | Literal["+", "?"] | None = None
+    word_count: int | Literal["+", "*"] | None = None
 
     @property
     def label(self) -> str:
