@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moe_eval.cli import main
-from moe_eval.cli.options.classes import RunOptions
+from moe_eval.cli.options.classes import KernelsOptions, RunOptions
 from moe_eval.cli.options.commands import COMMANDS, COMPARE, KERNELS, LOG, PERF, PPL, RUN
 from moe_eval.cli.options.option import options_of
 from moe_eval.cli.request import recorded
@@ -41,9 +41,12 @@ def test_options_stand_before_or_after_files(words: list[str]) -> None:
 def test_files_of_every_command() -> None:
     assert LOG.read(["one", "--", "-two"]).folders == (Path("one"), Path("-two"))
     options = KERNELS.read(["--input", "a", "b", "--tpot-ms", "1", "2.5", "--precisions", "bf16,fp8"])
-    assert (options.input, options.tpot_ms, options.action) == ((Path("a"), Path("b")), (1.0, 2.5), None)
+    assert (options.input, options.tpot_ms, options.traces) == ((Path("a"), Path("b")), (1.0, 2.5), ())
     assert options.precisions == ("bf16", "fp8")
-    assert KERNELS.read(["classify"]).action == "classify"
+    assert KERNELS.read(["classify"]).traces == (Path("classify"),)
+    for words in (["a", "b", "--full", "--precisions", "x,y"], ["--precisions", "x,y", "--full", "a", "b"]):
+        assert KERNELS.read(words) == KernelsOptions(traces=(Path("a"), Path("b")), precisions=("x", "y"), full=True)
+    assert KERNELS.read(["a", "--tpot_ms", "1", "2", "b"]).traces == (Path("a"), Path("b"))
 
 
 def test_defaults_are_those_of_the_commands() -> None:
@@ -89,7 +92,7 @@ def test_defaults_are_those_of_the_commands() -> None:
         ("run --timeout 1e300", "--timeout 1e300 is out of range. Give 1 to 1000000."),
         ("run --evaluators=", "--evaluators cannot be read. Give some of quality, latency, kernels."),
         ("run --evaluators perplexity", "Give some of quality, latency, kernels. Did you mean quality?"),
-        ("kernels sort", "action sort is unknown. Give one of classify."),
+        ("kernels sort", "sort"),
     ],
 )
 def test_bad_words_end_with_one_line(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
