@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 
 from rich.console import Group, RenderableType
@@ -62,7 +62,9 @@ def comparison(
     parts: list[RenderableType] = [
         lines_of(block) for block in (list(filter(None, block)) for block in blocks) if block
     ]
-    parts += difference(changes, names)
+    if changes:
+        phases = {name: records[0].phases[name] for name in words.main_phases(changes)}
+        parts += [lines_of([words.statistic(phases)]), *difference(changes, names)]
     parts.append(lines_of([words.source(record, name) for name, record in labelled]))
     return paragraphs([*parts, *(trace(record, full=True) for record in records if full)])
 
@@ -70,7 +72,7 @@ def comparison(
 def difference(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> list[RenderableType]:
     """Categories of two traces, how their changes add up to that of a step, and the kernels of one alone."""
     main = {name: changes[name] for name in words.main_phases(changes)}
-    return [SideBySide(lambda shown: _changes(shown, names), main), *_alone(main, names)] if main else []
+    return [SideBySide(lambda shown: _changes(shown, names), main), *_alone(main, names)]
 
 
 def _categories(record: KernelsRecord, phases: Mapping[str, PhaseTime]) -> Table:
@@ -80,7 +82,7 @@ def _categories(record: KernelsRecord, phases: Mapping[str, PhaseTime]) -> Table
     for name in phases:
         heads += [f"{name} ms", "%", *(["spread"] if is_ranked else []), "launches"]
     rows = []
-    for category in (name for name in CATEGORIES if any(name in phase.categories for phase in phases.values())):
+    for category in _union(phase.categories for phase in phases.values()):
         cells = [category]
         for phase in phases.values():
             time = phase.categories.get(category)
@@ -121,11 +123,11 @@ def _kernels(phases: Mapping[str, PhaseTime]) -> RenderableType:
 
 
 def _changes(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> Table:
-    heads = [f"ms{'' if WHOLE in changes else ' per step'}"]
+    heads = ["in ms"]
     for name in changes:
         heads += [f"{name} {words.short(names[0])}", words.short(names[1]), "change", "ratio"]
     rows = []
-    for category in (name for name in CATEGORIES if any(name in change.categories for change in changes.values())):
+    for category in _union(change.categories for change in changes.values()):
         cells = [category]
         for change in changes.values():
             part = change.categories.get(category)
@@ -149,6 +151,12 @@ def _changes(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> Tabl
             cells += _change_cells(*change.step_ms) if change.step_ms else ["-"] * 4
         rows.append(cells)
     return number_table(heads, rows)
+
+
+def _union(categories: Iterable[Iterable[str]]) -> list[str]:
+    """The names of all categories, in the order of the taxonomy."""
+    names = dict.fromkeys(name for part in categories for name in part)
+    return sorted(names, key=lambda name: CATEGORIES.index(name) if name in CATEGORIES else len(CATEGORIES))
 
 
 def _change_cells(before: float, after: float) -> list[str]:

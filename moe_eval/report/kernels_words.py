@@ -163,9 +163,9 @@ def late(rank: LateRank, collectives: Collectives) -> str:
 def statistic(phases: Mapping[str, PhaseTime]) -> str:
     """What the figures of a table are."""
     if WHOLE in phases:
-        return "Sums over the whole trace:"
+        return "Sums over the whole trace, in ms:"
     of_ranks = " of the slowest rank" if any(len(phase.ranks) > 1 for phase in phases.values()) else ""
-    return f"Per step, medians over the steps{of_ranks}:"
+    return f"Medians over the steps{of_ranks}, in ms per step:"
 
 
 def overlap(phase: PhaseTime, spoiled: frozenset[str]) -> str:

@@ -155,7 +155,7 @@ def test_ranks_are_a_sentence_a_column_and_a_table(capsys: pytest.CaptureFixture
         "The slowest rank's expert GEMMs take 1.14 times the mean.",
     ):
         assert sentence in text
-    assert "medians over the steps of the slowest rank" in text
+    assert "Medians over the steps of the slowest rank, in ms per step:" in text
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     by_name = {row[0]: row for row in rows}
     assert by_name["category"][1:] == ["decode ms", "%", "spread", "launches"]
