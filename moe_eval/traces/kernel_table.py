@@ -93,10 +93,32 @@ class Ranges:
 
 
 @dataclass(frozen=True)
+class Launches:
+    """Calls of the host that launch kernels. Columns have shape (n,).
+
+    `thread` and `start_ns` mean the same as `launch_thread` and `launch_ns` of Kernels. `graph`: whether it launches a
+    CUDA graph.
+    """
+
+    start_ns: Ints
+    thread: Ints
+    graph: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.start_ns)
+
+
+def no_launches() -> Launches:
+    """A table without rows."""
+    return Launches(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+
+
+@dataclass(frozen=True)
 class Trace:
     """What a file holds.
 
     Attributes:
+        unanswered: launches of which the file has no row of a device. Those of a graph's capture are none.
         notes: sentences on parts of the file that were left out or are missing.
         timed: False for a summary, whose rows have durations and counts but neither times nor order.
     """
@@ -106,6 +128,7 @@ class Trace:
     source: TraceSource
     notes: tuple[str, ...] = field(default=())
     timed: bool = True
+    unanswered: Launches = field(default_factory=no_launches)
 
 
 def kernels(names: Sequence[str], **columns: npt.ArrayLike) -> Kernels:

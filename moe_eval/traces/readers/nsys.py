@@ -21,6 +21,7 @@ from moe_eval.traces.kernel_table import (
     NONE,
     Ints,
     Kernels,
+    Launches,
     Ranges,
     Trace,
     kernels,
@@ -28,6 +29,7 @@ from moe_eval.traces.kernel_table import (
     pick,
     ranges,
 )
+from moe_eval.traces.readers import launch_calls
 from moe_eval.traces.readers import nsys_columns as columns
 from moe_eval.traces.readers import nsys_tables as tables
 from moe_eval.traces.readers.nsys_columns import Columns
@@ -70,9 +72,15 @@ def read(path: Path) -> Trace:
         rows = {name: column[~unsound] for name, column in rows.items()}
     # in the order in which `launches` prefers them: a node may have a row as it is made and another as a clone
     clones_last = np.lexsort((-nodes["start"], nodes["original"] != NONE))
-    launched = _table(export, rows, calls, {name: column[clones_last] for name, column in nodes.items()})
+    calls = {key: column[calls["correlation"] != NONE] for key, column in calls.items()}
+    owner = calls["thread"] >> columns.PID
+    launch = launches(rows["process"], rows["correlation"], owner, calls["correlation"])
+    launched = _table(export, rows, calls, {name: column[clones_last] for name, column in nodes.items()}, launch)
     nvtx_ranges, nvtx_notes = _texts(export, nvtx)
-    return Trace(launched, nvtx_ranges, _source(export), (*notes, *_missing(launched, export), *nvtx_notes))
+    notes = [*notes, *_missing(launched, export), *nvtx_notes]
+    return Trace(
+        launched, nvtx_ranges, _source(export), tuple(notes), unanswered=_unanswered(export, rows, calls, launch)
+    )
 
 
 def _check(export: Export, rows: Columns, graphs: Columns) -> None:
@@ -98,11 +106,23 @@ def _merged(activities: Sequence[Columns]) -> Columns:
     return {name: column[order] for name, column in merged.items()}
 
 
-def _table(export: Export, rows: Columns, calls: Columns, nodes: Columns) -> Kernels:
+def _unanswered(export: Export, rows: Columns, calls: Columns, launch: Ints) -> Launches:
+    """The launches without a row, of calls with an id. `launch`: the call of every row."""
+    alone = np.bincount(launch[launch != NONE], minlength=len(calls["start"])) == 0
+    distinct, place = _distinct(calls["name"])
+    texts = tables.strings(export, distinct.tolist())
+    names = [texts.get(id_, "") for id_ in distinct.tolist()]
+    alone &= np.array([launch_calls.matters(text) for text in names], np.bool_)[place]
+    at = np.flatnonzero(alone)
+    if len(at):  # of several calls with one id `launches` names the last
+        process = calls["thread"][at] >> columns.PID
+        at = at[launches(process, calls["correlation"][at], rows["process"], rows["correlation"]) == NONE]
+    return launch_calls.unanswered(names, place[at], calls["start"][at], calls["thread"][at])
+
+
+def _table(export: Export, rows: Columns, calls: Columns, nodes: Columns, launch: Ints) -> Kernels:
+    """The rows. `launch`: the call of every row."""
     names, name = _names(export, rows["kind"], rows["name"])
-    has_id = calls["correlation"] != NONE
-    calls = {key: column[has_id] for key, column in calls.items()}
-    launch = launches(rows["process"], rows["correlation"], calls["thread"] >> columns.PID, calls["correlation"])
     captured = _captured(rows, nodes)
     kernel = rows["kind"] == KERNEL
     return kernels(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from operator import attrgetter, not_
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, launches, pick
-from moe_eval.traces.readers import chrome_columns, chrome_events
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Launches, launches, pick
+from moe_eval.traces.readers import chrome_columns, chrome_events, launch_calls
 from moe_eval.traces.readers.chrome_columns import Rows, timed
 from moe_eval.traces.readers.chrome_events import Event, File, Thread
 
@@ -33,7 +33,8 @@ class Parts:
 
     Attributes:
         columns: of the rows, as kernel_table.kernels takes them. `names`: their distinct names.
-        thread: numbers of the threads of calls and annotations.
+        others: launches and captures that no row has the id of. `unanswered`: launches without a row of their process.
+        thread: numbers of the threads of calls, annotations and others.
         key: the argument by which calls and rows belong together, "correlation" or "external".
         torn: rows whose id is in several processes that cannot be distinguished. None where all can.
     """
@@ -43,6 +44,8 @@ class Parts:
     names: list[str]
     columns: dict[str, npt.NDArray[Any]]
     calls: Rows
+    others: Rows
+    unanswered: Launches
     annotations: Rows
     operators: Rows
     thread: dict[Thread, int]
@@ -73,13 +76,21 @@ def _load(path: Path, tolerant: bool) -> Parts:
         return _load(path, tolerant=True)
     key, ids, call_ids = _keys(rows, calls)
     used = np.isin(call_ids, ids) & (call_ids >= 0)
+    matters = {name for name in set(calls.fields("name")) if key == "correlation" and launch_calls.matters(name)}
+    others = calls.take(~used & (call_ids >= 0) & np.array([name in matters for name in calls.fields("name")], bool))
     calls, call_ids = calls.take(used), call_ids[used]
     process, owner, torn = _processes(rows, calls, ids, call_ids)
     launch = launches(process, ids, owner, call_ids)
-    thread = chrome_columns.numbers(calls.threads(), annotations.threads())
+    thread = chrome_columns.numbers(calls.threads(), [*annotations.threads(), *others.threads()])
+    alone = np.bincount(launch[launch != NONE], minlength=len(calls)) == 0
+    if key != "correlation" or np.any(process == NONE):  # then a row may be of any launch with its id
+        alone[:] = False
+    # of several calls with one id `launches` names the last
+    alone[alone] = launches(owner[alone], call_ids[alone], process, ids) == NONE
+    unanswered = _unanswered((calls.take(alone), others), thread)
     names, name = rows.names()
     columns = {"name": name, "process": process, "correlation": ids, **_columns(rows, calls, launch, thread)}
-    return Parts(file, rows, names, columns, calls, annotations, operators, thread, key, torn)
+    return Parts(file, rows, names, columns, calls, others, unanswered, annotations, operators, thread, key, torn)
 
 
 def _by_category(events: Iterable[Event]) -> tuple[list[Event], ...]:
@@ -93,6 +104,15 @@ def _by_category(events: Iterable[Event]) -> tuple[list[Event], ...]:
     for event in events:
         place.get(event.cat, others).append(event)
     return groups
+
+
+def _unanswered(parts: Sequence[Rows], thread: dict[Thread, int]) -> Launches:
+    """The launches among calls that no row came from."""
+    index: dict[str | None, int] = {}
+    name = [index.setdefault(text, len(index)) for calls in parts for text in calls.fields("name")]
+    numbers = [thread[key] for calls in parts for key in calls.threads()]
+    start = np.concatenate([calls.start for calls in parts])
+    return launch_calls.unanswered(list(index), np.array(name, np.int64), start, np.array(numbers, np.int64))
 
 
 def _columns(rows: Rows, calls: Rows, launch: Ints, thread: dict[Thread, int]) -> dict[str, npt.NDArray[Any]]:

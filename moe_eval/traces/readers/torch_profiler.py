@@ -47,7 +47,12 @@ def read(path: Path, *, cpu: bool = False) -> Trace:
     names, name = marks.names()
     numbers = [thread[key] for key in marks.threads()]
     annotations = ranges(names, name=name, start_ns=marks.start, end_ns=marks.start + marks.duration, thread=numbers)
-    return Trace(table, annotations, _source(parts.file), tuple(_notes(parts, cpu)))
+    source, notes = _source(parts.file), tuple(_notes(parts, cpu))
+    return (
+        Trace(table, annotations, source, notes)
+        if cpu
+        else Trace(table, annotations, source, notes, unanswered=parts.unanswered)
+    )
 
 
 def _lack(parts: Parts, cpu: bool) -> str:
@@ -149,7 +154,8 @@ def scrub(source: Path, target: Path, keep: Callable[[str], bool], *, cpu: bool 
 def _events(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> Iterator[Event]:
     is_wanted = np.array([keep(name or NO_NAME) for name in parts.annotations.fields("name")], bool)
     plain = [parts.annotations.take(is_wanted), *([parts.operators] if cpu else [])]
-    hosts = [event for rows in (parts.calls, *plain) for event in rows.events]
+    calls = (parts.calls, parts.others)
+    hosts = [event for rows in (*calls, *plain) for event in rows.events]
     texts = sorted({event.tid for event in hosts if not isinstance(event.tid, int)}, key=chrome_columns.order)
     tid = {event.tid: f"t{texts.index(event.tid):06}" if event.tid in texts else event.tid for event in hosts}
     labels = sorted({chrome_columns.split(event.pid)[0] for event in [*parts.gpus.events, *hosts]})
@@ -162,8 +168,8 @@ def _events(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> Iterator[Ev
         return f"[{labels.index(label):06}] {digits}" if label else digits
 
     yield from _gpu_events(parts, pid)
-    for rows in (parts.calls, *plain):
-        keys = rows.number(parts.key, NONE).tolist() if rows is parts.calls else [NONE] * len(rows)
+    keyed = [(rows, rows.number(parts.key, NONE).tolist()) for rows in calls]
+    for rows, keys in [*keyed, *((rows, [NONE] * len(rows)) for rows in plain)]:
         for event, *times, key in zip(rows.events, rows.start.tolist(), rows.duration.tolist(), keys, strict=True):
             args = Args()
             setattr(args, parts.key, key)
