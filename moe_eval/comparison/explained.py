@@ -24,12 +24,14 @@ def explains(change: PhaseChange) -> bool | None:
     between the two, or near one of them.
 
     Returns:
-        None where nothing was measured or predicted.
+        None where nothing was measured or predicted, and where the kernels' prediction is away from what was measured
+        and that of steps is not known.
     """
     predictions = [ratio for ratio in (change.predicted_ratio_busy, change.predicted_ratio_step) if ratio is not None]
     if change.measured_ratio is None or not predictions:
         return None
-    return min(predictions) / EXPLAINED <= change.measured_ratio <= max(predictions) * EXPLAINED
+    is_near = min(predictions) / EXPLAINED <= change.measured_ratio <= max(predictions) * EXPLAINED
+    return is_near or (None if len(predictions) < 2 else False)
 
 
 def cause(change: PhaseChange, names: tuple[str, str]) -> str:

@@ -92,13 +92,16 @@ def _phase_change(
         step_is="wall" if is_wall else "span",
         **dict.fromkeys(_TIMED),
         expert_gemm_ratio=ratio,
-        ceiling_busy=None if ratio is None else before.ceiling.at(ratio),
+        ceiling_busy=None if ratio is None or before.ceiling is None else before.ceiling.at(ratio),
         ceiling_wall=None if ratio is None or wall_ceiling is None else wall_ceiling.at(ratio),
         measured_ratio=measured,
         text="",
         new=_only(after.functions, before.functions),
         vanished=_only(before.functions, after.functions),
     )
+    if before.busy_ms is not None and after.busy_ms:
+        busy_ms = before.busy_ms, after.busy_ms
+        change = replace(change, busy_ms=busy_ms, predicted_ratio_busy=busy_ms[0] / busy_ms[1])
     old, new = (_step_times(phase, is_wall) for phase in (before, after))
     if old and new:
         overlap = new[2] - old[2]
@@ -110,7 +113,6 @@ def _phase_change(
             overlap_change_ms=overlap,
             waiting_change_ms=waiting,
             residual_ms=(new[0] - old[0]) - (kernel_change - overlap + waiting),
-            predicted_ratio_busy=old[1] / new[1] if new[1] else None,
             predicted_ratio_step=old[0] / new[0] if new[0] else None,
         )
     return replace(change, text=explain(name, change, names))
@@ -158,9 +160,13 @@ def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:
     """
     per = "in all" if name == WHOLE else "per step"
     if change.step_ms is None or change.waiting_change_ms is None:
-        return (
-            f"{name}: kernels change by {change.kernel_change_ms:+.3f} ms {per}. The traces have no times to compare."
-        )
+        busy = change.predicted_ratio_busy
+        sentences = [
+            f"{name}: kernels change by {change.kernel_change_ms:+.3f} ms {per}.",
+            "Times of steps are missing or withheld." if busy else "Times are missing or withheld.",
+            *([f"Under the profiler kernels alone predict {busy:.3f}x."] if busy else []),
+        ]
+        return " ".join([*sentences, *_measured(change, names)])
     if change.predicted_ratio_busy is None or change.predicted_ratio_step is None:
         return ""
     gemms = sum(category.change_ms for key, category in change.categories.items() if key in _GEMMS)
@@ -180,19 +186,23 @@ def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:
         f"Kernels alone predict {change.predicted_ratio_busy:.3f}x, the step under the profiler, gaps included, "
         f"{change.predicted_ratio_step:.3f}x."
     )
-    if change.measured_ratio is not None:
-        sentences += [f"The ratio measured without it is {change.measured_ratio:.3f}x.", *_explanation(change, names)]
+    sentences += _measured(change, names)
     if change.residual_ms is not None and abs(change.residual_ms) > _SMALL * change.step_ms[0]:
         sentences.append(f"{change.residual_ms:+.3f} ms {per} are left unexplained (medians do not add up).")
     return " ".join(sentences)
 
 
-def _explanation(change: PhaseChange, names: tuple[str, str]) -> list[str]:
+def _measured(change: PhaseChange, names: tuple[str, str]) -> list[str]:
+    """Sentences on the ratio without a profiler and on whether the kernels explain it."""
+    if change.measured_ratio is None or change.predicted_ratio_busy is None:
+        return []
+    measured = f"The ratio measured without it is {change.measured_ratio:.3f}x."
+    if explains(change) is None:
+        return [measured]
     if explains(change):
-        return ["The kernels explain it."]
-    away = f"{100 * (EXPLAINED - 1):.0f} %"
-    why = cause(change, names)
-    return [f"The kernels do not explain it: both predictions are more than {away} away.", *filter(None, [why])]
+        return [measured, "The kernels explain it."]
+    why = f"The kernels do not explain it: both predictions are more than {100 * (EXPLAINED - 1):.0f} % away."
+    return [measured, why, *filter(None, [cause(change, names)])]
 
 
 def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) -> str:

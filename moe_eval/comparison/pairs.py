@@ -187,7 +187,6 @@ def _shape(
         shape.input_len if shape else None,
         shape.output_len if shape else None,
         figures={metric: Sides(*(_interval(row, metric) for row in rows)) for metric in _METRICS} if any(rows) else {},
-        notes={arm.name: row.notes for arm, row in zip(arms, rows, strict=True) if row and row.notes},
     )
     before, after = rows
     if before and after and reference.latency and candidate.latency and schedule:
@@ -204,7 +203,12 @@ def _shape(
             clocks=clocks,
         )
     traces = [arm.kernels.get(trace) if trace is not None else None for arm, trace in zip(arms, traced, strict=True)]
-    return _with_kernels(comparison, traces[0], traces[1], (reference.name, candidate.name))
+    notes = {
+        arm.name: texts
+        for arm, row, trace in zip(arms, rows, traces, strict=True)
+        if (texts := (*(row.notes if row else ()), *(warning.text for warning in (trace.warnings if trace else ()))))
+    }
+    return _with_kernels(replace(comparison, notes=notes), traces[0], traces[1], (reference.name, candidate.name))
 
 
 def _with_kernels(
@@ -248,4 +252,5 @@ def _breakdown(before: KernelsRecord, after: KernelsRecord) -> dict[str, dict[st
 
 def _ceiling(phase: PhaseTime) -> CeilingOfPhase:
     wall = phase.wall_ceiling.if_free if phase.wall_ceiling else None
-    return CeilingOfPhase(phase.ceiling.if_free, wall, phase.ceiling.expert_gemm_share)
+    busy = phase.ceiling
+    return CeilingOfPhase(busy.if_free if busy else None, wall, busy.expert_gemm_share if busy else None)

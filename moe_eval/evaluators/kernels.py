@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,12 +45,6 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
         trace = files.read(raw, cpu=cpu)
         file = files.keep(raw, folder, name, cpu=cpu)
     label = None if engine.facts.emulated else engine.facts.precision
-    unprofiled = 1000 * statistics.median(plain)
-    return replace(
-        kernels_record.shortened(kernels_record.make(file.name, trace, label)),
-        shape=shape.name,
-        unprofiled_ms=unprofiled,
-        unprofiled_samples_ms=tuple(1000 * seconds for seconds in plain),
-        profiled_ms=1000 * profiled,
-        profiler_overhead=1000 * profiled / unprofiled - 1,
-    )
+    plain_ms = [1000 * seconds for seconds in plain]
+    record = kernels_record.make(file.name, trace, label, unprofiled_ms=plain_ms, profiled_ms=1000 * profiled)
+    return replace(kernels_record.shortened(record), shape=shape.name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from moe_eval.records.kernels import KernelsRecord, KernelTime, PhaseTime, TracedTime
-from moe_eval.traces import breakdown
+from moe_eval.traces import breakdown, health
 from moe_eval.traces.kernel_table import COPY, KERNEL, SET, Trace
 from moe_eval.traces.observed_precision import contradiction
 
@@ -16,16 +17,26 @@ _NAME_LENGTH = 1000  # characters of a kernel's name
 _FUNCTIONS = 50
 
 
-def make(name: str, trace: Trace, label: str | None) -> KernelsRecord:
+def make(
+    name: str,
+    trace: Trace,
+    label: str | None,
+    *,
+    unprofiled_ms: Sequence[float] = (),
+    profiled_ms: float | None = None,
+) -> KernelsRecord:
     """The record of a trace, with all kernels of every phase. `shortened` is for a file.
 
     Args:
         name: of the file, without its folder.
         label: the precision that the arm is meant to run, None where nobody named one.
+        unprofiled_ms: times of the same run without a profiler. `profiled_ms`: its time with it.
     """
     kinds = np.bincount(trace.kernels.kind, trace.kernels.count, 1 + max(KERNEL, COPY, SET))
     parts = breakdown.make(trace)
     wrong = contradiction(label, parts.observed) if label else None
+    phases, warnings = health.check(trace, parts, unprofiled_ms, profiled_ms)
+    plain = statistics.median(unprofiled_ms) if unprofiled_ms else None
     total = TracedTime(
         sum(part.time for part in parts.whole.values()), 1.0, sum(part.count for part in parts.whole.values())
     )
@@ -33,7 +44,8 @@ def make(name: str, trace: Trace, label: str | None) -> KernelsRecord:
     return KernelsRecord(
         trace=name,
         source=trace.source,
-        notes=(*trace.notes, *_uneven(parts.phases)),
+        notes=(*trace.notes, *_uneven(phases)),
+        warnings=warnings,
         kernels=int(kinds[KERNEL]),
         copies=int(kinds[COPY]),
         sets=int(kinds[SET]),
@@ -49,7 +61,11 @@ def make(name: str, trace: Trace, label: str | None) -> KernelsRecord:
         categories=parts.whole,
         total=total,
         ceiling=breakdown.ceiling(experts.share if experts else 0.0).if_free,
-        phases=parts.phases,
+        phases=phases,
+        unprofiled_ms=plain,
+        unprofiled_samples_ms=tuple(unprofiled_ms),
+        profiled_ms=profiled_ms,
+        profiler_overhead=profiled_ms / plain - 1 if profiled_ms and plain else None,
     )
 
 
@@ -80,7 +96,7 @@ def figures(record: KernelsRecord) -> dict[str, float]:
             values[f"{name}/{category}_ms"] = time.ms
             values[f"{name}/{category}_share"] = time.share
         optional = {
-            "ceiling": phase.ceiling.if_free,
+            "ceiling": phase.ceiling.if_free if phase.ceiling else None,
             "busy_ms": phase.busy_ms,
             "wall_ms": phase.wall_ms,
             "idle_ms": phase.idle_ms,

@@ -205,7 +205,7 @@ class CeilingOfPhase:
 
     busy: float | None
     wall: float | None
-    share: float
+    share: float | None
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class ShapeComparison:
         speed: ratios. `unthrottled`: the same without iterations at a low clock, where one arm alone had some.
             `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok). Empty where neither was
             timed.
-        notes: of the measurement, by arm.
+        notes: of the measurement and of the trace, by arm.
         kernels: by phase. `breakdown`: ms of reference and other by phase and category. None where one side has no
             trace.
         ceiling: of the reference, by phase.

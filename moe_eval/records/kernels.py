@@ -87,6 +87,14 @@ class CaptureWarning:
     phase: str | None = None
     withheld: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """The fault by its name, what was seen, and which figures are withheld."""
+        where = f" ({self.phase})" if self.phase else ""
+        figures = ", ".join(name.removesuffix("_ms").replace("_", " ") for name in self.withheld)
+        end = f" Withheld: {figures}." if figures else ""
+        return f"{self.fault.value[0].upper()}{self.fault.value[1:]}{where}: {self.sentence}{end}"
+
 
 @dataclass(frozen=True)
 class RankTime:
@@ -94,14 +102,14 @@ class RankTime:
 
     Attributes:
         rank: by process and device, from 0.
-        busy_ms: with at least one kernel running, waiting in collectives included.
+        busy_ms: with at least one kernel running, waiting in collectives included. None where it is withheld.
         wait_ms: in collectives, until the last rank arrives.
         launches: kernels of a step.
     """
 
     rank: int
     device: int
-    busy_ms: float
+    busy_ms: float | None
     expert_gemm_ms: float
     wait_ms: float
     launches: float
@@ -146,7 +154,8 @@ class Collectives:
 class PhaseTime:
     """One phase of a trace. Times in ms, medians over the steps that are not set aside.
 
-    A step is one event on all ranks, and its times are those of the slowest rank.
+    A step is one event on all ranks, and its times are those of the slowest rank. A figure that a fault of the capture
+    spoils is None.
 
     Attributes:
         steps: that count. `set_aside`: reasons and counts of those that do not.
@@ -177,7 +186,7 @@ class PhaseTime:
     idle_ms: float | None
     wall_ms: float | None
     gap_ms: float | None
-    ceiling: Ceiling
+    ceiling: Ceiling | None
     wall_ceiling: Ceiling | None
     classified: float
     unclassified: tuple[KernelTime, ...] = ()
@@ -264,3 +273,8 @@ class KernelsRecord:
     profiler_overhead: float | None = None
     origin: Origin = field(default_factory=Origin)
     schema: int = KERNELS_SCHEMA
+
+    def withheld(self, phase: str) -> frozenset[str]:
+        """The figures of a phase that faults of the capture spoil."""
+        own = (warning for warning in self.warnings if warning.phase in (None, phase))
+        return frozenset(name for warning in own for name in warning.withheld)

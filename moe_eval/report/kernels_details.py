@@ -15,7 +15,7 @@ def parts(record: KernelsRecord) -> list[RenderableType]:
     precision = record.precision_seen or "not known"
     pieces: list[RenderableType] = [lines_of([f"The precision that was seen, {precision}: {record.evidence}."])]
     for name, phase in record.phases.items():
-        pieces += [lines_of([f"{name}:", *_sentences(phase, words.withheld(record, name))]), _kernels(phase)]
+        pieces += [lines_of([f"{name}:", *_sentences(phase, record.withheld(name))]), _kernels(phase)]
         if phase.ranks:
             pieces += [lines_of([f"{name}, by rank:"]), _ranks(phase)]
     layers = sorted({layer for phase in record.phases.values() for layer in phase.layers_ms})

@@ -49,9 +49,7 @@ def comparison(
     labelled = list(zip(names, records, strict=True))
     blocks = [[f"{name} is {words.ran(record)}" for name, record in labelled]]
     for phase in words.main_phases(changes):
-        times = [
-            (name, words.free_times(record.phases[phase], words.withheld(record, phase))) for name, record in labelled
-        ]
+        times = [(name, words.free_times(record.phases[phase], record.withheld(phase))) for name, record in labelled]
         free = " and ".join(f"{time[0]} with {name}" for name, time in times if time)
         blocks.append(
             [changes[phase].text, f"With free experts {words.subject(phase)} would take {free}." if free else ""]
@@ -98,7 +96,7 @@ def _categories(record: KernelsRecord, phases: Mapping[str, PhaseTime]) -> Table
     rows.append(total)
     end = "first kernel to last" if WHOLE in phases else "step"
     for label, figure in (("overlap", words.overlap), ("nothing running", words.waiting), (end, words.length)):
-        cells = [figure(phase, words.withheld(record, name)) for name, phase in phases.items()]
+        cells = [figure(phase, record.withheld(name)) for name, phase in phases.items()]
         if any(cell != "-" for cell in cells):
             rows.append([label, *(part for cell in cells for part in (cell, *blank))])
     return number_table(heads, rows)

@@ -44,11 +44,6 @@ def listed(kernels: Iterable[KernelTime]) -> str:
     return "; ".join(f"{short(kernel.name)} ({ms(kernel.ms)} ms)" for kernel in kernels)
 
 
-def withheld(record: KernelsRecord, phase: str) -> frozenset[str]:
-    """The figures of a phase that a warning spoils."""
-    return frozenset(name for warning in record.warnings if warning.phase in (None, phase) for name in warning.withheld)
-
-
 def main_phases(names: Iterable[str]) -> list[str]:
     """The phases to show first: all but what is outside of steps, unless there is nothing else."""
     phases = list(names)
@@ -57,10 +52,8 @@ def main_phases(names: Iterable[str]) -> list[str]:
 
 def cautions(record: KernelsRecord, whose: str = "") -> list[str]:
     """The capture's warnings and notes, a sentence each. `whose`: the trace's name, where there are two."""
-    warnings = []
-    for warning in record.warnings:
-        place = ", ".join(filter(None, (whose, warning.phase)))
-        warnings.append(f"Warning{f' ({place})' if place else ''}: {warning.sentence}")
+    start = f"Warning ({whose}): " if whose else "Warning: "
+    warnings = [start + warning.text for warning in record.warnings]
     return [*warnings, *(f"{whose}: {note}" if whose else note for note in record.notes)]
 
 
@@ -69,7 +62,7 @@ def conclusion(record: KernelsRecord) -> list[str]:
     lines = [ran(record)]
     for name in main_phases(record.phases):
         phase = record.phases[name]
-        spoiled = withheld(record, name)
+        spoiled = record.withheld(name)
         lines.append(f"{step(name, phase, spoiled)} {free(phase, spoiled)}")
         if len(phase.ranks) > 1:
             lines.append(f"{name}: {ranks(phase)}")

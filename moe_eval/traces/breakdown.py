@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,10 @@ _TIMED = ("busy_ms", "overlap_ms", "span_ms", "idle_ms", "wall_ms", "gap_ms", "w
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A trace by phases, each with all its kernels. `whole`: by category, inside and outside of steps."""
+    """A trace by phases, each with all its kernels.
+
+    `whole`: by category, inside and outside of steps. `roles`, `steps`: what the phases were made of.
+    """
 
     phases: Mapping[str, PhaseTime]
     steps_source: str
@@ -39,6 +42,8 @@ class Breakdown:
     rows: int
     whole: Mapping[str, TracedTime]
     observed: ObservedPrecision
+    roles: Roles = field(repr=False, compare=False)
+    steps: tuple[Step, ...] = field(repr=False, compare=False)
 
 
 def make(trace: Trace) -> Breakdown:
@@ -65,6 +70,8 @@ def make(trace: Trace) -> Breakdown:
         len(trace.kernels),
         whole(trace, assigned),
         observe(trace, assigned),
+        assigned,
+        cut.steps,
     )
 
 
@@ -186,7 +193,10 @@ def _functions(trace: Trace, assigned: Roles, rows: Ints, owner: Ints, size: int
     kept_rows = np.flatnonzero(place[keys] != NONE)
     cell = place[keys[kept_rows]] * size + owner[kept_rows]
     times, counts = np.zeros(len(launches)), np.zeros(len(launches))
-    for medians, weights in ((times, kernels.duration_ns[rows[kept_rows]] / _MS), (counts, kernels.count[rows[kept_rows]])):
+    for medians, weights in (
+        (times, kernels.duration_ns[rows[kept_rows]] / _MS),
+        (counts, kernels.count[rows[kept_rows]]),
+    ):
         cells = np.bincount(cell, weights, len(common) * size)
         medians[common] = np.median(cells.reshape(len(common), size), axis=1)
     functions = [

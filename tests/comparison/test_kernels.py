@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from moe_eval.data.workload import Shape
 from moe_eval.evaluators import kernels_record
 from moe_eval.records.comparison import PhaseChange
 from moe_eval.records.kernels import KernelsRecord
+from moe_eval.traces.kernel_table import Launches
 from tests.doubles import timeline
 from tests.doubles.timeline import Timeline, generation
 
@@ -155,3 +159,28 @@ def test_a_timed_shape_finds_its_trace() -> None:
     assert kernels.matching("b8_i512_o256", ["b1_i512_o9", "b8_i512_o9"]) == "b8_i512_o9"
     assert kernels.matching("b8_i512_o256", ["b8_i512_o5", "b8_i512_o9"]) is None
     assert kernels.matching("whole", ["b8_i512_o5"]) is None
+
+
+def test_steps_that_a_slow_profiler_spoils_leave_the_prediction_of_the_kernels(
+    both: tuple[KernelsRecord, KernelsRecord],
+) -> None:
+    slow = kernels_record.make(
+        "made up", generation(graph=True, fp8=True).trace(), None, unprofiled_ms=[1.0], profiled_ms=2.0
+    )
+    whole, decode = (changes(both[0], after, 1.01)["decode"] for after in (both[1], slow))
+    assert (decode.step_ms, decode.predicted_ratio_step, decode.idle_share) == (None, None, None)
+    assert decode.predicted_ratio_busy == whole.predicted_ratio_busy
+    assert f"Under the profiler kernels alone predict {whole.predicted_ratio_busy:.3f}x." in decode.text
+    assert decode.text.endswith("The ratio measured without it is 1.010x.")  # waiting may explain it
+    near = changes(both[0], slow, 1.2)["decode"]
+    assert near.text.endswith("The kernels explain it.")
+
+
+def test_a_spoiled_capture_has_no_ceiling(both: tuple[KernelsRecord, KernelsRecord]) -> None:
+    lost = Launches(np.array([1, 2]), np.array([7, 7]), np.array([True, True]))
+    spoiled = kernels_record.make("made up", replace(generation(graph=True).trace(), unanswered=lost), None)
+    assert "decode/ceiling" in kernels_record.figures(both[0])
+    assert not {"decode/ceiling", "decode/busy_ms", "decode/idle_ms"} & kernels_record.figures(spoiled).keys()
+    decode = changes(spoiled, both[1], 1.5)["decode"]
+    assert (decode.ceiling_busy, decode.ceiling_wall, decode.predicted_ratio_busy) == (None, None, None)
+    assert decode.text.endswith("Times are missing or withheld.")

@@ -22,10 +22,12 @@ from moe_eval.records.comparison import CeilingOfPhase, Interval, LabelDifferenc
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import Capacity
 from moe_eval.records.run import Skipped
+from moe_eval.traces.kernel_table import Launches
 from moe_eval.traces.readers import files
 from tests.doubles import recorded_arms as made
 from tests.doubles.comparisons import comparison
 from tests.doubles.recorded_arms import INPUT, OUTPUT, pair, scored
+from tests.doubles.timeline import generation
 
 TRACES = Path(__file__).parents[1] / "traces" / "data"
 # e2e in ms of a Qwen3-30B-A3B with random weights on one H100 (vLLM 0.22.1): two loads of three iterations
@@ -304,3 +306,18 @@ def test_what_a_run_did_not_begin_is_left_out() -> None:
     assert pairs.left_out([run], {"bf16", "fp8"}) == (*skipped[:2], Skipped("fp32", None, "it was not measured"))
     arms = [made.arm("bf16", MS)]
     assert pairs.compare(arms, skipped=skipped).skipped == skipped
+
+
+def test_faults_of_a_trace_are_notes_of_its_arm() -> None:
+    name = f"b1_i{INPUT}_o9"
+    lost = Launches(np.array([1, 2]), np.array([7, 7]), np.array([True, True]))
+    spoiled = made.traced("bf16", replace(generation(graph=True).trace(), unanswered=lost), name, "bf16")
+    arms = [
+        ArmRecords(arm, arm, made.latency(arm, {1: MS[1]}), kernels={name: record})
+        for arm, record in (("bf16", spoiled), ("fp8", made.kernels("fp8", fp8=True)))
+    ]
+    (shape,) = pair(*arms).shapes
+    (note,) = shape.notes["bf16"]
+    assert note.startswith("Graph launches without kernels: 2 of ")
+    assert "fp8" not in shape.notes
+    assert shape.ceiling == dict.fromkeys(spoiled.phases, CeilingOfPhase(None, None, None))

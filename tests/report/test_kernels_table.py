@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
@@ -16,8 +17,10 @@ from moe_eval.evaluators import kernels_record
 from moe_eval.records.kernels import CaptureFault, CaptureWarning, Collectives, KernelsRecord, LateRank, RankTime
 from moe_eval.report import kernels_table, kernels_words
 from moe_eval.report.console import print_renderable
+from moe_eval.traces.kernel_table import Launches
 from tests.doubles.timeline import generation
 
+LOST = Launches(np.array([1, 2]), np.array([7, 7]), np.array([True, True]))
 HOSTILE = "[red]evil[/red] :smile: a|b\t\x1b[31m\u202e end"
 
 
@@ -111,7 +114,9 @@ def test_a_figure_that_a_warning_withholds_says_so(capsys: pytest.CaptureFixture
     seen = replace(whole, phases={**whole.phases, "decode": decode}, warnings=(warning,))
     text = plain(kernels_table.trace(seen), capsys)
     lines = text.splitlines()
-    assert lines[3] == "Warning (decode): The profiler made idle time."
+    assert lines[3].startswith(
+        "Warning: Idle time made by the profiler (decode): The profiler made idle time. Withheld: "
+    )
     assert lines[2].startswith("What a decode step takes is withheld. With free experts its kernels would take 0.")
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in lines if line[:1] == "|"}
     assert (rows["step"][5], rows["nothing running"][5]) == ("withheld", "withheld")
@@ -177,3 +182,15 @@ def test_shares_and_counts_as_they_are_written() -> None:
     assert [kernels_words.count(size) for size in (None, 0, 2.5, 1000)] == ["-", "none", "2.5", "1,000"]
     assert kernels_words.ms(-0.5, signed=True) == "-0.500"
     assert kernels_words.ms(0.5, signed=True) == "+0.500"
+
+
+def test_warnings_come_first_and_what_they_withhold_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    trace = generation(decode=2).trace()
+    slow = kernels_record.make("t", trace, None, unprofiled_ms=[1.0, 1.0], profiled_ms=2.0)
+    text = " ".join(plain(kernels_table.trace(slow), capsys).split())
+    assert text.index("Warning: Profiler overhead: ") < text.index("| category")
+    assert "Withheld: span, wall, idle, gap, wall ceiling." in text
+    spoiled = kernels_record.make("t", replace(trace, unanswered=LOST), None)
+    text = plain(kernels_table.trace(spoiled), capsys)
+    assert "What a decode step takes is withheld. What it would take with free experts is withheld." in text
+    assert "withheld" not in plain(kernels_table.trace(kernels_record.make("t", trace, None)), capsys)
