@@ -107,8 +107,8 @@ def test_the_kept_trace_says_the_same_and_holds_no_secret(
     assert SECRET.encode() not in everything
     for answer in answers(ran[1]):
         trace = files.read(run / answer["trace"], cpu=True)
-        times = answer["unprofiled_samples_ms"], answer["profiled_ms"]
-        again = kernels_record.shortened(kernels_record.make(answer["trace"], trace, "bf16", *times))
+        times = {"unprofiled_ms": answer["unprofiled_samples_ms"], "profiled_ms": answer["profiled_ms"]}
+        again = kernels_record.shortened(kernels_record.make(answer["trace"], trace, "bf16", **times))
         expected = json.loads(msgspec.json.encode(again))
         measured = ("shape", "workload")
         assert {**answer, **dict.fromkeys(measured)} == {**expected, **dict.fromkeys(measured)}
