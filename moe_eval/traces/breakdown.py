@@ -193,10 +193,8 @@ def _functions(trace: Trace, assigned: Roles, rows: Ints, owner: Ints, size: int
     kept_rows = np.flatnonzero(place[keys] != NONE)
     cell = place[keys[kept_rows]] * size + owner[kept_rows]
     times, counts = np.zeros(len(launches)), np.zeros(len(launches))
-    for medians, weights in (
-        (times, kernels.duration_ns[rows[kept_rows]] / _MS),
-        (counts, kernels.count[rows[kept_rows]]),
-    ):
+    kept = rows[kept_rows]
+    for medians, weights in ((times, kernels.duration_ns[kept] / _MS), (counts, kernels.count[kept])):
         cells = np.bincount(cell, weights, len(common) * size)
         medians[common] = np.median(cells.reshape(len(common), size), axis=1)
     functions = [

@@ -192,5 +192,5 @@ def test_warnings_come_first_and_what_they_withhold_is_said(capsys: pytest.Captu
     assert "Withheld: span, wall, idle, gap, wall ceiling." in text
     spoiled = kernels_record.make("t", replace(trace, unanswered=LOST), None)
     text = plain(kernels_table.trace(spoiled), capsys)
-    assert "What a decode step takes is withheld. What it would take with free experts is withheld." in text
+    assert text.count("What it would take with free experts is withheld.") == len(spoiled.phases)
     assert "withheld" not in plain(kernels_table.trace(kernels_record.make("t", trace, None)), capsys)
