@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import zip_longest
 
 from rich.console import Group, RenderableType
@@ -62,15 +62,26 @@ def comparison(
     ]
     if changes:
         phases = {name: records[0].phases[name] for name in words.main_phases(changes)}
-        parts += [lines_of([words.statistic(phases)]), *difference(changes, names)]
+        parts += [
+            lines_of([words.statistic(phases)]),
+            *difference(
+                changes, names, [name for name in phases if any(words.withheld(record, name) for record in records)]
+            ),
+        ]
     parts.append(lines_of([words.source(record, name) for name, record in labelled]))
     return paragraphs([*parts, *(trace(record, full=True) for record in records if full)])
 
 
-def difference(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> list[RenderableType]:
-    """Categories of two traces, how their changes add up to that of a step, and the kernels of one alone."""
+def difference(
+    changes: Mapping[str, PhaseChange], names: tuple[str, str], withheld: Collection[str] = ()
+) -> list[RenderableType]:
+    """Categories of two traces, how their changes add up to that of a step, and the kernels of one alone.
+
+    Args:
+        withheld: the phases of which a warning spoils figures. Those that are missing were withheld.
+    """
     main = {name: changes[name] for name in words.main_phases(changes)}
-    return [SideBySide(lambda shown: _changes(shown, names), main), *_alone(main, names)]
+    return [SideBySide(lambda shown: _changes(shown, names, withheld), main), *_alone(main, names)]
 
 
 def _categories(record: KernelsRecord, phases: Mapping[str, PhaseTime]) -> Table:
@@ -120,7 +131,7 @@ def _kernels(phases: Mapping[str, PhaseTime]) -> RenderableType:
     return number_table(["kernel", "category", *(f"{name} ms" for name in phases)], rows, texts=2, longest=_NAME)
 
 
-def _changes(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> Table:
+def _changes(changes: Mapping[str, PhaseChange], names: tuple[str, str], withheld: Collection[str]) -> Table:
     heads = ["in ms"]
     for name in changes:
         heads += [f"{name} {words.short(names[0])}", words.short(names[1]), "change", "ratio"]
@@ -136,17 +147,18 @@ def _changes(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> Tabl
         before = sum(part.before_ms for part in change.categories.values())
         sums += _change_cells(before, before + change.kernel_change_ms)
     rows.append(sums)
-    if any(change.step_ms for change in changes.values()):
+    if any(change.step_ms or name in withheld for name, change in changes.items()):
         for label, part_name in _PARTS_OF_A_STEP:
             cells = [label]
-            for change in changes.values():
+            for name, change in changes.items():
                 value = getattr(change, part_name)
                 signed = None if value is None else -value if label.startswith("-") else value
-                cells += ["", "", ms(signed, signed=True), ""]
+                cells += ["", "", ms(signed, is_withheld=name in withheld, signed=True), ""]
             rows.append(cells)
         cells = ["= step"]
-        for change in changes.values():
-            cells += _change_cells(*change.step_ms) if change.step_ms else ["-"] * 4
+        for name, change in changes.items():
+            missing = ["", "", ms(None, is_withheld=name in withheld), ""]
+            cells += _change_cells(*change.step_ms) if change.step_ms else missing
         rows.append(cells)
     return number_table(heads, rows)
 

@@ -86,11 +86,11 @@ def step(name: str, phase: PhaseTime, spoiled: frozenset[str]) -> str:
     """What a step of the phase takes."""
     whose = subject(name).capitalize()
     if phase.wall_ms is not None:
-        return f"{whose} takes {ms(phase.wall_ms)} ms."
+        return f"{whose} takes {ms(phase.wall_ms)} ms under the profiler."
     if spoiled & {"wall_ms", "span_ms"}:
         return f"What {whose.lower()} takes is withheld."
     if phase.span_ms is not None:
-        return f"{whose} takes {ms(phase.span_ms)} ms to the end of its last kernel."
+        return f"{whose} takes {ms(phase.span_ms)} ms under the profiler, to its last kernel's end."
     return f"{whose} has {ms(phase.total_ms)} ms of kernels."
 
 
@@ -170,7 +170,7 @@ def waiting(phase: PhaseTime, spoiled: frozenset[str]) -> str:
     """The cell for time in which nothing runs, up to the next step where there is one."""
     if phase.idle_ms is None or phase.busy_ms is None or "wall_ms" in spoiled:
         return ms(None, is_withheld=bool(spoiled & {"idle_ms", "busy_ms", "wall_ms"}))
-    return ms(phase.idle_ms if phase.wall_ms is None else phase.wall_ms - phase.busy_ms)
+    return ms(phase.idle_ms if phase.wall_ms is None else max(0.0, phase.wall_ms - phase.busy_ms))
 
 
 def length(phase: PhaseTime, spoiled: frozenset[str]) -> str:

@@ -52,6 +52,12 @@ def test_a_file_gets_whole_rows_of_one_width(capsys: pytest.CaptureFixture[str])
     assert "\u2026" not in text
 
 
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The cells of the tables by the first, which is at 1. Of rows with the same first the last."""
+    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {cells[1]: cells for cells in lines}
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -96,8 +102,7 @@ def test_a_difference_shows_every_phase_with_its_sum(capsys: pytest.CaptureFixtu
         assert f"{phase} bf16" in text
         assert f"\n{phase}: a step of" in text
         assert f"With free experts a {phase} step would take" in text
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    by_name = {row[0]: row for row in rows}
+    by_name = {name: row[1:-1] for name, row in rows_of(text).items()}
     assert {"TOTAL", "- overlap", "+ nothing running", "+ residual", "= step"} <= set(by_name)
     assert by_name["new"][2:4] == ["decode", "[b]fp8[/b]"]
     assert by_name["old"][2:4] == ["decode", "bf16"]
@@ -118,9 +123,14 @@ def test_a_figure_that_a_warning_withholds_says_so(capsys: pytest.CaptureFixture
         "Warning: Idle time made by the profiler (decode): The profiler made idle time. Withheld: "
     )
     assert lines[2].startswith("What a decode step takes is withheld. With free experts its kernels would take 0.")
-    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in lines if line[:1] == "|"}
+    rows = rows_of(text)
     assert (rows["step"][5], rows["nothing running"][5]) == ("withheld", "withheld")
     assert "withheld" not in rows["step"][2]
+    changes = kernels.changes(whole, seen, ("a", "b"), {})
+    text = plain(kernels_table.comparison([whole, seen], changes, ("a", "b")), capsys)
+    rows = rows_of(text)
+    assert [rows[name][8] for name in ("+ nothing running", "= step")] == ["withheld", "withheld"]
+    assert "withheld" not in rows["= step"][2:6]
     also = replace(decode, busy_ms=None)
     warning = replace(warning, withheld=(*spoiled, "busy_ms"))
     text = plain(kernels_table.trace(replace(seen, phases={"decode": also}, warnings=(warning,))), capsys)
@@ -161,8 +171,7 @@ def test_ranks_are_a_sentence_a_column_and_a_table(capsys: pytest.CaptureFixture
     ):
         assert sentence in text
     assert "Medians over the steps of the slowest rank, in ms per step:" in text
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    by_name = {row[0]: row for row in rows}
+    by_name = {name: row[1:-1] for name, row in rows_of(text).items()}
     assert by_name["category"][1:] == ["decode ms", "%", "spread", "launches"]
     assert (by_name["expert_gemm"][3], by_name["norm"][3]) == ("0.750", "none")
     assert by_name["0"][1:8] == ["0", "4.000", "1.500", "3.250", "900", "none", "none"]
