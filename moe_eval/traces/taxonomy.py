@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import NamedTuple
 
 import msgspec
+
+from moe_eval.traces import kernel_name
+from moe_eval.traces.kernel_name import KernelName
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,15 +27,16 @@ CATEGORIES = tuple(
     memory elementwise other
     """.split()  # noqa: SIM905
 )
+WORDS = "words"  # the table of evidence that reads words and not types
 PRECISIONS = ("bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "mxfp8", "w4a16", "w8a16")
 
-# The characters of a name that are searched. The longest of vLLM 0.22.1's kernels has 3,338 characters when demangled
+# The characters of a name that are read. The longest of vLLM 0.22.1's kernels has 3,338 characters when demangled
 # and has its types in the first 1,400, so nothing is lost, and a name of any length costs no more than one of this one.
 SEARCHED = 8192
 
-_NO_METACHARACTERS = re.compile(r"[\w: ,<>&-]+")
-# what may match nothing, or other characters than are written: escapes, sets, groups, and what can be repeated 0 times
-_NOT_VERBATIM = re.compile(r"\\.|\[[^]]*\]|\(.*\)|.?[?*]|.?\{[^}]*\}|[\^$.+]", re.DOTALL)
+# what may match nothing, or other characters than are written: escapes, sets, and what can be repeated 0 times
+_NOT_VERBATIM = re.compile(r"\\.|\[[^]]*\]|.?[?*]|.?\{[^}]*\}|[\^$.+]", re.DOTALL)
+_INNERMOST_GROUP = re.compile(r"\([^()]*\)([?*]|\{[^}]*\})?")
 
 
 @dataclass(frozen=True)
@@ -54,27 +60,24 @@ class Label:
     selects: bool = False
 
 
-@dataclass(frozen=True)
-class Pattern:
+class Pattern(NamedTuple):
     """A regular expression, with a piece that is in every match: looking for that is many times faster.
 
     Attributes:
         text: the expression.
         literal: the piece, "" where there is none.
-        plain: whether that is all of it.
     """
 
     text: str
     literal: str
-    plain: bool
 
     def fits(self, name: str) -> bool:
-        return self.literal in name and (self.plain or _finder(self.text)(name) is not None)
+        return self.literal in name and _finder(self.text)(name) is not None
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One of taxonomy.toml, whose head describes its fields."""
+    """One of taxonomy.toml, whose head describes its fields. `words` are those of [evidence.words], if it reads any."""
 
     id: str
     category: str
@@ -83,19 +86,22 @@ class Rule:
     unless: tuple[Pattern, ...]
     fused_with: tuple[tuple[Pattern, tuple[str, ...]], ...]
     evidence: tuple[tuple[Pattern, str], ...]
+    words: tuple[tuple[Pattern, str], ...]
     backend: str | None
     selects: bool
 
-    def fits(self, name: str) -> bool:
-        return (
-            any(pattern.fits(name) for pattern in self.match)
-            and all(pattern.fits(name) for pattern in self.also)
-            and not any(pattern.fits(name) for pattern in self.unless)
+    def admits(self, full: str) -> bool:
+        return all(pattern.fits(full) for pattern in self.also) and not any(
+            pattern.fits(full) for pattern in self.unless
         )
 
-    def label(self, name: str) -> Label:
-        fused = (category for pattern, categories in self.fused_with if pattern.fits(name) for category in categories)
-        precision = next((operands for pattern, operands in self.evidence if pattern.fits(name)), None)
+    def label(self, name: KernelName) -> Label:
+        fused = (
+            category for pattern, categories in self.fused_with if pattern.fits(name.full) for category in categories
+        )
+        by_type = (precision for pattern, precision in self.evidence if pattern.fits(name.text))
+        by_word = (precision for pattern, precision in self.words if pattern.fits(name.own))
+        precision = next(by_type, None) or next(by_word, None)
         return Label(self.category, self.id, tuple(dict.fromkeys(fused)), precision, self.backend, self.selects)
 
 
@@ -105,9 +111,50 @@ def classify(name: str) -> Label:
 
     Safe for any string: it takes time in proportion to the name's length up to SEARCHED, and none beyond.
     """
-    head = name[:SEARCHED]
-    rule = next((rule for rule in rules() if rule.fits(head)), None)
-    return rule.label(head) if rule is not None else Label("other", "")
+    parsed = kernel_name.parse(name[:SEARCHED])
+    rules_of = (_rule_of(own, parsed.full) for own in dict.fromkeys((parsed.identifier, parsed.own)))
+    rule = next(filter(None, rules_of), None)
+    return rule.label(parsed) if rule is not None else Label("other", "")
+
+
+def _rule_of(own: str, full: str) -> Rule | None:
+    """The first rule that fits. What the identifier of a kernel says goes before what its arguments say."""
+    index = _index()
+    candidates = (index.patterns[number] for number in index.numbers(own)) if own else ()
+    return next((rule for rule, pattern in candidates if pattern.fits(own) and rule.admits(full)), None)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The patterns of all rules by three characters that are in every match, so that a name meets only a few of them.
+
+    Attributes:
+        patterns: in the order of the rules.
+        by_piece: places in `patterns` by the three characters. Those without any are under "".
+    """
+
+    patterns: tuple[tuple[Rule, Pattern], ...]
+    by_piece: Mapping[str, Sequence[int]]
+
+    def numbers(self, own: str) -> list[int]:
+        """The places of the patterns that may fit a name, in order."""
+        pieces = _pieces(own) | {""}
+        return sorted(number for piece in self.by_piece.keys() & pieces for number in self.by_piece[piece])
+
+
+@cache
+def _index() -> _Index:
+    patterns = tuple((rule, pattern) for rule in rules() for pattern in rule.match)
+    uses = Counter(piece for _, pattern in patterns for piece in _pieces(pattern.literal))
+    by_piece: dict[str, list[int]] = {}
+    for number, (_, pattern) in enumerate(patterns):
+        rarest = min(_pieces(pattern.literal), key=lambda piece: (uses[piece], piece), default="")
+        by_piece.setdefault(rarest, []).append(number)
+    return _Index(patterns, by_piece)
+
+
+def _pieces(text: str) -> set[str]:
+    return {text[at : at + 3] for at in range(len(text) - 2)}
 
 
 @dataclass(frozen=True)
@@ -145,35 +192,42 @@ def rules() -> tuple[Rule, ...]:
 def _rule(row: _Row, evidence: Mapping[str, Mapping[str, str]]) -> Rule:
     fused = row.fused_with if isinstance(row.fused_with, Mapping) else {"": row.fused_with}
     precisions = {"": row.precision} if row.precision is not None else {}
+    words: Mapping[str, str] = {}
     if row.evidence is not None:
-        precisions = dict(evidence[row.evidence])
+        words = evidence[WORDS]
+        precisions = dict(evidence[row.evidence]) if row.evidence != WORDS else {}
     return Rule(
         row.id,
         row.category,
-        tuple(map(_pattern, row.match)),
-        tuple(map(_pattern, row.also)),
-        tuple(map(_pattern, row.unless)),
-        tuple((_pattern(text), categories) for text, categories in fused.items()),
-        tuple((_pattern(text), precision) for text, precision in precisions.items()),
+        tuple(map(_of_words, row.match)),
+        tuple(map(_of_words, row.also)),
+        tuple(map(_of_words, row.unless)),
+        tuple((_of_words(text), categories) for text, categories in fused.items()),
+        tuple((Pattern(f"(?:{text})", _literal(text)), precision) for text, precision in precisions.items()),
+        tuple((_of_words(text), precision) for text, precision in words.items()),
         row.backend,
         row.selects,
     )
 
 
 @cache
-def _pattern(text: str) -> Pattern:
-    plain = not text or _NO_METACHARACTERS.fullmatch(text) is not None
-    return Pattern(text, text if plain else _literal(text), plain)
+def _of_words(text: str) -> Pattern:
+    """A pattern whose letters at either end are those of a whole word. Digits and "_" end a word."""
+    left = "(?<![a-z])" if text[:1].isalpha() or text[:1] in ("(", "[") else ""
+    right = "(?![a-z])" if text[-1:].isalpha() or text[-1:] in (")", "]", "?", "}") else ""
+    return Pattern(f"{left}(?:{text}){right}", _literal(text))
 
 
 def _literal(text: str) -> str:
     """The longest run of characters that is in every match, "" where the expression has alternatives."""
-    runs = _NOT_VERBATIM.sub("\0", text).split("\0")
-    return "" if any("|" in run for run in runs) else max(runs, key=len)
+    text = re.sub(r"\\.|\[[^]]*\]", "\0", text)
+    while text != (text := _INNERMOST_GROUP.sub("\0", text)):
+        pass
+    return "" if "|" in text else max(_NOT_VERBATIM.sub("\0", text).split("\0"), key=len)
 
 
 @cache
 def _finder(text: str) -> Callable[[str], re.Match[str] | None]:
     """Compiled when a name first needs it, as most need few. An anchored one is tried at the beginning only."""
-    compiled = re.compile(text)
-    return compiled.match if text.removeprefix("(?s)").startswith("^") else compiled.search
+    compiled = re.compile(text, re.DOTALL)
+    return compiled.match if text.removeprefix("(?:").startswith("^") else compiled.search
