@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_eval.checkpoint.precision import PRECISIONS, WEIGHT_ONLY
+from moe_eval.checkpoint.precision import LABELS
 from moe_eval.cli.options.classes import KernelsOptions
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
 
-_LABELS = (*PRECISIONS, *WEIGHT_ONLY.values())
 _CLASSIFY, _MOST_TRACES = Path("classify"), 2
 _NAMED = 3  # kernels of a sentence
 
@@ -111,9 +110,9 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
 
 
 def _labels(names: Sequence[str], paths: Sequence[Path]) -> Sequence[str | None]:
-    if names and (len(names) != len(paths) or not set(names) <= set(_LABELS)):
+    if names and (len(names) != len(paths) or not set(names) <= set(LABELS)):
         raise UsageError(
-            f"--precisions {','.join(names)} does not name every trace. Give one of {', '.join(_LABELS)} for each, in "
+            f"--precisions {','.join(names)} does not name every trace. Give one of {', '.join(LABELS)} for each, in "
             "their order."
         )
     return names or [None] * len(paths)

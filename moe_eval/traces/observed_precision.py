@@ -10,39 +10,42 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.checkpoint.precision import WEIGHT_ONLY
-from moe_eval.traces.kernel_table import NONE, Trace
+from moe_eval.checkpoint.precision import LABELS
+from moe_eval.traces.kernel_table import KERNEL, NONE, Trace
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import SEARCHED
 
 # of the expert GEMMs' time, the part whose names have to agree
 _AGREEING = 0.9
-# precisions that kernels cannot distinguish for sure: how scales are laid out is not always in a name
+# precisions that kernels cannot distinguish for sure
 _FAMILIES = {
     **dict.fromkeys(("bf16", "fp16", "fp32"), "unquantised"),
-    **dict.fromkeys(("fp8", "fp8_block", "mxfp8"), "8-bit float"),
-    **{label: label.split("-")[1] for label in WEIGHT_ONLY.values()},
+    **dict.fromkeys(("fp8", "fp8_block"), "8-bit float"),
+    **{label: label.split("-")[1] for label in LABELS if "-" in label},
 }
 _NAME_LENGTH = 120  # characters of a kernel's name in a sentence
 
 # rules of GEMMs on packed weights of 4 or 8 bits
 _WEIGHTS_OF_ANY_BITS = ("triton-fused-moe-wna16", "moe-wna16")
-# the type that a quantising kernel makes, by the first pattern that its name fits: types, and TensorRT-LLM's
-# enumerators of quantize_with_block_size (0 with blocks of 16 is FP4)
-_MAKES = tuple(
-    (re.compile(pattern, re.IGNORECASE), precision)
+# the type that a quantising kernel makes, by the first pattern that its name fits: types, TensorRT-LLM's enumerators of
+# quantize_with_block_size (0 with blocks of 16 is FP4, 2 with blocks of 32 is MXFP8), and AMD's, whose FP4 is MXFP4.
+# A kernel that names two types is for either.
+_MAKES: tuple[tuple[re.Pattern[str], str | None], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), precision)
     for pattern, precision in (
-        (r"mxfp4|mx_fp4", "mxfp4"),
+        (r"mx_?fp4|^(?=.*(opus|ck_tile|hip_bfloat16|DF16b|e8m0)).*(fp4|f4x2|e2m1)", "mxfp4"),
+        (r"mx_?fp8|quantize_with_block_size<[^>]*\)2, |^(?=.*e8m0).*(fp8|e4m3)", "mxfp8"),
         (r"fp4|e2m1|quantize_with_block_size<[^>]*\)0, ", "nvfp4"),
+        (r"fp8_i8|i8_fp8", None),
         (r"int8|i8(?![0-9])|signed char", "int8"),
-        (r"per_token_group_quant|1x128", "fp8_block"),
-        (r"fp8|float8|e4m3", "fp8"),
+        (r"per_token_group_quant|1x128|per_token_cast_to_fp8|per_group\w{0,20}<.*fp8|fp8_group_quant", "fp8_block"),
+        (r"fp8|float8|e4m3|\bf8\w{0,8}_t\b|_BitInt\(8\)", "fp8"),
     )
 )
 # C++ types in names of kernels, demangled or not, that activations of 16 bits have
 _TYPES = (
-    (re.compile("BFloat16|nv_bfloat16|bfloat16_t"), "bf16"),
-    (re.compile("c10::Half|c104Half|__half|half_t"), "fp16"),
+    (re.compile("BFloat16|nv_bfloat16|hip_bfloat16|bfloat16_t|DF16b|bf16_t|bhalf_t"), "bf16"),
+    (re.compile("c10::Half|c104Half|__half|half_t|DF16_|_Float16"), "fp16"),
 )
 
 
@@ -124,6 +127,10 @@ def _by_inputs(trace: Trace, roles: Roles, backend: str | None) -> ObservedPreci
         evidence = "kernels quantise inputs, and no order of launches shows whether the experts'"
         return ObservedPrecision(None, backend, evidence)
     if not len(quantisers):
+        unknown = np.flatnonzero(late & (roles.category == NUMBER["other"]) & (trace.kernels.kind == KERNEL))
+        if len(unknown):
+            name = trace.kernels.names[rows[unknown[0]]][:_NAME_LENGTH]
+            return ObservedPrecision(None, backend, f"{name} in the MoE block is of no known kind and may quantise")
         return _unquantised(trace, inside, backend)
     counts = np.bincount(rows[quantisers], trace.kernels.count[quantisers])
     names = Counter({name: int(counts[name]) for name in np.flatnonzero(counts).tolist()})
@@ -179,6 +186,8 @@ def contradiction(label: str, observed: ObservedPrecision) -> str | None:
     """A sentence where an arm did not run the precision of its label by its kernels, else None."""
     if observed.precision is None or _family(label) == _family(observed.precision):
         return None
+    if label == "mxfp8" and _family(observed.precision) == _family("fp8"):
+        return None  # how scales are laid out is not in every name of an FP8 kernel
     action = f"ran {observed.precision}"
     if observed.precision in _FAMILIES.values():
         action = f"dequantised the weights and multiplied in 16 bits ({observed.precision})"

@@ -22,6 +22,10 @@ _EXPERTS = re.compile(r"\.experts(\.|$)")
 # cuBLAS finishes a GEMM whose sum it has split with one of these
 _EPILOGUE = re.compile(r"splitK_?reduce", re.IGNORECASE)
 _SUM = re.compile(r"sum_functor")
+# of attention or of the router; the logarithm is of a model's output
+_SOFTMAX = re.compile(r"(?<!log)(?<!log_)soft_?max", re.IGNORECASE)
+# kernels between a product of eager attention and its softmax: scale, mask, sinks, conversion
+_BETWEEN = 8
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,12 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
     expert = np.flatnonzero(kinds == NUMBER["expert_gemm"])
     if not len(expert):
         return set()
+    attention = np.union1d(attention, _eager_softmax(trace, kinds, device))
+    category[device[attention]] = kinds[attention] = NUMBER["attention"]
     before = np.searchsorted(attention, expert) - 1  # the last attention kernel before every expert GEMM
     first = np.flatnonzero(np.diff(before, prepend=-2))  # the first expert GEMM of every block
     last = np.append(first[1:], len(expert)) - 1
-    sums = np.array([bool(_SUM.search(name)) for name in trace.kernels.names])[trace.kernels.name[device]]
+    sums = _matches(trace, device, _SUM)
     follows = expert[last] + 1
     follows = follows[follows < len(kinds)]
     follows = follows[sums[follows] & (kinds[follows] == NUMBER["elementwise"])]
@@ -136,6 +142,30 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
     early = in_block & (np.arange(len(kinds)) < np.append(ends, -1)[number])
     category[device[early & (kinds == NUMBER["sampling"])]] = NUMBER["routing_permute"]
     return _gates(trace, labels, device, category, early=early, number=number)
+
+
+def _eager_softmax(trace: Trace, kinds: Ints, device: Ints) -> Ints:
+    """The softmax kernels after one dense GEMM and before two, of queries and keys, of values, and the output's.
+
+    Beside them is nothing but small kernels. A selection follows the router's, and a choice of tokens the sampler's.
+    """
+    rows = trace.kernels
+    softmax = np.flatnonzero(_matches(trace, device, _SOFTMAX) & (kinds == NUMBER["sampling"]))
+    small = np.isin(kinds, [NUMBER[name] for name in ("elementwise", "memory", "quant_dequant")])
+    passes = (small | _matches(trace, device, _EPILOGUE)) & (rows.kind[device] == KERNEL)
+    stops = np.flatnonzero(~passes)
+    place = np.searchsorted(stops, softmax)
+    inner = (place > 0) & (place + 2 < len(stops))
+    softmax, place = softmax[inner], place[inner]
+    neighbours = stops[place[:, None] + [-1, 1, 2]]  # (n, 3)
+    products = (kinds[neighbours] == NUMBER["dense_gemm"]).all(axis=1)
+    near = np.abs(neighbours[:, :2] - softmax[:, None]).max(axis=1, initial=0) <= _BETWEEN
+    return softmax[products & near]
+
+
+def _matches(trace: Trace, device: Ints, pattern: re.Pattern[str]) -> Mask:
+    """Which rows of a device have a name in which the pattern is found."""
+    return np.array([bool(pattern.search(name)) for name in trace.kernels.names])[trace.kernels.name[device]]
 
 
 def _beside_activation(kinds: Ints, early: Mask, number: Ints) -> Mask:
@@ -164,7 +194,7 @@ def _gates(
     gated = early & (kinds == NUMBER["gate_gemm"])
     if len(np.unique(number[gated])) == number.max(initial=-1) + 1:
         return set()
-    epilogue = np.array([bool(_EPILOGUE.search(name)) for name in trace.kernels.names])[trace.kernels.name[device]]
+    epilogue = _matches(trace, device, _EPILOGUE)
     names = trace.kernels.name[device]
     selects = np.array([label.selects for label in labels])[names]
     limit = np.full(int(number.max(initial=0)) + 1, -1)
