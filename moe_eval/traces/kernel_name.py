@@ -61,7 +61,8 @@ def parse(text: str) -> KernelName:
 
 def _unmangled(text: str) -> str:
     """A mangled name with its identifiers apart: "::" after a namespace, "<" before arguments of a template."""
-    parts, at = [], 2
+    parts: list[str] = []
+    at = 2
     while (length := _NEXT.match(text, at) or _LENGTH.search(text, at)) is not None:
         end = length.end() + int(length[1])
         parts += [text[at : length.start()], "" if parts[-1:] == ["::"] else " ", text[length.end() : end]]

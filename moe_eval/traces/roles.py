@@ -158,14 +158,15 @@ def _eager_softmax(trace: Trace, kinds: Ints, device: Ints) -> Ints:
     inner = (place > 0) & (place + 2 < len(stops))
     softmax, place = softmax[inner], place[inner]
     neighbours = stops[place[:, None] + [-1, 1, 2]]  # (n, 3)
-    products = (kinds[neighbours] == NUMBER["dense_gemm"]).all(axis=1)
-    near = np.abs(neighbours[:, :2] - softmax[:, None]).max(axis=1, initial=0) <= _BETWEEN
+    products: Mask = (kinds[neighbours] == NUMBER["dense_gemm"]).all(axis=1)
+    near: Mask = np.abs(neighbours[:, :2] - softmax[:, None]).max(axis=1, initial=0) <= _BETWEEN
     return softmax[products & near]
 
 
 def _matches(trace: Trace, device: Ints, pattern: re.Pattern[str]) -> Mask:
     """Which rows of a device have a name in which the pattern is found."""
-    return np.array([bool(pattern.search(name)) for name in trace.kernels.names])[trace.kernels.name[device]]
+    by_name = np.array([bool(pattern.search(name)) for name in trace.kernels.names], np.bool_)
+    return by_name[trace.kernels.name[device]]
 
 
 def _beside_activation(kinds: Ints, early: Mask, number: Ints) -> Mask:

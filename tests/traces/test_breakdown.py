@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -290,6 +291,39 @@ def test_softmax_of_layers_whose_attention_is_not_known_does_not_end_a_step() ->
             row["text"] = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>"
     result = breakdown.make(recording.trace())
     assert list(result.phases) == [forward_steps.WHOLE]
+
+
+BMM = "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16_128x128_32x5_tn_align8>(Params)"
+SOFTMAX = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, c10::BFloat16, float, c10::BFloat16>"
+MASK = "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<c10::BFloat16>>"
+EAGER = ((BMM, 900), (MASK, 200), (SOFTMAX, 700), (BMM, 900))
+
+
+@pytest.mark.parametrize("softmax", [SOFTMAX, "softmax_warp_forward", "_softmax_kernel"])
+def test_the_softmax_of_eager_attention_is_attention_and_the_sampler_s_is_not(softmax: str) -> None:
+    recording, rows, meant = generation(decode=3), [], []
+    for row, category in zip(recording.rows, recording.meant, strict=True):
+        parts: Sequence[tuple[str, int]] = ((str(row["text"]), int(row["duration_ns"])),)
+        if row["text"] == timeline.FLASH:
+            parts = EAGER
+        elif row["text"] == timeline.ARGMAX:
+            parts = ((softmax, 500), (timeline.ARGMAX, 900))
+        begin = int(row["start_ns"])
+        for text, duration_ns in parts:
+            rows.append(
+                {**row, "text": softmax if text == SOFTMAX else text, "start_ns": begin, "duration_ns": duration_ns}
+            )
+            meant.append(category)
+            begin += duration_ns + 10
+    recording.rows = rows
+    trace = recording.trace()
+    assigned = roles.assign(trace)
+    places = [place for place, row in enumerate(rows) if row["text"] == softmax]
+    categories = [CATEGORIES[assigned.category[place]] for place in places]
+    assert categories == [meant[place] for place in places]
+    assert {"attention", "sampling"} == set(categories)
+    assert assigned.gates == "by the order of launches"
+    assert list(breakdown.make(trace).phases) == ["prefill", "decode"]
 
 
 def test_two_devices_are_steps_of_their_own() -> None:

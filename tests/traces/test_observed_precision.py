@@ -30,6 +30,23 @@ NAMES = [
         "deepgemm",
     ),
     ("void marlin_moe_wna16::Marlin<__nv_bfloat16, 1125899906909960, 256, 4, 8, 8, false>", "w4a16", "marlin"),
+    ("bmm_Bfloat16_MxE2m1MxE4m3_Fp32_t128x16x256u2_s3_et128x16_m128x16x32_cga1x1x1_sm100f", "mxfp4", "trtllm-gen"),
+    ("bmm_Bfloat16_MxE4m3MxE4m3_Fp32_t128x8x256u2_s6_et128x8_sm100f", "mxfp8", "trtllm-gen"),
+    (
+        "void cutlass::device_kernel<dpsk::grouped_gemm::cuda::m_grouped_fp8_ptp128c::GemmKernel>(dpsk::Params)",
+        "fp8_block",
+        "cutlass",
+    ),
+    ("_mxfp8_grouped_gemm_kernel", "mxfp8", None),
+    ("void some::grouped_gemm_fp8_kernel<128>(float*)", "fp8", None),
+    ("_ZN2ck15kernel_moe_gemmINS_15GridwiseMoeGemmIDF16bDF16bffEEEEvT_", "bf16", None),
+    ("void ck::kernel_moe_gemm<ck::GridwiseMoeGemm<ck::Tuple<>, __hip_bfloat16, __hip_bfloat16>>", "bf16", None),
+    ("void ck_tile::kentry<1, ck_tile::FusedMoeGemmKernel<ck_tile::fp8_t, ck_tile::fp8_t, float>>", "fp8", None),
+    (
+        "void ck::kernel_moe_mxgemm<ck::GridwiseMoeGemmMX_BPreshuffle<ck::f4x2_pk_t, ck::e8m0_bexp_t>>",
+        "mxfp4",
+        None,
+    ),
 ]
 
 
@@ -72,6 +89,23 @@ def test_without_quantisation_the_type_is_that_of_kernels_around_and_none_where_
     observed = observe(recording.trace())
     assert (observed.precision, observed.backend) == (precision, "triton")
     assert observed.evidence.startswith("no kernel quantises the experts' inputs")
+    assert (observed_precision.contradiction("fp8", observed) is None) == (precision is None)
+
+
+@pytest.mark.parametrize(("text", "precision"), [("unheard_of_kernel<4>", None), ("_moe_align_small_kernel", "bf16")])
+def test_nothing_is_concluded_from_a_moe_block_with_kernels_that_no_rule_knows(
+    text: str, precision: str | None
+) -> None:
+    recording = generation(decode=2)
+    rows = []
+    for row in recording.rows:
+        if row["text"] == timeline.MOE:
+            rows.append({**row, "text": text, "start_ns": int(row["start_ns"]) - 300, "duration_ns": 100})
+        rows.append(row)
+    recording.rows = rows
+    observed = observe(recording.trace())
+    assert observed.precision == precision
+    assert (text in observed.evidence) == (precision is None)
     assert (observed_precision.contradiction("fp8", observed) is None) == (precision is None)
 
 
@@ -122,6 +156,11 @@ def test_labels_and_what_contradicts_them() -> None:
     assert observed_precision.contradiction("fp32", ObservedPrecision("bf16", "triton", "e")) is None
     assert observed_precision.contradiction("nvfp4", ObservedPrecision("fp8", None, "e")) is not None
     assert observed_precision.contradiction("nvfp4", ObservedPrecision(None, None, "e")) is None
+    mx = {precision: ObservedPrecision(precision, None, "e") for precision in ("mxfp4", "mxfp8", "nvfp4", "fp8")}
+    wrong = {(label, seen) for label in mx for seen in mx if observed_precision.contradiction(label, mx[seen])}
+    alike = {(label, label) for label in mx} | {("mxfp8", "fp8")}  # a name of FP8 may leave its scales out
+    assert wrong == {(label, seen) for label in mx for seen in mx} - alike
+    assert observed_precision.contradiction("mxfp4-w4a16", marlin) is None
     trace = timeline.trace_of(["unheard_of"], start_ns=[0], duration_ns=[50])
     assert observe(trace).precision is None
 
@@ -136,6 +175,19 @@ def test_labels_and_what_contradicts_them() -> None:
             "nvfp4",
         ),
         ("void per_token_group_quant_8bit_kernel<c10::BFloat16, c10::Float8_e4m3fn>", "fp8_block"),
+        (
+            "void tensorrt_llm::kernels::quantize_with_block_size<(tensorrt_llm::BlockScaleQuantizationType)2, "
+            "__nv_bfloat16, 32, true>",
+            "mxfp8",
+        ),
+        (
+            "void cuda::per_token_cast_to_fp8_with_channels<__nv_bfloat16, 128, false>(__nv_bfloat16 const*)",
+            "fp8_block",
+        ),
+        ("void aiter::dynamic_per_group_scaled_quant_kernel<__hip_bfloat16, opus::fp4_t, 32>", "mxfp4"),
+        ("void aiter::dynamic_per_token_scaled_quant_kernel<DF16b, opus::fp8_t>", "fp8"),
+        ("_dynamic_per_token_quant_fp8_i8_kernel", None),
+        ("_dynamic_mxfp8_quant_kernel", "mxfp8"),
         ("void vllm::dynamic_scaled_int8_quant_kernel<c10::BFloat16, float>", "int8"),
         ("void tensorrt_llm::kernels::scaleMatrixPerTensorVec<true, x>", None),
     ],

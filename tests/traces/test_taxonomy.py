@@ -176,19 +176,38 @@ def test_a_name_is_read_by_words_and_its_namespaces_alone_decide_nothing(name: s
     assert classify(name).category == category
 
 
-def test_mangled_and_demangled_names_are_alike() -> None:
-    pairs = {
-        "_ZN4vllm3moe11topkGatingISoftmaxEEvi": None,
-        "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi256ELi8EEEvPT0_": "void aiter::add_rmsnorm_quant_kernel<__bf16>(int*)",
-        "_ZN7deep_ep9intranode8dispatchILi2ELi768EEEvP4int4": "void deep_ep::intranode::dispatch<2, 768>(int4*)",
-        "_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillFunctorIfEEEEvi": (
-            "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>(int)"
+@pytest.mark.parametrize(
+    ("mangled", "plain"),
+    [
+        (
+            "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi256ELi8EEEvPT0_",
+            "void aiter::add_rmsnorm_quant_kernel<__bf16, __bf16, 256, 8>(int*)",
         ),
-    }
-    for mangled, plain in pairs.items():
-        if plain is not None:
-            assert classify(mangled) == classify(plain)
-            assert classify(plain).category != "other"
+        (
+            "_ZN7deep_ep9intranode8dispatchILi2ELi768EEEvP4int4",
+            "void deep_ep::intranode::dispatch<2, 768>(int4*)",
+        ),
+        (
+            "_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillFunctorIfEEEEvi",
+            "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>(int)",
+        ),
+        (
+            "_ZN7cutlass13device_kernelIN5flash20enable_sm90_or_laterINS1_16FlashAttnFwdSm90IiEEEEEEvNT_6ParamsE",
+            "void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<int>>>(Params)",
+        ),
+    ],
+)
+def test_mangled_and_demangled_names_are_alike(mangled: str, plain: str) -> None:
+    assert classify(mangled) == classify(plain)
+    assert classify(plain).category != "other"
+
+
+def test_the_arguments_of_a_kernel_do_not_outvote_its_identifier() -> None:
+    name = (
+        "void flash::compute_attn_ws<traits<192>, flash::SeqLenTraits<true>>(AllReduceParams, cutlass::GemmUniversal)"
+    )
+    assert classify(name).category == "attention"
+    assert classify("void unheard_of<flash::FlashAttnFwdSm90<4>>(int)").category == "attention"
 
 
 def test_types_of_a_grouped_gemm_in_a_helper_do_not_make_it_one() -> None:
