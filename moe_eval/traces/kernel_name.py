@@ -23,8 +23,8 @@ _TOGETHER = {
 _CAPITAL = re.compile(r"[A-Z](?:(?<=[a-z0-9][A-Z])|(?<=[A-Z][A-Z])(?=[a-z]))")
 # of CUTLASS, CK, CUB, rocPRIM, cuBLAS and torch
 _WRAPPER = re.compile(
-    r"device_\w{1,40}|kernel\d?|kentry|run_global|trampoline_kernel|\w{0,24}elementwise_kernel\w{0,24}"
-    r"|\w{0,24}elementwise_grid_stride_kernel|reduce_kernel|static_kernel|kernel_agent|multi_tensor_apply_kernel"
+    r"device_\w{1,40}|kernel\d?|kentry|run_global|gemm_universal|gemm_with_\w{1,16}|trampoline_kernel|static_kernel"
+    r"|\w{0,24}elementwise_(kernel\w{0,24}|grid_stride_kernel)|reduce_kernel|kernel_agent|multi_tensor_apply_kernel"
 )
 
 
@@ -54,7 +54,7 @@ def parse(text: str) -> KernelName:
     own = full
     if "::" in full and not full.startswith(_OPERATORS):
         own = _NAMESPACE.sub("", full.replace("<unnamed>::", "").replace("(anonymous namespace)::", ""))
-    own = own.removeprefix("void ").lstrip()
+    own = own.removeprefix("void ").lstrip(" …")
     identifier = re.split("[<( ]", own, maxsplit=1)[0]
     return KernelName(text, full, own, "" if _WRAPPER.fullmatch(identifier) else identifier)
 
