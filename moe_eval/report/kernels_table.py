@@ -64,9 +64,7 @@ def comparison(
         phases = {name: records[0].phases[name] for name in words.main_phases(changes)}
         parts += [
             lines_of([words.statistic(phases)]),
-            *difference(
-                changes, names, [name for name in phases if any(words.withheld(record, name) for record in records)]
-            ),
+            *difference(changes, names, [name for name in phases if any(record.withheld(name) for record in records)]),
         ]
     parts.append(lines_of([words.source(record, name) for name, record in labelled]))
     return paragraphs([*parts, *(trace(record, full=True) for record in records if full)])
