@@ -373,7 +373,7 @@ def test_a_device_without_steps_beside_one_with_them_is_outside_steps() -> None:
 
 ADAM = "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<TensorListMetadata<4>, FusedAdamMathFunctor>"
 UPDATES = (ADAM, "void split_embedding_codegen_rowwise_adagrad_kernel<float>(int)", "_single_tensor_adamw_0")
-SOFTMAX = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>(float*)"
+SAMPLED = "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float>(float*)"
 
 
 def training(updates: str | None) -> Timeline:
@@ -381,7 +381,7 @@ def training(updates: str | None) -> Timeline:
     for _ in range(4):
         for number in range(3):
             recording.layer(number, 64, fp8=False, split_k=True, scale=4)
-        recording.run("sampling", SOFTMAX, 2000)
+        recording.run("sampling", SAMPLED, 2000)
         recording.run(
             "attention", "void flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits<64>>", 9000
         )
@@ -416,7 +416,7 @@ def test_a_trace_says_why_its_softmax_ends_no_step() -> None:
     recording = Timeline()
     for _ in range(4):
         recording.run("expert_gemm", timeline.MOE, 9000)
-        recording.run("sampling", SOFTMAX, 1000)
+        recording.run("sampling", SAMPLED, 1000)
     result = breakdown.make(recording.trace())
     assert list(result.phases) == [forward_steps.WHOLE]
     assert "no attention kernel is recognised, so softmax may be attention's" in result.steps_source
