@@ -99,7 +99,8 @@ def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workloa
         latency.check(engine, shape)
         for _ in range(request.warm_ups):
             engine.generate(batch, generation)
-        nsys.record_once(f"moe_eval {arm.precision} {shape.name}", lambda: engine.generate(batch, generation))
+        with nsys.capture(f"moe_eval {arm.precision} {shape.name}"):
+            engine.generate(batch, generation)
     finally:
         engine.close()
     print(f"Recorded one iteration of {shape.name} on {arm.precision} after {request.warm_ups} of warm-up.")

@@ -12,6 +12,7 @@ from moe_eval.cli.options.classes import (
     LatencyOptions,
     MeasuringOptions,
     PerfOptions,
+    ProfilerOptions,
     QualityOptions,
     RunOptions,
     VerdictOptions,
@@ -21,8 +22,9 @@ from moe_eval.data.workload import shapes
 from moe_eval.engines import registry
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
-from moe_eval.machine import hardware
+from moe_eval.machine import hardware, nsys
 from moe_eval.machine.hardware import Gpu
+from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records import disk
 from moe_eval.records.comparison import Rules
 from moe_eval.records.labels import OptionValue
@@ -67,7 +69,27 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         fusion_disabled=options.disable_fusion,
         timeout_s=options.timeout,
         resume=options.resume,
+        nsys=nsys_of(options, arms) if isinstance(options, RunOptions) and "kernels" in evaluators else None,
     )
+
+
+def nsys_of(options: ProfilerOptions, arms: ArmsRequest) -> NsysSettings | None:
+    """How Nsight Systems traces kernels. None where torch's profiler does.
+
+    Raises:
+        UsageError: it cannot be used here, or its options make no sense.
+    """
+    if options.profiler == "torch" and (options.nsys_args or options.keep_report):
+        raise UsageError("--nsys_args and --keep_report are for Nsight Systems. Leave out --profiler torch.")
+    settings = NsysSettings(nsys.options_of(options.nsys_args), options.keep_report)
+    has_gpu = bool(hardware.gpus_from(arms.settings.get("device")))
+    if options.profiler == "nsys" and not nsys.is_installed():
+        raise UsageError(
+            "--profiler nsys needs Nsight Systems, and nsys is not on PATH. Install it, or give --profiler torch."
+        )
+    if options.profiler == "nsys" and not has_gpu:
+        raise UsageError(f"{nsys.NO_GPU} Run it where one is, or give --profiler torch.")
+    return settings if options.profiler != "torch" and nsys.is_installed() and has_gpu else None
 
 
 def rules_of(options: object) -> Rules:

@@ -21,12 +21,12 @@ def because(pair: Pair, shapes: Sequence[ShapeComparison], rules: Rules) -> str:
         shapes: of the pair, timed on both sides, by size, with their verdicts.
 
     Returns:
-        Empty where no shape was traced on both sides.
+        Why traces are not compared where that is so. Empty where no shape was traced on both sides.
     """
     comparable = [shape for shape in shapes if shape.verdict is not Verdict.NOT_COMPARABLE]
     shape, decisive = deciding([shape for shape in comparable if shape.kernels], rules), deciding(comparable, rules)
     if shape is None or decisive is None:
-        return ""
+        return next((row.no_kernels for row in comparable if row.no_kernels), "")
     where = capitalised(place(shape, shapes))
     sentences = _of_phase(pair, shape, "decode", where, rules)
     if _is_prefill_worth_a_word(shape):

@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moe_eval.records.comparison import PhaseChange, Ratio, SpeedRatios
+from moe_eval.records.kernels import KernelsRecord
 
 # a measured ratio may be off a prediction by this factor either way
 EXPLAINED = 1.15
 # waiting for the host can move a ratio by more than that factor where nothing runs for more of a step
 _HOST_BOUND = 1 - 1 / EXPLAINED
+
+
+def other_profiler(before: KernelsRecord, after: KernelsRecord, names: tuple[str, str]) -> str | None:
+    """A sentence where two profilers traced the arms: each makes launches and gaps dearer by another amount."""
+    profilers = [_profiler(record) for record in (before, after)]
+    if None in profilers or profilers[0] == profilers[1]:
+        return None
+    return (
+        f"The kernels are not compared: {names[0]} was traced by {profilers[0]} and {names[1]} by {profilers[1]}. "
+        "Trace both with one --profiler."
+    )
+
+
+def _profiler(record: KernelsRecord) -> str | None:
+    """Its name. None where the record does not tell."""
+    if record.source is None:
+        return None
+    return "Nsight Systems" if record.source.format.startswith("nsys") else "torch's profiler"
 
 
 def by_phase(speed: SpeedRatios) -> Mapping[str, Ratio | None]:

@@ -220,6 +220,9 @@ def _with_kernels(
     shape = replace(shape, ceiling=ceiling)
     if before is None or after is None:
         return shape
+    no_kernels = explained.other_profiler(before, after, names)
+    if no_kernels is not None:
+        return replace(shape, no_kernels=no_kernels)
     changes = kernels.changes(before, after, names, faster)
     return replace(shape, kernels=changes, breakdown=_breakdown(before, after))
 

@@ -183,6 +183,17 @@ class Engine(Protocol):
         """Record the kernels that run inside the context into the file `target`."""
         ...
 
+    def capture(self, name: str) -> AbstractContextManager[None]:
+        """Have Nsight Systems, which this process runs under, record the kernels that run inside the context.
+
+        Args:
+            name: of the range around them, where they run in this process.
+
+        Raises:
+            UsageError: the workers cannot be recorded the way they were loaded (EngineKind.captures).
+        """
+        ...
+
     def close(self) -> None:
         """Release the model's memory. The engine cannot be used afterwards."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moe_eval.errors import UsageError
@@ -26,6 +26,7 @@ class EngineKind:
         quantises: precisions to which it can quantise a 16-bit checkpoint while it loads.
         routing: the options that make it report routed experts (Engine.routing). If there are any, it is loaded with
             them in a separate process. None if it never reports them.
+        captures: the options that make its workers open the captures of Nsight Systems (Engine.capture).
         layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
     """
 
@@ -38,6 +39,7 @@ class EngineKind:
     claims: tuple[str, ...] = ()
     quantises: tuple[str, ...] = ()
     routing: Mapping[str, object] | None = None
+    captures: Mapping[str, object] = field(default_factory=dict)
     layer_ranges: Mapping[str, object] | None = None
 
 
@@ -61,6 +63,7 @@ ENGINES = {
         "moe_eval.engines.vllm.load",
         quantises=("fp8", "fp8_block"),
         routing={"enable_return_routed_experts": True, "enforce_eager": True},
+        captures={"profiler_config": {"profiler": "cuda"}},
         # neither compiled code nor a CUDA graph has ranges, which belong to modules that Python calls
         layer_ranges={"enable_layerwise_nvtx_tracing": True, "enforce_eager": True},
     ),

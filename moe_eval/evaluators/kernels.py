@@ -1,10 +1,10 @@
-"""The kernels evaluator: one short run of a loaded arm under its profiler, and where its time goes."""
+"""The kernels evaluator: one short run of a loaded arm under a profiler, and where its time goes."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_eval.data.workload import Shape
@@ -16,6 +16,49 @@ from moe_eval.records.kernels import KernelsRecord
 from moe_eval.traces.readers import files
 
 WARM_UPS, UNPROFILED = 2, 5
+
+
+@dataclass(frozen=True)
+class CapturedRun:
+    """One run of a shape that Nsight Systems recorded. Its report is whole when the process has ended.
+
+    Attributes:
+        label: the precision that the arm is meant to run.
+        unprofiled_s: seconds of the same run in the same process, while nothing was recorded.
+        profiled_s: seconds of the run that was.
+    """
+
+    label: str | None
+    unprofiled_s: tuple[float, ...]
+    profiled_s: float
+
+
+def capture(engine: Engine, prompts: Sequence[TokenIds], shape: Shape) -> CapturedRun:
+    """Run a shape in a capture of Nsight Systems, which this process runs under.
+
+    Raises:
+        UsageError: the engine's workers open no capture the way it is loaded.
+    """
+    latency.check(engine, shape)
+    clock = latency.Clock(engine, Nvml.open(()))
+    plain = [clock.time(prompts, shape.output_len)[0]["host"] for _ in range(WARM_UPS + UNPROFILED)][WARM_UPS:]
+    latency.mark_traced(engine)
+    with engine.capture(f"moe_eval {engine.facts.precision} {shape.name}"):
+        profiled = clock.time(prompts, shape.output_len)[0]["host"]
+    return CapturedRun(engine.facts.precision, tuple(plain), profiled)
+
+
+def of_export(export: Path, run: CapturedRun, shape: Shape, folder: Path, name: str) -> KernelsRecord:
+    """Break the export of a capture down, and keep it in `folder` under that name, without secrets.
+
+    Raises:
+        UsageError: it holds nothing that can be read.
+    """
+    trace = files.read(export)
+    file = files.keep(export, folder, name)
+    plain_ms = [1000 * seconds for seconds in run.unprofiled_s]
+    record = kernels_record.make(file.name, trace, run.label, unprofiled_ms=plain_ms, profiled_ms=1000 * run.profiled_s)
+    return replace(kernels_record.shortened(record), shape=shape.name)
 
 
 def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: Path, name: str) -> KernelsRecord:

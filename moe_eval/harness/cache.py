@@ -15,7 +15,7 @@ from moe_eval.harness.settings import ModelSettings
 from moe_eval.records.labels import EngineFacts
 
 # arguments that change how fast an answer comes, and not the answer
-_WITHOUT_EFFECT = ("batch_size", "max_batch_size", "track")
+_WITHOUT_EFFECT = ("batch_size", "max_batch_size", "track", "profiler")
 
 
 def identity(settings: ModelSettings, facts: EngineFacts) -> str:

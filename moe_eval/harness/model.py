@@ -244,7 +244,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def moe_kernels(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """Records of the shapes of the task moe_kernels."""
         with tqdm(total=len(requests), desc="Tracing", unit="shape", disable=disable_tqdm) as bar:
-            return list(kernels.answers(self.engine, self.tokenizer, requests, bar.update))
+            return list(kernels.answers(self.engine, self.tokenizer, requests, bar.update, self.settings.profiler))
 
     def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
         room = self.max_length - request.max_new_tokens

@@ -12,6 +12,7 @@ from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError
+from moe_eval.machine import nsys
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ModelSettings:
         add_bos_token: begin every text with the BOS token. None leaves it to the tokenizer.
         prefix_token_id: conditions the first token of a text. None for BOS, or EOS without BOS.
         enable_thinking: passed to the chat template. None leaves the template's default.
+        profiler: of moe_kernels. `auto` is Nsight Systems where this process runs under it, else torch's.
         shipped: no model was named, so the shipped one is used.
         arguments: the model arguments as the harness passes them.
     """
@@ -36,6 +38,7 @@ class ModelSettings:
     prefix_token_id: int | None = None
     enable_thinking: bool | None = None
     track: bool = True
+    profiler: str = "auto"
     shipped: bool = False
     arguments: Mapping[str, object] = field(default_factory=dict)
 
@@ -65,6 +68,7 @@ def read(arguments: Mapping[str, object]) -> ModelSettings:
         prefix_token_id=_integer(options, "prefix_token_id"),
         enable_thinking=flag(options, "enable_thinking"),
         track=flag(options, "track") is not False,
+        profiler=_profiler(options),
         shipped=shipped,
         arguments=arguments,
         of_engine=_engine_settings(engine, checkpoint, required, options),  # last, since it takes the rest
@@ -81,6 +85,18 @@ def _engine(options: dict[str, object]) -> tuple[str, bool]:
     if engine not in (None, "transformers"):
         raise UsageError(f"engine={engine} needs a checkpoint. Add pretrained=FOLDER_OR_HUB_NAME to --model_args.")
     return "transformers", True
+
+
+def _profiler(options: dict[str, object]) -> str:
+    """Which profiler traces kernels. This process cannot put itself under Nsight Systems."""
+    name = str(options.pop("profiler", "auto"))
+    if name not in ("auto", "nsys", "torch"):
+        raise UsageError(f"There is no profiler {name!r}. Give profiler=auto, nsys or torch.")
+    if name == "nsys" and not nsys.inside():
+        raise UsageError(
+            f"profiler=nsys traces where lm_eval runs under Nsight Systems. Put before the command: {nsys.prefix()}"
+        )
+    return name
 
 
 def _checkpoint(options: dict[str, object], shipped: bool) -> str:

@@ -1,16 +1,40 @@
-"""Nsight Systems around a command, and the one iteration that it records."""
+"""Nsight Systems around a command, and the ranges that it records."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_eval.errors import UsageError
 
 SESSION = "NSYS_PROFILING_SESSION_ID"  # nsys sets it for what it profiles
+NO_GPU = "Nsight Systems records kernels of a GPU and there is none here."
+_LONG = {
+    "-t": "--trace",
+    "-s": "--sample",
+    "-c": "--capture-range",
+    "-f": "--force-overwrite",
+    "-o": "--output",
+    "-e": "--env-var",
+}
+
+
+@dataclass(frozen=True)
+class NsysSettings:
+    """How arms are traced by Nsight Systems.
+
+    Attributes:
+        options: the user's own ones of `nsys profile`.
+        keep_report: log the raw report, which holds the environment of the traced process.
+    """
+
+    options: tuple[str, ...] = ()
+    keep_report: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,22 +57,63 @@ class NsysCommand:
         return " ".join([*variables, shlex.join(self.arguments)])
 
 
-def arguments(program: Sequence[str], report: Path) -> tuple[str, ...]:
-    """`nsys profile` with its options around a program that opens and closes the capture range itself."""
-    return (
-        "nsys",
-        "profile",
+def arguments(
+    program: Sequence[str], report: Path, *, captures: int = 1, options: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """`nsys profile` with its options around a program that opens and closes the capture range itself.
+
+    Args:
+        report: of one capture. Several have their number before the suffix, as in NAME.1.nsys-rep.
+        options: further ones. One that is among ours takes its place, since nsys may refuse an option given twice.
+    """
+    ours = (
         "--trace=cuda,nvtx",
         "--cuda-graph-trace=node",  # kernels inside CUDA graphs one by one, or a decode step would be a single row
         "--sample=none",
         "--cpuctxsw=none",
         "--capture-range=cudaProfilerApi",
-        "--capture-range-end=stop",
+        f"--capture-range-end={'stop' if captures == 1 else 'repeat'}",
         "--trace-fork-before-exec=true",
         "--force-overwrite=true",
-        f"--output={report.with_suffix('')}",
-        *program,
     )
+    theirs = {_name(word) for word in options}
+    kept = [option for option in ours if _name(option) not in theirs]
+    return ("nsys", "profile", *kept, f"--output={report.with_suffix('')}", *options, *program)
+
+
+def options_of(text: str) -> tuple[str, ...]:
+    """The user's options of `nsys profile`, as a shell splits them.
+
+    Raises:
+        UsageError: they cannot be split, do not begin with an option, or name the report.
+    """
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--nsys_args cannot be read ({error}). Close every quote.") from None
+    if words and not words[0].startswith("-"):
+        raise UsageError("--nsys_args begins with no option. Give options of nsys profile, such as --trace=cuda.")
+    names = set(map(_name, words))
+    if "--output" in names:
+        raise UsageError("--nsys_args names the report, which moe-eval has to find. Leave out --output.")
+    if "--env-var" in names:  # it would be in the record of the run
+        raise UsageError("--nsys_args sets environment variables. Set them before the command.")
+    return words
+
+
+def _name(word: str) -> str:
+    """The long name of an option. A value is its own name, which is none."""
+    return word.partition("=")[0] if word.startswith("--") else _LONG.get(word[:2], word)
+
+
+def prefix() -> str:
+    """What to put before a command so that every capture of it becomes a report."""
+    return shlex.join(arguments((), Path("moe_kernels.nsys-rep"), captures=2))
+
+
+def is_installed() -> bool:
+    """Whether nsys is on PATH."""
+    return shutil.which("nsys") is not None
 
 
 def inside(environment: Mapping[str, str] = os.environ) -> bool:
@@ -65,11 +130,12 @@ def check_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise UsageError("Nsight Systems records kernels of a GPU and there is none here. Run it where one is.")
+        raise UsageError(f"{NO_GPU} Run it where one is.")
 
 
-def record_once(name: str, iteration: Callable[[], object]) -> None:
-    """Run one iteration between the profiler's start and stop, in an NVTX range of this name.
+@contextmanager
+def capture(name: str) -> Iterator[None]:
+    """Have Nsight Systems record what this process runs inside, in an NVTX range of this name.
 
     Raises:
         UsageError: there is no GPU to record.
@@ -81,7 +147,7 @@ def record_once(name: str, iteration: Callable[[], object]) -> None:
     torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
     try:
         with torch.cuda.nvtx.range(name):
-            iteration()
+            yield
             torch.cuda.synchronize()
     finally:
         torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]

@@ -220,6 +220,7 @@ class ShapeComparison:
         notes: of the measurement and of the trace, by arm.
         kernels: by phase. `breakdown`: ms of reference and other by phase and category. None where one side has no
             trace.
+        no_kernels: why two traces are not compared. None where they are, or one side has none.
         ceiling: of the reference, by phase.
     """
 
@@ -237,6 +238,7 @@ class ShapeComparison:
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kernels: Mapping[str, PhaseChange] | None = None
     breakdown: Mapping[str, Mapping[str, tuple[float, float]]] | None = None
+    no_kernels: str | None = None
     ceiling: Mapping[str, CeilingOfPhase] | None = None
 
 

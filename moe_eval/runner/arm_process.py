@@ -59,7 +59,13 @@ class ArmProcess:
     """
 
     def __init__(
-        self, load: Load | None, *, patience: float | None = None, output: Path | None = None, held: Sequence[int] = ()
+        self,
+        load: Load | None,
+        *,
+        patience: float | None = None,
+        output: Path | None = None,
+        held: Sequence[int] = (),
+        launcher: Sequence[str] = (),
     ) -> None:
         """Start it.
 
@@ -67,26 +73,42 @@ class ArmProcess:
             patience: seconds that it may take for one answer before it counts as hanging. None for ever.
             output: a file that what it prints is added to. By default that goes to standard error.
             held: file descriptors that it keeps open until it ends, such as that of a lock.
+            launcher: a command that starts it, such as a profiler's, which may not hand descriptors on.
+
+        Raises:
+            ArmFailed: the launcher cannot be started.
         """
         self._patience = patience
         asks, self._asks = os.pipe()
         self._answers, answers = os.pipe()
         self._unread = b""
-        command = [sys.executable, "-m", "moe_eval.runner.arm_worker", str(asks), str(answers)]
+        self._theirs: tuple[int, ...] = (asks, answers)
+        ends = [f"/proc/{os.getpid()}/fd/{end}" if launcher else str(end) for end in self._theirs]
+        command = [*launcher, sys.executable, "-m", "moe_eval.runner.arm_worker", *ends]
         # its own output goes beside the progress bar; in a session of its own it can be ended with all that it started,
         # and a terminal's Ctrl-C reaches it by this process alone
         with contextlib.ExitStack() as stack:
             stream: IO[bytes] | IO[str] = sys.stderr if output is None else stack.enter_context(output.open("ab"))
-            self._process = subprocess.Popen(
-                command,
-                stdout=stream,
-                stderr=None if output is None else stream,
-                pass_fds=(asks, answers, *held),
-                start_new_session=True,
-            )
-        os.close(asks)
-        os.close(answers)
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdout=stream,
+                    stderr=None if output is None else stream,
+                    pass_fds=held if launcher else (asks, answers, *held),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                for end in (asks, answers, self._asks, self._answers):
+                    os.close(end)
+                raise ArmFailed(f"{command[0]} cannot be started ({error.strerror})") from None
+        if not launcher:  # else it opens them later
+            self._close_theirs()
         self._load = load
+
+    def _close_theirs(self) -> None:
+        for end in self._theirs:
+            os.close(end)
+        self._theirs = ()
 
     def load(self) -> ArmLabels:
         """Load the arm and return its labels.
@@ -135,15 +157,21 @@ class ArmProcess:
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
-    def end(self) -> None:
-        """End the process: politely, then not."""
+    def end(self, seconds: float = _END_SECONDS) -> bool:
+        """End the process: politely, after some seconds not.
+
+        Returns:
+            Whether it ended by itself.
+        """
         if self._asks < 0:
-            return
+            return True
+        has_ended = True
         os.close(self._asks)  # the arm closes its engine when there is nothing more to read
         self._asks = -1
         try:
-            self._process.wait(_END_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
+            has_ended = False
             self._process.kill()
             self._process.wait()
         except BaseException:
@@ -151,8 +179,10 @@ class ArmProcess:
             raise
         finally:
             os.close(self._answers)
+            self._close_theirs()
             if self._process.returncode is None or self._process.returncode < 0:
                 self.kill()
+        return has_ended
 
     def kill(self) -> None:
         """Kill it and what it started: workers of an engine that was killed would keep the GPU's memory."""

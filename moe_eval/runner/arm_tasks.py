@@ -11,9 +11,11 @@ from moe_eval.checkpoint.contents import read_object
 from moe_eval.data import scoring_windows
 from moe_eval.data.workload import Shape, Workload, from_json
 from moe_eval.engines.base import Engine
+from moe_eval.evaluators import kernels as tracing
 from moe_eval.evaluators import latency
 from moe_eval.evaluators import quality as scoring
 from moe_eval.evaluators import routing as router
+from moe_eval.evaluators.kernels import CapturedRun
 from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.rates import Rates, measure_rates
@@ -104,10 +106,14 @@ def kernels(
     engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], folder: str, name: str
 ) -> KernelsRecord:
     """Trace one short run of a shape of the workload in a file. The trace stays in a folder under a name."""
-    from moe_eval.evaluators import kernels as tracing
-
     sizes = Shape(**shape)
     return tracing.measure(engine, _frozen(workload).prompts(sizes), sizes, Path(folder), name)
+
+
+def capture(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int]) -> CapturedRun:
+    """Run a shape of the workload in a file in a capture of Nsight Systems, which this process runs under."""
+    sizes = Shape(**shape)
+    return tracing.capture(engine, _frozen(workload).prompts(sizes), sizes)
 
 
 def rates(_engine: None, _: None, *, device: str) -> Rates:

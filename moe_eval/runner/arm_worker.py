@@ -1,4 +1,4 @@
-"""What an arm's process does: `python -m moe_eval.runner.arm_worker ASKS ANSWERS`, two file descriptors.
+"""What an arm's process does: `python -m moe_eval.runner.arm_worker ASKS ANSWERS`, two file descriptors or paths.
 
 It ends with the process that asks, also where that one is killed: a GPU is never left to an orphan.
 """
@@ -57,7 +57,8 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code; an arm that fails at a task ends there.
     """
-    asks, answers = map(int, argv)
+    modes = (os.O_RDONLY, os.O_WRONLY)
+    asks, answers = (int(end) if end.isdigit() else os.open(end, mode) for end, mode in zip(argv, modes, strict=True))
     for descriptor in (asks, answers):
         os.set_inheritable(descriptor, False)
     lines: queue.Queue[bytes | None] = queue.Queue()

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from moe_eval.data.workload import Shape
+from moe_eval.evaluators.kernels import CapturedRun
+from moe_eval.machine.nsys import NsysSettings
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
 from moe_eval.records import disk
@@ -20,7 +22,8 @@ from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from moe_eval.runner.folder import LOG, RunFolder
-from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, TaskResult, TurnResult
+from moe_eval.runner.recording import Recording
+from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, LoadResult, Task, TaskResult, TurnResult
 
 _TAIL = 20  # lines of an arm's output that a failed task keeps
 
@@ -42,6 +45,8 @@ class Conditions:
     Attributes:
         loads: of every arm by name. `timed`: those that latency tasks are of.
         routing: the options that make the engine name routed experts.
+        nsys: how kernels are traced by Nsight Systems, with the options `captures` of the engine. None for torch's
+            profiler.
         experts: of a layer, to choose from. None where routing is not counted.
         workload: the file of the prompts. None where nothing is timed.
         dataset, input_len, num_chunks: of quality tasks.
@@ -65,14 +70,17 @@ class Conditions:
     together: int
     patience: float
     uuids: Sequence[str]
+    nsys: NsysSettings | None = None
+    captures: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass
 class _Loaded:
-    """A process and what it holds. `warmed`: warm-ups by shape."""
+    """A process and what it holds. `warmed`: warm-ups by shape. `recording`: of a load under Nsight Systems."""
 
     process: ArmProcess
     load: int
+    recording: Recording | None = None
     result: LoadResult | None = None
     warmed: dict[Shape, WarmUp] = field(default_factory=dict)
 
@@ -85,6 +93,7 @@ class Executor:
         self._stack = ExitStack()
         self._loaded: dict[str, _Loaded] = {}
         self._broke: dict[str, str] = {}  # why arms broke down outside of a task of theirs
+        self._recording: Recording | None = None  # the load under Nsight Systems that has not been settled
         self._before: int | None = None  # memory in use before the first of the loaded arms
         self._ended: dict[Path, LoadResult] = {}  # loads of arms beside which others are loaded still
 
@@ -107,27 +116,47 @@ class Executor:
         hopeless: dict[tuple[str, int], str] = {}
         for index, task in enumerate(tasks):
             observer.begun(task)
-            started = time.monotonic()
-            reason = hopeless.get((task.arm, task.load)) or self._broke.pop(task.arm, None)
-            try:
-                if reason is not None:
-                    raise ArmFailed(reason)
-                result = self._do(task, self._ready(task, tasks[index:], hopeless))
-            except ArmFailed as error:
-                self._close(task.arm)
-                reason = str(error)
-                self._folder.write(task, TaskResult(Status.FAILED, reason, self._tail(task.arm)))
-            else:
-                self._folder.write(task, replace(result, seconds=round(time.monotonic() - started, 3)))
-            observer.done(task, reason)
+            result = self._attempt(task, tasks[index:], hopeless)
+            if result is not None:
+                self._finish(task, result, observer)
+            is_last = all((other.arm, other.load) != (task.arm, task.load) for other in tasks[index + 1 : index + 2])
+            if self._recording is not None and (is_last or result is not None):
+                self._settle(self._recording, observer)
+
+    def _attempt(
+        self, task: Task, remaining: Sequence[Task], hopeless: dict[tuple[str, int], str]
+    ) -> TaskResult | None:
+        """What a task gives. None for a capture, whose report comes when its load has ended."""
+        started = time.monotonic()
+        reason = hopeless.get((task.arm, task.load)) or self._broke.pop(task.arm, None)
+        try:
+            if reason is not None:
+                raise ArmFailed(reason)
+            result = self._do(task, self._ready(task, remaining, hopeless))
+        except ArmFailed as error:
+            self._close(task.arm, self._conditions.patience if task.load == RECORDED_LOAD else None)
+            return TaskResult(Status.FAILED, str(error), self._tail(task.arm))
+        return result and replace(result, seconds=round(time.monotonic() - started, 3))
+
+    def _finish(self, task: Task, result: TaskResult, observer: Observer) -> None:
+        self._folder.write(task, result)
+        observer.done(task, result.error)
+
+    def _settle(self, recording: Recording, observer: Observer) -> None:
+        """End a load under Nsight Systems, and read its reports."""
+        self._recording = None
+        self._close(recording.arm, self._conditions.patience)
+        for task, result in recording.results():
+            self._finish(task, result, observer)
 
     def _ready(self, task: Task, remaining: Sequence[Task], hopeless: dict[tuple[str, int], str]) -> _Loaded:
         """The loaded arm of a task, beside those that take turns with it.
 
         All arms of a load are loaded first, so that no turn of it runs on an emptier GPU than another.
         """
+        captures = sum((other.arm, other.load) == (task.arm, task.load) for other in remaining)
         try:
-            arm = self._arm(task)
+            arm = self._arm(task, captures)
         except ArmFailed as error:
             hopeless[task.arm, task.load] = str(error)
             raise
@@ -142,26 +171,23 @@ class Executor:
                 hopeless[turn.arm, turn.load] = str(error)
         return arm
 
-    def _arm(self, task: Task) -> _Loaded:
+    def _arm(self, task: Task, captures: int = 0) -> _Loaded:
         """The arm's process, loaded. Others are ended first where arms do not stay together."""
         present = self._loaded.get(task.arm)
         if present is not None and present.load == task.load:
             return present
-        alone = self._conditions.together == 1 or task.load == ROUTING_LOAD
+        alone = self._conditions.together == 1 or task.load < 0
         for name, other in [*self._loaded.items()]:
             if alone or other.load != task.load:
                 self._close(name)
         if not self._loaded:
             self._before = self._nvml.memory()
-        load = self._conditions.loads[task.arm]
-        if task.load == ROUTING_LOAD:
-            options = {**load.settings.options, **self._conditions.routing}
-            load = replace(load, settings=replace(load.settings, options=options))
-        log = self._folder.of_arm(task.arm) / LOG
-        process = ArmProcess(load, patience=self._conditions.patience, output=log, held=[self._lock])
-        arm = _Loaded(process, task.load)
+        arm = self._started(task, captures)
         self._loaded[task.arm] = arm
-        labels = process.load()
+        try:
+            labels = arm.process.load()
+        except ArmFailed as error:
+            raise ArmFailed(arm.recording.why_not_loaded(str(error))) if arm.recording else error from None
         if labels.engine is not None:  # it may have been given secrets
             arguments = disk.redact(labels.engine.arguments)
             labels = replace(labels, engine=replace(labels.engine, arguments=arguments))
@@ -169,11 +195,34 @@ class Executor:
         disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
         return arm
 
-    def _close(self, name: str) -> None:
+    def _started(self, task: Task, captures: int) -> _Loaded:
+        """The arm's process, which has not loaded it yet, with what its load is for."""
+        conditions, load = self._conditions, self._conditions.loads[task.arm]
+        added = {ROUTING_LOAD: conditions.routing, RECORDED_LOAD: conditions.captures}.get(task.load, {})
+        load = replace(load, settings=replace(load.settings, options={**load.settings.options, **added}))
+        recording = None
+        if task.load == RECORDED_LOAD and conditions.nsys is not None:
+            recording = Recording(
+                conditions.nsys, self._folder, task.arm, captures, conditions.shapes, conditions.patience
+            )
+        self._recording = recording
+        process = ArmProcess(
+            load,
+            patience=conditions.patience,
+            output=self._folder.of_arm(task.arm) / LOG,
+            held=[self._lock],
+            launcher=recording.command if recording else (),
+        )
+        return _Loaded(process, task.load, recording)
+
+    def _close(self, name: str, seconds: float | None = None) -> None:
+        """End an arm's process. `seconds`: that it may take, None for as long as an engine takes to close."""
         arm = self._loaded.get(name)
         if arm is None:
             return
-        arm.process.end()
+        has_ended = arm.process.end() if seconds is None else arm.process.end(seconds)
+        if arm.recording is not None:
+            arm.recording.has_ended = has_ended
         del self._loaded[name]
         if arm.result is not None:
             self._ended[self._folder.load_file(name, arm.load)] = arm.result
@@ -192,7 +241,7 @@ class Executor:
                 arm.process.kill()
             raise
 
-    def _do(self, task: Task, arm: _Loaded) -> TaskResult:
+    def _do(self, task: Task, arm: _Loaded) -> TaskResult | None:
         conditions, ask = self._conditions, arm.process.ask
         if task.kind in ("quality", "noise"):
             figures = ask(
@@ -220,6 +269,9 @@ class Executor:
         assert task.shape is not None
         if task.kind == "latency":
             return TaskResult(Status.FINISHED, latency=self._turn(task.arm, arm, task.shape))
+        if arm.recording is not None:
+            arm.recording.runs[task] = ask("capture", CapturedRun, workload=workload, shape=task.shape)
+            return None
         folder, name = str(self._folder.of_arm(task.arm)), f"trace_{task.shape.name}"
         record = ask("kernels", KernelsRecord, workload=workload, shape=task.shape, folder=folder, name=name)
         return TaskResult(Status.FINISHED, kernels=record)

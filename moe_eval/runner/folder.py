@@ -20,7 +20,7 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 from moe_eval.runner.request import Command
-from moe_eval.runner.tasks import ROUTING_LOAD, Kind, LoadResult, Task, TaskResult
+from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, Kind, LoadResult, Task, TaskResult
 
 EARLIER = "earlier"  # the folder for files in whose place others were written
 LOG = "log.txt"
@@ -52,6 +52,7 @@ class RunFolder:
         prefix = _prefix(command)
         self.run_file = path / f"{prefix}{RUN_FILE}"
         self.arms = path / f"{prefix}arms"
+        self.reports = path / "nsys"  # raw ones, which are never logged
         self.rates_file = path / f"{prefix}rates.json"
         self.comparison_file = path / f"{prefix}comparison.json"
         self.page_file = path / f"{prefix}report.html"
@@ -142,7 +143,8 @@ class RunFolder:
 
     def load_file(self, arm: str, load: int) -> Path:
         """What a load of an arm has said of itself, and the memory that it took."""
-        return self.of_arm(arm) / ("load_routing.json" if load == ROUTING_LOAD else f"load_{load}.json")
+        names = {ROUTING_LOAD: "routing", RECORDED_LOAD: "recorded"}
+        return self.of_arm(arm) / f"load_{names.get(load, load)}.json"
 
     def loads(self, arm: str) -> list[LoadResult]:
         """Its loads in order, without the one that routing was counted in."""

@@ -13,10 +13,12 @@ from moe_eval.engines import registry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import floors
 from moe_eval.machine.hardware import Gpu
+from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.run import EvaluatorName, Mode, RunRecord, Schedule, Skipped
 from moe_eval.runner import arm_plan, fit, scatter, tasks
 from moe_eval.runner.arm_plan import Arm
+from moe_eval.runner.recording import HOLDS
 from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import Task
 
@@ -87,7 +89,8 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
     traced = tuple(replace(shape, output_len=min(shape.output_len, TRACED_TOKENS)) for shape in request.shapes)
     routed_as = {arm.name: next(twin.name for twin in timed if twin.settings == arm.settings) for arm in timed}
     routed = [] if registry.named(request.arms.engine).routing is None else list(routed_as.values())
-    order = tasks.order(evaluators, request.shapes, traced, iterations, routed=routed)
+    is_recorded = request.nsys is not None
+    order = tasks.order(evaluators, request.shapes, traced, iterations, routed=routed, is_recorded=is_recorded)
     return Plan(tuple(arms), evaluators, tuple(skipped), iterations, request.shapes, traced, tuple(order), routed_as)
 
 
@@ -177,6 +180,8 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         loads = f"{'up to ' * schedule.until_decided}{_counted(schedule.loads, 'load')}"
         iterations = _counted(schedule.per_load, "iteration")
         lines.append(f"  shapes: {names}; {loads} of {iterations}, {_MODES[schedule.mode]}")
+    if any(task.kind == "kernels" for task in plan.tasks):
+        lines.append(f"  kernels: {_traced(request.nsys)}")
     others = len(plan.timed) - 1
     if others > 0:
         scattered = scatter.of_machine(request.folder, gpus[0].name if gpus else None)
@@ -185,6 +190,14 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         )
     lines.append(f"  {len(plan.tasks)} tasks, {_estimate(plan, request.num_chunks, gpus)}")
     return "\n".join(lines)
+
+
+def _traced(nsys: NsysSettings | None) -> str:
+    """By which profiler, and what is logged of it."""
+    if nsys is None:
+        return "traced by torch's profiler"
+    by = "traced by Nsight Systems, in a load of its own"
+    return f"{by}; raw reports are logged, which hold {HOLDS}" if nsys.keep_report else by
 
 
 def _estimate(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:

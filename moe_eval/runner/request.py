@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from moe_eval.data.workload import Shape
+from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EvaluatorName
 
@@ -59,6 +60,7 @@ class RunRequest:
         options: of the command as a record has them, secrets removed.
         timeout_s: seconds that an arm may take for one task.
         resume: go on with the run that is in the folder.
+        nsys: how Nsight Systems traces kernels. None for torch's profiler.
     """
 
     command: Command
@@ -82,3 +84,4 @@ class RunRequest:
     fusion_disabled: bool
     timeout_s: float
     resume: bool
+    nsys: NsysSettings | None = None

@@ -215,6 +215,8 @@ class Run:
             together=len(arms) if self._takes_turns else 1,
             patience=request.timeout_s,
             uuids=[gpu.uuid for gpu in gpus if gpu.uuid],
+            nsys=request.nsys,
+            captures=registry.named(engine).captures,
         )
 
     def _writer(self, record: RunRecord, rates: Rates | str) -> RecordWriter:

@@ -15,7 +15,7 @@ from moe_eval.records.quality import QualityFigures
 from moe_eval.records.run import EvaluatorName, Schedule
 
 Kind = Literal["quality", "noise", "latency", "kernels", "routing"]
-ROUTING_LOAD = -1
+ROUTING_LOAD, RECORDED_LOAD = -1, -2
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Task:
     Attributes:
         arm: its name.
         load: which load of the arm, from 0: tasks of the same load run in the same process. ROUTING_LOAD is the one
-            with the options that make an engine name the experts it routes to.
+            with the options that make an engine name the experts it routes to, RECORDED_LOAD the one under Nsight
+            Systems.
         shape, turn: of a latency task. A kernels task has a shape.
     """
 
@@ -116,6 +117,7 @@ def order(
     schedule: Schedule,
     *,
     routed: Sequence[str],
+    is_recorded: bool = False,
 ) -> list[Task]:
     """All tasks of a plan.
 
@@ -126,10 +128,12 @@ def order(
         evaluators: of every arm by name, the reference first.
         traced: shapes of the kernels evaluator.
         routed: arms whose routing is counted.
+        is_recorded: kernels are traced by Nsight Systems, in a load of its own.
     """
     arms = list(evaluators)
+    kernels_load = RECORDED_LOAD if is_recorded else 0
     timed = [arm for arm in arms if "latency" in evaluators[arm]]
-    first = {arm: (_quality(arm, evaluators, arms[0]), _kernels(arm, evaluators, traced)) for arm in arms}
+    first = {arm: (_quality(arm, evaluators, arms[0]), _kernels(arm, evaluators, traced, kernels_load)) for arm in arms}
     tasks: list[Task] = []
     if schedule.mode == "turns":
         tasks += [task for scores, _ in first.values() for task in scores]
@@ -153,8 +157,10 @@ def _quality(arm: str, evaluators: Mapping[str, Sequence[EvaluatorName]], refere
     return [Task("quality", arm)] + ([Task("noise", arm)] if arm == reference else [])
 
 
-def _kernels(arm: str, evaluators: Mapping[str, Sequence[EvaluatorName]], traced: Sequence[Shape]) -> list[Task]:
-    return [Task("kernels", arm, 0, shape) for shape in traced] if "kernels" in evaluators[arm] else []
+def _kernels(
+    arm: str, evaluators: Mapping[str, Sequence[EvaluatorName]], traced: Sequence[Shape], load: int
+) -> list[Task]:
+    return [Task("kernels", arm, load, shape) for shape in traced] if "kernels" in evaluators[arm] else []
 
 
 def _latency(arms: Sequence[str], shapes: Sequence[Shape], load: int) -> list[Task]:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from moe_eval.data.workload import Shape
+from moe_eval.evaluators.kernels import CapturedRun
 from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.rates import Rates
 from moe_eval.records.kernels import KernelsRecord
@@ -21,6 +22,7 @@ from moe_eval.records.labels import ArmLabels, EngineFacts
 from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
 from moe_eval.runner.arm_process import ArmFailed, Load
+from tests.doubles import nsys
 from tests.doubles.nvml import Card
 
 Result = TypeVar("Result")
@@ -77,10 +79,12 @@ class Stage:
         fails: what to fail with by (arm, task), (arm, task, shape) or (arm, task, how often it works before).
         card, memory: a loaded arm takes so many bytes of this GPU.
         pause: seconds that a measurement lasts. Without it all of them are of one made-up second.
+        has_ended: whether processes end by themselves.
         seconds: that an iteration takes by its record, by arm and batch size.
         routing: of arms by name, in place of `routing` above.
         before: called before every answer, and with `end` before a process ends.
         asked: everything that arms were to do. `events`: (arm, task) of what they did, ends included.
+        launchers: what started each process.
         alive: processes that have not ended. `most_alive`: of them at once.
     """
 
@@ -93,9 +97,11 @@ class Stage:
     before: Callable[[str, str], object] = lambda arm, task: None
     asked: list[Request] = field(default_factory=list)
     events: list[tuple[str, str]] = field(default_factory=list)
+    launchers: list[tuple[str, ...]] = field(default_factory=list)
     alive: set[int] = field(default_factory=set)
     most_alive: int = 0
     started: int = 0
+    has_ended: bool = True
 
     def __call__(
         self,
@@ -104,14 +110,16 @@ class Stage:
         patience: float | None = None,
         output: Path | None = None,
         held: Sequence[int] = (),
+        launcher: Sequence[str] = (),
     ) -> Process:
         self.started += 1
+        self.launchers.append(tuple(launcher))
         self.alive.add(self.started)
         self.most_alive = max(self.most_alive, len(self.alive))
         if load is not None and output is not None:
             with output.open("a") as log:
                 log.write(f"arm {load.settings.checkpoint} began\n")
-        return Process(self, load, self.started)
+        return Process(self, load, self.started, tuple(launcher))
 
     def order(self, *tasks: str) -> list[str]:
         """The arms in the order in which they were to do one of these tasks."""
@@ -121,11 +129,12 @@ class Stage:
 class Process:
     """One made-up process."""
 
-    def __init__(self, stage: Stage, load: Load | None, identity: int) -> None:
+    def __init__(self, stage: Stage, load: Load | None, identity: int, launcher: tuple[str, ...] = ()) -> None:
         self._stage, self._load, self._identity = stage, load, identity
         settings = load.settings if load else None
         self.name = settings.precision or settings.checkpoint.rpartition("/")[2] if settings else MACHINE
         self._is_loaded = False
+        self.launcher, self.captures = launcher, 0
 
     def __enter__(self) -> Process:
         return self
@@ -198,19 +207,26 @@ class Process:
         (Path(arguments["folder"]) / f"{arguments['name']}.json.gz").write_bytes(b"trace")
         return KernelsRecord(trace=f"{arguments['name']}.json.gz", shape=Shape(**arguments["shape"]).name)
 
+    def _do_capture(self, _: Mapping[str, Any]) -> CapturedRun:
+        self.captures += 1
+        return CapturedRun(self.name, (0.5, 0.75, 0.625), 0.75)
+
     def _do_routing(self, arguments: Mapping[str, Any]) -> dict[int, Routing]:
         return self._stage.routing.get(self.name) or {size: routing(size) for size in arguments["batch_sizes"]}
 
     def _do_rates(self, arguments: Mapping[str, Any]) -> Rates:
         return Rates(1e9, {"bfloat16": 1e9, "float32": 1e9}, f"made up {arguments['device']}")
 
-    def end(self) -> None:
-        """As ArmProcess.end."""
+    def end(self, seconds: float = 60) -> bool:
+        """As ArmProcess.end. Under nsys, that writes its reports now."""
+        nsys.finish(self.launcher, self.captures)
+        self.launcher = ()
         self._stage.before(self.name, "end")
         self._stage.events.append((self.name, "end"))
         if self._is_loaded and self._stage.card and self._identity in self._stage.alive:
             self._stage.card.used -= self._stage.memory
         self.kill()
+        return self._stage.has_ended
 
     def kill(self) -> None:
         """As ArmProcess.kill."""

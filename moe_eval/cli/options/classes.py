@@ -108,6 +108,23 @@ class LatencyOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfilerOptions:
+    """Which profiler traces kernels."""
+
+    profiler: Literal["auto", "nsys", "torch"] = option(
+        "auto", "what traces kernels. auto: nsys where it is on PATH and there is a GPU, else torch", _LATENCY
+    )
+    nsys_args: str = option(
+        "", "more options of nsys profile, in place of ours of the same name", _LATENCY, metavar='"--OPTION ..."'
+    )
+    keep_report: bool = option(
+        False,
+        "log raw reports of nsys to MLflow. They hold the environment and what was printed, with secrets",
+        _LATENCY,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerdictOptions:
     """By which rules verdicts are made."""
 
@@ -144,7 +161,14 @@ class PerfOptions(CommandOptions, VerdictOptions, LatencyOptions, ArmOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(
-    CommandOptions, VerdictOptions, LatencyOptions, QualityOptions, EvaluatorOptions, EmulationOptions, ArmOptions
+    CommandOptions,
+    VerdictOptions,
+    ProfilerOptions,
+    LatencyOptions,
+    QualityOptions,
+    EvaluatorOptions,
+    EmulationOptions,
+    ArmOptions,
 ):
     """What `moe-eval run` can be asked."""
 

@@ -29,6 +29,7 @@ from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import tracing
 from moe_eval.engines.transformers.batching import batches_in_slabs
 from moe_eval.errors import UsageError
+from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,12 @@ class TransformersEngine:
         recording = torch_profiler.record(target, cuda=self.model.device.type == "cuda", all_threads=False)
         with recording, tracing.annotated(self.model):
             yield TraceHandle(target)
+
+    @contextmanager
+    def capture(self, name: str) -> Iterator[None]:
+        self._refuse_speed()
+        with nsys.capture(name), tracing.annotated(self.model, torch.cuda.nvtx.range):
+            yield
 
     def _refuse_speed(self) -> None:
         if self.facts.emulated:

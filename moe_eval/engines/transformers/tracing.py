@@ -1,10 +1,10 @@
-"""Names a Transformers model's forward steps and the modules of its layers in a profiler's trace."""
+"""Names a Transformers model's forward steps and the modules of its layers in a trace."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch.profiler import record_function
@@ -14,14 +14,14 @@ _MODULE = re.compile(r"(?:^|\.)layers\.\d+(?:\.\w+){0,2}$")
 
 
 @contextmanager
-def annotated(model: Any) -> Iterator[None]:
-    """Name everything that runs inside."""
+def annotated(model: Any, named: Callable[[str], AbstractContextManager[Any]] = record_function) -> Iterator[None]:
+    """Name everything that runs inside, by ranges of torch's profiler or of another kind."""
     hooks = []
     open_: list[Any] = []
     steps = 0
 
     def begin(name: str) -> None:
-        open_.append(record_function(name))
+        open_.append(named(name))
         open_[-1].__enter__()
 
     def end(*_: Any) -> None:

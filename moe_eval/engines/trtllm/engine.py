@@ -37,6 +37,7 @@ from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
 from moe_eval.engines.trtllm.workers import Waiter, Workers
 from moe_eval.errors import UsageError, WorkerDied
+from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
@@ -238,6 +239,12 @@ class TrtllmEngine:
             recording = tracing.by_library(self.session.llm, target)
         with recording:
             yield TraceHandle(target)
+
+    @contextmanager
+    def capture(self, name: str) -> Iterator[None]:
+        is_here = self.facts.worker == "in_process"
+        with nsys.capture(name) if is_here else tracing.captured(self.session.llm):
+            yield
 
     def close(self) -> None:
         self.session.close()

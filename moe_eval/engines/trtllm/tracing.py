@@ -74,3 +74,18 @@ def by_library(llm: Any, target: Path) -> Iterator[None]:
         if not traces:
             raise EngineError("TensorRT-LLM's profiler left no trace.")
         traces[0].replace(target)
+
+
+@contextmanager
+def captured(llm: Any) -> Iterator[None]:
+    """Nsight Systems' capture range, opened by the library in all of its workers, a prototype of 2026."""
+    if not hasattr(llm, "start_profile"):
+        raise UsageError(
+            "This version of TensorRT-LLM opens no capture in its spawned workers. Install one since May 2026, or "
+            "put nsys around the command as the page of TensorRT-LLM says."
+        )
+    llm.start_profile(activities=["CUDA_PROFILER"])  # without torch's profiler, which would use CUPTI as well
+    try:
+        yield
+    finally:
+        llm.stop_profile()

@@ -32,6 +32,7 @@ from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.vllm import readers, tracing
 from moe_eval.engines.vllm.installed import VLLM, Library
 from moe_eval.errors import UsageError
+from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
 
 
@@ -129,6 +130,7 @@ class VllmEngine:
         ends: tokens that end a completion.
         reports_experts: whether it was loaded with enable_return_routed_experts.
         trace_folder: where vLLM's own profiler writes, if it was configured.
+        opens_captures: whether vLLM's own profiler opens the captures of Nsight Systems, and names steps inside.
     """
 
     facts: EngineFacts
@@ -136,6 +138,7 @@ class VllmEngine:
     ends: frozenset[int]
     reports_experts: bool
     trace_folder: Path | None
+    opens_captures: bool = False
 
     def __post_init__(self) -> None:
         # at the end of the process, or as soon as nobody holds this engine: the next engine needs its memory
@@ -231,6 +234,12 @@ class VllmEngine:
             recording = tracing.by_library(self.session.llm, self.trace_folder, target)
         with recording:
             yield TraceHandle(target)
+
+    @contextmanager
+    def capture(self, name: str) -> Iterator[None]:
+        is_here = self.facts.worker == "in_process" and not self.opens_captures
+        with nsys.capture(name) if is_here else tracing.captured(self.session.llm, self.opens_captures):
+            yield
 
     def close(self) -> None:
         self.session.close()

@@ -54,7 +54,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     constructor = arguments.build(library, library_options, _defaults(plan, limits))
     constructor = {**constructor, **_weight_arguments(library, plan.model)}
     profiler = constructor.get("profiler_config")
-    trace_folder = profiler.get("torch_profiler_dir") if isinstance(profiler, Mapping) else None
+    profiler = profiler if isinstance(profiler, Mapping) else {}
+    trace_folder = profiler.get("torch_profiler_dir")
     _warn(plan)
     session = _session(plan, library, constructor, tokenizer)
     try:
@@ -68,6 +69,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
         end_tokens(plan.model.folder, tokenizer),
         reports_experts=bool(constructor.get("enable_return_routed_experts")),
         trace_folder=Path(trace_folder) if trace_folder else None,
+        opens_captures=profiler.get("profiler") == "cuda",
     )
 
 

@@ -41,6 +41,21 @@ def by_library(llm: Any, folder: Path | None, target: Path) -> Iterator[None]:
         shutil.copyfile(traces[0], target)
 
 
+@contextmanager
+def captured(llm: Any, is_configured: bool) -> Iterator[None]:
+    """Nsight Systems' capture range, opened by vLLM in all of its workers."""
+    if not is_configured:
+        raise UsageError(
+            "vLLM's profiler is not configured, so its workers open no capture. Give "
+            'profiler_config=\'{"profiler": "cuda"}\'.'
+        )
+    llm.start_profile()
+    try:
+        yield
+    finally:
+        llm.stop_profile()
+
+
 def _written(folder: Path) -> set[tuple[Path, int]]:
     """Traces and when they were written. A later trace may have the name of an earlier one."""
     return {(path, path.stat().st_mtime_ns) for path in folder.rglob("*.json*")} if folder.is_dir() else set()

@@ -13,7 +13,7 @@ from typing import IO
 from moe_eval.errors import UsageError
 from moe_eval.traces.readers import nsys_stats
 
-LIMIT = 4 << 30  # bytes of JSON. Reading them takes about two and a half times as much memory
+LIMIT = 4 << 30  # bytes of content. Reading JSON takes about two and a half times as much memory
 # Chrome traces shrink 10 to 30 times (those of vLLM 22 to 27 times): a file that shrinks far more is made to do harm
 _RATIO, _RATIO_FROM = 200, 64 << 20
 _CHUNK = 4 << 20
@@ -36,6 +36,7 @@ class TraceKind(str, Enum):
     """Which profiler wrote a file, in which format."""
 
     NSYS_SQLITE = "nsys sqlite"
+    NSYS_PACKED = "nsys sqlite, packed by gzip"
     NSYS_REPORT = "nsys report"
     NSYS_CSV = "nsys csv"
     TORCH_PROFILER = "torch profiler"
@@ -53,6 +54,8 @@ def kind(path: Path) -> TraceKind:
         return TraceKind.NSYS_REPORT
     if head.startswith(_SQLITE):
         return TraceKind.NSYS_SQLITE
+    if head.startswith(_GZIP) and _unpacked_head(head).startswith(_SQLITE):
+        return TraceKind.NSYS_PACKED
     if head.startswith(_GZIP) or head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
         return TraceKind.TORCH_PROFILER
     if any(nsys_stats.is_header(line) for line in nsys_stats.as_utf8(head).splitlines()):
@@ -77,6 +80,26 @@ def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
         if path.stat().st_size > limit:
             raise _too_large(path, limit)
         return file.read()
+
+
+def unpack(path: Path, target: Path) -> Path:
+    """Write the content of a gzip file to `target`, which is returned.
+
+    Raises:
+        UsageError: as for `read_bytes`.
+    """
+    with _opened(path) as file, target.open("wb") as out:
+        for chunk in _unpacked(path, file, LIMIT):
+            out.write(chunk)
+    return target
+
+
+def _unpacked_head(head: bytes) -> bytes:
+    """The first bytes of a gzip file's content. Empty where it is damaged."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, len(_SQLITE))
+    except zlib.error:
+        return b""
 
 
 def _unpacked(path: Path, file: IO[bytes], limit: int) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.doubles import chrome_trace, nsys_database
 SECRET = "hunter2-very-secret"
 
 
-def test_an_export_is_kept_as_a_database_and_replaces_an_older_one(tmp_path: Path) -> None:
+def test_an_export_is_kept_packed_and_replaces_an_older_one(tmp_path: Path) -> None:
     source, folder = tmp_path / "mine.sqlite", tmp_path / "run"
     folder.mkdir()
     nsys_database.write(source, steps=3, layers=2)
@@ -29,10 +30,13 @@ def test_an_export_is_kept_as_a_database_and_replaces_an_older_one(tmp_path: Pat
     before = source.read_bytes()
     for _ in range(2):
         copy = keep(source, folder, "trace_b1")
-    assert copy == folder / "trace_b1.sqlite"
+    assert copy == folder / "trace_b1.sqlite.gz"
     assert [each.name for each in folder.iterdir()] == [copy.name]
-    assert SECRET.encode() not in copy.read_bytes()
+    assert SECRET.encode() not in gzip.decompress(copy.read_bytes())
+    assert b"trace_b1" not in copy.read_bytes(), "no name in the header"
     assert source.read_bytes() == before
+    again = keep(copy, tmp_path, "again")
+    assert again.read_bytes() == copy.read_bytes(), "what is kept can be kept again"
     assert breakdown.make(files.read(copy)) == breakdown.make(files.read(source))
 
 
@@ -62,7 +66,7 @@ def test_a_report_is_kept_as_the_database_that_the_user_s_nsys_makes_of_it(
     run = tmp_path / "run"
     run.mkdir()
     copy = keep(tmp_path / "trace_b1.nsys-rep", run, "trace_b1")
-    assert [each.name for each in run.iterdir()] == ["trace_b1.sqlite"]
+    assert [each.name for each in run.iterdir()] == ["trace_b1.sqlite.gz"]
     assert breakdown.make(files.read(copy)) == breakdown.make(files.read(tmp_path / "made.sqlite"))
 
 
@@ -124,6 +128,23 @@ def test_an_nsys_that_fails_is_quoted(fake: Path, content: str, says: str) -> No
         files.to_sqlite(fake / "theirs" / "run.nsys-rep", fake / "ours")
     assert "run.nsys-rep" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_nsys_that_does_not_end_is_ended(fake: Path) -> None:
+    report = fake / "theirs" / "run.nsys-rep"
+    report.write_text("mine")
+    (fake / "bin" / "nsys").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    with pytest.raises(UsageError, match=r"could not read .*\(no end within 0\.2 s\)"):
+        files.to_sqlite(report, fake / "ours", 0.2)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:40], lambda whole: whole[:-9], lambda _: b"\x1f\x8b"])
+def test_a_damaged_packed_export_is_a_sentence(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    nsys_database.write(tmp_path / "mine.sqlite", steps=2, layers=2)
+    copy = keep(tmp_path / "mine.sqlite", tmp_path, "trace_b1")
+    copy.write_bytes(damage(copy.read_bytes()))
+    with pytest.raises(UsageError, match="Copy or record it again"):
+        files.read(copy)
 
 
 def test_without_nsys_the_sentence_says_where_to_export(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
