@@ -114,16 +114,14 @@ class Recording:
     def _why_no_report(self) -> str:
         if not self.has_ended:
             return f"Nsight Systems did not end within {self.patience:g} s and was ended. Give a longer --timeout."
-        raw = next(self.folder.reports.glob(f"{self._base}*.qdstrm"), None)
+        raw = min(self.folder.reports.glob(f"{self._base}*.qdstrm"), default=None)
         if raw is not None:
             return (
                 f"Nsight Systems wrote {raw} and made no report of it. Install what its importer needs (libdw1, "
                 "libelf1), or give --profiler torch."
             )
         log = self.folder.of_arm(self.arm) / LOG
-        return (
-            f"Nsight Systems wrote no report of it. Read what it printed at the end of {log}, or give --profiler torch."
-        )
+        return f"Nsight Systems wrote no report of it. Read the end of {log}, or give --profiler torch."
 
     def _with_overhead(self, record: KernelsRecord, task: Task) -> KernelsRecord:
         """The record beside the arm's timed load, where it has one: it ran without nsys."""

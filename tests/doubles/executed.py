@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from moe_eval.data.workload import Shape
 from moe_eval.engines.base import EngineSettings
+from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.run import EVALUATORS, EvaluatorName, Mode, Schedule
 from moe_eval.runner import tasks
 from moe_eval.runner.arm_process import Load
@@ -24,13 +26,20 @@ def ordered(
     loads: int = 1,
     arms: str = "ab",
     evaluators: tuple[EvaluatorName, ...] = EVALUATORS,
+    *,
+    traced: Sequence[Shape] = SHAPES[:1],
+    is_recorded: bool = False,
 ) -> list[Task]:
     """The tasks of these arms at two shapes."""
     schedule = Schedule(mode, loads, 2, 5)
-    return tasks.order(dict.fromkeys(arms, evaluators), SHAPES, SHAPES[:1], schedule, routed=list(arms))
+    return tasks.order(
+        dict.fromkeys(arms, evaluators), SHAPES, traced, schedule, routed=list(arms), is_recorded=is_recorded
+    )
 
 
-def run(folder: RunFolder, plan: list[Task], uuids: tuple[str, ...] = ()) -> dict[str, str]:
+def run(
+    folder: RunFolder, plan: list[Task], uuids: tuple[str, ...] = (), nsys: NsysSettings | None = None
+) -> dict[str, str]:
     """Do what is missing. Returns why tasks failed, by arm and name."""
     arms = list(dict.fromkeys(task.arm for task in plan))
     together = any(task.turn for task in plan)
@@ -49,6 +58,8 @@ def run(folder: RunFolder, plan: list[Task], uuids: tuple[str, ...] = ()) -> dic
         together=len(arms) if together else 1,
         patience=60,
         uuids=uuids,
+        nsys=nsys,
+        captures={"open": "captures"},
     )
     observer = Quiet()
     with folder.locked(0) as lock, Executor(folder, conditions, lock) as executor:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tests.doubles import nsys_database
 
-MODE, CAPTURES, PRINTED = "FAKE_NSYS", "FAKE_NSYS_CAPTURES", "FAKE_NSYS_PRINTED"
+MODE, CAPTURES = "FAKE_NSYS", "FAKE_NSYS_CAPTURES"
+PRINTED, ARGUMENT = "FAKE_NSYS_PRINTED", "FAKE_NSYS_ARGUMENT"  # what the program prints, and an argument of its
 STEPS, LAYERS = 3, 2
 ROOT = Path(__file__).resolve().parents[2]
 # what a GPU would do in the program, which runs as `python -m MODULE`
@@ -69,13 +70,15 @@ def main(words: Sequence[str]) -> int:
     captures = Path(f"{_base(options)}.captures")
     environment = {**os.environ, "NSYS_PROFILING_SESSION_ID": "7", CAPTURES: str(captures)}
     command = [program[0], "-c", _SHIM, *program[2:]]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)  # hands no descriptor on
+    # it hands no descriptor on
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, flush=True)
     count = len(captures.read_text().splitlines()) if captures.exists() else 0
     captures.unlink(missing_ok=True)
     if mode == "hangs":
         time.sleep(600)
-    finish(words, count, {"environment": dict(os.environ), "command": list(program), "printed": done.stdout})
+    command = [*program, os.environ.get(ARGUMENT, "")]
+    finish(words, count, {"environment": dict(os.environ), "command": command, "printed": done.stdout})
     return done.returncode
 
 
