@@ -84,7 +84,7 @@ def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workloa
         if fit.gpu_count(arguments) > 1:
             raise UsageError(
                 "This mode records an engine in its own process, and on several GPUs it is in others. Give one GPU, or "
-                "put nsys around the whole command as the guide to kernels says."
+                "use moe-eval run --profiler nsys, which traces them all."
             )
         arguments["worker"] = "in_process"
     if options.layerwise_nvtx:

@@ -89,7 +89,10 @@ def nsys_of(options: ProfilerOptions, arms: ArmsRequest) -> NsysSettings | None:
         )
     if options.profiler == "nsys" and not has_gpu:
         raise UsageError(f"{nsys.NO_GPU} Run it where one is, or give --profiler torch.")
-    return settings if options.profiler != "torch" and nsys.is_installed() and has_gpu else None
+    if options.profiler == "nsys" and nsys.inside():
+        raise UsageError("moe-eval run starts nsys itself, and it runs under nsys here. Run it without.")
+    is_usable = nsys.is_installed() and has_gpu and not nsys.inside()
+    return settings if options.profiler != "torch" and is_usable else None
 
 
 def rules_of(options: object) -> Rules:

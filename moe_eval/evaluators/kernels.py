@@ -24,13 +24,13 @@ class CapturedRun:
 
     Attributes:
         label: the precision that the arm is meant to run.
-        unprofiled_s: seconds of the same run in the same process, while nothing was recorded.
-        profiled_s: seconds of the run that was.
+        unprofiled_ms: times of the same run in the same process, while nothing was recorded.
+        profiled_ms: the time of the run that was.
     """
 
     label: str | None
-    unprofiled_s: tuple[float, ...]
-    profiled_s: float
+    unprofiled_ms: tuple[float, ...]
+    profiled_ms: float
 
 
 def capture(engine: Engine, prompts: Sequence[TokenIds], shape: Shape) -> CapturedRun:
@@ -41,23 +41,29 @@ def capture(engine: Engine, prompts: Sequence[TokenIds], shape: Shape) -> Captur
     """
     latency.check(engine, shape)
     clock = latency.Clock(engine, Nvml.open(()))
-    plain = [clock.time(prompts, shape.output_len)[0]["host"] for _ in range(WARM_UPS + UNPROFILED)][WARM_UPS:]
+    plain_ms = [1000 * clock.time(prompts, shape.output_len)[0]["host"] for _ in range(WARM_UPS + UNPROFILED)]
     latency.mark_traced(engine)
     with engine.capture(f"moe_eval {engine.facts.precision} {shape.name}"):
         profiled = clock.time(prompts, shape.output_len)[0]["host"]
-    return CapturedRun(engine.facts.precision, tuple(plain), profiled)
+    return CapturedRun(engine.facts.precision, tuple(plain_ms[WARM_UPS:]), 1000 * profiled)
 
 
-def of_export(export: Path, run: CapturedRun, shape: Shape, folder: Path, name: str) -> KernelsRecord:
+def of_export(
+    export: Path, run: CapturedRun, unprofiled_ms: Sequence[float], shape: Shape, folder: Path, name: str
+) -> KernelsRecord:
     """Break the export of a capture down, and keep it in `folder` under that name, without secrets.
+
+    Args:
+        unprofiled_ms: times of the run without Nsight Systems.
 
     Raises:
         UsageError: it holds nothing that can be read.
     """
     trace = files.read(export)
     file = files.keep(export, folder, name)
-    plain_ms = [1000 * seconds for seconds in run.unprofiled_s]
-    record = kernels_record.make(file.name, trace, run.label, unprofiled_ms=plain_ms, profiled_ms=1000 * run.profiled_s)
+    record = kernels_record.make(
+        file.name, trace, run.label, unprofiled_ms=unprofiled_ms, profiled_ms=run.profiled_ms
+    )
     return replace(kernels_record.shortened(record), shape=shape.name)
 
 

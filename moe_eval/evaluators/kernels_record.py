@@ -36,12 +36,11 @@ def make(
     parts = breakdown.make(trace)
     wrong = contradiction(label, parts.observed) if label else None
     phases, warnings = health.check(trace, parts, unprofiled_ms, profiled_ms)
-    plain = statistics.median(unprofiled_ms) if unprofiled_ms else None
     total = TracedTime(
         sum(part.time for part in parts.whole.values()), 1.0, sum(part.count for part in parts.whole.values())
     )
     experts = parts.whole.get("expert_gemm")
-    return KernelsRecord(
+    record = KernelsRecord(
         trace=name,
         source=trace.source,
         notes=(*trace.notes, *_uneven(phases)),
@@ -62,6 +61,15 @@ def make(
         total=total,
         ceiling=breakdown.ceiling(experts.share if experts else 0.0).if_free,
         phases=phases,
+    )
+    return with_times(record, unprofiled_ms, profiled_ms)
+
+
+def with_times(record: KernelsRecord, unprofiled_ms: Sequence[float], profiled_ms: float | None) -> KernelsRecord:
+    """The record with the times of its run without a profiler, the time with it, and the profiler's overhead."""
+    plain = statistics.median(unprofiled_ms) if unprofiled_ms else None
+    return replace(
+        record,
         unprofiled_ms=plain,
         unprofiled_samples_ms=tuple(unprofiled_ms),
         profiled_ms=profiled_ms,

@@ -87,7 +87,7 @@ def _captured(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, number:
     )
     log.warning(note)
     record = KernelsRecord(shape=shape.name, source=TraceSource("nsys capture"), precision=run.label, notes=(note,))
-    return kernels.timed(record, run.unprofiled_s, run.profiled_s)
+    return kernels_record.with_times(record, run.unprofiled_ms, run.profiled_ms)
 
 
 def metrics(rows: Sequence[Sample]) -> dict[str, float]:

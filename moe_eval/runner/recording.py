@@ -108,8 +108,13 @@ class Recording:
             except UsageError as error:
                 words = ["nsys", "export", "--type=sqlite", f"--output={report.with_suffix('.sqlite')}", str(report)]
                 raise UsageError(f"{error} The command is: {shlex.join(words)}") from None
-            record = kernels.of_export(export, run, task.shape, arm_folder, name)
-        return self._with_overhead(record, task)
+            timed_ms = self._timed_ms(task)
+            record = kernels.of_export(export, run, timed_ms or run.unprofiled_ms, task.shape, arm_folder, name)
+        if timed_ms:
+            of = f"the timed load: its first token and {task.shape.output_len - 1} times its TPOT"
+        else:
+            of = "the same load under Nsight Systems, while nothing was recorded"
+        return replace(record, notes=(*record.notes, f"The time without a profiler is of {of}."))
 
     def _why_no_report(self) -> str:
         if not self.has_ended:
@@ -123,19 +128,7 @@ class Recording:
         log = self.folder.of_arm(self.arm) / LOG
         return f"Nsight Systems wrote no report of it. Read the end of {log}, or give --profiler torch."
 
-    def _with_overhead(self, record: KernelsRecord, task: Task) -> KernelsRecord:
-        """The record beside the arm's timed load, where it has one: it ran without nsys."""
-        assert task.shape is not None
-        steps = task.shape.output_len - 1
-        seconds = self._timed_seconds(task)
-        if not seconds:
-            note = "The time without a profiler is of the same load under Nsight Systems, while nothing was recorded."
-        else:
-            note = f"The time without a profiler is of the timed load: its first token and {steps} times its TPOT."
-            record = kernels.timed(record, seconds)
-        return replace(record, notes=(*record.notes, note))
-
-    def _timed_seconds(self, task: Task) -> list[float]:
+    def _timed_ms(self, task: Task) -> list[float]:
         """What the traced shape takes by the iterations of the first timed load."""
         assert task.shape is not None
         traced = task.shape
@@ -147,4 +140,4 @@ class Recording:
         results = itertools.takewhile(lambda result: result is not None, turns)
         samples = [sample for result in results if result and result.latency for sample in result.latency.samples]
         part = (traced.output_len - 1) / max(1, shape.output_len - 1)
-        return [sample.first["host"] + part * (sample.last["host"] - sample.first["host"]) for sample in samples]
+        return [1000 * (sample.first["host"] + part * (sample.last["host"] - sample.first["host"])) for sample in samples]

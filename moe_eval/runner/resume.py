@@ -20,6 +20,7 @@ from moe_eval.runner.request import RunRequest
 
 # options that change nothing of what is measured
 _NOT_OF_THE_RUN = {"output_dir", "config", "resume", "dry_run", "timeout", "gate", "min_gain", "decide_on"}
+_NOT_OF_THE_RUN |= {"profiler", "nsys_args", "keep_report"}  # records say by which profiler
 
 
 def begin(request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> RunRecord:

@@ -6,8 +6,10 @@ import itertools
 from dataclasses import replace
 
 from moe_eval.comparison.because import because, deciding
-from moe_eval.records.comparison import Interval, ShapeComparison, Sides, Verdict
+from moe_eval.records.comparison import Interval, Pair, ShapeComparison, Sides, Verdict
+from moe_eval.records.kernels import TraceSource
 from tests.doubles import comparisons as made
+from tests.doubles import recorded_arms
 from tests.doubles.comparisons import ABOVE, BELOW, RULES, WIDE, Known, decide, shape, traced
 
 GAIN = {"expert_gemm": -1.0, "quant_dequant": 0.5, "routing_permute": 0.1}
@@ -124,3 +126,23 @@ def test_prefill_has_a_word_where_the_first_token_is_later_or_decides() -> None:
     assert reason(host_bound).startswith(
         f"{decode}1.20x (1.10 to 1.30). At batch 1 the kernels do not explain the prefi"
     )
+
+
+def test_traces_of_two_profilers_are_no_reason_and_say_so() -> None:
+    def compared(**formats: str) -> Pair:
+        arms = []
+        for name, format_ in formats.items():
+            record = replace(recorded_arms.kernels(name), source=TraceSource(format_))
+            timed = recorded_arms.arm(name, {1: [[2.0, 2.1]] * 4})
+            arms.append(replace(timed, kernels={record.shape or "": record}))
+        return recorded_arms.pair(*arms)
+
+    apart = compared(bf16="nsys sqlite", fp8="torch profiler")
+    assert apart.because == (
+        "The kernels are not compared: bf16 was traced by Nsight Systems and fp8 by torch's profiler. Trace both with "
+        "one --profiler."
+    )
+    assert [(row.kernels, row.breakdown) for row in apart.shapes] == [(None, None)]
+    alike = compared(bf16="nsys sqlite", fp8="nsys stats cuda_gpu_trace")
+    assert [row.kernels is None for row in alike.shapes] == [False]
+    assert "not compared" not in alike.because

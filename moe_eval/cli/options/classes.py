@@ -115,7 +115,11 @@ class ProfilerOptions:
         "auto", "what traces kernels. auto: nsys where it is on PATH and there is a GPU, else torch", _LATENCY
     )
     nsys_args: str = option(
-        "", "more options of nsys profile, in place of ours of the same name", _LATENCY, metavar='"--OPTION ..."'
+        "",
+        "more options of nsys profile, in place of ours of the same name",
+        _LATENCY,
+        metavar='"--OPTION ..."',
+        is_verbatim=True,
     )
     keep_report: bool = option(
         False,

@@ -68,10 +68,14 @@ class Command(Generic[Options]):
     def _spelled(self, arguments: Sequence[str], options: Collection[Option]) -> list[str]:
         """The words with the options' own names: a dash in a name counts as an underscore."""
         labels = [option.label for option in options if not option.is_positional]
+        verbatim = [option.label for option in options if option.is_verbatim]
         spelled: list[str] = []
         for index, word in enumerate(arguments):
             if word == "--":
                 return [*spelled, *arguments[index:]]
+            if spelled and spelled[-1] in verbatim:
+                spelled[-1] += f"={word}"
+                continue
             label, sign, value = word.partition("=")
             if not label.startswith("-") or label == "-" or _NUMBER.fullmatch(word):
                 spelled.append(word)

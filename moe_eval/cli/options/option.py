@@ -46,6 +46,7 @@ class Option:
         meaning: of a number, told with these limits. None where it needs no word.
         synonyms: names that people try, and what they mean here.
         is_positional: the values stand without the option's name.
+        is_verbatim: the next word is its value, also where it begins with dashes.
         word_count: of an option whose values are words of their own: a number, `+` for one or more, or `*` for any.
             None for one word, in which a list is separated by commas.
     """
@@ -63,6 +64,7 @@ class Option:
     meaning: str | None = None
     synonyms: Mapping[str, str] = field(default_factory=dict)
     is_positional: bool = False
+    is_verbatim: bool = False
     word_count: int | Literal["+", "*"] | None = None
 
     @property

@@ -22,8 +22,8 @@ def by_library(llm: Any, folder: Path | None, target: Path) -> Iterator[None]:
     """
     if folder is None:
         raise UsageError(
-            "vLLM's profiler is not configured, so a spawned worker cannot be traced. Give worker=in_process, or "
-            'profiler_config=\'{"profiler": "torch", "torch_profiler_dir": FOLDER}\'.'
+            "vLLM's profiler is not configured, so a spawned worker cannot be traced. Give worker=in_process, trace by "
+            'nsys, or give profiler_config=\'{"profiler": "torch", "torch_profiler_dir": FOLDER}\'.'
         )
     before = _written(folder)
     llm.start_profile()

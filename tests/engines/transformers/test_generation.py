@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from moe_eval.data.window import Window
 from moe_eval.engines.base import Completion, GenerationRequest
 from moe_eval.engines.transformers.engine import TransformersEngine
+from moe_eval.machine import nsys
+from moe_eval.traces import ranges
 from tests.engines.conftest import NEW, TEXTS
 
 
@@ -153,3 +156,22 @@ def test_a_trace_holds_the_matrix_products_of_what_ran(engine: TransformersEngin
     products = [event for event in events if event.get("name") == "aten::mm"]
     assert products
     assert all(event["dur"] > 0 for event in products)
+
+
+def test_a_capture_names_steps_and_modules(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    @contextmanager
+    def ranged(name: str) -> Iterator[None]:
+        names.append(name)
+        yield
+
+    monkeypatch.setattr(nsys, "capture", ranged)
+    monkeypatch.setattr(torch.cuda.nvtx, "range", ranged)
+    with engine.capture("b1"):
+        engine.generate([[5, 6]], GenerationRequest(2, ignore_eos=True))
+    assert names[0] == "b1"
+    assert [ranges.step(name) for name in names if ranges.step(name)] == ["prefill", "decode"]
+    assert {module.layer for name in names if (module := ranges.module(name))} == {
+        *range(engine.model.config.num_hidden_layers)
+    }

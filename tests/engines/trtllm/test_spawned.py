@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,18 @@ def test_a_trace_by_the_library_where_it_has_one(spawned: Spawned, version: str,
     assert handle.path == target
     assert any(event.get("cat") == "kernel" for event in json.loads(target.read_text())["traceEvents"])
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_captures_are_opened_by_the_library_in_its_workers(spawned: Spawned, version: str) -> None:
+    engine, _, _ = spawned
+    if version != "1.4.0rc1":
+        with pytest.raises(UsageError, match="opens no capture in its spawned workers"), engine.capture("b1"):
+            pytest.fail("nothing is to run")
+        return
+    before = set(Path(tempfile.gettempdir()).glob("trace-rank*"))
+    with engine.capture("b1"):
+        engine.score([Window((5, 6, 7), (8, 9))])
+    assert set(Path(tempfile.gettempdir()).glob("trace-rank*")) == before, "without torch's profiler beside it"
 
 
 @NEWEST

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.vllm import readers
@@ -171,6 +172,25 @@ def test_a_spawned_worker_is_traced_by_vllm_where_its_profiler_is_set(load: Load
         pass
     with gzip.open(tmp_path / "trace.json.gz") as packed:
         assert json.load(packed) == {"traceEvents": []}
+
+
+@pytest.mark.parametrize("worker", ["in_process", "spawned"])
+def test_captures_are_opened_by_vllm_in_its_workers(load: Load, worker: str) -> None:
+    engine = load(options={"worker": worker, **registry.named("vllm").captures})
+    with engine.capture("b1"):
+        engine.generate([[5, 6]], GenerationRequest(1))
+        assert engine.session.llm.captures == ["start"]
+    with pytest.raises(EngineError), engine.capture("b1"):
+        raise EngineError("it broke")
+    assert engine.session.llm.captures == ["start", "stop"] * 2
+
+
+def test_a_spawned_worker_opens_no_capture_unless_it_was_loaded_to(load: Load) -> None:
+    with (
+        pytest.raises(UsageError, match="so its workers open no capture"),
+        load(options={"worker": "spawned"}).capture("b1"),
+    ):
+        pass
 
 
 def test_a_closed_engine_holds_nothing(load: Load) -> None:

@@ -80,10 +80,14 @@ class LLM:
     def start_profile(self, profile_prefix: str | None = None) -> None:
         if self.llm_engine.vllm_config.profiler_config.profiler is None:
             raise RuntimeError("Profiling is not enabled. Please set --profiler-config to enable profiling.")
+        self.captures = [*getattr(self, "captures", []), "start"]
 
     def stop_profile(self) -> None:
         import gzip
 
+        if self.llm_engine.vllm_config.profiler_config.profiler == "cuda":  # every worker calls cudaProfilerStop
+            self.captures.append("stop")
+            return
         folder = Path(self.llm_engine.vllm_config.profiler_config.torch_profiler_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rank0.pt.trace.json.gz").write_bytes(gzip.compress(b'{"traceEvents": []}'))
