@@ -270,6 +270,7 @@ class Executor:
         if task.kind == "latency":
             return TaskResult(Status.FINISHED, latency=self._turn(task.arm, arm, task.shape))
         if arm.recording is not None:
+            arm.recording.begun += 1
             arm.recording.runs[task] = ask("capture", CapturedRun, workload=workload, shape=task.shape)
             return None
         folder, name = str(self._folder.of_arm(task.arm)), f"trace_{task.shape.name}"

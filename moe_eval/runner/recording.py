@@ -34,7 +34,7 @@ class Recording:
         captures: that are planned.
         shapes: that are timed.
         patience: seconds that nsys may take for its reports, and for an export.
-        runs: the captures so far, by task.
+        runs: the captures so far, by task. `begun`: those that broke off included.
         has_ended: whether the load has ended by itself.
     """
 
@@ -45,6 +45,7 @@ class Recording:
     shapes: Sequence[Shape]
     patience: float
     runs: dict[Task, CapturedRun] = field(default_factory=dict)
+    begun: int = 0
     has_ended: bool = True
 
     def __post_init__(self) -> None:
@@ -77,6 +78,11 @@ class Recording:
         for number, (task, run) in enumerate(self.runs.items(), 1):
             begun = time.monotonic()
             try:
+                if len(reports) > self.begun:  # then nobody knows whose is whose
+                    raise UsageError(
+                        f"Nsight Systems wrote {len(reports)} reports of {self.begun} captures. Trace one --batch_size "
+                        "a run."
+                    )
                 record = self._record(task, run, reports.get(number))
             except Exception as error:  # a trace may hold anything, and the rest of the run goes on
                 problem = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"

@@ -157,6 +157,17 @@ def test_what_nsys_does_not_deliver_fails_the_kernels_and_nothing_else(
     assert run(folder, tasks, nsys=NSYS) == {}, "they are tried again"
 
 
+def test_more_reports_than_captures_are_nobody_s(
+    stage: Stage, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where every worker of an engine makes one: the second is not the second shape's."""
+    finish = nsys.finish
+    monkeypatch.setattr(nsys, "finish", lambda words, count: finish(words, 2 * count))
+    failed = run(folder, plan(), nsys=NSYS)
+    assert len(failed) == 2
+    assert all("wrote 4 reports of 2 captures. Trace one --batch_size a run." in reason for reason in failed.values())
+
+
 def test_an_arm_that_nsys_does_not_start_says_where_to_look(stage: Stage, folder: RunFolder) -> None:
     stage.fails["a", "load"] = "its process ended with code 1 and left no result"
     failed = run(folder, plan(), nsys=NSYS)
