@@ -35,6 +35,10 @@ class ArmFailed(Exception):
     """An arm could not do a task. Its process is gone or will be ended. The text is one sentence."""
 
 
+class ArmDied(ArmFailed):
+    """Its process ended, or was ended, without an answer."""
+
+
 @dataclass(frozen=True)
 class Load:
     """What an arm's process loads: a checkpoint on an engine, and the tokenizer's folder or hub name."""
@@ -76,7 +80,7 @@ class ArmProcess:
             launcher: a command that starts it, such as a profiler's, which may not hand descriptors on.
 
         Raises:
-            ArmFailed: the launcher cannot be started.
+            ArmDied: the launcher cannot be started.
         """
         self._patience = patience
         asks, self._asks = os.pipe()
@@ -100,7 +104,7 @@ class ArmProcess:
             except OSError as error:
                 for end in (asks, answers, self._asks, self._answers):
                     os.close(end)
-                raise ArmFailed(f"{command[0]} cannot be started ({error.strerror})") from None
+                raise ArmDied(f"{command[0]} cannot be started ({error.strerror})") from None
         if not launcher:  # else it opens them later
             self._close_theirs()
         self._load = load
@@ -135,7 +139,7 @@ class ArmProcess:
         if line is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_END_SECONDS)
-            raise ArmFailed(f"its process ended with {_ended(self._process.returncode)} and left no result")
+            raise ArmDied(f"its process ended with {_ended(self._process.returncode)} and left no result")
         answer = msgspec.json.decode(line, type=_Answer)
         if answer.status != "finished":
             raise ArmFailed(answer.error)
@@ -147,7 +151,7 @@ class ArmProcess:
         while b"\n" not in self._unread:
             if self._patience is not None and time.monotonic() - begun > self._patience:
                 self.kill()
-                raise ArmFailed(f"it did not answer within {self._patience:g} s and was ended")
+                raise ArmDied(f"it did not answer within {self._patience:g} s and was ended")
             ended = self._process.poll() is not None  # looked at first: what it wrote before it ended is there to read
             ready, _, _ = select.select([self._answers], [], [], 0 if ended else _LOOK_SECONDS)
             data = os.read(self._answers, 1 << 16) if ready else None

@@ -20,7 +20,7 @@ from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
-from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
+from moe_eval.runner.arm_process import ArmDied, ArmFailed, ArmProcess, Load
 from moe_eval.runner.folder import LOG, RunFolder
 from moe_eval.runner.recording import Recording
 from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, LoadResult, Task, TaskResult, TurnResult
@@ -182,12 +182,11 @@ class Executor:
                 self._close(name)
         if not self._loaded:
             self._before = self._nvml.memory()
-        arm = self._started(task, captures)
-        self._loaded[task.arm] = arm
         try:
+            arm = self._loaded[task.arm] = self._started(task, captures)
             labels = arm.process.load()
-        except ArmFailed as error:
-            raise ArmFailed(arm.recording.why_not_loaded(str(error))) if arm.recording else error from None
+        except ArmDied as error:
+            raise ArmFailed(self._recording.why_not_loaded(str(error))) if self._recording else error from None
         if labels.engine is not None:  # it may have been given secrets
             arguments = disk.redact(labels.engine.arguments)
             labels = replace(labels, engine=replace(labels.engine, arguments=arguments))

@@ -65,7 +65,7 @@ class Recording:
         return nsys.arguments((), report, captures=self.captures, options=self.settings.options)
 
     def why_not_loaded(self, reason: str) -> str:
-        """Why the arm was not loaded: by itself, or by nsys."""
+        """Why an arm was not loaded that did not say so itself."""
         log = self.folder.of_arm(self.arm) / LOG
         return (
             f"{reason.rstrip('.')}, under Nsight Systems. Read the end of {log}, and mend --nsys_args or give "

@@ -14,7 +14,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.run import EvaluatorName
-from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
+from moe_eval.runner.arm_process import ArmDied, ArmFailed, ArmProcess, Load
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.tasks import Task
 from tests.conftest import SHIPPED
@@ -169,11 +169,13 @@ def test_more_reports_than_captures_are_nobody_s(
 
 
 def test_an_arm_that_nsys_does_not_start_says_where_to_look(stage: Stage, folder: RunFolder) -> None:
-    stage.fails["a", "load"] = "its process ended with code 1 and left no result"
+    stage.fails["a", "load"] = ArmDied("its process ended with code 1 and left no result")
     failed = run(folder, plan(), nsys=NSYS)
     assert len(failed) == 2
     assert all("under Nsight Systems. Read the end of" in reason for reason in failed.values())
     assert stage.order("load") == ["a"]
+    stage.fails["a", "load"] = "It does not fit."
+    assert set(run(folder, plan(), nsys=NSYS).values()) == {"It does not fit."}, "what the arm says itself stays"
 
 
 def test_a_raw_report_is_beside_what_is_logged_on_request_alone(
