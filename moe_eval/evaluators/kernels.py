@@ -24,7 +24,7 @@ class CapturedRun:
 
     Attributes:
         label: the precision that the arm is meant to run.
-        unprofiled_ms: times of the same run in the same process, while nothing was recorded.
+        unprofiled_ms: times of the same run while nothing was recorded.
         profiled_ms: the time of the run that was.
     """
 
@@ -48,13 +48,8 @@ def capture(engine: Engine, prompts: Sequence[TokenIds], shape: Shape) -> Captur
     return CapturedRun(engine.facts.precision, tuple(plain_ms[WARM_UPS:]), 1000 * profiled)
 
 
-def of_export(
-    export: Path, run: CapturedRun, unprofiled_ms: Sequence[float], shape: Shape, folder: Path, name: str
-) -> KernelsRecord:
+def of_export(export: Path, run: CapturedRun, shape: Shape, folder: Path, name: str) -> KernelsRecord:
     """Break the export of a capture down, and keep it in `folder` under that name, without secrets.
-
-    Args:
-        unprofiled_ms: times of the run without Nsight Systems.
 
     Raises:
         UsageError: it holds nothing that can be read.
@@ -62,7 +57,7 @@ def of_export(
     trace = files.read(export)
     file = files.keep(export, folder, name)
     record = kernels_record.make(
-        file.name, trace, run.label, unprofiled_ms=unprofiled_ms, profiled_ms=run.profiled_ms
+        file.name, trace, run.label, unprofiled_ms=run.unprofiled_ms, profiled_ms=run.profiled_ms
     )
     return replace(kernels_record.shortened(record), shape=shape.name)
 

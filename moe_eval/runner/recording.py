@@ -115,7 +115,9 @@ class Recording:
                 words = ["nsys", "export", "--type=sqlite", f"--output={report.with_suffix('.sqlite')}", str(report)]
                 raise UsageError(f"{error} The command is: {shlex.join(words)}") from None
             timed_ms = self._timed_ms(task)
-            record = kernels.of_export(export, run, timed_ms or run.unprofiled_ms, task.shape, arm_folder, name)
+            if timed_ms:
+                run = replace(run, unprofiled_ms=tuple(timed_ms))
+            record = kernels.of_export(export, run, task.shape, arm_folder, name)
         if timed_ms:
             of = f"the timed load: its first token and {task.shape.output_len - 1} times its TPOT"
         else:
@@ -146,4 +148,6 @@ class Recording:
         results = itertools.takewhile(lambda result: result is not None, turns)
         samples = [sample for result in results if result and result.latency for sample in result.latency.samples]
         part = (traced.output_len - 1) / max(1, shape.output_len - 1)
-        return [1000 * (sample.first["host"] + part * (sample.last["host"] - sample.first["host"])) for sample in samples]
+        return [
+            1000 * (sample.first["host"] + part * (sample.last["host"] - sample.first["host"])) for sample in samples
+        ]
