@@ -209,7 +209,7 @@ class Process:
 
     def _do_capture(self, _: Mapping[str, Any]) -> CapturedRun:
         self.captures += 1
-        return CapturedRun(self.name, (0.5, 0.75, 0.625), 0.75)
+        return CapturedRun(self.name, (500.0, 750.0, 625.0), 750.0)
 
     def _do_routing(self, arguments: Mapping[str, Any]) -> dict[int, Routing]:
         return self._stage.routing.get(self.name) or {size: routing(size) for size in arguments["batch_sizes"]}
