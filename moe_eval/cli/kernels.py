@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint.precision import LABELS
 from moe_eval.cli.options.classes import KernelsOptions
@@ -15,6 +16,9 @@ from moe_eval.records.kernels import KernelsRecord
 
 _CLASSIFY, _MOST_TRACES = Path("classify"), 2
 _NAMED = 3  # kernels of a sentence
+
+if TYPE_CHECKING:
+    from moe_eval.traces.kernel_table import Trace
 
 
 def run(options: KernelsOptions) -> None:
@@ -32,18 +36,25 @@ def run(options: KernelsOptions) -> None:
     if options.traces and options.input:
         raise UsageError("Traces stand by themselves and after --input. Write all of them in one place.")
     paths = options.traces or options.input
-    if not 0 < len(paths) <= _MOST_TRACES:
-        raise UsageError("There are not one or two traces to read. Name one trace, or two to compare them.")
-    labels = _labels(options.precisions, paths)
-    if options.tpot_ms and (len(paths) != _MOST_TRACES or not all(0 < time < math.inf for time in options.tpot_ms)):
+    if not paths or (len(paths) > _MOST_TRACES and not options.ranks):
+        raise UsageError(
+            "There are not one or two traces to read. Name one trace, two to compare, or with --ranks those of one run."
+        )
+    labels = _labels(options.precisions, 1 if options.ranks else len(paths))
+    if options.tpot_ms and (len(labels) != _MOST_TRACES or not all(0 < time < math.inf for time in options.tpot_ms)):
         raise UsageError("--tpot_ms is for two traces. Give the times of both, in ms and above 0.")
     if options.output:
         _check_output(options.output, paths)
     from moe_eval.evaluators import kernels_record
+    from moe_eval.traces import ranks
     from moe_eval.traces.readers import files
 
+    names = [path.name for path in paths]
+    traces: Iterable[Trace] = (files.read(path) for path in paths)  # not all in memory at once
+    if options.ranks:
+        traces, names = [ranks.together(list(traces), names)], [", ".join(names)]
     records = [
-        kernels_record.make(path.name, files.read(path), label) for path, label in zip(paths, labels, strict=True)
+        kernels_record.make(name, trace, label) for name, trace, label in zip(names, traces, labels, strict=True)
     ]
     _show(records, options)
 
@@ -109,13 +120,13 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
         raise UsageError(f"--output {output} is a trace that is read, which is not changed. Give another name.")
 
 
-def _labels(names: Sequence[str], paths: Sequence[Path]) -> Sequence[str | None]:
-    if names and (len(names) != len(paths) or not set(names) <= set(LABELS)):
+def _labels(names: Sequence[str], traces: int) -> Sequence[str | None]:
+    if names and (len(names) != traces or not set(names) <= set(LABELS)):
         raise UsageError(
             f"--precisions {','.join(names)} does not name every trace. Give one of {', '.join(LABELS)} for each, in "
             "their order."
         )
-    return names or [None] * len(paths)
+    return names or [None] * traces
 
 
 def _classify() -> None:

@@ -11,11 +11,12 @@ from moe_eval.data.workload import Shape
 from moe_eval.evaluators.kernels_record import short_name
 from moe_eval.records.comparison import CategoryChange, PhaseChange
 from moe_eval.records.kernels import CategoryTime, KernelsRecord, KernelTime, PhaseTime
+from moe_eval.traces.collectives import SHOWN_CATEGORIES
 from moe_eval.traces.steps import WHOLE
-from moe_eval.traces.taxonomy import CATEGORIES
 
 _KERNELS = 10  # new and vanished kernels that are listed
 _GEMMS = ("expert_gemm", "dense_gemm", "gate_gemm")
+_WAIT = "collective_wait"  # the time of kernels, and no work
 _SMALL = 0.005  # changes under this part of the step are not mentioned
 # the fields of a change that traces without times leave empty
 _TIMED = (
@@ -121,7 +122,7 @@ def _phase_change(
 def _category_changes(before: PhaseTime, after: PhaseTime) -> dict[str, CategoryChange]:
     nothing = CategoryTime(0.0, 0.0, 0.0, None)
     category_changes = {}
-    for category in CATEGORIES:
+    for category in SHOWN_CATEGORIES:
         old, new = (phase.categories.get(category, nothing) for phase in (before, after))
         if old.launches or new.launches or old.ms or new.ms:
             category_changes[category] = CategoryChange(old.ms, new.ms, new.ms - old.ms, old.launches, new.launches)
@@ -170,12 +171,14 @@ def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:
     if change.predicted_ratio_busy is None or change.predicted_ratio_step is None:
         return ""
     gemms = sum(category.change_ms for key, category in change.categories.items() if key in _GEMMS)
-    others = sum(category.change_ms for key, category in change.categories.items() if key not in _GEMMS)
+    others = sum(category.change_ms for key, category in change.categories.items() if key not in (*_GEMMS, _WAIT))
+    ranks = f", waiting for other ranks {_cost(_waiting(change))}" if _WAIT in change.categories else ""
     sentences = [
         f"{name}: {'' if name == WHOLE else 'a step of '}{change.step_ms[0]:.3f} ms becomes "
         f"{'' if name == WHOLE else 'one of '}{change.step_ms[1]:.3f} ms under the profiler.",
         f"{_categories_sentence(change, names, per)}.",
-        f"In all: GEMMs {_cost(gemms)}, other kernels {_cost(others)}, waiting {_cost(change.waiting_change_ms)}.",
+        f"In all: GEMMs {_cost(gemms)}, other kernels {_cost(others)}{ranks}, waiting "
+        f"{_cost(change.waiting_change_ms)}.",
     ]
     if change.expert_gemm_ratio is not None and change.ceiling_busy is not None:
         sentences.append(
@@ -215,7 +218,8 @@ def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) 
         f"The expert GEMMs of {after} take {abs(gain):.3f} ms {'less' if gain >= 0 else 'more'} {per} than those of "
         f"{before}" + (f" ({expert.before_ms:.3f} to {expert.after_ms:.3f} ms)" if expert else "")
     ]
-    others = [(name, category.change_ms) for name, category in change.categories.items() if name != "expert_gemm"]
+    own = ("expert_gemm", _WAIT)
+    others = [(name, category.change_ms) for name, category in change.categories.items() if name not in own]
     others.sort(key=lambda item: -abs(item[1]))
     costs = ", ".join(f"{name} {ms:+.3f} ms" for name, ms in others if ms > small)
     gains = ", ".join(f"{name} {ms:+.3f} ms" for name, ms in others if ms < -small)
@@ -224,6 +228,8 @@ def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) 
         parts.append(f"Other kernels {f'take back {100 * taken / gain:.0f} % of it' if gain > 0 else 'add'}: {costs}")
     if gains:
         parts.append(f"Other kernels take less too: {gains}")
+    if abs(for_ranks := _waiting(change)) > small:
+        parts.append(f"Waiting for other ranks {'grows' if for_ranks > 0 else 'shrinks'} by {abs(for_ranks):.3f} ms")
     if abs(waiting) > small:
         launches = sum(category.after_launches - category.before_launches for category in change.categories.values())
         parts.append(
@@ -231,6 +237,11 @@ def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) 
             "launches)"
         )
     return ". ".join(parts)
+
+
+def _waiting(change: PhaseChange) -> float:
+    """By how much waiting in collectives changes, in ms."""
+    return change.categories[_WAIT].change_ms if _WAIT in change.categories else 0.0
 
 
 def _cost(ms: float) -> str:

@@ -10,8 +10,10 @@ import numpy as np
 
 from moe_eval.records.kernels import KernelsRecord, KernelTime, PhaseTime, TracedTime
 from moe_eval.traces import breakdown, health
+from moe_eval.traces.breakdown import Breakdown
 from moe_eval.traces.kernel_table import COPY, KERNEL, SET, Trace
 from moe_eval.traces.observed_precision import contradiction
+from moe_eval.traces.phases import ceiling
 
 _NAME_LENGTH = 1000  # characters of a kernel's name
 _FUNCTIONS = 50
@@ -39,11 +41,12 @@ def make(
     total = TracedTime(
         sum(part.time for part in parts.whole.values()), 1.0, sum(part.count for part in parts.whole.values())
     )
-    experts = parts.whole.get("expert_gemm")
+    works = total.time - (parts.whole["collective_wait"].time if "collective_wait" in parts.whole else 0.0)
+    experts = parts.whole["expert_gemm"].time if "expert_gemm" in parts.whole else 0.0
     record = KernelsRecord(
         trace=name,
         source=trace.source,
-        notes=(*trace.notes, *_uneven(phases)),
+        notes=(*trace.notes, *_uneven(phases), *_unsplit(parts)),
         warnings=warnings,
         kernels=int(kinds[KERNEL]),
         copies=int(kinds[COPY]),
@@ -59,7 +62,7 @@ def make(
         verified=False if wrong else None if label is None or parts.observed.precision is None else True,
         categories=parts.whole,
         total=total,
-        ceiling=breakdown.ceiling(experts.share if experts else 0.0).if_free,
+        ceiling=ceiling(experts / works if works else 0.0).if_free,
         phases=phases,
     )
     return with_times(record, unprofiled_ms, profiled_ms)
@@ -108,9 +111,20 @@ def figures(record: KernelsRecord) -> dict[str, float]:
             "busy_ms": phase.busy_ms,
             "wall_ms": phase.wall_ms,
             "idle_ms": phase.idle_ms,
+            "expert_imbalance": phase.expert_imbalance,
         }
         values |= {f"{name}/{key}": value for key, value in optional.items() if value is not None}
     return values
+
+
+def _unsplit(parts: Breakdown) -> list[str]:
+    """A note on collectives whose waiting is not known."""
+    if "allreduce" in parts.whole and not any(phase.ranks for phase in parts.phases.values()):
+        return ["The trace has collectives of one rank alone. Waiting cannot be told from transfer in allreduce."]
+    unmatched = sum(phase.collectives.unmatched for phase in parts.phases.values() if phase.collectives)
+    if not unmatched:
+        return []
+    return [f"{unmatched:,} collectives have no partner on another rank. Their time is neither transfer nor wait."]
 
 
 def _uneven(phases: Mapping[str, PhaseTime]) -> list[str]:

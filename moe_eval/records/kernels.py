@@ -30,7 +30,10 @@ class CategoryTime:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """One kernel of a phase, by its name and category: medians over the steps, as those of its category."""
+    """One kernel of a phase, by its name: its part of its category's time and launches.
+
+    A category's figures are divided as its kernels divide them on its slowest ranks in all steps, so rows add up to it.
+    """
 
     name: str
     category: str
@@ -117,12 +120,13 @@ class RankTime:
 
 @dataclass(frozen=True)
 class LateRank:
-    """A rank that arrived last at collectives, and why.
+    """A rank that arrived last at collectives, and why. Figures are means over the steps.
 
     Attributes:
         collectives: per step, that it was the last to enter.
         late_ms: per step, by which it was later than the rank before it, added up.
-        because: of `late_ms`, ms per step by category of its kernels, and "launch gaps". The longest first.
+        because: `late_ms` by category and "launch gaps": what the rank ran since the collective before, and the time in
+            which it ran nothing, less those of the rank before it. The longest first. They add up to it.
     """
 
     rank: int
@@ -154,24 +158,25 @@ class Collectives:
 class PhaseTime:
     """One phase of a trace. Times in ms, medians over the steps that are not set aside.
 
-    A step is one event on all ranks, and its times are those of the slowest rank. A figure that a fault of the capture
-    spoils is None.
+    A step is one event on all ranks. Busy, overlap and ceilings are those of the rank that works the longest. A figure
+    that a fault of the capture spoils is None.
 
     Attributes:
         steps: that count. `set_aside`: reasons and counts of those that do not.
         moe_layers: MoE blocks of a step, as the order of launches tells.
         total_ms: the categories' times together. `total_launches` likewise.
         busy_ms: with at least one kernel running (the union of their intervals). `overlap_ms`: more than one.
-        span_ms: from the first kernel to the end of the last. `idle_ms`: of the span, nothing running.
-        wall_ms: from a step's begin to the next one's. `gap_ms`: of it, between the two. None where the trace has no
-            times or no next step.
+        span_ms: from the first kernel to the end of the last, of all ranks. `idle_ms`: of the span, nothing running.
+        wall_ms: from a step's begin to the next one's, of all ranks. `gap_ms`: of it, between the two. None where the
+            trace has no times or no next step.
         ceiling: of the busy time without waiting in collectives. `wall_ceiling`: of the wall time.
         classified: the share of kernel time that has a category other than `other`. `unclassified`: the names of the
             rest that take the most.
         functions: the 50 kernels that take the most, longest first.
-        layers_ms: by layer of the model, its kernels' ms per step, where ranges name layers.
+        layers_ms: by layer of the model, its kernels' ms per step on the slowest rank, where ranges name layers.
         ranks: of a trace of several GPUs, else empty. `collectives` likewise.
-        expert_imbalance: the slowest rank's expert GEMM time by the mean over ranks. None for one rank.
+        expert_imbalance: the slowest rank's expert GEMM time by the mean over ranks, median over the steps. None for
+            one rank.
     """
 
     steps: int

@@ -24,7 +24,7 @@ from moe_eval.report.text import (
     with_speed,
 )
 from moe_eval.stats import Estimate
-from moe_eval.traces.taxonomy import CATEGORIES
+from moe_eval.traces.collectives import SHOWN_CATEGORIES
 
 _TIMES = ("e2e_ms", "tpot_ms", "ttft_ms")
 
@@ -133,7 +133,7 @@ def steps(comparison: ComparisonRecord) -> dict[str, list[PhaseParts]]:
         arm_times = {key: finite(ms) or 0.0 for key, ms in times.items()}
         times_of.setdefault((shape_name, phase), {})[arm.name] = arm_times
     names = (name for sides in times_of.values() for times in sides.values() for name in times)
-    order = list(dict.fromkeys([*map(str, CATEGORIES), *names]))
+    order = list(dict.fromkeys([*SHOWN_CATEGORIES, *names]))
     by_shape: dict[str, list[PhaseParts]] = {}
     for key, parts in by_phase.items():
         shape_name, phase = key

@@ -31,7 +31,10 @@ class Kernels:
         correlation: which launch it came from, unique within a process. All nodes of a graph's launch share one.
         graph_node: its node where a CUDA graph was replayed and the profiler recorded nodes.
         replayed: whether it ran from a CUDA graph, also where nodes have no numbers.
-        bytes: moved by a copy or set. `blocks`: thread blocks of a kernel's grid, 0 where not known.
+        bytes: moved by a copy or set, or a collective's message, 0 where not known. `blocks`: thread blocks of a
+            kernel's grid, likewise.
+        communicator: of a collective, the same number on all ranks. `sequence`: its place among those of its
+            communicator. NONE where the trace does not tell them.
         launch_ns, launch_thread: when and on which thread of the host the launch began, NONE where the launch is not in
             the trace. `captured_ns`, `captured_thread`: the same of a graph's node when the graph was captured.
     """
@@ -50,6 +53,8 @@ class Kernels:
     replayed: npt.NDArray[np.bool_]
     bytes: Ints
     blocks: Ints
+    communicator: Ints
+    sequence: Ints
     launch_ns: Ints
     launch_thread: Ints
     captured_ns: Ints
@@ -121,6 +126,7 @@ class Trace:
         unanswered: launches of which the file has no row of a device. Those of a graph's capture are none.
         notes: sentences on parts of the file that were left out or are missing.
         timed: False for a summary, whose rows have durations and counts but neither times nor order.
+        clock_ns: what its times are counted from, on a clock that all files of one host have. None where not known.
     """
 
     kernels: Kernels
@@ -129,6 +135,7 @@ class Trace:
     notes: tuple[str, ...] = field(default=())
     timed: bool = True
     unanswered: Launches = field(default_factory=no_launches)
+    clock_ns: int | None = None
 
 
 def kernels(names: Sequence[str], **columns: npt.ArrayLike) -> Kernels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,8 +24,6 @@ _UPLOAD = ("HtoD", "Host-to-Device", "HostToDevice")
 _PER_TOKEN = [NUMBER[name] for name in ("norm", "rope_kv", "activation", "elementwise", "quant_dequant")]
 # one step holds as many times the tokens of another: then it is prefill and the other decode
 _PREFILL_RATIO = 4.0
-# a step whose kernels take this many times longer or shorter than the phase's median is warming up, or was disturbed
-_FAR = 1.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,6 @@ class Step:
         rows: of the trace's kernels, by start, shape (n,).
         start_ns, end_ns: of its first and last kernel's edges.
         next_ns: when the next step of the device begins, None for the last.
-        aside: why it does not count, None where it does.
     """
 
     phase: str
@@ -47,7 +43,6 @@ class Step:
     start_ns: int
     end_ns: int
     next_ns: int | None
-    aside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
         cut = _steps(trace, rows, cuts)
         unnamed = iter(_phases(trace, roles, [step for step, phase in zip(cut, phases, strict=True) if phase is None]))
         cut = [replace(step, phase=phase or next(unnamed)) for step, phase in zip(cut, phases, strict=True)]
-        steps += _aside(cut, trace, roles)
+        steps += cut
     source = " and ".join(sorted(sources))
     if steps and all(step.phase == WHOLE for step in steps):
         (whole,) = _steps(trace, np.arange(len(trace.kernels)), _START)
@@ -150,28 +145,6 @@ def _size(trace: Trace, roles: Roles, step: Step) -> float:
     rows = step.rows[np.isin(roles.category[step.rows], _PER_TOKEN)]
     blocks = trace.kernels.blocks[rows]
     return float(blocks.mean() if blocks.any() else trace.kernels.duration_ns[step.rows].mean())
-
-
-def _aside(steps: Sequence[Step], trace: Trace, roles: Roles) -> list[Step]:
-    """Set steps aside that have another number of layer kernels than most of their phase's time, or take far longer."""
-    marked = list(steps)
-    for phase in {step.phase for step in steps}:
-        members = [at for at, step in enumerate(steps) if step.phase == phase]
-        counts = {at: int(np.count_nonzero(_IN_LAYER[roles.category[steps[at].rows]])) for at in members}
-        spent: Counter[int] = Counter()
-        for at in members:  # drafts of a speculating engine are more than the steps that verify them, and far shorter
-            spent[counts[at]] += int(trace.kernels.duration_ns[steps[at].rows].sum())
-        usual = max(spent.items(), key=lambda item: (item[1], item[0]))[0]
-        whole = [at for at in members if counts[at] == usual]
-        times = {at: int(trace.kernels.duration_ns[steps[at].rows].sum()) for at in whole}
-        median = float(np.median(list(times.values())))
-        far = [at for at in whole if not median / _FAR <= times[at] <= median * _FAR]
-        for at in members:
-            if counts[at] != usual:
-                marked[at] = replace(steps[at], aside="ragged")
-            elif at in far and len(far) <= len(whole) / 4:  # more of them are no exception
-                marked[at] = replace(steps[at], aside="far from the others")
-    return marked
 
 
 def _boundaries(trace: Trace, roles: Roles, rows: Ints) -> Boundaries:

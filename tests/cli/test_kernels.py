@@ -15,7 +15,7 @@ from typing import IO, Any
 import pytest
 
 from moe_eval.cli import main
-from tests.doubles import chrome_trace, timeline
+from tests.doubles import chrome_trace, ranks_play, timeline
 from tests.doubles.timeline import Timeline, generation
 
 COMMAND = [sys.executable, "-c", "import sys; from moe_eval.cli import main; sys.exit(main())", "kernels"]
@@ -145,6 +145,20 @@ def test_a_trace_of_expert_gemms_alone_has_no_ceiling(tmp_path: Path, capsys: py
     assert "would take no time" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_files_of_ranks_are_one_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int) -> None:
+    play = ranks_play.generation(decode=4, expert_ns=(9000,) * size, gap_ns=(500,) * (size - 1) + (6000,))
+    paths = [str(play.chrome(tmp_path / f"rank{rank}.json", rank)) for rank in range(size)]
+    assert main(["kernels", "--input", *paths, "--ranks", "--precisions", "bf16", "--output", str(tmp_path / "k")]) == 0
+    assert "collective_wait" in capsys.readouterr().out
+    trace = json.loads((tmp_path / "k").read_text())
+    assert trace["trace"] == ", ".join(f"rank{rank}.json" for rank in range(size))
+    assert [phase["steps"] for phase in trace["phases"].values()] == [1, 4]
+    decode = trace["phases"]["decode"]
+    assert [rank["rank"] for rank in decode["ranks"]] == list(range(size))
+    assert decode["collectives"]["late"][0]["rank"] == size - 1
+
+
 def test_two_traces_and_times_without_the_profiler(
     traces: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +264,9 @@ def test_a_hostile_name_breaks_neither_the_table_nor_the_json(
         (["--input", "nowhere.json"], "nowhere.json"),
         (["--input", "{bf16}", "--precisions", "int4"], "Give one of bf16"),
         (["--input", "{bf16}", "--precisions", "bf16,fp8"], "does not name every trace"),
+        (["--input", "{bf16}", "{bf16}", "--ranks", "--precisions", "bf16,fp8"], "does not name every trace"),
+        (["--input", "{bf16}", "{bf16}", "--ranks", "--tpot_ms", "1", "2"], "two traces"),
+        (["classify", "--ranks"], "classify takes no options"),
         (["--input", "{bf16}", "--tpot_ms", "1", "2"], "two traces"),
         (["--input", "{bf16}", "{bf16}", "--tpot_ms", "nan", "1"], "--tpot_ms"),
         (["--input", "{bf16}", "{bf16}", "--tpot_ms", "1", "inf"], "--tpot_ms"),

@@ -15,7 +15,7 @@ from moe_eval.evaluators import kernels_record
 from moe_eval.records.comparison import PhaseChange
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.traces.kernel_table import Launches
-from tests.doubles import timeline
+from tests.doubles import ranks_play, timeline
 from tests.doubles.timeline import Timeline, generation
 
 NAMES = ("bf16", "fp8")
@@ -119,6 +119,19 @@ def test_a_residual_is_shown_and_not_hidden() -> None:
     assert change.kernel_change_ms == pytest.approx(0)  # no category's median has moved, and yet most steps are longer
     assert change.residual_ms == pytest.approx(3, rel=0.01)
     assert "left unexplained" in change.text
+
+
+def test_waiting_for_other_ranks_is_neither_a_kernel_s_work_nor_a_gap() -> None:
+    even, uneven = (
+        kernels_record.make("made up", ranks_play.generation(decode=5, expert_ns=experts).trace(), None)
+        for experts in ((9000, 9000), (9000, 19_000))
+    )
+    change = changes(even, uneven)["decode"]
+    waiting = change.categories["collective_wait"]
+    assert waiting.change_ms == pytest.approx(4 * 2 * 10_000 / 1e6, rel=0.05)
+    assert f"Waiting for other ranks grows by {waiting.change_ms:.3f} ms" in change.text
+    assert f"waiting for other ranks cost {waiting.change_ms:.3f} ms more" in change.text
+    assert list(change.categories).index("collective_wait") < list(change.categories).index("sampling")
 
 
 FUNCTION = "void split_embedding_codegen_forward_unweighted_kernel_of_a_name_that_goes_on_1"

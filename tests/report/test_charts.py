@@ -220,7 +220,7 @@ def test_bars_and_waterfalls_are_drawn_from_the_comparison() -> None:
     assert shape.breakdown
     assert shape.kernels
     _, axes = drawn(by_title[f"Kernel time per step by category, {shape.name}, decode"])
-    order = list(charts.CATEGORIES)
+    order = list(charts.SHOWN_CATEGORIES)
     lengths = {name: box.get_width() for name, box in boxes(axes, "bar-").items()}
     for category, values in shape.breakdown["decode"].items():
         for row, ms in enumerate(values):

@@ -207,6 +207,7 @@ class KernelsOptions:
         word_count="*",
     )
     input: tuple[Path, ...] = option((), "the traces by an option instead", _INPUT, metavar="TRACE", word_count="+")
+    ranks: bool = option(False, "the traces are ranks of one run, and are read as one trace", _INPUT)
     precisions: tuple[str, ...] = option(
         (),
         "the precisions that the traces are said to be of, checked against the kernels that ran",

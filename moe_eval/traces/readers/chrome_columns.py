@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -25,6 +26,13 @@ _LIMIT = 4e15  # microseconds, so that a start and a duration together fit 64 bi
 _LARGEST = 1 << 62
 _LABELLED = re.compile(r"(.*?)([0-9]{0,9})", re.DOTALL)
 _NO_ARGS = Args()
+# bytes of torch's types, as record_param_comms names them
+_SIZES = {
+    **dict.fromkeys(("Byte", "Char", "Bool", "Float8_e4m3fn", "Float8_e5m2", "Float8_e4m3fnuz", "Float8_e5m2fnuz"), 1),
+    **dict.fromkeys(("BFloat16", "Half", "Short"), 2),
+    **dict.fromkeys(("Float", "Int"), 4),
+    **dict.fromkeys(("Double", "Long"), 8),
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,21 @@ class Rows:
         except (TypeError, ValueError, OverflowError):
             counts = (math.prod(args.grid) if args.grid else 0 for args in self.args)
             return np.array([integer(blocks, 0) for blocks in counts], np.int64)
+
+    def communicators(self) -> tuple[Ints, Ints]:
+        """Of every collective the number of its process group and the bytes of its message, else NONE and 0.
+
+        Groups have the same number in the files of all ranks. A copy of a trace has the number for the group's name.
+        The message is the longer one of what goes in and what comes out.
+        """
+        number, size = np.full(len(self.args), NONE, np.int64), np.zeros(len(self.args), np.int64)
+        for at, args in enumerate(self.args):
+            if args.group is not None:
+                text = f"{args.group} {args.members}".encode("utf-8", "replace")
+                number[at] = args.group if type(args.group) is int else zlib.crc32(text)
+                elements = max(integer(args.elements_in, 0), integer(args.elements_out, 0))
+                size[at] = min(elements * _SIZES.get(str(args.dtype), 0), _LARGEST)
+        return number, size
 
     def threads(self) -> list[Thread]:
         return list(map(attrgetter("pid", "tid"), self.events))

@@ -29,7 +29,19 @@ NO_NAME = "(no name)"
 _NO_NUMBER = re.compile(rb"[:,\[]\s*(-?(?:NaN|Infinity|nan|inf))\s*(?=[,}\]])")
 
 
-class Args(msgspec.Struct, gc=False, omit_defaults=True, rename={"node": "graph node id", "external": "External id"}):
+# of a collective of torch.distributed, as Kineto writes them beside its kernel
+_RENAMED = {
+    "node": "graph node id",
+    "external": "External id",
+    "group": "Process Group Name",
+    "members": "Process Group Ranks",
+    "sequence": "Seq",
+    "elements_in": "In msg nelems",
+    "elements_out": "Out msg nelems",
+}
+
+
+class Args(msgspec.Struct, gc=False, omit_defaults=True, rename=_RENAMED):
     """The fields of an event's `args` that are read. Others are skipped."""
 
     correlation: int = NONE
@@ -39,6 +51,12 @@ class Args(msgspec.Struct, gc=False, omit_defaults=True, rename={"node": "graph 
     stream: Id = None
     bytes: int = 0
     grid: tuple[int, int, int] | None = (0, 0, 0)
+    group: Id = None
+    members: Any = None
+    sequence: int = NONE
+    dtype: str | None = None
+    elements_in: int = 0
+    elements_out: int = 0
 
 
 class Event(msgspec.Struct, gc=False, omit_defaults=True, tag_field="ph", tag="X"):
@@ -60,6 +78,7 @@ class File(msgspec.Struct, omit_defaults=True):
     cuda_runtime_version: Any = None
     hip_runtime_version: Any = None
     deviceProperties: Any = None
+    baseTimeNanoseconds: Any = None
     traceEvents: list[Any] | None = None
 
 
@@ -78,6 +97,11 @@ class _AnyArgs(Args, gc=False):
     node: Any = NONE
     bytes: Any = 0
     grid: list[int] | None = None  # type: ignore[assignment]
+    group: Any = None
+    sequence: Any = NONE
+    dtype: Any = None
+    elements_in: Any = 0
+    elements_out: Any = 0
 
 
 class _AnyEvent(Event, gc=False, tag=False):

@@ -119,6 +119,7 @@ def _columns(rows: Rows, calls: Rows, launch: Ints, thread: dict[Thread, int]) -
     """Columns of the rows of GPUs. `launch`: the call of every row, NONE where there is none."""
     node = rows.number("node", NONE)
     is_graph = np.array(["GraphLaunch" in (name or "") for name in calls.fields("name")], np.bool_)
+    communicator, message = rows.communicators()
     call_thread = np.array([thread[key] for key in calls.threads()], np.int64)
     return {
         "kind": np.fromiter(map(_KINDS.__getitem__, rows.fields("cat")), np.int64, len(rows)),
@@ -128,7 +129,9 @@ def _columns(rows: Rows, calls: Rows, launch: Ints, thread: dict[Thread, int]) -
         "stream": rows.place("stream", attrgetter("tid")),
         "graph_node": np.where(node > 0, node, NONE),
         "replayed": (node > 0) | pick(is_graph, launch, False),
-        "bytes": rows.number("bytes", 0),
+        "bytes": np.maximum(rows.number("bytes", 0), message),
+        "communicator": communicator,
+        "sequence": rows.number("sequence", NONE),
         "blocks": rows.blocks(),
         "launch_ns": pick(calls.start, launch, NONE),
         "launch_thread": pick(call_thread, launch, NONE),

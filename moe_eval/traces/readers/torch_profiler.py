@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from moe_eval.traces.readers.chrome_columns import Rows
 from moe_eval.traces.readers.chrome_events import NO_NAME, Args, Event, File, Id, Thread
 from moe_eval.traces.readers.torch_parts import Parts
 
-_FACTS = ("schemaVersion", "cuda_runtime_version", "hip_runtime_version")
+_FACTS = ("schemaVersion", "cuda_runtime_version", "hip_runtime_version", "baseTimeNanoseconds")
 
 
 def read(path: Path, *, cpu: bool = False) -> Trace:
     """Read a trace, `.json` or gzipped: an object with `traceEvents`, or a bare array of events.
 
-    Times are nanoseconds on the file's clock (`baseTimeNanoseconds` is not added). Kernels are joined to the calls of
-    their process by correlation id, or where no row has one (ROCm in torch 1) to the last launch of the same operator.
+    Times are nanoseconds since `baseTimeNanoseconds`, the trace's `clock_ns`. Kernels are joined to the calls of their
+    process by correlation id, or where no row has one (ROCm in torch 1) to the last launch of the same operator.
     A kernel's own pid is its device: its process is known by what stands before the number in `pid`, as SGLang merges,
     else by an id that one process alone has. `process` is the pid, or a running number where pids are texts.
 
@@ -47,12 +48,10 @@ def read(path: Path, *, cpu: bool = False) -> Trace:
     names, name = marks.names()
     numbers = [thread[key] for key in marks.threads()]
     annotations = ranges(names, name=name, start_ns=marks.start, end_ns=marks.start + marks.duration, thread=numbers)
-    source, notes = _source(parts.file), tuple(_notes(parts, cpu))
-    return (
-        Trace(table, annotations, source, notes)
-        if cpu
-        else Trace(table, annotations, source, notes, unanswered=parts.unanswered)
-    )
+    # Kineto writes UNIX time, and subtracts a base from it since torch 2.3
+    clock_ns = chrome_columns.integer(parts.file.baseTimeNanoseconds, 0)
+    trace = Trace(table, annotations, _source(parts.file), tuple(_notes(parts, cpu)), clock_ns=clock_ns)
+    return trace if cpu else replace(trace, unanswered=parts.unanswered)
 
 
 def _lack(parts: Parts, cpu: bool) -> str:
@@ -181,13 +180,15 @@ def _events(parts: Parts, keep: Callable[[str], bool], cpu: bool) -> Iterator[Ev
 
 
 def _gpu_events(parts: Parts, pid: Callable[[Event, str], Id]) -> Iterator[Event]:
-    used = ("start_ns", "duration_ns", "device", "stream", "correlation", "graph_node", "bytes", "blocks")
-    numbers = zip(*(parts.columns[name].tolist() for name in used), strict=True)
-    for event, (start, duration, device, stream, key, node, size, blocks) in zip(
+    used = "start_ns duration_ns device stream correlation graph_node bytes blocks communicator sequence"
+    numbers = zip(*(parts.columns[name].tolist() for name in used.split()), strict=True)
+    for event, (start, duration, device, stream, key, node, size, blocks, communicator, sequence) in zip(
         parts.gpus.events, numbers, strict=True
     ):
         args = Args(node=node, device=device, stream=stream, bytes=size, grid=(blocks, 1, 1) if blocks else (0, 0, 0))
         setattr(args, parts.key, key)
+        if communicator != NONE:
+            args.group, args.sequence = communicator, sequence
         yield _event(event, (pid(event, str(abs(device) % 10**9)), stream), (start, duration), args)
 
 
