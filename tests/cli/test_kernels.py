@@ -266,7 +266,7 @@ def test_a_hostile_name_breaks_neither_the_table_nor_the_json(
         (["--input", "{bf16}", "--precisions", "bf16,fp8"], "does not name every trace"),
         (["--input", "{bf16}", "{bf16}", "--ranks", "--precisions", "bf16,fp8"], "does not name every trace"),
         (["--input", "{bf16}", "{bf16}", "--ranks", "--tpot_ms", "1", "2"], "two traces"),
-        (["classify", "--ranks"], "classify takes no options"),
+        (["classify", "--ranks"], "classify takes neither"),
         (["--input", "{bf16}", "--tpot_ms", "1", "2"], "two traces"),
         (["--input", "{bf16}", "{bf16}", "--tpot_ms", "nan", "1"], "--tpot_ms"),
         (["--input", "{bf16}", "{bf16}", "--tpot_ms", "1", "inf"], "--tpot_ms"),

@@ -358,8 +358,12 @@ def test_a_trace_without_steps_is_whole_on_all_devices_and_from_its_first_kernel
     result = breakdown.make(recording.trace())
     assert (counted(result), result.devices) == ([(forward_steps.WHOLE, 1, {})], devices)
     (phase,) = result.phases.values()
-    assert (phase.total_ms, phase.total_launches) == (pytest.approx(10), 10)
-    assert (phase.busy_ms, phase.idle_ms) == pytest.approx((10, 9 * timeline.GAP_NS / 1e6))
+    span_ms = 10 + 9 * timeline.GAP_NS / 1e6
+    own_ms = 10 / devices  # of the slowest rank
+    assert (phase.total_ms, phase.total_launches) == (pytest.approx(own_ms), own_ms)
+    assert (phase.busy_ms, phase.idle_ms) == pytest.approx((own_ms, span_ms - own_ms))
+    assert sum(rank.launches for rank in phase.ranks) == (10 if devices > 1 else 0)
+    assert (result.whole["dense_gemm"].time, result.whole["dense_gemm"].count) == (pytest.approx(10), 10)
 
 
 def test_a_device_without_steps_beside_one_with_them_is_outside_steps() -> None:
@@ -491,31 +495,31 @@ def test_shares_add_up_and_the_order_of_rows_does_not_matter(
 
 @settings(max_examples=60)
 @given(sizes=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=7))
-def test_kernels_and_categories_are_medians_over_the_same_steps(sizes: list[tuple[int, int]]) -> None:
+def test_categories_are_medians_over_the_steps_and_their_kernels_add_up_to_them(sizes: list[tuple[int, int]]) -> None:
     recording = Timeline()
     for norms, uploads in sizes:
         recording.run("attention", timeline.FLASH, 90_000)
-        for _ in range(norms):
-            recording.run("norm", timeline.NORM, 300 + 10 * uploads)
+        for at in range(norms):
+            recording.run("norm", f"{timeline.NORM}{at}", 300 + 10 * uploads)
         for _ in range(uploads):
             recording.run("memory", timeline.UPLOAD, 40 * norms)
         recording.run("sampling", timeline.ARGMAX, 20)
     trace = recording.trace()
     assigned_roles = roles.assign(trace)
-    cut = forward_steps.find(trace, assigned_roles, roles.devices(trace))
-    for name, phase in breakdown.make(trace).phases.items():
-        counted_steps = [step for step in cut.steps if step.phase == name and step.aside is None]
-        for kernel in phase.functions:
-            times, counts = [], []
-            for step in counted_steps:
-                of_name = [row for row in step.rows if trace.kernels.names[trace.kernels.name[row]] == kernel.name]
-                rows = [row for row in of_name if CATEGORIES[assigned_roles.category[row]] == kernel.category]
-                times.append(sum(int(trace.kernels.duration_ns[row]) for row in rows) / 1e6)
-                counts.append(len(rows))
-            assert kernel.ms == pytest.approx(statistics.median(times))
-            assert kernel.launches == statistics.median(counts)
-            only = [other for other in phase.functions if other.category == kernel.category] == [kernel]
-            assert not only or phase.categories[kernel.category].ms == pytest.approx(kernel.ms)
+    result = breakdown.make(trace)
+    for name, phase in result.phases.items():
+        counted_steps = [step for step in result.steps if step.phase == name and step.aside is None]
+        for category, time in phase.categories.items():
+            of_steps = [
+                [row for row in step.rows if CATEGORIES[assigned_roles.category[row]] == category]
+                for step in counted_steps
+            ]
+            sums = [sum(int(trace.kernels.duration_ns[row]) for row in rows) / 1e6 for rows in of_steps]
+            assert time.ms == pytest.approx(statistics.median(sums))
+            assert time.launches == statistics.median(map(len, of_steps))
+            kernels = [kernel for kernel in phase.functions if kernel.category == category]
+            assert sum(kernel.ms for kernel in kernels) == pytest.approx(time.ms)
+            assert sum(kernel.launches for kernel in kernels) == pytest.approx(time.launches)
 
 
 @settings(max_examples=150)
