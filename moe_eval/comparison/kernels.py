@@ -218,8 +218,8 @@ def _categories_sentence(change: PhaseChange, names: tuple[str, str], per: str) 
         f"The expert GEMMs of {after} take {abs(gain):.3f} ms {'less' if gain >= 0 else 'more'} {per} than those of "
         f"{before}" + (f" ({expert.before_ms:.3f} to {expert.after_ms:.3f} ms)" if expert else "")
     ]
-    own = ("expert_gemm", _WAIT)
-    others = [(name, category.change_ms) for name, category in change.categories.items() if name not in own]
+    apart = ("expert_gemm", _WAIT)
+    others = [(name, category.change_ms) for name, category in change.categories.items() if name not in apart]
     others.sort(key=lambda item: -abs(item[1]))
     costs = ", ".join(f"{name} {ms:+.3f} ms" for name, ms in others if ms > small)
     gains = ", ".join(f"{name} {ms:+.3f} ms" for name, ms in others if ms < -small)

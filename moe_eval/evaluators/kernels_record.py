@@ -61,6 +61,7 @@ def make(
         contradiction=wrong,
         verified=False if wrong else None if label is None or parts.observed.precision is None else True,
         categories=parts.whole,
+        transfer_ms=parts.transfer_ms,
         total=total,
         ceiling=ceiling(experts / works if works else 0.0).if_free,
         phases=phases,

@@ -242,7 +242,9 @@ class KernelsRecord:
             that ran, with `evidence`. `contradiction`: a sentence where both differ. `verified`: whether they agree;
             None where one is not known.
         unit: of the times in `categories` and `total`.
-        ceiling: 1 / (1 - share of expert_gemm), by durations. None where nothing else ran, or for no trace.
+        transfer_ms: in which all ranks are in the same collective, each counted once. None for one rank.
+        ceiling: 1 / (1 - share of expert_gemm), by durations without waiting for other ranks. None where nothing else
+            ran, or for no trace.
         unprofiled_ms, profiled_ms: the run's time without and with the profiler; `profiler_overhead` is their ratio
             minus 1. None for a trace from elsewhere.
     """
@@ -269,6 +271,7 @@ class KernelsRecord:
     verified: bool | None = None
     unit: Literal["ms"] = "ms"
     categories: Mapping[str, TracedTime] = field(default_factory=dict)
+    transfer_ms: float | None = None
     total: TracedTime | None = None
     ceiling: float | None = None
     phases: Mapping[str, PhaseTime] = field(default_factory=dict)

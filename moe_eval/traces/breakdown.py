@@ -25,7 +25,8 @@ _PHASE_ORDER = ("prefill", "mixed", "decode", steps.UNKNOWN, steps.WHOLE, steps.
 class Breakdown:
     """A trace by phases, each with all its kernels.
 
-    `whole`: by category, inside and outside of steps, on all ranks. `roles`, `steps`: what the phases were made of.
+    `whole`: by category, inside and outside of steps, on all ranks. `transfer_ms`: all ranks are in the same
+    collective, each counted once. None for one rank. `roles`, `steps`: what the phases were made of.
     """
 
     phases: Mapping[str, PhaseTime]
@@ -34,6 +35,7 @@ class Breakdown:
     devices: int
     rows: int
     whole: Mapping[str, TracedTime]
+    transfer_ms: float | None
     observed: ObservedPrecision
     roles: Roles = field(repr=False, compare=False)
     steps: tuple[JointStep, ...] = field(repr=False, compare=False)
@@ -65,6 +67,7 @@ def make(trace: Trace) -> Breakdown:
         cut.devices,
         len(kernels),
         whole(trace, times),
+        float((matches.end_ns - matches.begin_ns).sum()) / _MS if len(ranks) > 1 else None,
         observe(trace, assigned),
         assigned,
         tuple(joint),

@@ -84,9 +84,9 @@ def _in_step(by_rank: dict[int, list[Step]], matches: Matches, rows: int) -> lis
         for at, parts in enumerate(joint):
             event[np.concatenate([step.rows for step in parts])] = at
         starts = list(map(_start, joint))
-        known = np.where(matches.members == NONE, NONE, event[matches.members]).max(axis=1, initial=NONE)
-        shared = (known != NONE) & (matches.members[:, rank] != NONE)
-        place = _by_votes(by_rank[rank], event, known[shared], matches.members[shared, rank])
+        number_of_event = np.where(matches.members == NONE, NONE, event[matches.members]).max(axis=1, initial=NONE)
+        shared = (number_of_event != NONE) & (matches.members[:, rank] != NONE)
+        place = _by_votes(by_rank[rank], event, number_of_event[shared], matches.members[shared, rank])
         taken = set(place.values())
         for at, step in enumerate(by_rank[rank]):
             number = place.get(at)
@@ -100,18 +100,18 @@ def _in_step(by_rank: dict[int, list[Step]], matches: Matches, rows: int) -> lis
     return sorted(joint, key=_start)
 
 
-def _by_votes(steps: Sequence[Step], event: Ints, known: Ints, own: Ints) -> dict[int, int]:
+def _by_votes(steps: Sequence[Step], event: Ints, joint: Ints, rows: Ints) -> dict[int, int]:
     """For a rank's steps the joint steps with which they share the most collectives, each at most once.
 
     Args:
-        known: joint steps of collectives. `own`: the rank's rows of the same.
+        joint: joint steps of collectives. `rows`: the rank's rows of the same.
     """
     step_of_row = np.full(len(event), NONE, np.int64)
     for at, step in enumerate(steps):
         step_of_row[step.rows] = at
-    voting = step_of_row[own] != NONE
-    size = int(known.max(initial=0)) + 1
-    pairs, counts = np.unique(step_of_row[own][voting] * size + known[voting], return_counts=True)
+    voting = step_of_row[rows] != NONE
+    size = int(joint.max(initial=0)) + 1
+    pairs, counts = np.unique(step_of_row[rows][voting] * size + joint[voting], return_counts=True)
     place: dict[int, int] = {}
     taken: set[int] = set()
     for at in np.argsort(-counts, kind="stable").tolist():
@@ -128,14 +128,14 @@ def _start(parts: Sequence[Step]) -> int:
 
 def _meet(step: Step, parts: Sequence[Step]) -> bool:
     """Whether the middle of a step lies in another one. What is outside of steps meets its like alone."""
-    other, middle = parts[0], (step.start_ns + step.end_ns) // 2
-    return (step.phase == OUTSIDE) == (other.phase == OUTSIDE) and middle < other.end_ns
+    first, middle = parts[0], (step.start_ns + step.end_ns) // 2
+    return (step.phase == OUTSIDE) == (first.phase == OUTSIDE) and middle < first.end_ns
 
 
 def _phase(parts: Iterable[Step]) -> str:
     phases = {step.phase for step in parts}
-    named = phases - {OUTSIDE, UNKNOWN, WHOLE} or phases - {OUTSIDE} or phases
-    return named.pop() if len(named) == 1 else "mixed"
+    telling = phases - {OUTSIDE, UNKNOWN, WHOLE} or phases - {OUTSIDE} or phases
+    return telling.pop() if len(telling) == 1 else "mixed"
 
 
 def _joint(parts: Sequence[Step]) -> JointStep:

@@ -77,11 +77,11 @@ def late_ranks(lateness: Lateness, events: Ints, steps: int) -> tuple[LateRank, 
     ranks = []
     events = events[lateness.late_ns[events] > 0]
     for rank in np.unique(lateness.rank[events]).tolist():
-        own = events[lateness.rank[events] == rank]
-        work = lateness.work_ns[own].sum(axis=0)
-        late = float(lateness.late_ns[own].sum())
+        last_at = events[lateness.rank[events] == rank]
+        work = lateness.work_ns[last_at].sum(axis=0)
+        late = float(lateness.late_ns[last_at].sum())
         because = dict(zip((*TIMED_CATEGORIES, GAPS), [*work.tolist(), late - float(work.sum())], strict=True))
         longest = sorted(because.items(), key=lambda part: -part[1])
         parts = {name: ns / _MS / steps for name, ns in longest if ns}
-        ranks.append(LateRank(rank, len(own) / steps, late / _MS / steps, parts))
+        ranks.append(LateRank(rank, len(last_at) / steps, late / _MS / steps, parts))
     return tuple(sorted(ranks, key=lambda rank: (-rank.late_ms, rank.rank)))

@@ -37,7 +37,7 @@ def together(traces: Sequence[Trace], names: Sequence[str]) -> Trace:
     parts, notes = [first], list(first.notes)
     for trace, name in zip(others, names[1:], strict=True):
         # the first of the files before with which it shares collectives, else the first
-        clocks = (_clock(part, trace, other, name) for part, other in zip(parts, names, strict=False))
+        clocks = (_clock(part, trace, part_name, name) for part, part_name in zip(parts, names, strict=False))
         unrelated = offset, sentence, related = next(clocks)
         if not related:
             offset, sentence, _ = next((clock for clock in clocks if clock[2]), unrelated)
@@ -55,9 +55,9 @@ def _clock(first: Trace, second: Trace, first_name: str, name: str) -> tuple[int
     Also whether the two share collectives.
     """
     shared = None if first.clock_ns is None or second.clock_ns is None else second.clock_ns - first.clock_ns
-    one, other = _collectives(first.kernels), _collectives(second.kernels)
-    spread = _by_time(first.kernels, second.kernels, one, other, shared or 0)
-    aligned = _by_order(first.kernels, second.kernels, one, other)
+    rows, second_rows = _collectives(first.kernels), _collectives(second.kernels)
+    spread = _by_time(first.kernels, second.kernels, rows, second_rows, shared or 0)
+    aligned = _by_order(first.kernels, second.kernels, rows, second_rows)
     if shared is not None and aligned is None:  # ranks that do not wait for each other
         return shared, None, spread is not None
     if spread is not None and (aligned is None or spread <= _CLEARLY * aligned[0]):
@@ -71,17 +71,17 @@ def _clock(first: Trace, second: Trace, first_name: str, name: str) -> tuple[int
 
 def _collectives(table: Kernels) -> Ints:
     """The collectives of a trace's first rank, by end."""
-    named = np.array([classify(name).category == "allreduce" for name in table.names] or [False])
-    rows = np.flatnonzero(named[table.name] & (table.kind == KERNEL))
+    is_collective = np.array([classify(name).category == "allreduce" for name in table.names] or [False])
+    rows = np.flatnonzero(is_collective[table.name] & (table.kind == KERNEL))
     if len(rows):
         rows = rows[(table.process[rows] == table.process[rows[0]]) & (table.device[rows] == table.device[rows[0]])]
     return rows[np.argsort(table.end_ns[rows], kind="stable")]
 
 
-def _by_time(first: Kernels, second: Kernels, one: Ints, other: Ints, offset: int) -> float | None:
+def _by_time(first: Kernels, second: Kernels, rows: Ints, second_rows: Ints, offset: int) -> float | None:
     """The mean deviation of the ends of collectives that fall together, in ns. None where most do not."""
-    starts = first.start_ns[one], second.start_ns[other] + offset
-    ends = first.end_ns[one], second.end_ns[other] + offset
+    starts = first.start_ns[rows], second.start_ns[second_rows] + offset
+    ends = first.end_ns[rows], second.end_ns[second_rows] + offset
     partner = collectives.partners(starts, ends)
     if not collectives.simultaneous(*ends, partner):
         return None
@@ -100,25 +100,28 @@ def _spread(apart: Ints) -> float:
     return float(np.mean(np.abs(apart - np.median(apart))))
 
 
-def _by_order(first: Kernels, second: Kernels, one: Ints, other: Ints) -> tuple[float, int, int] | None:
+def _by_order(first: Kernels, second: Kernels, rows: Ints, second_rows: Ints) -> tuple[float, int, int] | None:
     """How the k-th collectives of two ranks end together best: mean deviation and offset in ns, and how many there are.
 
     Either may lack some at both ends of the recording. None where no order fits.
     """
     code = {name: at for at, name in enumerate(first.names)}
-    names = first.name[one], np.array([code.get(name, NONE) for name in second.names] or [NONE])[second.name[other]]
-    ends = first.end_ns[one], second.end_ns[other]
-    most = min(_SHIFTS, (max(len(one), len(other)) + 1) // 2)
+    names = (
+        first.name[rows],
+        np.array([code.get(name, NONE) for name in second.names] or [NONE])[second.name[second_rows]],
+    )
+    ends = first.end_ns[rows], second.end_ns[second_rows]
+    widest = min(_SHIFTS, (max(len(rows), len(second_rows)) + 1) // 2)
     best = None
-    for shift in sorted(range(-most, most + 1), key=abs):
-        begin, end = max(0, -shift), min(len(other), len(one) - shift)
-        if end - begin < max(1, min(len(one), len(other)) / 2):
+    for shift in sorted(range(-widest, widest + 1), key=abs):
+        begin, end = max(0, -shift), min(len(second_rows), len(rows) - shift)
+        if end - begin < max(1, min(len(rows), len(second_rows)) / 2):
             continue
         stride = 1 + (end - begin) // _SAMPLES
-        ahead, own = slice(begin + shift, end + shift, stride), slice(begin, end, stride)
-        if np.mean(names[0][ahead] == names[1][own]) < _FITTING:
+        ahead, behind = slice(begin + shift, end + shift, stride), slice(begin, end, stride)
+        if np.mean(names[0][ahead] == names[1][behind]) < _FITTING:
             continue
-        apart = ends[0][ahead] - ends[1][own]
+        apart = ends[0][ahead] - ends[1][behind]
         spread = _spread(apart)
         if (best is None or spread < best[0]) and collectives.ends_together(apart, ends[0]):
             best = (spread, int(np.median(apart)), end - begin)
