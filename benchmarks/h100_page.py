@@ -21,7 +21,8 @@ from moe_eval.evaluators.speed import OF_CALLS, timed_by
 from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.labels import Status
-from moe_eval.records.latency import FloorReached, LatencyRecord
+from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.shape_latency import FloorReached
 from moe_eval.report import kernels_table, speed_table
 from moe_eval.report.console import plain_text
 from moe_eval.report.markdown import columns

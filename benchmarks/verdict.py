@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from moe_eval import stats
 from moe_eval.comparison import speed, verdict
-from moe_eval.records.comparison import PairSchedule, Rules, Verdict
+from moe_eval.records.comparison import PairSchedule
 from moe_eval.records.run import Mode
+from moe_eval.records.verdicts import Rules, Verdict
 
 Array = npt.NDArray[Any]
 RULES = Rules()

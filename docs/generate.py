@@ -18,11 +18,37 @@ from moe_eval.cli.options.commands import COMMANDS
 from moe_eval.cli.options.option import Option, options_of
 from moe_eval.data import workload
 from moe_eval.machine import hardware, rates, sampler
-from moe_eval.records import comparison, harness, kernels, labels, latency, quality, run
+from moe_eval.records import (
+    comparison,
+    harness,
+    kernels,
+    labels,
+    latency,
+    quality,
+    ratios,
+    run,
+    samples,
+    shape_comparison,
+    shape_latency,
+    verdicts,
+)
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 _NOTE = "<!-- Written by docs/generate.py: change the dataclasses and run it. -->"
-_MODULES = (run, latency, quality, kernels, comparison, harness, labels)
+_MODULES = (
+    run,
+    latency,
+    shape_latency,
+    samples,
+    quality,
+    kernels,
+    comparison,
+    shape_comparison,
+    ratios,
+    verdicts,
+    harness,
+    labels,
+)
 _PARTS = (
     stats.Estimate,
     stats.Divergence,

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord, Rules
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.verdicts import Rules
 
 if TYPE_CHECKING:
     import pandas

@@ -13,8 +13,9 @@ from moe_eval.comparison import gate, wording
 from moe_eval.errors import UsageError
 from moe_eval.exits import Ended
 from moe_eval.records import disk
-from moe_eval.records.comparison import COMPARISON_FILE, Verdict
+from moe_eval.records.comparison import COMPARISON_FILE
 from moe_eval.records.run import RUN_FILE
+from moe_eval.records.verdicts import Verdict
 from moe_eval.report import write
 
 _PAGE, _TEXT = "report.html", "report.md"

@@ -9,7 +9,8 @@ from moe_eval.comparison import gate, pairs, verdict
 from moe_eval.exits import Ended
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord, Rules
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.verdicts import Rules
 from moe_eval.report import write
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.request import Command

@@ -16,9 +16,10 @@ from moe_eval.comparison import gate, wording
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import Ended, code, terminable
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord, Rules
+from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
+from moe_eval.records.verdicts import Rules
 from moe_eval.report import quality_table, speed_table
 from moe_eval.report.console import NamedTask, TaskProgress, print_renderable, say
 from moe_eval.runner import plan as planning

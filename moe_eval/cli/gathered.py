@@ -12,9 +12,10 @@ from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, run_files
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord, Rules
+from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
+from moe_eval.records.verdicts import Rules
 from moe_eval.tracking import fetch
 
 

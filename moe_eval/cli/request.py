@@ -26,9 +26,9 @@ from moe_eval.machine import hardware, nsys
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records import disk
-from moe_eval.records.comparison import Rules
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EVALUATORS, EvaluatorName
+from moe_eval.records.verdicts import Rules
 from moe_eval.runner.request import ArmsRequest, Command, RunRequest, SharedSettings
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from moe_eval.comparison import explained
 from moe_eval.comparison.wording import capitalised, place, ratio_text
-from moe_eval.records.comparison import Pair, PhaseChange, Rules, ShapeComparison, Verdict
+from moe_eval.records.comparison import Pair
+from moe_eval.records.shape_comparison import PhaseChange, ShapeComparison
+from moe_eval.records.verdicts import Rules, Verdict
 
 # what a lower precision adds to a step, in a reader's words
 _COSTS = {"quant_dequant": "quantisation", "routing_permute": "permutation"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moe_eval.records.comparison import PhaseChange, Ratio, SpeedRatios
 from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.ratios import Ratio, SpeedRatios
+from moe_eval.records.shape_comparison import PhaseChange
 
 # a measured ratio may be off a prediction by this factor either way
 EXPLAINED = 1.15

@@ -13,8 +13,11 @@ from moe_eval import stats
 from moe_eval.comparison import verdict, wording
 from moe_eval.errors import UsageError
 from moe_eval.records.by_arm import REPEAT_SUFFIX
-from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, Rules, ShapeComparison, Verdict
+from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 
 _OF_SPEED = {"speed": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms", "energy": "j_per_tok"}

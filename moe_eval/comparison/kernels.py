@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from moe_eval.comparison.explained import EXPLAINED, cause, explains
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators.kernels_record import short_name
-from moe_eval.records.comparison import CategoryChange, PhaseChange
 from moe_eval.records.kernels import CategoryTime, KernelsRecord, KernelTime, PhaseTime
+from moe_eval.records.shape_comparison import CategoryChange, PhaseChange
 from moe_eval.traces.collectives import SHOWN_CATEGORIES
 from moe_eval.traces.steps import WHOLE
 

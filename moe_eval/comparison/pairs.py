@@ -9,23 +9,16 @@ from moe_eval.comparison import comparable, explained, kernels, quality, speed, 
 from moe_eval.comparison.comparable import engine, measured, scored
 from moe_eval.data.workload import Shape
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import (
-    CeilingOfPhase,
-    ComparedArm,
-    ComparisonRecord,
-    Interval,
-    Pair,
-    PairSchedule,
-    Rules,
-    ShapeComparison,
-    Sides,
-    Verdict,
-)
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, PairSchedule
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
 from moe_eval.records.labels import EngineFacts, Status
-from moe_eval.records.latency import Capacity, LatencyRecord, ShapeLatency
+from moe_eval.records.latency import Capacity, LatencyRecord
 from moe_eval.records.quality import NO_NUMBERS, QualityRecord
+from moe_eval.records.ratios import Interval, Sides
 from moe_eval.records.run import RunRecord, Skipped
+from moe_eval.records.shape_comparison import CeilingOfPhase, ShapeComparison
+from moe_eval.records.shape_latency import ShapeLatency
+from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.stats import LEAST_LOADS
 
 _METRICS = ("e2e_ms", "ttft_ms", "tpot_ms", "j_per_tok")

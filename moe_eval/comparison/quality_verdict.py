@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from moe_eval.comparison.comparable import engine, scored
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import QualityComparison, QualityVerdict
+from moe_eval.records.comparison import QualityComparison
+from moe_eval.records.verdicts import QualityVerdict
 
 # An arm outside this band is a wrong checkpoint, tokenizer, scale or kernel, and no matter of precision. Every honest
 # arm here is far inside: NVFP4 in all layers of the shipped model, small and so the worst to round, is at 1.11 times

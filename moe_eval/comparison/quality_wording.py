@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from moe_eval.records.comparison import QualityComparison, QualityVerdict
+from moe_eval.records.comparison import QualityComparison
+from moe_eval.records.verdicts import QualityVerdict
 
 
 def sentence(quality: QualityComparison, broken: Sequence[str], *, has_more_text: bool) -> str:

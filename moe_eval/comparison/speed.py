@@ -10,8 +10,12 @@ from moe_eval import stats
 from moe_eval.comparison.comparable import engine
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators.speed import OF_CALLS, OF_TOKENS
-from moe_eval.records.comparison import Clocks, Fairness, PairSchedule, Ratio, SpeedRatios
-from moe_eval.records.latency import LatencyRecord, Routing, Sample, ShapeLatency
+from moe_eval.records.comparison import PairSchedule
+from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.ratios import Ratio, SpeedRatios
+from moe_eval.records.samples import Sample
+from moe_eval.records.shape_comparison import Clocks, Fairness
+from moe_eval.records.shape_latency import Routing, ShapeLatency
 
 _MOST_APART = 0.05  # of the greater number of experts: beyond it two arms have not done the same work
 # How far two runs are taken to be apart beside what their loads show: a load of Qwen3-MoE in BF16 on one H100 and one

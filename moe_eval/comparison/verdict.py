@@ -9,16 +9,10 @@ from dataclasses import replace
 from moe_eval import stats
 from moe_eval.comparison import wording
 from moe_eval.comparison.because import because
-from moe_eval.records.comparison import (
-    ComparedArm,
-    ComparisonRecord,
-    Pair,
-    QualityVerdict,
-    Ratio,
-    Rules,
-    ShapeComparison,
-    Verdict,
-)
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
 from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 
 _MOST_LOADS = 64  # more than anybody waits for

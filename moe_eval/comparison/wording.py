@@ -5,19 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from moe_eval.records.comparison import (
-    TIME_OF,
-    ComparedArm,
-    ComparisonRecord,
-    DecidingTime,
-    Pair,
-    QualityComparison,
-    Ratio,
-    Rules,
-    ShapeComparison,
-    Verdict,
-)
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, QualityComparison
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.verdicts import TIME_OF, DecidingTime, Rules, Verdict
 from moe_eval.stats import LEAST_LOADS
 
 _UNFINISHED = {Status.SKIPPED: "was left out", Status.RUNNING: "did not finish"}

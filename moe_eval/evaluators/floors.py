@@ -9,7 +9,7 @@ from typing import Literal
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.errors import UsageError
 from moe_eval.machine.rates import Rates
-from moe_eval.records.latency import Floor
+from moe_eval.records.shape_latency import Floor
 
 DistinctSource = Literal["counted", "independent draws"]
 

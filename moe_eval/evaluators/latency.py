@@ -15,7 +15,7 @@ from moe_eval.engines.base import Completion, Engine, GenerationRequest, TokenId
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators.warm_up import ended
 from moe_eval.machine.nvml import Nvml
-from moe_eval.records.latency import Sample, WarmUp
+from moe_eval.records.samples import Sample, WarmUp
 
 # sources that differ by more than this get a note
 DISAGREEMENT = 0.02

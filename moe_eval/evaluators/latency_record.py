@@ -13,18 +13,10 @@ from moe_eval.evaluators.trend import trend
 from moe_eval.evaluators.warm_up import UNSETTLED
 from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
-from moe_eval.records.latency import (
-    Capacity,
-    LatencyRecord,
-    MemoryUse,
-    Routing,
-    Sample,
-    ShapeLatency,
-    Turn,
-    WarmUp,
-    WorkloadLabel,
-)
+from moe_eval.records.latency import Capacity, LatencyRecord, MemoryUse, WorkloadLabel
 from moe_eval.records.run import Schedule
+from moe_eval.records.samples import Sample, Turn, WarmUp
+from moe_eval.records.shape_latency import Routing, ShapeLatency
 
 
 @dataclass(frozen=True)

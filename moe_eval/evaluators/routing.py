@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators.floors import expected_distinct
-from moe_eval.records.latency import Routing
+from moe_eval.records.shape_latency import Routing
 
 Array = npt.NDArray[Any]
 

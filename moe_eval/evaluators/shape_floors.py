@@ -8,7 +8,8 @@ from moe_eval.data.workload import Shape
 from moe_eval.evaluators import floors
 from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import EngineFacts
-from moe_eval.records.latency import Floor, FloorReached, Floors, LatencyMetrics, Metric
+from moe_eval.records.samples import LatencyMetrics, Metric
+from moe_eval.records.shape_latency import Floor, FloorReached, Floors
 
 # what matrices are multiplied in, by precision: rates are measured by torch's name of the type
 _MULTIPLIED_IN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}

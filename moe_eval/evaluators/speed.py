@@ -11,7 +11,7 @@ from itertools import accumulate
 from moe_eval import stats
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators.latency import DISAGREEMENT
-from moe_eval.records.latency import LatencyFigures, LatencyMetrics, Metric, Sample, SourceMedians
+from moe_eval.records.samples import LatencyFigures, LatencyMetrics, Metric, Sample, SourceMedians
 
 METRICS = tuple(metric.name for metric in fields(LatencyMetrics))
 # where several sources time the same thing the first of these counts: what the GPU's own clock says of whole calls,

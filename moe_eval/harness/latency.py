@@ -19,7 +19,7 @@ from moe_eval.harness.untyped import Answer, Sample
 from moe_eval.machine import hardware
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
-from moe_eval.records.latency import LatencyMetrics
+from moe_eval.records.samples import LatencyMetrics
 from moe_eval.tracking import keys
 
 

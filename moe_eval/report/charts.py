@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moe_eval.comparison.explained import explains
-from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, ShapeComparison, Verdict
+from moe_eval.records.comparison import ComparisonRecord, Pair
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.verdicts import Verdict
 from moe_eval.report import arm_tables, bars, drawing, pair_tables, points
 from moe_eval.report.drawing import Chart
 from moe_eval.report.points import Point, Series

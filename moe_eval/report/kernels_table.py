@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moe_eval.records.comparison import PhaseChange
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
+from moe_eval.records.shape_comparison import PhaseChange
 from moe_eval.report import kernels_details
 from moe_eval.report import kernels_words as words
 from moe_eval.report.console import SideBySide, lines_of, number_table

@@ -9,8 +9,9 @@ from itertools import count
 
 import jinja2
 
-from moe_eval.records.comparison import ComparisonRecord, Verdict
+from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
+from moe_eval.records.verdicts import Verdict
 from moe_eval.report import drawing, sections
 from moe_eval.report.drawing import Chart
 from moe_eval.report.sections import Heading, PairVerdict, Paragraph

@@ -6,20 +6,10 @@ from collections.abc import Mapping
 
 from moe_eval.comparison.verdict import of_ratio
 from moe_eval.comparison.wording import ratio_digits
-from moe_eval.records.comparison import (
-    TIME_OF,
-    CategoryChange,
-    ComparedArm,
-    ComparisonRecord,
-    Pair,
-    PhaseChange,
-    QualityComparison,
-    Ratio,
-    Rules,
-    ShapeComparison,
-    Sides,
-    Verdict,
-)
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, QualityComparison
+from moe_eval.records.ratios import Ratio, Sides
+from moe_eval.records.shape_comparison import CategoryChange, PhaseChange, ShapeComparison
+from moe_eval.records.verdicts import TIME_OF, Rules, Verdict
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     METRICS,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from moe_eval.comparison.explained import cause, explains
-from moe_eval.records.comparison import Pair, PhaseChange, ShapeComparison
+from moe_eval.records.comparison import Pair
+from moe_eval.records.shape_comparison import PhaseChange, ShapeComparison
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     Row,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moe_eval.records.comparison import ComparisonRecord, Pair, Rules, Verdict
+from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
+from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.report import arm_tables, charts, pair_tables, prediction_tables
 from moe_eval.report.drawing import Chart
 from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, plain, with_speed

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 
-from moe_eval.records.comparison import ComparisonRecord, Pair, Rules, ShapeComparison, Verdict
-from moe_eval.records.latency import LatencyRecord, ShapeLatency
+from moe_eval.records.comparison import ComparisonRecord, Pair
+from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.shape_latency import ShapeLatency
+from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.report import pair_tables
 from moe_eval.report.console import lines_of, rich_table
 from moe_eval.report.text import (

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_eval.comparison.wording import interval_digits
-from moe_eval.records.comparison import ComparisonRecord, Interval, Pair, Ratio, Verdict
-from moe_eval.records.latency import Metric
+from moe_eval.records.comparison import ComparisonRecord, Pair
+from moe_eval.records.ratios import Interval, Ratio
 from moe_eval.records.run import Mode
+from moe_eval.records.samples import Metric
+from moe_eval.records.verdicts import Verdict
 from moe_eval.stats import CONFIDENCE
 
 NONE = "not measured"

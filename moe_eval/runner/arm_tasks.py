@@ -20,8 +20,9 @@ from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.rates import Rates, measure_rates
 from moe_eval.records.kernels import KernelsRecord
-from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
+from moe_eval.records.samples import Sample, WarmUp
+from moe_eval.records.shape_latency import Routing
 
 
 def quality(

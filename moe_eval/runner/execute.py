@@ -18,8 +18,9 @@ from moe_eval.machine.sampler import Sampler
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
-from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
+from moe_eval.records.samples import Sample, WarmUp
+from moe_eval.records.shape_latency import Routing
 from moe_eval.runner.arm_process import ArmDied, ArmFailed, ArmProcess, Load
 from moe_eval.runner.folder import LOG, RunFolder
 from moe_eval.runner.recording import Recording

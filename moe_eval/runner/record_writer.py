@@ -10,9 +10,10 @@ from moe_eval.evaluators.quality import Scores
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, Status
-from moe_eval.records.latency import MemoryUse, Turn
+from moe_eval.records.latency import MemoryUse
 from moe_eval.records.quality import NoiseFloor
 from moe_eval.records.run import UNMEASURED
+from moe_eval.records.samples import Turn
 from moe_eval.runner import fit
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan

@@ -11,8 +11,9 @@ from moe_eval import stats
 from moe_eval.errors import UsageError
 from moe_eval.evaluators.speed import OF_CALLS, timed_by
 from moe_eval.records import by_arm
-from moe_eval.records.latency import LatencyRecord, ShapeLatency
+from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.run import Schedule
+from moe_eval.records.shape_latency import ShapeLatency
 
 _ASSUMED = 0.01  # loads of a Qwen3-MoE in BF16 on H100s scattered by 0.15 % (batch 32, 64) to about 1.1 % (batch 1)
 _POWER = 0.9

@@ -10,9 +10,10 @@ from moe_eval.data.workload import Shape
 from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, Status
-from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.run import EvaluatorName, Schedule
+from moe_eval.records.samples import Sample, WarmUp
+from moe_eval.records.shape_latency import Routing
 
 Kind = Literal["quality", "noise", "latency", "kernels", "routing"]
 ROUTING_LOAD, RECORDED_LOAD = -1, -2

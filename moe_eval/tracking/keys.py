@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from moe_eval.evaluators import kernels_record
-from moe_eval.records.comparison import ComparisonRecord, Pair, Ratio, Verdict
+from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
-from moe_eval.records.latency import LatencyMetrics, LatencyRecord, Metric
+from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.samples import LatencyMetrics, Metric
+from moe_eval.records.verdicts import Verdict
 from moe_eval.stats import Estimate
 
 # of SpeedRatios and LatencyMetrics: above 1 is better for all of them

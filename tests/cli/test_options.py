@@ -16,7 +16,7 @@ from moe_eval.cli.options.commands import COMMANDS, COMPARE, KERNELS, LOG, PERF,
 from moe_eval.cli.options.option import options_of
 from moe_eval.cli.request import recorded
 from moe_eval.emulation.model import SCOPES
-from moe_eval.records.comparison import TIME_OF
+from moe_eval.records.verdicts import TIME_OF
 from moe_eval.stats import LEAST_LOADS
 from tests.conftest import ROOT
 

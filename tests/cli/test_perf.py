@@ -16,9 +16,12 @@ import pytest
 
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
-from moe_eval.records.comparison import ComparisonRecord, Verdict
+from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
-from moe_eval.records.latency import LatencyRecord, Sample, ShapeLatency
+from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.samples import Sample
+from moe_eval.records.shape_latency import ShapeLatency
+from moe_eval.records.verdicts import Verdict
 from moe_eval.runner import fit
 from moe_eval.runner.folder import RunFolder
 from tests.cli.commands import Command, Ended, cells, start

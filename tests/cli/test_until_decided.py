@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from moe_eval.records import disk
-from moe_eval.records.comparison import ComparisonRecord, Verdict
+from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.verdicts import Verdict
 from moe_eval.runner import fit
 from tests.cli.commands import Command, Ended
 from tests.doubles.arm_process import Stage, number

@@ -6,8 +6,11 @@ import itertools
 from dataclasses import replace
 
 from moe_eval.comparison.because import because, deciding
-from moe_eval.records.comparison import Interval, Pair, ShapeComparison, Sides, Verdict
+from moe_eval.records.comparison import Pair
 from moe_eval.records.kernels import TraceSource
+from moe_eval.records.ratios import Interval, Sides
+from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.verdicts import Verdict
 from tests.doubles import comparisons as made
 from tests.doubles import recorded_arms
 from tests.doubles.comparisons import ABOVE, BELOW, RULES, WIDE, Known, decide, shape, traced

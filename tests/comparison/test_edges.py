@@ -12,9 +12,12 @@ from moe_eval import stats
 from moe_eval.comparison import gate, pairs, verdict
 from moe_eval.comparison.gate import GateResult
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import Pair, QualityVerdict, Ratio, Verdict
+from moe_eval.records.comparison import Pair
 from moe_eval.records.labels import Status
-from moe_eval.records.latency import LatencyRecord, Sample
+from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.samples import Sample
+from moe_eval.records.verdicts import QualityVerdict, Verdict
 from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 from tests.doubles import comparisons
 from tests.doubles import recorded_arms as made

@@ -13,8 +13,9 @@ import pytest
 from moe_eval.comparison import gate, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord, Verdict
-from moe_eval.records.latency import Sample
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.samples import Sample
+from moe_eval.records.verdicts import Verdict
 from moe_eval.stats import ERROR_RATE
 from tests.doubles import recorded_arms as made
 

@@ -10,8 +10,8 @@ import pytest
 from moe_eval.comparison import kernels
 from moe_eval.comparison.explained import cause, explains
 from moe_eval.evaluators import kernels_record
-from moe_eval.records.comparison import PhaseChange
 from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.shape_comparison import PhaseChange
 from moe_eval.traces.readers import files
 from tests.doubles import timeline
 from tests.doubles.comparisons import WIDE, traced

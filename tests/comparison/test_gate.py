@@ -12,16 +12,11 @@ from scipy import stats as distributions
 from moe_eval.comparison import gate
 from moe_eval.comparison.gate import GateResult
 from moe_eval.errors import UsageError
-from moe_eval.records.comparison import (
-    ComparedArm,
-    ComparisonRecord,
-    PairSchedule,
-    QualityComparison,
-    SpeedRatios,
-    Verdict,
-)
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, PairSchedule, QualityComparison
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import SpeedRatios
 from moe_eval.records.run import Skipped
+from moe_eval.records.verdicts import Verdict
 from moe_eval.stats import Estimate
 from tests.doubles import comparisons as made
 from tests.doubles.comparisons import QUALITY, TURNS, UNFAIR, Known, shape

@@ -10,8 +10,11 @@ from scipy import stats as distributions
 
 from moe_eval.comparison import gate
 from moe_eval.comparison.gate import GateResult
-from moe_eval.records.comparison import Clocks, ComparedArm, ComparisonRecord, SpeedRatios, Verdict
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import SpeedRatios
+from moe_eval.records.shape_comparison import Clocks
+from moe_eval.records.verdicts import Verdict
 from tests.doubles import comparisons as made
 from tests.doubles.comparisons import ABOVE, FAIR, UNCHECKED, ratio, shape
 

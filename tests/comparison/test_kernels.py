@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from moe_eval.comparison import kernels
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators import kernels_record
-from moe_eval.records.comparison import PhaseChange
 from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.shape_comparison import PhaseChange
 from moe_eval.traces.kernel_table import Launches
 from tests.doubles import ranks_play, timeline
 from tests.doubles.timeline import Timeline, generation

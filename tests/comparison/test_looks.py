@@ -13,7 +13,7 @@ from scipy import stats as distributions
 from moe_eval import stats
 from moe_eval.comparison import verdict
 from moe_eval.comparison.speed import ratio_of_loads
-from moe_eval.records.comparison import Verdict
+from moe_eval.records.verdicts import Verdict
 from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 from tests.doubles.comparisons import RULES, TURNS
 

@@ -18,10 +18,13 @@ from moe_eval.comparison import gate, kernels, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import CeilingOfPhase, Interval, LabelDifference, PairSchedule, SpeedRatios, Verdict
+from moe_eval.records.comparison import LabelDifference, PairSchedule
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import Capacity
+from moe_eval.records.ratios import Interval, SpeedRatios
 from moe_eval.records.run import Skipped
+from moe_eval.records.shape_comparison import CeilingOfPhase
+from moe_eval.records.verdicts import Verdict
 from moe_eval.traces.kernel_table import Launches
 from moe_eval.traces.readers import files
 from tests.doubles import recorded_arms as made

@@ -14,7 +14,8 @@ import pytest
 from moe_eval.comparison import quality_verdict, quality_wording
 from moe_eval.comparison.quality import compare
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import QualityComparison, QualityVerdict
+from moe_eval.records.comparison import QualityComparison
+from moe_eval.records.verdicts import QualityVerdict
 from moe_eval.stats import Divergence, Estimate
 from tests.doubles import recorded_arms as made
 

@@ -11,8 +11,11 @@ from scipy import stats as distributions
 
 from moe_eval.comparison import speed
 from moe_eval.data.workload import Shape
-from moe_eval.records.comparison import PairSchedule, Ratio
-from moe_eval.records.latency import LatencyRecord, Routing, Sample, ShapeLatency
+from moe_eval.records.comparison import PairSchedule
+from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.samples import Sample
+from moe_eval.records.shape_latency import Routing, ShapeLatency
 from tests.doubles import recorded_arms
 from tests.doubles.comparisons import TURNS, TWO_RUNS
 

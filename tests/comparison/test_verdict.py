@@ -15,15 +15,9 @@ from scipy import stats as distributions
 
 from moe_eval.comparison import verdict
 from moe_eval.comparison.speed import ratio_of_loads
-from moe_eval.records.comparison import (
-    Clocks,
-    Fairness,
-    QualityVerdict,
-    Ratio,
-    Rules,
-    SpeedRatios,
-    Verdict,
-)
+from moe_eval.records.ratios import Ratio, SpeedRatios
+from moe_eval.records.shape_comparison import Clocks, Fairness
+from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
 from tests.doubles.comparisons import (
     ABOVE,
     BELOW,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_eval.comparison import wording
-from moe_eval.records.comparison import SpeedRatios
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import SpeedRatios
 from tests.doubles import comparisons as made
 from tests.doubles.comparisons import ABOVE, BELOW, NO_GAIN, QUALITY, TWO_RUNS, WIDE, decide, ratio, shape, traced
 

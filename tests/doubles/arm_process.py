@@ -19,8 +19,9 @@ from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.rates import Rates
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, EngineFacts
-from moe_eval.records.latency import Routing, Sample, WarmUp
 from moe_eval.records.quality import QualityFigures
+from moe_eval.records.samples import Sample, WarmUp
+from moe_eval.records.shape_latency import Routing
 from moe_eval.runner.arm_process import ArmFailed, Load
 from tests.doubles import nsys
 from tests.doubles.nvml import Card

@@ -7,27 +7,26 @@ from dataclasses import replace
 
 from moe_eval.machine.hardware import Gpu, Machine
 from moe_eval.records.comparison import (
-    CategoryChange,
-    CeilingOfPhase,
-    Clocks,
     ComparedArm,
     ComparisonRecord,
-    Fairness,
-    Interval,
     LabelDifference,
     Pair,
     PairSchedule,
-    PhaseChange,
     QualityComparison,
-    Ratio,
-    ShapeComparison,
-    Sides,
-    SpeedRatios,
-    Verdict,
 )
 from moe_eval.records.kernels import KernelTime
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import Interval, Ratio, Sides, SpeedRatios
 from moe_eval.records.run import RunRecord, Schedule
+from moe_eval.records.shape_comparison import (
+    CategoryChange,
+    CeilingOfPhase,
+    Clocks,
+    Fairness,
+    PhaseChange,
+    ShapeComparison,
+)
+from moe_eval.records.verdicts import Verdict
 from moe_eval.stats import Divergence, Estimate
 
 GPU = "NVIDIA H100 80GB HBM3"

@@ -10,24 +10,11 @@ from typing import Any
 from scipy import stats as distributions
 
 from moe_eval.comparison import verdict
-from moe_eval.records.comparison import (
-    CategoryChange,
-    ComparedArm,
-    ComparisonRecord,
-    Fairness,
-    Interval,
-    Pair,
-    PairSchedule,
-    PhaseChange,
-    QualityComparison,
-    Ratio,
-    Rules,
-    ShapeComparison,
-    Sides,
-    SpeedRatios,
-    Verdict,
-)
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, PairSchedule, QualityComparison
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import Interval, Ratio, Sides, SpeedRatios
+from moe_eval.records.shape_comparison import CategoryChange, Fairness, PhaseChange, ShapeComparison
+from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.stats import Divergence, Estimate
 
 Known = tuple[float, float | None, float | None]

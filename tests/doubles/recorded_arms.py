@@ -24,9 +24,11 @@ from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.comparison import Pair
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
-from moe_eval.records.latency import LatencyRecord, Routing, Sample, Turn, WarmUp
+from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityFigures, QualityRecord
 from moe_eval.records.run import EVALUATORS, RUN_FILE, EvaluatorName, Mode, RunRecord, Schedule, Skipped
+from moe_eval.records.samples import Sample, Turn, WarmUp
+from moe_eval.records.shape_latency import Routing
 from moe_eval.traces.kernel_table import Trace
 from tests.doubles.timeline import generation
 

@@ -17,7 +17,7 @@ from moe_eval.evaluators import latency, warm_up
 from moe_eval.evaluators.latency import Clock
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.labels import EngineFacts
-from moe_eval.records.latency import WarmUp
+from moe_eval.records.samples import WarmUp
 from moe_eval.runner import arm_tasks
 from tests.doubles.nvml import ONE, Card, Fake
 from tests.doubles.timed_engine import FACTS, MadeUp

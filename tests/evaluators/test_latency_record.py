@@ -15,8 +15,10 @@ from moe_eval.machine.hardware import Gpu, Machine
 from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
-from moe_eval.records.latency import LatencyRecord, MemoryUse, Routing, Sample, Turn, WarmUp
+from moe_eval.records.latency import LatencyRecord, MemoryUse
 from moe_eval.records.run import Schedule
+from moe_eval.records.samples import Sample, Turn, WarmUp
+from moe_eval.records.shape_latency import Routing
 from tests.doubles.arm_process import FACTS
 from tests.evaluators.conftest import TOY
 

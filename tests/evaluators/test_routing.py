@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import routing
-from moe_eval.records.latency import Routing
+from moe_eval.records.shape_latency import Routing
 
 Array = npt.NDArray[Any]
 

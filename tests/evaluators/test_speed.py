@@ -10,7 +10,7 @@ import scipy.stats
 
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators import speed
-from moe_eval.records.latency import Sample
+from moe_eval.records.samples import Sample
 
 SHAPE = Shape(4, 100, 11)
 

@@ -19,10 +19,10 @@ from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import Verdict
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
+from moe_eval.records.verdicts import Verdict
 from tests.doubles import recorded_arms as made
 
 TWO = {1: [[100.0, 101.0], [100.0, 99.0]], 8: [[300.0, 301.0], [300.0, 299.0]]}

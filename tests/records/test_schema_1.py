@@ -15,18 +15,12 @@ from moe_eval.comparison import gate, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, run_files
-from moe_eval.records.comparison import (
-    ComparisonRecord,
-    Interval,
-    PairSchedule,
-    QualityComparison,
-    QualityVerdict,
-    Ratio,
-    ShapeComparison,
-    Verdict,
-)
+from moe_eval.records.comparison import ComparisonRecord, PairSchedule, QualityComparison
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import Interval, Ratio
 from moe_eval.records.run import Schedule
+from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.verdicts import QualityVerdict, Verdict
 
 GOLDEN = Path(__file__).parent / "golden_schema_1"
 

@@ -11,7 +11,8 @@ from itertools import pairwise
 import pytest
 
 from moe_eval.comparison.wording import ratio_text
-from moe_eval.records.comparison import Ratio, Rules, Verdict
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.report.pair_tables import ratio_of
 from tests.doubles import compared_arms
 from tests.doubles.report_page import TITLES, html, parsed, read, replaced

@@ -9,20 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from moe_eval.records.comparison import (
-    Clocks,
-    ComparisonRecord,
-    Fairness,
-    Interval,
-    Pair,
-    Ratio,
-    ShapeComparison,
-    Sides,
-    SpeedRatios,
-    Verdict,
-)
+from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.labels import Status
+from moe_eval.records.ratios import Interval, Ratio, Sides, SpeedRatios
 from moe_eval.records.run import Skipped
+from moe_eval.records.shape_comparison import Clocks, Fairness, ShapeComparison
+from moe_eval.records.verdicts import Verdict
 from moe_eval.report import charts, markdown
 from moe_eval.report.drawing import Chart
 from moe_eval.report.text import confidence_of, interval_head

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 from moe_eval.comparison import pairs
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparisonRecord, Fairness, Verdict
+from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.latency import LatencyRecord, MemoryUse
+from moe_eval.records.shape_comparison import Fairness
+from moe_eval.records.verdicts import Verdict
 from moe_eval.report import quality_table, speed_table
 from moe_eval.report.console import plain_text
 from tests.doubles import recorded_arms

@@ -18,7 +18,8 @@ import pytest
 
 from moe_eval.data.workload import Shape, from_seed, shapes
 from moe_eval.engines.base import EngineSettings
-from moe_eval.records.latency import Routing, WarmUp
+from moe_eval.records.samples import WarmUp
+from moe_eval.records.shape_latency import Routing
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from tests.conftest import SHIPPED
 

@@ -12,8 +12,8 @@ import pytest
 
 from moe_eval.comparison import kernels
 from moe_eval.evaluators import kernels_record
-from moe_eval.records.comparison import PhaseChange
 from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.shape_comparison import PhaseChange
 from moe_eval.traces.readers import files
 
 OWN = Path(__file__).parent / "data"

@@ -13,10 +13,10 @@ from moe_eval import tracking
 from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, disk
-from moe_eval.records.comparison import Verdict
 from moe_eval.records.labels import Status
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import UNMEASURED
+from moe_eval.records.verdicts import Verdict
 from moe_eval.report.pair_tables import ratio_of
 from moe_eval.tracking import fetch, keys, plan_run
 from tests.doubles import recorded_arms
