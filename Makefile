@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	@echo "The run is in MLflow: start '$(BIN)/mlflow ui' here and open http://127.0.0.1:5000, experiment moe_eval."
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -24,8 +24,8 @@ check: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt packaging/startup_hook.py packaging/moe_eval.pth
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else "moe_eval needs Python 3.10 to 3.13, and %s is %d.%d: run make PYTHON=python3.12 (or another of them)." % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:
