@@ -31,7 +31,14 @@ class Clock:
 
 
 def test_a_rate_is_the_best_of_several_medians(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a slow round with one call that is impossibly fast, a round with a median of 1/4 s, and two of 1/2 s
-    times = [4.0, 4.0, 4.0, 4.0, 1e-6] + [0.25, 9.0, 0.25, 0.25, 9.0] + [0.5] * 10
+    # a slow start, a slow round with one call that is impossibly fast, one with a median of 25 ms, and two of 50 ms
+    times = [0.1] + [0.4, 0.4, 0.4, 0.4, 1e-6] + [0.025, 0.9, 0.025, 0.025, 0.9] + [0.05] * 10
     monkeypatch.setattr("time.perf_counter", Clock(times))
-    assert rates._best(lambda: None, torch.device("cpu")) == pytest.approx(0.25)
+    assert rates._best(lambda: None, torch.device("cpu")) == pytest.approx(0.025)
+
+
+def test_a_call_that_takes_long_is_made_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("time.perf_counter", Clock([4.0, 3.0]))
+    assert rates._best(lambda: calls.append(None), torch.device("cpu")) == pytest.approx(3.0)
+    assert len(calls) == 3
