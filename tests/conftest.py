@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # before anything imports the hub's client, which reads it once: no test may wait for a network
@@ -15,6 +16,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import hypothesis
 import pytest
 
+from tests.contract.commands import Commands
+
 # examples are not timed, nor is their making: a busy machine stalls where it likes
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
@@ -23,6 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "moe_eval" / "assets" / "tiny-qwen3-moe"
 SAMPLE = ROOT / "moe_eval" / "assets" / "moe_sample.raw"
 WIKITEXT = ROOT.parent / "shared" / "data" / "wikitext" / "wiki.test.raw"
+
+
+# they start processes; first, so that short files fill the end of the last of several workers
+_LONG = {"contract", "install", "cli", "runner", "harness", "tracking", "test_browser.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not _LONG & set(item.path.relative_to(ROOT).parts))
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +52,22 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of bf16 and fp8 with its comparison and report. Nobody may write into it."""
+    from tests.doubles.servers import recorded_run
+
+    return recorded_run(tmp_path_factory.mktemp("recorded") / "run")
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Starts commands in processes of their own."""
+    running = Commands()
+    yield running
+    running.close()
 
 
 @pytest.fixture(autouse=True)

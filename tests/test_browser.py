@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from moe_eval.cli import main
 from tests.conftest import ROOT
-from tests.doubles.servers import recorded_run, served
+from tests.doubles.servers import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = Path(os.environ.get("MOE_EVAL_PICTURES", ROOT / "build" / "pictures"))
@@ -42,10 +42,9 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def browser(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(recorded: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
     folder = tmp_path_factory.mktemp("browser")
-    recorded = recorded_run(folder / "run")
     store = shutil.copy(empty_store, folder / "server.db")
     with served(folder, f"sqlite:///{store}") as uri, pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -18,15 +18,8 @@ from moe_eval.cli.options.classes import RunOptions
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.records.comparison import ComparisonRecord
 from tests.doubles import recorded_arms as made
-from tests.doubles.servers import recorded_run
 
 NOTHING = ComparisonRecord("", (), ())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of bf16 and fp8."""
-    return recorded_run(tmp_path_factory.mktemp("recorded") / "run")
 
 
 def test_importing_it_costs_nothing() -> None:
@@ -48,10 +41,10 @@ def test_it_names_what_it_has() -> None:
         _ = moe_eval.nothing  # type: ignore[attr-defined]
 
 
-def test_a_folder_is_read_into_records(folder: Path) -> None:
-    results = moe_eval.read(folder)
+def test_a_folder_is_read_into_records(recorded: Path) -> None:
+    results = moe_eval.read(recorded)
     assert [arm.name for arm in results.arms] == ["bf16", "fp8"]
-    assert results.folder == folder
+    assert results.folder == recorded
     assert results.comparison is not None
     (pair,) = results.comparison.pairs
     assert (pair.reference, pair.other) == ("bf16", "fp8")
@@ -60,8 +53,8 @@ def test_a_folder_is_read_into_records(folder: Path) -> None:
     assert speed.value == pytest.approx(100.5 / 90.5)
 
 
-def test_a_data_frame_has_a_row_for_every_figure(folder: Path) -> None:
-    frame = moe_eval.read(folder).to_dataframe()
+def test_a_data_frame_has_a_row_for_every_figure(recorded: Path) -> None:
+    frame = moe_eval.read(recorded).to_dataframe()
     assert list(frame.columns) == ["arm", "precision", "evaluator", "shape", "metric", "median", "low", "high"]
     assert not frame.duplicated(["arm", "evaluator", "shape", "metric"]).any()
     rows = frame.set_index(["arm", "evaluator", "shape", "metric"])
@@ -85,18 +78,18 @@ def test_kernels_are_rows_too() -> None:
     assert row["median"] == record.phases["decode"].categories["expert_gemm"].ms
 
 
-def test_sources_are_compared(folder: Path, tmp_path: Path) -> None:
+def test_sources_are_compared(recorded: Path, tmp_path: Path) -> None:
     faster = tmp_path / "faster"
     faster.mkdir()
     made.write(faster, [made.arm("nvfp4", {1: [[50.0, 51.0]] * 3}, run_id="f" * 32)])
-    results = moe_eval.compare(folder, str(faster))
+    results = moe_eval.compare(recorded, str(faster))
     assert results.comparison is not None
     assert [pair.other for pair in results.comparison.pairs] == ["fp8", "nvfp4"]
     assert results.folder is None
     with pytest.raises(UsageError, match="There is one arm alone"):
         moe_eval.compare(faster)
     with pytest.raises(UsageError, match="comes twice"):
-        moe_eval.compare(folder, folder)
+        moe_eval.compare(recorded, recorded)
     with pytest.raises(UsageError, match="There is no source"):
         moe_eval.compare()
     assert moe_eval.read(faster).comparison is None
@@ -152,8 +145,8 @@ def test_run_raises_instead_of_exiting(outcome: list[Any], options: dict[str, An
     assert len(outcome) == 1
 
 
-def test_failures_are_returned_or_raised(outcome: list[Any], folder: Path) -> None:
-    arms = moe_eval.read(folder).arms
+def test_failures_are_returned_or_raised(outcome: list[Any], recorded: Path) -> None:
+    arms = moe_eval.read(recorded).arms
     outcome[0] = Outcome(NOTHING, arms, tasks=2, failures=["fp8 quality: out of memory"])
     assert moe_eval.run().failures == ("fp8 quality: out of memory",)
     outcome[0] = Outcome(NOTHING, [], tasks=1, failures=["bf16 quality: out of memory"])

@@ -41,7 +41,7 @@ def start(words: str, scratch: Path) -> Ended:
 
 @contextlib.contextmanager
 def without_gpu(scratch: Path) -> Iterator[None]:
-    """See no GPU, take one thread, and log to an MLflow of one's own."""
+    """See no GPU, take one thread, and log to an MLflow of one's own, which may lie there already."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "gpus", lambda: ())
         patch.setenv("CUDA_VISIBLE_DEVICES", "")

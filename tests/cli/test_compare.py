@@ -16,7 +16,6 @@ from moe_eval.records.labels import Status
 from moe_eval.records.run import RUN_FILE, Skipped
 from moe_eval.runner.folder import RunFolder
 from tests.doubles import recorded_arms as made
-from tests.doubles.servers import recorded_run
 
 MS = {1: [[100.0, 101.0], [100.0, 99.0]] * 2}
 FASTER = {1: [[80.0, 81.0], [80.0, 79.0]] * 2}
@@ -29,9 +28,9 @@ def folder(path: Path, *arms: Any) -> Path:
 
 
 @pytest.fixture
-def ran(tmp_path: Path) -> Path:
-    """A finished run of bf16 and fp8."""
-    return recorded_run(tmp_path / "ran")
+def ran(recorded: Path, tmp_path: Path) -> Path:
+    """A finished run of bf16 and fp8, which a test may change."""
+    return Path(shutil.copytree(recorded, tmp_path / "ran"))
 
 
 def compared(tmp_path: Path, *words: str | Path) -> int:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
-from tests.doubles.servers import free_port, recorded_run
+from tests.doubles.servers import free_port
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, str]]:
+def logged(
+    recorded: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, dict[str, str]]:
     """A run's folder, the store it was logged to, and its ids there by arm."""
-    folder = recorded_run(tmp_path_factory.mktemp("logged") / "run")
-    uri = f"sqlite:///{folder.parent / 'own.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('logged') / 'own.db')}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert main(["log", str(folder)]) == 0
+        assert main(["log", str(recorded)]) == 0
     client = MlflowClient(uri)
     logged_runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return folder, uri, {str(run.info.run_name): str(run.info.run_id) for run in logged_runs}
+    return recorded, uri, {str(run.info.run_name): str(run.info.run_id) for run in logged_runs}
 
 
 def test_children_of_one_run_have_the_quality_that_was_recorded(
@@ -88,9 +90,9 @@ def test_a_store_that_cannot_be_reached_is_said_to_be_that(
 
 
 def test_an_experiment_that_was_deleted_is_named_with_the_way_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'own.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'own.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = MlflowClient(uri)
     made = client.create_experiment("gone")

@@ -44,9 +44,10 @@ def read(file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def ran(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run that is killed outright in its second arm, resumed, and its output."""
     folder = tmp_path_factory.mktemp("run") / "records"
+    shutil.copy(empty_store, folder.parent / "own.db")
     words = ["run", *OPTIONS, "--resume"]
     with without_gpu(folder.parent), pytest.MonkeyPatch.context() as patch, (folder.parent / "log").open("w") as log:
         patch.setenv("HF_TOKEN", SECRET)
@@ -164,10 +165,14 @@ def test_logging_again_changes_nothing(ran: tuple[Path, str], monkeypatch: pytes
 
 
 def test_a_store_that_breaks_in_the_middle_keeps_nothing_half_made(
-    ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ran: tuple[Path, str],
+    empty_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, _ = ran
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}")
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
         assert main(["log", str(folder)]) == 2

@@ -16,7 +16,7 @@ from moe_eval.cli import main
 from moe_eval.records import disk
 from moe_eval.records.run import RUN_FILE
 from moe_eval.runner.folder import RunFolder
-from tests.doubles.servers import free_port, recorded_run
+from tests.doubles.servers import free_port
 
 OPTIONS = [
     *("run", "--dataset", "moe_sample", "--input_len", "64", "--num_chunks", "2"),
@@ -27,10 +27,9 @@ Ran = Callable[..., int]
 
 
 @pytest.fixture
-def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
+def ran(recorded: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
     """The command where tasks are replaced by what a recorded run of bf16 and fp8 has left."""
-    source = recorded_run(tmp_path / "recorded")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path / 'own.db')}")
 
     def run(*options: str, failed: int = 0) -> int:
         class Recorded:
@@ -41,7 +40,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
                 """Everything recorded can be measured."""
 
             def execute(self, progress: Any, is_decided: Any) -> list[str]:
-                shutil.copytree(source, self.folder, dirs_exist_ok=True)
+                shutil.copytree(recorded, self.folder, dirs_exist_ok=True)
                 run = RunFolder(self.folder).run()
                 disk.write_record(self.folder / RUN_FILE, replace(run, skipped=self.plan.skipped))
                 progress.ready([])

@@ -84,7 +84,7 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 90) -> Ended:
+    def wait(self, seconds: float = 300) -> Ended:
         """Until it ends; where it does not, it is killed and the test fails."""
         code = self.commands.ask(op="wait", pid=self.pid, seconds=seconds)
         at = time.time()

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.commands import Commands
-
 DOUBLES = Path(__file__).resolve().parent / "doubles"
 VERSIONS = ("1.2.0", "1.3.0rc8", "1.4.0rc1")
 
@@ -44,11 +42,3 @@ def double(version: str, double_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     _forget()
     # the double adds the folder of what the doubles share
     sys.path[:] = path
-
-
-@pytest.fixture(scope="session")
-def commands() -> Iterator[Commands]:
-    """Starts commands in processes of their own."""
-    made = Commands()
-    yield made
-    made.close()

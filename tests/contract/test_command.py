@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,8 +142,9 @@ def test_transformers_runs_without_an_import_of_tensorrt_llm(reference: tuple[fl
 
 
 def test_a_worker_that_dies_ends_the_run_and_the_next_one_scores_the_rest_and_tells_no_secret(
-    commands: Commands, reference: tuple[float, Ended], tmp_path: Path
+    commands: Commands, reference: tuple[float, Ended], empty_store: Path, tmp_path: Path
 ) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     arguments = evaluate(f"{MODEL},worker=spawned", "--use_cache", str(tmp_path / "answers"))
     kept = 5
     fault = {"TRTLLM_DOUBLE": f"die_after={SELF_TEST + kept + 1}"}
@@ -162,6 +164,7 @@ def test_a_worker_that_dies_ends_the_run_and_the_next_one_scores_the_rest_and_te
 
     again = tmp_path / "again"
     again.mkdir()
+    shutil.copy(empty_store, again / "mlflow.db")
     variables = {"HF_TOKEN": "hf_planted", "NCCL_DEBUG": "WARN"}
     ended = commands.run(*arguments, folder=again, double=MIDDLE, variables=variables)
     assert ended.code == 0, ended.err[-3000:]
@@ -178,7 +181,10 @@ def test_a_worker_that_dies_ends_the_run_and_the_next_one_scores_the_rest_and_te
         assert b"hf_planted" not in file.read_bytes(), file
 
 
-def test_a_run_that_is_stopped_while_a_worker_scores_is_recorded_as_killed(commands: Commands, tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_while_a_worker_scores_is_recorded_as_killed(
+    commands: Commands, empty_store: Path, tmp_path: Path
+) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     running = commands.start(*evaluate(f"{MODEL},worker=spawned"), folder=tmp_path, double=OLDEST)
     running.await_requests(SELF_TEST + 3)
     running.send(signal.SIGINT)

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import TaskIndex
+from lm_eval.tasks._index import Entry, TaskIndex
 
 from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.harness.model import MoeLM
@@ -30,6 +30,19 @@ Requests = Callable[..., list[Instance]]
 def _one_thread() -> None:
     """A model this small gains nothing from more, and loses minutes where the cores are shared."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_tasks() -> Iterator[None]:
+    """The harness reads 14,000 task files for every TaskManager; here those of one task of its own suffice."""
+    build, folder = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
+
+    def build_few(paths: Iterable[Path], **options: Any) -> dict[str, Entry]:
+        return build([path / "wikitext" if path == folder else path for path in map(Path, paths)], **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(build_few))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +162,7 @@ _ROWS = (
 
 @pytest.fixture(scope="session")
 def task_manager(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
-    """The harness's tasks, those of moe_eval, and one task of every request type over a local file."""
+    """A task of the harness, those of moe_eval, and one task of every request type over a local file."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = [{"question": q, "choices": c, "answer": a, "page": q} for q, c, a in _ROWS]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -176,22 +189,10 @@ def evaluate(task_manager: TaskManager) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness reads ten thousand task files for every command; here those of its own are left out."""
-    build, harness_tasks = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
-    monkeypatch.setattr(
-        TaskIndex,
-        "build",
-        staticmethod(lambda paths, **options: build([p for p in paths if Path(p) != harness_tasks], **options)),
-    )
-
-
-@pytest.fixture
-def command(
-    few_tasks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
     """Run lm_eval in an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)  # a list from pip, which takes seconds
     monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # it would hold on to the captured stream
 
     def run(*arguments: str) -> Ended:

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.harness.running import Command, Ended, record, run_folders, samples, sentence
 
-pytestmark = pytest.mark.usefixtures("few_tasks")
-
 OUTPUT_LEN = 5
 METADATA = {"batch_sizes": [1, 2], "input_len": 24, "output_len": OUTPUT_LEN, "prompts": "moe_sample"}
 OURS = f"pretrained={SHIPPED},engine=transformers,track=off"
@@ -29,24 +28,17 @@ SECRET = "hunter2-very-secret-token"
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
+def ran(commands: Commands, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
     """A command with the perplexity task beside, and its folder; a secret is in its environment."""
-    folder, commands = tmp_path_factory.mktemp("ran"), Commands()
-    try:
-        running = commands.start(
-            *["--model", "trtllm_moe", "--tasks", "moe_sample,moe_kernels", "--limit", "2", "--metadata"],
-            json.dumps(METADATA),
-            folder=folder,
-            double=None,
-            variables={
-                "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'own.db'}",
-                "CUDA_VISIBLE_DEVICES": "",
-                "HF_TOKEN": SECRET,
-            },
-        )
-        ended = running.wait(300)
-    finally:
-        commands.close()
+    folder = tmp_path_factory.mktemp("ran")
+    store = shutil.copy(empty_store, folder / "own.db")
+    ended = commands.run(
+        *("--model", "trtllm_moe", "--tasks", "moe_sample,moe_kernels", "--limit", "2"),
+        *("--metadata", json.dumps(METADATA)),
+        folder=folder,
+        double=None,
+        variables={"MLFLOW_TRACKING_URI": f"sqlite:///{store}", "CUDA_VISIBLE_DEVICES": "", "HF_TOKEN": SECRET},
+    )
     assert ended.code == 0, ended.err[-3000:]
     return Ended(ended.code, ended.out, ended.err), folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,6 @@ from tests.doubles.timed_engine import MadeUp
 from tests.engines.trtllm.conftest import installed
 from tests.harness.running import Command, Ended, record, run_folders, samples, sentence
 
-pytestmark = pytest.mark.usefixtures("few_tasks")
-
 ASKED = {"batch_sizes": [1, 2, 3], "input_len": 16, "output_len": 24, "num_iterations": 6, "prompts": "moe_sample"}
 NAMES = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "prefill_tok_s")
 OURS = f"pretrained={SHIPPED},engine=transformers,track=off"
@@ -46,20 +45,17 @@ def asking(model_args: str, task: str = "moe_latency", **changes: Any) -> tuple[
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
+def ran(commands: Commands, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
     """A command with both tasks of ours, limited to two documents of each, and its folder."""
-    folder, commands = tmp_path_factory.mktemp("ran"), Commands()
-    try:
-        running = commands.start(
-            *("--model", "trtllm_moe", "--tasks", "moe_sample,moe_latency", "--limit", "2"),
-            *("--metadata", json.dumps(ASKED)),
-            folder=folder,
-            double=None,
-            variables={"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'own.db'}", "CUDA_VISIBLE_DEVICES": ""},
-        )
-        ended = running.wait(300)
-    finally:
-        commands.close()
+    folder = tmp_path_factory.mktemp("ran")
+    store = shutil.copy(empty_store, folder / "own.db")
+    ended = commands.run(
+        *("--model", "trtllm_moe", "--tasks", "moe_sample,moe_latency", "--limit", "2"),
+        *("--metadata", json.dumps(ASKED)),
+        folder=folder,
+        double=None,
+        variables={"MLFLOW_TRACKING_URI": f"sqlite:///{store}", "CUDA_VISIBLE_DEVICES": ""},
+    )
     assert ended.code == 0, ended.err[-3000:]
     return Ended(ended.code, ended.out, ended.err), folder
 

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
-from tests.doubles.servers import free_port, recorded_run, served
+from tests.doubles.servers import free_port, served
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
@@ -55,11 +55,6 @@ def cluster(data: Path, as_user: Any) -> Iterator[str]:
     finally:
         running.send_signal(signal.SIGINT)  # which waits for no client
         running.wait(30)
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recorded_run(tmp_path_factory.mktemp("recorded") / "run")
 
 
 def logged(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
