@@ -221,28 +221,6 @@ def test_a_failed_arm_leaves_a_record_and_the_others_go_on(command: Command) -> 
     assert "| fp8" not in ended.out
 
 
-def test_where_the_first_arm_fails_the_next_is_the_reference(command: Command) -> None:
-    ended = command("--emulate", stage=broken("bf16"))
-    assert ended.code == 1
-    assert comparison_of(ended.folder).reference == "fp8"
-
-
-def test_where_every_arm_fails_there_is_no_table(command: Command) -> None:
-    ended = command("--emulate", stage=broken("bf16", "fp8", "nvfp4"))
-    assert (ended.code, cells(ended.out)) == (1, [])
-    assert "tasks failed" in ended.err.splitlines()[-1]
-    assert {record.status for record in records_of(ended.folder).values()} == {Status.FAILED}
-
-
-def test_where_every_precision_is_skipped_there_is_no_table_and_no_failure(command: Command) -> None:
-    ended = command("--precisions", "fp8,nvfp4")
-    assert ended.code == 0
-    assert "|" not in ended.out
-    assert ended.out.count("skipped: ") == 2
-    assert "No precision was left to run" in ended.err
-    assert {record.status for record in records_of(ended.folder).values()} == {Status.SKIPPED}
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

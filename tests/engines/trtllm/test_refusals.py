@@ -134,6 +134,7 @@ def test_quantisations_that_no_reader_of_the_library_knows(load: Load, spoil: Ca
         ({"device": "cpu"}, "TensorRT-LLM runs on NVIDIA GPUs only, not on device=cpu"),
         ({"options": {"worker": "in_process", "tensor_parallel_size": 2}}, "worker=in_process is for one GPU, and"),
         ({"options": {"tensor_parallel_size": 2}}, "ask for 2 GPUs, and this machine has 0"),
+        ({"options": {"tensor_parallel_size": 64}}, "trtllm-llmapi-launch"),
         ({"options": {"tensor_parallel_size": 2, "pipeline_parallel_size": "3"}}, "ask for 6 GPUs"),
         ({"max_length": 1023}, "max_length=1023 does not fit"),
         ({"max_length": 0}, "Give 16 to 1022"),
