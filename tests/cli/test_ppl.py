@@ -21,7 +21,6 @@ from moe_eval.records.quality import QualityFigures, QualityRecord
 from tests.cli.commands import Command, Ended, cells, start
 from tests.conftest import SHIPPED
 from tests.doubles import arm_process
-from tests.doubles.arm_process import Stage
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
 COMMAND = ["ppl", "--dataset", "moe_sample"]
@@ -168,11 +167,6 @@ def test_a_broken_checkpoint_makes_a_failed_arm_and_no_exception(empty_store: Pa
     assert "model.safetensors is corrupt or cut short" in str(record.error)
 
 
-def broken(*arms: str) -> Stage:
-    """Arms of which these fail."""
-    return Stage(fails={(name, "quality"): "out of memory" for name in arms})
-
-
 def checkpoint(folder: Path, algorithm: str) -> str:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -196,29 +190,6 @@ def test_an_arm_that_a_gpu_cannot_run_is_a_line_and_a_record_and_the_others_go_o
     assert line == f"  skipped: {skipped.precision}: {skipped.error}"
     fp8 = records["ppl_fp8_sm90.json"]
     assert (fp8.sm_version, fp8.gpu_name, fp8.fusion_disabled) == ("9.0", H100.name, True)
-
-
-def test_the_same_command_twice_is_two_runs(command: Command) -> None:
-    first, second = (records_of(command("--emulate").folder) for _ in range(2))
-    runs = [{record.origin.run_id for record in records.values()} for records in (first, second)]
-    assert [len(ids) for ids in runs] == [1, 1]
-    assert runs[0] != runs[1]
-
-
-def test_a_failed_arm_leaves_a_record_and_the_others_go_on(command: Command) -> None:
-    ended = command("--emulate", stage=broken("fp8"))
-    assert ended.code == 1
-    assert "moe-eval: fp8 quality failed after " in ended.err
-    assert ended.err.splitlines()[-1].startswith("moe-eval: 1 of 4 tasks failed.")
-    records = records_of(ended.folder)
-    assert {name: record.status for name, record in records.items()} == {
-        "ppl_bf16_cpu.json": Status.FINISHED,
-        "ppl_fp8_cpu.json": Status.FAILED,
-        "ppl_nvfp4_cpu.json": Status.FINISHED,
-    }
-    assert "out of memory" in str(records["ppl_fp8_cpu.json"].error)
-    assert "| nvfp4" in ended.out
-    assert "| fp8" not in ended.out
 
 
 @pytest.mark.parametrize(

@@ -212,14 +212,6 @@ def test_other_windows_and_kernels_that_contradict_their_label_are_named(tmp_pat
     assert compared.differs == (f"fp8: {wrong.contradiction.rstrip('.')}.",)
 
 
-def test_prompts_that_are_read_over_other_numbers_of_steps_void_speed_at_that_shape() -> None:
-    limits = {"bf16": 4 * INPUT, "fp8": 8 * INPUT}
-    arms = [made.arm(name, {1: MS[1], 8: MS[1]}, max_step_tokens=limit) for name, limit in limits.items()]
-    fairness = {shape.batch_size: shape.fairness for shape in pair(*arms).shapes}
-    assert {size: fair.is_fair for size, fair in fairness.items()} == {1: True, 8: False}
-    assert f"bf16 reads {8 * INPUT} prompt tokens over 2 steps and fp8 over 1." in str(fairness[8].reason)
-
-
 def test_unfair_routing_voids_speed_and_not_quality(tmp_path: Path) -> None:
     arms = [
         replace(arm, latency=made.latency(arm.name, MS, experts=experts))
@@ -230,15 +222,6 @@ def test_unfair_routing_voids_speed_and_not_quality(tmp_path: Path) -> None:
     assert "bf16 reads 50.0 experts per layer and step. fp8 reads 40.0" in compared.sentence
     results = [gate.check(comparison(compared), gate.parse(text))[0] for text in ("speed>=0.1", "ln_ppl<=0.1")]
     assert results == [GateResult.UNDECIDED, GateResult.HOLDS]
-
-
-@pytest.mark.parametrize(("experts", "fair"), [(48.0, True), (47.0, False), (None, None)])
-def test_experts_may_be_five_percent_apart(experts: float | None, fair: bool | None) -> None:
-    arms = [made.arm("bf16", MS), made.arm("fp8", MS, experts=experts)]
-    for way in (arms, arms[::-1]):
-        fairness = pair(*way).shapes[0].fairness
-        assert fairness.is_fair is fair
-        assert experts is not None or fairness.reason == "fp8: not measured"
 
 
 def test_arms_are_described_and_broken_ones_are_named() -> None:
