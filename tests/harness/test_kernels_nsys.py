@@ -13,7 +13,6 @@ from moe_eval.machine import nsys
 from tests.conftest import SHIPPED
 from tests.harness.running import Command, record, run_folders, samples, sentence
 
-pytestmark = pytest.mark.usefixtures("few_tasks")
 OURS = f"pretrained={SHIPPED},engine=transformers,track=off"
 METADATA = {"batch_sizes": [1, 2], "input_len": 24, "output_len": 3, "prompts": "moe_sample"}
 
