@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from moe_eval.harness.model import MoeLM
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands, Ended
-from tests.contract.conftest import DOUBLES
+from tests.contract.conftest import ALIGNED, DOUBLES, VERSIONS
 
 OLDEST, MIDDLE, NEWEST = (DOUBLES / name for name in ("v1_2_0", "v1_3_0rc8", "v1_4_0rc1"))
 MODEL = f"pretrained={SHIPPED},dtype=float32"
@@ -58,6 +58,7 @@ def reference(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> t
     return record(folder)["metrics"]["quality/word_ppl"], ended
 
 
+@pytest.mark.parametrize("version", VERSIONS, indirect=True, scope="session")
 def test_word_perplexity_is_that_of_transformers_and_the_labels_say_what_ran(
     commands: Commands,
     reference: tuple[float, Ended],
@@ -74,12 +75,13 @@ def test_word_perplexity_is_that_of_transformers_and_the_labels_say_what_ran(
     engine = found["labels"]["engine"]
     assert (engine["name"], engine["version"], engine["worker"]) == ("trtllm", version, "in_process")
     assert engine["precision"] == "fp32"
-    seen = {"1.2.0": "CutlassFusedMoE", "1.3.0rc8": "CutlassFusedMoE", "1.4.0rc1": "TrtllmCutlassFusedMoeImpl"}[version]
+    seen = "TrtllmCutlassFusedMoeImpl" if version >= "1.4" else "CutlassFusedMoE"
     assert engine["moe_backend_observed"] == seen
     own = "prompt_logprobs=0, checked against context_logits, themselves checked against generation"
-    form = own if version == "1.4.0rc1" else "context_logits, checked against generation"
+    aligned = version in ALIGNED
+    form = own if aligned else "context_logits, checked against generation"
     assert engine["scores_from"] == form
-    assert ("Scores are read from context logits" in ended.err) == (version != "1.4.0rc1")
+    assert ("Scores are read from context logits" in ended.err) != aligned
 
 
 # the log-likelihood that lm-eval's own model gives for a text, or what it raises

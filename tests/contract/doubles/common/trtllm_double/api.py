@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,8 @@ class Api:
 def build(name: str) -> Api:
     """Make one version's names; called once, when its package is imported."""
     log("import", env=own_variables())
+    if "hang_import" in knobs():
+        threading.Event().wait()
     version = VERSIONS[name]
     classes = args.build(version)
     params = sampling.build(version)

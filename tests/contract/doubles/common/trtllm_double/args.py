@@ -145,6 +145,7 @@ def _rows(types: dict[str, Any], column: int) -> dict[str, list[Row]]:
             ("load_balancer", Any, None, ALL),
             ("disable_finalize_fusion", bool, False, ALL),
             ("use_low_precision_moe_combine", bool, False, NEWEST),
+            *[(name, Any, None, ALL) for name in types["moe_extra"]],
         ],
         "TorchCompileConfig": [
             *[(name, bool, False, ALL) for name in ("enable_fullgraph", "enable_inductor", "enable_userbuffers")],
@@ -227,6 +228,7 @@ _BASES = {"KvCacheConfig": KvCacheRules, "TorchLlmArgs": ArgsRules}
 def build(version: Version) -> dict[str, Any]:
     """The argument classes of a version, by name."""
     types: dict[str, Any] = {"backend": Literal[version.moe_backends], "default": version.moe_default}
+    types["moe_extra"] = version.moe_extra
     for name in ("KvCacheConfig", "CudaGraphConfig", "MoeConfig", "TorchCompileConfig", "TorchLlmArgs"):
         fields: dict[str, Any] = {}
         for field, annotation, default, columns in _rows(types, version.column)[name]:
@@ -237,5 +239,6 @@ def build(version: Version) -> dict[str, Any]:
                 fields[field] = (annotation, Field(default_factory=factory) if nested else default)
         base = _BASES.get(name, StrictBaseModel)
         types[name] = create_model(name, __base__=base, __module__="tensorrt_llm.llmapi.llm_args", **fields)
-    del types["backend"], types["default"]
+    for name in ("backend", "default", "moe_extra"):
+        del types[name]
     return {**types, "LlmArgs": types["TorchLlmArgs"], "StrictBaseModel": StrictBaseModel, "LoadFormat": LoadFormat}

@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .knobs import ILLEGAL_ACCESS, OUT_OF_MEMORY, knobs, number
+from .knobs import ILLEGAL_ACCESS, OUT_OF_MEMORY, knobs, log, number
 from .request import Request
 from .sequence import Sequence
 from .versions import VERSIONS, experts_class
@@ -32,21 +33,75 @@ def load(setup: dict[str, Any]) -> Any:
 
     if "oom_load" in knobs():
         raise RuntimeError(OUT_OF_MEMORY)
+    if "load_error" in knobs():
+        raise ValueError("Unsupported quantisation: no kernel of this GPU computes it")
+    if "hang_load" in knobs():
+        threading.Event().wait()
     config = AutoConfig.from_pretrained(setup["model"], **setup["model_kwargs"])
     if setup["load_format"] == "dummy":
         dtype = (config.dtype or torch.float32) if setup["dtype"] == "auto" else getattr(torch, setup["dtype"])
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     else:
         model = AutoModelForCausalLM.from_pretrained(setup["model"], config=config, dtype=setup["dtype"])
-    name, wrapped = experts_class(VERSIONS[setup["version"]], setup["moe_backend"])
+    version = VERSIONS[setup["version"]]
+    name, wrapped = experts_class(version, setup["moe_backend"])
     for layer in getattr(model.model, "layers", ()):
         experts = getattr(layer.mlp, "experts", None)
         if experts is not None:
             backend = type(name, (), {})()
+            backend.tactic = setup["moe_tactic"]
+            if version.reports_degraded and setup["moe_backend"] == "DEEPGEMM":
+                backend.report = SimpleNamespace(degraded_from="DEEPGEMM: serves FP8 block scales only")
             # the class changes and nothing else, so that whatever Transformers does with its experts still works
             label = ("ConfigurableMoE", {"backend": property(lambda _, it=backend: it)}) if wrapped else (name, {})
             experts.__class__ = type(label[0], (type(experts),), label[1])
     return model.eval()
+
+
+class Wrapper(torch.nn.Module):
+    """A model whose language model lies inside, as of models for images."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.language_model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.language_model(**inputs)
+
+
+class Window:
+    """The iterations of TLLM_PROFILE_START_STOP, with the file of TRTLLM_DOUBLE_LOG in place of a profiler."""
+
+    def __init__(self, how: str) -> None:
+        text = os.environ.get("TLLM_PROFILE_START_STOP", "")
+        self.how, self.open = how, False
+        first, _, last = text.partition("-")
+        self.range = (int(first), int(last or first)) if text else None
+
+    def at(self, iteration: int) -> None:
+        """Before an iteration."""
+        if self.range is None:
+            return
+        first, last = self.range
+        if self.how == "exclusive":
+            if iteration == last:
+                assert self.open, "the profiler has not been started"
+                self.close(iteration)
+            if iteration == first:
+                self.start(iteration)
+            return
+        if iteration == first:
+            self.start(iteration)
+        if iteration == last + 1 and self.open:
+            self.close(iteration)
+
+    def start(self, iteration: int) -> None:
+        self.open = True
+        log("cudaProfilerStart", iteration=iteration)
+
+    def close(self, iteration: int) -> None:
+        self.open = False
+        log("cudaProfilerStop", iteration=iteration)
 
 
 class Profile:
@@ -104,8 +159,14 @@ class Engine:
     def __init__(self, setup: dict[str, Any], send: Send) -> None:
         self.setup = setup
         self.send = send
-        self.model_engine = SimpleNamespace(model=load(setup))
-        self.kv_cache_manager = KVCacheManager(setup)
+        version = VERSIONS[setup["version"]]
+        self.model = load(setup)
+        shown = Wrapper(self.model) if version.layout == "wrapped" else self.model
+        if "no_labels" in knobs():
+            shown = SimpleNamespace(model=SimpleNamespace(layers=7))
+        self.model_engine = SimpleNamespace(model=shown)
+        self.kv_cache_manager = type(version.manager, (KVCacheManager,), {})(setup)
+        self.window = Window(version.window)
         self.worker_thread: threading.Thread | None = None
         self.orders: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.waiting: list[Request] = []
@@ -155,7 +216,7 @@ class Engine:
     def _cancel(self, ids: set[int]) -> None:
         for request in [request for request in self.waiting if request.id in ids]:
             self.waiting.remove(request)
-            self._cancelled(Sequence(request, self.model_engine.model, "", 0))
+            self._cancelled(Sequence(request, self.model, "", 0))
         for sequence in [sequence for sequence in self.active if sequence.request.id in ids]:
             self.active.remove(sequence)
             self._cancelled(sequence)
@@ -166,6 +227,7 @@ class Engine:
         self.send("response", sequence.answer(self.iteration))
 
     def _iterate(self) -> None:
+        self.window.at(self.iteration)
         begin = time.monotonic()
         generating = len(self.active)
         tokens = self._admit(begin)
@@ -211,7 +273,8 @@ class Engine:
                     break
             else:
                 how = VERSIONS[self.setup["version"]].prompt_logprobs
-                sequence = Sequence(request, self.model_engine.model, how, self._reused(request))
+                sequence = Sequence(request, self.model, how, self._reused(request))
+                sequence.number = self.started
                 sequence.scheduled, sequence.first_iter = now, self.iteration
                 self.active.append(sequence)
         return tokens - first
@@ -219,6 +282,9 @@ class Engine:
     def _advance(self, sequence: Sequence) -> None:
         request = sequence.request
         try:
+            bare = request.sampling["prompt_logprobs"] is not None and not request.sampling["return_context_logits"]
+            if bare and "bare_fails" in knobs():
+                raise AssertionError("no context logits to compute prompt_logprobs from")
             sequence.step()
         except Exception as error:
             self.active.remove(sequence)
@@ -227,8 +293,20 @@ class Engine:
         if sequence.finish_reason is not None:
             self.active.remove(sequence)
             self.blocks.update(self._chain([*request.tokens, *sequence.read[:-1]], request.cache_salt))
+        if sequence.finish_reason is not None and self._loses(sequence):
+            return
         if sequence.finish_reason is not None or request.streaming:
             self.send("response", sequence.answer(self.iteration))
+
+    def _loses(self, sequence: Sequence) -> bool:
+        """Whether nobody gets this response."""
+        if sequence.number == number("lose_at"):
+            print(
+                f"[TRT-LLM] [E] Exception in await_response: torch.OutOfMemoryError: {OUT_OF_MEMORY}", file=sys.stderr
+            )
+            self.send("lost", OUT_OF_MEMORY)
+            return True
+        return sequence.number in (number("drop_at"), number("unhealthy_at"))
 
     def _chain(self, tokens: list[int], salt: str | None) -> list[int]:
         """Keys of the full blocks, each naming all tokens before it."""

@@ -20,7 +20,10 @@ NO_DRIVER = (
     "http://www.nvidia.com/Download/index.aspx"
 )
 _KNOWN = frozenset(
-    "die_after end_loop_at oom_load oom_at fail_at no_gpu shift shift_logits short_output no_rank version".split()  # noqa: SIM905
+    (  # noqa: SIM905
+        "die_after end_loop_at oom_load oom_at fail_at no_gpu shift shift_logits short_output no_rank version "
+        "lose_at drop_at unhealthy_at hang_import hang_load load_error hang_exit no_labels bare_fails"
+    ).split()
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from . import knobs, sampling
 from .checkpoint import configuration, quantisation
-from .outputs import AbortableOutput, RequestOutput
+from .outputs import AbortableOutput, RequestError, RequestOutput
 from .process import Executor, GenerationExecutorProxy, GenerationExecutorWorker, single_process
 from .request import Request
 from .versions import Version
@@ -31,6 +32,11 @@ def _stop(reference: weakref.ref[BaseLLM]) -> None:
         llm.shutdown()
 
 
+def _stay() -> None:
+    """As the manager of mpi4py's pool: a thread that is no daemon and waits for workers that may never end."""
+    threading.Thread(target=threading.Event().wait, name="manager").start()
+
+
 class BaseLLM:
     """What all versions have; api.py makes the class of one."""
 
@@ -38,7 +44,7 @@ class BaseLLM:
     _args_class: type[Any]
     _params_class: type[Any]
 
-    def __init__(  # noqa: PLR0917 - the imitated signature
+    def __init__(  # noqa: PLR0912, PLR0917 - the imitated signature, and faults to order
         self,
         model: str | Path,
         tokenizer: Any = None,
@@ -73,16 +79,27 @@ class BaseLLM:
         # the variable is looked at by every LLM, and what the first one saw holds
         one = single_process() or self.args.gather_generation_logits
         if one and self.args.world_size == 1:
-            executor: Executor = GenerationExecutorWorker(setup)
+            try:
+                executor: Executor = GenerationExecutorWorker(setup)
+            except BaseException:
+                if "hang_exit" in knobs.knobs():
+                    _stay()
+                raise
         else:
             executor = GenerationExecutorProxy(setup, self.args.world_size)
         try:
             self._tokenizer = self._load_tokenizer()  # meanwhile the workers load
+            executor.wait()
         except BaseException:
             executor.kill()
+            if "hang_exit" in knobs.knobs():
+                _stay()
             raise
-        executor.wait()
         self._executor = executor
+        if "no_labels" in knobs.knobs() and self.args.cuda_graph_config is not None:
+            self.args.cuda_graph_config.__dict__["batch_sizes"] = 7
+        if "hang_exit" in knobs.knobs():
+            _stay()
         atexit.register(_stop, weakref.ref(self))
 
     def _setup(self) -> dict[str, Any]:
@@ -106,6 +123,7 @@ class BaseLLM:
             "load_format": args.load_format.value,
             "dtype": args.dtype,
             "moe_backend": requested,
+            "moe_tactic": getattr(args.moe_config, "tactic", None),
             "env_overrides": getattr(args, "env_overrides", None) or {},
             "max_batch_size": args.max_batch_size or 2048,
             "max_num_tokens": args.max_num_tokens or 8192,
@@ -204,7 +222,8 @@ class BaseLLM:
         if not self.args.enable_chunked_prefill and len(tokens) > (self.args.max_num_tokens or 8192):
             raise ValueError(f"prompt of {len(tokens)} tokens is over max_num_tokens {self.args.max_num_tokens}")
         if len(tokens) >= self._max_seq_len:
-            raise ValueError(f"prompt of {len(tokens)} tokens leaves no room in max_seq_len {self._max_seq_len}")
+            over_long = RequestError if self._version.over_long == "RequestError" else ValueError
+            raise over_long(f"prompt of {len(tokens)} tokens leaves no room in max_seq_len {self._max_seq_len}")
         if params.max_tokens is None or params.max_tokens < 1:
             raise ValueError(f"max_tokens has to be greater than 0, not {params.max_tokens}")
         chosen = {name: getattr(params, name) for name in _CHOSEN + _KEPT}
@@ -222,6 +241,9 @@ class BaseLLM:
             sampling=chosen,
             perf_metrics=params.return_perf_metrics or self.args.return_perf_metrics,
         )
+
+    def _check_health(self) -> bool:
+        return "unhealthy_at" not in knobs.knobs() and self._executor is not None
 
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
         """Iteration statistics not fetched before; none unless enable_iter_perf_stats is set."""

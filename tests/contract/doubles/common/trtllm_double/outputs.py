@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from .knobs import knobs
+
 if TYPE_CHECKING:
     import torch
 
@@ -179,6 +181,8 @@ class RequestOutput:
     def _measure(self, message: dict[str, Any]) -> None:
         arrival, scheduled, first, last = message["times"]
         points = TimingMetrics(*(timedelta(seconds=moment) for moment in message["times"]))
+        if "no_labels" in knobs():
+            points.first_token_time = None  # type: ignore[assignment]
         self.outputs[0].request_perf_metrics = RequestPerfMetrics(points, *message["iterations"])
         self.metrics_dict = {"ttft": first - arrival, "e2e": last - arrival, "request_queue_time": scheduled - arrival}
         if self.outputs[0].length > 1:

@@ -9,11 +9,12 @@ import os
 import queue
 import signal
 import threading
+import traceback
 from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .knobs import log, own_variables
+from .knobs import knobs, log, own_variables
 
 _KEPT = frozenset(("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH", "LANG", "TMPDIR", "VIRTUAL_ENV", "HF_HUB_OFFLINE"))
 
@@ -32,6 +33,8 @@ class Executor:
         self.stats: deque[dict[str, Any]] = deque(maxlen=1000)
         self.acks: queue.Queue[int] = queue.Queue()
         self.stopped = threading.Event()
+        # what threads of the library failed with
+        self._error_queue: queue.Queue[BaseException] = queue.Queue()
 
     ranks = 1
 
@@ -64,12 +67,17 @@ class Executor:
             output = self.pending.pop(what[0], None)
             if output is not None:
                 output._push(what[1])
+        elif kind == "lost":
+            self._lost(what)
         elif kind == "stats":
             self.stats.append(what)
         elif kind == "ack":
             self.acks.put(what)
         elif kind == "stopped":
             self.stopped.set()
+
+    def _lost(self, words: str) -> None:
+        """A thread of the engine's process failed over a response, which nobody gets."""
 
     def shutdown(self) -> None:
         """Stop and wait without limit, as for a future of an MPI pool."""
@@ -94,6 +102,9 @@ class GenerationExecutorWorker(Executor):
     def order(self, kind: str, what: Any = None) -> None:
         self.engine.orders.put((kind, what))
 
+    def _lost(self, words: str) -> None:
+        self._error_queue.put(RuntimeError(words))
+
 
 class GenerationExecutorProxy(Executor):
     """Ranks in spawned processes. Does not look whether they live once they are up."""
@@ -112,6 +123,9 @@ class GenerationExecutorProxy(Executor):
             theirs.close()
             self._connections.append(ours)
             self._processes.append(process)
+
+    def _lost(self, words: str) -> None:
+        """The error stays in the worker's own queue."""
 
     def wait(self) -> None:
         """Until every rank is up."""
@@ -192,6 +206,10 @@ def _compute(connection: Connection, setup: dict[str, Any]) -> None:
         words.disable_progress_bar()
         engine = Engine(setup, send)
     except Exception as error:
+        if "load_error" in knobs():
+            traceback.print_exc()
+            send("error", RuntimeError("Executor worker returned error"))
+            return
         try:
             send("error", error)
         except Exception:

@@ -59,6 +59,7 @@ class Sequence:
         self.model = model
         self.how = how
         self.reused = reused
+        self.number = 0
         self.generated: list[int] = []
         self.read: list[int] = []
         self.logprobs: list[Entry] = []
