@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from moe_eval.errors import EngineError, WorkerDied
+
+_GRACE_SECONDS = 8.0
+_settled: list[int] = []  # codes of the errors whose messages were printed
+_watches: list[threading.Thread] = []
+_is_over, _closing = threading.Event(), threading.Lock()
 
 
 class Ended(Exception):
@@ -34,12 +41,46 @@ def settle(error: BaseException) -> int:
     If a worker of an engine is gone, this does not return: the process ends without exit handlers, since in its own the
     engine's library would wait for the worker for ever.
     """
+    _settled.append(code(error))
     if isinstance(error, WorkerDied):
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code(error))
+        _end()
     return code(error)
+
+
+def end_in_seconds(close: Callable[[], None]) -> None:
+    """When the main thread is through, call `close`, and end the process some seconds later at the latest.
+
+    A library's threads that are no daemons, and exit handlers that wait for its workers, may otherwise keep it.
+    """
+
+    def closing() -> None:
+        with _closing:
+            try:
+                close()
+            finally:
+                _is_over.set()
+
+    if not _watches:
+        _watches.append(threading.Thread(target=_watch, name="moe_eval-end", daemon=True))
+        _watches[0].start()
+    # atexit handlers run after all threads were joined, and one of the library's may never end. What is registered
+    # last runs first.
+    getattr(threading, "_register_atexit", atexit.register)(closing)
+
+
+def _watch() -> None:
+    _is_over.wait()
+    time.sleep(_GRACE_SECONDS)
+    with _closing:
+        _end()
+
+
+def _end() -> None:
+    """End at once, without exit handlers."""
+    for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
+        flush()
+    unhandled = 1 if hasattr(sys, "last_type") else 0
+    os._exit(_settled[-1] if _settled else unhandled)
 
 
 @contextmanager

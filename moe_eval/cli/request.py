@@ -115,10 +115,11 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     settings = _settings(arguments)
     if options.moe_backend != "auto":
         arguments["moe_backend"] = options.moe_backend
-    if options.disable_fusion:
-        if engine != "trtllm":
-            raise UsageError("--disable_fusion is a setting of TensorRT-LLM. Leave it out.")
-        arguments["disable_fusion"] = True
+    for name in ("disable_fusion", "stall_timeout"):
+        if value := getattr(options, name):
+            if engine != "trtllm":
+                raise UsageError(f"--{name} is a setting of TensorRT-LLM. Leave it out.")
+            arguments[name] = value
     registry.check(engine)
     registry.check_options(engine, arguments)
     arms = ArmsRequest(

@@ -24,6 +24,20 @@ def number(options: Mapping[str, object], name: str) -> int | None:
     return count
 
 
+def seconds(options: dict[str, object], name: str) -> float | None:
+    """Take a number above 0 out of the options, or None if it is not set. Anything else is a UsageError."""
+    value = options.pop(name, None)
+    if value is None:
+        return None
+    try:
+        number_of_seconds = float(str(value))
+    except ValueError:
+        number_of_seconds = 0.0
+    if not 0 < number_of_seconds < float("inf"):
+        raise UsageError(f"{name}={value} is not a number of seconds above 0. Give one.")
+    return number_of_seconds
+
+
 def flag(options: dict[str, object], name: str) -> bool | None:
     """Take a switch out of the options, or None if it is not set. Anything else is a UsageError."""
     value = options.pop(name, None)

@@ -44,6 +44,9 @@ class EngineFacts:
             every step; a head that is the embedding counts here).
         kv_cache_tokens: that the key-value cache holds as it was loaded, of all sequences together; None where the
             engine does not say, or its cache grows.
+        moe_degraded_from: why the engine did not honour the requested implementation of experts, in its own words.
+        moe_tactic: of the implementation of experts, as observed.
+        unobserved: a line for every label that the engine's version keeps where it could not be read.
         arguments: what the engine's library was given beyond the labels above, by the library's own names.
     """
 
@@ -75,6 +78,9 @@ class EngineFacts:
     weight_bytes: Mapping[str, int] | None = None
     cuda_graph_padding: bool | None = None
     kv_cache_tokens: int | None = None
+    moe_degraded_from: str | None = None
+    moe_tactic: str | None = None
+    unobserved: tuple[str, ...] = ()
     arguments: Mapping[str, object] = field(default_factory=dict)
 
     def decodes_by_graph(self, batch_size: int) -> bool | None:

@@ -37,6 +37,9 @@ class ArmOptions:
     )
     moe_backend: str = option("auto", "the engine's implementation of the experts", _ARMS)
     disable_fusion: bool = option(False, "TensorRT-LLM: use no fused all-reduce", _ARMS)
+    stall_timeout: float | None = option(
+        None, "TensorRT-LLM: seconds without a response, after which an arm ends", _ARMS, minimum=0.1
+    )
     model_args: str = option(
         "",
         "more model arguments for every arm, as lm_eval takes them: tokenizer=, dtype= and the engine's own",

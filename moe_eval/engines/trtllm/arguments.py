@@ -22,9 +22,11 @@ NESTED = {
     "moe_backend": ("moe_config", "backend"),
     "moe_max_num_tokens": ("moe_config", "max_num_tokens"),
     "moe_disable_finalize_fusion": ("moe_config", "disable_finalize_fusion"),
+    "moe_tactic": ("moe_config", "tactic"),
+    "moe_megamoe_fuse_shared_expert": ("moe_config", "megamoe_fuse_shared_expert"),
 }
 # settings of this engine itself
-OWN = ("worker", "disable_fusion")
+OWN = ("worker", "disable_fusion", "stall_timeout")
 # the constructor's arguments that the user cannot set, and what to do instead
 _ELSEWHERE = {
     **ELSEWHERE,
@@ -33,7 +35,7 @@ _ELSEWHERE = {
         "Give kv_cache_free_gpu_memory_fraction, kv_cache_max_tokens, kv_cache_dtype or kv_cache_tokens_per_block."
     ),
     "cuda_graph_config": "Give cuda_graph_batch_sizes or cuda_graph_enable_padding.",
-    "moe_config": "Give moe_backend, moe_max_num_tokens or moe_disable_finalize_fusion.",
+    "moe_config": "Give moe_backend, moe_tactic, moe_max_num_tokens or moe_disable_finalize_fusion.",
     "num_postprocess_workers": "With such workers TensorRT-LLM drops the logits that scores are read from. Omit it.",
     "gather_generation_logits": "Give worker=in_process or worker=spawned.",
     "speculative_config": "TensorRT-LLM returns no context logits with speculative decoding. Omit it.",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
+import itertools
 import logging
-import threading
+import queue
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moe_eval import exits
 from moe_eval.data.window import Window
 from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import (
@@ -35,14 +38,18 @@ from moe_eval.engines.trtllm import tracing
 from moe_eval.engines.trtllm.installed import TRTLLM, Library
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
-from moe_eval.engines.trtllm.workers import Waiter, Workers
-from moe_eval.errors import UsageError, WorkerDied
+from moe_eval.engines.trtllm.workers import RESUME, Waiter, Workers, within
+from moe_eval.errors import EngineError, UsageError, WorkerDied
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
 
-_SHUTDOWN_SECONDS = 60
+_SHUTDOWN_SECONDS = 20.0
+_HEALTH_SECONDS = 2.0
+# By default a response may take this long, or this many times the slowest one so far. The first ones compile kernels.
+_STALL_SECONDS, _STALL_RATIO, _FIRST_SECONDS = 300.0, 20, 900.0
+_TOKEN_SECONDS = 0.5  # and this long for every new token
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Session:
     Attributes:
         max_requests: in flight at once.
         max_tokens: of prompts in flight at once if their logits are returned.
+        stall_seconds: without a response, after which a run ends. None for what follows from the slowest response.
     """
 
     installed: Library
@@ -60,42 +68,58 @@ class Session:
     checkpoint: str
     max_requests: int
     max_tokens: int
+    stall_seconds: float | None = None
+    _slowest: float | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        # registered after the library's own handler, and so run before it: the library's may wait forever
-        atexit.register(_close, weakref.ref(self))
+        reference = weakref.ref(self)
+        exits.end_in_seconds(lambda: _close(reference))
 
     def stream(
         self, prompts: Sequence[TokenIds], sampling: dict[str, object], task: str, max_tokens: int | None = None
     ) -> Iterator[tuple[int, Any]]:
         """Yield (index, RequestOutput) of every prompt, in order, as soon as it and those before it are finished.
 
+        If a response is lost, those that have come after it are yielded before the error is raised.
+
         Args:
             task: what the requests are for, for messages.
             max_tokens: of prompts in flight at once, or None for no limit.
         """
-        waiter = Waiter(self.workers)
+        limit = self._limit(sampling)
+        waiter = Waiter(lambda waited: self._check(waited, limit, task))
         flying: deque[tuple[int, Any]] = deque()
-        tokens = 0
         try:
             params = self.installed.sampling_params(**sampling)
-            for index, prompt in enumerate(prompts):
-                while flying and (
-                    len(flying) >= self.max_requests or (max_tokens is not None and tokens + len(prompt) > max_tokens)
-                ):
-                    finished, handle = flying.popleft()
-                    yield finished, waiter.wait(handle.result)
-                    tokens -= len(prompts[finished])
-                flying.append((index, self.llm.generate_async(list(prompt), sampling_params=params, streaming=False)))
-                tokens += len(prompt)
-            while flying:
+            sent = tokens = 0
+
+            def send(last: int) -> None:
+                for index in range(sent, last):
+                    handle = self.llm.generate_async(list(prompts[index]), sampling_params=params, streaming=False)
+                    flying.append((index, handle))
+
+            while sent < len(prompts) or flying:
+                last = sent
+                while last < len(prompts) and len(flying) + last - sent < self.max_requests:
+                    tokens += len(prompts[last])
+                    if max_tokens is not None and tokens > max_tokens and (flying or last > sent):
+                        tokens -= len(prompts[last])
+                        break
+                    last += 1
+                if last > sent:
+                    self._wait(waiter, partial(send, last))
+                    sent = last
                 finished, handle = flying.popleft()
-                yield finished, waiter.wait(handle.result)
-        except WorkerDied:
-            self._abandon()
-            raise
+                yield finished, self._wait(waiter, handle.result)
+                tokens -= len(prompts[finished])
         except Exception as error:
+            if isinstance(error, WorkerDied):
+                self.abandon()
+            if self._closed:
+                yield from _arrived(flying)
+            if isinstance(error, (UsageError, EngineError)):
+                raise
             raise describe_failure(TRTLLM, error, self.installed.version, self.checkpoint, task) from error
         finally:
             for _, handle in flying:
@@ -104,12 +128,52 @@ class Session:
                     abort()
             waiter.close()
 
+    def _wait(self, waiter: Waiter, call: Callable[[], Any]) -> Any:
+        began = time.monotonic()
+        try:
+            answer = waiter.wait(call)
+        except Exception:
+            self.workers.check()  # the death of a worker explains any other error
+            raise
+        self._slowest = max(self._slowest or 0.0, time.monotonic() - began)
+        return answer
+
+    def _limit(self, sampling: dict[str, object]) -> float:
+        """Seconds that a response may take."""
+        if self.stall_seconds is not None:
+            return self.stall_seconds
+        if self._slowest is None:
+            return _FIRST_SECONDS
+        tokens = int(str(sampling.get("max_tokens", 1)))
+        return max(_STALL_SECONDS, _STALL_RATIO * self._slowest, _TOKEN_SECONDS * tokens)
+
+    def _check(self, waited: float, limit: float, task: str) -> None:
+        """Raise what says that a response will not come.
+
+        Source: TensorRT-LLM, ManagedThread of llmapi/utils.py, which puts an error aside and loses the response.
+        """
+        self.workers.check()
+        lost = _background_error(self.llm)
+        if lost is not None:
+            self.abandon()
+            raise describe_failure(TRTLLM, lost, self.installed.version, self.checkpoint, task) from lost
+        if _is_unhealthy(self.llm):
+            raise WorkerDied(
+                f"TensorRT-LLM says that it is not healthy any more while {task} ({self.workers.last_words}). {RESUME}"
+            )
+        if waited >= limit:
+            raise WorkerDied(
+                f"TensorRT-LLM has given no response for {limit:g} s while {task} {self.checkpoint} "
+                f"({self.workers.last_words}). Give a larger stall_timeout, or repeat the command: with --use_cache it "
+                "continues from the last score."
+            )
+
     def ask(self, prompts: Sequence[TokenIds], sampling: dict[str, object]) -> list[Any]:
         """The RequestOutputs of a few prompts, in order."""
         return [output for _, output in self.stream(prompts, sampling, "testing", self.max_tokens)]
 
-    def _abandon(self) -> None:
-        """Give up a library whose workers are gone. Its own shutdown would wait for them forever."""
+    def abandon(self) -> None:
+        """Give up a library whose workers or responses are gone. Its own shutdown would wait for them forever."""
         self._closed = True
         # the library calls shutdown at exit and when it is collected
         self.llm.shutdown = lambda *_, **__: None
@@ -121,19 +185,44 @@ class Session:
             return
         try:
             self.workers.check()
-        except WorkerDied:
-            return self._abandon()
-        self._closed = True
-        ending = threading.Thread(target=self.llm.shutdown, daemon=True)
-        ending.start()
-        ending.join(_SHUTDOWN_SECONDS)
-        if ending.is_alive():
-            return self._abandon()
+            self._closed = True
+            within(_SHUTDOWN_SECONDS, self.llm.shutdown)
+        except Exception:  # whatever it is, the process ends with this library, and its workers have to
+            return self.abandon()
         self.workers.end()
         self.llm = None  # with it goes the model of an engine in this process
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _background_error(llm: Any) -> BaseException | None:
+    """What a thread of the library has put aside. None where nothing is, or where it is kept elsewhere."""
+    errors = reach(llm, "_executor._error_queue")
+    try:
+        error = errors.get_nowait()
+    except (AttributeError, queue.Empty):
+        return None
+    return error if isinstance(error, BaseException) else EngineError(f"TensorRT-LLM lost a response ({error}).")
+
+
+def _is_unhealthy(llm: Any) -> bool:
+    health = getattr(llm, "_check_health", None)
+    try:
+        return health is not None and within(_HEALTH_SECONDS, health) is False
+    except Exception:  # a private interface: what it cannot say, the time without a response does
+        return False
+
+
+def _arrived(flying: deque[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """The responses that are there already."""
+    for index, handle in flying:
+        try:
+            output = handle.result(timeout=0.01)
+        except Exception:  # it is lost as well, or this version's result takes no timeout
+            continue
+        yield index, output
+    flying.clear()
 
 
 def _close(session: weakref.ref[Session]) -> None:
@@ -198,13 +287,13 @@ class TrtllmEngine:
     ) -> list[Completion]:
         requests.check_prompts(prompts, request.max_new_tokens, self.facts.max_length)
         completions: list[Completion] = []
-        metrics: list[Any] = []
+        metrics: list[tuple[Any, ...] | None] = []
         sampling = requests.sampling(request, self.ends)
         if request.timed and "return_perf_metrics" in self.session.installed.sampling:
             sampling["return_perf_metrics"] = True
         for index, output in self.session.stream(prompts, sampling, "generating with"):
             completions.append(requests.completion(TRTLLM.title, output.outputs[0], request, self.ends))
-            metrics.append(reach(output.outputs[0], "request_perf_metrics.timing_metrics"))
+            metrics.append(_timing_metrics(output.outputs[0]))
             if not request.timed:
                 done(index, completions[-1])
         if request.timed:
@@ -250,15 +339,30 @@ class TrtllmEngine:
         self.session.close()
 
 
-def _times(metrics: Sequence[Any]) -> list[RequestTimes | None]:
+def _timing_metrics(output: Any) -> tuple[Any, ...] | None:
+    """Arrival, start, first and last token of a request. None where the version or its scheduler measured not all."""
+    try:
+        timing = output.request_perf_metrics.timing_metrics
+        moments = (
+            timing.arrival_time,
+            timing.first_scheduled_time,
+            timing.first_token_time,
+            timing.last_token_time,
+        )
+        return moments if all(a <= b for a, b in itertools.pairwise(moments)) else None
+    except (AttributeError, TypeError):  # of no value is worth a failed run
+        return None
+
+
+def _times(metrics: Sequence[tuple[Any, ...] | None]) -> list[RequestTimes | None]:
     """The times of every request of a batch, counted from the arrival of the first request.
 
     TensorRT-LLM's timing_metrics are timedeltas on a steady clock. Only their differences have a meaning.
     """
-    start = min((timing.arrival_time for timing in metrics if timing is not None), default=None)
-
-    def request_times(timing: Any) -> RequestTimes:
-        moments = (timing.first_scheduled_time, timing.first_token_time, timing.last_token_time)
-        return RequestTimes(*((moment - start).total_seconds() for moment in moments))
-
-    return [None if timing is None else request_times(timing) for timing in metrics]
+    start = min((moments[0] for moments in metrics if moments is not None), default=None)
+    if start is None:
+        return [None] * len(metrics)
+    return [
+        None if moments is None else RequestTimes(*((moment - start).total_seconds() for moment in moments[1:]))
+        for moments in metrics
+    ]

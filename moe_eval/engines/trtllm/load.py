@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
+from moe_eval import exits
 from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.options import flag
+from moe_eval.engines.options import flag, seconds
 from moe_eval.engines.requests import end_tokens
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
@@ -21,12 +25,14 @@ from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
 from moe_eval.engines.trtllm.installed import TRTLLM
+from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.engines.trtllm.readers import ContextLogits
-from moe_eval.engines.trtllm.workers import Workers, descendants
+from moe_eval.engines.trtllm.workers import Loading, Waiter, Workers, descendants
 from moe_eval.machine import hardware
 from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 # requests in an iteration by default: enough to fill max_num_tokens with short prompts
 _REQUESTS = 64
@@ -41,17 +47,37 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
 
     Args:
         settings: options are the constructor's own arguments by name, those of arguments.NESTED, `worker`
-            (in_process or spawned) and `disable_fusion`.
+            (in_process or spawned), `disable_fusion` and `stall_timeout`.
         tokenizer: of Transformers, for stop texts and for the text of the self-test.
     """
     options, launched = dict(settings.options), observe.launched()
     place = plans.take_placement(TRTLLM, options, launched=launched)
     disable_fusion = flag(options, "disable_fusion")
+    stall_seconds = seconds(options, "stall_timeout")
     plan = plans.make(TRTLLM, settings, options, place, tokenizer, launched=launched)
-    library = installed.load(in_process=place.in_process, disable_fusion=bool(disable_fusion))
+    before, output = descendants(), None if place.in_process or launched else WorkerOutput()
+    loading = Loading(before, output, stall_seconds)
+    import_library = partial(installed.load, in_process=place.in_process, disable_fusion=bool(disable_fusion))
+    library = _watched(loading, output, import_library)
     limits = _limits(plan)
     constructor = _constructor(plan, library, limits)
-    session = _session(plan, library, constructor, tokenizer)
+    build = partial(library.module.LLM, **plan.constructor_arguments(tokenizer), **constructor)
+    try:
+        llm = _watched(loading, output, build)
+    except Exception as error:
+        raise describe_failure(TRTLLM, error, library.version, settings.checkpoint, "loading") from error
+    # in this process compilers come and go, and Ray ends idle workers by itself: their end is no failure
+    watched = not place.in_process and options.get("orchestrator_type") in (None, "rpc")
+    session = Session(
+        installed=library,
+        llm=llm,
+        workers=Workers(descendants() - before if watched else (), observe.loop(llm), output),
+        checkpoint=settings.checkpoint,
+        # one set running and the next one waiting
+        max_requests=2 * int(constructor["max_batch_size"]),
+        max_tokens=2 * int(constructor["max_num_tokens"]),
+        stall_seconds=stall_seconds,
+    )
     context = ContextLogits(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     sequence = selftest.known_sequence(tokenizer, plan.vocabulary)[: limits.window]
     try:
@@ -96,27 +122,21 @@ def _constructor(plan: Plan, library: installed.Library, limits: sizing.Limits) 
     return arguments.build(library, options, defaults)
 
 
-def _session(plan: Plan, library: installed.Library, constructor: Arguments, tokenizer: Any) -> Session:
-    name = plan.settings.checkpoint
-    before = descendants()
+def _watched(loading: Loading, output: WorkerOutput | None, call: Callable[[], _Result]) -> _Result:
+    """Import or build the library. If that fails, nothing of it is left, and the process will end in seconds."""
+    waiter = Waiter(loading.check)
     try:
-        llm = library.module.LLM(**plan.constructor_arguments(tokenizer), **constructor)
+        with output.captured() if output is not None else nullcontext():
+            result: _Result = waiter.wait(call)
+            return result
     except BaseException as error:
-        Workers(descendants() - before).kill()
-        if isinstance(error, Exception):
-            raise describe_failure(TRTLLM, error, library.version, name, "loading") from error
+        if isinstance(error, Exception) and "main thread" in str(error):  # a version that insists on it
+            return call()
+        loading.end()
+        exits.end_in_seconds(lambda: None)
         raise
-    # in this process compilers come and go, and Ray ends idle workers by itself: their end is no failure
-    watched = not plan.placement.in_process and plan.options.get("orchestrator_type") in (None, "rpc")
-    return Session(
-        installed=library,
-        llm=llm,
-        workers=Workers(descendants() - before if watched else (), observe.loop(llm)),
-        checkpoint=name,
-        # one set running and the next one waiting
-        max_requests=2 * int(constructor["max_batch_size"]),
-        max_tokens=2 * int(constructor["max_num_tokens"]),
-    )
+    finally:
+        waiter.close()
 
 
 def _warn(plan: Plan, library: installed.Library, verdict: selftest.Verdict) -> None:
@@ -137,8 +157,10 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
     gpus = hardware.gpus()[:world]
     backend = str(plan.options.get("moe_backend", "auto"))
     cache = str(getattr(constructor["kv_cache_config"], "dtype", "auto"))
-    labels = {name: value for name, value in arguments.plain(constructor).items() if name != "env_overrides"}
-    return EngineFacts(
+    observer = observe.Observer()
+    seen = partial(observer.label, llm=llm)
+    plain = observer.label("arguments", lambda _: arguments.plain(constructor), llm) or {}
+    facts = EngineFacts(
         name=TRTLLM.name,
         version=session.installed.version,
         checkpoint=plan.settings.checkpoint,
@@ -151,13 +173,13 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
         device="cuda" if gpus else "cpu",
         device_name=plans.device_name(world),
         max_length=window,
-        worker=observe.worker(llm, len(session.workers)),
-        attention_backend=observe.attention_backend(llm),
+        worker=seen("worker", lambda llm: observe.worker(llm, len(session.workers))),
+        attention_backend=seen("attention_backend", observe.attention_backend),
         moe_backend_requested=backend,
-        moe_backend_observed=observe.moe_backend(llm),
+        moe_backend_observed=seen("moe_backend_observed", observe.moe_backend),
         kv_cache_dtype=(model.carried.kv_cache or model.dtype) if cache == "auto" else cache,
-        cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(llm),
-        cuda_graph_padding=observe.cuda_graph_padding(llm),
+        cuda_graph_batch_sizes=seen("cuda_graph_batch_sizes", observe.cuda_graph_batch_sizes),
+        cuda_graph_padding=seen("cuda_graph_padding", observe.cuda_graph_padding),
         scores_from=scores_from,
         scores_ids=True,
         quant_algo=model.carried.method,
@@ -165,7 +187,11 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
         max_batch=int(constructor["max_batch_size"]),
         max_step_tokens=int(constructor["max_num_tokens"]),
         gpus=world if gpus else 0,
-        weight_bytes=observe.weight_bytes(llm),
-        kv_cache_tokens=observe.kv_cache_tokens(llm),
-        arguments=labels | {"disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1"},
+        weight_bytes=seen("weight_bytes", observe.weight_bytes),
+        kv_cache_tokens=seen("kv_cache_tokens", observe.kv_cache_tokens),
+        moe_degraded_from=seen("moe_degraded_from", observe.moe_degraded_from),
+        moe_tactic=seen("moe_tactic", observe.moe_tactic),
+        arguments={name: value for name, value in plain.items() if name != "env_overrides"}
+        | {"disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1"},
     )
+    return replace(facts, unobserved=tuple(observer.failures))

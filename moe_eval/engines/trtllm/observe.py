@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 from moe_eval.engines import weights
 from moe_eval.engines.served.package import reach
 
+log = logging.getLogger(__name__)
+
 # set by MPI launchers for every process they start
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TLLM_SPAWN_PROXY_PROCESS", "tllm_mpi_size")
 _MODEL = "_executor.engine.model_engine.model"
+_Label = TypeVar("_Label")
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
@@ -22,11 +26,47 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
     return any(environment.get(name, "1") != "1" for name in _LAUNCHED)
 
 
+class Observer:
+    """Reads labels. What a version keeps in another place or form has no label, which is no reason to fail.
+
+    Attributes:
+        failures: a line for every label that could not be read.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def label(self, name: str, read: Callable[[Any], _Label | None], llm: Any) -> _Label | None:
+        """What `read` makes of the library's LLM, or None."""
+        try:
+            return read(llm)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.failures.append(f"{name}: {reason}")
+            log.warning("TensorRT-LLM does not show %s (%s). The record has none.", name, reason)
+            return None
+
+
+def in_process(llm: Any) -> bool:
+    """Whether the model is in this process."""
+    return reach(llm, _MODEL) is not None
+
+
 def worker(llm: Any, processes: int) -> Literal["in_process", "spawned"] | None:
     """Where the engine runs: in this process, or in `processes` others that it started."""
-    if reach(llm, _MODEL) is not None:
+    if in_process(llm):
         return "in_process"
     return "spawned" if processes or launched() else None
+
+
+def _experts(llm: Any) -> Iterable[Any]:
+    """The modules of routed experts of every layer, wherever the model's family has them."""
+    model = reach(llm, _MODEL)
+    if model is None:
+        return
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "experts":
+            yield module
 
 
 def moe_backend(llm: Any) -> str | None:
@@ -35,9 +75,25 @@ def moe_backend(llm: Any) -> str | None:
     The wrapper ConfigurableMoE holds what computes as its `backend`. The class name is reported as it is, because
     packages and class hierarchies move between versions.
     """
-    experts = (reach(layer, "mlp.experts") for layer in reach(llm, f"{_MODEL}.model.layers") or ())
-    names = dict.fromkeys(type(getattr(part, "backend", part)).__name__ for part in experts if part is not None)
-    return "+".join(names) or None
+    return "+".join(dict.fromkeys(type(getattr(part, "backend", part)).__name__ for part in _experts(llm))) or None
+
+
+def moe_degraded_from(llm: Any) -> str | None:
+    """Why another backend than the requested one runs. None where the version has no report, or none of this.
+
+    Source: TensorRT-LLM's MoEResolutionReport, which a layer's experts or their backend hold.
+    """
+    parts = [part for experts in _experts(llm) for part in (experts, getattr(experts, "backend", None))]
+    reports = (value for part in parts for value in getattr(part, "__dict__", {}).values())
+    reasons = dict.fromkeys(str(report.degraded_from) for report in reports if getattr(report, "degraded_from", None))
+    return "+".join(reasons) or None
+
+
+def moe_tactic(llm: Any) -> str | None:
+    """The tactic of the experts (from 1.4.0rc4 on), or None where they have none."""
+    parts = (getattr(experts, "backend", experts) for experts in _experts(llm))
+    tactics = (tactic for part in parts if isinstance(tactic := getattr(part, "tactic", None), str))
+    return "+".join(dict.fromkeys(tactics)) or None
 
 
 def weight_bytes(llm: Any) -> Mapping[str, int] | None:
@@ -55,25 +111,33 @@ def kv_cache_tokens(llm: Any) -> int | None:
     manager = reach(llm, "_executor.engine.kv_cache_manager")
     if type(manager).__name__ not in ("KVCacheManager", "KVCacheManagerV2"):
         return None
-    try:
-        statistics: Any = manager.get_kv_cache_stats()
-        blocks, size = int(statistics.max_num_blocks), int(statistics.tokens_per_block)
-        windows = len(statistics.num_free_blocks_per_window_size)
-    except Exception:  # a private interface, of which a version may lack any part: no label is worth a failed load
-        return None
+    statistics: Any = manager.get_kv_cache_stats()
+    blocks, size = int(statistics.max_num_blocks), int(statistics.tokens_per_block)
+    windows = len(statistics.num_free_blocks_per_window_size)
     return blocks * size if windows == 1 and blocks and size else None
 
 
 def cuda_graph_batch_sizes(llm: Any) -> tuple[int, ...] | None:
     """The sizes that run as CUDA graphs, as the constructor filled them in, or None if it does not say.
 
-    The constructor's list goes beyond the largest batch, and larger sizes are never recorded.
+    The constructor's list may go beyond the largest batch. Larger sizes are never recorded. With padding the largest
+    batch is recorded in their place.
+
+    Source: TensorRT-LLM, _filter_cuda_graph_batch_sizes of _torch/pyexecutor/model_engine.py.
     """
     args: Any = getattr(llm, "args", None)
     if hasattr(args, "cuda_graph_config") and args.cuda_graph_config is None:
         return ()
-    sizes, largest = reach(args, "cuda_graph_config.batch_sizes"), reach(args, "max_batch_size")
-    return None if sizes is None else tuple(int(size) for size in sizes if largest is None or size <= largest)
+    stated, largest = reach(args, "cuda_graph_config.batch_sizes"), reach(args, "max_batch_size")
+    if stated is None:
+        return None
+    sizes = sorted(map(int, stated))
+    if largest is None:
+        return tuple(sizes)
+    recorded = {size for size in sizes if size <= largest}
+    if cuda_graph_padding(llm) and len(recorded) < len(sizes):
+        recorded.add(int(largest))
+    return tuple(sorted(recorded))
 
 
 def cuda_graph_padding(llm: Any) -> bool | None:

@@ -1,23 +1,30 @@
-"""Watches the processes that TensorRT-LLM starts, and ends them."""
+"""Watches the processes that TensorRT-LLM starts, ends them, and waits for none without end."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
 import psutil
 
+from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.errors import WorkerDied
 
 # MPI starts these beside its ranks and needs them until this process has left MPI: neither watched nor ended
 _DAEMONS = ("orted", "prted", "prte", "hydra_pmi_proxy", "hydra_bstrap_proxy", "mpirun", "mpiexec")
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10
-_RESUME = "Repeat the command: with --use_cache it continues from the last score."
+RESUME = "Repeat the command: with --use_cache it continues from the last score."
+# Loading shows no life if its processes use less than this share of a CPU core and print nothing.
+_IDLE_SHARE = 0.02
+_LOAD_SECONDS = 900.0  # without a sign of life, by default
+_AFTER_DEATH_SECONDS = 10.0  # that the library has to say itself that a worker died while it was loading
 
 
 def descendants() -> frozenset[int]:
@@ -36,12 +43,18 @@ class Workers:
     Workers of a launcher (mpirun, Slurm, Ray) are not below this process. The launcher watches them.
     """
 
-    def __init__(self, pids: Collection[int], loop: threading.Thread | None = None) -> None:
+    def __init__(
+        self, pids: Collection[int], loop: threading.Thread | None = None, output: WorkerOutput | None = None
+    ) -> None:
         self._loop = loop
-        self._processes = []
-        for pid in sorted(pids):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._processes.append(psutil.Process(pid))
+        self._output = output
+        self._processes = _processes(pids)
+
+    @property
+    def last_words(self) -> str:
+        """A clause about the last lines of the workers."""
+        lines = self._output.last_lines() if self._output is not None else ""
+        return f"its last lines: {lines}" if lines else "its last output is above"
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -50,13 +63,13 @@ class Workers:
         """Check that all workers live."""
         if self._loop is not None and not self._loop.is_alive():
             raise WorkerDied(
-                f"The loop of TensorRT-LLM's engine in this process has ended. Its last output is above. {_RESUME}"
+                f"The loop of TensorRT-LLM's engine in this process has ended ({self.last_words}). {RESUME}"
             )
         for process in self._processes:
             if not _lives(process):
                 raise WorkerDied(
                     f"A worker process of TensorRT-LLM (process {process.pid}) has died, perhaps of too little memory "
-                    f"or a CUDA error. Its last output is above. {_RESUME}"
+                    f"or a CUDA error ({self.last_words}). {RESUME}"
                 )
 
     def end(self) -> None:
@@ -80,16 +93,85 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-class Waiter:
-    """Waits for results in its own thread, because the result of a dead worker never comes."""
+class Loading:
+    """Watches what runs while the library loads: whether a worker died, or nothing at all goes on any more.
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    Args:
+        before: processes that were there before.
+        stall_seconds: without a sign of life. None for the default.
+    """
+
+    def __init__(self, before: Collection[int], output: WorkerOutput | None, stall_seconds: float | None) -> None:
+        self._before, self._output = before, output
+        self._limit = _LOAD_SECONDS if stall_seconds is None else stall_seconds
+        self._seen: dict[psutil.Process, str] = {}
+        self._signs = self._printed = 0.0
+        self._alive_at = self._whole_at = time.monotonic()
+
+    def check(self, _waited: float) -> None:
+        """Raise WorkerDied if loading cannot end."""
+        started = _processes(descendants() - frozenset(self._before))
+        self._seen |= {process: _command(process) for process in started if process not in self._seen}
+        now, signs = time.monotonic(), time.process_time() - time.thread_time() + sum(map(_cpu_seconds, started))
+        printed = self._output.size if self._output is not None else 0
+        if abs(signs - self._signs) > _IDLE_SHARE * (now - self._alive_at) or printed > self._printed:
+            self._signs, self._printed, self._alive_at = signs, printed, now
+        # compilers come and go, and so does a pool of Python processes: only of MPI's ranks all have to stay
+        gone = [command for process, command in self._seen.items() if "python" in command and not _lives(process)]
+        if not any("mpi4py" in command for command in gone):
+            self._whole_at = now
+        limit = min(self._limit, _AFTER_DEATH_SECONDS) if gone else self._limit
+        if now - self._alive_at <= limit and now - self._whole_at <= limit:
+            return
+        problem = "a worker process has died" if gone else f"nothing has gone on for {self._limit:g} s"
+        words = Workers((), output=self._output).last_words
+        raise WorkerDied(
+            f"TensorRT-LLM does not come up: {problem} ({words}). Mend what these lines name, or give a larger "
+            "stall_timeout."
+        )
+
+    def end(self) -> None:
+        """End what was started."""
+        Workers((descendants() - frozenset(self._before)) | {process.pid for process in self._seen}).kill()
+
+
+def _processes(pids: Collection[int]) -> list[psutil.Process]:
+    processes = []
+    for pid in sorted(pids):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
+    return processes
+
+
+def _command(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.Error):
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
+class Waiter:
+    """Calls the library in a thread of its own, because what it waits for may never come.
+
+    Args:
+        check: is called with the seconds waited so far, twice a second, and raises if waiting has no sense.
+    """
+
+    def __init__(self, check: Callable[[float], None]) -> None:
+        self._check = check
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="moe_eval-waiter", daemon=True).start()
 
     def _work(self) -> None:
+        # the library may look for an event loop, which only the main thread has by itself
+        asyncio.set_event_loop(asyncio.new_event_loop())
         while (call := self._calls.get()) is not None:
             try:
                 self._answers.put((call(), None))
@@ -97,19 +179,33 @@ class Waiter:
                 self._answers.put((None, error))
 
     def wait(self, call: Callable[[], Any]) -> Any:
-        """Run `call` and return its result."""
+        """Run `call` and return its result, or raise its error or that of `check`."""
+        began = time.monotonic()
         self._calls.put(call)
         while True:
             try:
                 answer, error = self._answers.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                self._workers.check()
+                self._check(time.monotonic() - began)
                 continue
             if error is not None:
-                self._workers.check()  # the death of a worker explains any other error
                 raise error
             return answer
 
     def close(self) -> None:
         """Let the thread end after its current call."""
         self._calls.put(None)
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """The result of `call`, or a TimeoutError if it takes longer. What it started goes on."""
+
+    def check(waited: float) -> None:
+        if waited >= seconds:
+            raise TimeoutError(f"no answer within {seconds:g} s")
+
+    waiter = Waiter(check)
+    try:
+        return waiter.wait(call)
+    finally:
+        waiter.close()

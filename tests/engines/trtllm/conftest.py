@@ -19,7 +19,7 @@ from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from tests.conftest import SHIPPED
-from tests.contract.conftest import DOUBLES, VERSIONS, _forget, double, double_path, version
+from tests.contract.conftest import CORE, DOUBLES, VERSIONS, _forget, double, double_path, version
 from tests.engines.conftest import LONGEST, Distribution, on_path, window
 
 __all__ = ["Distribution", "double", "double_path", "version"]
@@ -32,7 +32,8 @@ VARIABLES = (
     "TRTLLM_QWEN3_EAGER_FUSION_DISABLED",
     "OMPI_COMM_WORLD_SIZE",
 )
-EVERY = pytest.mark.parametrize("version", VERSIONS, indirect=True, scope="session")
+ALL = pytest.mark.parametrize("version", VERSIONS, indirect=True, scope="session")
+EVERY = pytest.mark.parametrize("version", CORE, indirect=True, scope="session")
 OLDEST = pytest.mark.parametrize("version", ["1.2.0"], indirect=True, scope="session")
 NEWEST = pytest.mark.parametrize("version", ["1.4.0rc1"], indirect=True, scope="session")
 

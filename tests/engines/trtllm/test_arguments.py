@@ -56,7 +56,7 @@ def test_every_documented_setting_reaches_the_constructor(load: Load, events: Ev
     assert events("import")[0]["env"]["TLLM_WORKER_USE_SINGLE_PROCESS"] == "1"
     assert not {"worker", "disable_fusion", "moe_backend"} & set(events("construct")[0]["kwargs"])
     assert facts.max_length == 254
-    assert (facts.cuda_graph_batch_sizes, facts.cuda_graph_padding) == ((1,), True), "no batch is larger than 4"
+    assert (facts.cuda_graph_batch_sizes, facts.cuda_graph_padding) == ((1, 4), True), "no batch is larger than 4"
     assert (facts.kv_cache_dtype, facts.attention_backend, facts.worker) == ("fp8", "FLASHINFER", "in_process")
     assert (facts.moe_backend_requested, facts.moe_backend_observed) == ("vanilla", "VanillaMoE")
     assert facts.arguments["disable_fusion"] is True

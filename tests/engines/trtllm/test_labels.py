@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from moe_eval.checkpoint import contents
+from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.trtllm import observe
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from tests.conftest import SHIPPED
-from tests.engines.trtllm.conftest import EVERY, NEWEST, Load
+from tests.engines.conftest import check, window
+from tests.engines.trtllm.conftest import ALL, EVERY, NEWEST, Distribution, Load
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, None)
 
@@ -59,7 +61,11 @@ def test_the_cache_tells_its_tokens_in_this_process_and_where_one_window_has_the
     monkeypatch.setattr(manager, "get_kv_cache_stats", lambda: statistics)
     assert observe.kv_cache_tokens(llm) is None, "blocks of several windows do not add up to tokens"
     monkeypatch.delattr(statistics, "max_num_blocks")
-    assert observe.kv_cache_tokens(llm) is None
+    observer = observe.Observer()
+    assert observer.label("kv_cache_tokens", observe.kv_cache_tokens, llm) is None
+    assert observer.failures == [
+        "kv_cache_tokens: AttributeError: 'types.SimpleNamespace' object has no attribute 'max_num_blocks'"
+    ]
     monkeypatch.setattr(llm._executor.engine, "kv_cache_manager", type("MambaHybridCacheManager", (), {})())
     assert observe.kv_cache_tokens(llm) is None
     assert observe.kv_cache_tokens(SimpleNamespace(_executor=object())) is None, "in another process"
@@ -84,7 +90,8 @@ def test_the_most_sequences_in_a_step(load: Load, given: dict[str, Any], most: i
     ("options", "sizes", "padding"),
     [
         ({"cuda_graph_batch_sizes": "1:2:8"}, (1, 2), False),
-        ({"cuda_graph_batch_sizes": "1:2:8", "cuda_graph_enable_padding": True}, (1, 2), True),
+        ({"cuda_graph_batch_sizes": "1:2:8", "cuda_graph_enable_padding": True}, (1, 2, 3), True),
+        ({"cuda_graph_batch_sizes": "2:1", "cuda_graph_enable_padding": True}, (1, 2), True),
         ({"cuda_graph_batch_sizes": "none"}, (), None),
     ],
 )
@@ -164,3 +171,41 @@ def test_routing_is_refused_in_a_sentence(engine: TrtllmEngine) -> None:
     with pytest.raises(UsageError, match="TensorRT-LLM does not report") as refused:
         engine.routing([[1, 2, 3]], 2)
     assert "\n" not in str(refused.value)
+
+
+@ALL
+def test_the_experts_are_found_wherever_the_model_has_them(load: Load, version: str) -> None:
+    facts = load().facts
+    assert facts.moe_backend_observed == ("TrtllmCutlassFusedMoeImpl" if version >= "1.4" else "CutlassFusedMoE")
+    assert facts.weight_bytes is not None
+    assert (facts.unobserved, facts.moe_degraded_from) == ((), None)
+
+
+ROW4 = pytest.mark.parametrize("version", ["1.4.0rc4"], indirect=True, scope="session")
+
+
+@ROW4
+def test_a_backend_that_was_not_honoured_and_the_tactic(load: Load) -> None:
+    facts = load(options={"moe_backend": "DEEPGEMM", "moe_tactic": "fused"}).facts
+    assert facts.moe_degraded_from == "DEEPGEMM: serves FP8 block scales only"
+    assert (facts.moe_backend_requested, facts.moe_tactic) == ("DEEPGEMM", "fused")
+    assert facts.arguments["moe_config"] == {"backend": "DEEPGEMM", "tactic": "fused"}
+
+
+@ROW4
+def test_a_label_that_cannot_be_read_ends_nothing(
+    load: Load, oracle: Distribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRTLLM_DOUBLE", "no_labels")
+    engine = load(options={"cuda_graph_batch_sizes": "1:2"})
+    facts = engine.facts
+    assert (facts.moe_backend_observed, facts.weight_bytes, facts.cuda_graph_batch_sizes) == (None, None, None)
+    assert {line.partition(":")[0] for line in facts.unobserved} >= {
+        "moe_backend_observed",
+        "weight_bytes",
+        "cuda_graph_batch_sizes",
+    }
+    some = [window(1, 30, 30)]
+    check(oracle, some, engine.score(some))
+    (completion,) = engine.generate([[5, 6, 7]], GenerationRequest(3, ignore_eos=True, timed=True))
+    assert completion.times is None
