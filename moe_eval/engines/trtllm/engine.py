@@ -38,7 +38,7 @@ from moe_eval.engines.trtllm import tracing
 from moe_eval.engines.trtllm.installed import TRTLLM, Library
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
-from moe_eval.engines.trtllm.workers import RESUME, Waiter, Workers, within
+from moe_eval.engines.trtllm.workers import RESUME, ResponseLost, Waiter, Workers, within
 from moe_eval.errors import EngineError, UsageError, WorkerDied
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS = 20.0
 _HEALTH_SECONDS = 2.0
 # By default a response may take this long, or this many times the slowest one so far. The first ones compile kernels.
-_STALL_SECONDS, _STALL_RATIO, _FIRST_SECONDS = 300.0, 20, 900.0
+_STALL_SECONDS, _TEST_SECONDS, _STALL_RATIO, _FIRST_SECONDS = 300.0, 60.0, 20, 900.0
 _TOKEN_SECONDS = 0.5  # and this long for every new token
 
 
@@ -77,7 +77,13 @@ class Session:
         exits.end_in_seconds(lambda: _close(reference))
 
     def stream(
-        self, prompts: Sequence[TokenIds], sampling: dict[str, object], task: str, max_tokens: int | None = None
+        self,
+        prompts: Sequence[TokenIds],
+        sampling: dict[str, object],
+        task: str,
+        max_tokens: int | None = None,
+        *,
+        is_test: bool = False,
     ) -> Iterator[tuple[int, Any]]:
         """Yield (index, RequestOutput) of every prompt, in order, as soon as it and those before it are finished.
 
@@ -86,8 +92,9 @@ class Session:
         Args:
             task: what the requests are for, for messages.
             max_tokens: of prompts in flight at once, or None for no limit.
+            is_test: a lost response is an EngineError, after which other requests can be sent.
         """
-        limit = self._limit(sampling)
+        limit = self._limit(sampling, is_test=is_test)
         waiter = Waiter(lambda waited: self._check(waited, limit, task))
         flying: deque[tuple[int, Any]] = deque()
         try:
@@ -113,13 +120,16 @@ class Session:
                 finished, handle = flying.popleft()
                 yield finished, self._wait(waiter, handle.result)
                 tokens -= len(prompts[finished])
+        except (WorkerDied, ResponseLost) as error:
+            reason = error.reason if isinstance(error, ResponseLost) else error
+            if is_test and reason is not error:
+                raise EngineError(str(reason)) from error
+            self.abandon()
+            yield from _arrived(flying)
+            raise reason from error.__cause__
+        except (UsageError, EngineError):
+            raise
         except Exception as error:
-            if isinstance(error, WorkerDied):
-                self.abandon()
-            if self._closed:
-                yield from _arrived(flying)
-            if isinstance(error, (UsageError, EngineError)):
-                raise
             raise describe_failure(TRTLLM, error, self.installed.version, self.checkpoint, task) from error
         finally:
             for _, handle in flying:
@@ -138,14 +148,14 @@ class Session:
         self._slowest = max(self._slowest or 0.0, time.monotonic() - began)
         return answer
 
-    def _limit(self, sampling: dict[str, object]) -> float:
+    def _limit(self, sampling: dict[str, object], *, is_test: bool = False) -> float:
         """Seconds that a response may take."""
         if self.stall_seconds is not None:
             return self.stall_seconds
         if self._slowest is None:
             return _FIRST_SECONDS
         tokens = int(str(sampling.get("max_tokens", 1)))
-        return max(_STALL_SECONDS, _STALL_RATIO * self._slowest, _TOKEN_SECONDS * tokens)
+        return max(_TEST_SECONDS if is_test else _STALL_SECONDS, _STALL_RATIO * self._slowest, _TOKEN_SECONDS * tokens)
 
     def _check(self, waited: float, limit: float, task: str) -> None:
         """Raise what says that a response will not come.
@@ -155,22 +165,23 @@ class Session:
         self.workers.check()
         lost = _background_error(self.llm)
         if lost is not None:
-            self.abandon()
-            raise describe_failure(TRTLLM, lost, self.installed.version, self.checkpoint, task) from lost
+            raise ResponseLost(describe_failure(TRTLLM, lost, self.installed.version, self.checkpoint, task)) from lost
         if _is_unhealthy(self.llm):
             raise WorkerDied(
                 f"TensorRT-LLM says that it is not healthy any more while {task} ({self.workers.last_words}). {RESUME}"
             )
         if waited >= limit:
-            raise WorkerDied(
-                f"TensorRT-LLM has given no response for {limit:g} s while {task} {self.checkpoint} "
-                f"({self.workers.last_words}). Give a larger stall_timeout, or repeat the command: with --use_cache it "
-                "continues from the last score."
+            words = f"{limit:g} s while {task} {self.checkpoint} ({self.workers.last_words})"
+            raise ResponseLost(
+                WorkerDied(
+                    f"TensorRT-LLM has given no response for {words}. Give a larger stall_timeout, or repeat the "
+                    "command: with --use_cache it continues from the last score."
+                )
             )
 
     def ask(self, prompts: Sequence[TokenIds], sampling: dict[str, object]) -> list[Any]:
         """The RequestOutputs of a few prompts, in order."""
-        return [output for _, output in self.stream(prompts, sampling, "testing", self.max_tokens)]
+        return [output for _, output in self.stream(prompts, sampling, "testing", self.max_tokens, is_test=True)]
 
     def abandon(self) -> None:
         """Give up a library whose workers or responses are gone. Its own shutdown would wait for them forever."""

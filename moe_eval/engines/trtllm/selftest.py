@@ -2,8 +2,8 @@
 
 The context logits of the whole sequence are compared with the choices of greedy generation after prefixes of it. An
 engine that fails this comparison is stopped. The engine's own prompt log-probabilities are compared with the context
-logits of the same request. If they differ, context logits are used. Each comparison has to fail for a reading that is
-off by one position, or it proves nothing.
+logits of the same request, and with those of the request that a run sends. If they differ, context logits are used.
+Each comparison has to fail for a reading that is off by one position, or it proves nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ TEXT = "The shadow of a sundial falls on the hour line, and by noon it is at its
 # request share their logits and differ by float32 rounding.
 GENERATION_TOLERANCE = 0.25
 SAME_LOGITS_TOLERANCE = 0.01
+OTHER_REQUEST_TOLERANCE = 0.05  # on average: the same prompt again, maybe by other kernels
 _PREFIXES = 8
 
 Ask = Callable[[Sequence[Sequence[int]], dict[str, object]], list[Any]]
@@ -127,6 +128,9 @@ def _prompt_logprobs(ask: Ask, sequence: list[int], context: ContextLogits, read
     try:
         (output,) = ask([sequence], {**reader.sampling, "return_context_logits": True})
         scores = reader.read(output, window)
+        # A version may return the one and fail at, or lose, the request that scores are read from.
+        (alone,) = ask([sequence], reader.sampling)
+        of_alone = reader.read(alone, window).logprobs
     except WorkerDied:
         raise
     except (EngineError, UsageError) as error:
@@ -143,6 +147,9 @@ def _prompt_logprobs(ask: Ask, sequence: list[int], context: ContextLogits, read
     detail = f"largest difference {aligned:.3g} nats, and {shifted:.3g} for rows one off"
     if not aligned <= SAME_LOGITS_TOLERANCE:  # NaN as well
         return Check(name, False, detail)
+    apart = float(np.abs(of_alone - scores.logprobs).mean())
+    if not apart <= OTHER_REQUEST_TOLERANCE:
+        return Check(name, False, f"without context logits they differ by {apart:.3g} nats on average")
     if shifted <= SAME_LOGITS_TOLERANCE:
         return Check(name, None, f"{detail}: this model cannot tell them apart")
     # a tie may be broken either way

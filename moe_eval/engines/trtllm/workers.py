@@ -16,6 +16,15 @@ import psutil
 from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.errors import WorkerDied
 
+
+class ResponseLost(Exception):
+    """A response will never come, though the workers live. `reason` is the error for the user."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 # MPI starts these beside its ranks and needs them until this process has left MPI: neither watched nor ended
 _DAEMONS = ("orted", "prted", "prte", "hydra_pmi_proxy", "hydra_bstrap_proxy", "mpirun", "mpiexec")
 _POLL_SECONDS = 0.5

@@ -62,6 +62,24 @@ def test_without_ranks_the_runner_up_is_asked_for(
     check(oracle, some, engine.score(some))
 
 
+@NEWEST
+@pytest.mark.parametrize("fault", ["bare_fails", "lose_at=12", "drop_at=12"])
+def test_a_form_that_fails_only_as_a_run_sends_it_is_not_used(
+    load: Load, oracle: Distribution, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Request 11 asks for both forms, and 12 for the engine's own alone."""
+    monkeypatch.setenv("TRTLLM_DOUBLE", f"{fault}")
+    engine = load(options={"stall_timeout": 1})
+    (name, failed), *others = [(check.name, check.passed) for check in engine.checks[1:]]
+    assert (name, failed) == ("prompt_logprobs=0 against context logits", False)
+    assert [passed for _, passed in others] == [fault != "bare_fails"]
+    form = "context_logits, checked" if fault == "bare_fails" else "prompt_logprobs=1, checked"
+    assert engine.facts.scores_from.startswith(form)
+    monkeypatch.delenv("TRTLLM_DOUBLE")
+    some = [window(1, 30, 30)]
+    check(oracle, some, engine.score(some))
+
+
 @pytest.fixture
 def weights(spoil: Callable[..., Path]) -> Callable[[float], Path]:
     """A copy whose embedding, which is the output layer as well, holds one value."""
