@@ -157,17 +157,27 @@ def _declared(declared: object, plain: Carried) -> Carried:
         return _modelopt(declared, plain)
     if method == "compressed-tensors":
         return _compressed(declared)
-    if method != "fp8":
-        return Carried(None, method)
     excluded = _texts(declared.get("modules_to_not_convert"))
+    if method != "fp8":
+        return Carried(method if method in _INLINE else None, method, excluded=excluded)
     blocks = declared.get("weight_block_size")
     if blocks is None:
-        return Carried("fp8", "fp8", excluded=excluded)
+        scheme = declared.get("activation_scheme")
+        return Carried("fp8", f"fp8 {scheme}" if scheme else "fp8", excluded=excluded)
     held = "fp8_block" if list(blocks) == [128, 128] else None
     return Carried(held, f"fp8 with blocks of {blocks}", excluded=excluded)
 
 
-_MODELOPT = {"FP8": "fp8", "FP8_PB_WO": "fp8_block", "FP8_BLOCK_SCALES": "fp8_block", "NVFP4": "nvfp4"}
+# precisions that are a quant_method of their own, as gpt-oss has it
+_INLINE = ("mxfp4", "mxfp8", "nvfp4")
+_MODELOPT = {
+    "FP8": "fp8",
+    "FP8_PB_WO": "fp8_block",
+    "FP8_BLOCK_SCALES": "fp8_block",
+    "NVFP4": "nvfp4",
+    "MXFP8": "mxfp8",
+    "W4A16_NVFP4": "nvfp4-w4a16",
+}
 
 
 def _modelopt(declared: Json, plain: Carried) -> Carried:
@@ -202,7 +212,9 @@ def _compressed(declared: Json) -> Carried:
     forms = {(group.get("type"), group.get("num_bits"), group.get("strategy")) for group in groups}
     names = ", ".join("-".join(map(str, form)) for form in sorted(forms, key=str)) or str(declared.get("format"))
     precision = _COMPRESSED.get(next(iter(forms))) if len(forms) == 1 else None
-    return Carried(precision, f"compressed-tensors {names}", excluded=_texts(declared.get("ignore")))
+    cache = declared.get("kv_cache_scheme")
+    held = "fp8" if isinstance(cache, dict) and cache.get("num_bits", 8) == 8 else None
+    return Carried(precision, f"compressed-tensors {names}", held, _texts(declared.get("ignore")))
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -21,7 +21,12 @@ else:
 
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_block", "nvfp4")
 # these kernels unpack weights and multiply in 16 bits, which is another precision than the checkpoint's
-WEIGHT_ONLY = {"nvfp4": "nvfp4-w4a16", "fp8": "fp8-w8a16"}
+WEIGHT_ONLY = {
+    "nvfp4": "nvfp4-w4a16",
+    "fp8": "fp8-w8a16",
+    "fp8_block": "fp8_block-w8a16",
+    "mxfp4": "mxfp4-w4a16",
+}
 _WEIGHT_ONLY_BACKENDS = ("MARLIN",)
 # what a trace may be said to run: the same, and MX types, which no engine is asked for here
 LABELS = (*PRECISIONS, "mxfp4", "mxfp8", *WEIGHT_ONLY.values(), "mxfp4-w4a16")
@@ -75,13 +80,18 @@ class Support:
 
     def runs_in(self, version: str | None) -> bool:
         """Whether a version is in the row. An unknown version is."""
-        if version is None or not self.versions:
-            return True
-        try:
-            # parsed here, since newer releases of packaging put a text that is no version outside every specifier
-            return SpecifierSet(self.versions).contains(Version(version), prereleases=True)
-        except InvalidVersion:
-            return True  # the user's own build
+        return is_in(self.versions, version)
+
+
+def is_in(versions: str, version: str | None) -> bool:
+    """Whether a version is one of a specifier of PEP 440. An unknown version is."""
+    if version is None or not versions:
+        return True
+    try:
+        # parsed here, since newer releases of packaging put a text that is no version outside every specifier
+        return SpecifierSet(versions).contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        return True  # the user's own build
 
 
 @cache
@@ -117,7 +127,8 @@ def why_not(
     if on_gpu:
         return f"not supported on SM{sm} by {engine} {version} (it needs {on_gpu[0].versions})"
     weight_only = WEIGHT_ONLY.get(precision)
-    backends = _backends([row for row in _rows(engine, weight_only) if row.runs_on(sm) and row.runs_in(version)])
+    unpacking = [row for row in _rows(engine, weight_only) if row.runs_on(sm) and row.runs_in(version)]
+    backends = [backend for backend in _backends(unpacking) if backend in _WEIGHT_ONLY_BACKENDS]
     way_out = f", or moe_backend={' or '.join(backends)} for weight-only {weight_only}" if backends else ""
     return f"not supported on SM{sm} (it needs {_describe_ranges(rows)}{way_out})"
 

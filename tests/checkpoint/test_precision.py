@@ -20,7 +20,9 @@ TRTLLM = {
     "fp8": {89, 90, 100, 103, 120, 121},
     "fp8_block": {90, 100, 103, 120},
     "nvfp4": {100, 103, 120, 121},
-    "nvfp4-w4a16": {89, 90},
+    "nvfp4-w4a16": {80, 86, 89, 90, 100, 103, 120, 121},  # with CUTLASS where the checkpoint is W4A16_NVFP4
+    "mxfp4": {90, 100, 103},
+    "mxfp8": {100, 103},
 }
 VLLM = {
     "bf16": TRTLLM["bf16"],
@@ -71,7 +73,7 @@ def test_the_reason_names_the_gpu_and_what_it_would_take() -> None:
     # a version without the weight-only kernel is not pointed to it
     assert "MARLIN" not in (precision.why_not("trtllm", "nvfp4", 90, version="1.2.0") or "MARLIN")
     assert precision.why_not("trtllm", "fp8_block", 90, "TRTLLM") == (
-        "not supported on SM90 with moe_backend=TRTLLM (AUTO, CUTLASS can)"
+        "not supported on SM90 with moe_backend=TRTLLM (AUTO, CUTLASS, VANILLA can)"
     )
 
 
@@ -128,7 +130,7 @@ def test_every_row_is_well_formed_and_names_its_source() -> None:
     assert len(rows) == len(set(rows))
     for row in rows:
         assert row.engine in ENGINES
-        assert row.precision in (*precision.PRECISIONS, *precision.WEIGHT_ONLY.values())
+        assert row.precision in (*precision.PRECISIONS, "mxfp4", "mxfp8", *precision.WEIGHT_ONLY.values())
         assert row.sm
         assert all(70 <= first <= last <= 999 for first, last in row.sm)
         assert row.moe_backends

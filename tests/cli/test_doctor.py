@@ -16,7 +16,7 @@ H100 = Gpu("NVIDIA H100", "9.0", 80 << 30, None)
 B200 = Gpu("NVIDIA B200", "10.0", 180 << 30, None)
 A100 = Gpu("NVIDIA A100", "8.0", 80 << 30, None)
 RTX = Gpu("NVIDIA RTX PRO 6000", "12.0", 96 << 30, None)
-INSTALLED = {"tensorrt_llm": "1.3.0rc12", "transformers": "4.57.0", "vllm": None}
+INSTALLED = {"tensorrt_llm": "1.3.0rc27", "transformers": "4.57.0", "vllm": None}
 Runs = dict[tuple[str, str], bool]
 
 
@@ -53,10 +53,10 @@ def examined(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ("gpus", "runs"),
     [
         ((), set()),
-        ((A100,), {"bf16", "fp16"}),
+        ((A100,), {"bf16", "fp16", "nvfp4-w4a16"}),
         ((H100,), {"bf16", "fp16", "fp8", "fp8_block", "nvfp4-w4a16"}),
-        ((B200,), {"bf16", "fp16", "fp8", "fp8_block", "nvfp4"}),
-        ((RTX,), {"bf16", "fp16", "fp8", "fp8_block", "nvfp4"}),
+        ((B200,), {"bf16", "fp16", "fp8", "fp8_block", "nvfp4", "nvfp4-w4a16"}),
+        ((RTX,), {"bf16", "fp16", "fp8", "fp8_block", "nvfp4", "nvfp4-w4a16"}),
         ((H100, B200), {"bf16", "fp16", "fp8", "fp8_block", "nvfp4-w4a16"}),
     ],
     ids=["none", "a100", "h100", "b200", "rtx", "the_first_of_two"],
@@ -92,7 +92,7 @@ def test_the_page_and_the_json_say_the_same(examined: Doctor, gpus: tuple[Gpu, .
     for index, gpu in enumerate(gpus):
         assert f"- GPU {index}: {gpu.name}, SM{gpu.sm}, {gpu.memory_bytes >> 30}.0 GiB" in page
     assert ("- no GPU that torch can use" in page) == (not gpus)
-    assert content["engines"] == {"trtllm": "1.3.0rc12", "vllm": None, "transformers": "4.57.0"}
+    assert content["engines"] == {"trtllm": "1.3.0rc27", "vllm": None, "transformers": "4.57.0"}
     shown = page[page.index("## Precisions of the experts") + 2 :]
     assert shown == [
         f"- {row['precision']} on {row['engine']}: {'yes' if row['runs'] else row['why_not']}"
@@ -100,7 +100,7 @@ def test_the_page_and_the_json_say_the_same(examined: Doctor, gpus: tuple[Gpu, .
         if content["engines"][row["engine"]]
     ]
     assert all(row["runs"] == (row["why_not"] is None) for row in content["precisions"])
-    assert len({(row["engine"], row["precision"]) for row in content["precisions"]}) == len(content["precisions"]) == 24
+    assert len({(row["engine"], row["precision"]) for row in content["precisions"]}) == len(content["precisions"]) == 30
 
 
 def test_an_engine_that_is_not_installed_runs_nothing_and_is_told_with_how_to_get_it(examined: Doctor) -> None:

@@ -78,11 +78,14 @@ def read_model(
 
 
 def _check_method(traits: Traits, checkpoint: str, carried: contents.Carried, weights: str) -> None:
-    if carried.method.split()[0] not in _READABLE_METHODS or carried.precision is None:
+    if carried.method.split()[0] not in (*_READABLE_METHODS, *traits.inline) or carried.precision is None:
         raise UsageError(
             f"{checkpoint} is quantised as {carried.method}, which moe_eval cannot run on {traits.title}. Give a "
             f"checkpoint in {traits.readable}."
         )
+    reason = traits.unreadable.get(carried.method)
+    if reason is not None:
+        raise UsageError(f"{checkpoint} is quantised as {carried.method}, which {reason}")
     if weights == "random" and carried.method != "none":
         raise UsageError(
             f"weights=random starts from 16 bits, and {checkpoint} is quantised ({carried.method}). Give the "

@@ -42,6 +42,10 @@ class Traits:
 
     Attributes:
         readable: the checkpoints to give in place of an unreadable one.
+        inline: precisions that it reads where config.json has them as a quant_method.
+        unreadable: what becomes of a form of checkpoint (contents.Carried.method) that the library misreads, and the
+            fix.
+        readers: the versions that read a form, as a specifier of PEP 440, by the beginning of its method.
         parallel_sizes: options whose product is the number of GPUs.
         cluster_option: the option that spreads a model over several machines.
         cluster_fix: how to use more GPUs than this machine has.
@@ -60,6 +64,9 @@ class Traits:
     cluster_option: str
     cluster_fix: str
     memory_fix: str
+    inline: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    readers: Mapping[str, str] = field(default_factory=dict)
     online: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[KnownFailure, ...] = ()
     fatal_errors: tuple[str, ...] = ()

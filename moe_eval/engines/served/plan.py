@@ -104,6 +104,23 @@ def make(
     return plan
 
 
+def check_version(plan: Plan, version: str) -> None:
+    """Refuse what the installed version cannot read or run on this machine.
+
+    Without a named implementation of experts it is the version's own choice, AUTO, that has to run.
+    """
+    traits, model = plan.traits, plan.model
+    for form, versions in traits.readers.items():
+        if model.carried.method.startswith(form):
+            if not precision.is_in(versions, version):
+                raise UsageError(
+                    f"{traits.title} {version} does not read {plan.settings.checkpoint}, which is quantised as "
+                    f"{model.carried.method}. Install a version {versions}, or give a checkpoint of ModelOpt."
+                )
+            break
+    _check_gpus(plan, version)
+
+
 def check_machine(plan: Plan, *, launched: bool = False) -> None:
     """Refuse what this machine cannot run. Without a GPU the library itself reports the lack."""
     traits, settings, options, world = plan.traits, plan.settings, plan.options, plan.placement.world
@@ -118,14 +135,22 @@ def check_machine(plan: Plan, *, launched: bool = False) -> None:
             f"The parallel sizes ask for {world} GPUs, and this machine has {len(gpus)}. Give a smaller "
             f"tensor_parallel_size, or {traits.cluster_fix}."
         )
-    requested = str(options.get("moe_backend", "auto")).replace("-", "_")
+    _check_gpus(plan)
+
+
+def _check_gpus(plan: Plan, version: str | None = None) -> None:
+    """Refuse a precision that a GPU does not run, with the chosen implementation of experts."""
+    requested = str(plan.options.get("moe_backend", "auto")).replace("-", "_")
     backend = None if requested.lower() == "auto" else requested
     executed = precision.executed(plan.model.precision, backend)
-    for gpu in gpus[:world]:
-        reason = precision.why_not(traits.name, executed, gpu.sm, backend)
+    if version is not None:
+        backend = backend or "AUTO"
+    for gpu in hardware.gpus()[: plan.placement.world]:
+        reason = precision.why_not(plan.traits.name, executed, gpu.sm, backend, version)
         if reason:
             raise UsageError(
-                f"{traits.title} cannot run {settings.checkpoint} in {plan.model.precision} on {gpu.name}: {reason}."
+                f"{plan.traits.title} cannot run {plan.settings.checkpoint} in {plan.model.precision} on {gpu.name}: "
+                f"{reason}."
             )
 
 

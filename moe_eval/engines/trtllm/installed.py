@@ -23,13 +23,31 @@ if TYPE_CHECKING:
 
 FLOOR = "1.1"
 
+_NO_FP8 = "Give a ModelOpt checkpoint (hf_quant_config.json with FP8), or one with blocks of 128x128."
+_LATEST = ">=1.3.0rc27"  # the newest sources that were read
 TRTLLM = Traits(
     name="trtllm",
     title="TensorRT-LLM",
     package="tensorrt_llm",
     requirements="torch, CUDA and MPI",
     versions=f"a version from {FLOOR} to 1.4",
-    readable="BF16, FP8 (ModelOpt or blocks of 128x128) or NVFP4",
+    readable="BF16, FP8 (ModelOpt or blocks of 128x128), NVFP4 or MXFP4",
+    inline=("mxfp4", "mxfp8", "nvfp4"),
+    # TensorRT-LLM, _torch/model_config.py and models/quant_config_utils.py
+    unreadable={
+        "fp8": f"TensorRT-LLM does not read as quantised at all. {_NO_FP8}",
+        "fp8 dynamic": f"TensorRT-LLM does not read as quantised at all. {_NO_FP8}",
+        "fp8 static": f"TensorRT-LLM reads as blocks of 128x128 that it does not have. {_NO_FP8}",
+        "compressed-tensors float-8-tensor": f"TensorRT-LLM refuses. {_NO_FP8}",
+    },
+    readers={
+        "compressed-tensors float-4-tensor_group": _LATEST,
+        "compressed-tensors": ">=1.3.0rc5",
+        "mxfp8": _LATEST,
+        "nvfp4": _LATEST,
+        "modelopt MXFP8": _LATEST,
+        "modelopt W4A16_NVFP4": _LATEST,
+    },
     parallel_sizes=("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"),
     cluster_option="orchestrator_type",
     cluster_fix="start one process per GPU with mpirun and trtllm-llmapi-launch",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from moe_eval import exits
-from moe_eval.checkpoint import contents, precision
+from moe_eval.checkpoint import contents
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, seconds
 from moe_eval.engines.requests import end_tokens
@@ -59,6 +59,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     loading = Loading(before, output, stall_seconds)
     import_library = partial(installed.load, in_process=place.in_process, disable_fusion=bool(disable_fusion))
     library = _watched(loading, output, import_library)
+    plans.check_version(plan, library.version)
     limits = _limits(plan)
     constructor = _constructor(plan, library, limits)
     build = partial(library.module.LLM, **plan.constructor_arguments(tokenizer), **constructor)
@@ -160,6 +161,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
     observer = observe.Observer()
     seen = partial(observer.label, llm=llm)
     plain = observer.label("arguments", lambda _: arguments.plain(constructor), llm) or {}
+    observed = seen("moe_backend_observed", observe.moe_backend)
     facts = EngineFacts(
         name=TRTLLM.name,
         version=session.installed.version,
@@ -167,7 +169,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
         fingerprint=plan.fingerprint,
         architecture=model.architecture,
         vocabulary=plan.vocabulary,
-        precision=precision.executed(model.precision, backend),
+        precision=observe.executed(model.precision, backend, observed, gpus),
         emulated=False,
         dtype=model.dtype,
         device="cuda" if gpus else "cpu",
@@ -176,7 +178,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
         worker=seen("worker", lambda llm: observe.worker(llm, len(session.workers))),
         attention_backend=seen("attention_backend", observe.attention_backend),
         moe_backend_requested=backend,
-        moe_backend_observed=seen("moe_backend_observed", observe.moe_backend),
+        moe_backend_observed=observed,
         kv_cache_dtype=(model.carried.kv_cache or model.dtype) if cache == "auto" else cache,
         cuda_graph_batch_sizes=seen("cuda_graph_batch_sizes", observe.cuda_graph_batch_sizes),
         cuda_graph_padding=seen("cuda_graph_padding", observe.cuda_graph_padding),

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+from moe_eval.checkpoint import precision
 from moe_eval.engines import weights
 from moe_eval.engines.served.package import reach
+from moe_eval.machine.hardware import Gpu
 
 log = logging.getLogger(__name__)
 
 # set by MPI launchers for every process they start
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TLLM_SPAWN_PROXY_PROCESS", "tllm_mpi_size")
 _MODEL = "_executor.engine.model_engine.model"
+_UNPACKS = ("MARLIN", "W4A16", "W8A16")  # in the name of a class of experts
 _Label = TypeVar("_Label")
 
 
@@ -76,6 +79,22 @@ def moe_backend(llm: Any) -> str | None:
     packages and class hierarchies move between versions.
     """
     return "+".join(dict.fromkeys(type(getattr(part, "backend", part)).__name__ for part in _experts(llm))) or None
+
+
+def executed(held: str, requested: str, observed: str | None, gpus: Sequence[Gpu]) -> str:
+    """The precision in which the experts compute a checkpoint of precision `held`.
+
+    Args:
+        requested: the implementation of experts, and `observed` its classes.
+
+    Source: TensorRT-LLM. Its Triton kernels for block scales, of SM120, never quantise activations
+    (fused_moe_triton_fp8_block_scale.py). Marlin's, and its W4A16 ones, unpack weights. MXFP4 is W4A16 before SM100.
+    """
+    names = (observed or "").upper()
+    unpacks = any(mark in names for mark in _UNPACKS) or (held == "fp8_block" and "TRITONFP8BLOCKSCALE" in names)
+    if unpacks or (held == "mxfp4" and any(gpu.sm < 100 for gpu in gpus)):
+        return precision.WEIGHT_ONLY.get(held, held)
+    return precision.executed(held, requested)
 
 
 def moe_degraded_from(llm: Any) -> str | None:

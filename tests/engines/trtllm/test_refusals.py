@@ -13,6 +13,7 @@ from moe_eval.data.window import Window
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.served.checkpoint import read_model
 from moe_eval.engines.served.plan import Placement, make
+from moe_eval.engines.trtllm import observe
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.installed import TRTLLM
 from moe_eval.engines.trtllm.workers import descendants
@@ -118,10 +119,133 @@ def test_a_modelopt_checkpoint_is_labelled_by_its_files(
 
 
 @OLDEST
-@pytest.mark.parametrize("method", ["bitsandbytes", "awq", "gptq", "mxfp4"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "awq", "gptq", "int8"])
 def test_quantisations_that_no_reader_of_the_library_knows(load: Load, spoil: Callable[..., Path], method: str) -> None:
     said = refusal(lambda: load(spoil(quantization_config={"quant_method": method})))
     assert f"is quantised as {method}, which moe_eval cannot run" in said
+
+
+COMPRESSED = {"quant_method": "compressed-tensors"}
+
+
+def compressed(kind: str, bits: int, strategy: str, **more: Any) -> dict[str, Any]:
+    weights = {"type": kind, "num_bits": bits, "strategy": strategy}
+    return COMPRESSED | {"config_groups": {"group_0": {"weights": weights}}} | more
+
+
+@OLDEST
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "reads as blocks of 128x128 that it does not have"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "does not read as quantised at all"),
+        ({"quant_method": "fp8"}, "does not read as quantised at all. Give a ModelOpt checkpoint"),
+        (compressed("float", 8, "tensor"), "float-8-tensor, which TensorRT-LLM refuses. Give a ModelOpt"),
+    ],
+)
+def test_forms_that_the_library_misreads(
+    load: Load, spoil: Callable[..., Path], events: Any, form: dict[str, Any], says: str
+) -> None:
+    assert says in refusal(lambda: load(spoil(quantization_config=form), dtype="auto"))
+    assert events("import") == []
+
+
+RC20 = pytest.mark.parametrize("version", ["1.3.0rc20"], indirect=True, scope="session")
+
+
+@RC20
+@pytest.mark.parametrize(
+    ("form", "gpu", "options", "says"),
+    [
+        (compressed("float", 4, "tensor_group"), B200, {}, "1.3.0rc20 does not read "),
+        ({"quant_method": "nvfp4"}, B200, {}, "Install a version >=1.3.0rc27, or"),
+        ({"quant_method": "mxfp8"}, B200, {}, "quantised as mxfp8. Install a version >=1.3.0rc27, or"),
+        (
+            FP8_BLOCK["quantization_config"],
+            B200,
+            {},
+            "not supported on SM100 with moe_backend=AUTO (DEEPGEMM, TRTLLM, ",
+        ),
+    ],
+)
+def test_what_the_installed_version_cannot_do_is_refused_before_it_loads(
+    load: Load,
+    spoil: Callable[..., Path],
+    gpus: Callable[..., None],
+    events: Any,
+    *,
+    form: dict[str, Any],
+    gpu: Gpu,
+    options: dict[str, Any],
+    says: str,
+) -> None:
+    gpus(gpu)
+    assert says in refusal(lambda: load(spoil(quantization_config=form), dtype="auto", options=options))
+    assert events("construct") == []
+
+
+def read(folder: Path) -> tuple[str, str | None]:
+    model = read_model(TRTLLM, settings(folder, dtype="auto"))
+    return model.precision, model.carried.kv_cache
+
+
+@pytest.mark.parametrize(
+    ("form", "held", "cache"),
+    [
+        ({"quant_method": "mxfp4"}, "mxfp4", None),
+        ({"quant_method": "mxfp8"}, "mxfp8", None),
+        ({"quant_method": "nvfp4"}, "nvfp4", None),
+        (compressed("float", 8, "block", kv_cache_scheme={"num_bits": 8, "type": "float"}), "fp8_block", "fp8"),
+        (compressed("float", 4, "tensor_group", kv_cache_scheme=None), "nvfp4", None),
+        ({"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}, "nvfp4-w4a16", None),
+    ],
+)
+def test_forms_of_config_json(spoil: Callable[..., Path], form: dict[str, Any], held: str, cache: str | None) -> None:
+    assert read(spoil(quantization_config=form)) == (held, cache)
+
+
+@pytest.mark.parametrize(
+    ("held", "requested", "observed", "gpu", "executed"),
+    [
+        ("fp8_block", "auto", "TrtllmTritonFp8BlockScalesImpl", RTX, "fp8_block-w8a16"),
+        ("fp8_block", "auto", "CutlassFusedMoE", RTX, "fp8_block"),
+        ("fp8_block", "auto", None, RTX, "fp8_block"),
+        ("fp8_block", "auto", "DeepgemmCudaHopperFp8BlockScalesImpl", H100, "fp8_block"),
+        ("nvfp4", "auto", "MarlinFusedMoE", H100, "nvfp4-w4a16"),
+        ("nvfp4", "MARLIN", None, H100, "nvfp4-w4a16"),
+        ("nvfp4-w4a16", "auto", None, H100, "nvfp4-w4a16"),
+        ("mxfp4", "auto", "TritonFusedMoE", H100, "mxfp4-w4a16"),
+        ("mxfp4", "auto", "TRTLLMGenFusedMoE", B200, "mxfp4"),
+        ("bf16", "auto", "TritonFusedMoE", H100, "bf16"),
+    ],
+)
+def test_the_precision_that_the_experts_compute_in(
+    held: str, requested: str, observed: str | None, gpu: Gpu, executed: str
+) -> None:
+    assert observe.executed(held, requested, observed, (gpu,)) == executed
+
+
+# facts 2026-11-26, 4: what AUTO and MARLIN are depends on the version
+@pytest.mark.parametrize(
+    ("held", "sm", "backend", "version", "runs"),
+    [
+        ("fp8_block", 100, "AUTO", "1.3.0rc20", False),
+        ("fp8_block", 100, "AUTO", "1.4.0rc1", True),
+        ("fp8_block", 100, "TRTLLM", "1.2.0", True),
+        ("fp8_block", 90, "AUTO", "1.2.0", True),
+        ("fp8_block", 90, "VANILLA", "1.2.0", True),
+        ("nvfp4-w4a16", 90, "MARLIN", "1.3.0rc19", False),
+        ("nvfp4-w4a16", 90, "MARLIN", "1.3.0rc20", True),
+        ("nvfp4-w4a16", 120, "AUTO", "1.4.0rc1", True),
+        ("nvfp4", 120, "AUTO", "1.2.0", False),
+        ("nvfp4", 100, "VANILLA", "1.2.0", True),
+        ("mxfp8", 100, "CUTLASS", "1.4.0rc1", True),
+        ("mxfp8", 90, "CUTLASS", "1.4.0rc1", False),
+        ("mxfp4", 90, "TRITON", "1.2.0", True),
+    ],
+)
+def test_what_a_version_runs(held: str, sm: int, backend: str, version: str, *, runs: bool) -> None:
+    assert (precision.why_not("trtllm", held, sm, backend, version) is None) == runs
 
 
 @OLDEST
