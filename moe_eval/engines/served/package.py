@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 
-from moe_eval.checkpoint import hub
+from moe_eval.checkpoint import hub, precision
 from moe_eval.errors import EngineError, UsageError
 
 _MEMORY = ("out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
@@ -29,11 +29,14 @@ _NO_GPU = (
 class KnownFailure:
     """A failure that the user can mend.
 
-    `message` is a format string over `title`, `task`, `checkpoint` and `detail`, the library's own message.
+    Attributes:
+        message: a format string over `title`, `version`, `task`, `checkpoint` and `detail`, the library's own message.
+        versions: that fail so, as a specifier of PEP 440.
     """
 
     markers: tuple[str, ...]
     message: str
+    versions: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Traits:
         cluster_fix: how to use more GPUs than this machine has.
         memory_fix: what to change where the GPU's memory runs out.
         online: precisions that 16-bit weights are quantised to while they load, and the library's name for each.
+        causeless: messages of errors whose cause only the worker prints.
         fatal_errors: error classes that say that the engine's process has ended.
     """
 
@@ -70,6 +74,7 @@ class Traits:
     online: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[KnownFailure, ...] = ()
     fatal_errors: tuple[str, ...] = ()
+    causeless: tuple[str, ...] = ()
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
@@ -85,6 +90,9 @@ def import_library(traits: Traits) -> ModuleType:
         return importlib.import_module(traits.package)
     # shared libraries, MPI and torch raise errors of any class if they do not fit this machine
     except Exception as error:
+        known = describe_failure(traits, error, "", traits.package, "importing")
+        if isinstance(known, UsageError):
+            raise known from error
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
             f"{traits.title} is installed but cannot be imported ({type(error).__name__}: {reason}). Install it again "
@@ -103,23 +111,36 @@ def expected_api(traits: Traits, version: str) -> Iterator[None]:
         ) from error
 
 
-def describe_failure(traits: Traits, error: BaseException, version: str, checkpoint: str, task: str) -> Exception:
+def describe_failure(
+    traits: Traits, error: BaseException, version: str, checkpoint: str, task: str, *, printed: str = ""
+) -> Exception:
     """The error to raise in place of one of the library's: a UsageError if the user can change something.
 
-    `task` is what was going on, such as `loading`.
+    Args:
+        task: what was going on, such as `loading`.
+        printed: what the engine's process printed last, which tells more where its error has no cause.
     """
     if isinstance(error, (UsageError, EngineError)):
         return error
     text = " ".join(str(error).split())
+    if printed and any(marker in text for marker in traits.causeless):
+        text = f"{text}, its worker printed: {printed}"
     for failure in traits.known_failures:
-        if any(marker in text for marker in failure.markers):
-            names = {"title": traits.title, "task": task, "checkpoint": checkpoint, "detail": text[:200].rstrip(". ")}
+        if any(marker in text for marker in failure.markers) and precision.is_in(failure.versions, version):
+            detail = text[:200].rstrip(". ")
+            names = {
+                "title": traits.title,
+                "version": version,
+                "task": task,
+                "checkpoint": checkpoint,
+                "detail": detail,
+            }
             return UsageError(failure.message.format(**names))
     if hub.unreachable(error):
         return UsageError(hub.sentence(checkpoint))
     if isinstance(error, pydantic.ValidationError):  # its text would show every argument
         text = ", ".join(str(problem["msg"]) for problem in error.errors())
-    reason = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    reason = f"{type(error).__name__}: {text[:600]}" if text else type(error).__name__
     if type(error).__name__ in traits.fatal_errors:
         reason = "its process has ended, its last output is above"
     if task == "loading":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from moe_eval.engines.served.package import Traits, expected_api, import_library
+from moe_eval.engines.served.package import KnownFailure, Traits, expected_api, import_library
 from moe_eval.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,37 @@ if TYPE_CHECKING:
 FLOOR = "1.1"
 
 _NO_FP8 = "Give a ModelOpt checkpoint (hf_quant_config.json with FP8), or one with blocks of 128x128."
+_MANAGER_V2 = ">=1.4.0rc1"  # whose second manager of the key-value cache takes a share of all memory
+_KV_SHORT = ("insufficient GPU memory", "No available memory for the KV cache", "not enough memory for the KV cache")
+# Source: TensorRT-LLM's issues by number, and its release notes.
+_FAILURES = (
+    KnownFailure(
+        _KV_SHORT,
+        "The key-value cache of {title} {version} has too little memory for {task} {checkpoint} ({detail}). Give a "
+        "larger kv_cache_free_gpu_memory_fraction, a smaller max_batch_size or a smaller max_seq_len.",
+        _MANAGER_V2,
+    ),
+    KnownFailure(
+        _KV_SHORT,
+        "The key-value cache of {title} {version} has too little memory for {task} {checkpoint} ({detail}). Give a "
+        "smaller max_num_tokens or max_batch_size, or more GPUs with tensor_parallel_size.",
+    ),
+    KnownFailure(
+        ("TMA WS grouped gemm", "TMA WS Grouped Gemm", "Failed to initialize cutlass TMA WS"),
+        "The autotuner of {title} {version} crashed over the experts' kernels while {task} {checkpoint} ({detail}). "
+        "Add enable_autotuner=false.",
+    ),
+    KnownFailure(
+        ("before the current process has finished its bootstrapping phase", "freeze_support()"),
+        "{title} starts processes that run this script again. Put the script's calls under `if __name__ == "
+        '"__main__":`.',
+    ),
+    KnownFailure(
+        ("libmpi", "cannot load MPI library", "libpmi"),
+        "{title} finds no MPI library ({detail}). Install it (apt-get install libopenmpi-dev), or use NVIDIA's "
+        "TensorRT-LLM image.",
+    ),
+)
 _LATEST = ">=1.3.0rc27"  # the newest sources that were read
 TRTLLM = Traits(
     name="trtllm",
@@ -51,6 +82,8 @@ TRTLLM = Traits(
     parallel_sizes=("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"),
     cluster_option="orchestrator_type",
     cluster_fix="start one process per GPU with mpirun and trtllm-llmapi-launch",
+    failures=_FAILURES,
+    causeless=("Executor worker returned error", "Executor worker died during initialization"),
     memory_fix=(
         "Give a smaller max_num_tokens, max_batch_size or kv_cache_free_gpu_memory_fraction, or more GPUs with "
         "tensor_parallel_size."

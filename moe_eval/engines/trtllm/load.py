@@ -22,7 +22,7 @@ from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.package import describe_failure
 from moe_eval.engines.served.plan import Plan
-from moe_eval.engines.trtllm import arguments, installed, observe, selftest, sizing
+from moe_eval.engines.trtllm import advice, arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
 from moe_eval.engines.trtllm.installed import TRTLLM
 from moe_eval.engines.trtllm.output import WorkerOutput
@@ -60,13 +60,18 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     import_library = partial(installed.load, in_process=place.in_process, disable_fusion=bool(disable_fusion))
     library = _watched(loading, output, import_library)
     plans.check_version(plan, library.version)
+    for known in advice.known_bad(library.version, plan.model.architecture, plan.model.precision, hardware.gpus()):
+        log.warning("%s", known)
     limits = _limits(plan)
     constructor = _constructor(plan, library, limits)
     build = partial(library.module.LLM, **plan.constructor_arguments(tokenizer), **constructor)
     try:
         llm = _watched(loading, output, build)
     except Exception as error:
-        raise describe_failure(TRTLLM, error, library.version, settings.checkpoint, "loading") from error
+        printed = output.last_lines() if output is not None else ""
+        raise describe_failure(
+            TRTLLM, error, library.version, settings.checkpoint, "loading", printed=printed
+        ) from error
     # in this process compilers come and go, and Ray ends idle workers by itself: their end is no failure
     watched = not place.in_process and options.get("orchestrator_type") in (None, "rpc")
     session = Session(

@@ -67,7 +67,7 @@ class WorkerOutput:
         start = max(0, self.size - _TAIL_BYTES)
         text = os.pread(self._file.fileno(), _TAIL_BYTES, start).decode(errors="replace")
         lines = [line for raw in text.splitlines() if (line := " ".join(raw.split()))]
-        chosen = [line for line in lines if _ERROR.search(line)] or lines
+        chosen = [line for line in lines if _ERROR.search(line) and not line.startswith("raise ")] or lines
         return " / ".join(line[:_LINE_CHARACTERS] for line in chosen[-_LINES:])
 
 
