@@ -6,16 +6,41 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moe_eval.checkpoint.precision import is_in
+from moe_eval.engines.trtllm.workers import within
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine import nsys
 from moe_eval.machine.nsys import NsysCommand
 
+_PROFILE_SECONDS = 120.0  # a call of the library's profiler may wait a minute for its workers
+
+
+def profile_window(iterations: tuple[int, int], version: str | None = None) -> str:
+    """TLLM_PROFILE_START_STOP for the first and the last iteration to record.
+
+    The end is exclusive, and a start that is the end trips an assertion in the executor's loop. Before 1.3 the end was
+    inclusive. Of an unknown version the newer form is right: an older one records an iteration more.
+
+    Source: TensorRT-LLM, _torch/pyexecutor/py_executor.py, where the stop is tested before the start.
+    """
+    first, last = iterations
+    if not 0 <= first <= last:
+        raise UsageError(f"Iterations {first} to {last} are no range. Give the first and the last one to record.")
+    is_inclusive = not is_in(">=1.3.0rc0", version)
+    return f"{first}-{last if is_inclusive else last + 1}"
+
 
 def nsys_command(
-    program: Sequence[str], report: Path, iterations: tuple[int, int], *, layers: bool = False
+    program: Sequence[str],
+    report: Path,
+    iterations: tuple[int, int],
+    *,
+    layers: bool = False,
+    version: str | None = None,
 ) -> NsysCommand:
     """The command that profiles some iterations of TensorRT-LLM's executor, whichever process it runs in.
 
@@ -31,12 +56,11 @@ def nsys_command(
         layers: attribute kernels to layers. `program` has to set enable_layerwise_nvtx_marker=true and
             cuda_graph_batch_sizes=none, because the markers do not run when a graph is replayed. The timings of such a
             run are not those of the deployed engine.
+        version: of TensorRT-LLM, see profile_window.
 
     Source: TensorRT-LLM, docs/source/developer-guide/perf-analysis.md and examples/layer_wise_benchmarks.
     """
-    first, last = iterations
-    if not 0 <= first <= last:
-        raise UsageError(f"Iterations {first} to {last} are no range. Give the first and the last one to record.")
+    window = profile_window(iterations, version)
     if layers and not _sets_markers(program):
         raise UsageError(
             "Layers have no names in this trace. Add enable_layerwise_nvtx_marker=true and cuda_graph_batch_sizes=none "
@@ -44,7 +68,7 @@ def nsys_command(
         )
     if report.suffix != ".nsys-rep":
         report = report.with_name(f"{report.name}.nsys-rep")
-    environment = {"TLLM_PROFILE_START_STOP": f"{first}-{last}", "TLLM_LLMAPI_ENABLE_NVTX": "1"}
+    environment = {"TLLM_PROFILE_START_STOP": window, "TLLM_LLMAPI_ENABLE_NVTX": "1"}
     return NsysCommand(environment, nsys.arguments(program, report), report)
 
 
@@ -65,14 +89,18 @@ def by_library(llm: Any, target: Path) -> Iterator[None]:
             "whole command with nsys."
         )
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        llm.start_profile(output_dir=folder, activities=["CPU", "GPU"])
+        within(_PROFILE_SECONDS, partial(llm.start_profile, output_dir=folder, activities=["CPU", "GPU"]))
         try:
             yield
         finally:
-            llm.stop_profile()
+            within(_PROFILE_SECONDS, llm.stop_profile)
         traces = sorted(Path(folder).rglob("*.json*"))
         if not traces:
-            raise EngineError("TensorRT-LLM's profiler left no trace.")
+            raise EngineError(
+                "TensorRT-LLM's profiler left no trace: no iteration ran inside it, its workers write to another "
+                "machine's disk, or another profiler (nsys) holds CUPTI. Trace more iterations, on one machine, "
+                "without nsys."
+            )
         traces[0].replace(target)
 
 

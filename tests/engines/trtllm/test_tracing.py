@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_eval.engines.trtllm.tracing import nsys_command
+from moe_eval.engines.trtllm.tracing import nsys_command, profile_window
 from moe_eval.errors import UsageError
 
 PROGRAM = ["lm_eval", "--model", "trtllm_moe", "--model_args", "pretrained=a b,worker=spawned"]
@@ -17,7 +17,7 @@ PROGRAM = ["lm_eval", "--model", "trtllm_moe", "--model_args", "pretrained=a b,w
 
 def test_the_whole_command_and_its_environment() -> None:
     command = nsys_command(PROGRAM, Path("/tmp/out/report"), (100, 150))
-    assert command.environment == {"TLLM_PROFILE_START_STOP": "100-150", "TLLM_LLMAPI_ENABLE_NVTX": "1"}
+    assert command.environment == {"TLLM_PROFILE_START_STOP": "100-151", "TLLM_LLMAPI_ENABLE_NVTX": "1"}
     assert command.report == Path("/tmp/out/report.nsys-rep")
     assert list(command.arguments) == [
         "nsys",
@@ -57,6 +57,14 @@ def test_as_text_it_is_what_a_shell_reads(program: list[str], first: int, length
     command = nsys_command(program, Path("a folder/it's"), (first, first + length))
     words = shlex.split(str(command))
     assert words == [*(f"{name}={value}" for name, value in command.environment.items()), *command.arguments]
+
+
+@pytest.mark.parametrize(
+    ("version", "window"),
+    [("1.2.0", "7-7"), ("1.1.0", "7-7"), ("1.3.0rc8", "7-8"), ("1.4.0rc4", "7-8"), (None, "7-8"), ("own", "7-8")],
+)
+def test_the_window_of_one_iteration_by_version(version: str | None, window: str) -> None:
+    assert profile_window((7, 7), version) == window
 
 
 @pytest.mark.parametrize("iterations", [(5, 4), (-1, 4), (-2, -1)])
