@@ -11,6 +11,7 @@ import numpy as np
 
 from moe_eval.data.window import Window
 from moe_eval.engines.base import GenerationRequest
+from moe_eval.engines.trtllm import contract
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.readers import PromptLogprobs, Reader, differences
 from moe_eval.engines.trtllm.selftest import SAME_LOGITS_TOLERANCE
@@ -46,6 +47,7 @@ def write(engine: TrtllmEngine, tokenizer: Any) -> Page:
     page.attempt(
         "Self-test", lambda: [f"- {check.name}: {_MARKS[check.passed]} ({check.detail})" for check in engine.checks]
     )
+    page.attempt("API", lambda: contract.lines(engine.facts.version))
     windows = _windows(engine, tokenizer)
     page.attempt(f"{len(windows)} windows", lambda: _scored(engine, windows))
     page.attempt("Generation", lambda: _generated(engine, windows))
