@@ -40,6 +40,8 @@ def request_of(options: MeasuringOptions) -> RunRequest:
     """
     if isinstance(options, LatencyOptions) and options.max_minutes is not None and options.until is None:
         raise UsageError("--max_minutes ends a run --until decided. Give both, or neither.")
+    if options.gpu is not None and not options.dry_run:
+        raise UsageError("--gpu plans for GPUs that are not here. Add --dry_run, or leave it out.")
     arms, tokenizer = _arms(options)
     latency = options if isinstance(options, LatencyOptions) else None
     quality = options if isinstance(options, QualityOptions) else None
@@ -120,7 +122,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
             if engine != "trtllm":
                 raise UsageError(f"--{name} is a setting of TensorRT-LLM. Leave it out.")
             arguments[name] = value
-    registry.check(engine)
+    (registry.named if options.dry_run else registry.check)(engine)
     registry.check_options(engine, arguments)
     arms = ArmsRequest(
         engine=engine,

@@ -27,7 +27,7 @@ from moe_eval.records.labels import Status
 from moe_eval.runner import fit
 from moe_eval.runner.folder import RunFolder
 from tests.cli.commands import start, without_gpu
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHIPPED
 
 SECRET = "hunter2-very-secret-token"
 PROGRAM = "import sys; from moe_eval.cli import main; sys.exit(main())"
@@ -326,3 +326,14 @@ def test_bad_input_is_one_sentence_before_anything_is_loaded(
     assert words in shown.err
     assert "Traceback" not in shown.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_needs_neither_the_engine_nor_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "--model_path", str(SHIPPED), "--engine", "trtllm", "--precisions", "bf16"]
+    arguments += ["--dataset", "moe_sample", "--gpu", "8xH100"]
+    assert main([*arguments, "--dry_run"]) == 0
+    assert "bf16: quality, latency, kernels; about 8.0 GiB" in capsys.readouterr().out
+    assert main(arguments) == 2
+    assert "Add --dry_run, or leave it out" in capsys.readouterr().err
+    assert main([*arguments[:-1], "Z9", "--dry_run"]) == 2
+    assert "There is no GPU 'Z9' to plan for. Give one of A100" in capsys.readouterr().err

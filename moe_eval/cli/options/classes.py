@@ -149,7 +149,10 @@ class CommandOptions:
     config: Path | None = option(None, "a YAML file of these options. The command line wins", _COMMAND, metavar="FILE")
     gate: str | None = option(None, _GATE, _COMMAND, metavar="CONDITIONS")
     timeout: float = option(3600.0, "seconds that an arm may take for one task", _COMMAND, minimum=1, maximum=1_000_000)
-    dry_run: bool = option(False, "show the plan and stop", _COMMAND)
+    dry_run: bool = option(False, "show the plan and stop. No engine needs to be installed", _COMMAND)
+    gpu: str | None = option(
+        None, "with --dry_run: plan for GPUs that are not here, such as H100 or 8xB200", _COMMAND, metavar="NAME"
+    )
     resume: bool = option(False, "go on with what --output_dir holds", _COMMAND)
 
 
