@@ -142,7 +142,8 @@ def test_submission(make: Make, trtllm: Any, caplog: pytest.LogCaptureFixture) -
         assert "max_seq_len" in caplog.text
         with pytest.raises(ValueError, match="end_id"):
             llm.generate(PROMPT)
-        with pytest.raises(ValueError, match="max_seq_len"):
+        over_long = trtllm.llmapi.RequestError if trtllm.__version__ >= "1.4" else ValueError
+        with pytest.raises(over_long, match="max_seq_len"):
             llm.generate([5] * 1024, params(max_tokens=1, end_id=-1))
         assert llm.generate([5] * 1023, params(max_tokens=9, end_id=-1)).outputs[0].length == 1
 
