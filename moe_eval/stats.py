@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
-from scipy import stats as distributions
 
 from moe_eval.errors import UsageError
 
@@ -117,6 +115,8 @@ def ratio_of_sums(sums: Array, weights: Array) -> Estimate:
     Raises:
         UsageError: there are fewer than two documents, or one holds nearly everything.
     """
+    from scipy import stats as distributions
+
     documents, total, weight = len(sums), float(sums.sum()), float(weights.sum())
     if documents < 2:
         raise UsageError(f"An interval needs at least two documents and there are {documents}. Score more windows.")
@@ -154,6 +154,8 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     Returns:
         (low, high). None for fewer than six samples: not even their extremes reach the confidence.
     """
+    from scipy import stats as distributions
+
     n = len(samples)
     k = int(distributions.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
     if k < 1:
@@ -191,17 +193,23 @@ def difference_interval(first: Sequence[float], second: Sequence[float], confide
 
 
 def _student(value: float, error: float, df: float, confidence: float) -> Estimate:
+    from scipy import special
+
     reach = float(special.stdtrit(df, 0.5 + confidence / 2)) * error
     return Estimate(value, error, value - reach, value + reach, df)
 
 
 def reach(count: int) -> float:
     """Half the width of the interval of a mean of `count` values, in their standard deviations."""
+    from scipy import special
+
     return float(special.stdtrit(count - 1, 0.5 + CONFIDENCE / 2)) / math.sqrt(count)
 
 
 def p_above(value: float, error: float, df: float, bound: float) -> float:
     """The chance of an estimate as high as `value` or higher, where the truth is no higher than `bound`."""
+    from scipy import special
+
     if not error:
         return 0.0 if value > bound else 1.0
     return float(special.stdtr(df, (bound - value) / error))
@@ -227,6 +235,7 @@ def look_level(loads: int, most_loads: int, least_loads: int, level: float) -> f
     the steps of O'Brien and Fleming's spending function (Lan and DeMets, Biometrika 70(3), 1983): few errors early.
     _EVENLY of the level is spent in even steps, for of many looks the first would have a part too small for a float.
     """
+    from scipy import special
 
     def spent(count: int) -> float:
         share = count / most_loads
@@ -245,6 +254,9 @@ def detectable(loads: int, scatter: float, level: float, power: float) -> float:
     Raises:
         ValueError: fewer than two loads.
     """
+    from scipy import optimize, special
+    from scipy import stats as distributions
+
     df = loads - 1
     critical = float(special.stdtrit(df, 1 - level))
     shift = optimize.brentq(lambda shift: distributions.nct.sf(critical, df, shift) - power, 0.0, 10 * critical + 10)
