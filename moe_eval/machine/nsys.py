@@ -66,7 +66,7 @@ def arguments(
         report: of one capture. Several have their number before the suffix, as in NAME.1.nsys-rep.
         options: further ones. One that is among ours takes its place, since nsys may refuse an option given twice.
     """
-    ours = (
+    defaults = (
         "--trace=cuda,nvtx",
         "--cuda-graph-trace=node",  # kernels inside CUDA graphs one by one, or a decode step would be a single row
         "--sample=none",
@@ -76,9 +76,9 @@ def arguments(
         "--trace-fork-before-exec=true",
         "--force-overwrite=true",
     )
-    theirs = {_name(word) for word in options}
-    kept = [option for option in ours if _name(option) not in theirs]
-    return ("nsys", "profile", *kept, f"--output={report.with_suffix('')}", *options, *program)
+    overridden = {_name(word) for word in options}
+    remaining = [option for option in defaults if _name(option) not in overridden]
+    return ("nsys", "profile", *remaining, f"--output={report.with_suffix('')}", *options, *program)
 
 
 def options_of(text: str) -> tuple[str, ...]:

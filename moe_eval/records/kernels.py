@@ -284,5 +284,5 @@ class KernelsRecord:
 
     def withheld(self, phase: str) -> frozenset[str]:
         """The figures of a phase that faults of the capture spoil."""
-        own = (warning for warning in self.warnings if warning.phase in (None, phase))
-        return frozenset(name for warning in own for name in warning.withheld)
+        faults = (warning for warning in self.warnings if warning.phase in (None, phase))
+        return frozenset(name for warning in faults for name in warning.withheld)

@@ -120,7 +120,9 @@ class Executor:
             result = self._attempt(task, tasks[index:], hopeless)
             if result is not None:
                 self._finish(task, result, observer)
-            is_last = all((other.arm, other.load) != (task.arm, task.load) for other in tasks[index + 1 : index + 2])
+            is_last = all(
+                (following.arm, following.load) != (task.arm, task.load) for following in tasks[index + 1 : index + 2]
+            )
             if self._recording is not None and (is_last or result is not None):
                 self._settle(self._recording, observer)
 
@@ -155,7 +157,7 @@ class Executor:
 
         All arms of a load are loaded first, so that no turn of it runs on an emptier GPU than another.
         """
-        captures = sum((other.arm, other.load) == (task.arm, task.load) for other in remaining)
+        captures = sum((later.arm, later.load) == (task.arm, task.load) for later in remaining)
         try:
             arm = self._arm(task, captures)
         except ArmFailed as error:
@@ -178,8 +180,8 @@ class Executor:
         if present is not None and present.load == task.load:
             return present
         alone = self._conditions.together == 1 or task.load < 0
-        for name, other in [*self._loaded.items()]:
-            if alone or other.load != task.load:
+        for name, loaded in [*self._loaded.items()]:
+            if alone or loaded.load != task.load:
                 self._close(name)
         if not self._loaded:
             self._before = self._nvml.memory()

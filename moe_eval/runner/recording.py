@@ -112,8 +112,8 @@ class Recording:
             try:
                 export = files.to_sqlite(report, Path(scratch), self.patience)
             except UsageError as error:
-                words = ["nsys", "export", "--type=sqlite", f"--output={report.with_suffix('.sqlite')}", str(report)]
-                raise UsageError(f"{error} The command is: {shlex.join(words)}") from None
+                command = ["nsys", "export", "--type=sqlite", f"--output={report.with_suffix('.sqlite')}", str(report)]
+                raise UsageError(f"{error} The command is: {shlex.join(command)}") from None
             timed_ms = self._timed_ms(task)
             if timed_ms:
                 run = replace(run, unprofiled_ms=tuple(timed_ms))

@@ -197,8 +197,8 @@ def _idle(phases: Mapping[str, PhaseTime], unprofiled_ms: Sequence[float]) -> It
     plain = max(unprofiled_ms)
     busy = total(lambda phase: phase.busy_ms or 0.0)
     idle = total(lambda phase: (phase.idle_ms or 0.0) + (phase.gap_ms or 0.0))
-    made = busy + idle - plain
-    if made > RUNS_DIFFER * plain and made > IDLE_MADE * idle:
+    excess = busy + idle - plain
+    if excess > RUNS_DIFFER * plain and excess > IDLE_MADE * idle:
         yield CaptureWarning(
             CaptureFault.PROFILER_IDLE,
             f"Nothing runs for {idle:.3f} ms of the trace. The run without the profiler takes {plain:.3f} ms, which "

@@ -56,9 +56,9 @@ def differences(version: str) -> Iterator[str]:
 
 def lines(version: str) -> list[str]:
     """The outcome as a list of Markdown."""
-    found = list(differences(version))
+    sentences = list(differences(version))
     checked = sum(row.kind not in _UNSEEN for row in names())
-    return [f"- {len(found)} of {checked} names differ", *(f"- {line}" for line in found)]
+    return [f"- {len(sentences)} of {checked} names differ", *(f"- {sentence}" for sentence in sentences)]
 
 
 def _has(row: Name) -> bool:

@@ -171,10 +171,10 @@ class Session:
                 f"TensorRT-LLM says that it is not healthy any more while {task} ({self.workers.last_words}). {RESUME}"
             )
         if waited >= limit:
-            words = f"{limit:g} s while {task} {self.checkpoint} ({self.workers.last_words})"
+            silence = f"{limit:g} s while {task} {self.checkpoint} ({self.workers.last_words})"
             raise ResponseLost(
                 WorkerDied(
-                    f"TensorRT-LLM has given no response for {words}. Give a larger stall_timeout, or repeat the "
+                    f"TensorRT-LLM has given no response for {silence}. Give a larger stall_timeout, or repeat the "
                     "command: with --use_cache it continues from the last score."
                 )
             )

@@ -121,16 +121,16 @@ class Loading:
         """Raise WorkerDied if loading cannot end."""
         started = _processes(descendants() - frozenset(self._before))
         self._seen |= {process: _command(process) for process in started if process not in self._seen}
-        now, signs = time.monotonic(), time.process_time() - time.thread_time() + sum(map(_cpu_seconds, started))
+        time_s, signs = time.monotonic(), time.process_time() - time.thread_time() + sum(map(_cpu_seconds, started))
         printed = self._output.size if self._output is not None else 0
-        if abs(signs - self._signs) > _IDLE_SHARE * (now - self._alive_at) or printed > self._printed:
-            self._signs, self._printed, self._alive_at = signs, printed, now
+        if abs(signs - self._signs) > _IDLE_SHARE * (time_s - self._alive_at) or printed > self._printed:
+            self._signs, self._printed, self._alive_at = signs, printed, time_s
         # compilers come and go, and so does a pool of Python processes: only of MPI's ranks all have to stay
         gone = [command for process, command in self._seen.items() if "python" in command and not _lives(process)]
         if not any("mpi4py" in command for command in gone):
-            self._whole_at = now
+            self._whole_at = time_s
         limit = min(self._limit, _AFTER_DEATH_SECONDS) if gone else self._limit
-        if now - self._alive_at <= limit and now - self._whole_at <= limit:
+        if time_s - self._alive_at <= limit and time_s - self._whole_at <= limit:
             return
         problem = "a worker process has died" if gone else f"nothing has gone on for {self._limit:g} s"
         words = Workers((), output=self._output).last_words
