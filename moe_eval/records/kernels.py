@@ -108,6 +108,8 @@ class RankTime:
         busy_ms: with at least one kernel running, waiting in collectives included. None where it is withheld.
         wait_ms: in collectives, until the last rank arrives.
         launches: kernels of a step.
+        tokens: that the rank schedules in a step, where the engine's ranges tell. None elsewhere. Which of them go to
+            its experts no trace tells.
     """
 
     rank: int
@@ -116,6 +118,7 @@ class RankTime:
     expert_gemm_ms: float
     wait_ms: float
     launches: float
+    tokens: float | None = None
 
 
 @dataclass(frozen=True)

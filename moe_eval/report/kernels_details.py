@@ -67,12 +67,23 @@ def _kernels(phase: PhaseTime) -> RenderableType:
 
 def _ranks(phase: PhaseTime) -> RenderableType:
     """The ranks, and at how many collectives each was last."""
-    heads = ["rank", "GPU", "busy ms", "expert_gemm ms", "wait ms", "launches", "last at", "by ms", "because of"]
+    heads = [
+        "rank",
+        "GPU",
+        "busy ms",
+        "expert_gemm ms",
+        "wait ms",
+        "launches",
+        "tokens",
+        "last at",
+        "by ms",
+        "because of",
+    ]
     late = {rank.rank: rank for rank in phase.collectives.late} if phase.collectives else {}
     rows = []
     for rank in phase.ranks:
         row = [f"{rank.rank}", f"{rank.device}", ms(rank.busy_ms), ms(rank.expert_gemm_ms), ms(rank.wait_ms)]
-        row.append(count(rank.launches))
+        row += [count(rank.launches), count(rank.tokens)]
         last = late.get(rank.rank)
         because = ", ".join(f"{name} {ms(time)}" for name, time in last.because.items()) if last else ""
         row += [count(last.collectives), ms(last.late_ms), because] if last else ["none", "none", ""]

@@ -9,6 +9,7 @@ from moe_eval.traces.collectives import TRANSFER
 from moe_eval.traces.entries import Entries, Recording
 from moe_eval.traces.kernel_table import NONE, Ints
 from moe_eval.traces.lateness import late_ranks
+from moe_eval.traces.rank_tokens import tokens_by_rank
 from moe_eval.traces.roles import NUMBER
 from moe_eval.traces.row_times import Floats
 
@@ -23,11 +24,15 @@ def rank_times(recording: Recording, entries: Entries, busy_ms: Floats) -> tuple
     if len(ranks) == 1:
         return ()
     devices = [int(recording.trace.kernels.device[rows[0]]) for rows in recording.ranks]
-    present = launches > 0
-    return tuple(
-        RankTime(rank, devices[rank], *(float(np.median(column[present[:, rank], rank])) for column in columns))
-        for rank in ranks
-    )
+    tokens = [float(np.median(column)) for column in tokens_by_rank(recording, entries).T]
+
+    def rank_time(rank: int) -> RankTime:
+        present = launches[:, rank] > 0
+        busy, experts, wait, size = (float(np.median(column[present, rank])) for column in columns)
+        scheduled = None if np.isnan(tokens[rank]) else tokens[rank]
+        return RankTime(rank, devices[rank], busy, experts, wait, size, scheduled)
+
+    return tuple(map(rank_time, ranks))
 
 
 def imbalance(entries: Entries) -> float | None:

@@ -37,10 +37,14 @@ class Row:
 
 @dataclass
 class Play:
-    """So many ranks. `expert_ns`: of an expert GEMM, by rank. `gap_ns`: idle before every layer, by rank."""
+    """So many ranks.
+
+    `expert_ns`: of an expert GEMM, by rank. `gap_ns`: idle before every layer, by rank. `prompt_tokens`: by rank.
+    """
 
     expert_ns: tuple[int, ...] = (9000, 9000)
     gap_ns: tuple[int, ...] = (500, 500)
+    prompt_tokens: tuple[int, ...] = ()
     seed: int = 0
     rows: list[list[Row]] = field(default_factory=list)
     steps: list[list[tuple[str, int, int]]] = field(default_factory=list)
@@ -87,7 +91,9 @@ class Play:
         self.collectives += 1
 
     def ranges(self, rank: int) -> list[tuple[str, int, int]]:
-        texts = {"prefill": "execute_context_1(512)_generation_0(0)", "decode": "execute_context_0(0)_generation_1(1)"}
+        tokens = self.prompt_tokens[rank] if self.prompt_tokens else 512
+        prefill = f"execute_context_1({tokens})_generation_0(0)"
+        texts = {"prefill": prefill, "decode": "execute_context_0(0)_generation_1(1)"}
         return [(texts[phase], begin - 9500, begin - 9100) for phase, begin, _ in self.steps[rank]]
 
     def trace(self) -> Trace:

@@ -157,7 +157,7 @@ def test_ranks_are_a_sentence_a_column_and_a_table(capsys: pytest.CaptureFixture
             name: replace(time, spread_ms=0.0 if name == "norm" else 0.75)
             for name, time in whole.phases["decode"].categories.items()
         },
-        ranks=(RankTime(0, 0, 4.0, 1.5, 3.25, 900), RankTime(1, 1, 4.0, 2.0, 0.0, 900)),
+        ranks=(RankTime(0, 0, 4.0, 1.5, 3.25, 900, 512), RankTime(1, 1, 4.0, 2.0, 0.0, 900)),
         collectives=Collectives(98, 2, 0.5, None, (late,)),
         expert_imbalance=1.14,
     )
@@ -174,8 +174,8 @@ def test_ranks_are_a_sentence_a_column_and_a_table(capsys: pytest.CaptureFixture
     by_name = {name: row[1:-1] for name, row in rows_of(text).items()}
     assert by_name["category"][1:] == ["decode ms", "%", "spread", "launches"]
     assert (by_name["expert_gemm"][3], by_name["norm"][3]) == ("0.750", "none")
-    assert by_name["0"][1:8] == ["0", "4.000", "1.500", "3.250", "900", "none", "none"]
-    assert by_name["1"][5:] == ["900", "90", "2.500", "expert_gemm 2.125, launch gaps 0.250, norm 0.125"]
+    assert by_name["0"][1:9] == ["0", "4.000", "1.500", "3.250", "900", "512", "none", "none"]
+    assert by_name["1"][5:] == ["900", "-", "90", "2.500", "expert_gemm 2.125, launch gaps 0.250, norm 0.125"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from moe_eval.evaluators import kernels_record
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
 from moe_eval.traces import breakdown, kernel_table, ranks
 from moe_eval.traces.kernel_table import Trace
+from moe_eval.traces.rank_tokens import tokens_of
 from moe_eval.traces.readers import files
 from tests.doubles import ranks_play, sql, timeline
 from tests.doubles.chrome_trace import labelled, save
@@ -289,6 +290,32 @@ def test_a_rank_alone_keeps_its_collectives_and_says_so() -> None:
     assert "allreduce" in record.phases["decode"].categories
     assert record.phases["decode"].ranks == ()
     assert any("Waiting cannot be told from transfer" in note for note in record.notes)
+
+
+def test_ranges_tell_the_tokens_of_every_rank() -> None:
+    recorded = generation(decode=3, prompt_tokens=(512, 2048)).trace()
+    phases = breakdown.make(recorded).phases
+    assert [rank.tokens for rank in phases["prefill"].ranks] == [512, 2048]
+    assert [rank.tokens for rank in phases["decode"].ranks] == [1, 1]
+    without = replace(recorded, ranges=recorded.ranges.take(np.zeros(len(recorded.ranges), np.bool_)))
+    ranks = [rank for phase in breakdown.make(without).phases.values() for rank in phase.ranks]
+    assert [rank.tokens for rank in ranks] == [None] * len(ranks) != []
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("execute_context_1(512)_generation_8(8)", 520),
+        ("execute_1025_context_1(sq1024sk1024)_generation_1(sq1sk7)", 1025),
+        ("step[EXTEND bs=2 toks=4096]", 4096),
+        ("step[DECODE bs=16]", None),
+        ("decode[bs=128 tok=384 p=2 d=126]", 384),
+        ("execute_new_1_cached_7", None),
+        ("[Executor] _forward_step 7: 1 ctx reqs, 512 ctx tokens, 3 gen reqs", None),
+    ],
+)
+def test_tokens_as_engines_write_them(text: str, tokens: int | None) -> None:
+    assert tokens_of(text) == tokens
 
 
 def test_figures_have_transfer_and_waiting() -> None:
