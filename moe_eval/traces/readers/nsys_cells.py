@@ -46,8 +46,10 @@ def number(table: Table, name: str, absent: int = NONE) -> Ints:
     try:
         if _unit(table, name, "") == 1:
             try:
-                whole = compute.cast(compute.if_else(compute.equal(text, ""), None, text), "int64")
-                return nsys_columns.integers(compute.fill_null(whole, absent).chunks)
+                # patterns and not comparisons: Arrow imports pandas to compare with a value of Python
+                return nsys_columns.integers(
+                    compute.cast(compute.replace_substring_regex(text, "^$", str(absent)), "int64").chunks
+                )
             except ValueError:
                 pass  # a fraction, or units in cells
         scaled = _scaled(table, name)
@@ -72,11 +74,11 @@ def _scaled(table: Table, name: str) -> npt.NDArray[np.float64]:
     if len(unknown):
         raise ValueError(repr(unknown[0].as_py()))
     has_point = compute.any(compute.match_substring(figure, ".")).as_py()
-    has_units = compute.any(compute.not_equal(unit, "")).as_py()
+    has_units = compute.any(compute.match_substring_regex(unit, ".")).as_py()
     is_comma = table.delimiter == ";" and has_units and not has_point
     figure = compute.replace_substring(figure, ",", "." if is_comma else "")
     figure = compute.replace_substring_regex(figure, r"['\s\x{a0}\x{202f}]", "")
-    figure = compute.if_else(compute.equal(figure, ""), "nan", figure)
+    figure = compute.replace_substring_regex(figure, "^$", "nan")
     values = np.array(compute.cast(figure, "float64").to_pylist(), np.float64)
     distinct, index = nsys_columns.encoded(compute.cast(unit, "binary"))
     factors = np.array([_unit(table, name, text) for text in distinct] + [_unit(table, name, "")], np.float64)
