@@ -112,8 +112,9 @@ def captured(llm: Any) -> Iterator[None]:
             "This version of TensorRT-LLM opens no capture in its spawned workers. Install one since May 2026, or "
             "put nsys around the command as the page of TensorRT-LLM says."
         )
-    llm.start_profile(activities=["CUDA_PROFILER"])  # without torch's profiler, which would use CUPTI as well
+    # without torch's profiler, which would use CUPTI as well
+    within(_PROFILE_SECONDS, partial(llm.start_profile, activities=["CUDA_PROFILER"]))
     try:
         yield
     finally:
-        llm.stop_profile()
+        within(_PROFILE_SECONDS, llm.stop_profile)
