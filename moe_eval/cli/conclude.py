@@ -27,7 +27,7 @@ def _compared(folder: Path, command: Command, rules: Rules) -> tuple[list[ArmRec
     arms = by_arm.read(folder, run.run_id)
     if not arms:
         return [], None
-    return arms, pairs.compare(arms, skipped=pairs.left_out([run], [arm.name for arm in arms]), rules=rules)
+    return arms, pairs.compare(arms, runs=[run], rules=rules)
 
 
 def conclude(folder: Path, command: Command, rules: Rules) -> tuple[list[ArmRecords], ComparisonRecord | None]:

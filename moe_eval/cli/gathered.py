@@ -35,8 +35,7 @@ class Gathered:
 
     def compare(self, across: Collection[str] = (), rules: Rules | None = None) -> ComparisonRecord:
         """The arms against the first of them. `across` and `rules`: see comparison.pairs."""
-        skipped = pairs.left_out(self.runs, [arm.name for arm in self.arms])
-        return pairs.compare(self.arms, skipped=skipped, across=across, rules=rules)
+        return pairs.compare(self.arms, runs=self.runs, across=across, rules=rules)
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
 
-from moe_eval.comparison import comparable, explained, kernels, quality, speed, verdict
+from moe_eval.comparison import comparable, explained, headlines, kernels, quality, speed, verdict
 from moe_eval.comparison.comparable import engine, measured, scored
 from moe_eval.data.workload import Shape
 from moe_eval.records.by_arm import ArmRecords
@@ -27,7 +28,7 @@ _METRICS = ("e2e_ms", "ttft_ms", "tpot_ms", "j_per_tok")
 def compare(
     arms: Sequence[ArmRecords],
     *,
-    skipped: Sequence[Skipped] = (),
+    runs: Sequence[RunRecord] = (),
     across: Collection[str] = (),
     rules: Rules | None = None,
 ) -> ComparisonRecord:
@@ -35,7 +36,7 @@ def compare(
 
     Args:
         arms: at least one.
-        skipped: see left_out.
+        runs: that measured the arms, in the order in which they were given.
         across: what may differ nevertheless: comparable.GPUS.
         rules: of the verdicts. None for the default ones.
 
@@ -46,7 +47,14 @@ def compare(
     by_name = {arm.name: arm for arm in compared}
     rules = rules or Rules()
     pairs = verdict.decide([_pair(arms[0], candidate, across) for candidate in arms[1:]], by_name, rules)
-    return ComparisonRecord(arms[0].name, compared, tuple(pairs), tuple(skipped), rules)
+    return ComparisonRecord(
+        reference=arms[0].name,
+        arms=compared,
+        pairs=tuple(headlines.with_headlines(pairs, by_name, rules)),
+        skipped=left_out(runs, by_name),
+        rules=rules,
+        header=headlines.header(compared, runs),
+    )
 
 
 def left_out(runs: Sequence[RunRecord], recorded: Collection[str]) -> tuple[Skipped, ...]:
@@ -77,6 +85,9 @@ def _arm(arm: ArmRecords) -> ComparedArm:
         engine_version=facts.version if facts else None,
         gpu=first.gpu_name if first else None,
         emulated=any(facts.emulated for facts in map(engine, records) if facts),
+        model=re.split(r"[/\\]", facts.checkpoint.rstrip("/\\"))[-1] if facts else None,
+        gpus=facts.gpus if facts else None,
+        random_weights=any(facts.weights == "random" for facts in map(engine, records) if facts),
         moe_backend=first.moe_backend if first else None,
         weights_gib=_weights_gib(facts, capacity),
         kv_cache_tokens=capacity.kv_cache_tokens if capacity else None,

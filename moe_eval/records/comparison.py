@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from moe_eval.records.headline import Header, Headline
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Interval
 from moe_eval.records.run import Mode, Skipped
@@ -92,6 +93,7 @@ class Pair:
         schedule: None without speed on both sides.
         shapes: by size. Traced ones that were not timed come last.
         quality: None where they did not score the same windows.
+        headlines: in the order of HeadlineFigure. Empty where the two cannot be compared, or one is broken.
     """
 
     reference: str
@@ -106,6 +108,7 @@ class Pair:
     schedule: PairSchedule | None
     shapes: tuple[ShapeComparison, ...]
     quality: QualityComparison | None
+    headlines: tuple[Headline, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ class ComparedArm:
     """One arm of a comparison by itself.
 
     Attributes:
+        model: the last part of the checkpoint's name. None where nothing was loaded.
+        gpus: over how many the model is spread, 0 on a CPU. None where nothing was loaded.
+        random_weights: then no score says anything.
         precision: that was asked for. `precision_seen`: by its kernels.
         broken: why its scores are no numbers. None where they are, or there are none.
         weights_gib: on each GPU. `kv_cache_tokens`: that fit beside them, see latency.Capacity.
@@ -130,6 +136,9 @@ class ComparedArm:
     engine_version: str | None = None
     gpu: str | None = None
     emulated: bool = False
+    model: str | None = None
+    gpus: int | None = None
+    random_weights: bool = False
     moe_backend: str | None = None
     weights_gib: float | None = None
     kv_cache_tokens: int | None = None
@@ -149,4 +158,5 @@ class ComparisonRecord:
     pairs: tuple[Pair, ...]
     skipped: tuple[Skipped, ...] = ()
     rules: Rules = field(default_factory=Rules)
+    header: Header = field(default_factory=Header)
     schema: int = COMPARISON_SCHEMA

@@ -290,8 +290,8 @@ def test_what_a_run_did_not_begin_is_left_out() -> None:
     skipped = Skipped("nvfp4", None, "no checkpoint"), Skipped("fp8", "kernels", "emulated"), Skipped("fp8", None, "x")
     run = made.run(("bf16", "fp8", "fp32"), skipped=skipped)
     assert pairs.left_out([run], {"bf16", "fp8"}) == (*skipped[:2], Skipped("fp32", None, "it was not measured"))
-    arms = [made.arm("bf16", MS)]
-    assert pairs.compare(arms, skipped=skipped).skipped == skipped
+    compared = pairs.compare([made.arm("bf16", MS), made.arm("fp8", MS)], runs=[run])
+    assert compared.skipped == (*skipped[:2], Skipped("fp32", None, "it was not measured"))
 
 
 def test_faults_of_a_trace_are_notes_of_its_arm() -> None:

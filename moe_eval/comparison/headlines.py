@@ -1,0 +1,153 @@
+"""The header of a comparison and the headlines of its pairs: what somebody with ten seconds reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from moe_eval.comparison import verdict
+from moe_eval.comparison.because import deciding
+from moe_eval.records.comparison import ComparedArm, Pair
+from moe_eval.records.headline import Header, Headline, HeadlineFigure
+from moe_eval.records.ratios import Ratio
+from moe_eval.records.run import RunRecord
+from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.verdicts import TIME_OF, Rules, Verdict
+
+_SECONDARY = {HeadlineFigure.TTFT_MS: "ttft_ms", HeadlineFigure.J_PER_TOK: "j_per_tok"}
+
+
+def header(arms: Sequence[ComparedArm], runs: Sequence[RunRecord]) -> Header:
+    """What was compared, where and when.
+
+    Args:
+        runs: of the arms, in the order in which they were given.
+    """
+    engines = [" ".join(filter(None, (arm.engine, arm.engine_version))) for arm in arms]
+    gpus = [f"{arm.gpus} x {arm.gpu}" if arm.gpu and (arm.gpus or 0) > 1 else arm.gpu for arm in arms]
+    first = next(iter(runs), None)
+    return Header(
+        models=_distinct([arm.model for arm in arms]),
+        gpus=_distinct(gpus),
+        engines=_distinct(engines),
+        started=first.started if first else None,
+        run_id=first.run_id if first else None,
+        random_weights=any(arm.random_weights for arm in arms),
+        emulated=any(arm.emulated for arm in arms),
+    )
+
+
+def _distinct(names: Sequence[str | None]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+def with_headlines(pairs: Sequence[Pair], arms: Mapping[str, ComparedArm], rules: Rules) -> list[Pair]:
+    """Pairs, which have their verdicts, with headlines. A figure that says nothing of a pair is left out."""
+    judged = {figure: _verdicts(pairs, metric, rules) for figure, metric in _SECONDARY.items()}
+    return [replace(pair, headlines=tuple(_headlines(pair, arms, rules, judged))) for pair in pairs]
+
+
+def _verdicts(pairs: Sequence[Pair], metric: str, rules: Rules) -> dict[tuple[str, str], Verdict]:
+    """The verdict on a figure at every shape of every pair, as one family."""
+    ratios = {
+        (pair.other, shape.name): ratio
+        for pair in pairs
+        for shape in pair.shapes
+        if (ratio := getattr(shape.speed, metric)) and shape.verdict is not Verdict.NOT_COMPARABLE
+    }
+    return dict(zip(ratios, verdict.of_family(list(ratios.values()), rules), strict=True))
+
+
+def _headlines(
+    pair: Pair,
+    arms: Mapping[str, ComparedArm],
+    rules: Rules,
+    judged: Mapping[HeadlineFigure, Mapping[tuple[str, str], Verdict]],
+) -> Iterator[Headline]:
+    if pair.verdict in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
+        return
+    reference, other = arms[pair.reference], arms[pair.other]
+    timed = [
+        shape for shape in pair.shapes if shape.speed.deciding(rules) and not (reference.emulated or other.emulated)
+    ]
+    shape = deciding([shape for shape in timed if shape.verdict is not Verdict.NOT_COMPARABLE], rules)
+    if shape is not None:
+        yield from _of_time(pair, shape, (reference, other), rules)
+        ttft = HeadlineFigure.TTFT_MS
+        yield from _secondary(ttft, shape, judged[ttft].get((pair.other, shape.name)))
+    yield from _quality(pair, reference, other)
+    if reference.weights_gib and other.weights_gib and not (reference.emulated or other.emulated):
+        ratio = reference.weights_gib / other.weights_gib
+        yield Headline(HeadlineFigure.MEMORY_GIB, None, reference.weights_gib, other.weights_gib, ratio)
+    if shape is not None:
+        energy = HeadlineFigure.J_PER_TOK
+        yield from _secondary(energy, shape, judged[energy].get((pair.other, shape.name)))
+
+
+def _of_time(
+    pair: Pair, shape: ShapeComparison, sides: tuple[ComparedArm, ComparedArm], rules: Rules
+) -> Iterator[Headline]:
+    """The time that decides, and the tokens that it comes to on each GPU."""
+    ratio = shape.speed.deciding(rules)
+    assert ratio is not None
+    before, after = _sides(shape, TIME_OF[rules.decide_on])
+    yield _of_ratio(HeadlineFigure.SPEED_UP, shape, (before, after), ratio, shape.verdict)
+    rates = [arm.speed.get(shape.name, {}).get("output_tok_s") for arm in sides]
+    whole = shape.speed.e2e_ms
+    if rates[0] and rates[1] and whole:
+        gpus = [arm.gpus or 1 for arm in sides]
+        scale = gpus[0] / gpus[1]
+        per_gpu = (rates[0].median / gpus[0], rates[1].median / gpus[1])
+        ratio = replace(
+            whole, value=whole.value * scale, low=_scaled(whole.low, scale), high=_scaled(whole.high, scale)
+        )
+        judged = verdict.of_ratio(ratio, rules) if scale != 1 or rules.decide_on != "e2e" else shape.verdict
+        yield _of_ratio(HeadlineFigure.OUTPUT_TOK_S_PER_GPU, shape, per_gpu, ratio, judged)
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else value * scale
+
+
+def _secondary(figure: HeadlineFigure, shape: ShapeComparison, judged: Verdict | None) -> Iterator[Headline]:
+    metric = _SECONDARY[figure]
+    ratio: Ratio | None = getattr(shape.speed, metric)
+    if ratio is not None:
+        yield _of_ratio(figure, shape, _sides(shape, metric), ratio, judged)
+
+
+def _of_ratio(
+    figure: HeadlineFigure,
+    shape: ShapeComparison,
+    sides: tuple[float | None, float | None],
+    ratio: Ratio,
+    judged: Verdict | None,
+) -> Headline:
+    word = judged.value if judged else None
+    return Headline(figure, shape.name, *sides, ratio.value, ratio.low, ratio.high, word)
+
+
+def _sides(shape: ShapeComparison, metric: str) -> tuple[float | None, float | None]:
+    sides = shape.figures.get(metric)
+    if sides is None:
+        return None, None
+    return sides.reference.median if sides.reference else None, sides.other.median if sides.other else None
+
+
+def _quality(pair: Pair, reference: ComparedArm, other: ComparedArm) -> Iterator[Headline]:
+    """The change of perplexity. Scores of random weights say nothing."""
+    quality = pair.quality
+    if quality is None or quality.random_weights or quality.ppl_change is None:
+        return
+    ln_ratio = quality.ln_ppl_ratio
+    yield Headline(
+        HeadlineFigure.QUALITY,
+        shape=None,
+        reference=reference.token_ppl,
+        value=other.token_ppl,
+        ratio=1 + quality.ppl_change,
+        low=math.exp(ln_ratio.low) if ln_ratio else None,
+        high=math.exp(ln_ratio.high) if ln_ratio else None,
+        verdict=quality.verdict.value,
+    )
