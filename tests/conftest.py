@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -34,6 +35,12 @@ _LONG = {"contract", "install", "cli", "runner", "harness", "tracking", "test_br
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _LONG & set(item.path.relative_to(ROOT).parts))
+
+
+def pytest_collection_finish() -> None:
+    """An engine that is closed collects garbage: not among all that the tests of a worker have imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
