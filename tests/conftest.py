@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 from tests.contract.commands import Commands
+from tests.doubles import forks
 
 # examples are not timed, nor is their making: a busy machine stalls where it likes
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -70,11 +71,18 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def commands() -> Iterator[Commands]:
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The server that forks processes, one for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    server = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "forks"
+    with forks.connect(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def commands(forked: Path) -> Commands:
     """Starts commands in processes of their own."""
-    running = Commands()
-    yield running
-    running.close()
+    return Commands(forked)
 
 
 @pytest.fixture(autouse=True)
