@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # before anything imports the hub's client, which reads it once: no test may wait for a network
@@ -52,31 +53,57 @@ def wikitext() -> Path:
     return WIKITEXT
 
 
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Make a folder once for all workers of the session: its name, and what fills it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / name).exists():
+                (unfinished := folder / f"{name}.unfinished").mkdir()
+                fill(unfinished)
+                unfinished.rename(folder / name)
+        return folder / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def empty_store(shared: Shared) -> Path:
     """A migrated store of MLflow to be copied: making one takes many seconds."""
-    import mlflow
 
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
+    def fill(folder: Path) -> None:
+        import mlflow
+
+        mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    return shared("store", fill) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded(shared: Shared) -> Path:
     """A finished run of bf16 and fp8 with its comparison and report. Nobody may write into it."""
-    from tests.doubles.servers import recorded_run
 
-    return recorded_run(tmp_path_factory.mktemp("recorded") / "run")
+    def fill(folder: Path) -> None:
+        from tests.doubles.servers import recorded_run
+
+        recorded_run(folder / "run")
+
+    return shared("recorded", fill) / "run"
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def forked(shared: Shared) -> Iterator[Path]:
     """The server that forks processes, one for all workers."""
-    folder = tmp_path_factory.getbasetemp()
-    server = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "forks"
-    with forks.connect(server):
-        yield server
+    with forks.connect(shared("forks", lambda _: None) / "server") as connection:
+        yield Path(connection.getpeername())
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ import pytest
 
 from moe_eval.cli import main
 from moe_eval.machine import hardware
+from moe_eval.runner import arm_process
+from tests.doubles import forks
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,11 @@ class Ended:
 Command = Callable[..., Ended]
 
 
-def start(words: str, scratch: Path) -> Ended:
-    """Run a command in this process, its arms in processes of their own, without a GPU."""
+def start(words: str, scratch: Path, forked: Path) -> Ended:
+    """Run a command in this process, its arms in processes forked by a server, without a GPU."""
     folder, out, err = scratch / "records", scratch / "out", scratch / "err"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(without_gpu(scratch))
+        stack.enter_context(without_gpu(scratch)).setattr(arm_process, "subprocess", forks.arms(forked))
         stack.enter_context(contextlib.redirect_stdout(stack.enter_context(out.open("w"))))
         stack.enter_context(contextlib.redirect_stderr(stack.enter_context(err.open("w"))))
         code = main([*shlex.split(words), "--output_dir", str(folder)])
@@ -40,14 +42,14 @@ def start(words: str, scratch: Path) -> Ended:
 
 
 @contextlib.contextmanager
-def without_gpu(scratch: Path) -> Iterator[None]:
+def without_gpu(scratch: Path) -> Iterator[pytest.MonkeyPatch]:
     """See no GPU, take one thread, and log to an MLflow of one's own, which may lie there already."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "gpus", lambda: ())
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{scratch / 'own.db'}")
-        yield
+        yield patch
 
 
 def cells(out: str, table: int = 0) -> list[dict[str, str]]:

@@ -46,13 +46,13 @@ def comparison_of(folder: Path) -> ComparisonRecord:
 
 
 @pytest.fixture(scope="module")
-def real(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def real(empty_store: Path, forked: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """BF16 and FP32 of the shipped model at two batch sizes, each in its own process on the CPU."""
     words = "perf --precisions bf16,fp32 --batch_size 1,2 --input_len 16 --output_len 4 --num_iterations 4 \
         --loads 2 --warmup_iterations 5 --dataset moe_sample"
     scratch = tmp_path_factory.mktemp("perf")
     shutil.copy(empty_store, scratch / "own.db")
-    return start(words, scratch)
+    return start(words, scratch, forked)
 
 
 @pytest.fixture(scope="module")

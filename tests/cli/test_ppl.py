@@ -37,12 +37,12 @@ def comparison_of(folder: Path) -> ComparisonRecord:
 
 
 @pytest.fixture(scope="module")
-def emulated(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def emulated(empty_store: Path, forked: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """BF16 and emulated FP8 of the shipped model, each in its own process, NVFP4 not asked for."""
     words = "ppl --emulate --precisions bf16,fp8 --dataset moe_sample --num_chunks 12 --input_len 128"
     scratch = tmp_path_factory.mktemp("ppl")
     shutil.copy(empty_store, scratch / "own.db")
-    return start(words, scratch)
+    return start(words, scratch, forked)
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +156,14 @@ def test_it_leaves_a_comparison_a_report_and_a_run_in_mlflow(emulated: Ended) ->
     assert "Verdict: Quality only, the speed of fp8 is open." in emulated.out
 
 
-def test_a_broken_checkpoint_makes_a_failed_arm_and_no_exception(empty_store: Path, tmp_path: Path) -> None:
+def test_a_broken_checkpoint_makes_a_failed_arm_and_no_exception(
+    empty_store: Path, forked: Path, tmp_path: Path
+) -> None:
     shutil.copy(empty_store, tmp_path / "own.db")
     model = shutil.copytree(SHIPPED, tmp_path / "model")
     (model / "model.safetensors").write_bytes(b"\0" * 100)
     words = f"ppl --model_path {model} --engine transformers --precisions bf16 --dataset moe_sample --num_chunks 1"
-    ended = start(words, tmp_path)
+    ended = start(words, tmp_path, forked)
     (record,) = records_of(ended.folder).values()
     assert (ended.code, record.status) == (1, Status.FAILED)
     assert "model.safetensors is corrupt or cut short" in str(record.error)

@@ -9,8 +9,7 @@ import json
 import math
 import shlex
 import shutil
-import subprocess
-import sys
+import signal
 import threading
 import time
 from pathlib import Path
@@ -26,11 +25,11 @@ from moe_eval.records import by_arm
 from moe_eval.records.labels import Status
 from moe_eval.runner import fit
 from moe_eval.runner.folder import RunFolder
-from tests.cli.commands import start, without_gpu
+from tests.cli.commands import start
 from tests.conftest import ROOT, SHIPPED
+from tests.contract.commands import Commands
 
 SECRET = "hunter2-very-secret-token"
-PROGRAM = "import sys; from moe_eval.cli import main; sys.exit(main())"
 PATIENCE = 480  # seconds, on a machine that does other things as well
 OPTIONS = [
     *("--emulate", "--precisions", "bf16,fp8", "--dataset", "moe_sample", "--input_len", "32", "--num_chunks", "6"),
@@ -44,29 +43,30 @@ def read(file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ran(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def ran(
+    empty_store: Path, commands: Commands, forked: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """A run that is killed outright in its second arm, resumed, and its output."""
-    folder = tmp_path_factory.mktemp("run") / "records"
-    shutil.copy(empty_store, folder.parent / "own.db")
-    words = ["run", *OPTIONS, "--resume"]
-    with without_gpu(folder.parent), pytest.MonkeyPatch.context() as patch, (folder.parent / "log").open("w") as log:
+    scratch = tmp_path_factory.mktemp("run")
+    folder = scratch / "records"
+    shutil.copy(empty_store, scratch / "own.db")
+    words = ["run", *OPTIONS, "--resume", "--output_dir", str(folder)]
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{scratch / 'own.db'}", "CUDA_VISIBLE_DEVICES": "", "HF_TOKEN": SECRET}
+    running = commands.start(*words, program="moe-eval", folder=scratch, double=None, variables=own)
+    end = time.monotonic() + PATIENCE
+    while not (folder / "arms" / "fp8" / "log.txt").is_file() or not (arms := running.arms()):
+        assert time.monotonic() < end
+        assert running.process.poll() is None, (scratch / "stderr").read_text()
+        time.sleep(0.05)
+    running.send(signal.SIGKILL)
+    assert running.process.wait(60) == -signal.SIGKILL
+    stamps = {file: file.stat().st_mtime_ns for file in (folder / "arms" / "bf16").glob("*_*.json")}
+    assert len(stamps) >= 4, "the first arm's tasks were on disk"
+    statuses = {arm.name: arm.latency and arm.latency.status for arm in by_arm.read(folder)}
+    assert statuses == {"bf16": Status.FINISHED}
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
-        running = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words, "--output_dir", folder], stdout=log, stderr=log
-        )
-        end = time.monotonic() + PATIENCE
-        while not (folder / "arms" / "fp8" / "log.txt").is_file():
-            assert time.monotonic() < end
-            assert running.poll() is None, (folder.parent / "log").read_text()
-            time.sleep(0.05)
-        arms = psutil.Process(running.pid).children(recursive=True)
-        running.kill()
-        running.wait()
-        stamps = {file: file.stat().st_mtime_ns for file in (folder / "arms" / "bf16").glob("*_*.json")}
-        assert len(stamps) >= 4, "the first arm's tasks were on disk"
-        statuses = {arm.name: arm.latency and arm.latency.status for arm in by_arm.read(folder)}
-        assert statuses == {"bf16": Status.FINISHED}
-        again = start(shlex.join(words), folder.parent)
+        again = start(shlex.join(words[:-2]), scratch, forked)
     assert again.code == 0, again.err[-3000:]
     assert not any(arm.is_running() and arm.status() != psutil.STATUS_ZOMBIE for arm in arms), "no orphans"
     for file, stamp in stamps.items():

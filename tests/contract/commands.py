@@ -17,6 +17,7 @@ import psutil
 
 from tests.doubles import forks
 
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended.
@@ -85,6 +86,16 @@ class Running:
         out, err = ((self.folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
         assert code is not None, f"still running after {seconds} s: {err[-3000:]}"
         return Ended(code, out, err, at, self.folder / "double.log", self.events, left)
+
+    def arms(self) -> list[psutil.Process]:
+        """Its arms, which a server forks: processes in its folder that are not of its session."""
+        processes = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                is_own = os.getsid(process.pid) == self.process.pid
+                if not is_own and process.cwd() == str(self.folder):
+                    processes.append(process)
+        return processes
 
     def _left(self) -> list[psutil.Process]:
         """Living processes of the command's session."""

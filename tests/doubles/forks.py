@@ -33,7 +33,9 @@ _SHARED = (
     *("torch", "transformers", "transformers.models.qwen3_moe.modeling_qwen3_moe", "datasets", "pandas", "sklearn"),
     *("sqlitedict", "sacrebleu", "lm_eval.evaluator", "lm_eval._cli.harness", "lm_eval.models", "lm_eval.tasks"),
     *("lm_eval.loggers", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "torch._dynamo", "scipy.stats"),
-    *("moe_eval.harness.model", "moe_eval.harness.outcome", "moe_eval.tracking", "moe_eval.machine.hardware"),
+    *("transformers.models.auto.tokenization_auto", "transformers.convert_slow_tokenizer"),
+    *("moe_eval.engines.transformers.load", "moe_eval.harness.model"),
+    *("moe_eval.harness.outcome", "moe_eval.tracking", "moe_eval.machine.hardware"),
     *("moe_eval.cli.execute", "moe_eval.runner.arm_tasks", "moe_eval.runner.arm_process", "moe_eval.runner.arm_worker"),
 )
 FOREIGN = ("TRTLLM", "TLLM", "OMPI_", "PMI_", "LOCAL_RANK", "MLFLOW_", "MOE_EVAL_", "CUDA_VISIBLE")
@@ -261,7 +263,8 @@ def _become(order: Mapping[str, Any], descriptors: Sequence[int], server: Path) 
         code = stop.code
         if isinstance(code, str):
             print(code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
+        sys.last_type = type(error)  # as an interpreter says that it handled it
         traceback.print_exc()
         code = 1
     _code.append(code if isinstance(code, int) else int(code is not None))

@@ -6,8 +6,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -20,8 +18,11 @@ from moe_eval.data.workload import Shape, from_seed, shapes
 from moe_eval.engines.base import EngineSettings
 from moe_eval.records.samples import WarmUp
 from moe_eval.records.shape_latency import Routing
+from moe_eval.runner import arm_process
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from tests.conftest import SHIPPED
+from tests.contract.commands import Commands
+from tests.doubles import forks
 
 SHAPE = Shape(2, 3, 3)
 SHIPPED_LOAD = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
@@ -43,7 +44,9 @@ def frozen(tmp_path: Path) -> Path:
     return file
 
 
-def test_an_arm_loads_once_and_answers_what_it_is_asked(frozen: Path) -> None:
+def test_an_arm_loads_once_answers_what_it_is_asked_and_holds_the_workload_against_its_digest(
+    frozen: Path, tmp_path: Path
+) -> None:
     with ArmProcess(SHIPPED_LOAD) as process:
         labels = process.load()
         assert labels.engine is not None
@@ -53,8 +56,21 @@ def test_an_arm_loads_once_and_answers_what_it_is_asked(frozen: Path) -> None:
         assert by_size == process.ask("routing", dict[int, Routing], **arguments)
         assert set(by_size) == {1, 2}
         assert by_size[1].distinct == 4.0, "one token goes through its top-4"
+        raw = json.loads(frozen.read_text())
+        raw["pool"][1][0] += 1
+        changed = tmp_path / "changed.json"
+        changed.write_text(json.dumps(raw))
+        with pytest.raises(ArmFailed, match="digest"):
+            process.ask("warm_up", WarmUp, workload=str(changed), shape=SHAPE, minimum=5, uuids=[])
 
 
+@pytest.fixture
+def _forks(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arms need not import anything."""
+    monkeypatch.setattr(arm_process, "subprocess", forks.arms(forked))
+
+
+@pytest.mark.usefixtures("_forks")
 def test_an_arm_that_cannot_be_loaded_says_why_and_is_gone(tmp_path: Path) -> None:
     settings = EngineSettings(str(tmp_path / "nowhere"), device="cpu")
     with ArmProcess(Load("transformers", settings, str(SHIPPED))) as process, pytest.raises(ArmFailed, match="nowhere"):
@@ -68,17 +84,7 @@ def test_an_arm_that_is_killed_is_told_by_its_signal() -> None:
             process.load()
 
 
-def test_an_arm_holds_the_workload_against_its_digest(frozen: Path) -> None:
-    raw = json.loads(frozen.read_text())
-    raw["pool"][1][0] += 1
-    frozen.write_text(json.dumps(raw))
-    with ArmProcess(SHIPPED_LOAD) as process:
-        process.load()
-        with pytest.raises(ArmFailed, match="digest"):
-            process.ask("warm_up", WarmUp, workload=str(frozen), shape=SHAPE, minimum=5, uuids=[])
-
-
-def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(tmp_path: Path) -> None:
+def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(commands: Commands, tmp_path: Path) -> None:
     """The parent dies of SIGKILL in the middle of a request; its arm ends by itself."""
     file = tmp_path / "workload.json"
     file.write_text(json.dumps(from_seed(1, shapes([64], 200, 200), 100).to_json()))
@@ -91,15 +97,15 @@ def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(tmp_path: Path) 
         shape = dict(batch_size=64, input_len=200, output_len=200)
         process.ask("routing", dict, workload={str(file)!r}, shape=shape, experts=16, batch_sizes=[64])
     """
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert parent.stdout is not None
-    with parent.stdout:
-        arm = psutil.Process(int(parent.stdout.readline()))
-    time.sleep(1)
-    parent.kill()
-    parent.wait()
+    (tmp_path / "parent.py").write_text(textwrap.dedent(program))
+    running = commands.start(str(tmp_path / "parent.py"), program="python", folder=tmp_path, double=None)
+    end = time.monotonic() + 120
+    while not (line := (tmp_path / "stdout").read_text()).endswith("\n"):
+        assert time.monotonic() < end, (tmp_path / "stderr").read_text()
+        time.sleep(0.05)
+    arm = psutil.Process(int(line))
+    time.sleep(0.5)
+    running.send(signal.SIGKILL)
     gone, _ = psutil.wait_procs([arm], timeout=40)
     assert gone
 
@@ -112,6 +118,7 @@ def test_an_arm_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None
         assert process._process.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("_forks")
 def test_what_an_arm_prints_is_added_to_its_file(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("before\n")

@@ -38,6 +38,7 @@ def kill(
     contents: Callable[[Path], object],
 ) -> None:
     """Kill work at POINTS random points and resume it. What comes through is begun again from nothing."""
+    work(scratch / "first")  # so that no process has anything to import
     started = time.monotonic()
     assert ended(partial(work, scratch / "whole"))
     undisturbed = time.monotonic() - started

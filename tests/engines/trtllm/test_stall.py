@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.engines.trtllm.workers import Workers
 from moe_eval.errors import UsageError, WorkerDied
 from tests.conftest import SHIPPED
+from tests.contract.commands import Commands
 from tests.contract.conftest import DOUBLES
 from tests.engines.trtllm.conftest import NEWEST, Load
 
@@ -125,22 +125,17 @@ if __name__ == "__main__":
         ("spawned", "hang_exit,load_error", "its worker printed: ValueError: Unsupported quantisation"),
     ],
 )
-def test_the_process_ends_whatever_threads_remain(tmp_path: Path, worker: str, knobs: str, says: str) -> None:
+def test_the_process_ends_whatever_threads_remain(
+    commands: Commands, tmp_path: Path, worker: str, knobs: str, says: str
+) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    environment: dict[str, Any] = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join((str(DOUBLES / "v1_2_0"), os.environ.get("PYTHONPATH", str(Path.cwd())))),
-        "TRTLLM_DOUBLE": knobs,
-        "HF_HUB_OFFLINE": "1",
-    }
-    ended = subprocess.run(
-        [sys.executable, str(script), str(SHIPPED), worker],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+    ended = commands.run(
+        *(str(script), str(SHIPPED), worker),
+        program="python",
+        folder=tmp_path,
+        double=DOUBLES / "v1_2_0",
+        variables={"TRTLLM_DOUBLE": knobs},
     )
-    assert ended.returncode == 1, ended.stderr[-2000:]
-    assert says in ended.stderr
+    assert ended.code == 1, ended.err[-2000:]
+    assert says in ended.err
