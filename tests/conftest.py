@@ -9,8 +9,10 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# before anything imports the hub's client, which reads it once: no test may wait for a network
+# before anything imports the hub's client and torch, which read them once: no test may wait for a network
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a model this small gains nothing from more threads, and loses minutes where workers share the cores
+os.environ["OMP_NUM_THREADS"] = "1"
 # a shell's background job ignores it, and so would all commands that tests stop with it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -43,11 +43,10 @@ def start(words: str, scratch: Path, forked: Path) -> Ended:
 
 @contextlib.contextmanager
 def without_gpu(scratch: Path) -> Iterator[pytest.MonkeyPatch]:
-    """See no GPU, take one thread, and log to an MLflow of one's own, which may lie there already."""
+    """See no GPU, and log to an MLflow of one's own, which may lie there already."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "gpus", lambda: ())
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{scratch / 'own.db'}")
         yield patch
 

@@ -126,7 +126,7 @@ class Commands:
         log.unlink(missing_ok=True)
         path = os.pathsep.join(map(str, (double, forks.ROOT) if double else (forks.ROOT,)))
         clean = {key: value for key, value in os.environ.items() if not key.startswith(forks.FOREIGN)}
-        settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TRTLLM_DOUBLE_LOG": str(log)}
+        settings = {"PYTHONPATH": path, "TRTLLM_DOUBLE_LOG": str(log)}
         with contextlib.ExitStack() as stack:
             files = [
                 stack.enter_context(file.open(mode))

@@ -117,7 +117,7 @@ def connect(server: Path) -> socket.socket:
             clean = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
             subprocess.Popen(
                 [sys.executable, __file__, str(server)],
-                env={**clean, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                env={**clean, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=server.with_suffix(".log").open("w"),

@@ -12,7 +12,6 @@ from typing import Any
 
 import lm_eval
 import pytest
-import torch
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -24,12 +23,6 @@ from moe_eval.harness.model import MoeLM
 from tests.harness.running import Command, Ended
 
 Requests = Callable[..., list[Instance]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """A model this small gains nothing from more, and loses minutes where the cores are shared."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,8 +39,7 @@ NEWEST = pytest.mark.parametrize("version", ["1.4.0rc1"], indirect=True, scope="
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 

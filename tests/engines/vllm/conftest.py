@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
 from moe_eval.engines import registry
@@ -38,9 +36,7 @@ def installed() -> AbstractContextManager[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> None:
-    torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    gc.freeze()  # every engine that is closed collects what is left of it; what is imported is not
 
 
 def started(tokenizer: Any, folder: Path | str = SHIPPED, **given: Any) -> VllmEngine:
