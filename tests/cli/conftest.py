@@ -16,6 +16,11 @@ from tests.doubles import plays
 from tests.doubles.arm_process import Stage
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(undrawn: None) -> None:
+    """What a chart shows is no matter of this room."""
+
+
 @pytest.fixture
 def command(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
