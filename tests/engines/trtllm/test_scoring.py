@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from moe_eval.data.window import Window
 from moe_eval.engines.base import WindowScores
-from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
+from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.readers import PromptLogprobs
+from moe_eval.engines.trtllm.session import Session
 from moe_eval.engines.trtllm.workers import Workers
 from tests.engines.conftest import LONGEST, check, window
 from tests.engines.trtllm.conftest import NEWEST, OLDEST, Distribution, Load

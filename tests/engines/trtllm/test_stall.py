@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from moe_eval.data.window import Window
-from moe_eval.engines.trtllm import engine as engines
-from moe_eval.engines.trtllm.engine import Session, TrtllmEngine
+from moe_eval.engines.trtllm import session as sessions
+from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.output import WorkerOutput
+from moe_eval.engines.trtllm.session import Session
 from moe_eval.engines.trtllm.workers import Workers
 from moe_eval.errors import UsageError, WorkerDied
 from tests.conftest import SHIPPED
@@ -60,9 +61,9 @@ def test_a_lost_response_ends_the_run_and_keeps_all_others(
 def test_without_a_setting_the_limit_follows_from_the_slowest_response() -> None:
     session = Session.__new__(Session)
     session.stall_seconds = session._slowest = None
-    assert session._limit({"max_tokens": 1}) == engines._FIRST_SECONDS
+    assert session._limit({"max_tokens": 1}) == sessions._FIRST_SECONDS
     session._slowest = 2.0
-    assert session._limit({"max_tokens": 1}) == engines._STALL_SECONDS
+    assert session._limit({"max_tokens": 1}) == sessions._STALL_SECONDS
     session._slowest = 60.0
     assert session._limit({"max_tokens": 1}) == 1200
     assert session._limit({"max_tokens": 4096}) == 2048
