@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import NoReturn
 
 from moe_eval.errors import EngineError, WorkerDied
 
 _GRACE_SECONDS = 8.0
-_settled: list[int] = []  # codes of the errors whose messages were printed
+_settled: list[int] = []  # codes of the errors whose messages were printed, and of calls of sys.exit
 _watches: list[threading.Thread] = []
 _is_over, _closing = threading.Event(), threading.Lock()
 
@@ -63,9 +65,16 @@ def end_in_seconds(close: Callable[[], None]) -> None:
     if not _watches:
         _watches.append(threading.Thread(target=_watch, name="moe_eval-end", daemon=True))
         _watches[0].start()
+        sys.exit = partial(_exit, sys.exit)
     # atexit handlers run after all threads were joined, and one of the library's may never end. What is registered
     # last runs first.
     getattr(threading, "_register_atexit", atexit.register)(closing)
+
+
+def _exit(original: Callable[..., NoReturn], status: object = None) -> NoReturn:
+    """sys.exit, which Python itself remembers nowhere until the process has ended."""
+    _settled.append(status & 0xFF if isinstance(status, int) else 0 if status is None else 1)
+    original(status)
 
 
 def _watch() -> None:
@@ -80,7 +89,7 @@ def _end() -> None:
     for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
         flush()
     unhandled = 1 if hasattr(sys, "last_type") else 0
-    os._exit(_settled[-1] if _settled else unhandled)
+    os._exit((_settled[-1] if _settled else 0) or unhandled)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from moe_eval.machine import nsys
 from moe_eval.machine.nsys import NsysCommand
 
 _PROFILE_SECONDS = 120.0  # a call of the library's profiler may wait a minute for its workers
+_ABANDON_SECONDS = 5.0  # if what was traced has failed
 
 
 def profile_window(iterations: tuple[int, int], version: str | None = None) -> str:
@@ -89,11 +90,8 @@ def by_library(llm: Any, target: Path) -> Iterator[None]:
             "whole command with nsys."
         )
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        within(_PROFILE_SECONDS, partial(llm.start_profile, output_dir=folder, activities=["CPU", "GPU"]))
-        try:
+        with _profiling(llm, output_dir=folder, activities=["CPU", "GPU"]):
             yield
-        finally:
-            within(_PROFILE_SECONDS, llm.stop_profile)
         traces = sorted(Path(folder).rglob("*.json*"))
         if not traces:
             raise EngineError(
@@ -113,8 +111,28 @@ def captured(llm: Any) -> Iterator[None]:
             "put nsys around the command as the page of TensorRT-LLM says."
         )
     # without torch's profiler, which would use CUPTI as well
-    within(_PROFILE_SECONDS, partial(llm.start_profile, activities=["CUDA_PROFILER"]))
+    with _profiling(llm, activities=["CUDA_PROFILER"]):
+        yield
+
+
+@contextmanager
+def _profiling(llm: Any, **settings: object) -> Iterator[None]:
+    """The library's profiler around what runs inside. After a failure in there, it is not waited for long."""
+    _profiler_call(partial(llm.start_profile, **settings), _PROFILE_SECONDS)
     try:
         yield
-    finally:
-        within(_PROFILE_SECONDS, llm.stop_profile)
+    except BaseException:
+        with suppress(EngineError):
+            _profiler_call(llm.stop_profile, _ABANDON_SECONDS)
+        raise
+    _profiler_call(llm.stop_profile, _PROFILE_SECONDS)
+
+
+def _profiler_call(call: Callable[[], object], limit: float) -> None:
+    try:
+        within(limit, call)
+    except Exception as error:  # a prototype: it may fail in any way, and it is no reason to lose what was measured
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise EngineError(
+            f"TensorRT-LLM's profiler failed ({reason}). Give worker=in_process, or put nsys around the whole command."
+        ) from error
