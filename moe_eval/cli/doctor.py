@@ -104,7 +104,8 @@ def _selftest(model_args: str) -> None:
     from moe_eval.engines.trtllm import page
     from moe_eval.harness import settings
 
-    model = settings.read({"pretrained": str(SHIPPED), **simple_parse_args_string(model_args), "engine": "trtllm"})
+    defaults = {"pretrained": str(SHIPPED), "enable_iter_perf_stats": True}
+    model = settings.read({**defaults, **simple_parse_args_string(model_args), "engine": "trtllm"})
     tokenizer = tokens.load(model.tokenizer, model.of_engine.revision, model.of_engine.trust_remote_code)
     engine = registry.load("trtllm", model.of_engine, tokenizer)
     try:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_eval.data.window import Window
 from moe_eval.records.labels import EngineFacts
+from moe_eval.records.samples import EngineSteps
 
 TokenIds = Sequence[int]
 PositionIds = npt.NDArray[np.integer[Any]]  # token ids of every position, shape (positions, k)
@@ -196,4 +197,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the model's memory. The engine cannot be used afterwards."""
+        ...
+
+
+@runtime_checkable
+class StepReporter(Protocol):
+    """An engine that may report its own steps."""
+
+    def steps(self) -> EngineSteps | None:
+        """What the engine says of its steps since the last call. None where it was not loaded to report them."""
         ...

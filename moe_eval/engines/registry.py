@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ class EngineKind:
             them in a separate process. None if it never reports them.
         captures: the options that make its workers open the captures of Nsight Systems (Engine.capture).
         layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
+        traits: the module and name of a served engine's traits, MODULE:NAME.
     """
 
     title: str
@@ -41,6 +44,22 @@ class EngineKind:
     routing: Mapping[str, object] | None = None
     captures: Mapping[str, object] = field(default_factory=dict)
     layer_ranges: Mapping[str, object] | None = None
+    traits: str | None = None
+
+    @property
+    def version(self) -> str | None:
+        """The version of its library that is installed. None where none is, or where it does not say."""
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(self.package)
+        return None
+
+    def why_unreadable(self, method: str) -> str | None:
+        """Why it does not read a form of checkpoint, as Traits.why_unreadable. The installed version decides."""
+        if self.traits is None:
+            return None
+        module, _, name = self.traits.partition(":")
+        reason: str | None = getattr(importlib.import_module(module), name).why_unreadable(method, self.version)
+        return reason
 
 
 # options of emulation
@@ -52,6 +71,7 @@ ENGINES = {
         "pip install 'moe-eval[trtllm]' on Linux with an NVIDIA GPU",
         None,
         "moe_eval.engines.trtllm.load",
+        traits="moe_eval.engines.trtllm.installed:TRTLLM",
         claims=("max_batch_size",),
         layer_ranges={"enable_layerwise_nvtx_marker": True, "cuda_graph_batch_sizes": "none"},
     ),
@@ -61,6 +81,7 @@ ENGINES = {
         "pip install 'moe-eval[vllm]' on Linux with a GPU",
         None,
         "moe_eval.engines.vllm.load",
+        traits="moe_eval.engines.vllm.installed:VLLM",
         quantises=("fp8", "fp8_block"),
         routing={"enable_return_routed_experts": True, "enforce_eager": True},
         captures={"profiler_config": {"profiler": "cuda"}},

@@ -6,12 +6,12 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from moe_eval.data.workload import Shape
-from moe_eval.engines.base import Completion, Engine, GenerationRequest, TokenIds
+from moe_eval.engines.base import Completion, Engine, GenerationRequest, StepReporter, TokenIds
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators.warm_up import ended
 from moe_eval.machine.nvml import Nvml
@@ -164,4 +164,8 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, iteration
     refuse_traced()
     check(engine, shape)
     clock = Clock(engine, nvml)
-    return [clock.sample(prompts, shape.output_len) for _ in range(iterations)]
+    reporter = engine if isinstance(engine, StepReporter) else None
+    if reporter:
+        reporter.steps()  # what came before
+    samples = [clock.sample(prompts, shape.output_len) for _ in range(iterations)]
+    return [*samples[:-1], replace(samples[-1], steps=reporter.steps())] if reporter else samples

@@ -9,6 +9,33 @@ from moe_eval.machine.sampler import GpuSummary
 
 
 @dataclass(frozen=True)
+class EngineSteps:
+    """What an engine says of its own steps, in its own terms. None where it does not say.
+
+    Attributes:
+        steps: with at least one request. A library that keeps only so many forgets the first ones.
+        prefill_ms, decode_ms: medians of the steps with prompts and of those without, by the engine's own clock.
+        prompts, prompt_tokens, sequences, queued: the most in one step: of prompts, their tokens, sequences that
+            decode, and requests that wait.
+        kv_cache_tokens, kv_cache_share: the most of the key-value cache in use.
+        gpu_bytes: the most of the GPU's memory in use.
+        why_not: why the steps could not be read.
+    """
+
+    steps: int = 0
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    prompts: int | None = None
+    prompt_tokens: int | None = None
+    sequences: int | None = None
+    queued: int | None = None
+    kv_cache_tokens: int | None = None
+    kv_cache_share: float | None = None
+    gpu_bytes: int | None = None
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One timed iteration: a call for the first token alone, then a call for all tokens.
 
@@ -20,6 +47,8 @@ class Sample:
         request_first: the median over requests of the engine's own time to the first token. None where it has none.
         energy_j: joules of the second call, all GPUs of the arm together. None where NVML does not tell, or the call
             is too short for its counter.
+        steps: what the engine says of the steps since its last report. Only the last iteration of a turn has it, and
+            only where the engine was loaded to report them.
     """
 
     started: float
@@ -28,6 +57,7 @@ class Sample:
     last: Mapping[str, float]
     request_first: float | None = None
     energy_j: float | None = None
+    steps: EngineSteps | None = None
 
 
 @dataclass(frozen=True)

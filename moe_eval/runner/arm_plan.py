@@ -78,14 +78,22 @@ def _planned(request: ArmsRequest, name: str, gpus: Sequence[Gpu]) -> Arm | Skip
 
 
 def _native(request: ArmsRequest, path: str, held: str, gpus: Sequence[Gpu]) -> Arm | Skipped:
-    """An arm whose kernels compute in its precision, unless the first GPU has none that do."""
+    """An arm whose kernels compute in its precision, unless the first GPU or the installed version has none that do."""
     if request.engine == "transformers":
         return _arm(request, path, held, held)
+    engine = registry.named(request.engine)
+    method = contents.carried(contents.settings_folder(path)).method
+    unreadable = engine.why_unreadable(method)
+    if unreadable:
+        return Skipped(held, None, f"it is quantised as {method}, which {unreadable.rstrip('.')}")
     backend = request.options.get("moe_backend")
     chosen = None if backend in (None, "auto") else str(backend)
     executed = precision.executed(held, chosen)
+    version = engine.version
+    # without a named implementation it is the version's own choice that has to run
+    checked = chosen or ("AUTO" if version else None)
     for gpu in gpus[:1]:
-        reason = precision.why_not(request.engine, executed, gpu.sm, chosen)
+        reason = precision.why_not(request.engine, executed, gpu.sm, checked, version)
         if reason:
             return Skipped(held, None, reason)
     return _arm(request, path, held, executed)

@@ -134,7 +134,8 @@ class Recording:
                 "libelf1), or give --profiler torch."
             )
         log = self.folder.of_arm(self.arm) / LOG
-        return f"Nsight Systems wrote no report of it. Read the end of {log}, or give --profiler torch."
+        fix = f"Read the end of {log}, or give --profiler torch."
+        return f"Nsight Systems wrote no report of it. {nsys.EMPTY_CAPTURE} {fix}"
 
     def _timed_ms(self, task: Task) -> list[float]:
         """What the traced shape takes by the iterations of the first timed load."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from moe_eval.engines.registry import EngineKind
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.run import Skipped
@@ -211,3 +212,34 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(
 def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: list[str], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         arm_plan.plan(ArmsRequest("trtllm", names, paths), (B200,))
+
+
+# fact sheet, additions of 2026-11-26, 2 to 4: what a version reads and runs
+@pytest.mark.parametrize(
+    ("version", "method", "gpu", "says"),
+    [
+        (None, "nvfp4", B200, None),
+        ("1.4.0rc1", "nvfp4", B200, None),
+        ("1.3.0rc20", "nvfp4", B200, "it is quantised as nvfp4, which TensorRT-LLM 1.3.0rc20 does not read. Install a"),
+        (None, "fp8_block", B200, None),
+        ("1.4.0rc1", "fp8_block", B200, None),
+        ("1.2.0", "fp8_block", B200, "not supported on SM100 with moe_backend=AUTO (DEEPGEMM, TRTLLM, VANILLA can)"),
+        ("1.2.0", "fp8_block", H100, None),
+        (None, "fp8 dynamic", H100, "it is quantised as fp8 dynamic, which TensorRT-LLM does not read as quantised at"),
+    ],
+)
+def test_the_installed_version_decides_what_is_planned(
+    folder: Folders, monkeypatch: pytest.MonkeyPatch, *, version: str | None, method: str, gpu: Gpu, says: str | None
+) -> None:
+    monkeypatch.setattr(EngineKind, "version", version)
+    path = folder("fp8_block" if method == "fp8_block" else "made_up")
+    if method != "fp8_block":
+        name, _, scheme = method.partition(" ")
+        config = {"model_type": "qwen3_moe", "quantization_config": {"quant_method": name, "activation_scheme": scheme}}
+        (Path(path) / "config.json").write_text(json.dumps(config))
+    kind = "nvfp4" if method == "nvfp4" else "fp8"
+    (entry,) = planned({kind: path}, kind, (gpu,))
+    assert isinstance(entry, Arm) == (says is None)
+    if isinstance(entry, Skipped):
+        assert says is not None
+        assert entry.reason.startswith(says)

@@ -83,7 +83,7 @@ def _check_method(traits: Traits, checkpoint: str, carried: contents.Carried, we
             f"{checkpoint} is quantised as {carried.method}, which moe_eval cannot run on {traits.title}. Give a "
             f"checkpoint in {traits.readable}."
         )
-    reason = traits.unreadable.get(carried.method)
+    reason = traits.why_unreadable(carried.method, None)
     if reason is not None:
         raise UsageError(f"{checkpoint} is quantised as {carried.method}, which {reason}")
     if weights == "random" and carried.method != "none":

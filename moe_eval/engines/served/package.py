@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,11 +33,19 @@ class KnownFailure:
     Attributes:
         message: a format string over `title`, `version`, `task`, `checkpoint` and `detail`, the library's own message.
         versions: that fail so, as a specifier of PEP 440.
+        pattern: a regular expression beside the markers.
     """
 
     markers: tuple[str, ...]
     message: str
     versions: str = ""
+    pattern: str | None = None
+
+    def explains(self, text: str, version: str) -> bool:
+        """Whether an error with this text is this failure."""
+        is_marked = any(marker in text for marker in self.markers)
+        is_meant = is_marked or (self.pattern is not None and re.search(self.pattern, text) is not None)
+        return is_meant and precision.is_in(self.versions, version)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,20 @@ class Traits:
     failures: tuple[KnownFailure, ...] = ()
     fatal_errors: tuple[str, ...] = ()
     causeless: tuple[str, ...] = ()
+
+    def why_unreadable(self, method: str, version: str | None) -> str | None:
+        """Why a form of checkpoint (contents.Carried.method) cannot be read, as a clause behind `which`.
+
+        Args:
+            version: of the library. None for any.
+        """
+        reason = self.unreadable.get(method)
+        if reason is not None:
+            return reason
+        versions = next((versions for form, versions in self.readers.items() if method.startswith(form)), "")
+        if precision.is_in(versions, version):
+            return None
+        return f"{self.title} {version} does not read. Install a version {versions}, or give a checkpoint of ModelOpt."
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
@@ -126,7 +149,7 @@ def describe_failure(
     if printed and any(marker in text for marker in traits.causeless):
         text = f"{text}, its worker printed: {printed}"
     for failure in traits.known_failures:
-        if any(marker in text for marker in failure.markers) and precision.is_in(failure.versions, version):
+        if failure.explains(text, version):
             detail = text[:200].rstrip(". ")
             names = {
                 "title": traits.title,

@@ -24,7 +24,8 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
-from moe_eval.engines.trtllm import request_times, tracing
+from moe_eval.engines.served.package import reach
+from moe_eval.engines.trtllm import iterations, request_times, tracing
 from moe_eval.engines.trtllm.installed import TRTLLM
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
 from moe_eval.engines.trtllm.selftest import Check
@@ -32,6 +33,7 @@ from moe_eval.engines.trtllm.session import Session
 from moe_eval.errors import UsageError
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
+from moe_eval.records.samples import EngineSteps
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +141,10 @@ class TrtllmEngine:
         is_here = self.facts.worker == "in_process"
         with nsys.capture(name) if is_here else tracing.captured(self.session.llm):
             yield
+
+    def steps(self) -> EngineSteps | None:
+        is_reported = reach(self.session.llm, "args.enable_iter_perf_stats") is True
+        return iterations.read(self.session.llm) if is_reported else None
 
     def close(self) -> None:
         self.session.close()

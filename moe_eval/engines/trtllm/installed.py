@@ -24,20 +24,31 @@ if TYPE_CHECKING:
 FLOOR = "1.1"
 
 _NO_FP8 = "Give a ModelOpt checkpoint (hf_quant_config.json with FP8), or one with blocks of 128x128."
-_MANAGER_V2 = ">=1.4.0rc1"  # whose second manager of the key-value cache takes a share of all memory
-_KV_SHORT = ("insufficient GPU memory", "No available memory for the KV cache", "not enough memory for the KV cache")
+_LESS = (
+    "Give a smaller max_num_tokens, max_batch_size or kv_cache_free_gpu_memory_fraction, or more GPUs with "
+    "tensor_parallel_size."
+)
+_MANAGER_V2 = ">=1.4.0rc1"  # whose manager of the key-value cache advises the opposite of the one before
+# issue 5872: the text names the component that could not be created, and those that were
+_KV_SHORT = r"(?i)insufficient GPU memory(?!.*not be created: (?!KV|Initial KV)).*KV cache|memory for the KV cache"
 # Source: TensorRT-LLM's issues by number, and its release notes.
 _FAILURES = (
     KnownFailure(
-        _KV_SHORT,
+        (),
         "The key-value cache of {title} {version} has too little memory for {task} {checkpoint} ({detail}). Give a "
         "larger kv_cache_free_gpu_memory_fraction, a smaller max_batch_size or a smaller max_seq_len.",
         _MANAGER_V2,
+        _KV_SHORT,
     ),
     KnownFailure(
-        _KV_SHORT,
+        (),
         "The key-value cache of {title} {version} has too little memory for {task} {checkpoint} ({detail}). Give a "
-        "smaller max_num_tokens or max_batch_size, or more GPUs with tensor_parallel_size.",
+        "smaller kv_cache_free_gpu_memory_fraction, max_num_tokens or max_batch_size, or more GPUs with "
+        "tensor_parallel_size.",
+        pattern=_KV_SHORT,
+    ),
+    KnownFailure(
+        ("insufficient GPU memory",), f"The GPU's memory does not suffice for {{task}} {{checkpoint}}. {_LESS}"
     ),
     KnownFailure(
         ("TMA WS grouped gemm", "TMA WS Grouped Gemm", "Failed to initialize cutlass TMA WS"),
@@ -84,10 +95,7 @@ TRTLLM = Traits(
     cluster_fix="start one process per GPU with mpirun and trtllm-llmapi-launch",
     failures=_FAILURES,
     causeless=("Executor worker returned error", "Executor worker died during initialization"),
-    memory_fix=(
-        "Give a smaller max_num_tokens, max_batch_size or kv_cache_free_gpu_memory_fraction, or more GPUs with "
-        "tensor_parallel_size."
-    ),
+    memory_fix=_LESS,
 )
 # read by tensorrt_llm when it is imported or when its first model is built
 IN_PROCESS = "TLLM_WORKER_USE_SINGLE_PROCESS"

@@ -51,6 +51,7 @@ def write(engine: TrtllmEngine, tokenizer: Any) -> Page:
     windows = _windows(engine, tokenizer)
     page.attempt(f"{len(windows)} windows", lambda: _scored(engine, windows))
     page.attempt("Generation", lambda: _generated(engine, windows))
+    page.attempt("Iterations", lambda: _iterated(engine))
     return page
 
 
@@ -82,6 +83,11 @@ def _scored(engine: TrtllmEngine, windows: Sequence[Window]) -> list[str]:
     if prompt_logprobs is chosen and distances.mean() > SAME_LOGITS_TOLERANCE:
         raise EngineError(f"{name} and context logits differ by {distances.mean():.3g} nats on average.")
     return lines
+
+
+def _iterated(engine: TrtllmEngine) -> list[str]:
+    steps = engine.steps()
+    return ["- not reported"] if steps is None else [f"- {name}: {value}" for name, value in asdict(steps).items()]
 
 
 def _generated(engine: TrtllmEngine, windows: Sequence[Window]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_eval.errors import UsageError
+from moe_eval.machine.nsys import EMPTY_CAPTURE
 from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import (
     COPY,
@@ -92,8 +93,7 @@ def _check(export: Export, rows: Columns, graphs: Columns) -> None:
         )
     if not np.any((rows["kind"] == KERNEL) & (rows["duration"] >= 0)):
         raise UsageError(
-            f"{export.path} holds no kernels. Record it again with nsys profile --trace=cuda,nvtx, on the process that "
-            "uses the GPU."
+            f"{export.path} holds no kernels. {EMPTY_CAPTURE} Record it again with nsys profile --trace=cuda,nvtx."
         )
 
 

@@ -12,6 +12,11 @@ from moe_eval.machine.hardware import Gpu
 
 B200 = Gpu("NVIDIA B200", "10.0", 180 << 30, None)
 SHORT = "insufficient GPU memory for the KV cache"
+# issue 5872: its lines, and what had been created before
+CREATED = (
+    "Executor creation failed due to insufficient GPU memory.\n\nThe following component could not be created: {}\n"
+    "Previously created components:\nInitial KV cache (temporary for KV cache size estimation): 110.70 / 110.33"
+)
 AGAIN = (
     "An attempt has been made to start a new process before the current process has finished its bootstrapping phase."
 )
@@ -21,7 +26,11 @@ AGAIN = (
     ("text", "version", "says"),
     [
         (SHORT, "1.4.0rc1", "a larger kv_cache_free_gpu_memory_fraction, a smaller max_batch_size"),
-        (SHORT, "1.2.0", "a smaller max_num_tokens or max_batch_size"),
+        (SHORT, "1.2.0", "a smaller kv_cache_free_gpu_memory_fraction, max_num_tokens or max_batch_size"),
+        (CREATED.format("KV cache"), "1.4.0rc1", "a larger kv_cache_free_gpu_memory_fraction"),
+        (CREATED.format("KV cache"), "1.3.0rc20", "a smaller kv_cache_free_gpu_memory_fraction"),
+        (CREATED.format("Model"), "1.4.0rc1", "does not suffice for loading M. Give a smaller max_num_tokens"),
+        ("No available memory for the KV cache", "1.4.0rc4", "a larger kv_cache_free_gpu_memory_fraction"),
         ("CUDA out of memory. Tried to allocate 2 GiB", "1.4.0rc1", "Give a smaller max_num_tokens"),
         ("[Autotuner] Failed to run TMA WS grouped gemm", "1.3.0rc8", "Add enable_autotuner=false"),
         ("libmpi.so.40: cannot open shared object file", "1.2.0", "apt-get install libopenmpi-dev"),

@@ -20,7 +20,7 @@ from moe_eval.engines.trtllm.workers import descendants
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine.hardware import Gpu
 from tests.conftest import SHIPPED
-from tests.engines.trtllm.conftest import EVERY, NEWEST, OLDEST, Load, settings
+from tests.engines.trtllm.conftest import ALL, EVERY, NEWEST, OLDEST, Load, settings
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", 85 << 30, None)
 ADA = Gpu("NVIDIA L40S", "8.9", 48 << 30, None)
@@ -157,9 +157,9 @@ RC20 = pytest.mark.parametrize("version", ["1.3.0rc20"], indirect=True, scope="s
 @pytest.mark.parametrize(
     ("form", "gpu", "options", "says"),
     [
-        (compressed("float", 4, "tensor_group"), B200, {}, "1.3.0rc20 does not read "),
+        (compressed("float", 4, "tensor_group"), B200, {}, "1.3.0rc20 does not read. Install a version >=1.3.0rc27"),
         ({"quant_method": "nvfp4"}, B200, {}, "Install a version >=1.3.0rc27, or"),
-        ({"quant_method": "mxfp8"}, B200, {}, "quantised as mxfp8. Install a version >=1.3.0rc27, or"),
+        ({"quant_method": "mxfp8"}, B200, {}, "mxfp8, which TensorRT-LLM 1.3.0rc20 does not read. Install"),
         (
             FP8_BLOCK["quantization_config"],
             B200,
@@ -312,6 +312,13 @@ def test_a_library_that_does_not_come_up(
         pytest.skip("seconds for the start of a process; one version is enough")
     monkeypatch.setenv("TRTLLM_DOUBLE", knob)
     assert says in refusal(lambda: load(options={"worker": worker}))
+
+
+@ALL
+def test_a_cache_that_memory_does_not_hold(load: Load, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setenv("TRTLLM_DOUBLE", "kv_short")
+    share = "larger" if version.startswith("1.4") else "smaller"
+    assert f"Give a {share} kv_cache_free_gpu_memory_fraction" in refusal(load)
 
 
 @NEWEST

@@ -104,7 +104,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "header only": (lambda path: path.write_bytes(path.read_bytes()[:60]), "is cut short"),
     "broken": (broken, "is damaged"),
     "other database": (other_database, "no export of Nsight Systems"),
-    "no kernels": (statement("DROP TABLE KERNELS"), "--trace=cuda"),
+    "no kernels": (statement("DROP TABLE KERNELS"), "Three reasons are likely."),
     "no rows": (statement("DELETE FROM KERNELS"), "--trace=cuda"),
     "view": (statement("DROP TABLE KERNELS", VIEW), "--trace=cuda"),
     "words for numbers": (statement("UPDATE KERNELS SET start = 'soon' WHERE rowid = 20"), "is damaged"),

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .knobs import ILLEGAL_ACCESS, OUT_OF_MEMORY, knobs, log, number
+from .knobs import ILLEGAL_ACCESS, KV_SHORT, OUT_OF_MEMORY, knobs, log, number
 from .request import Request
 from .sequence import Sequence
 from .versions import VERSIONS, experts_class
@@ -165,6 +165,8 @@ class Engine:
         if "no_labels" in knobs():
             shown = SimpleNamespace(model=SimpleNamespace(layers=7))
         self.model_engine = SimpleNamespace(model=shown)
+        if "kv_short" in knobs():
+            raise RuntimeError(KV_SHORT[version.manager])
         self.kv_cache_manager = type(version.manager, (KVCacheManager,), {})(setup)
         self.window = Window(version.window)
         self.worker_thread: threading.Thread | None = None
@@ -232,6 +234,7 @@ class Engine:
         generating = len(self.active)
         tokens = self._admit(begin)
         context = len(self.active) - generating
+        used = sum(sequence.blocks(self.setup["tokens_per_block"]) for sequence in self.active)
         for sequence in list(self.active):
             self._advance(sequence)
         end = time.monotonic()
@@ -240,6 +243,8 @@ class Engine:
             self._end_profile()
         if self.setup["iter_stats"]:
             inflight = {"numContextRequests": context, "numCtxTokens": tokens, "numGenRequests": generating}
+            blocks = self.kv_cache_manager.blocks_in_primary_pool
+            cache = {"maxNumBlocks": blocks, "freeNumBlocks": blocks - used, "usedNumBlocks": used}
             statistics = {
                 "iter": self.iteration,
                 "iterLatencyMS": (end - begin) * 1e3,
@@ -247,7 +252,7 @@ class Engine:
                 "cpuMemUsage": 0,
                 "numQueuedRequests": len(self.waiting),
                 "inflightBatchingStats": inflight,
-                "kvCacheStats": {"tokensPerBlock": self.setup["tokens_per_block"], "usedNumBlocks": len(self.blocks)},
+                "kvCacheStats": {"tokensPerBlock": self.setup["tokens_per_block"], **cache},
             }
             self.send("stats", statistics)
         self.iteration += 1

@@ -14,6 +14,17 @@ class NotImitatedError(RuntimeError):
 OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is free."
 )
+# fact sheet, additions of 2026-11-26, 6: the second manager's advice is the opposite of the first one's
+KV_SHORT = {
+    "KVCacheManager": (
+        "Executor creation failed due to insufficient GPU memory.\n\nThe following component could not be created: KV "
+        "cache\nTotal GPU memory (GiB): 79.11\nPossible options include: reduce free_gpu_memory_fraction"
+    ),
+    "KVCacheManagerV2": (
+        "Executor creation failed due to insufficient GPU memory.\n\nThe following component could not be created: KV "
+        "cache\nPossible options include: increase free_gpu_memory_fraction or reduce max_batch_size"
+    ),
+}
 ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
 NO_DRIVER = (
     "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
@@ -22,7 +33,8 @@ NO_DRIVER = (
 _KNOWN = frozenset(
     (  # noqa: SIM905
         "die_after end_loop_at oom_load oom_at fail_at no_gpu shift shift_logits short_output no_rank version "
-        "lose_at drop_at unhealthy_at hang_import hang_load load_error hang_exit no_labels bare_fails"
+        "lose_at drop_at unhealthy_at hang_import hang_load load_error hang_exit no_labels bare_fails "
+        "stats_fail stats_hang kv_short"
     ).split()
 )
 

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -247,12 +248,21 @@ class BaseLLM:
 
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
         """Iteration statistics not fetched before; none unless enable_iter_perf_stats is set."""
+        if "stats_fail" in knobs.knobs():
+            raise AssertionError("no statistics of this scheduler")
+        if "stats_hang" in knobs.knobs():
+            threading.Event().wait()
         if self._executor is None or not self.args.enable_iter_perf_stats:
             return []
         end = time.monotonic() + (timeout or 0)
         while not self._executor.stats and time.monotonic() < end:
             time.sleep(0.005)
         return [self._executor.stats.popleft() for _ in range(len(self._executor.stats))]
+
+    async def get_stats_async(self, timeout: float | None = 2) -> AsyncIterator[dict[str, Any]]:
+        """The same, one by one."""
+        for row in self.get_stats(timeout):
+            yield row
 
     def shutdown(self) -> None:
         executor, self._executor = getattr(self, "_executor", None), None

@@ -76,6 +76,10 @@ class Sequence:
         short = bool(knobs().get("short_output")) and request.max_tokens > 1
         self.limit = request.max_tokens - short
 
+    def blocks(self, size: int) -> int:
+        """Blocks of the key-value cache that it holds."""
+        return -(-(len(self.request.tokens) + len(self.generated)) // size)
+
     def step(self) -> None:
         """One forward and one token."""
         request = self.request
