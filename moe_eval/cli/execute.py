@@ -15,7 +15,7 @@ from moe_eval.cli.request import gpus_of, make_folder, request_of, rules_of
 from moe_eval.comparison import gate, wording
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import Ended, code, terminable
-from moe_eval.machine import hardware
+from moe_eval.machine import named_gpus
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
@@ -106,7 +106,7 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condi
         KeyboardInterrupt: with a sentence that says how to go on.
     """
     request = request_of(options)
-    gpus = gpus_of(request) if options.gpu is None else hardware.named(options.gpu)
+    gpus = gpus_of(request) if options.gpu is None else named_gpus.named(options.gpu)
     plan = planning.make(request, gpus, _before(request))
     gate.check_arms(conditions, [*(arm.name for arm in plan.arms), *(entry.arm for entry in plan.skipped)])
     run = Run(request, plan, gpus)

@@ -65,32 +65,6 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(visible)
 
 
-# marketed memory in GiB, of which the driver leaves a little less
-_NAMED = {
-    "A100": ("NVIDIA A100-SXM4-80GB", "8.0", 80),
-    "L40S": ("NVIDIA L40S", "8.9", 45),
-    "H100": ("NVIDIA H100 80GB HBM3", "9.0", 80),
-    "H200": ("NVIDIA H200", "9.0", 140),
-    "B200": ("NVIDIA B200", "10.0", 178),
-    "GB200": ("NVIDIA GB200", "10.0", 184),
-    "B300": ("NVIDIA B300", "10.3", 268),
-    "RTX_PRO_6000": ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "12.0", 95),
-}
-
-
-def named(text: str) -> tuple[Gpu, ...]:
-    """GPUs by name, such as `H100` or `8xB200`, to plan for where there are none.
-
-    Raises:
-        UsageError: the name is not known.
-    """
-    count, _, name = text.rpartition("x") if text.partition("x")[0].isdecimal() else ("1", "", text)
-    if name.upper() not in _NAMED or int(count) < 1:
-        raise UsageError(f"There is no GPU {text!r} to plan for. Give one of {', '.join(_NAMED)}, or 8xH100 for eight.")
-    title, capability, gibibytes = _NAMED[name.upper()]
-    return (Gpu(title, capability, gibibytes << 30, None),) * int(count)
-
-
 def gpus_from(device: str | None) -> tuple[Gpu, ...]:
     """The GPUs that torch sees, from the device of this torch name on. None for a device that is no GPU."""
     kind, _, index = str(device or "cuda").partition(":")

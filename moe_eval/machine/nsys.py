@@ -16,7 +16,7 @@ SESSION = "NSYS_PROFILING_SESSION_ID"  # nsys sets it for what it profiles
 NO_GPU = "Nsight Systems records kernels of a GPU and there is none here."
 # Source: NVIDIA's TensorRT-LLM (py_executor.py, parser_utils.py), srt-slurm issue 418 and NeMo-RL issue 4090
 EMPTY_CAPTURE = (
-    "Three reasons are likely. First, no step ran inside the capture: its range opened in a process without the GPU, or "
+    "Three reasons are likely. First, no step ran inside the capture: its range opened in a process without GPU, or "
     "TLLM_PROFILE_START_STOP names iterations that did not run. Second, another profiler held CUPTI, or the driver was "
     "in CUDA's forward-compatibility mode. Third, --trace=cuda or --cuda-graph-trace=node records nothing on this GPU, "
     "as is told of GB200: give other ones with --nsys_args."
