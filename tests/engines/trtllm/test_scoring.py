@@ -171,8 +171,7 @@ def streamed(prompts: Sequence[list[int]], requests: int, tokens: int | None) ->
     library: Any = SimpleNamespace(sampling_params=lambda **_: None, version="0")
     session = Session(library, recorder, Workers(()), "checkpoint", requests, 0)
     assert list(session.stream(prompts, {}, "testing", tokens)) == list(enumerate(prompts))
-    session.close()
-    return recorder
+    return recorder  # nothing runs that a close would end, and its garbage collection takes a while
 
 
 @given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 6), st.none() | st.integers(1, 60))

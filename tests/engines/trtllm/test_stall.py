@@ -105,10 +105,12 @@ def test_the_last_lines_of_a_worker(capfd: pytest.CaptureFixture[str]) -> None:
 PROGRAM = """
 import sys
 import transformers
+from moe_eval import exits
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.data.window import Window
 
+exits._GRACE_SECONDS = 0.5
 if __name__ == "__main__":
     tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
     options = {"worker": sys.argv[2], "stall_timeout": 3}
@@ -127,16 +129,18 @@ if __name__ == "__main__":
     ],
 )
 def test_the_process_ends_whatever_threads_remain(
-    commands: Commands, tmp_path: Path, worker: str, knobs: str, says: str
+    commands: Commands, tmp_path: Path, *, worker: str, knobs: str, says: str
 ) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
+    variables = {"TRTLLM_DOUBLE": knobs}
     ended = commands.run(
         *(str(script), str(SHIPPED), worker),
         program="python",
         folder=tmp_path,
         double=DOUBLES / "v1_2_0",
-        variables={"TRTLLM_DOUBLE": knobs},
+        variables=variables,
     )
     assert ended.code == 1, ended.err[-2000:]
     assert says in ended.err
+    assert not ended.left
