@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,28 +17,50 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-# of the release notes, as far as this package requires them too
-IMAGES = {
-    "1.2.0": {"torch": "2.9.1", "transformers": "4.57.3"},
-}
+DOCKERFILE = (ROOT / "examples/Dockerfile.trtllm").read_text()
+# what the images pin, with sources, and what a resolver makes of this package beside it: images/README.md
+IMAGES = ROOT / "tests/house/images"
+VERSIONS = sorted(file.stem for file in IMAGES.glob("*.in"))
+INSIDE = {"python_version": "3.12", "sys_platform": "linux", "platform_machine": "x86_64"}
 
 
-@pytest.mark.parametrize("version", IMAGES)
-def test_what_the_image_has_meets_what_this_package_requires(version: str) -> None:
+def requirements(file: Path) -> dict[str, Requirement]:
+    lines = (line for line in file.read_text().splitlines() if line and not line.startswith("#"))
+    return {canonicalize_name(stated.name): stated for stated in map(Requirement, lines)}
+
+
+def resolved(version: str) -> dict[str, str]:
+    pins = requirements(IMAGES / f"{version}.txt")
+    return {name: next(iter(pin.specifier)).version for name, pin in pins.items()}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_this_package_resolves_beside_what_an_image_pins(version: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = {requirement.name: requirement for requirement in map(Requirement, project["dependencies"])}
-    for name, held in IMAGES[version].items():
-        assert required[name].specifier.contains(held), f"the image's {name} {held} would be replaced"
+    pins = resolved(version)
+    stated = list(map(Requirement, project["dependencies"]))
+    for requirement in stated:
+        if requirement.marker is None or requirement.marker.evaluate(INSIDE):
+            pin = pins[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(pin, prereleases=True), f"{requirement} beside {version}"
+    for name, held in requirements(IMAGES / f"{version}.in").items():
+        if name in pins:
+            assert held.specifier.contains(pins[name], prereleases=True), f"{name} of {version} would be replaced"
 
 
-def test_the_dockerfile_constrains_the_image_s_own_packages() -> None:
-    text = (ROOT / "examples/Dockerfile.trtllm").read_text()
-    (pattern,) = re.findall(r"grep -iE '(.*nvidia.*)'", text)
-    for name in ("torch", "tensorrt_llm", "tensorrt-llm", "transformers", "numpy", "nvidia-cublas-cu13"):
+def test_the_dockerfile_is_of_an_image_that_was_resolved() -> None:
+    (version,) = re.findall(r"^ARG TRTLLM_VERSION=(.+)$", DOCKERFILE, re.MULTILINE)
+    assert version in VERSIONS
+    assert "--constraint" in DOCKERFILE
+    assert "[trtllm]" not in DOCKERFILE, "the image has it"
+
+
+def test_the_dockerfile_constrains_what_the_images_pin() -> None:
+    (pattern,) = re.findall(r"grep -iE '(.*nvidia.*)'", DOCKERFILE)
+    pinned = {name for version in VERSIONS for name in requirements(IMAGES / f"{version}.in")}
+    for name in (*pinned, "tensorrt_llm", "tensorrt-llm", "nvidia-cublas-cu13", "torchvision"):
         assert re.match(pattern, f"{name}==1.0", re.IGNORECASE), name
     assert not re.match(pattern, "lm-eval==0.4.10", re.IGNORECASE)
-    assert "--constraint" in text
-    assert "[trtllm]" not in text, "the image has it"
 
 
 def test_the_slurm_script_is_bash() -> None:
