@@ -58,25 +58,29 @@ def reference(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> t
     return record(folder)["metrics"]["quality/word_ppl"], ended
 
 
+@pytest.mark.parametrize("worker", ["in_process", "spawned"])
 @pytest.mark.parametrize("version", VERSIONS, indirect=True, scope="session")
 def test_word_perplexity_is_that_of_transformers_and_the_labels_say_what_ran(
     commands: Commands,
     reference: tuple[float, Ended],
+    *,
     version: str,
+    worker: str,
     double_path: Path,
     tmp_path: Path,
 ) -> None:
-    ended = commands.run(*evaluate(f"{MODEL},track=off", "--batch_size", "auto"), folder=tmp_path, double=double_path)
+    arguments = evaluate(f"{MODEL},track=off,worker={worker}", "--batch_size", "auto")
+    ended = commands.run(*arguments, folder=tmp_path, double=double_path)
     assert ended.code == 0, ended.err[-3000:]
     assert not ended.left
     found = record(tmp_path)
     assert found["status"] == "finished"
     assert found["metrics"]["quality/word_ppl"] == pytest.approx(reference[0], rel=1e-4)
     engine = found["labels"]["engine"]
-    assert (engine["name"], engine["version"], engine["worker"]) == ("trtllm", version, "in_process")
+    assert (engine["name"], engine["version"], engine["worker"]) == ("trtllm", version, worker)
     assert engine["precision"] == "fp32"
-    seen = "TrtllmCutlassFusedMoeImpl" if version >= "1.4" else "CutlassFusedMoE"
-    assert engine["moe_backend_observed"] == seen
+    experts = "TrtllmCutlassFusedMoeImpl" if version >= "1.4" else "CutlassFusedMoE"
+    assert engine["moe_backend_observed"] == (experts if worker == "in_process" else None)
     own = "prompt_logprobs=0, checked against context_logits, themselves checked against generation"
     aligned = version in ALIGNED
     form = own if aligned else "context_logits, checked against generation"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from moe_eval.checkpoint.precision import is_in
+from moe_eval.engines.served.checkpoint import Model
 from moe_eval.machine.hardware import Gpu
 
 
@@ -15,7 +16,7 @@ class KnownBad:
 
     Attributes:
         architectures: beginnings of the names of the models that have it.
-        precisions, sm: which it is limited to. Empty for all.
+        precisions, sm, options: which it is limited to. Empty for all.
     """
 
     versions: str
@@ -23,6 +24,7 @@ class KnownBad:
     sentence: str
     precisions: tuple[str, ...] = ()
     sm: tuple[int, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 # Source: TensorRT-LLM's release notes and issues
@@ -40,16 +42,23 @@ _KNOWN_BAD = (
         precisions=("fp8", "fp8_block"),
         sm=(100, 103),
     ),
+    KnownBad(
+        "==1.3.0rc26",
+        ("Qwen3Moe",),
+        "TensorRT-LLM 1.3.0rc26 ignores LoRA on the routed experts of Qwen3 without a word. Use another version.",
+        options=("enable_lora", "lora_config"),
+    ),
 )
 
 
-def known_bad(version: str, architecture: str, precision: str, gpus: Sequence[Gpu]) -> list[str]:
-    """A sentence for every known fault of this version with this model."""
+def known_bad(version: str, model: Model, options: Collection[str], gpus: Sequence[Gpu]) -> list[str]:
+    """A sentence for every known fault of this version with this model and options of these names."""
     return [
         known.sentence
         for known in _KNOWN_BAD
         if is_in(known.versions, version)
-        and architecture.startswith(known.architectures)
-        and (not known.precisions or precision in known.precisions)
+        and model.architecture.startswith(known.architectures)
+        and (not known.precisions or model.precision in known.precisions)
+        and (not known.options or any(name in options for name in known.options))
         and (not known.sm or any(gpu.sm in known.sm for gpu in gpus))
     ]

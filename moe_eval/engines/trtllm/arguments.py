@@ -42,6 +42,7 @@ _ELSEWHERE = {
     "force_dynamic_quantization": (
         "Give a checkpoint in the precision, because this setting would make the precision's label wrong."
     ),
+    "encode_only": "Such an engine does not generate, and scores are checked against what it generates. Omit it.",
     "max_beam_width": "Beam search is not supported. Omit it.",
 }
 # the spellings of other tools and other versions

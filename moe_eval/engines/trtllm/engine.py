@@ -24,7 +24,6 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
-from moe_eval.engines.served.package import reach
 from moe_eval.engines.trtllm import iterations, request_times, tracing
 from moe_eval.engines.trtllm.installed import TRTLLM
 from moe_eval.engines.trtllm.readers import ContextLogits, Reader
@@ -143,8 +142,7 @@ class TrtllmEngine:
             yield
 
     def steps(self) -> EngineSteps | None:
-        is_reported = reach(self.session.llm, "args.enable_iter_perf_stats") is True
-        return iterations.read(self.session.llm) if is_reported else None
+        return iterations.read(self.session.llm)
 
     def close(self) -> None:
         self.session.close()

@@ -20,9 +20,8 @@ _ARRIVED_SECONDS = 0.01
 
 def background_error(llm: Any) -> BaseException | None:
     """What a thread of the library has put aside. None where nothing is, or where it is kept elsewhere."""
-    errors = reach(llm, "_executor._error_queue")
     try:
-        error = errors.get_nowait()
+        error = reach(llm, "_executor._error_queue").get_nowait()
     except Exception:  # empty, or a private interface that this version has in another form
         return None
     return error if isinstance(error, BaseException) else EngineError(f"TensorRT-LLM lost a response ({error}).")
@@ -30,8 +29,8 @@ def background_error(llm: Any) -> BaseException | None:
 
 def is_unhealthy(llm: Any) -> bool:
     """Whether the LLM itself says that it does not work any more."""
-    health = getattr(llm, "_check_health", None)
     try:
+        health = getattr(llm, "_check_health", None)
         return health is not None and within(_HEALTH_SECONDS, health) is False
     except Exception:  # a private interface: what it cannot say, the time without a response does
         return False

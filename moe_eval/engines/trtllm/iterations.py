@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from moe_eval.engines.served.package import reach
 from moe_eval.engines.trtllm.workers import within
 from moe_eval.records.samples import EngineSteps
 
@@ -23,9 +24,14 @@ _STATS_SECONDS = 0.3  # the library waits so long for further ones
 _ANSWER_SECONDS = 10.0
 
 
-def read(llm: Any) -> EngineSteps:
-    """The iterations since the last call, or why they cannot be read. The library keeps the last 1,000 by default."""
+def read(llm: Any) -> EngineSteps | None:
+    """The iterations since the last call, or why they cannot be read. None where the library does not count them.
+
+    It keeps the last 1,000 by default.
+    """
     try:
+        if reach(llm, "args.enable_iter_perf_stats") is not True:
+            return None
         return summary(within(_ANSWER_SECONDS, lambda: _rows(llm)))
     except Exception as error:  # a label, and none may end a run
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

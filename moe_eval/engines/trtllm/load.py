@@ -61,8 +61,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     import_library = partial(installed.load, in_process=place.in_process, disable_fusion=bool(disable_fusion))
     library = _watched(loading, output, import_library)
     plans.check_version(plan, library.version)
-    for known in advice.known_bad(library.version, plan.model.architecture, plan.model.precision, hardware.gpus()):
-        log.warning("%s", known)
+    for sentence in advice.known_bad(library.version, plan.model, options, hardware.gpus()):
+        log.warning("%s", sentence)
     limits = _limits(plan)
     constructor = _constructor(plan, library, limits)
     build = partial(library.module.LLM, **plan.constructor_arguments(tokenizer), **constructor)
@@ -78,7 +78,9 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     session = Session(
         installed=library,
         llm=llm,
-        workers=Workers(descendants() - before if watched else (), observe.loop(llm), output),
+        workers=Workers(
+            descendants() - before if watched else (), observe.Observer().label("loop", observe.loop, llm), output
+        ),
         checkpoint=settings.checkpoint,
         # one set running and the next one waiting
         max_requests=2 * int(constructor["max_batch_size"]),
@@ -197,7 +199,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int,
         gpus=world if gpus else 0,
         weight_bytes=seen("weight_bytes", observe.weight_bytes),
         kv_cache_tokens=seen("kv_cache_tokens", observe.kv_cache_tokens),
-        moe_degraded_from=seen("moe_degraded_from", observe.moe_degraded_from),
+        moe_degraded_from=seen("moe_degraded_from", partial(observe.moe_degraded_from, output=session.workers.output)),
         moe_tactic=seen("moe_tactic", observe.moe_tactic),
         arguments={name: value for name, value in plain.items() if name != "env_overrides"}
         | {"disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1"},

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from moe_eval.checkpoint import precision
 from moe_eval.engines import weights
 from moe_eval.engines.served.package import reach
+from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.machine.hardware import Gpu
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TLLM_SPAWN_PROXY_PROCESS", "tllm_mpi_size")
 _MODEL = "_executor.engine.model_engine.model"
 _UNPACKS = ("MARLIN", "W4A16", "W8A16")  # in the name of a class of experts
+# what it prints where a backend of experts takes the place of the requested one, before and since its resolver
+_SUBSTITUTED = r"[^\]\n]*(?:Using \w+ instead|cannot serve this layer).*"
 _Label = TypeVar("_Label")
 
 
@@ -97,22 +100,23 @@ def executed(held: str, requested: str, observed: str | None, gpus: Sequence[Gpu
     return precision.executed(held, requested)
 
 
-def moe_degraded_from(llm: Any) -> str | None:
+def moe_degraded_from(llm: Any, output: WorkerOutput | None = None) -> str | None:
     """Why another backend than the requested one runs. None where the version has no report, or none of this.
 
-    Source: TensorRT-LLM's MoEResolutionReport, which a layer's experts or their backend hold.
+    Source: TensorRT-LLM's MoEResolutionReport, which a layer's experts or their backend hold. A spawned worker's is out
+    of reach, and the warnings that it prints stand in for it.
     """
     parts = [part for experts in _experts(llm) for part in (experts, getattr(experts, "backend", None))]
-    reports = (value for part in parts for value in getattr(part, "__dict__", {}).values())
-    reasons = dict.fromkeys(str(report.degraded_from) for report in reports if getattr(report, "degraded_from", None))
-    return "+".join(reasons) or None
+    holders = (holder for part in parts for holder in (part, *getattr(part, "__dict__", {}).values()))
+    reasons = dict.fromkeys(str(holder.degraded_from) for holder in holders if getattr(holder, "degraded_from", None))
+    return "+".join(reasons) or (output.last(_SUBSTITUTED) if output is not None else None)
 
 
 def moe_tactic(llm: Any) -> str | None:
     """The tactic of the experts (from 1.4.0rc4 on), or None where they have none."""
     parts = (getattr(experts, "backend", experts) for experts in _experts(llm))
-    tactics = (tactic for part in parts if isinstance(tactic := getattr(part, "tactic", None), str))
-    return "+".join(dict.fromkeys(tactics)) or None
+    tactics = (tactic for part in parts if (tactic := getattr(part, "tactic", None)) is not None)
+    return "+".join(dict.fromkeys(str(getattr(tactic, "value", tactic)) for tactic in tactics)) or None
 
 
 def weight_bytes(llm: Any) -> Mapping[str, int] | None:

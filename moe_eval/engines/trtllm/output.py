@@ -61,12 +61,19 @@ class WorkerOutput:
         """Bytes that were printed so far."""
         return os.fstat(self._file.fileno()).st_size
 
+    def last(self, pattern: str) -> str | None:
+        """The last of the lines so far that has this pattern, from its match on."""
+        matches = re.findall(pattern, self._text(self.size))
+        return " ".join(matches[-1].split())[:_LINE_CHARACTERS] if matches else None
+
+    def _text(self, size: int) -> str:
+        """The last bytes of what was printed."""
+        return os.pread(self._file.fileno(), size, max(0, self.size - size)).decode(errors="replace")
+
     def last_lines(self) -> str:
         """The last lines that name an error, or else the last ones. Empty if nothing was printed."""
         self.echo()
-        start = max(0, self.size - _TAIL_BYTES)
-        text = os.pread(self._file.fileno(), _TAIL_BYTES, start).decode(errors="replace")
-        lines = [line for raw in text.splitlines() if (line := " ".join(raw.split()))]
+        lines = [line for raw in self._text(_TAIL_BYTES).splitlines() if (line := " ".join(raw.split()))]
         chosen = [line for line in lines if _ERROR.search(line) and not line.startswith("raise ")] or lines
         return " / ".join(line[:_LINE_CHARACTERS] for line in chosen[-_LINES:])
 

@@ -24,7 +24,8 @@ def profile_window(iterations: tuple[int, int], version: str | None = None) -> s
     """TLLM_PROFILE_START_STOP for the first and the last iteration to record.
 
     The end is exclusive, and a start that is the end trips an assertion in the executor's loop. Before 1.3 the end was
-    inclusive. Of an unknown version the newer form is right: an older one records an iteration more.
+    inclusive. Of an unknown version the newer form is right: an older one records an iteration more. So do those of 1.3
+    up to pull request 13744, whose number in the releases is not known.
 
     Source: TensorRT-LLM, _torch/pyexecutor/py_executor.py, where the stop is tested before the start.
     """
@@ -42,6 +43,7 @@ def nsys_command(
     *,
     layers: bool = False,
     version: str | None = None,
+    options: Sequence[str] = (),
 ) -> NsysCommand:
     """The command that profiles some iterations of TensorRT-LLM's executor, whichever process it runs in.
 
@@ -57,6 +59,8 @@ def nsys_command(
         layers: attribute kernels to layers. `program` has to set enable_layerwise_nvtx_marker=true and
             cuda_graph_batch_sizes=none, because the markers do not run when a graph is replayed. The timings of such a
             run are not those of the deployed engine.
+        version: of TensorRT-LLM, which the window depends on.
+        options: of nsys, in place of those here that have the same name.
         version: of TensorRT-LLM, see profile_window.
 
     Source: TensorRT-LLM, docs/source/developer-guide/perf-analysis.md and examples/layer_wise_benchmarks.
@@ -70,7 +74,7 @@ def nsys_command(
     if report.suffix != ".nsys-rep":
         report = report.with_name(f"{report.name}.nsys-rep")
     environment = {"TLLM_PROFILE_START_STOP": window, "TLLM_LLMAPI_ENABLE_NVTX": "1"}
-    return NsysCommand(environment, nsys.arguments(program, report), report)
+    return NsysCommand(environment, nsys.arguments(program, report, options=options), report)
 
 
 def _sets_markers(program: Sequence[str]) -> bool:

@@ -56,13 +56,13 @@ class Workers:
         self, pids: Collection[int], loop: threading.Thread | None = None, output: WorkerOutput | None = None
     ) -> None:
         self._loop = loop
-        self._output = output
+        self.output = output
         self._processes = _processes(pids)
 
     @property
     def last_words(self) -> str:
         """A clause about the last lines of the workers."""
-        lines = self._output.last_lines() if self._output is not None else ""
+        lines = self.output.last_lines() if self.output is not None else ""
         return f"its last lines: {lines}" if lines else "its last output is above"
 
     def __len__(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from moe_eval.engines.served.package import describe_failure
@@ -56,10 +59,28 @@ def test_a_worker_without_a_cause_is_quoted() -> None:
     assert "no matter" not in str(other)
 
 
-def test_versions_that_are_known_to_be_bad() -> None:
-    (sentence,) = known_bad("1.3.0rc24", "Qwen3MoeForCausalLM", "bf16", ())
-    assert "1.3.0rc24" in sentence
-    assert known_bad("1.3.0rc25", "Qwen3MoeForCausalLM", "bf16", ()) == []
-    assert known_bad("1.3.0rc24", "MixtralForCausalLM", "bf16", ()) == []
-    assert len(known_bad("1.1.0", "Qwen3MoeForCausalLM", "fp8_block", (B200,))) == 1
-    assert known_bad("1.1.0", "Qwen3MoeForCausalLM", "fp8_block", ()) == []
+@pytest.mark.parametrize(
+    ("version", "architecture", "precision", "gpus", "options", "says"),
+    [
+        ("1.3.0rc24", "Qwen3MoeForCausalLM", "bf16", (), (), "1.3.0rc24 lists a known issue"),
+        ("1.3.0rc25", "Qwen3MoeForCausalLM", "bf16", (), (), None),
+        ("1.3.0rc24", "MixtralForCausalLM", "bf16", (), (), None),
+        ("1.1.0", "Qwen3MoeForCausalLM", "fp8_block", (B200,), (), "issue 9021"),
+        ("1.1.0", "Qwen3MoeForCausalLM", "fp8_block", (), (), None),
+        ("1.3.0rc26", "Qwen3MoeForCausalLM", "bf16", (), ("enable_lora",), "ignores LoRA on the routed experts"),
+        ("1.3.0rc26", "Qwen3MoeForCausalLM", "bf16", (), ("enable_autotuner",), None),
+    ],
+)
+def test_versions_that_are_known_to_be_bad(
+    *,
+    version: str,
+    architecture: str,
+    precision: str,
+    gpus: tuple[Gpu, ...],
+    options: tuple[str, ...],
+    says: str | None,
+) -> None:
+    model: Any = SimpleNamespace(architecture=architecture, precision=precision)
+    sentences = known_bad(version, model, options, gpus)
+    assert len(sentences) == (says is not None)
+    assert says is None or says in sentences[0]

@@ -58,23 +58,30 @@ def test_a_counter_that_is_0_or_absent_says_nothing(lacking: str, value: object)
     assert iterations.summary([]) == EngineSteps()
 
 
+def counting(**methods: Any) -> Any:
+    return SimpleNamespace(args=SimpleNamespace(enable_iter_perf_stats=True), **methods)
+
+
 def test_a_version_that_has_the_asynchronous_form_alone() -> None:
     async def rows(timeout: float) -> AsyncIterator[dict[str, Any]]:
         assert timeout > 0
         for step in ROWS:
             yield step
 
-    assert iterations.read(SimpleNamespace(get_stats_async=rows)) == SUMMARY
+    assert iterations.read(counting(get_stats_async=rows)) == SUMMARY
 
 
 def test_iterations_that_cannot_be_read_are_a_line() -> None:
     def fails(timeout: float) -> Any:
         raise AssertionError("no statistics\nof this scheduler")
 
-    steps = iterations.read(SimpleNamespace(get_stats=fails))
+    steps = iterations.read(counting(get_stats=fails))
     assert steps == EngineSteps(why_not="AssertionError: no statistics of this scheduler")
-    assert "get_stats_async" in str(iterations.read(SimpleNamespace()).why_not)
-    assert iterations.read(SimpleNamespace(get_stats=lambda timeout: [7])).why_not is not None
+    for llm in (counting(), counting(get_stats=lambda timeout: [7])):
+        steps = iterations.read(llm)
+        assert steps is not None
+        assert steps.why_not is not None
+    assert iterations.read(SimpleNamespace(get_stats=fails)) is None
 
 
 @NEWEST

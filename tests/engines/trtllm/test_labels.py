@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from math import prod
@@ -16,6 +17,7 @@ from moe_eval.checkpoint import contents
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.trtllm import observe
 from moe_eval.engines.trtllm.engine import TrtllmEngine
+from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from tests.conftest import SHIPPED
@@ -209,3 +211,24 @@ def test_a_label_that_cannot_be_read_ends_nothing(
     check(oracle, some, engine.score(some))
     (completion,) = engine.generate([[5, 6, 7]], GenerationRequest(3, ignore_eos=True, timed=True))
     assert completion.times is None
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            "[TRT-LLM] [W] TRTLLMGenFusedMoE only supports fp8_block_scales. Using CutlassFusedMoE instead.",
+            "TRTLLMGenFusedMoE only supports fp8_block_scales. Using CutlassFusedMoE instead.",
+        ),
+        (
+            "[TRT-LLM] [W] MoE backend DEEPGEMM cannot serve this layer (SM90), running CUTLASS instead",
+            "MoE backend DEEPGEMM cannot serve this layer (SM90), running CUTLASS instead",
+        ),
+        ("[TRT-LLM] [I] Using CUDA graphs", None),
+    ],
+)
+def test_why_a_spawned_worker_runs_another_backend_is_in_what_it_prints(line: str, reason: str | None) -> None:
+    output = WorkerOutput()
+    with output.captured():
+        os.write(2, f"before\n{line}\nafter\n".encode())
+    assert observe.moe_degraded_from(SimpleNamespace(), output) == reason

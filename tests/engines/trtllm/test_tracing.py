@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_eval.engines.trtllm import tracing
 from moe_eval.engines.trtllm.tracing import nsys_command, profile_window
-from moe_eval.errors import UsageError
+from moe_eval.errors import EngineError, UsageError
 
 PROGRAM = ["lm_eval", "--model", "trtllm_moe", "--model_args", "pretrained=a b,worker=spawned"]
 
@@ -65,6 +69,56 @@ def test_as_text_it_is_what_a_shell_reads(program: list[str], first: int, length
 )
 def test_the_window_of_one_iteration_by_version(version: str | None, window: str) -> None:
     assert profile_window((7, 7), version) == window
+
+
+def test_options_of_nsys_take_the_place_of_ours() -> None:
+    command = nsys_command(PROGRAM, Path("r"), (1, 2), options=("--trace=cuda-hw,nvtx", "--cuda-graph-trace=graph"))
+    arguments = list(command.arguments)
+    assert "--trace=cuda-hw,nvtx" in arguments
+    assert "--cuda-graph-trace=graph" in arguments
+    assert not {"--trace=cuda,nvtx", "--cuda-graph-trace=node"} & set(arguments)
+
+
+class Profiled:
+    """An LLM whose profiler fails, or answers never."""
+
+    def __init__(self, start: Callable[[], object], stop: Callable[[], object]) -> None:
+        self.start_profile: Any = lambda **_: start()
+        self.stop_profile = stop
+
+
+def fails() -> None:
+    raise RuntimeError("RPC timed out\nafter 60 s")
+
+
+def hangs() -> None:
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("llm", "reason"),
+    [
+        (Profiled(fails, print), "RuntimeError: RPC timed out after 60 s"),
+        (Profiled(print, fails), "RuntimeError: RPC timed out after 60 s"),
+        (Profiled(hangs, print), "TimeoutError: no answer within 0.1 s"),
+        (Profiled(print, hangs), "TimeoutError: no answer within 0.1 s"),
+    ],
+)
+def test_a_profiler_that_fails_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm: Profiled, reason: str
+) -> None:
+    monkeypatch.setattr(tracing, "_PROFILE_SECONDS", 0.1)
+    for recording in (tracing.captured(llm), tracing.by_library(llm, tmp_path / "trace.json")):
+        with pytest.raises(EngineError) as failed, recording:
+            pass
+        assert str(failed.value).startswith(f"TensorRT-LLM's profiler failed ({reason}). Give worker=in_process")
+
+
+def test_a_failure_of_what_is_traced_stays_the_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_ABANDON_SECONDS", 0.1)
+    for stop in (fails, hangs):
+        with pytest.raises(KeyError), tracing.captured(Profiled(print, stop)):
+            raise KeyError
 
 
 @pytest.mark.parametrize("iterations", [(5, 4), (-1, 4), (-2, -1)])
