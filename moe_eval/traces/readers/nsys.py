@@ -59,10 +59,10 @@ def read(path: Path) -> Trace:
         UsageError: it cannot be read, holds no kernels, or CUDA graphs were recorded as a whole and not by node.
     """
     export = tables.open_export(path)
-    queries = [columns.activity(export, kind) for kind in columns.ACTIVITIES]
+    queries = [columns.activity(kind) for kind in columns.ACTIVITIES]
     queries += [columns.plain(export, table, **names) for table, names in _PLAIN.items()]
     *activities, calls, graphs, nodes, nvtx = columns.fetch(export, queries)
-    rows = _merged(activities)
+    rows = _merged([columns.activities(*part) for part in zip(columns.ACTIVITIES, activities, strict=True)])
     for table in (rows, calls, graphs):
         # correlation ids have 32 bits in CUPTI. Anything else is none
         table["correlation"] = np.where((table["correlation"] >> 32) == 0, table["correlation"], NONE)
@@ -247,7 +247,7 @@ def _missing(table: Kernels, export: Export) -> list[str]:
 
 def _source(export: Export) -> TraceSource:
     version, gpus = None, []
-    if {"name", "value"} <= export.columns.get(tables.EXPORT, {}).keys():
+    if {"name", "value"} <= set(export.columns.get(tables.EXPORT, ())):
         marks = ",".join("?" * len(tables.VERSIONS))
         facts = dict(export.rows(f"SELECT name, value FROM {tables.EXPORT} WHERE name IN ({marks})", tables.VERSIONS))
         version = next((facts[name] for name in tables.VERSIONS if facts.get(name)), None)

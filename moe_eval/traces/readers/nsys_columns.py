@@ -6,17 +6,31 @@ import importlib
 import os
 import sqlite3
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints
 from moe_eval.traces.readers import nsys_tables as tables
+from moe_eval.traces.readers import sqlite_pages
 from moe_eval.traces.readers.nsys_tables import Export, connect, one_sentence
 
+_ACTIVITY = {
+    "start": ("start", NONE),
+    "end": ("end", NONE),
+    "device": ("deviceId", 0),
+    "stream": ("streamId", 0),
+    "correlation": ("correlationId", NONE),
+    "process": ("globalPid", NONE),
+    "node": ("graphNodeId", NONE),
+}
+# ids of names, of which the first that is there counts, and the columns whose product is the size
+_NAMES: Mapping[int, Sequence[str]] = {KERNEL: ("demangledName", "shortName"), COPY: ("copyKind",), SET: ()}
+_SIZES = {KERNEL: ("gridX", "gridY", "gridZ"), COPY: ("bytes",), SET: ("bytes",)}
 ACTIVITIES = {KERNEL: tables.KERNEL, COPY: tables.MEMCPY, SET: tables.MEMSET}
 PID = 24  # bits of a thread in globalTid. The bits above them are the process, in globalPid likewise
 
@@ -29,42 +43,35 @@ Columns = dict[str, Any]  # by name, int64 arrays of numpy, and `text` as an Arr
 
 @dataclass(frozen=True)
 class Query:
-    """Columns of one table: SQL expressions of integers by name, and of a `text`, which is read as bytes.
+    """Columns of one table of whole numbers by name, and of a `text` as SQL, which is read as bytes.
 
-    None may be NULL: the driver takes the type of the first rows for that of all.
+    `numbers`: the column of each, and what stands for NULL and for a column that the table lacks.
     """
 
     table: str
-    numbers: Mapping[str, str]
+    numbers: Mapping[str, tuple[str, int]]
     text: str | None = None
 
 
-def activity(export: Export, kind: int) -> Query:
-    """Kernels, copies or sets: `name` is an id of StringIds or a kind of copy, `size` is in thread blocks or bytes."""
-    table = ACTIVITIES[kind]
-    present = export.columns.get(table, {})
+def activity(kind: int) -> Query:
+    """Kernels, copies or sets, of which `activities` makes rows of one form."""
+    names = {text: (text, NONE) for text in _NAMES[kind]}
+    return Query(ACTIVITIES[kind], _ACTIVITY | names | {text: (text, 0) for text in _SIZES[kind]})
 
-    def column(name: str, absent: int = NONE) -> str:
-        return _number(export, table, name, absent)
 
-    name, size = column("copyKind") if kind == COPY else "0", column("bytes", 0)
-    if kind == KERNEL:
-        names = [text for text in ("demangledName", "shortName") if text in present]
-        name = f"COALESCE({', '.join([*names, '-1', '-1'])})"
-        size = " * ".join(column(f"grid{axis}", 0) for axis in "XYZ")
-    numbers = {
-        "start": column("start"),
-        # below 0 for a row without start or end, or with an end before its start
-        "duration": 'IFNULL("end" - "start", -1)' if {"start", "end"} <= present.keys() else "-1",
-        "device": column("deviceId", 0),
-        "stream": column("streamId", 0),
-        "correlation": column("correlationId"),
-        "process": f"{column('globalPid')} >> {PID}",
-        "name": name,
-        "node": column("graphNodeId"),
-        "size": size,
-    }
-    return Query(table, numbers)
+def activities(kind: int, rows: Columns) -> Columns:
+    """Rows of one kind: `name` is an id of StringIds or a kind of copy, `size` is in thread blocks or bytes.
+
+    A `duration` is below 0 for a row without start or end, or with an end before its start.
+    """
+    columns = {name: rows[name] for name in ("start", "device", "stream", "correlation", "node")}
+    whole = (rows["start"] != NONE) & (rows["end"] != NONE)
+    names = [rows[name] for name in _NAMES[kind]] or [np.zeros(len(whole), np.int64)]
+    columns["duration"] = np.where(whole, rows["end"] - rows["start"], -1)
+    columns["process"] = rows["process"] >> PID
+    columns["name"] = reduce(lambda first, second: np.where(first == NONE, second, first), names)
+    columns["size"] = reduce(np.multiply, [rows[size] for size in _SIZES[kind]])
+    return columns
 
 
 def plain(export: Export, table: str, **columns: str) -> Query:
@@ -72,30 +79,43 @@ def plain(export: Export, table: str, **columns: str) -> Query:
     text = None
     if table == tables.NVTX:
         text = '"text"' if "text" in export.columns.get(table, ()) else "x''"
-    return Query(table, {name: _number(export, table, column) for name, column in columns.items()}, text)
-
-
-def _number(export: Export, table: str, column: str, absent: int = NONE) -> str:
-    """A column as SQL that is never NULL: `absent` where the column or its value is missing."""
-    columns = export.columns.get(table, {})
-    if column not in columns:
-        return str(absent)
-    return f'"{column}"' if columns[column] else f'IFNULL("{column}", {absent})'
+    return Query(table, {name: (column, NONE) for name, column in columns.items()}, text)
 
 
 def fetch(export: Export, queries: Sequence[Query]) -> list[Columns]:
-    """Run queries side by side, those of long tables in parts. Columns of a table that the export lacks are empty."""
+    """Read tables: from their pages where these are plain, else through SQLite, side by side and in parts.
+
+    Columns of a table that the export lacks are empty.
+    """
     workers = max(1, min(8, os.cpu_count() or 1))
-    with one_sentence(export.path), closing(connect(export.uri)) as connection:
-        parts = [_parts(connection, query.table, workers) if export.has(query.table) else [] for query in queries]
-    with one_sentence(export.path), ThreadPoolExecutor(workers) as pool:
+    with one_sentence(export.path), ThreadPoolExecutor(workers) as pool, closing(connect(export.uri)) as connection:
+        of_pages = [_of_pages(export, query, pool) for query in queries]
         running = [
-            [pool.submit(_select, export.uri, query, *bounds) for bounds in query_parts]
-            for query, query_parts in zip(queries, parts, strict=True)
+            [pool.submit(_select, export, query, *bounds) for bounds in _parts(connection, query.table, workers)]
+            if columns is None and export.has(query.table)
+            else []
+            for query, columns in zip(queries, of_pages, strict=True)
         ]
         return [
-            _joined(query, [part.result() for part in results]) for query, results in zip(queries, running, strict=True)
+            _joined(query, [part.result() for part in results]) if columns is None else columns
+            for query, results, columns in zip(queries, running, of_pages, strict=True)
         ]
+
+
+def _of_pages(export: Export, query: Query, pool: Executor) -> Columns | None:
+    """The columns by way of the table's pages, None where only SQLite can read them."""
+    root, places = export.roots.get(query.table), list(export.columns.get(query.table, ()))
+    present = {places.index(column): absent for column, absent in query.numbers.values() if column in places}
+    if root is None or query.text or not present:
+        return None
+    columns = sqlite_pages.columns(export.path, root, dict(sorted(present.items())), pool)
+    if columns is None:
+        return None
+    by_place = dict(zip(sorted(present), columns, strict=True))
+    return {
+        name: by_place[places.index(column)] if column in places else np.full(len(columns[0]), absent, np.int64)
+        for name, (column, absent) in query.numbers.items()
+    }
 
 
 def encoded(texts: Any) -> tuple[list[str], Ints]:
@@ -109,16 +129,21 @@ def encoded(texts: Any) -> tuple[list[str], Ints]:
     return distinct, np.where(empty[index], NONE, index)
 
 
-def _select(uri: str, query: Query, first: int, last: int) -> Any:
+def _select(export: Export, query: Query, first: int, last: int) -> Any:
     import adbc_driver_manager
     import adbc_driver_sqlite
 
     arrow = importlib.import_module("pyarrow")
-    columns = [f'{sql} AS "{name}"' for name, sql in query.numbers.items()]
+    declared = export.columns[query.table]
+    # none may be NULL: the driver takes the type of the first rows for that of all
+    columns = [
+        f'{f"""IFNULL("{column}", {absent})""" if column in declared else absent} AS "{name}"'
+        for name, (column, absent) in query.numbers.items()
+    ]
     # bytes, so that text which is not UTF-8 comes through
     columns += [f"CAST(IFNULL({query.text}, x'') AS BLOB) AS \"text\""] if query.text else []
     with (
-        adbc_driver_sqlite.connect(uri) as database,
+        adbc_driver_sqlite.connect(export.uri) as database,
         adbc_driver_manager.AdbcConnection(database) as connection,
         adbc_driver_manager.AdbcStatement(connection) as statement,
     ):

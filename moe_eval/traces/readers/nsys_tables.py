@@ -56,12 +56,14 @@ class Export:
 
     Attributes:
         path: its file. `uri`: opens it unchanged.
-        columns: of every table that is there, the columns and whether each is declared as an INTEGER that is NOT NULL.
+        columns: of every table that is there, the columns and in the order of a row.
+        roots: the first page of every table whose rows hold all its columns as values.
     """
 
     path: Path
     uri: str
-    columns: Mapping[str, Mapping[str, bool]]
+    columns: Mapping[str, Sequence[str]]
+    roots: Mapping[str, int]
 
     def has(self, table: str) -> bool:
         return table in self.columns
@@ -84,19 +86,21 @@ def open_export(path: Path) -> Export:
     with one_sentence(path), closing(connect(uri)) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         columns = {
-            name: {
-                column: bool(full) and kind == "INTEGER"
-                for column, full, kind in connection.execute(
-                    'SELECT name, "notnull", type FROM pragma_table_info(?)', (name,)
-                )
-            }
+            name: [column for (column,) in connection.execute("SELECT name FROM pragma_table_info(?)", (name,))]
             for name in names
         }
+        # a key stands in place of a row's number, and computed columns need not be stored
+        roots = dict(
+            connection.execute(
+                "SELECT name, rootpage FROM sqlite_master AS t WHERE type = 'table' AND rootpage > 0 AND NOT EXISTS "
+                "(SELECT 1 FROM pragma_table_xinfo(t.name) WHERE pk OR hidden)"
+            )
+        )
     if STRINGS not in columns or not (EXPORT in columns or any(table in columns for table in NUMBERS)):
         raise UsageError(
             f"{path} is an SQLite database but no export of Nsight Systems. Make one with nsys export --type sqlite."
         )
-    return Export(path, uri, columns)
+    return Export(path, uri, columns, roots)
 
 
 def uri_of(path: Path, options: str) -> str:
@@ -117,7 +121,7 @@ def strings(export: Export, ids: Collection[int]) -> dict[int, str]:
 
 def range_types(export: Export) -> tuple[int, ...]:
     """Which values of NVTX_EVENTS.eventType are ranges."""
-    if not {"id", "name"} <= export.columns.get(EVENT_TYPES, {}).keys():
+    if not {"id", "name"} <= set(export.columns.get(EVENT_TYPES, ())):
         return tuple(RANGE_TYPES.values())
     marks = ",".join("?" * len(RANGE_TYPES))
     rows = export.rows(f"SELECT CAST(id AS INTEGER) FROM {EVENT_TYPES} WHERE name IN ({marks})", tuple(RANGE_TYPES))

@@ -107,7 +107,7 @@ def _strings(database: sqlite3.Connection, export: Export) -> None:
 
 def _texts(database: sqlite3.Connection, export: Export, table: str, columns: str, names: Collection[str]) -> None:
     """A small table's rows of these names, or all rows where no names are given."""
-    if set(columns.split(", ")) <= export.columns.get(table, {}).keys():
+    if set(columns.split(", ")) <= set(export.columns.get(table, ())):
         where = f"WHERE name IN ({','.join('?' * len(names))})" if names else ""
         database.execute(f"CREATE TABLE {table} ({columns})")
         database.execute(f"INSERT INTO main.{table} SELECT {columns} FROM source.{table} {where}", tuple(names))
