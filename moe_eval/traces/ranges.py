@@ -89,7 +89,7 @@ def module(text: str) -> Module | None:
             path = str(ast.literal_eval(text).get("Module", ""))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    if len(path) >= _LONGEST or any(letter.isspace() for letter in path):
+    if len(path) >= _LONGEST or path.split() != [path]:
         return None
     match = _MODULE.search(path)
     return Module(path, int(match[1])) if match else None
@@ -135,12 +135,8 @@ def innermost(ranges: Ranges, at_ns: Ints, thread: Ints) -> Ints:
 
 def _parents(starts: Ints, ends: Ints) -> Ints:
     """For every range of one thread, by start, the one that was open when it began, NONE where none was."""
-    parents = np.full(len(starts), NONE, np.int64)
-    open_: list[int] = []
-    for row, start in enumerate(starts.tolist()):
-        while open_ and ends[open_[-1]] <= start:
-            open_.pop()
-        if open_:
-            parents[row] = open_[-1]
-        open_.append(row)
+    parents = np.arange(len(starts)) - 1  # the range before it, or one around that
+    closed = np.arange(len(starts))
+    while len(closed := closed[(parents[closed] != NONE) & (ends[parents[closed]] <= starts[closed])]):
+        parents[closed] = parents[parents[closed]]
     return parents
