@@ -9,8 +9,6 @@ from functools import cache
 from importlib import resources
 
 import msgspec
-from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion, Version
 
 from moe_eval.errors import UsageError
 
@@ -87,6 +85,9 @@ def is_in(versions: str, version: str | None) -> bool:
     """Whether a version is one of a specifier of PEP 440. An unknown version is."""
     if version is None or not versions:
         return True
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import InvalidVersion, Version
+
     try:
         # parsed here, since newer releases of packaging put a text that is no version outside every specifier
         return SpecifierSet(versions).contains(Version(version), prereleases=True)

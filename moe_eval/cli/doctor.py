@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from moe_eval.checkpoint import precision
 from moe_eval.cli.options.classes import DoctorOptions
-from moe_eval.emulation.model import PRECISIONS as EMULATED
+from moe_eval.emulation import PRECISIONS as EMULATED
 from moe_eval.engines import registry
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine import hardware

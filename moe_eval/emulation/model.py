@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from moe_eval.emulation import formats
 from moe_eval.errors import UsageError
 
-PRECISIONS = ("fp8", "fp8_block", "nvfp4")
 SCOPES = ("experts", "all")
 ACTIVATIONS = ("static", "dynamic")
 

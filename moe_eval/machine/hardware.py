@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
-import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_eval.errors import UsageError
 
 _RESULT_DEPENDS_ON = ("moe-eval", "lm-eval", "datasets", "torch", "transformers", "safetensors", "tensorrt-llm", "vllm")
+
+
+# of NVIDIA, of NVIDIA on Jetson, of AMD, and of Windows beneath Linux
+_DEVICES = ("nvidia*", "nv*gpu*", "kfd", "dxg")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Machine:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that torch sees."""
+    """The GPUs that torch sees. Where the system has no device of a GPU, torch is not imported to look for one."""
+    if sys.platform == "linux" and "torch" not in sys.modules and not any(map(_has_device, _DEVICES)):
+        return ()
     import torch
 
     visible = []
@@ -91,10 +96,12 @@ def check_device(name: str) -> None:
         raise UsageError(f"There is no device {name!r} here. Give cpu, or cuda:N for a GPU that torch sees.")
 
 
+def _has_device(pattern: str) -> bool:
+    return any(Path("/dev").glob(pattern))
+
+
 def machine() -> Machine:
     """Read the facts of this machine."""
-    import torch
-
     return Machine(
         os=platform.platform(),
         python=platform.python_version(),
@@ -103,12 +110,14 @@ def machine() -> Machine:
         memory_bytes=_memory(),
         gpus=gpus(),
         driver=_driver(),
-        cuda=torch.version.cuda,
+        cuda=_cuda(),
     )
 
 
 def versions() -> dict[str, str]:
     """Versions of the installed libraries that a result depends on."""
+    import importlib.metadata
+
     installed = {}
     for name in _RESULT_DEPENDS_ON:
         try:
@@ -123,6 +132,8 @@ def git_state() -> str | None:
 
     None if no repository tracks it. An installed package may lie inside a repository that does not track it.
     """
+    import subprocess
+
     try:
         file = Path(__file__).resolve()
         _git(file.parent, "ls-files", "--error-unmatch", file.name)
@@ -132,6 +143,8 @@ def git_state() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    import subprocess
+
     command = ["git", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
@@ -150,6 +163,20 @@ def _memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def _cuda() -> str | None:
+    """The CUDA version of torch, from a file of two lines: importing torch takes seconds."""
+    from importlib.util import find_spec, module_from_spec, spec_from_file_location
+
+    torch = find_spec("torch")
+    file = Path(torch.origin or "").with_name("version.py") if torch else Path()
+    spec = spec_from_file_location("torch_version", file) if file.is_file() else None
+    if spec is None or spec.loader is None:
+        return None
+    version = module_from_spec(spec)
+    spec.loader.exec_module(version)
+    return getattr(version, "cuda", None)
 
 
 def _driver() -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_eval.checkpoint import contents, precision
-from moe_eval.emulation.model import PRECISIONS as EMULATED
+from moe_eval.emulation import PRECISIONS as EMULATED
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError

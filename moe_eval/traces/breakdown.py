@@ -45,7 +45,7 @@ def make(trace: Trace) -> Breakdown:
     """Break a trace down. Every device of a process is a rank, and a step is one event on all ranks."""
     assigned = roles.assign(trace)
     # those that run layers have the first numbers: a process that only copies is no rank
-    ranks = sorted(roles.devices(trace), key=lambda rows: not IN_LAYER[assigned.category[rows]].any())
+    ranks = sorted(trace.kernels.by_device, key=lambda rows: not IN_LAYER[assigned.category[rows]].any())
     kernels = trace.kernels
     rank = np.zeros(len(kernels), np.int64)
     for number, rows in enumerate(ranks):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Kernels, Trace
+from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Kernels, Trace, distinct
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import CATEGORIES
 
@@ -66,7 +66,7 @@ def match(trace: Trace, assigned: Roles, ranks: Sequence[Ints]) -> Matches:
     if trace.timed and len(ranks) > 1:
         # communicators have 32 bits
         keys = [(kernels.communicator[rows] + 1) * len(kernels.names) + kernels.name[rows] for rows in by_rank]
-        for key in np.unique(np.concatenate(keys)).tolist():
+        for key in distinct(np.concatenate(keys)).tolist():
             tables += _of_communicator(
                 kernels, {rank: rows[keys[rank] == key] for rank, rows in enumerate(by_rank)}, len(ranks)
             )
@@ -154,7 +154,7 @@ def _of_communicator(kernels: Kernels, by_rank: dict[int, Ints], ranks: int) -> 
 def _same(kernels: Kernels, first: Ints, second: Ints) -> Ints | None:
     """The partners of the second rank's collectives, None where the two ranks are of different communicators."""
     numbers = kernels.sequence[first], kernels.sequence[second]
-    if all((column != NONE).all() and len(np.unique(column)) == len(column) for column in numbers):
+    if all((column != NONE).all() and len(distinct(column)) == len(column) for column in numbers):
         order = np.argsort(numbers[0])
         at = np.minimum(np.searchsorted(numbers[0][order], numbers[1]), len(order) - 1)
         by_number: Ints = np.where(numbers[0][order][at] == numbers[1], order[at], NONE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace
+from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace, distinct, places
 
 Mask = npt.NDArray[np.bool_]
 
@@ -45,9 +45,9 @@ def count(trace: Trace, streams: Sequence[Ints]) -> DroppedEvents:
     launched = kernels.launch_ns != NONE
     answered = launched & is_kernel
     late = np.zeros(len(unanswered), np.bool_)
-    for thread in np.unique(unanswered.thread):
+    for thread in distinct(unanswered.thread):
         rows = np.flatnonzero(answered & (kernels.launch_thread == thread))
-        _, stream = np.unique(kernels.stream[rows], return_inverse=True)
+        _, stream = places(kernels.stream[rows])
         main = rows[stream == np.argmax(np.bincount(stream, minlength=1))]
         last = kernels.launch_ns[main].max(initial=NONE)
         late |= (unanswered.thread == thread) & (unanswered.start_ns > last)
@@ -64,7 +64,7 @@ def count(trace: Trace, streams: Sequence[Ints]) -> DroppedEvents:
 def _graph_launches(trace: Trace, rows: Mask) -> int:
     """How many launches these rows came from."""
     process, correlation = trace.kernels.process[rows], trace.kernels.correlation[rows]
-    return sum(len(np.unique(correlation[process == number])) for number in np.unique(process))
+    return sum(len(distinct(correlation[process == number])) for number in distinct(process))
 
 
 def _after_first_launch(trace: Trace, streams: Sequence[Ints], launched: Mask) -> int:

@@ -16,9 +16,9 @@ from moe_eval.records.kernels import CaptureFault, CaptureWarning, PhaseTime
 from moe_eval.traces import dropped_events
 from moe_eval.traces.breakdown import Breakdown
 from moe_eval.traces.dropped_events import DroppedEvents
-from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace
+from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace, distinct
 from moe_eval.traces.moe_block import in_moe_block
-from moe_eval.traces.roles import NUMBER, devices
+from moe_eval.traces.roles import NUMBER
 
 # the share of launches, kernels or kernel time that a median over steps bears: below it the figures stay
 BORNE = 0.01
@@ -88,8 +88,8 @@ def _capture(trace: Trace, parts: Breakdown) -> Iterator[CaptureWarning]:
 def _streams(trace: Trace) -> list[Ints]:
     """The kernels of every stream, by start."""
     stream, is_kernel = trace.kernels.stream, trace.kernels.kind == KERNEL
-    running = [device[is_kernel[device]] for device in devices(trace)]
-    return [rows[stream[rows] == number] for rows in running for number in np.unique(stream[rows])]
+    running = [device[is_kernel[device]] for device in trace.kernels.by_device]
+    return [rows[stream[rows] == number] for rows in running for number in distinct(stream[rows])]
 
 
 def _graphs(dropped: DroppedEvents) -> Iterator[CaptureWarning]:

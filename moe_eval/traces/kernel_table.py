@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from moe_eval.records.kernels import TraceSource
 Ints = npt.NDArray[np.int64]
 
 KERNEL, COPY, SET = 0, 1, 2
+_SPREAD = 16  # values that are spread over fewer numbers than this for each are marked in an array and not sorted
 NONE = -1  # a time, a correlation id or a graph node that the trace does not have
 
 
@@ -63,9 +65,19 @@ class Kernels:
     def __len__(self) -> int:
         return len(self.name)
 
-    @property
+    @cached_property
     def end_ns(self) -> Ints:
         return self.start_ns + self.duration_ns
+
+    @cached_property
+    def by_device(self) -> list[Ints]:
+        """The rows of every device of every process, by start."""
+        rows_by_device = []
+        for process in distinct(self.process).tolist():
+            of_process = np.flatnonzero(self.process == process)
+            number = self.device[of_process]
+            rows_by_device += [of_process[number == device] for device in distinct(number).tolist()]
+        return rows_by_device
 
     def take(self, rows: npt.NDArray[Any]) -> Kernels:
         """The rows of a mask or of indices."""
@@ -151,12 +163,26 @@ def kernels(names: Sequence[str], **columns: npt.ArrayLike) -> Kernels:
         empty = 1 if key == "count" else 0 if key in _ZEROS else NONE
         full[key] = np.full(size, empty, kind) if column is None else np.asarray(column, kind)
     start = full["start_ns"]
-    if np.any(start[1:] <= start[:-1]):
-        alphabet = np.argsort(np.argsort(np.array(names, dtype=object), kind="stable")) if names else np.array([0])
-        keys = (full["duration_ns"], alphabet[full["name"]], full["stream"], full["device"], start)
-        order = np.lexsort(keys)
+    if np.any(start[1:] < start[:-1]):
+        order = np.argsort(start, kind="stable")
         full = {key: column[order] for key, column in full.items()}
+    _order_ties(names, full)
     return Kernels(tuple(names), **full)
+
+
+def _order_ties(names: Sequence[str], columns: dict[str, npt.NDArray[Any]]) -> None:
+    """Put rows that start at once in order. Few do, so the others are left where they are."""
+    start = columns["start_ns"]
+    is_tie = np.append(start[1:] == start[:-1], False)
+    rows = np.flatnonzero(is_tie | np.append(False, is_tie[:-1]))
+    if len(rows):
+        alphabet = np.argsort(np.argsort(np.array(names, dtype=object), kind="stable"))
+        tied = {key: column[rows] for key, column in columns.items()}
+        keys = (tied["duration_ns"], alphabet[tied["name"]], tied["stream"], tied["device"], tied["start_ns"])
+        order = np.lexsort(keys)
+        columns.update({key: column.copy() for key, column in columns.items()})  # they may be the caller's
+        for key, column in columns.items():
+            column[rows] = tied[key][order]
 
 
 def ranges(names: Sequence[str], **columns: npt.ArrayLike) -> Ranges:
@@ -174,7 +200,7 @@ def launches(kernels_process: Ints, kernels_correlation: Ints, process: Ints, co
     """
     if not len(process):
         return np.full(len(kernels_process), NONE, np.int64)
-    numbers = np.unique(process)
+    numbers = distinct(process)
     span = int(max(correlation.max(), kernels_correlation.max(initial=0))) + 1
     at = np.minimum(np.searchsorted(numbers, kernels_process), len(numbers) - 1)
     kernel_keys = at * span + kernels_correlation
@@ -185,6 +211,30 @@ def launches(kernels_process: Ints, kernels_correlation: Ints, process: Ints, co
     row = order[np.maximum(place, 0)]
     launch: Ints = np.where(has_key & (place >= 0) & (keys[row] == kernel_keys), row, NONE)
     return launch
+
+
+def distinct(values: Ints) -> Ints:
+    """The distinct values in ascending order. np.unique sorts or hashes all of them, and imports numpy.ma."""
+    if not len(values):
+        return values
+    low, high = int(values.min()), int(values.max())
+    if high - low < _SPREAD * len(values):
+        present = np.zeros(high - low + 1, np.bool_)
+        present[values - low] = True
+        return np.flatnonzero(present) + low
+    ordered = np.sort(values)
+    first: Ints = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    return first
+
+
+def places(values: Ints) -> tuple[Ints, Ints]:
+    """The distinct values, and every value's index into them."""
+    numbers = distinct(values)
+    if not len(values) or int(numbers[-1]) - int(numbers[0]) >= _SPREAD * len(values):
+        return numbers, np.searchsorted(numbers, values)
+    place = np.zeros(int(numbers[-1] - numbers[0]) + 1, np.int64)
+    place[numbers - numbers[0]] = np.arange(len(numbers))
+    return numbers, place[values - numbers[0]]
 
 
 def pick(column: npt.NDArray[Any], rows: Ints, absent: int | bool) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moe_eval.records.kernels import LateRank
 from moe_eval.traces.collectives import TIMED_CATEGORIES, WAIT, Matches
-from moe_eval.traces.kernel_table import NONE, Ints
+from moe_eval.traces.kernel_table import NONE, Ints, distinct
 from moe_eval.traces.row_times import RowTimes
 
 Floats = npt.NDArray[np.float64]
@@ -76,7 +76,7 @@ def late_ranks(lateness: Lateness, events: Ints, steps: int) -> tuple[LateRank, 
     """The ranks that were last at some collectives, per step, the one with the most time first."""
     ranks = []
     events = events[lateness.late_ns[events] > 0]
-    for rank in np.unique(lateness.rank[events]).tolist():
+    for rank in distinct(lateness.rank[events]).tolist():
         last_at = events[lateness.rank[events] == rank]
         work = lateness.work_ns[last_at].sum(axis=0)
         late = float(lateness.late_ns[last_at].sum())

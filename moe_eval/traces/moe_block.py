@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.traces.kernel_table import Trace
-from moe_eval.traces.roles import NUMBER, Roles, devices
+from moe_eval.traces.roles import NUMBER, Roles
 
 _ROUTING = [NUMBER["gate_gemm"], NUMBER["routing_permute"]]
 _EXPERT, _OTHER = NUMBER["expert_gemm"], NUMBER["other"]
@@ -20,7 +20,7 @@ def in_moe_block(trace: Trace, roles: Roles) -> npt.NDArray[np.bool_]:
     it needs expert GEMMs that are known. The result has shape (n,) for the n rows of the trace.
     """
     inside = np.zeros(len(roles.category), np.bool_)
-    for device in devices(trace):
+    for device in trace.kernels.by_device:
         kinds = roles.category[device]
         layer = np.cumsum(kinds == NUMBER["attention"])
         known = np.flatnonzero((np.isin(kinds, _ROUTING) | (kinds == _EXPERT)) & (layer > 0))

@@ -12,7 +12,7 @@ from moe_eval.records.kernels import CategoryTime, Ceiling, KernelTime, PhaseTim
 from moe_eval.traces.collectives import SHOWN_CATEGORIES, TIMED_CATEGORIES, WAIT
 from moe_eval.traces.entries import Entries, Recording, entries_of
 from moe_eval.traces.joint_steps import JointStep
-from moe_eval.traces.kernel_table import NONE
+from moe_eval.traces.kernel_table import NONE, distinct
 from moe_eval.traces.rank_times import collectives_of, imbalance, rank_times
 from moe_eval.traces.roles import NUMBER
 
@@ -145,7 +145,7 @@ def _moe_layers(recording: Recording, entries: Entries) -> int | None:
     inside = (entries.category == _EXPERT) & (block != NONE)
     size = int(block.max(initial=NONE)) + 1
     pairs = entries.cell[inside] * size + block[inside]
-    blocks = np.unique(pairs[np.flatnonzero(np.diff(pairs, prepend=NONE))])
+    blocks = distinct(pairs[np.flatnonzero(np.diff(pairs, prepend=NONE))])
     counts = np.bincount(blocks // size, minlength=steps * ranks).reshape(steps, ranks)
     return int(np.median(counts.max(axis=1))) or None
 

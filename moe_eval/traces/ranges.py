@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from moe_eval.traces.kernel_table import NONE, Ints, Ranges
+from moe_eval.traces.kernel_table import NONE, Ints, Ranges, distinct
 
 Phase = Literal["prefill", "decode", "mixed"]
 
@@ -103,7 +103,7 @@ def is_known(text: str) -> bool:
 def outermost(ranges: Ranges) -> Ranges:
     """The ranges without those that lie within another one of their thread: engines mark a step more than once."""
     keep = np.ones(len(ranges), np.bool_)
-    for number in np.unique(ranges.thread):
+    for number in distinct(ranges.thread):
         rows = np.flatnonzero(ranges.thread == number)
         ends = ranges.end_ns[rows]
         keep[rows[1:]] = ends[1:] > np.maximum.accumulate(ends)[:-1]
@@ -116,7 +116,7 @@ def innermost(ranges: Ranges, at_ns: Ints, thread: Ints) -> Ints:
     Arrays have shape (n,). A moment of NONE is in no range.
     """
     around = np.full(len(at_ns), NONE, np.int64)
-    for number in np.unique(ranges.thread):
+    for number in distinct(ranges.thread):
         rows = np.flatnonzero(ranges.thread == number)
         moments = np.flatnonzero((thread == number) & (at_ns != NONE))
         if not len(moments):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 
 from moe_eval.traces import ranges
 from moe_eval.traces.entries import Entries, Recording
-from moe_eval.traces.kernel_table import NONE
+from moe_eval.traces.kernel_table import NONE, distinct
 from moe_eval.traces.row_times import Floats
 
 _TOKENS = tuple(
@@ -27,6 +28,7 @@ _TOKENS = tuple(
 )
 
 
+@cache
 def tokens_of(text: str) -> int | None:
     """The tokens that a step's range names, None where it names none."""
     match = next(filter(None, (pattern.search(text) for pattern in _TOKENS)), None)
@@ -46,7 +48,7 @@ def tokens_by_rank(recording: Recording, entries: Entries) -> Floats:
     last = np.full(entries.times.shape[0] * entries.times.shape[1], NONE, np.int64)
     last[entries.cell[launched]] = entries.row[launched]
     tokens = np.full(len(last), np.nan)
-    for thread in np.unique(steps.thread):
+    for thread in distinct(steps.thread):
         own = steps.thread == thread
         cells = np.flatnonzero((last != NONE) & (kernels.launch_thread[last] == thread))
         place = np.searchsorted(steps.start_ns[own], kernels.launch_ns[last[cells]], side="right") - 1

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.traces import ranges
-from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace
+from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace, distinct
 from moe_eval.traces.taxonomy import CATEGORIES, Label, classify
 
 Mask = npt.NDArray[np.bool_]
@@ -57,29 +57,11 @@ def assign(trace: Trace) -> Roles:
     block = layer.copy()
     gate_sources = _by_module(trace, category, layer)
     if trace.timed:
-        for device in devices(trace):
+        for device in rows.by_device:
             gate_sources |= _by_place(trace, labels, device, category, block)
     if (by_name[rows.name] == NUMBER["gate_gemm"]).any():
         gate_sources.add("by name")
     return Roles(labels, category, layer, block, " and ".join(sorted(gate_sources)) or "not told apart")
-
-
-def devices(trace: Trace) -> list[Ints]:
-    """The rows of every device of every process, by start."""
-    rows = trace.kernels
-    if not len(rows):
-        return []
-    rows_by_device = []
-    for process in _distinct(rows.process):
-        of_process = np.flatnonzero(rows.process == process)
-        number = rows.device[of_process]
-        rows_by_device += [of_process[number == device] for device in _distinct(number)]
-    return rows_by_device
-
-
-def _distinct(column: Ints) -> Ints:
-    """The distinct values. Columns of a single value, which are common, are not sorted for it."""
-    return column[:1] if column.min() == column.max() else np.unique(column)
 
 
 def _routed(path: str) -> bool:
@@ -122,7 +104,7 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
     expert = np.flatnonzero(kinds == NUMBER["expert_gemm"])
     if not len(expert):
         return set()
-    attention = np.union1d(attention, _eager_softmax(trace, kinds, device))
+    attention = distinct(np.concatenate([attention, _eager_softmax(trace, kinds, device)]))
     category[device[attention]] = kinds[attention] = NUMBER["attention"]
     before = np.searchsorted(attention, expert) - 1  # the last attention kernel before every expert GEMM
     first = np.flatnonzero(np.diff(before, prepend=-2))  # the first expert GEMM of every block
@@ -193,7 +175,7 @@ def _gates(
     """
     kinds = category[device]
     gated = early & (kinds == NUMBER["gate_gemm"])
-    if len(np.unique(number[gated])) == number.max(initial=-1) + 1:
+    if len(distinct(number[gated])) == number.max(initial=-1) + 1:
         return set()
     epilogue = _matches(trace, device, _EPILOGUE)
     names = trace.kernels.name[device]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moe_eval.traces import ranges, training
-from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Trace
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Trace, distinct
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import CATEGORIES
 
@@ -200,7 +200,7 @@ def _by_ranges(trace: Trace, rows: Ints, *, phased: bool) -> tuple[Ints, Ints, l
     named = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := ranges.step(text))}
     texts = {at: phase if phased else None for at, phase in named.items() if (phase != ranges.UNPHASED) == phased}
     steps = ranges.outermost(trace.ranges.take(np.isin(trace.ranges.name, list(texts))))
-    threads = [number for number in np.unique(steps.thread) if (kernels.launch_thread[rows] == number).any()]
+    threads = [number for number in distinct(steps.thread) if (kernels.launch_thread[rows] == number).any()]
     launching = np.isin(steps.thread, threads)
     starts = steps.start_ns[launching]
     if not len(starts):
@@ -241,8 +241,8 @@ def _graph_launches(trace: Trace, roles: Roles, rows: Ints) -> Ints:
     kernels = trace.kernels
     ids = kernels.correlation[rows]
     whole = kernels.replayed[rows] & (roles.category[rows] == NUMBER["attention"])
-    begins = [np.argmax(ids == launch) for launch in np.unique(ids[whole])]
-    return np.unique(np.array([0, *begins], np.int64))
+    launches, begins = np.unique(ids, return_index=True)
+    return distinct(np.append(0, begins[np.isin(launches, ids[whole])]))
 
 
 def _between_layers(roles: Roles, rows: Ints) -> Ints:

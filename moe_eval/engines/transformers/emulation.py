@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from moe_eval.checkpoint import precision
+from moe_eval.emulation import PRECISIONS
 from moe_eval.emulation import model as emulation
 from moe_eval.emulation.model import Emulation
 from moe_eval.engines.base import EngineSettings
@@ -26,16 +27,16 @@ def requested(settings: EngineSettings) -> Emulation | None:
         stray = [name for name in EMULATION[1:] if name in settings.options]
         if stray:
             raise UsageError(f"{stray[0]} is a setting of emulation. Add emulate=true, or omit {stray[0]}.")
-        if settings.precision in emulation.PRECISIONS:
+        if settings.precision in PRECISIONS:
             raise UsageError(
                 f"The transformers engine runs {', '.join(precision.DTYPE_OF)}, not {settings.precision}. Add "
                 "emulate=true for its quality, or choose another engine."
             )
         return None
     if settings.precision is None:
-        raise UsageError(f"emulate=true needs a precision. Give precision={' or '.join(emulation.PRECISIONS)}.")
-    if settings.precision not in emulation.PRECISIONS:
-        precision.check(str(settings.precision), "emulation", emulation.PRECISIONS)
+        raise UsageError(f"emulate=true needs a precision. Give precision={' or '.join(PRECISIONS)}.")
+    if settings.precision not in PRECISIONS:
+        precision.check(str(settings.precision), "emulation", PRECISIONS)
     scope = _choice(options, "scope", emulation.SCOPES, "experts")
     dynamic = settings.precision == "fp8_block"
     activations = _choice(options, "activations", emulation.ACTIVATIONS, "dynamic" if dynamic else "static")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces.kernel_table import Ints, Launches
+from moe_eval.traces.kernel_table import Ints, Launches, distinct
 
 # cudaLaunchKernelExC_v11060, cuLaunchKernelEx, cudaLaunchCooperativeKernel, hipExtModuleLaunchKernel, cudaGraphLaunch
 _LAUNCH = re.compile("Launch(Cooperative)?Kernel|GraphLaunch")
@@ -34,7 +34,7 @@ def unanswered(names: Sequence[str | None], name: Ints, start_ns: Ints, thread: 
 
     launch = np.array([bool(_LAUNCH.search(text or "")) for text in names] or [False])[name]
     begin, end = named(_BEGIN), named(_END)
-    for number in np.unique(thread[begin | end]):
+    for number in distinct(thread[begin | end]):
         own = np.flatnonzero(thread == number)
         own = own[np.argsort(start_ns[own], kind="stable")]
         marks = np.flatnonzero(begin[own] | end[own])

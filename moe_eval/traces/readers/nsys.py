@@ -28,6 +28,7 @@ from moe_eval.traces.kernel_table import (
     kernels,
     launches,
     pick,
+    places,
     ranges,
 )
 from moe_eval.traces.readers import launch_calls
@@ -47,9 +48,15 @@ _PLAIN = {
     tables.RUNTIME: {"start": "start", "thread": "globalTid", "correlation": "correlationId", "name": "nameId"},
     tables.GRAPH_TRACE: {"process": "globalPid", "correlation": "correlationId"},
     tables.NODES: {"start": "start", "thread": "globalTid", "node": "graphNodeId", "original": "originalGraphNodeId"},
-    tables.NVTX: {"start": "start", "end": "end", "kind": "eventType", "thread": "globalTid", "text_id": "textId"},
+    tables.NVTX: {
+        "start": "start",
+        "end": "end",
+        "kind": "eventType",
+        "thread": "globalTid",
+        "text_id": "textId",
+        "text": "text",
+    },
 }
-_SMALL = 1 << 24  # ids up to here are counted in an array and not sorted
 
 
 def read(path: Path) -> Trace:
@@ -60,7 +67,7 @@ def read(path: Path) -> Trace:
     """
     export = tables.open_export(path)
     queries = [columns.activity(kind) for kind in columns.ACTIVITIES]
-    queries += [columns.plain(export, table, **names) for table, names in _PLAIN.items()]
+    queries += [columns.plain(table, **names) for table, names in _PLAIN.items()]
     *activities, calls, graphs, nodes, nvtx = columns.fetch(export, queries)
     rows = _merged([columns.activities(*part) for part in zip(columns.ACTIVITIES, activities, strict=True)])
     for table in (rows, calls, graphs):
@@ -109,7 +116,7 @@ def _merged(activities: Sequence[Columns]) -> Columns:
 def _unanswered(export: Export, rows: Columns, calls: Columns, launch: Ints) -> Launches:
     """The launches without a row, of calls with an id. `launch`: the call of every row."""
     alone = np.bincount(launch[launch != NONE], minlength=len(calls["start"])) == 0
-    distinct, place = _distinct(calls["name"])
+    distinct, place = places(calls["name"])
     texts = tables.strings(export, distinct.tolist())
     names = [texts.get(id_, "") for id_ in distinct.tolist()]
     alone &= np.array([launch_calls.matters(text) for text in names], np.bool_)[place]
@@ -152,7 +159,7 @@ def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints
     name = np.zeros(len(ids), np.int64)
     for activity in columns.ACTIVITIES:
         rows = kind == activity
-        distinct, place = _distinct(ids[rows])
+        distinct, place = places(ids[rows])
         if activity == KERNEL:
             texts = tables.strings(export, distinct.tolist())
             labels = [texts.get(id_, f"(kernel without a name, {id_})") for id_ in distinct.tolist()]
@@ -165,19 +172,9 @@ def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints
     return tuple(index), name
 
 
-def _distinct(values: Ints) -> tuple[Ints, Ints]:
-    """As np.unique with its inverse, but without sorting a million ids, which takes longer than reading them."""
-    if not len(values) or values.min() < 0 or values.max() >= _SMALL:
-        distinct, place = np.unique(values, return_inverse=True)
-        return distinct, place
-    present = np.zeros(int(values.max()) + 1, np.bool_)
-    present[values] = True
-    return np.flatnonzero(present), (np.cumsum(present) - 1)[values]
-
-
 def _replays(export: Export, names: Ints) -> Any:
     """Which API calls launch a CUDA graph."""
-    distinct, place = _distinct(names)
+    distinct, place = places(names)
     texts = tables.strings(export, distinct.tolist())
     return np.array(["GraphLaunch" in texts.get(id_, "") for id_ in distinct.tolist()], np.bool_)[place]
 
@@ -187,7 +184,7 @@ def _captured(rows: Columns, nodes: Columns) -> Ints:
     none = np.full(len(rows["node"]), NONE, np.int64)
     if not len(nodes["node"]):
         return none
-    ids, place = np.unique(np.concatenate([nodes["node"], nodes["original"]]), return_inverse=True)
+    ids, place = places(np.concatenate([nodes["node"], nodes["original"]]))
     node, original = np.split(place, 2)  # ranks, for the ids themselves may have 64 bits
     process = nodes["thread"] >> columns.PID
     first = nodes["original"] == NONE
@@ -207,11 +204,11 @@ def _texts(export: Export, rows: Columns) -> tuple[Ranges, list[str]]:
     is_open = is_range & (rows["end"] == NONE)
     wrong = is_range & ~is_open & (rows["end"] < rows["start"])
     sound = is_range & ~is_open & ~wrong
-    inline_texts, inline = columns.encoded(rows["text"])
-    ids, place = _distinct(np.where(inline == NONE, rows["text_id"], NONE))
+    inline = rows["text"].index
+    ids, place = places(np.where(inline == NONE, rows["text_id"], NONE))
     texts = tables.strings(export, ids.tolist())
     index: dict[str, int] = {}
-    of_inline = [index.setdefault(text, len(index)) for text in inline_texts]
+    of_inline = [index.setdefault(text.decode("utf-8", "replace"), len(index)) for text in rows["text"].distinct]
     of_id = [index.setdefault(texts.get(id_, ""), len(index)) for id_ in ids.tolist()]
     registered = np.array(of_id, np.int64)[place]
     name = np.where(inline == NONE, registered, pick(np.array(of_inline, np.int64), inline, NONE))

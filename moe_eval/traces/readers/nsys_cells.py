@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from moe_eval.errors import UsageError
 from moe_eval.traces.kernel_table import NONE, Ints
-from moe_eval.traces.readers import nsys_columns
 
 _COMMAND = "nsys stats --report cuda_gpu_trace --format csv"
 MAKE = f"Make it with {_COMMAND}"
@@ -37,6 +36,24 @@ class Table:
     odd: int
 
 
+def encoded(texts: Any) -> tuple[list[str], Ints]:
+    """Distinct texts of an Arrow array of bytes, and every row's index into them, NONE where a row has no text."""
+    if not len(texts):
+        return [], np.zeros(0, np.int64)
+    whole = texts.dictionary_encode().combine_chunks()
+    distinct = [text.decode("utf-8", "replace") for text in whole.dictionary.to_pylist()]
+    index = np.frombuffer(whole.indices.buffers()[1], np.int32)[whole.indices.offset :][: len(whole)].astype(np.int64)
+    empty = np.array([not text for text in distinct], np.bool_)
+    return distinct, np.where(empty[index], NONE, index)
+
+
+def _integers(chunks: Sequence[Any]) -> Ints:
+    """By way of the buffers: Arrow's own to_numpy imports pandas."""
+    whole = [chunk.cast("int64", safe=False) for chunk in chunks if len(chunk)]
+    parts = [np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :][: len(chunk)] for chunk in whole]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
 def number(table: Table, name: str, absent: int = NONE) -> Ints:
     """A column in nanoseconds, bytes or as it is, `absent` where a cell is empty or not finite."""
     if name not in table.columns:
@@ -47,9 +64,7 @@ def number(table: Table, name: str, absent: int = NONE) -> Ints:
         if _unit(table, name, "") == 1:
             try:
                 # patterns and not comparisons: Arrow imports pandas to compare with a value of Python
-                return nsys_columns.integers(
-                    compute.cast(compute.replace_substring_regex(text, "^$", str(absent)), "int64").chunks
-                )
+                return _integers(compute.cast(compute.replace_substring_regex(text, "^$", str(absent)), "int64").chunks)
             except ValueError:
                 pass  # a fraction, or units in cells
         scaled = _scaled(table, name)
@@ -80,7 +95,7 @@ def _scaled(table: Table, name: str) -> npt.NDArray[np.float64]:
     figure = compute.replace_substring_regex(figure, r"['\s\x{a0}\x{202f}]", "")
     figure = compute.replace_substring_regex(figure, "^$", "nan")
     values = np.array(compute.cast(figure, "float64").to_pylist(), np.float64)
-    distinct, index = nsys_columns.encoded(compute.cast(unit, "binary"))
+    distinct, index = encoded(compute.cast(unit, "binary"))
     factors = np.array([_unit(table, name, text) for text in distinct] + [_unit(table, name, "")], np.float64)
     return values * factors[index]  # NONE, of a cell without a unit, is the last
 

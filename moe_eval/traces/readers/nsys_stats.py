@@ -21,8 +21,7 @@ import numpy.typing as npt
 from moe_eval.errors import UsageError
 from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Trace, kernels, ranges
-from moe_eval.traces.readers import nsys_columns
-from moe_eval.traces.readers.nsys_cells import MAKE, Table, number
+from moe_eval.traces.readers.nsys_cells import MAKE, Table, encoded, number
 
 _CELL = re.compile(r"(.*?)\s*(?:[(\[]([^)\]]*)[)\]])?", re.DOTALL)
 _DELIMITERS = (",", ";", "\t")
@@ -134,7 +133,7 @@ def _lines(path: Path, raw: bytes, header: _Header) -> Table:
 
 def _trace(table: Table, report: str) -> Trace:
     start, duration = number(table, "start"), number(table, "duration")
-    texts, text = nsys_columns.encoded(table.columns["name"])
+    texts, text = encoded(table.columns["name"])
     labels = [_COPY.sub(lambda m: f"[CUDA memcpy {_SIDES[m[1]]}-to-{_SIDES[m[2]]}]", name) for name in texts]
     index: dict[str, int] = {}
     place = np.array([index.setdefault(label, len(index)) for label in labels], np.int64)
@@ -165,7 +164,7 @@ def _trace(table: Table, report: str) -> Trace:
 
 def _summary(table: Table, report: str) -> Trace:
     total, count = number(table, "total time"), number(table, "instances")
-    texts, text = nsys_columns.encoded(table.columns["name"])
+    texts, text = encoded(table.columns["name"])
     sound = (total >= 0) & (count > 0) & (text != NONE)
     if not np.any(sound):
         raise UsageError(f"{table.path} {_NO_KERNEL}")
@@ -186,7 +185,7 @@ def _devices(table: Table) -> tuple[list[str], Ints]:
     """The names of the GPUs, and every row's number: that behind the name, else the order in which they come."""
     if "device" not in table.columns:
         return [], np.zeros(len(table.columns["name"]), np.int64)
-    texts, text = nsys_columns.encoded(table.columns["device"])
+    texts, text = encoded(table.columns["device"])
     pairs = [_DEVICE.fullmatch(label.strip()) for label in texts]
     numbers = [
         int(pair[2]) if pair else int(label) if label.isdecimal() else at

@@ -6,7 +6,6 @@ version and with what was recorded, so everything is looked up by name and may b
 
 from __future__ import annotations
 
-import importlib
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -180,18 +179,14 @@ def _check_lock(path: Path) -> None:
 
 @contextmanager
 def one_sentence(path: Path) -> Iterator[None]:
-    """Turn what the libraries raise of a file into one sentence.
-
-    pyarrow's own errors are ValueErrors and OSErrors.
-    """
-    adbc = importlib.import_module("adbc_driver_manager")
+    """Turn what is raised of a file into one sentence."""
     try:
         yield
     except PermissionError as error:
         raise UsageError(
             f"{path} may not be read ({error.strerror}). Change its permissions or read a copy."
         ) from error
-    except (sqlite3.Error, adbc.Error, OSError, ValueError) as error:
+    except (sqlite3.Error, OSError, ValueError) as error:
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UsageError(
             f"{path} is damaged or not an export of Nsight Systems ({problem}). Export it again with nsys export "

@@ -162,7 +162,9 @@ def test_the_order_of_rows_and_the_size_of_parts_do_not_matter(made: Path, monke
             f"INSERT INTO {table} (rowid, {names}) SELECT rowid - 40, {names} FROM shuffled",
             "DROP TABLE shuffled",
         )
-    monkeypatch.setattr(nsys.columns, "_PART", 50)
+    monkeypatch.setattr(nsys.columns.sqlite_pages, "_BLOCK", 1)
+    assert_same(nsys.read(made), before)
+    monkeypatch.setattr(nsys.columns.sqlite_pages, "columns", lambda *_: None)
     monkeypatch.setattr(nsys.columns, "_BATCH", 7)
     assert_same(nsys.read(made), before)
 
