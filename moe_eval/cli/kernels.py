@@ -61,13 +61,14 @@ def run(options: KernelsOptions) -> None:
 
 def _show(records: Sequence[KernelsRecord], options: KernelsOptions) -> None:
     """Write and print one trace, or two with their difference, the first being the reference."""
-    from moe_eval.comparison import kernels
     from moe_eval.evaluators.kernels_record import shortened
     from moe_eval.report import kernels_table
     from moe_eval.report.console import print_renderable, say
 
     names, changes = _names(records), {}
     if len(records) > 1:
+        from moe_eval.comparison import kernels
+
         measured = {"decode": options.tpot_ms[0] / options.tpot_ms[1]} if options.tpot_ms else {}
         changes = kernels.changes(records[0], records[1], names, measured)
     if options.output:

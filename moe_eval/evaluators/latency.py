@@ -17,8 +17,6 @@ from moe_eval.evaluators.warm_up import ended
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.samples import Sample, WarmUp
 
-# sources that differ by more than this get a note
-DISAGREEMENT = 0.02
 # NVML's energy counter moves in steps of about 0.1 s, so that of a call this long a tenth is uncertain at worst, in
 # either direction; of a shorter one it says nothing
 _ENERGY_SECONDS = 1.0

@@ -10,9 +10,9 @@ from itertools import accumulate
 
 from moe_eval import stats
 from moe_eval.data.workload import Shape
-from moe_eval.evaluators.latency import DISAGREEMENT
 from moe_eval.records.samples import LatencyFigures, LatencyMetrics, Metric, Sample, SourceMedians
 
+DISAGREEMENT = 0.02  # sources that differ by more than this get a note
 METRICS = tuple(metric.name for metric in fields(LatencyMetrics))
 # where several sources time the same thing the first of these counts: what the GPU's own clock says of whole calls,
 # what the engine says of the moments within one call

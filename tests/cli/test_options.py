@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -146,20 +144,6 @@ def test_the_help_of_all_commands_and_the_version(capsys: pytest.CaptureFixture[
     assert all(f"  {name} " in out for name in COMMANDS)
     assert main(["--version"]) == 0
     assert re.fullmatch(r"moe-eval \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("words", ["--help", "--version", "run --help", "kernels classify"])
-def test_start_up_imports_no_heavy_library(words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", PROGRAM, *words.split()],
-        input="x\n",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "moe_eval.cli" in modules
-    assert not modules & {"torch", "mlflow", "lm_eval", "transformers", "numpy", "scipy", "pandas", "matplotlib"}
 
 
 def test_choices_and_limits_are_those_of_the_rooms_they_are_of() -> None:

@@ -554,7 +554,7 @@ def test_launches_join_on_process_and_correlation_together() -> None:
 
 def test_steps_of_a_device_follow_each_other() -> None:
     trace = generation(decode=5).trace()
-    result = forward_steps.find(trace, roles.assign(trace), roles.devices(trace))
+    result = forward_steps.find(trace, roles.assign(trace), trace.kernels.by_device)
     for first, second in pairwise(result.steps):
         assert first.next_ns == second.start_ns
     assert result.steps[-1].next_ns is None

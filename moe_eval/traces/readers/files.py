@@ -11,7 +11,7 @@ from pathlib import Path
 from moe_eval.errors import UsageError
 from moe_eval.traces import ranges
 from moe_eval.traces.kernel_table import Trace
-from moe_eval.traces.readers import nsys, nsys_stats, scrub, sources, torch_profiler
+from moe_eval.traces.readers import sources
 from moe_eval.traces.readers.sources import TraceKind
 
 
@@ -26,11 +26,17 @@ def read(path: Path, *, cpu: bool = False) -> Trace:
     """
     kind = sources.kind(path)
     if kind is TraceKind.TORCH_PROFILER:
+        from moe_eval.traces.readers import torch_profiler
+
         return torch_profiler.read(path, cpu=cpu)
     if cpu:
         raise UsageError(f"{path} is of Nsight Systems and has no operators of the CPU. Read its kernels instead.")
     if kind is TraceKind.NSYS_CSV:
+        from moe_eval.traces.readers import nsys_stats
+
         return nsys_stats.read(path)
+    from moe_eval.traces.readers import nsys
+
     if kind is TraceKind.NSYS_SQLITE:
         return nsys.read(path)
     with tempfile.TemporaryDirectory(prefix="moe-eval-") as folder:
@@ -50,11 +56,15 @@ def keep(source: Path, folder: Path, name: str, *, cpu: bool = False) -> Path:
     """
     kind = sources.kind(source)
     if kind is TraceKind.TORCH_PROFILER:
+        from moe_eval.traces.readers import torch_profiler
+
         trace = folder / f"{name}.json.gz"
         torch_profiler.scrub(source, trace, ranges.is_known, cpu=cpu)
         return trace
     if kind is TraceKind.NSYS_CSV:
         raise UsageError(f"{source} is a summary. Keep the export that it was made of.")
+    from moe_eval.traces.readers import scrub
+
     trace = folder / f"{name}.sqlite.gz"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".trace-") as scratch:
         copy, packed = Path(scratch) / "copy", Path(scratch) / "packed"

@@ -224,10 +224,9 @@ def _texts(block: Bytes, offset: Ints, kind: Ints | Bytes, width: Ints | Bytes) 
     present = np.flatnonzero(np.broadcast_to(width, offset.shape) * (kind >= _TEXT))
     begins = offset[present]
     ends = begins + np.broadcast_to(width, offset.shape)[present].astype(np.int64)
-    content, index = block.tobytes(), dict[bytes, int]()
+    content = block.tobytes()
+    texts = [content[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+    index = {text: at for at, text in enumerate(dict.fromkeys(texts))}
     codes = np.full(len(offset), NONE, np.int64)
-    codes[present] = [
-        index.setdefault(content[begin:end], len(index))
-        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
-    ]
+    codes[present] = np.fromiter(map(index.__getitem__, texts), np.int64, len(texts))
     return Texts(list(index), codes)
