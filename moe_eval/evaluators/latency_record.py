@@ -11,6 +11,7 @@ from moe_eval.data.workload import Shape, Workload
 from moe_eval.evaluators import shape_floors, speed
 from moe_eval.evaluators.trend import trend
 from moe_eval.evaluators.warm_up import UNSETTLED
+from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
 from moe_eval.records.latency import Capacity, LatencyRecord, MemoryUse, WorkloadLabel
@@ -26,6 +27,7 @@ class Context:
     Attributes:
         workload: None where every arm is skipped.
         geometry: of the model. None where it is not understood, and then there are no floors.
+        gpus: those of the arm. None for the machine's.
         rates: what the machine reaches, or why it is not known.
     """
 
@@ -35,6 +37,7 @@ class Context:
     fusion_disabled: bool
     geometry: Geometry | None = None
     rates: Rates | str = "the machine's rates were not measured"
+    gpus: tuple[Gpu, ...] | None = None
 
 
 @dataclass
@@ -77,7 +80,8 @@ def record(measured: Measured, context: Context) -> LatencyRecord:
     shapes = context.workload.shapes if context.workload else ()
     rows = tuple(_shape(measured, shape, context) for shape in shapes if measured.samples(shape))
     first = rows[0] if rows else None
-    engine, gpus = measured.labels.engine, context.origin.machine.gpus if context.origin.machine else ()
+    engine, machine = measured.labels.engine, context.origin.machine
+    gpus = context.gpus or (machine.gpus if machine else ())
     return LatencyRecord(
         arm=measured.arm,
         precision=measured.executed,

@@ -72,8 +72,14 @@ def gpus() -> tuple[Gpu, ...]:
 
 def gpus_from(device: str | None) -> tuple[Gpu, ...]:
     """The GPUs that torch sees, from the device of this torch name on. None for a device that is no GPU."""
-    kind, _, index = str(device or "cuda").partition(":")
-    return gpus()[int(index) if index.isdecimal() else 0 :] if kind == "cuda" else ()
+    is_gpu = str(device or "cuda").partition(":")[0] == "cuda"
+    return gpus()[first_index(device) :] if is_gpu else ()
+
+
+def first_index(device: str | None) -> int:
+    """The index in a torch name of a device. 0 where it has none."""
+    index = str(device).partition(":")[2]
+    return int(index) if index.isdecimal() else 0
 
 
 def check_device(name: str) -> None:

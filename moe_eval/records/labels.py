@@ -109,6 +109,27 @@ class ArmLabels:
 
 
 @dataclass(frozen=True)
+class ArmSettings:
+    """What an arm was planned to be, beside its name.
+
+    Attributes:
+        engine: its name.
+        checkpoint: a folder or a hub name.
+        precision: that the checkpoint holds, or that the engine quantises it to while it loads.
+        options: of the engine by name, secrets removed.
+        environment: variables that its process has beside those of the command.
+        gpus: indices into the machine's GPUs where its first load runs. Empty on a CPU.
+    """
+
+    engine: str
+    checkpoint: str
+    precision: str
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where and by which command a record was made.
 
@@ -116,6 +137,7 @@ class Origin:
         run_id: 32 hexadecimal digits, the same for all arms of a run. None where no run is known.
         options: of the command, secrets removed.
         machine, versions, git: None or empty where the record is of a trace alone.
+        arm: the arm's settings. None where they were not recorded.
     """
 
     run_id: str | None = None
@@ -123,6 +145,7 @@ class Origin:
     machine: Machine | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     git: str | None = None
+    arm: ArmSettings | None = None
 
 
 class Status(str, Enum):

@@ -18,11 +18,15 @@ class MemoryUse:
     """Bytes of GPU memory in use before `together` arms were loaded and after their processes had ended.
 
     None without NVML.
+
+    Attributes:
+        taken: by the loaded arm, on the GPU that it takes most of.
     """
 
     before: int | None
     after: int | None
     together: int = 1
+    taken: int | None = None
 
 
 @dataclass(frozen=True)

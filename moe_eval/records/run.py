@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moe_eval.machine.hardware import Machine
-from moe_eval.records.labels import OptionValue, Status
+from moe_eval.records.labels import ArmSettings, OptionValue, Status
 
 RUN_SCHEMA = 2
 RUN_FILE = "run.json"
@@ -68,6 +68,7 @@ class RunRecord:
         options: of the command, secrets removed.
         evaluators: of every arm by name, the reference first.
         tasks: how many the plan has.
+        arms: their settings by name. Empty in records of versions whose arms differed in precision alone.
         ended_after: loads of every arm after which a run until decided ended before its most loads. None elsewhere.
     """
 
@@ -86,4 +87,5 @@ class RunRecord:
     ended: str | None = None
     error: str | None = None
     ended_after: int | None = None
+    arms: Mapping[str, ArmSettings] = field(default_factory=dict)
     schema: int = RUN_SCHEMA

@@ -1,9 +1,9 @@
-"""Which arms a comparison of precisions has, and which it leaves out and why."""
+"""Which arms a comparison has, and which precisions it leaves out and why."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from moe_eval.checkpoint import contents, precision
 from moe_eval.emulation import PRECISIONS as EMULATED
@@ -11,8 +11,10 @@ from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
+from moe_eval.records import disk
+from moe_eval.records.labels import ArmSettings, OptionValue
 from moe_eval.records.run import Skipped
-from moe_eval.runner.request import ArmsRequest
+from moe_eval.runner.request import ArmsRequest, NamedArm
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Arm:
 
     Attributes:
         name: unique in a run.
+        environment: variables that its process has beside those of the command.
         precision: as it is called in tables and file names. Of a checkpoint that holds FP8 in blocks it is `fp8_block`,
             whichever FP8 was named. With weight-only kernels it is what they compute in, such as `nvfp4-w4a16`.
     """
@@ -28,6 +31,42 @@ class Arm:
     name: str
     precision: str
     settings: EngineSettings
+    engine: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def is_like(self, arm: Arm) -> bool:
+        """Whether both are one arm under two names."""
+        return (self.engine, self.settings, self.environment) == (arm.engine, arm.settings, arm.environment)
+
+    def recorded(self, gpus: tuple[int, ...]) -> ArmSettings:
+        """Its settings as records have them. `gpus`: where its first load runs."""
+        options = {name: _plain(value) for name, value in disk.redact(self.settings.options).items()}
+        held = self.settings.precision or self.precision
+        return ArmSettings(self.engine, self.settings.checkpoint, held, options, self.environment, gpus)
+
+
+def _plain(value: object) -> OptionValue:
+    if isinstance(value, list):
+        return tuple(str(part) if isinstance(part, (list, dict)) else part for part in value)
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def refuse(reasons: Mapping[str, str], count: int) -> None:
+    """Refuse arms that cannot run. A reason that several share is told once.
+
+    Args:
+        reasons: by the arm's name. Empty where all can run.
+        count: of all arms.
+
+    Raises:
+        UsageError: with every reason.
+    """
+    sentences = []
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name in reasons if reasons[name] == reason]
+        sentences.append(reason if len(names) == count else f"{' and '.join(names)}: {reason}")
+    if sentences:
+        raise UsageError(" ".join(sentences))
 
 
 def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
@@ -35,8 +74,10 @@ def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
 
     Raises:
         UsageError: a precision that does not exist or is named twice, a checkpoint that is not there, or one that holds
-            something else than its precision.
+            something else than its precision. A named arm that cannot run here.
     """
+    if request.named:
+        return list(_all_named(request.named, gpus))
     if len(set(request.precisions)) != len(request.precisions) or not request.precisions:
         raise UsageError("--precisions names nothing, or a name twice. Give each name once.")
     for name in request.precisions:
@@ -53,6 +94,62 @@ def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
         if names.count(name) > 1:
             raise UsageError(f"Two of --precisions {','.join(request.precisions)} are {name} here. Give one of them.")
     return planned
+
+
+def _all_named(named: Sequence[NamedArm], gpus: Sequence[Gpu]) -> list[Arm]:
+    arms: list[Arm] = []
+    reasons: dict[str, str] = {}
+    for entry in named:
+        try:
+            arms.append(_of_name(entry, gpus))
+        except UsageError as error:
+            reasons[entry.name] = str(error)
+    refuse(reasons, len(named))
+    for index, arm in enumerate(arms):
+        for earlier in arms[:index]:
+            if arm.is_like(earlier):
+                raise UsageError(
+                    f"The arms {earlier.name} and {arm.name} are the same. Change one of them, or give --aa to measure "
+                    "the first arm twice."
+                )
+    return arms
+
+
+def _of_name(entry: NamedArm, gpus: Sequence[Gpu]) -> Arm:
+    """A named arm.
+
+    Raises:
+        UsageError: why it cannot run here, whatever else does.
+    """
+    settings = EngineSettings(checkpoint=entry.checkpoint, options=entry.options, **entry.settings)
+    contents.local_folder(entry.checkpoint)
+    held, executed = _precisions(entry, settings, gpus)
+    return Arm(entry.name, executed, replace(settings, precision=held), entry.engine, entry.environment)
+
+
+def _precisions(entry: NamedArm, settings: EngineSettings, gpus: Sequence[Gpu]) -> tuple[str, str]:
+    """What the checkpoint holds or becomes, and what its kernels compute in."""
+    folder = contents.settings_folder(entry.checkpoint, settings.revision)
+    carried = contents.carried(folder)
+    requested = entry.precision
+    if requested is not None and requested not in precision.PRECISIONS:
+        raise UsageError(f"There is no precision {requested!r}. Choose from {', '.join(precision.PRECISIONS)}.")
+    if carried.method == "none" and requested is None:
+        stored = contents.stored_dtype(contents.read_config(folder))
+        requested = precision.OF_DTYPE.get(stored if settings.dtype == "auto" else settings.dtype)
+    held = requested or str(carried.precision)
+    if entry.engine == "transformers":
+        if entry.options.get("emulate") or (held in precision.DTYPE_OF and carried.method == "none"):
+            return held, held
+        raise UsageError(
+            f"The transformers engine does not run {held} natively. Give emulate=true, or another engine."
+        )
+    if held not in precision.DTYPE_OF or carried.method != "none":
+        held = _held(entry.checkpoint, held, registry.named(entry.engine))
+    executed, reason = _executed(entry.engine, held, entry.options, gpus)
+    if reason is not None:
+        raise UsageError(f"{held} is {reason}. Give another precision, or another GPU.")
+    return held, executed
 
 
 def _planned(request: ArmsRequest, name: str, gpus: Sequence[Gpu]) -> Arm | Skipped:
@@ -81,27 +178,25 @@ def _native(request: ArmsRequest, path: str, held: str, gpus: Sequence[Gpu]) -> 
     """An arm whose kernels compute in its precision, unless the first GPU or the installed version has none that do."""
     if request.engine == "transformers":
         return _arm(request, path, held, held)
-    engine = registry.named(request.engine)
-    method = contents.carried(contents.settings_folder(path)).method
-    unreadable = engine.why_unreadable(method)
-    if unreadable:
-        return Skipped(held, None, f"it is quantised as {method}, which {unreadable.rstrip('.')}")
-    backend = request.options.get("moe_backend")
+    executed, reason = _executed(request.engine, held, request.options, gpus)
+    return _arm(request, path, held, executed) if reason is None else Skipped(held, None, reason)
+
+
+def _executed(
+    engine: str, held: str, options: Mapping[str, object], gpus: Sequence[Gpu]
+) -> tuple[str, str | None]:
+    """What a precision's kernels compute in, and why the first GPU has none that do. None where it has."""
+    backend = options.get("moe_backend")
     chosen = None if backend in (None, "auto") else str(backend)
     executed = precision.executed(held, chosen)
-    version = engine.version
-    # without a named implementation it is the version's own choice that has to run
-    checked = chosen or ("AUTO" if version else None)
-    for gpu in gpus[:1]:
-        reason = precision.why_not(request.engine, executed, gpu.sm, checked, version)
-        if reason:
-            return Skipped(held, None, reason)
-    return _arm(request, path, held, executed)
+    reasons = (precision.why_not(engine, executed, gpu.sm, chosen) for gpu in gpus[:1])
+    return executed, next(reasons, None)
 
 
 def _arm(request: ArmsRequest, path: str, held: str, executed: str, **options: object) -> Arm:
     every = {**request.options, **options}
-    return Arm(executed, executed, EngineSettings(checkpoint=path, precision=held, options=every, **request.settings))
+    settings = EngineSettings(checkpoint=path, precision=held, options=every, **request.settings)
+    return Arm(executed, executed, settings, request.engine)
 
 
 def _held(path: str, name: str, engine: registry.EngineKind) -> str:

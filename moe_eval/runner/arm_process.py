@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -41,11 +41,17 @@ class ArmDied(ArmFailed):
 
 @dataclass(frozen=True)
 class Load:
-    """What an arm's process loads: a checkpoint on an engine, and the tokenizer's folder or hub name."""
+    """What an arm's process loads: a checkpoint on an engine.
+
+    Attributes:
+        tokenizer: the folder or hub name.
+        environment: variables that the process has beside those of this one.
+    """
 
     engine: str
     settings: EngineSettings
     tokenizer: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Answer(msgspec.Struct):
@@ -100,6 +106,7 @@ class ArmProcess:
                     stderr=None if output is None else stream,
                     pass_fds=held if launcher else (asks, answers, *held),
                     start_new_session=True,
+                    env={**os.environ, **load.environment} if load else None,
                 )
             except OSError as error:
                 for end in (asks, answers, self._asks, self._answers):

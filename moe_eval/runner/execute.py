@@ -40,27 +40,49 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
+class ArmConditions:
+    """What tasks of one arm are done with.
+
+    Attributes:
+        loads: what is loaded, by round: load i has round i, over and over.
+        uuids: of the GPUs of every round. Those of a GPU without a UUID are left out.
+        routing: the options that make the engine name routed experts. `captures`: that open captures of Nsight Systems.
+        experts: of a layer, to choose from. None where routing is not counted.
+    """
+
+    loads: Sequence[Load]
+    uuids: Sequence[tuple[str, ...]] = ((),)
+    routing: Mapping[str, object] = field(default_factory=dict)
+    captures: Mapping[str, object] = field(default_factory=dict)
+    experts: int | None = None
+
+    def load(self, number: int) -> Load:
+        """What is loaded as this load, with the options that it is for."""
+        load = self.loads[max(0, number) % len(self.loads)]
+        added = {ROUTING_LOAD: self.routing, RECORDED_LOAD: self.captures}.get(number, {})
+        return replace(load, settings=replace(load.settings, options={**load.settings.options, **added}))
+
+    def gpus(self, number: int) -> tuple[str, ...]:
+        """The UUIDs of the GPUs of this load."""
+        return self.uuids[max(0, number) % len(self.uuids)]
+
+
+@dataclass(frozen=True)
 class Conditions:
     """What tasks are done with.
 
     Attributes:
-        loads: of every arm by name. `timed`: those that latency tasks are of.
-        routing: the options that make the engine name routed experts.
-        nsys: how kernels are traced by Nsight Systems, with the options `captures` of the engine. None for torch's
-            profiler.
-        experts: of a layer, to choose from. None where routing is not counted.
+        arms: by name, the reference first. `timed`: those that latency tasks are of.
+        nsys: how kernels are traced by Nsight Systems. None for torch's profiler.
         workload: the file of the prompts. None where nothing is timed.
         dataset, input_len, num_chunks: of quality tasks.
         iterations, warm_ups: of a latency task.
         together: how many arms stay loaded at once, 1 where each is loaded alone.
         patience: seconds that an arm may take for one task.
-        uuids: of the GPUs that arms run on.
     """
 
-    loads: Mapping[str, Load]
+    arms: Mapping[str, ArmConditions]
     timed: Sequence[str]
-    routing: Mapping[str, object]
-    experts: int | None
     workload: Path | None
     shapes: Sequence[Shape]
     dataset: str
@@ -70,17 +92,29 @@ class Conditions:
     warm_ups: int
     together: int
     patience: float
-    uuids: Sequence[str]
     nsys: NsysSettings | None = None
-    captures: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Meters:
+    """What is read of some GPUs."""
+
+    nvml: Nvml
+    sampler: Sampler
 
 
 @dataclass
 class _Loaded:
-    """A process and what it holds. `warmed`: warm-ups by shape. `recording`: of a load under Nsight Systems."""
+    """A process and what it holds.
+
+    Attributes:
+        uuids: of its GPUs.
+        warmed: warm-ups by shape. `recording`: of a load under Nsight Systems.
+    """
 
     process: ArmProcess
     load: int
+    uuids: tuple[str, ...]
     recording: Recording | None = None
     result: LoadResult | None = None
     warmed: dict[Shape, WarmUp] = field(default_factory=dict)
@@ -97,10 +131,15 @@ class Executor:
         self._recording: Recording | None = None  # the load under Nsight Systems that has not been settled
         self._before: int | None = None  # memory in use before the first of the loaded arms
         self._ended: dict[Path, LoadResult] = {}  # loads of arms beside which others are loaded still
+        self._meters: dict[tuple[str, ...], _Meters] = {}
 
     def __enter__(self) -> Executor:
-        self._nvml = self._stack.enter_context(Nvml.open(self._conditions.uuids))
-        self._sampler = self._stack.enter_context(Sampler(self._nvml))
+        groups = [uuids for arm in self._conditions.arms.values() for uuids in arm.uuids]
+        for uuids in dict.fromkeys(groups):
+            nvml = self._stack.enter_context(Nvml.open(uuids))
+            self._meters[uuids] = _Meters(nvml, self._stack.enter_context(Sampler(nvml)))
+        every_uuid = dict.fromkeys(uuid for uuids in groups for uuid in uuids)
+        self._nvml = self._stack.enter_context(Nvml.open(list(every_uuid)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,21 +226,23 @@ class Executor:
             self._before = self._nvml.memory()
         try:
             arm = self._loaded[task.arm] = self._started(task, captures)
+            own = self._meters[arm.uuids].nvml
+            empty = own.used_bytes()
             labels = arm.process.load()
         except ArmDied as error:
             raise ArmFailed(self._recording.why_not_loaded(str(error))) if self._recording else error from None
         if labels.engine is not None:  # it may have been given secrets
             arguments = disk.redact(labels.engine.arguments)
             labels = replace(labels, engine=replace(labels.engine, arguments=arguments))
-        arm.result = LoadResult(labels, self._before, None, 1 if alone else self._conditions.together)
+        used = zip(empty, own.used_bytes(), strict=True)
+        taken = max((full - before for before, full in used if full and before is not None), default=None)
+        arm.result = LoadResult(labels, self._before, None, 1 if alone else self._conditions.together, taken)
         disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
         return arm
 
     def _started(self, task: Task, captures: int) -> _Loaded:
         """The arm's process, which has not loaded it yet, with what its load is for."""
-        conditions, load = self._conditions, self._conditions.loads[task.arm]
-        added = {ROUTING_LOAD: conditions.routing, RECORDED_LOAD: conditions.captures}.get(task.load, {})
-        load = replace(load, settings=replace(load.settings, options={**load.settings.options, **added}))
+        conditions, arm = self._conditions, self._conditions.arms[task.arm]
         recording = None
         if task.load == RECORDED_LOAD and conditions.nsys is not None:
             recording = Recording(
@@ -209,13 +250,13 @@ class Executor:
             )
         self._recording = recording
         process = ArmProcess(
-            load,
+            arm.load(task.load),
             patience=conditions.patience,
             output=self._folder.of_arm(task.arm) / LOG,
             held=[self._lock],
             launcher=recording.command if recording else (),
         )
-        return _Loaded(process, task.load, recording)
+        return _Loaded(process, task.load, arm.gpus(task.load), recording)
 
     def _close(self, name: str, seconds: float | None = None) -> None:
         """End an arm's process. `seconds`: that it may take, None for as long as an engine takes to close."""
@@ -264,7 +305,7 @@ class Executor:
                 dict[int, Routing],
                 workload=workload,
                 shape=max(conditions.shapes, key=lambda shape: shape.batch_size),
-                experts=conditions.experts,
+                experts=conditions.arms[task.arm].experts,
                 batch_sizes=sorted({shape.batch_size for shape in conditions.shapes}),
             )
             return TaskResult(Status.FINISHED, routing=routing)
@@ -281,7 +322,7 @@ class Executor:
 
     def _reference(self, task: Task) -> str | None:
         """The scores to compare a task's with: of the first arm that was scored before it. A noise task is a repeat."""
-        earlier = itertools.takewhile(lambda name: name != task.arm, self._conditions.loads)
+        earlier = itertools.takewhile(lambda name: name != task.arm, self._conditions.arms)
         names = [task.arm] if task.kind == "noise" else earlier
         scored = (name for name in names if self._folder.done(Task("quality", name)))
         return next((str(self._folder.arrays(name, "quality")) for name in scored), None)
@@ -297,14 +338,15 @@ class Executor:
             workload=workload,
             shape=shape,
             iterations=self._conditions.iterations,
-            uuids=self._conditions.uuids,
+            uuids=arm.uuids,
         )
+        meters = self._meters[arm.uuids]
         return TurnResult(
             samples=tuple(samples),
             warm_up=arm.warmed[shape],
-            gpus=self._sampler.summary(samples[0].started, samples[-1].ended),
-            slow_samples=tuple(self._sampler.flagged([(sample.started, sample.ended) for sample in samples])),
-            nvml=self._sampler.lost or self._nvml.why_not,
+            gpus=meters.sampler.summary(samples[0].started, samples[-1].ended),
+            slow_samples=tuple(meters.sampler.flagged([(sample.started, sample.ended) for sample in samples])),
+            nvml=meters.sampler.lost or meters.nvml.why_not,
         )
 
     def _warm_up(self, name: str, turn_of: str, shape: Shape) -> None:
@@ -319,7 +361,7 @@ class Executor:
                 workload=str(self._conditions.workload),
                 shape=shape,
                 minimum=self._conditions.warm_ups,
-                uuids=self._conditions.uuids,
+                uuids=arm.uuids,
             )
         except ArmFailed as error:
             if name == turn_of:

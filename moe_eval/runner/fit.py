@@ -147,6 +147,17 @@ def memory(gpus: Sequence[Gpu]) -> int:
     return int(_USABLE * gpus[0].memory_bytes) - used
 
 
+def free(gpus: Sequence[Gpu]) -> list[int]:
+    """Bytes that arms may take of every GPU, or of the machine where there is none."""
+    return [memory((gpu,)) for gpu in gpus] or [memory(())]
+
+
+def _room(free_bytes: Sequence[int], count: int) -> int:
+    """The most bytes that each of so many neighbouring GPUs has free."""
+    starts = range(max(1, len(free_bytes) - count + 1))
+    return max(min(free_bytes[first : first + count]) for first in starts)
+
+
 def too_large(required: Need, available: int) -> str | None:
     """Why an arm cannot be loaded here. None where it can, or where nobody can tell."""
     if required.total is None or required.total <= available:
@@ -168,29 +179,38 @@ def need_of(arm: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> Need:
 
 
 def capacity(arm: Arm, gpus: Sequence[Gpu]) -> Capacity:
-    """What the first GPU has room for when nothing else runs there."""
+    """What the GPUs of an arm have room for when nothing else runs there."""
     required = need_of(arm, (), gpus)
     if required.weights is None or required.token is None or not gpus:
         return Capacity(required.weights, None)
-    room = _USABLE * gpus[0].memory_bytes - required.weights - required.beside
+    room = _USABLE * min(gpu.memory_bytes for gpu in gpus) - required.weights - required.beside
     return Capacity(required.weights, max(0, int(room / required.token)))
 
 
-def fitted(planned: Sequence[Arm | Skipped], shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
+def fitted(
+    planned: Sequence[Arm | Skipped], shapes: Sequence[Shape], gpus: Sequence[Gpu], *, are_named: bool = False
+) -> list[Arm | Skipped]:
     """The arms with limits that suit the shapes. One that the memory cannot hold is skipped.
 
     An emulated arm gets no limits: it runs no shape, and they would only make it slower.
 
+    Args:
+        are_named: none of the arms may be left out.
+
     Raises:
         UsageError: a shape is longer than a model's window, or no arm at all fits.
     """
-    available = memory(gpus)
+    available = free(gpus)
     arms = [entry for entry in planned if isinstance(entry, Arm)]
     for arm in arms:
         check_window(arm.settings.checkpoint, contents.read_config(folder(arm)), shapes)
-    reasons = {arm.name: too_large(need_of(arm, shapes, gpus), available) for arm in arms}
-    if arms and all(reasons.values()):
-        raise UsageError(" ".join(f"{name} does not fit here: {reason}." for name, reason in reasons.items()))
+    reasons = {
+        arm.name: too_large(need_of(arm, shapes, gpus), _room(available, gpu_count(arm.settings.options)))
+        for arm in arms
+    }
+    if arms and (all(reasons.values()) or (are_named and any(reasons.values()))):
+        sentences = (f"{name} does not fit here: {reason}." for name, reason in reasons.items() if reason)
+        raise UsageError(" ".join(sentences))
     heaviest = max((contents.weight_bytes(folder(arm)) or 0 for arm in arms), default=0) or None
     entries: list[Arm | Skipped] = []
     for entry in planned:
@@ -217,16 +237,6 @@ def _limited(arm: Arm, shapes: Sequence[Shape], heaviest: int | None) -> Arm:
     return replace(arm, settings=limits)
 
 
-def together(arms: Sequence[Arm], shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> bool:
-    """Whether all arms fit at once."""
-    bounded = not any(name in arm.settings.options for arm in arms for name in _SHARES)
-    return bounded and hold([need_of(arm, shapes, gpus) for arm in arms], memory(gpus))
-
-
-def hold(needs: Sequence[Need], available: int) -> bool:
-    """Whether so many bytes hold all of these needs. They do not where one is unknown.
-
-    Of a cache of unknown size an engine takes whatever is free, and leaves nothing for the next arm.
-    """
-    totals = [None if need.cache is None else need.total for need in needs]
-    return None not in totals and sum(total for total in totals if total is not None) <= available
+def takes_share(arm: Arm) -> bool:
+    """Whether an arm takes a share of the GPU's memory whatever others need."""
+    return any(name in arm.settings.options for name in _SHARES)

@@ -106,7 +106,7 @@ class RunFolder:
         """
         of_run = [self.run_file, self.arms, self.rates_file, self.comparison_file, self.page_file, self.text_file]
         files = [file for file in of_run if file.exists()]
-        files += [file for file in self.path.glob("*.*") if file.name.partition(".")[0] in records]
+        files += [file for file in self.path.glob("*.*") if file.name.startswith(tuple(f"{name}." for name in records))]
         if not files:
             return
         latest = max(file.stat().st_mtime for file in files)

@@ -12,12 +12,14 @@ from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import floors
+from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.run import EvaluatorName, Mode, RunRecord, Schedule, Skipped
-from moe_eval.runner import arm_plan, fit, scatter, tasks
+from moe_eval.runner import arm_plan, fit, placement, scatter, tasks
 from moe_eval.runner.arm_plan import Arm
+from moe_eval.runner.placement import Indices, Placement
 from moe_eval.runner.recording import HOLDS
 from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import Task
@@ -43,6 +45,7 @@ class Plan:
         arms: the reference first. `evaluators`: of every arm by name.
         traced: the shapes that are traced.
         routed_as: by timed arm, the arm whose routing is its own as well: the first that is loaded alike.
+        placement: the GPUs of every arm, as indices into those of the run.
     """
 
     arms: tuple[Arm, ...]
@@ -53,6 +56,7 @@ class Plan:
     traced: tuple[Shape, ...]
     tasks: tuple[Task, ...]
     routed_as: Mapping[str, str]
+    placement: Placement
 
     def until(self, loads: int) -> Plan:
         """The plan that ends after so many loads of every arm."""
@@ -79,19 +83,21 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
         scoring_windows.check(request.input_len, request.num_chunks)
         scoring_windows.read_documents(request.dataset)
     if {"latency", "kernels"} & set(request.evaluators):
-        planned = fit.fitted(planned, request.shapes, gpus)
+        planned = fit.fitted(planned, request.shapes, gpus, are_named=bool(request.arms.named))
     arms, skipped = _chosen(planned, request, before)
     evaluators = {arm.name: _evaluators(arm, request) for arm in arms}
     timed = [arm for arm in arms if "latency" in evaluators[arm.name]]
     kept_apart = before is not None and before.schedule.mode != "turns"
-    fit_together = not kept_apart and len(timed) > 1 and fit.together(timed, request.shapes, gpus)
-    iterations = schedule(request, together=fit_together)
+    where = placement.place(arms, [arm.name for arm in timed], request.shapes, gpus, apart=kept_apart)
+    iterations = schedule(request, together=where.together)
     traced = tuple(replace(shape, output_len=min(shape.output_len, TRACED_TOKENS)) for shape in request.shapes)
-    routed_as = {arm.name: next(twin.name for twin in timed if twin.settings == arm.settings) for arm in timed}
-    routed = [] if registry.named(request.arms.engine).routing is None else list(routed_as.values())
+    routed_as = {arm.name: next(twin.name for twin in timed if twin.is_like(arm)) for arm in timed}
+    routed = [routed_as[arm.name] for arm in timed if registry.named(arm.engine).routing is not None]
     is_recorded = request.nsys is not None
     order = tasks.order(evaluators, request.shapes, traced, iterations, routed=routed, is_recorded=is_recorded)
-    return Plan(tuple(arms), evaluators, tuple(skipped), iterations, request.shapes, traced, tuple(order), routed_as)
+    return Plan(
+        tuple(arms), evaluators, tuple(skipped), iterations, request.shapes, traced, tuple(order), routed_as, where
+    )
 
 
 def workload(request: RunRequest, arms: Sequence[Arm]) -> Workload:
@@ -169,9 +175,11 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         spread = f" on each of {count} GPUs" if (count := fit.gpu_count(arm.settings.options)) > 1 else ""
         emulated = " (emulated)" if arm.settings.options.get("emulate") else ""
         takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB{spread}"
-        lines.append(
-            f"  {arm.name}{emulated}: {', '.join(plan.evaluators[arm.name])}; {takes}; {arm.settings.checkpoint}"
-        )
+        where = _where(plan.placement.of_arm(arm.name), gpus, hardware.first_index(arm.settings.device))
+        parts = [", ".join(plan.evaluators[arm.name]), takes, *where]
+        if request.arms.named:
+            parts += [", ".join([arm.engine, arm.precision, *_settings(arm)])]
+        lines.append(f"  {arm.name}{emulated}: {'; '.join(parts)}; {arm.settings.checkpoint}")
     for entry in plan.skipped:
         lines.append(f"  skipped: {entry.arm}{f' {entry.evaluator}' if entry.evaluator else ''}: {entry.reason}")
     if plan.timed:
@@ -190,6 +198,24 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         )
     lines.append(f"  {len(plan.tasks)} tasks, {_estimate(plan, request.num_chunks, gpus)}")
     return "\n".join(lines)
+
+
+def _where(rounds: Sequence[Indices], gpus: Sequence[Gpu], first: int) -> list[str]:
+    """The GPUs of an arm by load, where there are several to choose from. `first`: see placement.visible."""
+    if len(gpus) < 2 or not rounds[0]:
+        return []
+    are_here = all(gpu.uuid for gpu in gpus)  # else they have no names but their numbers
+    names = [placement.visible(indices, first) if are_here else ",".join(map(str, indices)) for indices in rounds]
+    places = list(dict.fromkeys(names))
+    label = f"GPU{'s' * (len(rounds[0]) > 1)} {' and then '.join(places)}"
+    return [f"{label} by turns of loads" if len(places) > 1 else label]
+
+
+def _settings(arm: Arm) -> list[str]:
+    """The settings of a named arm."""
+    recorded = arm.recorded(())
+    options = [f"{name}={value}" for name, value in recorded.options.items()]
+    return options + [f"env.{name}={value}" for name, value in recorded.environment.items()]
 
 
 def _traced(nsys: NsysSettings | None) -> str:

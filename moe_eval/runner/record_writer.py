@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from moe_eval.checkpoint.geometry import Geometry
+from moe_eval.engines import registry
 from moe_eval.evaluators import latency_record, quality
 from moe_eval.evaluators.latency_record import Context, Measured
 from moe_eval.evaluators.quality import Scores
+from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
-from moe_eval.records.labels import ArmLabels, Status
+from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.latency import MemoryUse
 from moe_eval.records.quality import NoiseFloor
 from moe_eval.records.run import UNMEASURED
 from moe_eval.records.samples import Turn
 from moe_eval.runner import fit
+from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.placement import Indices
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task, TaskResult
 
@@ -25,13 +31,14 @@ class RecordWriter:
     """Makes the records of a folder.
 
     Attributes:
-        no_routing: why routing was not counted, where no arm's engine tells.
+        context: of every arm, but for its settings and the sizes of its model.
+        geometries: these sizes by arm. None where they are not known.
     """
 
     folder: RunFolder
     plan: Plan
     context: Context
-    no_routing: str
+    geometries: Mapping[str, Geometry | None]
 
     def write(self, kind: Kind | None = None) -> None:
         """Write perf_*, ppl_* and kernels_* records beside the plan.
@@ -42,7 +49,7 @@ class RecordWriter:
         precisions = {arm.name: arm.precision for arm in self.plan.arms}
         for arm, precision in precisions.items():
             if kind in (None, "latency", "routing") and self._tasks(arm, "latency"):
-                self._write(f"perf_{arm}", latency_record.record(self._measured(arm, precision), self.context))
+                self._write(f"perf_{arm}", latency_record.record(self._measured(arm, precision), self._context(arm)))
             result = self.folder.result(Task("quality", arm)) if self._tasks(arm, "quality") else None
             if result is not None and kind in (None, "quality", "noise"):
                 self._write_quality(arm, precision, result)
@@ -60,13 +67,38 @@ class RecordWriter:
             elif self.folder.command == "ppl":
                 self._write_quality(entry.arm, entry.arm, TaskResult(Status.SKIPPED, entry.reason))
 
+    def _context(self, arm: str) -> Context:
+        """What a latency record of an arm has beside what was measured."""
+        where = self.plan.placement.gpus(arm)
+        return replace(
+            self.context, origin=self._origin(arm), geometry=self.geometries[arm], gpus=self._gpus(where)
+        )
+
+    def _origin(self, arm: str) -> Origin:
+        settings = self._planned(arm).recorded(self.plan.placement.gpus(arm))
+        return replace(self.context.origin, arm=settings)
+
+    def _planned(self, arm: str) -> Arm:
+        return next(entry for entry in self.plan.arms if entry.name == arm)
+
+    def _gpus(self, indices: Indices) -> tuple[Gpu, ...]:
+        machine = self.context.origin.machine
+        return tuple(machine.gpus[index] for index in indices) if machine else ()
+
+    def _no_routing(self, arm: str) -> str:
+        """Why routing was not counted, where its engine does not tell."""
+        kind = registry.named(self._planned(arm).engine)
+        if kind.routing is None:
+            return f"not measured: {kind.title} does not tell which experts tokens go through"
+        return "not measured: the number of experts of this architecture is not known"
+
     def _measured(self, arm: str, precision: str) -> Measured:
         """An arm's latency tasks, put together."""
         measured = Measured(arm, precision, Status.FINISHED, labels=self._labels(arm))
-        measured.memory = tuple(MemoryUse(load.before, load.after, load.together) for load in self.folder.loads(arm))
-        machine = self.context.origin.machine
-        planned = next(entry for entry in self.plan.arms if entry.name == arm)
-        measured.capacity = fit.capacity(planned, machine.gpus if machine else ())
+        measured.memory = tuple(
+            MemoryUse(load.before, load.after, load.together, load.taken) for load in self.folder.loads(arm)
+        )
+        measured.capacity = fit.capacity(self._planned(arm), self._gpus(self.plan.placement.gpus(arm)))
         tasks = self._tasks(arm, "latency")
         loads = 1 + max(task.load for task in tasks)
         for task in tasks:
@@ -86,7 +118,7 @@ class RecordWriter:
             measured.nvml = measured.nvml or turn.nvml
         routed = self.folder.result(Task("routing", self.plan.routed_as[arm], ROUTING_LOAD))
         if routed is None:
-            measured.no_routing = self.no_routing
+            measured.no_routing = self._no_routing(arm)
         else:
             measured.routing = routed.routing
             measured.no_routing = None if routed.is_finished else f"not measured: {routed.error}"
@@ -98,7 +130,7 @@ class RecordWriter:
             precision,
             result.status,
             result.error,
-            origin=self.context.origin,
+            origin=self.context.origin if result.status is Status.SKIPPED else self._origin(arm),
             labels=self._labels(arm),
             figures=result.quality,
             noise_floor=self._noise_floor(arm) if result.is_finished else None,
@@ -120,7 +152,7 @@ class RecordWriter:
             assert task.shape is not None
             result = self.folder.result(task) or TaskResult(Status.FAILED, UNMEASURED)
             record = result.kernels or KernelsRecord(shape=task.shape.name)
-            record = replace(record, arm=task.arm, status=result.status, error=result.error, origin=self.context.origin)
+            record = replace(record, arm=task.arm, status=result.status, error=result.error, origin=self._origin(task.arm))
             self._write(f"kernels_{task.arm}", record, f"_{task.shape.name}")
 
     def _tasks(self, arm: str, kind: Kind) -> list[Task]:

@@ -25,6 +25,24 @@ class SharedSettings(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class NamedArm:
+    """One arm whose settings have a name of their own.
+
+    Attributes:
+        precision: None for the one that the checkpoint holds.
+        options: of its engine. `settings`: of its EngineSettings. `environment`: variables of its process.
+    """
+
+    name: str
+    engine: str
+    checkpoint: str
+    precision: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    settings: SharedSettings = field(default_factory=SharedSettings)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ArmsRequest:
     """Which arms.
 
@@ -33,6 +51,7 @@ class ArmsRequest:
         paths: checkpoints by `model`, `fp8` and `nvfp4`. None where there is none.
         emulate: compute FP8 and NVFP4 from the one checkpoint `model`, in `scope`. None where the command cannot.
         options: of the engine, for every arm. `settings`: of every arm's EngineSettings.
+        named: the arms in place of `precisions`, the reference first. Empty for arms that differ in precision alone.
     """
 
     engine: str
@@ -42,6 +61,7 @@ class ArmsRequest:
     scope: str = "experts"
     options: Mapping[str, object] = field(default_factory=dict)
     settings: SharedSettings = field(default_factory=SharedSettings)
+    named: Sequence[NamedArm] = ()
 
 
 @dataclass(frozen=True)

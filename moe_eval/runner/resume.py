@@ -43,6 +43,7 @@ def begin(request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> RunRecord:
         machine=replace(hardware.machine(), gpus=tuple(gpus)),
         versions=hardware.versions(),
         git=hardware.git_state(),
+        arms={arm.name: arm.recorded(plan.placement.gpus(arm.name)) for arm in plan.arms},
     )
     return msgspec.json.decode(msgspec.json.encode(record), type=RunRecord)
 
@@ -76,6 +77,12 @@ def check(before: RunRecord, current: RunRecord, folder: Path) -> None:
         raise UsageError(
             f"The run in {folder} began elsewhere ({differences}). Resume it there, or begin another in another "
             "--output_dir."
+        )
+    changed = [name for name, arm in before.arms.items() if current.arms.get(name) != arm]
+    if changed and list(before.evaluators) == list(current.evaluators):
+        raise UsageError(
+            f"The run in {folder} was begun with other settings of {' and '.join(changed)}, or on other GPUs. Give the "
+            "same arms and free as much memory as they had, or begin another in another --output_dir."
         )
     earlier, later = _planned(before), _planned(current)
     if earlier != later:

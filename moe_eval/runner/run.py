@@ -21,15 +21,17 @@ from moe_eval.engines import registry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency
 from moe_eval.evaluators.latency_record import Context
+from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord
-from moe_eval.runner import fit, resume
+from moe_eval.runner import fit, placement, resume
 from moe_eval.runner import plan as planning
+from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
-from moe_eval.runner.execute import Conditions, Executor, Observer
+from moe_eval.runner.execute import ArmConditions, Conditions, Executor, Observer
 from moe_eval.runner.folder import RunFolder, place, say
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.record_writer import RecordWriter
@@ -193,18 +195,15 @@ class Run:
         return self.folder.path / f"workload_{workload.digest}.json"
 
     @cached_property
-    def _geometry(self) -> geometry.Geometry | None:
-        return geometry.read(contents.read_config(fit.folder(self.plan.arms[0]))) if self.plan.arms else None
+    def _geometries(self) -> dict[str, geometry.Geometry | None]:
+        """The sizes of every arm's model."""
+        return {arm.name: geometry.read(contents.read_config(fit.folder(arm))) for arm in self.plan.arms}
 
     def _conditions(self) -> Conditions:
-        request, arms = self.request, self.plan.arms
-        engine = request.arms.engine
-        gpus = self.gpus[: fit.gpu_count(arms[0].settings.options)]
+        request = self.request
         return Conditions(
-            loads={arm.name: Load(engine, arm.settings, request.tokenizer or arm.settings.checkpoint) for arm in arms},
+            arms={arm.name: self._of_arm(arm) for arm in self.plan.arms},
             timed=self.plan.timed,
-            routing=registry.named(engine).routing or {},
-            experts=self._geometry.experts if self._geometry else None,
             workload=self._workload_file(self.workload) if self.workload else None,
             shapes=self.plan.shapes,
             dataset=request.dataset,
@@ -212,27 +211,41 @@ class Run:
             num_chunks=request.num_chunks,
             iterations=self.plan.schedule.per_turn,
             warm_ups=request.warm_ups,
-            together=len(arms) if self._takes_turns else 1,
+            together=len(self.plan.arms) if self._takes_turns else 1,
             patience=request.timeout_s,
-            uuids=[gpu.uuid for gpu in gpus if gpu.uuid],
             nsys=request.nsys,
-            captures=registry.named(engine).captures,
+        )
+
+    def _of_arm(self, arm: Arm) -> ArmConditions:
+        kind, sizes = registry.named(arm.engine), self._geometries[arm.name]
+        rounds = self.plan.placement.of_arm(arm.name)
+        tokenizer = self.request.tokenizer or arm.settings.checkpoint
+        first = hardware.first_index(arm.settings.device)
+        loads = []
+        for gpus in rounds:
+            load = Load(arm.engine, arm.settings, tokenizer, arm.environment)
+            if gpus and (first or len(self.gpus) > 1):  # it sees its own GPUs alone, from index 0 on
+                device = arm.settings.device and arm.settings.device.partition(":")[0]
+                seen = {**arm.environment, placement.VISIBLE: placement.visible(gpus, first)}
+                load = replace(load, settings=replace(arm.settings, device=device), environment=seen)
+            loads.append(load)
+        return ArmConditions(
+            loads=loads,
+            uuids=[tuple(uuid for index in gpus if (uuid := self.gpus[index].uuid)) for gpus in rounds],
+            routing=kind.routing or {},
+            captures=kind.captures,
+            experts=sizes.experts if sizes else None,
         )
 
     def _writer(self, record: RunRecord, rates: Rates | str) -> RecordWriter:
-        kind = registry.named(self.request.arms.engine)
-        no_routing = "not measured: the number of experts of this architecture is not known"
-        if kind.routing is None:
-            no_routing = f"not measured: {kind.title} does not tell which experts tokens go through"
         context = Context(
             origin=Origin(record.run_id, record.options, record.machine, record.versions, record.git),
             workload=self.workload,
             schedule=self.plan.schedule,
             fusion_disabled=self.request.fusion_disabled,
-            geometry=self._geometry,
             rates=rates,
         )
-        return RecordWriter(self.folder, self.plan, context, no_routing)
+        return RecordWriter(self.folder, self.plan, context, self._geometries)
 
     def _known_rates(self) -> Rates | None:
         """What the machine can do at most, where this run has measured it."""

@@ -103,12 +103,14 @@ class LoadResult:
     Attributes:
         before, after: bytes of GPU memory in use before the load, and when its process had ended. None without NVML.
         together: how many arms were loaded at once. Then `before` and `after` are of all of them.
+        taken: bytes that the arm took of the GPU that it takes most of, once it was loaded. None without NVML.
     """
 
     labels: ArmLabels
     before: int | None
     after: int | None
     together: int
+    taken: int | None = None
 
 
 def order(

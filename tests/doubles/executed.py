@@ -15,7 +15,7 @@ from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.run import EVALUATORS, EvaluatorName, Mode, Schedule
 from moe_eval.runner import tasks
 from moe_eval.runner.arm_process import Load
-from moe_eval.runner.execute import Conditions, Executor
+from moe_eval.runner.execute import ArmConditions, Conditions, Executor
 from moe_eval.runner.folder import LOG, RunFolder
 from moe_eval.runner.tasks import Task, TurnResult
 from tests.doubles.plays import SHAPES, Quiet
@@ -44,10 +44,17 @@ def run(
     arms = list(dict.fromkeys(task.arm for task in plan))
     together = any(task.turn for task in plan)
     conditions = Conditions(
-        loads={name: Load("made up", EngineSettings(name), name) for name in arms},
+        arms={
+            name: ArmConditions(
+                [Load("made up", EngineSettings(name), name)],
+                [uuids],
+                routing={"tell": True},
+                captures={"open": "captures"},
+                experts=4,
+            )
+            for name in arms
+        },
         timed=arms,
-        routing={"tell": True},
-        experts=4,
         workload=folder.path / "workload.json",
         shapes=SHAPES,
         dataset="none",
@@ -57,9 +64,7 @@ def run(
         warm_ups=5,
         together=len(arms) if together else 1,
         patience=60,
-        uuids=uuids,
         nsys=nsys,
-        captures={"open": "captures"},
     )
     observer = Quiet()
     with folder.locked(0) as lock, Executor(folder, conditions, lock) as executor:

@@ -137,7 +137,6 @@ def test_where_nothing_is_known_nothing_is_refused_and_nothing_shares_the_machin
     need = fit.need(folder(tmp_path, {"model_type": "unheard_of"}), "bf16", ONE, {}, gpu=True)
     assert need.total is None
     assert fit.too_large(need, 0) is None
-    assert not fit.hold([need], 1 << 50)
 
 
 def test_the_cache_is_that_of_the_largest_shape() -> None:
@@ -148,12 +147,12 @@ def test_lighter_weights_leave_room_for_more_of_the_cache(tmp_path: Path) -> Non
     settings = EngineSettings(str(folder(tmp_path, QWEN3, QWEN3_BYTES)))
     per_token = 48 * 2 * 4 * 128 * 2  # layers, keys and values, heads, head size, bytes
     for precision, weights in (("bf16", QWEN3_BYTES), ("fp8", None)):
-        capacity = fit.capacity(Arm(precision, precision, settings), (H100,))
+        capacity = fit.capacity(Arm(precision, precision, settings, "trtllm"), (H100,))
         assert capacity.weights_bytes is not None
         assert weights is None or capacity.weights_bytes == pytest.approx(weights, rel=1e-3)
         room = 0.97 * H100.memory_bytes - capacity.weights_bytes - (8 << 30)
         assert capacity.kv_cache_tokens == pytest.approx(room / per_token, abs=1)
-        assert fit.capacity(Arm(precision, precision, settings), ()).kv_cache_tokens is None
+        assert fit.capacity(Arm(precision, precision, settings, "trtllm"), ()).kv_cache_tokens is None
 
 
 def test_what_does_not_fit_is_said_with_both_sides() -> None:
@@ -164,13 +163,6 @@ def test_what_does_not_fit_is_said_with_both_sides() -> None:
     assert reason.startswith(
         "it needs 60.0 GiB of weights, 1.5 of key-value cache and about 8 beside them, and 69.5 GiB"
     )
-
-
-def test_arms_fit_together_where_their_sum_does() -> None:
-    arms = [Need(30, 5, 1), Need(15, 5, 1), Need(9, 0, 1)]
-    assert fit.hold(arms, 67)
-    assert not fit.hold(arms, 66)
-    assert not fit.hold([Need(9, None, 1)], 1 << 50), "a cache of unknown size takes all"
 
 
 def test_what_is_free_of_a_gpu_counts_and_a_little_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
