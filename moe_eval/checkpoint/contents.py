@@ -89,6 +89,9 @@ def settings_folder(name: str, revision: str | None = None) -> Path:
         raise UsageError(message) from error
 
 
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
+
+
 def check_weights(folder: Path) -> None:
     """Read the header of every safetensors file, which also checks the file's length.
 
@@ -103,6 +106,23 @@ def check_weights(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{file} is corrupt or cut short ({error}). Copy the checkpoint again.") from error
+
+
+def require_weights(folder: Path) -> None:
+    """Refuse a checkpoint of which no weights are there, or not all that its index names.
+
+    Raises:
+        UsageError: names what is not there.
+    """
+    index = folder / "model.safetensors.index.json"
+    files = (read_object(index).get("weight_map") or {}).values() if index.is_file() else ()
+    missing = sorted(name for name in set(map(str, files)) if not (folder / name).is_file())
+    if missing:
+        raise UsageError(
+            f"{folder} lacks {len(missing)} of the files that its index names ({missing[0]}). Copy it again."
+        )
+    if not any(file.suffix in _WEIGHT_SUFFIXES for file in folder.iterdir()):
+        raise UsageError(f"{folder} holds no weights. Copy the checkpoint again, or give weights=random on vLLM.")
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condi
     if plan.arms and not options.dry_run:
         run.check()
         make_folder(request.folder)
+    else:
+        run.check_arms(reads_weights=False)
     out(planning.describe(plan, request, gpus))
     nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped))
     if options.dry_run:

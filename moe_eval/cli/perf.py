@@ -42,6 +42,8 @@ def _record(options: PerfOptions) -> None:
         UsageError: the engine runs in another process, more than one iteration is asked for, or there is no GPU.
     """
     request = request_of(options)
+    if request.arms.named:
+        raise UsageError("--mode nsys takes --precisions. For an --arm use moe-eval run --profiler nsys.")
     gpus = gpus_of(request)
     plan = planning.make(request, gpus)
     work = planning.workload(request, plan.arms) if plan.arms else None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from moe_eval.checkpoint import shipped as shipped_model
+from moe_eval.cli import arms
+from moe_eval.cli.arms import Common
+from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import (
     EmulationOptions,
     LatencyOptions,
@@ -29,7 +33,7 @@ from moe_eval.records import disk
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EVALUATORS, EvaluatorName
 from moe_eval.records.verdicts import Rules
-from moe_eval.runner.request import ArmsRequest, Command, RunRequest, SharedSettings
+from moe_eval.runner.request import ArmsRequest, Command, NamedArm, RunRequest, SharedSettings
 
 
 def request_of(options: MeasuringOptions) -> RunRequest:
@@ -42,7 +46,7 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         raise UsageError("--max_minutes ends a run --until decided. Give both, or neither.")
     if options.gpu is not None and not options.dry_run:
         raise UsageError("--gpu plans for GPUs that are not here. Add --dry_run, or leave it out.")
-    arms, tokenizer = _arms(options)
+    arms_request, tokenizer = _arms(options)
     latency = options if isinstance(options, LatencyOptions) else None
     quality = options if isinstance(options, QualityOptions) else None
     command: Command = "perf" if isinstance(options, PerfOptions) else "ppl" if latency is None else "run"
@@ -51,7 +55,7 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         evaluators = tuple(name for name in EVALUATORS if name in options.evaluators)
     return RunRequest(
         command=command,
-        arms=arms,
+        arms=arms_request,
         tokenizer=tokenizer,
         evaluators=evaluators,
         shapes=shapes(latency.batch_size, options.input_len, latency.output_len) if latency else (),
@@ -71,7 +75,7 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         fusion_disabled=options.disable_fusion,
         timeout_s=options.timeout,
         resume=options.resume,
-        nsys=nsys_of(options, arms) if isinstance(options, RunOptions) and "kernels" in evaluators else None,
+        nsys=nsys_of(options, arms_request) if isinstance(options, RunOptions) and "kernels" in evaluators else None,
     )
 
 
@@ -108,7 +112,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
 
     emulation = options if isinstance(options, EmulationOptions) else None
     emulate = emulation.emulate if emulation else None
-    is_shipped = options.model_path is None
+    is_shipped = options.model_path is None and not _have_checkpoints(options.arms)
     engine = options.engine or ("transformers" if emulate or is_shipped else "trtllm")
     if is_shipped:
         print(shipped_model.SHIPPED_NOTE, file=sys.stderr)
@@ -117,27 +121,50 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     settings = _settings(arguments)
     if options.moe_backend != "auto":
         arguments["moe_backend"] = options.moe_backend
-    for name in ("disable_fusion", "stall_timeout"):
-        if value := getattr(options, name):
-            if engine != "trtllm":
-                raise UsageError(f"--{name} is a setting of TensorRT-LLM. Leave it out.")
-            arguments[name] = value
-    (registry.named if options.dry_run else registry.check)(engine)
-    registry.check_options(engine, arguments)
-    arms = ArmsRequest(
-        engine=engine,
+    paths = {
+        "model": str(shipped_model.SHIPPED) if is_shipped else options.model_path,
+        "fp8": options.fp8_model_path,
+        "nvfp4": options.nvfp4_model_path,
+    }
+    of_trtllm = {name: value for name in ("disable_fusion", "stall_timeout") if (value := getattr(options, name))}
+    check = registry.named if options.dry_run else registry.check
+    named = _named(options, Common(engine, paths, arguments, of_trtllm, settings, check, _settings))
+    engines = [arm.engine for arm in named] or [engine]
+    for name in of_trtllm:
+        if "trtllm" not in engines:
+            raise UsageError(f"--{name} is a setting of TensorRT-LLM. Leave it out.")
+    if not named:
+        arguments |= of_trtllm
+        check(engine)
+        registry.check_options(engine, arguments)
+    request = ArmsRequest(
+        engine=engines[0],
         precisions=options.precisions,
-        paths={
-            "model": str(shipped_model.SHIPPED) if is_shipped else options.model_path,
-            "fp8": options.fp8_model_path,
-            "nvfp4": options.nvfp4_model_path,
-        },
+        paths=paths,
         emulate=emulate,
         scope=emulation.scope if emulation else "experts",
         options=arguments,
         settings=settings,
+        named=named,
     )
-    return arms, None if tokenizer is None else str(tokenizer)
+    return request, None if tokenizer is None else str(tokenizer)
+
+
+def _named(options: MeasuringOptions, common: Common) -> list[NamedArm]:
+    """The arms that have names of their own. Empty where they are called by their precision."""
+    if not options.arms:
+        return []
+    if options.precisions != options_of(type(options))["precisions"].default:
+        raise UsageError("--arm and --precisions both say which arms there are. Give one of them.")
+    if isinstance(options, EmulationOptions) and options.emulate:
+        raise UsageError("--emulate is for --precisions. Give emulate=true to an --arm on transformers.")
+    return arms.named(options.arms, common)
+
+
+def _have_checkpoints(texts: Sequence[str]) -> bool:
+    """Whether arms name all the checkpoints there are."""
+    settings = [arm_text.read(text)[1] for text in texts]
+    return bool(settings) and all({"checkpoint", "pretrained"} & set(keys) for keys in settings)
 
 
 def _settings(arguments: dict[str, object]) -> SharedSettings:
@@ -172,6 +199,8 @@ def recorded(options: MeasuringOptions) -> dict[str, OptionValue]:
     arguments = disk.redact(simple_parse_args_string(options.model_args))
     values: dict[str, object] = {name: getattr(options, name) for name in options_of(type(options))}
     values["model_args"] = ",".join(f"{key}={value}" for key, value in arguments.items())
+    texts = map(arm_text.read, options.arms)
+    values["arms"] = tuple(arm_text.write(name, disk.redact(settings)) for name, settings in texts) or None
     redacted = disk.redact({name: value for name, value in values.items() if value is not None})
     return {name: _plain(value) for name, value in redacted.items()}
 

@@ -6,14 +6,16 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from moe_eval.engines import tables
 from moe_eval.errors import UsageError
 
 if TYPE_CHECKING:
     from moe_eval.engines.base import Engine, EngineSettings
+    from moe_eval.machine.hardware import Gpu
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,15 @@ class EngineKind:
     Attributes:
         package: what is imported, and `install` the command that installs it.
         options: the names of EngineSettings.options that it takes, or None if its installed version decides.
-        module: the module here whose `load(settings, tokenizer)` returns an Engine.
+        module: the module here whose `load(settings, tokenizer)` returns an Engine, and whose `check(settings, gpus,
+            reads_weights)` refuses what it could not load.
         claims: arguments of the harness that are options of this engine under the same name.
         quantises: precisions to which it can quantise a 16-bit checkpoint while it loads.
         routing: the options that make it report routed experts (Engine.routing). If there are any, it is loaded with
             them in a separate process. None if it never reports them.
         captures: the options that make its workers open the captures of Nsight Systems (Engine.capture).
         layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
-        traits: the module and name of a served engine's traits, MODULE:NAME.
+        expert_parallel: the option that splits experts over GPUs. `is_expert_switch`: it is a switch, not a size.
     """
 
     title: str
@@ -44,22 +47,8 @@ class EngineKind:
     routing: Mapping[str, object] | None = None
     captures: Mapping[str, object] = field(default_factory=dict)
     layer_ranges: Mapping[str, object] | None = None
-    traits: str | None = None
-
-    @property
-    def version(self) -> str | None:
-        """The version of its library that is installed. None where none is, or where it does not say."""
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(self.package)
-        return None
-
-    def why_unreadable(self, method: str) -> str | None:
-        """Why it does not read a form of checkpoint, as Traits.why_unreadable. The installed version decides."""
-        if self.traits is None:
-            return None
-        module, _, name = self.traits.partition(":")
-        reason: str | None = getattr(importlib.import_module(module), name).why_unreadable(method, self.version)
-        return reason
+    expert_parallel: str | None = None
+    is_expert_switch: bool = False
 
 
 # options of emulation
@@ -74,6 +63,7 @@ ENGINES = {
         traits="moe_eval.engines.trtllm.installed:TRTLLM",
         claims=("max_batch_size",),
         layer_ranges={"enable_layerwise_nvtx_marker": True, "cuda_graph_batch_sizes": "none"},
+        expert_parallel="moe_expert_parallel_size",
     ),
     "vllm": EngineKind(
         "vLLM",
@@ -87,6 +77,8 @@ ENGINES = {
         captures={"profiler_config": {"profiler": "cuda"}},
         # neither compiled code nor a CUDA graph has ranges, which belong to modules that Python calls
         layer_ranges={"enable_layerwise_nvtx_tracing": True, "enforce_eager": True},
+        expert_parallel="enable_expert_parallel",
+        is_expert_switch=True,
     ),
     "transformers": EngineKind(
         "Transformers",
@@ -130,6 +122,26 @@ def check_options(name: str, options: Iterable[str]) -> None:
             f"The {name} engine knows no argument {', '.join(map(repr, unknown))}. Besides the common arguments it "
             f"takes {', '.join(accepted)}."
         )
+
+
+def settings_of(name: str) -> frozenset[str]:
+    """The names of EngineSettings.options that this engine takes, as far as they are known before it is imported."""
+    kind = named(name)
+    return tables.settings(name, kind.package) if kind.options is None else frozenset(kind.options)
+
+
+def check_arm(name: str, settings: EngineSettings, gpus: Sequence[Gpu], *, reads_weights: bool = True) -> None:
+    """Refuse an arm that this engine could not load on these GPUs, without its library.
+
+    Args:
+        gpus: all that a plan may use.
+        reads_weights: whether the weights have to be there.
+
+    Raises:
+        UsageError: why it could not.
+    """
+    check_options(name, settings.options)
+    importlib.import_module(named(name).module).check(settings, gpus, reads_weights=reads_weights)
 
 
 def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:

@@ -141,9 +141,7 @@ def _precisions(entry: NamedArm, settings: EngineSettings, gpus: Sequence[Gpu]) 
     if entry.engine == "transformers":
         if entry.options.get("emulate") or (held in precision.DTYPE_OF and carried.method == "none"):
             return held, held
-        raise UsageError(
-            f"The transformers engine does not run {held} natively. Give emulate=true, or another engine."
-        )
+        raise UsageError(f"The transformers engine does not run {held} natively. Give emulate=true, or another engine.")
     if held not in precision.DTYPE_OF or carried.method != "none":
         held = _held(entry.checkpoint, held, registry.named(entry.engine))
     executed, reason = _executed(entry.engine, held, entry.options, gpus)
@@ -182,9 +180,7 @@ def _native(request: ArmsRequest, path: str, held: str, gpus: Sequence[Gpu]) -> 
     return _arm(request, path, held, executed) if reason is None else Skipped(held, None, reason)
 
 
-def _executed(
-    engine: str, held: str, options: Mapping[str, object], gpus: Sequence[Gpu]
-) -> tuple[str, str | None]:
+def _executed(engine: str, held: str, options: Mapping[str, object], gpus: Sequence[Gpu]) -> tuple[str, str | None]:
     """What a precision's kernels compute in, and why the first GPU has none that do. None where it has."""
     backend = options.get("moe_backend")
     chosen = None if backend in (None, "auto") else str(backend)

@@ -70,9 +70,7 @@ class RecordWriter:
     def _context(self, arm: str) -> Context:
         """What a latency record of an arm has beside what was measured."""
         where = self.plan.placement.gpus(arm)
-        return replace(
-            self.context, origin=self._origin(arm), geometry=self.geometries[arm], gpus=self._gpus(where)
-        )
+        return replace(self.context, origin=self._origin(arm), geometry=self.geometries[arm], gpus=self._gpus(where))
 
     def _origin(self, arm: str) -> Origin:
         settings = self._planned(arm).recorded(self.plan.placement.gpus(arm))
@@ -152,7 +150,9 @@ class RecordWriter:
             assert task.shape is not None
             result = self.folder.result(task) or TaskResult(Status.FAILED, UNMEASURED)
             record = result.kernels or KernelsRecord(shape=task.shape.name)
-            record = replace(record, arm=task.arm, status=result.status, error=result.error, origin=self._origin(task.arm))
+            record = replace(
+                record, arm=task.arm, status=result.status, error=result.error, origin=self._origin(task.arm)
+            )
             self._write(f"kernels_{task.arm}", record, f"_{task.shape.name}")
 
     def _tasks(self, arm: str, kind: Kind) -> list[Task]:

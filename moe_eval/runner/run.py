@@ -27,7 +27,7 @@ from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord
-from moe_eval.runner import fit, placement, resume
+from moe_eval.runner import arm_plan, fit, placement, resume
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
@@ -67,11 +67,22 @@ class Run:
         """Refuse what cannot be measured, before anything is written or loaded.
 
         Raises:
-            UsageError: with the reason.
+            UsageError: with the reason. One that several arms share stands there once.
         """
+        self.check_arms()
         if "latency" in self.request.evaluators:
             latency.refuse_profiler()
         _ = self.workload  # a text that is too short for it is refused here
+
+    def check_arms(self, *, reads_weights: bool = True) -> None:
+        """Refuse arms that their engines could not load. `reads_weights`: whether weights have to be there."""
+        reasons: dict[str, str] = {}
+        for arm in self.plan.arms:
+            try:
+                registry.check_arm(arm.engine, arm.settings, self.gpus, reads_weights=reads_weights)
+            except UsageError as error:
+                reasons[arm.name] = str(error)
+        arm_plan.refuse(reasons, len(self.plan.arms))
 
     def execute(self, progress: Progress, is_decided: Callable[[], bool] = lambda: False) -> list[str]:
         """Do what is left to do and write the records, also as it goes: a kill leaves those of what was measured.

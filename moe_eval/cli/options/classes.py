@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.option import option
 from moe_eval.data.scoring_windows import DATASETS
 from moe_eval.records.run import EVALUATORS, EvaluatorName
@@ -31,6 +32,14 @@ class ArmOptions:
     nvfp4_model_path: str | None = option(None, "a checkpoint in NVFP4", _ARMS)
     precisions: tuple[str, ...] = option(
         ("bf16", "fp8", "nvfp4"), "what to run, in this order. The first is the reference", _ARMS, metavar="NAME,..."
+    )
+    arms: tuple[str, ...] = option(
+        (),
+        "an arm by its settings, in place of --precisions. Give one --arm for each. The first is the reference",
+        _ARMS,
+        metavar="NAME:KEY=VALUE,...",
+        spelling="arm",
+        reader=arm_text.texts,
     )
     engine: str | None = option(
         None, "trtllm, vllm or transformers. Without it trtllm, or transformers for the shipped model", _ARMS

@@ -106,6 +106,8 @@ class Command(Generic[Options]):
             metavar = option.metavar or (f"{{{','.join(option.choices)}}}" if option.choices else None)
             if option.kind is bool:
                 group.add_argument(option.label, action="store_const", const=True, help=text)
+            elif option.spelling is not None:
+                group.add_argument(option.label, dest=option.name, action="append", metavar=metavar, help=text)
             else:
                 group.add_argument(option.label, nargs=option.word_count, metavar=metavar, help=text)
         return parser

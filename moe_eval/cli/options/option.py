@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -47,6 +47,8 @@ class Option:
         synonyms: names that people try, and what they mean here.
         is_positional: the values stand without the option's name.
         is_verbatim: the next word is its value, also where it begins with dashes.
+        spelling: on the command line, where that is not the name. Such an option is repeated for every value.
+        reader: makes texts of an object of YAML or Python. None for values that are read as they are.
         word_count: of an option whose values are words of their own: a number, `+` for one or more, or `*` for any.
             None for one word, in which a list is separated by commas.
     """
@@ -65,12 +67,14 @@ class Option:
     synonyms: Mapping[str, str] = field(default_factory=dict)
     is_positional: bool = False
     is_verbatim: bool = False
+    spelling: str | None = None
+    reader: Callable[[object], tuple[str, ...]] | None = None
     word_count: int | Literal["+", "*"] | None = None
 
     @property
     def label(self) -> str:
         """As the command line spells it."""
-        return self.name if self.is_positional else f"--{self.name}"
+        return self.name if self.is_positional else f"--{self.spelling or self.name}"
 
     @property
     def expected(self) -> str:
@@ -100,6 +104,8 @@ class Option:
         Raises:
             Misfit: it is no such value.
         """
+        if self.reader is not None:
+            return self.reader(value)
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise Misfit("true or false, without quotes")

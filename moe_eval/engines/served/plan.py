@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moe_eval.checkpoint import precision
+from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import number
 from moe_eval.engines.served.checkpoint import Model, read_model
@@ -15,6 +16,7 @@ from moe_eval.machine import hardware
 
 # in place of a checkpoint's fingerprint if its weights are not read
 _DUMMY_FINGERPRINT = "random weights (load_format=dummy)"
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -104,43 +106,104 @@ def make(
     return plan
 
 
+def check(
+    traits: Traits,
+    settings: EngineSettings,
+    options: dict[str, object],
+    placement: Placement,
+    gpus: Sequence[hardware.Gpu],
+    *,
+    experts_over: int,
+    weights: Literal["checkpoint", "random"] = "checkpoint",
+    reads_weights: bool = True,
+    launched: bool = False,
+) -> None:
+    """Refuse what these GPUs cannot run, before the library is imported: `make` does the same where it loads.
+
+    Args:
+        gpus: all that there are.
+        experts_over: GPUs that whole experts are spread over. 1 where every GPU has a part of every expert.
+        reads_weights: whether the weights have to be there.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    model = read_model(traits, settings, weights)
+    plan = Plan(traits, settings, options, placement, model, 0)
+    local = contents.local_folder(settings.checkpoint)
+    if local and reads_weights and plan.weights == "checkpoint":
+        contents.require_weights(model.folder)
+    check_machine(plan, launched=launched, gpus=gpus)
+    _check_split(plan, experts_over)
+
+
+def _check_split(plan: Plan, experts_over: int) -> None:
+    """Refuse parallel sizes that divide neither heads nor experts.
+
+    Engines put whole heads on a GPU, and with expert parallelism whole experts: an uneven split has no kernels, or
+    leaves some GPUs waiting.
+    """
+    config, options, name = plan.model.config, plan.options, plan.settings.checkpoint
+    tensor = 1 if options.get("enable_attention_dp") else number(options, "tensor_parallel_size") or 1
+    heads = config.get("num_attention_heads")
+    if isinstance(heads, int) and heads % tensor:
+        raise UsageError(
+            f"tensor_parallel_size={tensor} does not divide the {heads} attention heads of {name}. Give a divisor."
+        )
+    experts = next((config[size] for size in _EXPERTS if config.get(size)), None)
+    if isinstance(experts, int) and experts % experts_over:
+        raise UsageError(
+            f"Expert parallelism over {experts_over} GPUs does not divide the {experts} experts of {name}. "
+            "Give a divisor."
+        )
+
+
 def check_version(plan: Plan, version: str) -> None:
     """Refuse what the installed version cannot read or run on this machine.
 
     Without a named implementation of experts it is the version's own choice, AUTO, that has to run.
     """
-    method = plan.model.carried.method
-    reason = plan.traits.why_unreadable(method, version)
-    if reason is not None:
-        raise UsageError(f"{plan.settings.checkpoint} is quantised as {method}, which {reason}")
-    _check_gpus(plan, version)
+    traits, model = plan.traits, plan.model
+    for form, versions in traits.readers.items():
+        if model.carried.method.startswith(form):
+            if not precision.is_in(versions, version):
+                raise UsageError(
+                    f"{traits.title} {version} does not read {plan.settings.checkpoint}, which is quantised as "
+                    f"{model.carried.method}. Install a version {versions}, or give a checkpoint of ModelOpt."
+                )
+            break
+    _check_gpus(plan, hardware.gpus(), version)
 
 
-def check_machine(plan: Plan, *, launched: bool = False) -> None:
-    """Refuse what this machine cannot run. Without a GPU the library itself reports the lack."""
+def check_machine(plan: Plan, *, launched: bool = False, gpus: Sequence[hardware.Gpu] | None = None) -> None:
+    """Refuse what this machine cannot run. Without a GPU the library itself reports the lack.
+
+    Args:
+        gpus: to run on. None for those that torch sees.
+    """
     traits, settings, options, world = plan.traits, plan.settings, plan.options, plan.placement.world
     if settings.device is not None and not settings.device.startswith("cuda"):
         raise UsageError(
             f"{traits.title} runs on NVIDIA GPUs only, not on device={settings.device}. Omit device, and choose GPUs "
             "with CUDA_VISIBLE_DEVICES."
         )
-    gpus = hardware.gpus()
+    gpus = hardware.gpus() if gpus is None else gpus
     if world > max(1, len(gpus)) and not launched and traits.cluster_option not in options:
         raise UsageError(
             f"The parallel sizes ask for {world} GPUs, and this machine has {len(gpus)}. Give a smaller "
             f"tensor_parallel_size, or {traits.cluster_fix}."
         )
-    _check_gpus(plan)
+    _check_gpus(plan, gpus)
 
 
-def _check_gpus(plan: Plan, version: str | None = None) -> None:
+def _check_gpus(plan: Plan, gpus: Sequence[hardware.Gpu], version: str | None = None) -> None:
     """Refuse a precision that a GPU does not run, with the chosen implementation of experts."""
     requested = str(plan.options.get("moe_backend", "auto")).replace("-", "_")
     backend = None if requested.lower() == "auto" else requested
     executed = precision.executed(plan.model.precision, backend)
     if version is not None:
         backend = backend or "AUTO"
-    for gpu in hardware.gpus()[: plan.placement.world]:
+    for gpu in gpus[: plan.placement.world]:
         reason = precision.why_not(plan.traits.name, executed, gpu.sm, backend, version)
         if reason:
             raise UsageError(

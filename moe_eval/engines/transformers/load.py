@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,18 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
     if max_tokens is None and settings.batch_size is None:
         max_tokens = _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
     return TransformersEngine(facts, model, tokenizer, head, settings.batch_size, max_tokens)
+
+
+def check(settings: EngineSettings, _gpus: Sequence[hardware.Gpu], *, reads_weights: bool = True) -> None:
+    """Refuse what `load` would refuse, before the weights are read."""
+    number(settings.options, "max_tokens_per_batch")
+    folder = contents.local_folder(settings.checkpoint)
+    if folder is not None and reads_weights:
+        contents.check_weights(folder)
+        contents.require_weights(folder)
+    emulation = transformers_emulation.requested(settings)
+    if emulation is None and settings.precision is not None:
+        precision.check(settings.precision, "transformers", RUNS)
 
 
 def _facts(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from moe_eval.engines import tables
 from moe_eval.engines.options import parse_json, sizes
 from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, check_names, first_reason, mismatch
 from moe_eval.engines.trtllm.installed import Library
@@ -54,6 +55,11 @@ _SPELLINGS = {
     "attn_implementation": "attn_backend",
     "use_cuda_graph": "cuda_graph_batch_sizes",
 }
+
+
+def check(options: Mapping[str, object]) -> None:
+    """Refuse names that no version seen here takes, before one is imported."""
+    check_names("TensorRT-LLM", options, tables.settings("trtllm", "tensorrt_llm"), _ELSEWHERE, _SPELLINGS)
 
 
 def build(installed: Library, options: Mapping[str, object], defaults: Mapping[str, object]) -> Arguments:

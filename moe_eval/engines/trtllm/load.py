@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ import torch
 from moe_eval import exits
 from moe_eval.checkpoint import contents
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.options import flag, seconds
+from moe_eval.engines.options import flag, number, seconds
 from moe_eval.engines.requests import end_tokens
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 _REQUESTS = 64
 # Spawned workers need these variables, and MPI sessions do not forward them by themselves. Secrets stay here, and
 # CUDA_VISIBLE_DEVICES is the launcher's to set.
-_FORWARDED = re.compile(r"(HF|NCCL|TORCH|CUDA|UCX)_(?!VISIBLE_DEVICES)")
+_FORWARDED = re.compile(r"(HF|NCCL|TORCH|CUDA|UCX|TRTLLM)_(?!VISIBLE_DEVICES)")
 _SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSWORD", re.IGNORECASE)
 
 
@@ -98,6 +98,26 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
     facts = _facts(plan, session, constructor, window=limits.window, scores_from=verdict.label)
     ends = end_tokens(plan.model.folder, tokenizer)
     return TrtllmEngine(facts, session, verdict.reader, context, ends, verdict.checks)
+
+
+def check(settings: EngineSettings, gpus: Sequence[hardware.Gpu], *, reads_weights: bool = True) -> None:
+    """Refuse what `load` would refuse on these GPUs, without TensorRT-LLM."""
+    arguments.check(settings.options)
+    options, launched = dict(settings.options), observe.launched()
+    place = plans.take_placement(TRTLLM, options, launched=launched)
+    flag(options, "disable_fusion")
+    seconds(options, "stall_timeout")
+    experts_over = number(options, "moe_expert_parallel_size") or 1
+    plans.check(
+        TRTLLM,
+        settings,
+        options,
+        place,
+        gpus,
+        experts_over=experts_over,
+        reads_weights=reads_weights,
+        launched=launched,
+    )
 
 
 def _limits(plan: Plan) -> sizing.Limits:

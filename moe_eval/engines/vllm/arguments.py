@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from moe_eval.engines import tables
 from moe_eval.engines.options import parse_json, sizes
 from moe_eval.engines.served.arguments import ELSEWHERE, SPELLINGS, Arguments, check_names, mismatch
 from moe_eval.engines.vllm.installed import Library
@@ -45,6 +46,11 @@ _SPELLINGS = {
     "cuda_graph_sizes": "cuda_graph_batch_sizes",
 }
 _TRUE, _FALSE = ("true", "on", "yes"), ("false", "off", "no")
+
+
+def check(options: Mapping[str, object]) -> None:
+    """Refuse names that no version seen here takes, before one is imported."""
+    check_names("vLLM", options, tables.settings("vllm", "vllm"), _ELSEWHERE, _SPELLINGS)
 
 
 def build(installed: Library, options: Mapping[str, object], defaults: Mapping[str, object]) -> Arguments:

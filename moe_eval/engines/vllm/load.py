@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.options import flag, number
 from moe_eval.engines.requests import end_tokens
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
@@ -42,11 +44,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     options = dict(settings.options)
     weights = random_weights.take_weights(options)
     place = plans.take_placement(VLLM, options)
-    if weights == "random" and not place.in_process:
-        raise UsageError(
-            "weights=random is for one GPU, as it fills the model in this process. Omit worker and the parallel sizes, "
-            "or give a checkpoint with weights."
-        )
+    _check_random(weights, place)
     plan = plans.make(VLLM, settings, options, place, tokenizer, weights=weights)
     library = installed.load(in_process=place.in_process)
     limits = sizing.limits(options, settings.max_length, plan.model.positions)
@@ -71,6 +69,35 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
         trace_folder=Path(trace_folder) if trace_folder else None,
         opens_captures=profiler.get("profiler") == "cuda",
     )
+
+
+def check(settings: EngineSettings, gpus: Sequence[hardware.Gpu], *, reads_weights: bool = True) -> None:
+    """Refuse what `load` would refuse on these GPUs, without vLLM."""
+    arguments.check(settings.options)
+    options = dict(settings.options)
+    weights = random_weights.take_weights(options)
+    place = plans.take_placement(VLLM, options)
+    _check_random(weights, place)
+    sizes = (number(options, name) or 1 for name in ("tensor_parallel_size", "data_parallel_size"))
+    experts_over = math.prod(sizes) if flag(dict(options), "enable_expert_parallel") else 1
+    plans.check(
+        VLLM,
+        settings,
+        options,
+        place,
+        gpus,
+        experts_over=experts_over,
+        weights=weights,
+        reads_weights=reads_weights,
+    )
+
+
+def _check_random(weights: str, place: plans.Placement) -> None:
+    if weights == "random" and not place.in_process:
+        raise UsageError(
+            "weights=random is for one GPU, as it fills the model in this process. Omit worker and the parallel sizes, "
+            "or give a checkpoint with weights."
+        )
 
 
 def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
