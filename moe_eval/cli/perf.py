@@ -42,7 +42,7 @@ def _record(options: PerfOptions) -> None:
         UsageError: the engine runs in another process, more than one iteration is asked for, or there is no GPU.
     """
     request = request_of(options)
-    if request.arms.named:
+    if request.arms.arms:
         raise UsageError("--mode nsys takes --precisions. For an --arm use moe-eval run --profiler nsys.")
     gpus = gpus_of(request)
     plan = planning.make(request, gpus)

@@ -103,7 +103,10 @@ def nsys_of(options: ProfilerOptions, arms: ArmsRequest) -> NsysSettings | None:
 
 def rules_of(options: object) -> Rules:
     """By which rules verdicts are made. The default ones for a command that has none."""
-    return Rules(options.min_gain, options.decide_on) if isinstance(options, VerdictOptions) else Rules()
+    if not isinstance(options, VerdictOptions):
+        return Rules()
+    is_per_gpu = options.decide_on in (None, "output_tok_s_per_gpu")
+    return Rules(options.min_gain, options.decide_on or "e2e", is_per_gpu, options.price_per_gpu_hour)
 
 
 def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
@@ -128,12 +131,12 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     }
     of_trtllm = {name: value for name in ("disable_fusion", "stall_timeout") if (value := getattr(options, name))}
     check = registry.named if options.dry_run else registry.check
-    named = _named(options, Common(engine, paths, arguments, of_trtllm, settings, check, _settings))
-    engines = [arm.engine for arm in named] or [engine]
+    named_arms = _named(options, Common(engine, paths, arguments, of_trtllm, settings, check, _settings))
+    engines = [arm.engine for arm in named_arms] or [engine]
     for name in of_trtllm:
         if "trtllm" not in engines:
             raise UsageError(f"--{name} is a setting of TensorRT-LLM. Leave it out.")
-    if not named:
+    if not named_arms:
         arguments |= of_trtllm
         check(engine)
         registry.check_options(engine, arguments)
@@ -145,7 +148,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
         scope=emulation.scope if emulation else "experts",
         options=arguments,
         settings=settings,
-        named=named,
+        arms=named_arms,
     )
     return request, None if tokenizer is None else str(tokenizer)
 

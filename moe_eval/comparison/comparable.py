@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
+from typing import Literal, get_args
 
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.comparison import LabelDifference
-from moe_eval.records.labels import EngineFacts, Status
+from moe_eval.records.labels import EngineFacts, Origin, Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityFigures, QualityRecord
 
-GPUS = "gpus"
+Across = Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"]
+# what may differ on request: engines with their libraries, GPUs in kind and number, checkpoints in model and weights
+ACROSS: tuple[Across, ...] = get_args(Across)
 Record = LatencyRecord | QualityRecord
-# facts of the engine without which two figures are of two different things, and their names in a sentence
-_SAME_FACTS = {
-    "name": "another engine",
-    "version": "another version of the engine",
-    "weights": "other weights",
-    "architecture": "another architecture",
-    "vocabulary": "another vocabulary",
+# facts of the engine without which two figures are of two different things, their names in a sentence, and what lets
+# them differ
+_SAME_FACTS: Mapping[str, tuple[str, tuple[Across, ...]]] = {
+    "name": ("another engine", ("engines",)),
+    "version": ("another version of the engine", ("engines", "versions")),
+    "weights": ("other weights", ("checkpoint",)),
+    "architecture": ("another architecture", ("checkpoint",)),
+    "vocabulary": ("another vocabulary", ("checkpoint",)),
 }
 # facts that have a name of their own among the labels
 _FACT_LABELS = {
@@ -64,13 +68,14 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     """Why two arms cannot be compared, a sentence for each reason. Empty where they can.
 
     Args:
-        across: what may differ nevertheless: GPUS.
+        across: what may differ nevertheless, of ACROSS. Engines and numbers of GPUs may where one run planned them so.
     """
+    across = {*across, *_planned(reference, candidate)}
     reasons = [reason for arm in (reference, candidate) for reason in _contradictions(arm)]
     for subject, (first, second) in _measured_of_both(reference, candidate).items():
         reasons += _engine_differences(subject, first, second, across)
         if subject == "Speed":
-            reasons += _software_differences(first, second)
+            reasons += _software_differences(first, second, across)
     if measured(reference.latency) and measured(candidate.latency):
         workloads = [arm.latency.workload for arm in (reference, candidate) if arm.latency]
         digests = [workload.digest for workload in workloads if workload]
@@ -80,6 +85,32 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     if figures[0] and figures[1]:
         reasons += _window_differences(figures[0], figures[1])
     return list(dict.fromkeys(reasons))
+
+
+def remedy(reference: ArmRecords, candidate: ArmRecords, across: Collection[str]) -> str | None:
+    """How to compare two arms nevertheless. None where there is no way."""
+    if differences(reference, candidate, ACROSS):
+        return None
+    needed: list[str] = [*across]
+    for name in ("gpu_count", *(name for name in ACROSS if name != "gpu_count")):
+        before = differences(reference, candidate, needed)
+        if before and len(differences(reference, candidate, [*needed, name])) < len(before):
+            needed.append(name)
+    return f"moe-eval compare --across {','.join(needed)} compares them nevertheless."
+
+
+def _planned(reference: ArmRecords, candidate: ArmRecords) -> set[str]:
+    """What arms differ in because the run that measured both was asked for it."""
+    for first, second in zip(*(_origins(arm) for arm in (reference, candidate)), strict=True):
+        before, after = (origin.arm if origin else None for origin in (first, second))
+        if first and second and before and after and first.run_id and first.run_id == second.run_id:
+            names = ("gpu_count",) if len(before.gpus) != len(after.gpus) else ()
+            return {*names, *(("engines",) if before.engine != after.engine else ())}
+    return set()
+
+
+def _origins(arm: ArmRecords) -> list[Origin | None]:
+    return [record.origin if record else None for record in (arm.latency, arm.quality)]
 
 
 def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str, tuple[Record, Record]]:
@@ -110,20 +141,23 @@ def _contradictions(arm: ArmRecords) -> Iterator[str]:
 
 def _engine_differences(subject: str, first: Record, second: Record, across: Collection[str]) -> Iterator[str]:
     gpus = _gpus(first), _gpus(second)
-    if GPUS not in across and gpus[0] != gpus[1]:
-        yield f"{subject} was measured on another GPU ({gpus[0]} and {gpus[1]})."
-    for fact, difference in _SAME_FACTS.items():
+    is_count = first.gpu_name == second.gpu_name and first.gpu_name is not None
+    if gpus[0] != gpus[1] and not {"gpus", *(("gpu_count",) if is_count else ())} & set(across):
+        difference = "another number of GPUs" if is_count else "another GPU"
+        yield f"{subject} was measured on {difference} ({gpus[0]} and {gpus[1]})."
+    for fact, (difference, allowed) in _SAME_FACTS.items():
         values = getattr(engine(first), fact, None), getattr(engine(second), fact, None)
-        if values[0] != values[1]:
+        if values[0] != values[1] and not set(allowed) & set(across):
             yield f"{subject} was measured with {difference} ({values[0]} and {values[1]})."
 
 
-def _software_differences(first: Record, second: Record) -> Iterator[str]:
+def _software_differences(first: Record, second: Record, across: Collection[str]) -> Iterator[str]:
     """What runs kernels beside the engine, where both records tell it."""
     for name, values in zip(
         ("driver", "CUDA", "torch"), zip(*map(_software, (first, second)), strict=True), strict=True
     ):
-        if None not in values and values[0] != values[1]:
+        allowed = {"versions"} | ({"engines"} if name != "driver" else set())
+        if None not in values and values[0] != values[1] and not allowed & set(across):
             yield f"Speed was measured with another {name} ({values[0]} and {values[1]})."
 
 

@@ -89,25 +89,20 @@ def _of_time(
     pair: Pair, shape: ShapeComparison, sides: tuple[ComparedArm, ComparedArm], rules: Rules
 ) -> Iterator[Headline]:
     """The time that decides, and the tokens that it comes to on each GPU."""
-    ratio = shape.speed.deciding(rules)
+    metric = TIME_OF[rules.decide_on]
+    is_per_gpu = shape.speed.decided_by(rules) != metric
+    ratio: Ratio | None = getattr(shape.speed, metric)
     assert ratio is not None
-    before, after = _sides(shape, TIME_OF[rules.decide_on])
-    yield _of_ratio(HeadlineFigure.SPEED_UP, shape, (before, after), ratio, shape.verdict)
+    judged = verdict.of_ratio(ratio, rules) if is_per_gpu else shape.verdict
+    yield _of_ratio(HeadlineFigure.SPEED_UP, shape, _sides(shape, metric), ratio, judged)
     rates = [arm.speed.get(shape.name, {}).get("output_tok_s") for arm in sides]
     whole = shape.speed.e2e_ms
     if rates[0] and rates[1] and whole:
         gpus = [arm.gpus or 1 for arm in sides]
-        scale = gpus[0] / gpus[1]
         per_gpu = (rates[0].median / gpus[0], rates[1].median / gpus[1])
-        ratio = replace(
-            whole, value=whole.value * scale, low=_scaled(whole.low, scale), high=_scaled(whole.high, scale)
-        )
-        judged = verdict.of_ratio(ratio, rules) if scale != 1 or rules.decide_on != "e2e" else shape.verdict
+        ratio = shape.speed.output_tok_s_per_gpu or whole
+        judged = shape.verdict if ratio is shape.speed.deciding(rules) else verdict.of_ratio(ratio, rules)
         yield _of_ratio(HeadlineFigure.OUTPUT_TOK_S_PER_GPU, shape, per_gpu, ratio, judged)
-
-
-def _scaled(value: float | None, scale: float) -> float | None:
-    return None if value is None else value * scale
 
 
 def _secondary(figure: HeadlineFigure, shape: ShapeComparison, judged: Verdict | None) -> Iterator[Headline]:

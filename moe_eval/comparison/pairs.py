@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
 
-from moe_eval.comparison import comparable, explained, headlines, kernels, quality, speed, verdict
+from moe_eval.comparison import comparable, contrast, explained, headlines, kernels, quality, speed, verdict
 from moe_eval.comparison.comparable import engine, measured, scored
 from moe_eval.data.workload import Shape
 from moe_eval.records.by_arm import ArmRecords
@@ -37,15 +37,15 @@ def compare(
     Args:
         arms: at least one.
         runs: that measured the arms, in the order in which they were given.
-        across: what may differ nevertheless: comparable.GPUS.
+        across: what may differ nevertheless, see comparable.ACROSS.
         rules: of the verdicts. None for the default ones.
 
     Raises:
         UsageError: the arrays of a quality record are damaged.
     """
-    compared = tuple(_arm(arm) for arm in arms)
-    by_name = {arm.name: arm for arm in compared}
     rules = rules or Rules()
+    compared = tuple(_arm(arm, rules.price_per_gpu_hour) for arm in arms)
+    by_name = {arm.name: arm for arm in compared}
     pairs = verdict.decide([_pair(arms[0], candidate, across) for candidate in arms[1:]], by_name, rules)
     return ComparisonRecord(
         reference=arms[0].name,
@@ -66,7 +66,7 @@ def left_out(runs: Sequence[RunRecord], recorded: Collection[str]) -> tuple[Skip
     return (*skipped, *(Skipped(name, None, "it was not measured") for name in absent))
 
 
-def _arm(arm: ArmRecords) -> ComparedArm:
+def _arm(arm: ArmRecords, price: float | None) -> ComparedArm:
     records: list[LatencyRecord | QualityRecord] = [record for record in (arm.latency, arm.quality) if record]
     first = next(iter([*filter(engine, records), *records]), None)
     facts = engine(first)
@@ -94,12 +94,34 @@ def _arm(arm: ArmRecords) -> ComparedArm:
         token_ppl=figures.perplexity if figures else None,
         word_ppl=figures.word_ppl if figures else None,
         bits_per_byte=figures.bits_per_byte if figures else None,
+        taken_gib=_taken_gib(arm.latency),
+        cost={} if price is None or facts is None or not facts.gpus else _cost(arm, price * facts.gpus),
         speed={
             name: {field.name: figure for field in fields(row.metrics) if (figure := _interval(row, field.name))}
             for name, row in _timed(arm).items()
         },
         kernels={shape: _categories(record) for shape, record in arm.kernels.items()},
     )
+
+
+def _taken_gib(record: LatencyRecord | None) -> float | None:
+    taken = [use.taken for use in (record.memory if record else ()) if use.taken is not None]
+    return max(taken) / 2**30 if taken else None
+
+
+def _cost(arm: ArmRecords, price_per_hour: float) -> dict[str, Interval]:
+    """What a million output tokens cost by shape, at the price of all GPUs of the arm together."""
+    per_hour = price_per_hour * 1e6 / 3600  # over tokens per second
+    return {
+        name: Interval(
+            per_hour / rate.median,
+            per_hour / rate.high if rate.high else None,
+            per_hour / rate.low if rate.low else None,
+            rate.loads,
+        )
+        for name, row in _timed(arm).items()
+        if (rate := row.metrics.output_tok_s)
+    }
 
 
 def _broken(record: QualityRecord | None) -> str | None:
@@ -130,19 +152,23 @@ def _status(records: Sequence[LatencyRecord | QualityRecord]) -> tuple[Status, s
 def _pair(reference: ArmRecords, candidate: ArmRecords, across: Collection[str]) -> Pair:
     """A pair whose verdict is still open."""
     schedule = _schedule(reference.latency, candidate.latency)
+    differs, remedy = comparable.differences(reference, candidate, across), None
+    if differs:
+        remedy = comparable.remedy(reference, candidate, across)
     return Pair(
         reference=reference.name,
         other=candidate.name,
         verdict=Verdict.OPEN,
         sentence="",
         because="",
-        settled_by=None,
-        differs=tuple(comparable.differences(reference, candidate, across)),
+        settled_by=remedy,
+        differs=tuple(differs),
         labels=comparable.labels(reference, candidate),
         is_repeat=comparable.is_repeat(reference, candidate),
         schedule=schedule,
         shapes=tuple(_shapes(reference, candidate, schedule)),
         quality=quality.compare(reference, candidate),
+        contrast=contrast.contrast(reference, candidate),
     )
 
 
@@ -199,10 +225,11 @@ def _shape(
             speed.clocks(before, after),
         )
         sides = before, after, schedule, fairness.widened
+        gpus = contrast.gpu_counts(reference, candidate)
         comparison = replace(
             comparison,
-            speed=speed.ratios(*sides),
-            unthrottled=speed.unthrottled(*sides) if clocks.is_one_slow else None,
+            speed=speed.ratios(*sides).per_gpu(gpus),
+            unthrottled=speed.unthrottled(*sides).per_gpu(gpus) if clocks.is_one_slow else None,
             fairness=fairness,
             clocks=clocks,
         )

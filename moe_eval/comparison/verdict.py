@@ -158,6 +158,7 @@ def _decided(
     if differs:
         verdict = Verdict.NOT_COMPARABLE
         sentence = " ".join([f"{pair.other} cannot be compared with {pair.reference}.", *differs])
+        settled_by = pair.settled_by
     elif is_broken:
         verdict, sentence = Verdict.BROKEN, wording.broken(pair, arms)
     elif emulated or not timed:
@@ -175,6 +176,8 @@ def _decided(
         )
         reason = because(pair, timed, rules)
         settled_by = _settled_by(pair, timed, rules)
+    if pair.contrast and verdict not in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
+        sentence = f"{sentence} This is {pair.contrast}."
     return replace(
         pair, verdict=verdict, sentence=sentence, because=reason, settled_by=settled_by, differs=tuple(differs)
     )

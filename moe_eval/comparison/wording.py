@@ -9,7 +9,7 @@ from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, Qua
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.shape_comparison import ShapeComparison
-from moe_eval.records.verdicts import TIME_OF, DecidingTime, Rules, Verdict
+from moe_eval.records.verdicts import DecidingTime, Rules, Verdict
 from moe_eval.stats import LEAST_LOADS
 
 _UNFINISHED = {Status.SKIPPED: "was left out", Status.RUNNING: "did not finish"}
@@ -18,6 +18,7 @@ _DECIDING: Mapping[DecidingTime, str] = {
     "ttft": "to the first token",
     "tpot": "per output token",
     "output_tok_s": "in output tokens per second",
+    "output_tok_s_per_gpu": "in output tokens per second and GPU",
 }
 _FIGURES = {
     "e2e_ms": "end-to-end time",
@@ -36,7 +37,16 @@ def summary(comparison: ComparisonRecord) -> str:
         lines.append(f"Verdict: {pair.sentence}")
         lines += [f"  Because: {pair.because}"] if pair.because else []
         lines += [f"  Next: {pair.settled_by}"] if pair.settled_by else []
+    lines += _costs(comparison)
     return "\n".join(lines) or "Verdict: there is one arm alone, and nothing to compare it with."
+
+
+def _costs(comparison: ComparisonRecord) -> Iterator[str]:
+    """What a million output tokens cost, a line for every shape."""
+    for shape in dict.fromkeys(shape for arm in comparison.arms for shape in arm.cost):
+        costs = ", ".join(f"{arm.name} {arm.cost[shape].median:.4g}" for arm in comparison.arms if shape in arm.cost)
+        price = f"{comparison.rules.price_per_gpu_hour:g} per GPU and hour"
+        yield f"Cost of a million output tokens at {shape}, for {price}: {costs}."
 
 
 def interval_digits(low: float | None, high: float | None, bounds: Sequence[float] = ()) -> int:
@@ -158,7 +168,7 @@ def with_speed(
     Args:
         shapes: that were timed on both sides, by size.
     """
-    name, metric = pair.other, _DECIDING[rules.decide_on]
+    name, metric = pair.other, _deciding(pair, shapes, arms, rules)
     heads = {
         Verdict.PAYS: f"{name} pays {{where}}, {metric}",
         Verdict.SLOWER: f"{name} is slower {{where}}, {metric}",
@@ -190,6 +200,14 @@ def with_speed(
     )
 
 
+def _deciding(pair: Pair, shapes: Sequence[ShapeComparison], arms: Mapping[str, ComparedArm], rules: Rules) -> str:
+    """By which figure arms are judged, and why by output per GPU."""
+    if all(shape.speed.decided_by(rules) != "output_tok_s_per_gpu" for shape in shapes):
+        return _DECIDING[rules.decide_on]
+    counts = [f"{arm.name} has {arm.gpus}" for arm in reversed(_sides(pair, arms))]
+    return f"{_DECIDING['output_tok_s_per_gpu']} ({' and '.join(counts)})"
+
+
 def _where(group: Sequence[ShapeComparison], shapes: Sequence[ShapeComparison]) -> str:
     """Where shapes are, such as "from batch 8 on"."""
     if len(group) == len(shapes) > 1:
@@ -219,7 +237,7 @@ def _worse(
 ) -> Iterator[str]:
     """Everything but the deciding time that is worse beyond its interval, and more memory."""
     for figure, name in _FIGURES.items():
-        if figure == TIME_OF[rules.decide_on]:
+        if all(shape.speed.decided_by(rules) == figure for shape in shapes):
             continue
         group = [
             f"{ratio_text(ratio, rules)} {place(shape, shapes)}"

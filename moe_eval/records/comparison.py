@@ -86,13 +86,14 @@ class Pair:
     Attributes:
         sentence: the verdict, in whole sentences. `because`: by the kernels of the shape that decides. Empty where
             nothing was traced.
-        settled_by: what would decide what is open. None where nothing is.
+        settled_by: what would decide what is open, or let arms be compared. None where nothing would.
         differs: why the two cannot be compared, a sentence each. Empty where they can.
         labels: what differs without forbidding it.
         is_repeat: both are the same arm, measured twice.
         schedule: None without speed on both sides.
         shapes: by size. Traced ones that were not timed come last.
         quality: None where they did not score the same windows.
+        contrast: what is compared with what, where that is more than precisions.
         headlines: in the order of HeadlineFigure. Empty where the two cannot be compared, or one is broken.
     """
 
@@ -109,6 +110,7 @@ class Pair:
     shapes: tuple[ShapeComparison, ...]
     quality: QualityComparison | None
     headlines: tuple[Headline, ...] = ()
+    contrast: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class ComparedArm:
         broken: why its scores are no numbers. None where they are, or there are none.
         weights_gib: on each GPU. `kv_cache_tokens`: that fit beside them, see latency.Capacity.
         token_ppl, word_ppl, bits_per_byte: None where not measured.
+        taken_gib: memory that the loaded arm took of the GPU that it takes most of.
+        cost: of a million output tokens by shape, at Rules.price_per_gpu_hour. Empty without a price.
         speed: by shape and metric. `kernels`: ms by shape, phase and category.
     """
 
@@ -145,6 +149,8 @@ class ComparedArm:
     token_ppl: float | None = None
     word_ppl: float | None = None
     bits_per_byte: float | None = None
+    taken_gib: float | None = None
+    cost: Mapping[str, Interval] = field(default_factory=dict)
     speed: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     kernels: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 

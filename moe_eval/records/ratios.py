@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe_eval.records.verdicts import TIME_OF, Rules
 from moe_eval.stats import CONFIDENCE
@@ -30,20 +30,41 @@ class Ratio:
     widened: float = 1.0
     confidence: float = CONFIDENCE
 
+    def times(self, factor: float) -> Ratio:
+        """The ratio of figures of which one is so many times greater, for a reason without scatter."""
+        low, high = (None if end is None else end * factor for end in (self.low, self.high))
+        return replace(self, value=self.value * factor, low=low, high=high)
+
 
 @dataclass(frozen=True)
 class SpeedRatios:
-    """Ratios by figure. None where a figure was not measured on both sides."""
+    """Ratios by figure. None where a figure was not measured on both sides.
+
+    Attributes:
+        output_tok_s_per_gpu: None as well where both arms have as many GPUs: it is that of e2e_ms.
+    """
 
     e2e_ms: Ratio | None = None
     ttft_ms: Ratio | None = None
     tpot_ms: Ratio | None = None
     j_per_tok: Ratio | None = None
+    output_tok_s_per_gpu: Ratio | None = None
+
+    def decided_by(self, rules: Rules) -> str:
+        """The figure that decides, by its name here."""
+        is_per_gpu = rules.is_per_gpu and self.output_tok_s_per_gpu is not None
+        return "output_tok_s_per_gpu" if is_per_gpu else TIME_OF[rules.decide_on]
 
     def deciding(self, rules: Rules) -> Ratio | None:
-        """The ratio of the time that decides."""
-        ratio: Ratio | None = getattr(self, TIME_OF[rules.decide_on])
+        """The ratio of the figure that decides."""
+        ratio: Ratio | None = getattr(self, self.decided_by(rules))
         return ratio
+
+    def per_gpu(self, gpus: tuple[int, int] | None) -> SpeedRatios:
+        """With the ratio of output per GPU, where the arms have other numbers of GPUs. `gpus`: the reference first."""
+        if gpus is None or gpus[0] == gpus[1] or self.e2e_ms is None:
+            return self
+        return replace(self, output_tok_s_per_gpu=self.e2e_ms.times(gpus[0] / gpus[1]))
 
 
 @dataclass(frozen=True)

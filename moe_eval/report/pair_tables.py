@@ -9,7 +9,7 @@ from moe_eval.comparison.wording import ratio_digits
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, QualityComparison
 from moe_eval.records.ratios import Ratio, Sides
 from moe_eval.records.shape_comparison import CategoryChange, PhaseChange, ShapeComparison
-from moe_eval.records.verdicts import TIME_OF, Rules, Verdict
+from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     METRICS,
@@ -74,7 +74,7 @@ def ruling(shape: ShapeComparison, metric: str, rules: Rules) -> str:
     ratio = ratio_of(shape, metric)
     if ratio is None:
         return NONE
-    if metric == TIME_OF[rules.decide_on] or shape.verdict is Verdict.NOT_COMPARABLE:
+    if metric == shape.speed.decided_by(rules) or shape.verdict is Verdict.NOT_COMPARABLE:
         return shape.verdict.value
     verdict = of_ratio(ratio, rules)
     # energy is no time

@@ -76,8 +76,8 @@ def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
         UsageError: a precision that does not exist or is named twice, a checkpoint that is not there, or one that holds
             something else than its precision. A named arm that cannot run here.
     """
-    if request.named:
-        return list(_all_named(request.named, gpus))
+    if request.arms:
+        return _all_named(request.arms, gpus)
     if len(set(request.precisions)) != len(request.precisions) or not request.precisions:
         raise UsageError("--precisions names nothing, or a name twice. Give each name once.")
     for name in request.precisions:
@@ -96,15 +96,15 @@ def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
     return planned
 
 
-def _all_named(named: Sequence[NamedArm], gpus: Sequence[Gpu]) -> list[Arm]:
+def _all_named(entries: Sequence[NamedArm], gpus: Sequence[Gpu]) -> list[Arm]:
     arms: list[Arm] = []
     reasons: dict[str, str] = {}
-    for entry in named:
+    for entry in entries:
         try:
             arms.append(_of_name(entry, gpus))
         except UsageError as error:
             reasons[entry.name] = str(error)
-    refuse(reasons, len(named))
+    refuse(reasons, len(entries))
     for index, arm in enumerate(arms):
         for earlier in arms[:index]:
             if arm.is_like(earlier):

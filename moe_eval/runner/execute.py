@@ -226,15 +226,15 @@ class Executor:
             self._before = self._nvml.memory()
         try:
             arm = self._loaded[task.arm] = self._started(task, captures)
-            own = self._meters[arm.uuids].nvml
-            empty = own.used_bytes()
+            meter = self._meters[arm.uuids].nvml
+            empty = meter.used_bytes()
             labels = arm.process.load()
         except ArmDied as error:
             raise ArmFailed(self._recording.why_not_loaded(str(error))) if self._recording else error from None
         if labels.engine is not None:  # it may have been given secrets
             arguments = disk.redact(labels.engine.arguments)
             labels = replace(labels, engine=replace(labels.engine, arguments=arguments))
-        used = zip(empty, own.used_bytes(), strict=True)
+        used = zip(empty, meter.used_bytes(), strict=True)
         taken = max((full - before for before, full in used if full and before is not None), default=None)
         arm.result = LoadResult(labels, self._before, None, 1 if alone else self._conditions.together, taken)
         disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)

@@ -83,7 +83,7 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
         scoring_windows.check(request.input_len, request.num_chunks)
         scoring_windows.read_documents(request.dataset)
     if {"latency", "kernels"} & set(request.evaluators):
-        planned = fit.fitted(planned, request.shapes, gpus, are_named=bool(request.arms.named))
+        planned = fit.fitted(planned, request.shapes, gpus, are_named=bool(request.arms.arms))
     arms, skipped = _chosen(planned, request, before)
     evaluators = {arm.name: _evaluators(arm, request) for arm in arms}
     timed = [arm for arm in arms if "latency" in evaluators[arm.name]]
@@ -177,7 +177,7 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB{spread}"
         where = _where(plan.placement.of_arm(arm.name), gpus, hardware.first_index(arm.settings.device))
         parts = [", ".join(plan.evaluators[arm.name]), takes, *where]
-        if request.arms.named:
+        if request.arms.arms:
             parts += [", ".join([arm.engine, arm.precision, *_settings(arm)])]
         lines.append(f"  {arm.name}{emulated}: {'; '.join(parts)}; {arm.settings.checkpoint}")
     for entry in plan.skipped:

@@ -237,8 +237,8 @@ class Run:
             load = Load(arm.engine, arm.settings, tokenizer, arm.environment)
             if gpus and (first or len(self.gpus) > 1):  # it sees its own GPUs alone, from index 0 on
                 device = arm.settings.device and arm.settings.device.partition(":")[0]
-                seen = {**arm.environment, placement.VISIBLE: placement.visible(gpus, first)}
-                load = replace(load, settings=replace(arm.settings, device=device), environment=seen)
+                environment = {**arm.environment, placement.VISIBLE: placement.visible(gpus, first)}
+                load = replace(load, settings=replace(arm.settings, device=device), environment=environment)
             loads.append(load)
         return ArmConditions(
             loads=loads,

@@ -147,7 +147,12 @@ class VerdictOptions:
     min_gain: float = option(
         0.01, "the least gain that counts, 0.01 for 1 %", _VERDICT, minimum=0, maximum=0.5, meaning="0.01 is 1 %"
     )
-    decide_on: Literal["e2e", "ttft", "tpot", "output_tok_s"] = option("e2e", "the time that decides", _VERDICT)
+    decide_on: Literal["e2e", "ttft", "tpot", "output_tok_s", "output_tok_s_per_gpu"] | None = option(
+        None, "what decides. Without it e2e, and output_tok_s_per_gpu between other numbers of GPUs", _VERDICT
+    )
+    price_per_gpu_hour: float | None = option(
+        None, "tell what a million output tokens cost at this price", _VERDICT, minimum=0, metavar="PRICE"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +209,9 @@ class CompareOptions(VerdictOptions):
     sources: tuple[str, ...] = option(
         (), "a folder, an MLflow run id or an experiment", _INPUT, metavar="SOURCE", is_positional=True, word_count="+"
     )
-    across: tuple[Literal["gpus"], ...] = option((), "what may differ between arms", _INPUT, metavar="gpus")
+    across: tuple[Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"], ...] = option(
+        (), "what may differ between arms of several runs", _INPUT, metavar="NAME,..."
+    )
     gate: str | None = option(None, _GATE, _OUTPUT, metavar="CONDITIONS")
     output_dir: Path = option(Path("."), "the folder of the comparison and the report", _OUTPUT)
 
