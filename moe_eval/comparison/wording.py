@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, QualityComparison
 from moe_eval.records.labels import Status
@@ -33,12 +34,22 @@ _LEAST_GIB = 0.05  # less is not seen in what is printed
 def summary(comparison: ComparisonRecord) -> str:
     """The verdicts as a command prints them: for every pair, its reason, and what would settle what is open."""
     lines = []
+    failure = _common_failure(comparison)
+    if failure is not None:
+        return f"Verdict: Open: all arms failed for one reason. {failure}"
     for pair in comparison.pairs:
         lines.append(f"Verdict: {pair.sentence}")
         lines += [f"  Because: {pair.because}"] if pair.because else []
         lines += [f"  Next: {pair.settled_by}"] if pair.settled_by else []
     lines += _costs(comparison)
     return "\n".join(lines) or "Verdict: there is one arm alone, and nothing to compare it with."
+
+
+def _common_failure(comparison: ComparisonRecord) -> str | None:
+    """The one reason why all of several arms failed."""
+    errors = {arm.error if arm.status is Status.FAILED else None for arm in comparison.arms}
+    error = next(iter(errors)) if len(errors) == 1 and len(comparison.arms) > 1 else None
+    return ended(capitalised(error)) if error else None
 
 
 def _costs(comparison: ComparisonRecord) -> Iterator[str]:
@@ -150,8 +161,10 @@ def _sides(pair: Pair, arms: Mapping[str, ComparedArm]) -> tuple[ComparedArm, Co
 
 def unfinished_arms(pair: Pair, arms: Mapping[str, ComparedArm]) -> list[str]:
     """A sentence for every arm of a pair that did not finish."""
-    sides = arms[pair.reference], arms[pair.other]
-    return [f"{unfinished(arm)}." for arm in sides if arm.status is not Status.FINISHED]
+    failed = [arm for arm in _sides(pair, arms) if arm.status is not Status.FINISHED]
+    if len({(arm.status, arm.error) for arm in failed}) < len(failed):
+        return [f"{unfinished(replace(failed[0], name=' and '.join(arm.name for arm in failed)))}."]
+    return [f"{unfinished(arm)}." for arm in failed]
 
 
 def unfinished(arm: ComparedArm) -> str:

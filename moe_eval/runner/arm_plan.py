@@ -77,7 +77,7 @@ def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
             something else than its precision. A named arm that cannot run here.
     """
     if request.arms:
-        return _all_named(request.arms, gpus)
+        return [*_all_named(request.arms, gpus)]
     if len(set(request.precisions)) != len(request.precisions) or not request.precisions:
         raise UsageError("--precisions names nothing, or a name twice. Give each name once.")
     for name in request.precisions:

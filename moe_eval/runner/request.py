@@ -51,7 +51,7 @@ class ArmsRequest:
         paths: checkpoints by `model`, `fp8` and `nvfp4`. None where there is none.
         emulate: compute FP8 and NVFP4 from the one checkpoint `model`, in `scope`. None where the command cannot.
         options: of the engine, for every arm. `settings`: of every arm's EngineSettings.
-        arms: the arms by name, in place of `precisions`, the reference first. Empty for arms that differ in precision alone.
+        arms: by name, in place of `precisions`, the reference first. Empty for arms that differ in precision alone.
     """
 
     engine: str
