@@ -60,7 +60,14 @@ def place(
         orders = [[*names[first:], *names[:first]] for first in range(len(names))]
         packed = [_packed(free, [(name, counts[name], bytes_of[name] or 0) for name in order]) for order in orders]
         rounds = [{**alone, **places} for places in packed if places is not None]
-    return Placement(bool(together and rounds), _distinct(rounds or [alone], has_gpus=bool(gpus)))
+        together = bool(rounds) and _are_even(rounds, {name: counts[name] for name in names})
+    return Placement(together, _distinct(rounds if together else [alone], has_gpus=bool(gpus)))
+
+
+def _are_even(rounds: Sequence[Mapping[str, Indices]], counts: Mapping[str, int]) -> bool:
+    """Whether arms on as many GPUs run on the same ones, all rounds together: two GPUs of one kind differ in speed."""
+    groups = {(count, *sorted(places[name] for places in rounds)) for name, count in counts.items()}
+    return len(groups) == len(set(counts.values()))
 
 
 def _distinct(rounds: Sequence[Mapping[str, Indices]], *, has_gpus: bool) -> tuple[Mapping[str, Indices], ...]:

@@ -83,7 +83,10 @@ def test_defaults_are_those_of_the_commands() -> None:
         ("compare x --min_gain 1", "--min_gain 1 is out of range. Give 0 to 0.5 (0.01 is 1 %)."),
         ("run --min_gain -0.1", "--min_gain -0.1 is out of range. Give 0 to 0.5 (0.01 is 1 %)."),
         ("perf --until tired", "--until tired is unknown. Give one of decided."),
-        ("run --decide_on energy", "--decide_on energy is unknown. Give one of e2e, ttft, tpot, output_tok_s."),
+        (
+            "run --decide_on energy",
+            "--decide_on energy is unknown. Give one of e2e, ttft, tpot, output_tok_s, output_tok_s_per_gpu.",
+        ),
         ("run --timeout nan", "--timeout nan is out of range. Give 1 to 1000000."),
         ("run --timeout inf", "--timeout inf is out of range. Give 1 to 1000000."),
         ("run --timeout 0.5", "--timeout 0.5 is out of range. Give 1 to 1000000."),
