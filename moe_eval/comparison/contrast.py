@@ -46,7 +46,8 @@ class _Side:
 
     @property
     def splits_experts(self) -> bool:
-        return any(self.options.get(name) not in (None, False, 1) for name in _EXPERTS)
+        sizes = [self.options.get(name) for name in _EXPERTS]
+        return any(size is True or (isinstance(size, int) and size > 1) for size in sizes)
 
 
 def contrast(reference: ArmRecords, candidate: ArmRecords) -> str:

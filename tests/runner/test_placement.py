@@ -127,9 +127,17 @@ def named(folder: Path, **sizes: int) -> Any:
     """The request of a run of arms on so many GPUs."""
     base = plays.request(folder, evaluators=("latency",), loads=2)
     arms = [
-        NamedArm(name, "transformers", str(SHIPPED), precision, {"tensor_parallel_size": size}, {"device": "cpu"}, {"NCCL_ALGO": name})
+        NamedArm(
+            name,
+            "transformers",
+            str(SHIPPED),
+            precision,
+            options={"tensor_parallel_size": size},
+            settings={"device": "cpu"},
+            environment={"NCCL_ALGO": name},
+        )
         for (name, size), precision in zip(sizes.items(), ("bf16", "fp32"), strict=True)
-    ]  # fmt: skip
+    ]
     arms_request = ArmsRequest("transformers", (), {}, settings={"device": "cpu"}, arms=arms)
     return replace(base, arms=arms_request)
 
