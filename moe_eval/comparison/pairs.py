@@ -233,6 +233,9 @@ def _shape(
             fairness=fairness,
             clocks=clocks,
         )
+        if gpus is not None and gpus[0] != gpus[1]:
+            rates = Sides(*(_per_gpu(row, count) for row, count in zip(rows, gpus, strict=True)))
+            comparison = replace(comparison, figures={**comparison.figures, "output_tok_s_per_gpu": rates})
     traces = [arm.kernels.get(trace) if trace is not None else None for arm, trace in zip(arms, traced, strict=True)]
     notes = {
         arm.name: texts
@@ -261,6 +264,15 @@ def _with_kernels(
 def _interval(row: ShapeLatency | None, name: str) -> Interval | None:
     metric = getattr(row.metrics, name) if row else None
     return Interval(metric.median, metric.low, metric.high, metric.loads) if metric else None
+
+
+def _per_gpu(row: ShapeLatency | None, gpus: int) -> Interval | None:
+    """Output tokens per second and GPU."""
+    rate = _interval(row, "output_tok_s")
+    if rate is None:
+        return None
+    low, high = (bound and bound / gpus for bound in (rate.low, rate.high))
+    return Interval(rate.median / gpus, low, high, rate.loads)
 
 
 def _categories(record: KernelsRecord) -> dict[str, dict[str, float]]:

@@ -114,8 +114,8 @@ class ShapeComparison:
     Attributes:
         name: of the shape. Sizes are None for a trace that names none.
         speed: ratios. `unthrottled`: the same without iterations at a low clock, where one arm alone had some.
-            `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok). Empty where neither was
-            timed.
+            `figures`: of both arms by metric (e2e_ms, ttft_ms, tpot_ms, j_per_tok, and between numbers of GPUs
+            output_tok_s_per_gpu). Empty where neither was timed.
         notes: of the measurement and of the trace, by arm.
         kernels: by phase. `breakdown`: ms of reference and other by phase and category. None where one side has no
             trace.

@@ -111,19 +111,25 @@ def of_speed(pair: Pair, rules: Rules) -> list[Table]:
     ]
 
 
+# between numbers of GPUs there is one more, which decides by default
+_PER_GPU = "output_tok_s_per_gpu"
+_METRICS = {**METRICS, _PER_GPU: "output per second and GPU"}
+_UNITS = {**UNITS, _PER_GPU: "tokens"}
+
+
 def _speed_rows(pair: Pair, rules: Rules) -> list[Row]:
     shapes = pair.shapes
     sides = [figures for shape in shapes for figures in shape.figures.values()]
     names = named(pair.reference), named(pair.other)
     own = [interval_head(figures.reference for figures in sides), interval_head(figures.other for figures in sides)]
-    confidence = confidence_of(ratio_of(shape, metric) for shape in shapes for metric in METRICS)
+    confidence = confidence_of(ratio_of(shape, metric) for shape in shapes for metric in _METRICS)
     rows: list[Row] = []
     for shape in shapes:
-        for metric in METRICS:
+        for metric, phrase in _METRICS.items():
             figures, ratio = shape.figures.get(metric) or Sides(None, None), ratio_of(shape, metric)
             if ratio is None and median(figures.reference) is None and median(figures.other) is None:
                 continue
-            row = [("shape", named(shape.name)), ("metric", f"{METRICS[metric]}, {UNITS[metric]}")]
+            row = [("shape", named(shape.name)), ("metric", f"{phrase}, {_UNITS[metric]}")]
             for name, head, figure in zip(names, own, (figures.reference, figures.other), strict=True):
                 row += zip((name, f"{name}: {head}"), figure_cells(figure), strict=True)
             heads = ("ratio", f"{confidence} interval of the ratio", "loads")
