@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import Literal, get_args
 
+from moe_eval.checkpoint.precision import cache_bytes
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.comparison import LabelDifference
 from moe_eval.records.labels import EngineFacts, Origin, Status
@@ -16,6 +18,7 @@ Across = Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"]
 # what may differ on request: engines with their libraries, GPUs in kind and number, checkpoints in model and weights
 ACROSS: tuple[Across, ...] = get_args(Across)
 Record = LatencyRecord | QualityRecord
+_PLAIN_BYTES = 2.0  # of a number in 16 bits
 # facts of the engine without which two figures are of two different things, their names in a sentence, and what lets
 # them differ
 _SAME_FACTS: Mapping[str, tuple[str, tuple[Across, ...]]] = {
@@ -133,10 +136,47 @@ def _contradictions(arm: ArmRecords) -> Iterator[str]:
         facts = engine(record)
         if facts and facts.precision != planned:
             yield f"{arm.name} ran {facts.precision} where {planned} was planned."
+    for record in (arm.latency, arm.quality):
+        yield from _unmet_settings(arm.name, record)
+    facts = engine(arm.latency) or engine(arm.quality)
     for shape, trace in arm.kernels.items():
+        where = f" at {shape}" if shape else ""
         if trace.contradiction:
-            where = f" at {shape}" if shape else ""
             yield f"{arm.name}{where}: {trace.contradiction.rstrip('.')}."
+        loaded = _is_small(facts.kv_cache_dtype if facts else None)
+        if trace.kv_cache_seen and loaded is not None and loaded != (trace.kv_cache_seen == "fp8"):
+            dtype = facts.kv_cache_dtype if facts else None
+            yield f"{arm.name}{where}: kernels kept the KV cache {trace.kv_cache_seen}, and the engine says {dtype}."
+
+
+def _unmet_settings(name: str, record: Record | None) -> Iterator[str]:
+    """Settings of an arm that its engine says it did not follow."""
+    facts, settings = engine(record), record.origin.arm if record else None
+    if facts is None or settings is None:
+        return
+    cache = settings.options.get("kv_cache_dtype")
+    sizes = _is_small(str(cache)), _is_small(facts.kv_cache_dtype)
+    if None not in sizes and sizes[0] != sizes[1]:
+        yield f"{name} was to keep its KV cache in {cache} and kept it in {facts.kv_cache_dtype}."
+    backend = settings.options.get("moe_backend")
+    if backend not in (None, "auto") and facts.moe_backend_observed and not _is_backend(backend, facts):
+        yield f"{name} was to run its experts on {backend} and ran them on {facts.moe_backend_observed}."
+
+
+def _is_small(cache_dtype: str | None) -> bool | None:
+    """Whether a key-value cache has fewer than 16 bits for a number. None where nobody knows."""
+    width = cache_bytes(cache_dtype) if cache_dtype else None
+    return None if width is None else width < _PLAIN_BYTES
+
+
+def _is_backend(requested: object, facts: EngineFacts) -> bool:
+    """Whether the implementation of experts that was observed is the requested one, under either's spelling.
+
+    vLLM's labels are METHOD/KERNELS, joined by `+`. A method alone does not show its kernels.
+    """
+    observed, name = (re.sub("[^a-z0-9+/]", "", str(text).lower()) for text in (facts.moe_backend_observed, requested))
+    parts = [part.partition("/")[2] if facts.name == "vllm" else part for part in observed.split("+")]
+    return any(not part or (name in part and ("flashinfer" in part) == ("flashinfer" in name)) for part in parts)
 
 
 def _engine_differences(subject: str, first: Record, second: Record, across: Collection[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from moe_eval.records.kernels import KernelsRecord, KernelTime, PhaseTime, TracedTime
-from moe_eval.traces import breakdown, health
+from moe_eval.traces import breakdown, health, observed_cache
 from moe_eval.traces.breakdown import Breakdown
 from moe_eval.traces.kernel_table import COPY, KERNEL, SET, Trace
 from moe_eval.traces.observed_precision import contradiction
@@ -60,6 +60,7 @@ def make(
         evidence=parts.observed.evidence,
         contradiction=wrong,
         verified=False if wrong else None if label is None or parts.observed.precision is None else True,
+        kv_cache_seen=observed_cache.observe(trace.kernels.names),
         categories=parts.whole,
         transfer_ms=parts.transfer_ms,
         total=total,

@@ -244,6 +244,8 @@ class KernelsRecord:
         precision: that was asked for; None where nobody said. `precision_seen`, `moe_backend_seen`: by the kernels
             that ran, with `evidence`. `contradiction`: a sentence where both differ. `verified`: whether they agree;
             None where one is not known.
+        kv_cache_seen: `fp8` or `unquantised`, by the kernels that write and read the key-value cache. None where their
+            names do not show it.
         unit: of the times in `categories` and `total`.
         transfer_ms: in which all ranks are in the same collective, each counted once. None for one rank.
         ceiling: 1 / (1 - share of expert_gemm), by durations without waiting for other ranks. None where nothing else
@@ -272,6 +274,7 @@ class KernelsRecord:
     evidence: str | None = None
     contradiction: str | None = None
     verified: bool | None = None
+    kv_cache_seen: str | None = None
     unit: Literal["ms"] = "ms"
     categories: Mapping[str, TracedTime] = field(default_factory=dict)
     transfer_ms: float | None = None

@@ -190,3 +190,44 @@ def test_a_failure_that_all_arms_share_is_told_once() -> None:
     assert compared.sentence.count("out of memory") == 1
     one = pairs.compare([made.arm("bf16", MS), *arms[1:]])
     assert wording.summary(one).count("Verdict:") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "facts", "sentence"),
+    [
+        (
+            {"kv_cache_dtype": "fp8"},
+            {"kv_cache_dtype": "bfloat16"},
+            "was to keep its KV cache in fp8 and kept it in bfl",
+        ),
+        ({"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8_e4m3"}, None),
+        ({"kv_cache_dtype": "auto"}, {"kv_cache_dtype": "fp8"}, None),
+        ({"moe_backend": "deep_gemm"}, {"moe_backend_observed": "Fp8MoEMethod/DEEPGEMM"}, None),
+        ({"moe_backend": "deep_gemm"}, {"moe_backend_observed": "Fp8MoEMethod/TRITON"}, "experts on deep_gemm and ran"),
+        ({"moe_backend": "cutlass"}, {"moe_backend_observed": "Fp8MoEMethod/FLASHINFER_CUTLASS"}, "ran them on Fp8MoE"),
+        ({"moe_backend": "cutlass"}, {"moe_backend_observed": "Fp8MoEMethod/VLLM_CUTLASS"}, None),
+        ({"moe_backend": "triton"}, {"moe_backend_observed": "UnquantizedFusedMoEMethod"}, None),
+        ({"moe_backend": "triton"}, {"moe_backend_observed": None}, None),
+        ({"moe_backend": "auto"}, {"moe_backend_observed": "Fp8MoEMethod/TRITON"}, None),
+    ],
+)
+def test_an_arm_that_did_not_follow_its_settings_is_not_compared(
+    options: dict[str, Any], facts: dict[str, Any], sentence: str | None
+) -> None:
+    (compared,) = pairs.compare(of_two({}, {"options": options, **facts})).pairs
+    assert (compared.verdict is Verdict.NOT_COMPARABLE) == (sentence is not None)
+    assert sentence is None or sentence in compared.sentence
+
+
+@pytest.mark.parametrize(("loaded", "seen", "holds"), [
+    ("fp8_e4m3", "unquantised", False),
+    ("fp8_e4m3", "fp8", True),
+    ("fp8_e4m3", None, True),
+    ("bfloat16", "fp8", False),
+    ("auto", "fp8", True),
+])  # fmt: skip
+def test_a_cache_that_kernels_contradict_is_not_compared(loaded: str, seen: str | None, holds: bool) -> None:
+    arms = of_two({}, {"kv_cache_dtype": loaded})
+    trace = replace(made.kernels("arm_fp8", fp8=True), kv_cache_seen=seen)
+    (compared,) = pairs.compare([arms[0], replace(arms[1], kernels={"b8_i512_o9": trace})]).pairs
+    assert (compared.verdict is not Verdict.NOT_COMPARABLE) == holds
