@@ -144,7 +144,7 @@ def _precisions(entry: NamedArm, settings: EngineSettings, gpus: Sequence[Gpu]) 
         raise UsageError(f"The transformers engine does not run {held} natively. Give emulate=true, or another engine.")
     if held not in precision.DTYPE_OF or carried.method != "none":
         held = _held(entry.checkpoint, held, registry.named(entry.engine))
-    executed, reason = _executed(entry.engine, held, entry.options, gpus)
+    executed, reason = _executed(entry.engine, entry.checkpoint, held, entry.options, gpus)
     if reason is not None:
         raise UsageError(f"{held} is {reason}. Give another precision, or another GPU.")
     return held, executed
@@ -176,16 +176,25 @@ def _native(request: ArmsRequest, path: str, held: str, gpus: Sequence[Gpu]) -> 
     """An arm whose kernels compute in its precision, unless the first GPU or the installed version has none that do."""
     if request.engine == "transformers":
         return _arm(request, path, held, held)
-    executed, reason = _executed(request.engine, held, request.options, gpus)
+    executed, reason = _executed(request.engine, path, held, request.options, gpus)
     return _arm(request, path, held, executed) if reason is None else Skipped(held, None, reason)
 
 
-def _executed(engine: str, held: str, options: Mapping[str, object], gpus: Sequence[Gpu]) -> tuple[str, str | None]:
-    """What a precision's kernels compute in, and why the first GPU has none that do. None where it has."""
+def _executed(
+    engine: str, path: str, held: str, options: Mapping[str, object], gpus: Sequence[Gpu]
+) -> tuple[str, str | None]:
+    """What a precision's kernels compute in, and why the first GPU or the installed version has none that do."""
+    kind = registry.named(engine)
+    method = contents.carried(contents.settings_folder(path)).method
+    unreadable = kind.why_unreadable(method)
+    if unreadable:
+        return held, f"quantised as {method}, which {unreadable.rstrip('.')}"
     backend = options.get("moe_backend")
     chosen = None if backend in (None, "auto") else str(backend)
     executed = precision.executed(held, chosen)
-    reasons = (precision.why_not(engine, executed, gpu.sm, chosen) for gpu in gpus[:1])
+    # without a named implementation it is the version's own choice that has to run
+    checked = chosen or ("AUTO" if kind.version else None)
+    reasons = (precision.why_not(engine, executed, gpu.sm, checked, kind.version) for gpu in gpus[:1])
     return executed, next(reasons, None)
 
 
