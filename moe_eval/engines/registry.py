@@ -34,6 +34,7 @@ class EngineKind:
         captures: the options that make its workers open the captures of Nsight Systems (Engine.capture).
         layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
         expert_parallel: the option that splits experts over GPUs. `is_expert_switch`: it is a switch, not a size.
+        traits: the module and name of a served engine's traits, MODULE:NAME.
     """
 
     title: str
@@ -49,6 +50,22 @@ class EngineKind:
     layer_ranges: Mapping[str, object] | None = None
     expert_parallel: str | None = None
     is_expert_switch: bool = False
+    traits: str | None = None
+
+    @property
+    def version(self) -> str | None:
+        """The version of its library that is installed. None where none is, or where it does not say."""
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(self.package)
+        return None
+
+    def why_unreadable(self, method: str) -> str | None:
+        """Why it does not read a form of checkpoint, as Traits.why_unreadable. The installed version decides."""
+        if self.traits is None:
+            return None
+        module, _, name = self.traits.partition(":")
+        reason: str | None = getattr(importlib.import_module(module), name).why_unreadable(method, self.version)
+        return reason
 
 
 # options of emulation

@@ -163,15 +163,10 @@ def check_version(plan: Plan, version: str) -> None:
 
     Without a named implementation of experts it is the version's own choice, AUTO, that has to run.
     """
-    traits, model = plan.traits, plan.model
-    for form, versions in traits.readers.items():
-        if model.carried.method.startswith(form):
-            if not precision.is_in(versions, version):
-                raise UsageError(
-                    f"{traits.title} {version} does not read {plan.settings.checkpoint}, which is quantised as "
-                    f"{model.carried.method}. Install a version {versions}, or give a checkpoint of ModelOpt."
-                )
-            break
+    method = plan.model.carried.method
+    reason = plan.traits.why_unreadable(method, version)
+    if reason is not None:
+        raise UsageError(f"{plan.settings.checkpoint} is quantised as {method}, which {reason}")
     _check_gpus(plan, hardware.gpus(), version)
 
 
