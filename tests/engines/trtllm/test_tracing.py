@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.trtllm import tracing
 from moe_eval.engines.trtllm.tracing import nsys_command, profile_window
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import EngineError, UsageError, WorkerDied
+from tests.engines.trtllm.conftest import ALL, Load
 
 PROGRAM = ["lm_eval", "--model", "trtllm_moe", "--model_args", "pretrained=a b,worker=spawned"]
 
@@ -146,3 +148,24 @@ def test_layers_are_named_with_markers() -> None:
     program = ["lm_eval", "--model_args", "enable_layerwise_nvtx_marker=true,cuda_graph_batch_sizes=none"]
     command = nsys_command(program, Path("r"), (1, 2), layers=True)
     assert command == nsys_command(program, Path("r"), (1, 2))
+
+
+@ALL
+def test_a_window_of_one_iteration_records_it_on_every_double(
+    load: Load, version: str, events: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TLLM_PROFILE_START_STOP", profile_window((3, 3), version))
+    load().generate([[5, 6, 7]], GenerationRequest(4, ignore_eos=True))
+    (begin,), (end,) = events("cudaProfilerStart"), events("cudaProfilerStop")
+    assert begin["iteration"] == 3
+    assert end["iteration"] == (5 if version == "1.3.0rc8" else 4), "an early 1.3 records one iteration more"
+
+
+@pytest.mark.parametrize("version", ["1.3.0rc20"], indirect=True, scope="session")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_older_form_of_that_window_ends_a_newer_loop_and_no_run_waits(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TLLM_PROFILE_START_STOP", profile_window((3, 3), "1.2.0"))
+    with pytest.raises(WorkerDied, match="The loop of TensorRT-LLM's engine in this process has ended"):
+        load()
