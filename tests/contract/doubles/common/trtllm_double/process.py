@@ -198,6 +198,7 @@ def work(
             _idle(connection, rank)
     except (EOFError, OSError):
         os._exit(1)  # the caller is gone
+    os._exit(0)  # what the caller does at its own end is not for a worker
 
 
 def _compute(connection: Connection, setup: dict[str, Any]) -> None:
@@ -237,7 +238,6 @@ def _compute(connection: Connection, setup: dict[str, Any]) -> None:
     send("ready", None)
     threading.Thread(target=listen, daemon=True).start()
     engine.loop()
-    os._exit(0)  # spares a second of taking torch down
 
 
 def _idle(connection: Connection, rank: int) -> None:
