@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pickle
 import queue
-import subprocess
-import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import SHIPPED
+from tests.contract.commands import Commands, Ended
 
 PROMPT = [40, 478, 79, 891, 14, 389, 262, 199]
 Make = Callable[..., Any]
@@ -44,18 +42,17 @@ def make(trtllm: Any) -> Make:
     return build
 
 
-def run(path: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter whose workers are spawned."""
-    head = f"import sys, os\nfrom tensorrt_llm import LLM, SamplingParams\nMODEL = {str(SHIPPED)!r}\n"
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TLLM", "TRTLLM"))}
-    return subprocess.run(
-        [sys.executable, "-c", head + code],
-        env={**kept, "PYTHONPATH": str(path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+@pytest.fixture
+def run(commands: Commands, double_path: Path, tmp_path: Path) -> Callable[..., Ended]:
+    """Run a program in a process of its own, whose workers have processes of their own."""
+
+    def ended(code: str, **variables: str) -> Ended:
+        head = f"import sys, os\nfrom tensorrt_llm import LLM, SamplingParams\nMODEL = {str(SHIPPED)!r}\n"
+        (tmp_path / "program.py").write_text(head + code)
+        script = str(tmp_path / "program.py")
+        return commands.run(script, program="python", folder=tmp_path, double=double_path, variables=variables)
+
+    return ended
 
 
 def test_metadata(trtllm: Any, version: str) -> None:
@@ -272,14 +269,14 @@ if hasattr(llm, "start_profile"):
 """
 
 
-def test_spawned(double_path: Path, version: str, tmp_path: Path) -> None:
+def test_spawned(run: Callable[..., Ended], version: str, tmp_path: Path) -> None:
     """Two ranks in the newest version, one in the others; atexit ends them."""
-    log, ranks = tmp_path / "log", 2 if version == "1.4.0rc1" else 1
+    ranks = 2 if version == "1.4.0rc1" else 1
     single = {"TLLM_WORKER_USE_SINGLE_PROCESS": "1"} if ranks == 2 else {}
     code = SPAWNED.replace("RANKS", str(ranks)).replace("sys.argv[1]", repr(str(tmp_path)))
-    done = run(double_path, code, TRTLLM_DOUBLE_LOG=str(log), TLLM_X="1", OTHER="1", **single)
-    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
-    events = [json.loads(line) for line in log.read_text().splitlines()]
+    done = run(code, TLLM_X="1", OTHER="1", **single)
+    assert (done.code, done.out.strip(), done.left) == (0, "2", []), done.err
+    events = done.events
     others = [event["event"] for event in events if event["event"] != "worker"]
     assert others == ["import", "construct", "request", "shutdown"]
     workers = [event for event in events if event["event"] == "worker"]
@@ -313,8 +310,8 @@ os._exit(0)
 """
 
 
-def test_dead_worker_goes_unnoticed(double_path: Path, version: str) -> None:
-    if version != "1.3.0rc8":
-        pytest.skip("one version is enough: nothing of it depends on the version")
-    done = run(double_path, DEATH, TRTLLM_DOUBLE="die_after=1")
-    assert done.stdout.split() == ["waits", "True"], done.stderr
+@pytest.mark.parametrize("version", ["1.3.0rc8"], indirect=True, scope="session")
+def test_dead_worker_goes_unnoticed(run: Callable[..., Ended]) -> None:
+    """One version is enough: nothing of it depends on the version."""
+    done = run(DEATH, TRTLLM_DOUBLE="die_after=1")
+    assert done.out.split() == ["waits", "True"], done.err
