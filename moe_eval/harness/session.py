@@ -15,6 +15,7 @@ from moe_eval.exits import terminable
 from moe_eval.harness import KERNELS, LATENCY, MODEL, context, settings
 from moe_eval.harness.run_record import RunRecorder
 from moe_eval.harness.untyped import Arguments
+from moe_eval.tracking import store
 
 # A shape that cannot be timed has to show before hours of scoring, and nothing is timed after a profiler has run.
 _PLACES = {LATENCY: 0, KERNELS: 2}
@@ -40,7 +41,7 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call.arguments["log_samples"] = True
         recorder = RunRecorder.open(model, call.arguments)
         try:
-            with terminable(), context.files_in(recorder.folder):
+            with terminable(), store.opened_meanwhile(), context.files_in(recorder.folder):
                 results = _reached(lambda: simple_evaluate(*call.args, **call.kwargs))
         except BaseException as error:
             recorder.close_failed(error)

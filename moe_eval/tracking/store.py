@@ -9,7 +9,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,30 @@ def reached(folder: Path) -> Iterator[None]:
                 refusal = f"{place} did not take the run ({type(error).__name__}: {reason})"
     later = f"moe-eval log {shlex.quote(str(folder))}"
     raise TrackingError(f"{refusal}. Nothing is lost: log it later with `{later}`.")
+
+
+@contextmanager
+def opened_meanwhile() -> Iterator[None]:
+    """Import MLflow and open its store in a thread, which takes seconds, while the caller measures.
+
+    A store that is not there yet is left to the logging, which makes it whole. So are all failures.
+    """
+    thread = threading.Thread(target=_open, name="moe_eval-mlflow")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _open() -> None:
+    with suppress(Exception):
+        import mlflow
+
+        address = os.environ.get("MLFLOW_TRACKING_URI") or mlflow.get_tracking_uri()
+        is_new = address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists()
+        if not is_new and _old_file_store() is None:
+            mlflow.MlflowClient()
 
 
 def experiment(client: MlflowClient) -> tuple[str, str]:
