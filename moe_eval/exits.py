@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
 import sys
@@ -86,7 +85,8 @@ def _watch() -> None:
 
 def _end() -> None:
     """End at once, without exit handlers."""
-    for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
+    logging = sys.modules.get("logging")  # whoever has something to log has imported it
+    for flush in (*((logging.shutdown,) if logging else ()), sys.stdout.flush, sys.stderr.flush):
         flush()
     unhandled = 1 if hasattr(sys, "last_type") else 0
     os._exit((_settled[-1] if _settled else 0) or unhandled)

@@ -41,6 +41,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"moe-eval {version('moe-eval')}")
+        return
     from moe_eval.cli.options.command_line import no_such
     from moe_eval.cli.options.commands import COMMANDS
 
@@ -48,11 +53,6 @@ def _run(arguments: list[str]) -> None:
         raise UsageError(f"moe-eval needs a command: {', '.join(COMMANDS)}. `moe-eval --help` explains them.")
     if arguments[0] in ("-h", "--help"):
         print(_help())
-        return
-    if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"moe-eval {version('moe-eval')}")
         return
     if arguments[0] not in COMMANDS:
         raise UsageError(no_such("command", arguments[0], COMMANDS, f"Give one of {', '.join(COMMANDS)}."))
