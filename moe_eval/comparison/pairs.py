@@ -173,12 +173,14 @@ def _pair(reference: ArmRecords, candidate: ArmRecords, across: Collection[str])
 
 
 def _schedule(reference: LatencyRecord | None, candidate: LatencyRecord | None) -> PairSchedule | None:
-    planned = candidate.schedule if candidate else None
-    if reference is None or candidate is None or planned is None:
+    if reference is None or candidate is None or not (measured(reference) and measured(candidate)):
         return None
-    if not (measured(reference) and measured(candidate)):
+    planned, is_imported = candidate.schedule, any(record.tool for record in (reference, candidate))
+    if planned is None and not is_imported:
         return None
     loads = min(len([load for load in shape.loads if load]) for shape in (*reference.shapes, *candidate.shapes))
+    if planned is None or is_imported:
+        return PairSchedule(None, loads, None, one_run=False)
     schedule = PairSchedule(planned.mode, loads, planned.per_load, comparable.is_one_run(reference, candidate))
     if not planned.until_decided or planned.loads <= LEAST_LOADS:
         return schedule

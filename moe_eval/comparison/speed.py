@@ -61,14 +61,20 @@ def _ratios(
 ) -> SpeedRatios:
     steps = reference.output_len - 1
 
-    def tpot(sample: Sample, source: str) -> float:
-        return (sample.last[source] - sample.first[source]) / steps
+    def tpot(sample: Sample, source: str) -> float | None:
+        first, last = sample.first.get(source), sample.last.get(source)
+        if sample.per_token is not None:
+            return None if first is None and last is None else sample.per_token
+        return None if first is None or last is None else (last - first) / steps
+
+    def joules(sample: Sample, source: str) -> float | None:
+        return sample.energy_j if source in sample.last else None
 
     return SpeedRatios(
-        e2e_ms=_ratio(loads, OF_CALLS, lambda sample, source: sample.last[source], schedule, decode_widened),
-        ttft_ms=_ratio(loads, OF_TOKENS, lambda sample, source: sample.first[source], schedule),
+        e2e_ms=_ratio(loads, OF_CALLS, lambda sample, source: sample.last.get(source), schedule, decode_widened),
+        ttft_ms=_ratio(loads, OF_TOKENS, lambda sample, source: sample.first.get(source), schedule),
         tpot_ms=_ratio(loads, OF_TOKENS, tpot, schedule, decode_widened) if steps else None,
-        j_per_tok=_ratio(loads, OF_CALLS, lambda sample, _: sample.energy_j, schedule, decode_widened),
+        j_per_tok=_ratio(loads, OF_CALLS, joules, schedule, decode_widened),
     )
 
 
@@ -80,14 +86,14 @@ def _ratio(
     The interval is by load: of one run Student's over pairs of loads, of two runs Welch's over both runs' loads.
 
     Args:
-        order: of the clocks, the best one first. The first that timed all samples counts.
+        order: of the clocks, the best one first. The first by which all samples have a value counts.
     """
     if schedule.one_run:
         pairs = [pair for pair in zip(*sides, strict=False) if all(pair)]
         sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     above, below = ([load for load in loads if load] for loads in sides)
     samples = [sample for load in (*above, *below) for sample in load]
-    timed = [name for name in order if all(name in sample.first and name in sample.last for sample in samples)]
+    timed = [name for name in order if all(read(sample, name) is not None for sample in samples)]
     if not above or not below or not timed:
         return None
     logs = _log_medians(above, read, timed[0]), _log_medians(below, read, timed[0])

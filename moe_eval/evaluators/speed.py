@@ -54,12 +54,12 @@ def figures(loads: Sequence[Sequence[Sample]], shape: Shape) -> LatencyFigures:
     b, i, n = shape.batch_size, shape.input_len, shape.output_len
     joules = [sample.energy_j for sample in samples if sample.energy_j is not None]
     metrics = LatencyMetrics(
-        ttft_ms=_metric(sizes, times[tokens].ttft_ms, tokens),
-        tpot_ms=_metric(sizes, times[tokens].tpot_ms, tokens) if times[tokens].tpot_ms else None,
-        e2e_ms=_metric(sizes, times[calls].e2e_ms, calls),
-        output_tok_s=_metric(sizes, [b * n / seconds for seconds in e2e], calls),
-        prefill_tok_s=_metric(sizes, [1000 * b * i / ms for ms in times[tokens].ttft_ms], tokens),
-        j_per_tok=_metric(sizes, [energy / (b * n) for energy in joules], "nvml")
+        ttft_ms=metric(sizes, times[tokens].ttft_ms, tokens),
+        tpot_ms=metric(sizes, times[tokens].tpot_ms, tokens) if times[tokens].tpot_ms else None,
+        e2e_ms=metric(sizes, times[calls].e2e_ms, calls),
+        output_tok_s=metric(sizes, [b * n / seconds for seconds in e2e], calls),
+        prefill_tok_s=metric(sizes, [1000 * b * i / ms for ms in times[tokens].ttft_ms], tokens),
+        j_per_tok=metric(sizes, [energy / (b * n) for energy in joules], "nvml")
         if len(joules) == len(samples)
         else None,
     )
@@ -118,8 +118,8 @@ def _medians(times: _Times) -> SourceMedians:
     return SourceMedians(statistics.median(times.ttft_ms), statistics.median(times.e2e_ms), tpot)
 
 
-def _metric(sizes: Sequence[int], values: Sequence[float], source: str) -> Metric:
-    """A metric of loads with so many values each, in order."""
+def metric(sizes: Sequence[int], values: Sequence[float], source: str) -> Metric:
+    """A metric of loads with so many values each, in order, with its interval by load, or by value of one load."""
     ends = list(accumulate(sizes))
     medians = [statistics.median(values[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
     if len(sizes) == 1:

@@ -19,7 +19,7 @@ from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
 
 REPEAT_SUFFIX = "-again"  # the end of the name of an arm that is another one, measured a second time
-_FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu)(?:_(b\d+_i\d+_o\d+))?\.json")
+_FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
 _COMPARISON_FILES = (COMPARISON_FILE, f"perf_{COMPARISON_FILE}", f"ppl_{COMPARISON_FILE}")
 
 

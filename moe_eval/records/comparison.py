@@ -57,14 +57,15 @@ class PairSchedule:
     """How both arms of a pair were timed.
 
     Attributes:
-        mode, loads, per_load: see run.Schedule. `loads` is of the side that has fewer.
+        mode, loads, per_load: see run.Schedule. `loads` is of the side that has fewer. The others are None where a tool
+            that is not moe_eval measured the other side.
         one_run: whether one run measured them side by side.
         looks: how often a run until decided may look, and `look` which one this is, from 1. Both 1 elsewhere.
     """
 
-    mode: Mode
+    mode: Mode | None
     loads: int
-    per_load: int
+    per_load: int | None
     one_run: bool
     look: int = 1
     looks: int = 1

@@ -9,6 +9,7 @@ from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.run import Schedule
 from moe_eval.records.shape_latency import Routing, ShapeLatency
+from moe_eval.records.tool import ToolLabels
 
 LATENCY_SCHEMA = 2
 
@@ -62,6 +63,7 @@ class LatencyRecord:
         nvml: why NVML does not see everything. None where it does.
         routing: by batch size. None where it was not counted, and `no_routing` says why.
         rates: what the machine reaches. None where it was not measured, and `no_rates` says why.
+        tool: which other tool measured it. None for moe_eval.
     """
 
     arm: str
@@ -95,6 +97,7 @@ class LatencyRecord:
     no_routing: str | None = None
     rates: Rates | None = None
     no_rates: str | None = None
+    tool: ToolLabels | None = None
     labels: ArmLabels = field(default_factory=ArmLabels)
     origin: Origin = field(default_factory=Origin)
     schema: int = LATENCY_SCHEMA

@@ -40,15 +40,17 @@ class Sample:
     """One timed iteration: a call for the first token alone, then a call for all tokens.
 
     Attributes:
-        started, ended: of the second call, on `time.perf_counter`, in seconds.
+        started, ended: of the second call, on `time.perf_counter`, in seconds. Both 0 where another tool timed it.
         first: seconds until every sequence has its first token, by source. `host` (perf_counter) and `cuda_events`
-            time the first call. `engine` is what the engine says of the second.
-        last: seconds until every sequence is complete, by source, of the second call.
+            time the first call. `engine` is what the engine says of the second. Empty where another tool has none.
+        last: seconds until every sequence is complete, by source, of the second call. Empty likewise.
         request_first: the median over requests of the engine's own time to the first token. None where it has none.
         energy_j: joules of the second call, all GPUs of the arm together. None where NVML does not tell, or the call
             is too short for its counter.
         steps: what the engine says of the steps since its last report. Only the last iteration of a turn has it, and
             only where the engine was loaded to report them.
+        per_token: seconds per output token after the first, as another tool states them. None where they follow from
+            `first` and `last`.
     """
 
     started: float
@@ -58,6 +60,7 @@ class Sample:
     request_first: float | None = None
     energy_j: float | None = None
     steps: EngineSteps | None = None
+    per_token: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,14 +131,14 @@ class LatencyFigures:
     """What iterations of one shape come to.
 
     Attributes:
-        mean_latency_ms, std_latency_ms: of e2e. The latter is None for one iteration.
+        mean_latency_ms, std_latency_ms: of e2e. The latter is None for one iteration, both where there is no e2e.
         sources: medians by clock.
         request_ttft_ms: the median over requests, from engines that time them.
         notes: what a reader of the figures has to know.
     """
 
     metrics: LatencyMetrics
-    mean_latency_ms: float
+    mean_latency_ms: float | None
     std_latency_ms: float | None
     sources: Mapping[str, SourceMedians]
     request_ttft_ms: float | None

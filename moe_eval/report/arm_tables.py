@@ -119,7 +119,7 @@ def schedules(comparison: ComparisonRecord) -> list[Table]:
             ("pairs of loads", named(schedule.loads)),
             ("iterations of a load", named(schedule.per_load)),
             ("timed in one run", named(schedule.one_run)),
-            ("which means", MODES[schedule.mode]),
+            ("which means", MODES[schedule.mode] if schedule.mode else named(None)),
         ]
         for pair in comparison.pairs
         if (schedule := pair.schedule) is not None
