@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Literal, get_args
 
 from moe_eval.checkpoint.precision import cache_bytes
+from moe_eval.comparison import imported
 from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
 from moe_eval.records.comparison import LabelDifference
 from moe_eval.records.labels import EngineFacts, Origin, Status
@@ -76,6 +77,9 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     across = {*across, *_planned(reference, candidate)}
     reasons = [reason for arm in (reference, candidate) for reason in _contradictions(arm)]
     for subject, (first, second) in _measured_of_both(reference, candidate).items():
+        if imported.is_imported(first, second):
+            reasons += imported.differences(first, second, is_other_gpu_fine="gpus" in across)
+            continue
         reasons += _engine_differences(subject, first, second, across)
         if subject == "Speed":
             reasons += _software_differences(first, second, across)
@@ -259,7 +263,7 @@ def _labels(record: Record) -> Iterator[tuple[str, str]]:
         yield from ((f"machine.{name}", str(getattr(record.origin.machine, name))) for name in names)
     yield from _paths(record.origin.versions, "versions.")
     if isinstance(record, LatencyRecord):
-        for name, part in (("schedule", record.schedule), ("workload", record.workload)):
+        for name, part in (("schedule", record.schedule), ("workload", record.workload), ("tool", record.tool)):
             yield from _paths(asdict(part) if part else {}, f"{name}.")
     yield from _paths({fact: value for fact, value in facts.items() if fact not in _FACT_LABELS}, "engine.")
     yield from ((name, str(getattr(record.labels, name))) for name in ("prefix_token_id", "tokenizer"))

@@ -78,7 +78,7 @@ class Serving:
         model, requests = self.model_id, self.completed
         return ToolResult(
             ToolLabels("vllm bench serve", "serving", "median of requests", None, model, requests, rate),
-            batch_size=self.max_concurrency or self.num_prompts,
+            batch_size=min(self.max_concurrency or self.num_prompts, self.num_prompts),
             input_len=self.total_input_tokens / self.completed,
             output_len=self.total_output_tokens / self.completed,
             e2e_s=in_seconds(self.median_e2el_ms),

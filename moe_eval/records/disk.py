@@ -77,11 +77,24 @@ def convert(content: Mapping[str, object], kind: type[Record], file: Path, maker
         UsageError: it does not fit, with the path of the first value that does not.
     """
     try:
-        record = msgspec.convert(content, kind, str_keys=True)
-        if path := _too_large(content):
-            raise msgspec.ValidationError(f"no figure is as large as {path}")
-    except (msgspec.ValidationError, RecursionError) as error:
+        return decoded(content, kind)
+    except msgspec.ValidationError as error:
         raise UsageError(f"{file} is not a record of {maker} ({error}). Take it out of the folder.") from None
+
+
+def decoded(content: Mapping[str, object], kind: type[Record]) -> Record:
+    """A JSON object as a dataclass.
+
+    Raises:
+        msgspec.ValidationError: it does not fit, with the path of the first value that does not.
+    """
+    try:
+        record = msgspec.convert(content, kind, str_keys=True)
+        path = _too_large(content)
+    except RecursionError:
+        raise msgspec.ValidationError("it is nested too deeply") from None
+    if path:
+        raise msgspec.ValidationError(f"no figure is as large as {path}")
     return record
 
 

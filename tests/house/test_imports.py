@@ -21,7 +21,7 @@ STOREYS = (
     ("engines",),
     ("traces",),
     ("evaluators",),
-    ("comparison", "runner", "tracking"),
+    ("comparison", "imports", "runner", "sharing", "tracking"),
     ("report",),
     ("harness",),
     ("cli",),
