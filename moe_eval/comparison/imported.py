@@ -42,12 +42,11 @@ def _load(record: LatencyRecord) -> Load:
 def _labels(record: LatencyRecord) -> dict[str, object]:
     """What has to be the same, by its name in a sentence. None where the record does not state it."""
     tool, facts = record.tool, record.labels.engine
-    of_tool = tool.version if tool and tool.name == "trtllm-bench" else None
     return {
         "GPU": record.gpu_name if tool else record.gpu_name or "no GPU",
         "number of GPUs": tool.gpus if tool else (facts.gpus if facts else 0) or 1,
         "engine": record.engine,
-        "version of the engine": facts.version if facts else of_tool,
+        "version of the engine": facts.version if facts else tool.engine_version if tool else None,
         "kind of weights": record.weights,
         "rate of requests": tool.request_rate or "none" if tool and tool.load == "serving" else None,
     }

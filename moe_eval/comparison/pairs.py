@@ -70,7 +70,8 @@ def _arm(arm: ArmRecords, price: float | None) -> ComparedArm:
     records: list[LatencyRecord | QualityRecord] = [record for record in (arm.latency, arm.quality) if record]
     first = next(iter([*filter(engine, records), *records]), None)
     facts = engine(first)
-    capacity = arm.latency.capacity if arm.latency else None
+    capacity, tool = (arm.latency.capacity, arm.latency.tool) if arm.latency else (None, None)
+    checkpoint = facts.checkpoint if facts else tool.model if tool else None
     precisions = [record.precision_seen for record in arm.kernels.values() if record.precision_seen]
     status, error = _status(records)
     figures = scored(arm.quality)
@@ -82,11 +83,11 @@ def _arm(arm: ArmRecords, price: float | None) -> ComparedArm:
         broken=_broken(arm.quality),
         precision_seen=", ".join(dict.fromkeys(precisions)) or None,
         engine=first.engine if first else None,
-        engine_version=facts.version if facts else None,
+        engine_version=facts.version if facts else tool.engine_version if tool else None,
         gpu=first.gpu_name if first else None,
         emulated=any(facts.emulated for facts in map(engine, records) if facts),
-        model=re.split(r"[/\\]", facts.checkpoint.rstrip("/\\"))[-1] if facts else None,
-        gpus=facts.gpus if facts else None,
+        model=re.split(r"[/\\]", checkpoint.rstrip("/\\"))[-1] if checkpoint else None,
+        gpus=facts.gpus if facts else tool.gpus if tool else None,
         random_weights=any(facts.weights == "random" for facts in map(engine, records) if facts),
         moe_backend=first.moe_backend if first else None,
         weights_gib=_weights_gib(facts, capacity),

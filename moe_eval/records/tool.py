@@ -39,3 +39,8 @@ class ToolLabels:
     requests: int | None = None
     request_rate: float | None = None
     gpus: int | None = None
+
+    @property
+    def engine_version(self) -> str | None:
+        """trtllm-bench is a part of its engine."""
+        return self.version if self.name == "trtllm-bench" else None

@@ -207,7 +207,12 @@ class CompareOptions(VerdictOptions):
     """What `moe-eval compare` can be asked."""
 
     sources: tuple[str, ...] = option(
-        (), "a folder, an MLflow run id or an experiment", _INPUT, metavar="SOURCE", is_positional=True, word_count="+"
+        (),
+        "a folder, an exported .zip, an MLflow run id or an experiment",
+        _INPUT,
+        metavar="SOURCE",
+        is_positional=True,
+        word_count="+",
     )
     across: tuple[Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"], ...] = option(
         (), "what may differ between arms of several runs", _INPUT, metavar="NAME,..."
@@ -245,6 +250,41 @@ class KernelsOptions:
     )
     full: bool = option(False, "show every kernel, layer and rank as well", _OUTPUT)
     output: Path | None = option(None, "write everything as JSON as well", _OUTPUT, metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What `moe-eval export` can be asked."""
+
+    source: str = option("", "a run's folder, or the id of its MLflow run", _INPUT, metavar="RUN", is_positional=True)
+    target: str = option("", "the file to write: .zip, .csv or .parquet", _OUTPUT, metavar="FILE", is_positional=True)
+    to: Literal["zip", "csv", "parquet"] | None = option(None, "the format, where FILE does not end with it", _OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What `moe-eval import` can be asked."""
+
+    files: tuple[Path, ...] = option(
+        (),
+        "JSON that the tool wrote. More files are more loads or shapes",
+        _INPUT,
+        metavar="FILE",
+        is_positional=True,
+        word_count="+",
+    )
+    arm: str | None = option(None, "the name of the arm", _INPUT, metavar="NAME")
+    precision: str | None = option(
+        None, "what its experts ran in, where the file does not state it", _INPUT, metavar="NAME"
+    )
+    batch_size: int | None = option(
+        None, "sequences at once (of a server: the concurrency), where the file does not state it", _INPUT, minimum=1
+    )
+    input_len: int | None = option(None, "tokens of every prompt, where the file does not state it", _INPUT, minimum=1)
+    output_len: int | None = option(
+        None, "tokens that every sequence makes, where the file does not state it", _INPUT, minimum=1
+    )
+    output_dir: Path = option(Path("benchmark_results"), _RECORDS, _OUTPUT)
 
 
 @dataclass(frozen=True, kw_only=True)

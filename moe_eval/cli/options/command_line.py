@@ -137,7 +137,7 @@ def default_text(default: Value) -> str:
 
 def _usage(option: Option) -> str:
     name = option.metavar or ",".join(option.choices)
-    return f"[{name} ...]" if option.word_count == "*" else f"{name} [{name} ...]"
+    return {"*": f"[{name} ...]", "+": f"{name} [{name} ...]"}.get(str(option.word_count), name)
 
 
 def _value(option: Option, typed: bool | str | list[str]) -> Value:

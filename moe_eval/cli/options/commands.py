@@ -7,6 +7,8 @@ from typing import Any
 from moe_eval.cli.options.classes import (
     CompareOptions,
     DoctorOptions,
+    ExportOptions,
+    ImportOptions,
     KernelsOptions,
     LogOptions,
     PerfOptions,
@@ -68,9 +70,9 @@ COMPARE = Command(
     "compare",
     CompareOptions,
     "recorded arms side by side, with a verdict",
-    "Compare two or more recorded arms with the first. Sources are output folders of moe-eval run, perf and ppl, ids "
-    "of runs in MLflow, or an experiment there, of which the newest run counts. Arms that cannot be compared are named "
-    "with the reason.",
+    "Compare two or more recorded arms with the first. Sources are output folders of moe-eval run, perf, ppl and "
+    "import, files of moe-eval export, ids of runs in MLflow, or an experiment there, of which the newest run counts. "
+    "Arms that cannot be compared are named with the reason.",
     (
         ("one run again, with a gate", 'moe-eval compare moe_eval_run --gate "speed>=1.2,ln_ppl<=0.01"'),
         ("this week's folder against last week's", "moe-eval compare last_week this_week --output_dir changes"),
@@ -102,6 +104,35 @@ LOG = Command(
         ("several, to a server", "MLFLOW_TRACKING_URI=http://host:5000 moe-eval log runs/*"),
     ),
 )
+EXPORT = Command(
+    "export",
+    "export",
+    ExportOptions,
+    "a run as one file to share, or as a table",
+    "Write a run into one .zip for others: its records, the report and its traces. Host and user names, paths, process "
+    "ids and GPU UUIDs are left out. `moe-eval compare` reads the file. A .csv or .parquet has one row for every "
+    "figure instead.",
+    (
+        ("a run to send to a colleague", "moe-eval export moe_eval_run fp8_on_h100.zip"),
+        ("its figures as a table", "moe-eval export moe_eval_run figures.parquet"),
+    ),
+)
+IMPORT = Command(
+    "import",
+    "imported",
+    ImportOptions,
+    "results of vllm bench, trtllm-bench and AIPerf as an arm",
+    "Write the latency record of an arm that another tool measured, from the JSON of `vllm bench` (latency, throughput "
+    "or serve), `trtllm-bench --report_json` or AIPerf. `moe-eval compare` reads it. What the files do not state stays "
+    "absent.",
+    (
+        (
+            "three runs of one batch",
+            "moe-eval import 1.json 2.json 3.json --arm fp8 --batch_size 8 --input_len 512 --output_len 256",
+        ),
+        ("a server at several concurrencies", "moe-eval import c1.json c8.json --arm nvfp4 --output_dir served"),
+    ),
+)
 DOCTOR = Command(
     "doctor",
     "doctor",
@@ -121,5 +152,5 @@ DOCTOR = Command(
 
 # the commands differ in their options; what takes one takes any
 COMMANDS: dict[str, Command[Any]] = {
-    command.name: command for command in (RUN, COMPARE, PPL, PERF, KERNELS, LOG, DOCTOR)
+    command.name: command for command in (RUN, COMPARE, PPL, PERF, KERNELS, EXPORT, IMPORT, LOG, DOCTOR)
 }
