@@ -12,8 +12,8 @@ TrackingError where MLflow did.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,6 @@ from moe_eval.records.verdicts import Rules
 
 if TYPE_CHECKING:
     import pandas
-
-_COLUMNS = ("arm", "precision", "evaluator", "shape", "metric", "median", "low", "high")
-_FIGURES = {"token_ppl": "perplexity", **{name: name for name in ("word_ppl", "byte_ppl", "bits_per_byte")}}
-Row = tuple[str, str, str, str, str, float, float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -54,42 +50,9 @@ class Results:
         Low and high are the 95 % interval, and NaN where there is none. Kernels are in ms per step, as
         `decode/expert_gemm_ms`.
         """
-        import pandas
+        from moe_eval.report.frame import dataframe
 
-        rows = [row for arm in self.arms for row in (*_quality(arm, self.comparison), *_latency(arm), *_kernels(arm))]
-        return pandas.DataFrame(rows, columns=list(_COLUMNS))
-
-
-def _quality(arm: ArmRecords, comparison: ComparisonRecord | None) -> Iterator[Row]:
-    figures = arm.quality.figures if arm.quality else None
-    for metric, name in _FIGURES.items() if figures else ():
-        value = getattr(figures, name)
-        if value is not None:
-            yield arm.name, arm.precision, "quality", "", metric, value, None, None
-    for pair in comparison.pairs if comparison else ():
-        quality = pair.quality if pair.other == arm.name else None
-        if quality and quality.ln_ppl_ratio:
-            ratio = quality.ln_ppl_ratio
-            yield arm.name, arm.precision, "quality", "", "ln_ppl_ratio", ratio.value, ratio.low, ratio.high
-        if quality and quality.divergence:
-            yield arm.name, arm.precision, "quality", "", "kld_mean", quality.divergence.mean, None, None
-
-
-def _latency(arm: ArmRecords) -> Iterator[Row]:
-    for shape in arm.latency.shapes if arm.latency else ():
-        for entry in fields(shape.metrics):
-            metric = getattr(shape.metrics, entry.name)
-            if metric is not None:
-                interval = metric.median, metric.low, metric.high
-                yield arm.name, arm.precision, "latency", shape.name, entry.name, *interval
-
-
-def _kernels(arm: ArmRecords) -> Iterator[Row]:
-    for shape, record in arm.kernels.items():
-        for phase, times in record.phases.items():
-            for category, time in times.categories.items():
-                metric = f"{phase}/{category}_ms"
-                yield arm.name, arm.precision, "kernels", shape, metric, time.ms, None, None
+        return dataframe(self.arms, self.comparison)
 
 
 def run(**options: object) -> Results:

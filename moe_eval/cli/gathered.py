@@ -16,6 +16,7 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Rules
+from moe_eval.sharing import archive
 from moe_eval.tracking import fetch
 
 
@@ -40,7 +41,7 @@ class Gathered:
 
 @contextmanager
 def gathered(sources: Sequence[str]) -> Iterator[Gathered]:
-    """The arms of folders, of MLflow's runs by id, and of the newest run of MLflow's experiments.
+    """The arms of folders, of exported archives, of MLflow's runs by id, and of the newest run of MLflow's experiments.
 
     What MLflow holds is at hand until the context ends.
 
@@ -48,15 +49,23 @@ def gathered(sources: Sequence[str]) -> Iterator[Gathered]:
         UsageError: a source is none of these, or two of them hold the same measurement.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [_folder(source, Path(scratch)) for source in sources]
+        folders = [folder_of(source, Path(scratch)) for source in sources]
         runs = [run_files.read_run(folder) for folder in folders]
         first_run = next(iter(runs[0]), None) if runs else None
         yield Gathered(_arms(sources, folders), [run for group in runs for run in group], first_run)
 
 
-def _folder(source: str, scratch: Path) -> Path:
-    """Where the records of a source are. Those of MLflow are fetched."""
+def folder_of(source: str, scratch: Path) -> Path:
+    """Where the records of a source are. Those of MLflow are fetched, and those of an archive unpacked, into `scratch`.
+
+    Raises:
+        UsageError: there is no such source, or it holds no records.
+    """
     folder = Path(source)
+    if folder.is_file():
+        target = Path(tempfile.mkdtemp(dir=scratch))
+        archive.unpack(folder, target)
+        return target
     # the package's own folder has the name of the default experiment
     is_folder = folder.is_dir() and (len(folder.parts) > 1 or any(folder.glob("*.json")))
     return folder if is_folder else fetch.fetch(source, scratch)
@@ -84,7 +93,7 @@ def _arms(sources: Sequence[str], folders: Sequence[Path]) -> list[ArmRecords]:
 
 
 def _name_at(arm: ArmRecords, source: str) -> str:
-    return f"{arm.name}@{Path(source).name}"
+    return f"{arm.name}@{Path(source).stem if Path(source).is_file() else Path(source).name}"
 
 
 def _is_one_measurement(arm: ArmRecords, earlier: ArmRecords) -> bool:

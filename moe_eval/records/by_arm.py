@@ -12,15 +12,16 @@ from typing import NamedTuple
 from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.errors import UsageError
 from moe_eval.records import disk, run_files, schema_1
-from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord, Pair, QualityComparison
+from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord, QualityComparison
 from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
 
 REPEAT_SUFFIX = "-again"  # the end of the name of an arm that is another one, measured a second time
-_FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
-_COMPARISON_FILES = (COMPARISON_FILE, f"perf_{COMPARISON_FILE}", f"ppl_{COMPARISON_FILE}")
+# evaluator, arm, place and shape
+FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
+COMPARISON_FILES = (COMPARISON_FILE, f"perf_{COMPARISON_FILE}", f"ppl_{COMPARISON_FILE}")
 
 
 _Record = LatencyRecord | QualityRecord | KernelsRecord
@@ -169,7 +170,7 @@ def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
 
 def _entries(folder: Path) -> Iterator[_Entry]:
     for file in sorted(folder.glob("*.json")):
-        match = _FILE.fullmatch(file.name)
+        match = FILE.fullmatch(file.name)
         if match is None or (match[4] and match[1] != "kernels"):
             continue
         record = read_file(file)
@@ -185,7 +186,7 @@ def read_file(file: Path) -> LatencyRecord | QualityRecord | KernelsRecord:
     Raises:
         UsageError: it is damaged or has another name.
     """
-    match = _FILE.fullmatch(file.name)
+    match = FILE.fullmatch(file.name)
     if match is None:
         raise UsageError(f"{file} is not named like a record. Give the file its name back.")
     form, arm = _FORMS[match[1]], match[2]
@@ -204,8 +205,9 @@ def _with_comparisons(folder: Path, arms: Sequence[ArmRecords]) -> list[ArmRecor
         return list(arms)
     runs = {arm.name: arm.quality.origin.run_id for arm in arms if arm.quality}
     compared: dict[str, dict[str, QualityComparison]] = {}
-    for name in _COMPARISON_FILES:
-        for pair in _pairs(folder / name):
+    for name in COMPARISON_FILES:
+        comparison = read_comparison(folder / name)
+        for pair in comparison.pairs if comparison else ():
             quality = pair.quality
             # the reference may be in another folder: it counts if it is of the same run, see comparison.quality
             if quality and quality.run_id and quality.run_id == runs.get(pair.other):
@@ -213,10 +215,11 @@ def _with_comparisons(folder: Path, arms: Sequence[ArmRecords]) -> list[ArmRecor
     return [replace(arm, compared={**compared.get(arm.name, {}), **arm.compared}) for arm in arms]
 
 
-def _pairs(file: Path) -> tuple[Pair, ...]:
+def read_comparison(file: Path) -> ComparisonRecord | None:
+    """None where there is none that can be read: it is a view, which can be made again."""
     if not file.is_file():
-        return ()
+        return None
     try:
-        return disk.read_record(file, ComparisonRecord, schemas=(COMPARISON_SCHEMA,), maker="moe-eval compare").pairs
+        return disk.read_record(file, ComparisonRecord, schemas=(COMPARISON_SCHEMA,), maker="moe-eval compare")
     except UsageError:
-        return ()  # a view, which can be made again
+        return None

@@ -1,0 +1,154 @@
+"""Takes out of records what tells of a person or a place: names of hosts and users, paths, process ids, GPU UUIDs."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from moe_eval.errors import UsageError
+
+UUID = re.compile(r"\b(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE)
+_PATH_FIELDS = re.compile(r"(^|_)(path|dir|checkpoint|tokenizer|pretrained|model|folder|file|config)$")
+_DIRECTORY = re.compile(r"(^|_)(dir|folder)$")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME
+_SNAPSHOT = re.compile(r".*models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+")
+_URL = re.compile(r"\b([a-z][a-z0-9+.-]*)://[^\s\"'<>(),;]+", re.IGNORECASE)
+_PATH = re.compile(r"(?<![\w./~\\-])(?:~?[\w.-]*/|[A-Za-z]:[\\/]|\\\\)[^\s\"'`<>(),;:=|\[\]{}]+")
+_ABSOLUTE = re.compile(r"~|/|\.\.?/|[A-Za-z]:[\\/]|\\\\")
+_HOME = re.compile(r"(?:/home/|/Users/|\\Users\\)([^/\\\s\"',;:]+)")
+_PROCESS = re.compile(r"\b(pid|tid|process)([ =:]+)\d+", re.IGNORECASE)
+_ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}:\d+\b")  # with a port: a version has none
+# accounts and hosts that many machines have. As words of a report they would be found in any
+_COMMON = frozenset(["root", "user", "users", "admin", "nobody", "ubuntu", "runner", "docker", "localhost", "home"])
+_SHORTEST = 3  # characters of a name that tells of somebody
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells of a machine and who works there.
+
+    Attributes:
+        hosts, users: names. `folders`: absolute paths, of the home and of the working folder.
+        uuids: of GPUs, in a fixed order.
+    """
+
+    hosts: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    uuids: tuple[str, ...] = field(default=())
+
+    def find(self, text: str) -> str | None:
+        """The first thing in a text that tells, in words."""
+        if UUID.search(text) or any(uuid in text for uuid in self.uuids if len(uuid) > _SHORTEST):
+            return "a GPU's UUID"
+        if any(folder in text for folder in self.folders):
+            return "the home or the working folder"
+        places = {"the name of the host": self.hosts, "the name of a user": self.users}
+        return next((place for place, names in places.items() if (name := _word(names)) and name.search(text)), None)
+
+
+def here() -> Identity:
+    """Of this machine and whoever runs this."""
+    host, home = socket.gethostname(), os.path.expanduser("~")
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        user = ""
+    folders = {folder for folder in (home, str(Path(home).resolve()), os.getcwd()) if len(Path(folder).parts) > 1}
+    return Identity(_telling((host, host.partition(".")[0])), _telling((user, Path(home).name)), tuple(sorted(folders)))
+
+
+def of_records(records: Iterable[object], identity: Identity) -> Identity:
+    """The same, with the users and GPUs that records name."""
+    texts = [entry for record in records for entry in _texts(msgspec.to_builtins(record))]
+    users = _telling([*identity.users, *(name for _, text in texts for name in _HOME.findall(text))])
+    uuids = tuple(dict.fromkeys(text for key, text in texts if key == "uuid"))
+    return Identity(identity.hosts, users, identity.folders, uuids)
+
+
+def anonymous(record: Record, identity: Identity) -> Record:
+    """A copy in which tokens, or the last name of a path, stand for what tells.
+
+    Raises:
+        UsageError: a name is also a word that records cannot be without.
+    """
+    content = _clean(msgspec.to_builtins(record), "", identity)
+    try:
+        return msgspec.convert(content, type(record), str_keys=True)
+    except msgspec.ValidationError:
+        names = " or ".join([*identity.users, *identity.hosts])
+        raise UsageError(
+            f"A record needs the word {names}, which is also the name of a user or host. Export under another name."
+        ) from None
+
+
+def text_of(text: str, identity: Identity, key: str = "") -> str:
+    """One text without what tells. `key` is the name of its field."""
+    for index, uuid in enumerate(identity.uuids):
+        text = text.replace(uuid, f"gpu{index}")
+    if _PATH_FIELDS.search(key) and "\n" not in text:
+        text = _last_name(text, is_folder=bool(_DIRECTORY.search(key)))
+    text = _URL.sub(r"\1://[host]", UUID.sub("[gpu]", text))
+    text = _PATH.sub(lambda match: _last_name(match[0]) if _ABSOLUTE.match(match[0]) else match[0], text)
+    text = _ADDRESS.sub("[host]", _PROCESS.sub(r"\1\2[pid]", text))
+    for token, names in (("[host]", identity.hosts), ("[user]", identity.users)):
+        word = _word(names)
+        text = word.sub(token, text) if word else text
+    return text
+
+
+def _telling(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(
+        sorted({name for name in names if len(name) >= _SHORTEST and name.lower() not in _COMMON}, key=len)[::-1]
+    )
+
+
+def _word(names: tuple[str, ...]) -> re.Pattern[str] | None:
+    if not names:
+        return None
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, names))})(?![A-Za-z0-9])", re.IGNORECASE)
+
+
+def _last_name(path: str, *, is_folder: bool = False) -> str:
+    """What names a checkpoint or a file without its place. A name on the hub stays."""
+    plain = path.replace("\\", "/").rstrip("/")
+    snapshot = _SNAPSHOT.fullmatch(plain)
+    if snapshot:
+        return f"{snapshot['owner']}/{snapshot['name']}"
+    if _HUB.fullmatch(plain) and not is_folder:
+        return path
+    if _HOME.fullmatch(plain) or plain in ("/root", "~"):
+        return "[home]"
+    return plain.rpartition("/")[2] or path[:1]
+
+
+def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text with the name of its field."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, str(name))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner, key)
+
+
+def _clean(value: object, key: str, identity: Identity) -> object:
+    if isinstance(value, str):
+        return text_of(value, identity, key)
+    if isinstance(value, Mapping):
+        return {
+            text_of(name, identity) if isinstance(name, str) else name: _clean(inner, str(name), identity)
+            for name, inner in value.items()
+        }
+    return [_clean(inner, key, identity) for inner in value] if isinstance(value, (list, tuple)) else value
