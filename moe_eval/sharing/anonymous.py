@@ -15,13 +15,13 @@ import msgspec
 
 from moe_eval.errors import UsageError
 
-UUID = re.compile(r"\b(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE)
+UUID = re.compile(r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _PATH_FIELDS = re.compile(r"(^|_)(path|dir|checkpoint|tokenizer|pretrained|model|folder|file|config)$")
 _DIRECTORY = re.compile(r"(^|_)(dir|folder)$")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME
 _SNAPSHOT = re.compile(r".*models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+")
 _URL = re.compile(r"\b([a-z][a-z0-9+.-]*)://[^\s\"'<>(),;]+", re.IGNORECASE)
-_PATH = re.compile(r"(?<![\w./~\\-])(?:~?[\w.-]*/|[A-Za-z]:[\\/]|\\\\)[^\s\"'`<>(),;:=|\[\]{}]+")
+_PATH = re.compile(r"(?<![\w./~\\-])(?!(?<=:)//)(?:~?[\w.-]*/|[A-Za-z]:[\\/]|\\\\)[^\s\"'`<>(),;:=|\[\]{}]+")
 _ABSOLUTE = re.compile(r"~|/|\.\.?/|[A-Za-z]:[\\/]|\\\\")
 _HOME = re.compile(r"(?:/home/|/Users/|\\Users\\)([^/\\\s\"',;:]+)")
 _PROCESS = re.compile(r"\b(pid|tid|process)([ =:]+)\d+", re.IGNORECASE)
@@ -103,6 +103,8 @@ def text_of(text: str, identity: Identity, key: str = "") -> str:
     for token, names in (("[host]", identity.hosts), ("[user]", identity.users)):
         word = _word(names)
         text = word.sub(token, text) if word else text
+    for folder in sorted(identity.folders, key=len, reverse=True):  # in the middle of something that is no path
+        text = text.replace(folder, "[folder]")
     return text
 
 

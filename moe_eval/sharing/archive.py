@@ -7,6 +7,7 @@ import re
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from moe_eval.errors import UsageError
 _TIME = (1980, 1, 1, 0, 0, 0)  # the first that the format has
 # what `compare` reads. Other files of an archive stay in it
 _READ = re.compile(r"(?:(?:perf|ppl|kernels)_[^/\\]+|(?:perf_|ppl_)?(?:run|comparison))\.json|ppl_[^/\\]+\.npz")
-_MOST_FILES = 10_000
+_MOST_FILES = 2_000
 _LARGEST = 1 << 30  # bytes of one file, and four times as many of all
 _RATIO = 200  # by which records and arrays do not shrink. It counts above _FREE
 _FREE = 16 << 20
@@ -64,7 +65,7 @@ def unpack(source: Path, folder: Path) -> None:
     except OSError as error:
         raise UsageError(f"{source} cannot be read ({error.strerror or error}). Make it readable.") from None
     # what zipfile and zlib raise at damage, at a method that is not there, and at a name that cannot be
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
         raise UsageError(f"{source} is damaged, or no .zip ({error}). Ask for it again.") from None
 
 

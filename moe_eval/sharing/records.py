@@ -16,9 +16,8 @@ from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
 from moe_eval.records.run import RUN_SCHEMA
-from moe_eval.sharing import anonymous
+from moe_eval.sharing import anonymous, traces
 from moe_eval.sharing.anonymous import Identity
-from moe_eval.traces.readers import files
 
 _Record = LatencyRecord | QualityRecord | KernelsRecord
 _SCHEMAS: dict[type[_Record], int] = {
@@ -57,7 +56,7 @@ def write(source: Path, target: Path, identity: Identity) -> Identity:
         arrays = ArmRecords(arm, "", folder=source).arrays if evaluator == "ppl" else None
         if arrays:
             _copy_arrays(arrays, target / f"ppl_{name}_{place}.npz")
-    for folder in sorted(source.glob("*arms/*")):
+    for folder in sorted(source.glob("*arms/*/")):
         _copy_traces(folder, target / "traces" / anonymous.text_of(folder.name, identity))
     return identity
 
@@ -74,7 +73,7 @@ def _copy_traces(source: Path, target: Path) -> None:
     for trace in sorted(source.glob("trace_*.gz")):
         if match := _TRACE.fullmatch(trace.name):
             target.mkdir(parents=True, exist_ok=True)
-            files.keep(trace, target, match[1], cpu=True)
+            traces.write(trace, target, match[1])
 
 
 def check(folder: Path, identity: Identity) -> None:
