@@ -111,6 +111,8 @@ def _check_loads(groups: Mapping[Shape, Sequence[ToolResult]]) -> None:
 
 
 def _shape(file: Path, result: ToolResult, statement: Statement) -> Shape:
+    if not (result.e2e_s or result.ttft_s or result.tpot_s):
+        raise UsageError(f"{file} states no times. Measure again with the tool's times of requests.")
     sizes = {
         name: _stated(file, name, round(size or 0) or None, getattr(statement, name))
         for name, size in (

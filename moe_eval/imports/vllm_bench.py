@@ -7,7 +7,9 @@ absent in earlier versions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from moe_eval.errors import UsageError
 from moe_eval.imports.result import Count, Positive, ToolResult, in_seconds
@@ -18,7 +20,7 @@ from moe_eval.records.tool import ToolLabels
 class Latency:
     """Seconds of every iteration of one batch, whose sizes the file does not state."""
 
-    latencies: tuple[Positive, ...]
+    latencies: Annotated[tuple[Positive, ...], Meta(min_length=1)]
     model_id: str | None = None
 
     def result(self) -> ToolResult:
