@@ -98,7 +98,8 @@ def compare(*sources: str | Path, across: Collection[str] = (), rules: Rules | N
     """Compare recorded arms with the first of them, as `moe-eval compare` does, and write nothing.
 
     Args:
-        sources: output folders of moe-eval run, perf and ppl, ids of MLflow runs, or names of MLflow experiments.
+        sources: output folders of moe-eval run, perf, ppl and import, files of moe-eval export, ids of MLflow runs, or
+            names of MLflow experiments.
         across: what may differ between arms: `gpus`, or nothing.
         rules: of the verdicts: the least gain that counts, and the time that decides. None for the default ones.
 

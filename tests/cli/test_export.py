@@ -128,7 +128,7 @@ def test_a_trace_that_tells_stops_the_export(machine: Path, capsys: pytest.Captu
         (("run", "out.txt"), "does not end with .zip, .csv or .parquet"),
         (("run", "absent/out.zip"), "is no place for a file"),
         (("run", "run", "--to", "zip"), "is no place for a file"),
-        (("./empty", "out.zip"), "holds no record"),
+        (("../janedoe/empty", "out.zip"), "holds no record"),
         (("run",), "needs FILE"),
     ],
 )
