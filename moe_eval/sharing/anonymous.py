@@ -16,6 +16,7 @@ import msgspec
 from moe_eval.errors import UsageError
 
 UUID = re.compile(r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_TOKEN = re.compile(r"gpu\d+")  # of a record that was shared before
 _PATH_FIELDS = re.compile(r"(^|_)(path|dir|checkpoint|tokenizer|pretrained|model|folder|file|config)$")
 _DIRECTORY = re.compile(r"(^|_)(dir|folder)$")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME
@@ -71,7 +72,7 @@ def of_records(records: Iterable[object], identity: Identity) -> Identity:
     """The same, with the users and GPUs that records name."""
     texts = [entry for record in records for entry in _texts(msgspec.to_builtins(record))]
     users = _telling([*identity.users, *(name for _, text in texts for name in _HOME.findall(text))])
-    uuids = tuple(dict.fromkeys(text for key, text in texts if key == "uuid"))
+    uuids = tuple(dict.fromkeys(text for key, text in texts if key == "uuid" and not _TOKEN.fullmatch(text)))
     return Identity(identity.hosts, users, identity.folders, uuids)
 
 

@@ -63,6 +63,7 @@ def test_a_shared_run_tells_of_nobody(machine: Path, capsys: pytest.CaptureFixtu
     assert main(["export", "run", "two.zip"]) == 0
     assert Path("one.zip").read_bytes() == Path("two.zip").read_bytes()
     shared = texts(Path("one.zip"))
+    assert main(["export", "one.zip", "again.zip"]) == 0
     for secret in (*SECRETS, str(machine), "4711"):
         assert secret not in shared, secret
     with zipfile.ZipFile("one.zip") as archive:
