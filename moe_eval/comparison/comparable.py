@@ -78,7 +78,7 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     reasons = [reason for arm in (reference, candidate) for reason in _contradictions(arm)]
     for subject, (first, second) in _measured_of_both(reference, candidate).items():
         if imported.is_imported(first, second):
-            reasons += imported.differences(first, second, is_other_gpu_fine="gpus" in across)
+            reasons += imported.differences(first, second, across)
             continue
         reasons += _engine_differences(subject, first, second, across)
         if subject == "Speed":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.tool import LOADS, Load
+
+# by label, the word with which a user lets it differ
+_ACROSS = {"GPU": "gpus", "number of GPUs": "gpu_count", "engine": "engines", "version of the engine": "versions"}
 
 
 def is_imported(first: LatencyRecord | QualityRecord, second: LatencyRecord | QualityRecord) -> bool:
@@ -15,9 +18,9 @@ def is_imported(first: LatencyRecord | QualityRecord, second: LatencyRecord | Qu
 
 
 def differences(
-    first: LatencyRecord | QualityRecord, second: LatencyRecord | QualityRecord, *, is_other_gpu_fine: bool
+    first: LatencyRecord | QualityRecord, second: LatencyRecord | QualityRecord, across: Collection[str]
 ) -> Iterator[str]:
-    """A sentence for every reason."""
+    """A sentence for every reason. `across`: what may differ nevertheless, see comparable.ACROSS."""
     if not isinstance(first, LatencyRecord) or not isinstance(second, LatencyRecord):
         return
     loads = _load(first), _load(second)
@@ -29,7 +32,7 @@ def differences(
         yield f"Speed was measured at other shapes ({sides})."
     sides_by_label = zip(_labels(first).items(), _labels(second).values(), strict=True)
     for (label, before), after in sides_by_label:
-        if label == "GPU" and is_other_gpu_fine:
+        if _ACROSS.get(label) in across:
             continue
         if before is not None and after is not None and before != after:
             yield f"Speed was measured with another {label} ({before} and {after})."
