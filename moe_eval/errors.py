@@ -1,5 +1,10 @@
 """Errors whose message names the problem and the fix."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UsageError(Exception):
     """The user can mend it. Commands print the message and exit with code 2."""
@@ -15,3 +20,24 @@ class WorkerDied(EngineError):
 
 class TrackingError(Exception):
     """A run could not be logged to MLflow. Its records are on disk and can be logged later."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of the names that was meant: the same in other letters or signs, one that begins so, or nearly the same.
+
+    None where no name is near, or several begin so.
+    """
+    spelled = {_folded(candidate): candidate for candidate in names}
+    begun = [candidate for folded, candidate in spelled.items() if len(name) > 1 and folded.startswith(_folded(name))]
+    close = [spelled[folded] for folded in difflib.get_close_matches(_folded(name), spelled, n=1)]
+    return begun[0] if len(begun) == 1 else next(iter(close), None)
+
+
+def mended(name: str, names: Iterable[str], fix: str) -> str:
+    """The sentence that mends a wrong name: with the one that was meant, or else `fix`."""
+    meant = nearest(name, names)
+    return fix if meant is None else f"Did you mean {meant}?"
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_")

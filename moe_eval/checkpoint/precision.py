@@ -10,7 +10,7 @@ from importlib import resources
 
 import msgspec
 
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,10 +48,16 @@ def cache_bytes(dtype: str) -> float | None:
 
 def check(precision: str, engine: str, runs: Collection[str]) -> None:
     """Raise a UsageError for a precision that does not exist or that this engine does not run."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"There is no precision {precision!r}. Give one of {', '.join(PRECISIONS)}.")
+    check_name(precision)
     if precision not in runs:
         raise UsageError(f"The {engine} engine does not run precision {precision}. Give one of {', '.join(runs)}.")
+
+
+def check_name(precision: str) -> None:
+    """Raise a UsageError for a precision that does not exist."""
+    if precision not in PRECISIONS:
+        fix = mended(precision, PRECISIONS, f"Give one of {', '.join(PRECISIONS)}.")
+        raise UsageError(f"There is no precision {precision!r}. {fix}")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,16 @@ from moe_eval.records.run import EVALUATORS, EvaluatorName
 from moe_eval.records.verdicts import Rules
 from moe_eval.runner.request import ArmsRequest, Command, NamedArm, RunRequest, SharedSettings
 
+# model arguments of lm_eval that options of a command stand for
+_OPTIONS = {
+    "pretrained": "--model_path",
+    "engine": "--engine",
+    "precision": "--precisions",
+    "batch_size": "--batch_size",
+    "emulate": "--emulate",
+    "scope": "--scope",
+}
+
 
 def request_of(options: MeasuringOptions) -> RunRequest:
     """What the options ask for. Says so where the shipped model stands in.
@@ -121,6 +131,9 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
         print(shipped_model.SHIPPED_NOTE, file=sys.stderr)
     arguments: dict[str, object] = dict(simple_parse_args_string(options.model_args))
     tokenizer = arguments.pop("tokenizer", None)
+    for name in arguments:
+        if name in _OPTIONS:
+            raise UsageError(f"--model_args has {name}, which is an option of its own here. Give {_OPTIONS[name]}.")
     settings = _settings(arguments)
     if options.moe_backend != "auto":
         arguments["moe_backend"] = options.moe_backend

@@ -11,7 +11,7 @@ from typing import Literal
 
 from moe_eval import stats
 from moe_eval.comparison import verdict, wording
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.labels import Status
@@ -22,8 +22,9 @@ from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 
 _OF_SPEED = {"speed": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms", "energy": "j_per_tok"}
 _OF_QUALITY = ("ln_ppl", "kld", "top1")
+_SYNONYMS = {"e2e": "speed", "ppl": "ln_ppl", "perplexity": "ln_ppl", "kl": "kld", "accuracy": "top1"}
 _NUMBER = re.compile(
-    r"(?:(?P<arm>[^:\s]+):)?(?P<name>[a-z0-9_]+)(?:\[b(?P<batch>[0-9]{1,9})\])?\s*(?P<sign>>=|<=)\s*"
+    r"(?:(?P<arm>[^:\s]+):)?(?P<name>[A-Za-z0-9_]+)(?:\[b(?P<batch>[0-9]{1,9})\])?\s*(?P<sign>>=|<=)\s*"
     r"(?P<bound>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
 )
 _VERDICT = re.compile(r"(?:(?P<arm>[^:\s]+):)?verdict\s*==\s*pays")
@@ -88,8 +89,13 @@ def _condition(part: str) -> Condition:
     if pays:
         return Condition("".join(part.split()), "verdict", pays["arm"])
     match = _NUMBER.fullmatch(part)
-    if match is None or match["name"] not in (*_OF_SPEED, *_OF_QUALITY):
-        raise UsageError(f"--gate has {part!r}. {_ALLOWED}")
+    figures = (*_OF_SPEED, *_OF_QUALITY)
+    if match is None:
+        raise UsageError(f"--gate has {part!r}. {mended(part, ('verdict==pays',), _ALLOWED)}")
+    if match["name"] not in figures:
+        name = match["name"]
+        meant = mended(_SYNONYMS.get(name, name), figures, _ALLOWED)
+        raise UsageError(f"--gate has {part!r}, and there is no figure {name}. {meant}")
     if match["batch"] and match["name"] not in _OF_SPEED:
         raise UsageError(f"--gate has {part!r}, and {match['name']} has no batch size. {_ALLOWED}")
     bound = float(match["bound"])
@@ -110,7 +116,8 @@ def check_arms(conditions: Sequence[Condition], arms: Collection[str]) -> None:
     """
     for condition in conditions:
         if condition.arm is not None and condition.arm not in arms:
-            raise UsageError(f"--gate has {condition.text!r}, and the arms are {', '.join(arms)}. Name one of these.")
+            fix = mended(condition.arm, arms, "Name one of these.")
+            raise UsageError(f"--gate has {condition.text!r}, and the arms are {', '.join(arms)}. {fix}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from moe_eval.data import scoring_windows, workload
 from moe_eval.data.workload import Shape, Workload
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 
 SOURCES = (*scoring_windows.DATASETS, "random")
 
@@ -26,7 +26,8 @@ def make_workload(dataset: str, seed: int, shapes: tuple[Shape, ...], tokenizer:
     if dataset == "random":
         return workload.from_seed(seed, shapes, vocabulary, set(tokenizer.all_special_ids))
     if dataset not in SOURCES:
-        raise UsageError(f"There is no data set {dataset!r}. Give one of {', '.join(SOURCES)}.")
+        fix = mended(dataset, SOURCES, f"Give one of {', '.join(SOURCES)}.")
+        raise UsageError(f"There is no data set {dataset!r}. {fix}")
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
     return workload.from_text(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from moe_eval.checkpoint import hub
 from moe_eval.data import documents as raw_files
 from moe_eval.data.window import Window, rolling_windows
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 
 DATASETS = ("wikitext", "wikitext_local", "moe_sample")
 _HUB = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1")
@@ -45,7 +45,8 @@ def read_documents(dataset: str) -> list[str]:
         UsageError: there is no such data set, or it cannot be read here.
     """
     if dataset not in DATASETS:
-        raise UsageError(f"There is no data set {dataset!r}. Give one of {', '.join(DATASETS)}.")
+        fix = mended(dataset, DATASETS, f"Give one of {', '.join(DATASETS)}.")
+        raise UsageError(f"There is no data set {dataset!r}. {fix}")
     if dataset == "wikitext":
         import datasets
 

@@ -6,12 +6,12 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moe_eval.engines import tables
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 
 if TYPE_CHECKING:
     from moe_eval.engines.base import Engine, EngineSettings
@@ -68,6 +68,9 @@ class EngineKind:
         return reason
 
 
+_SYNONYMS = {"hf": "transformers", "tensorrt": "trtllm", "tensorrt-llm": "trtllm"}
+# model arguments that every engine takes, as fields of EngineSettings or beside them
+SHARED = ("tokenizer", "dtype", "device", "revision", "trust_remote_code")
 # options of emulation
 EMULATION = ("emulate", "scope", "activations", "calibration_windows")
 ENGINES = {
@@ -113,7 +116,8 @@ def named(name: str) -> EngineKind:
     """Return the engine of this name, whether or not it can run here."""
     kind = ENGINES.get(name)
     if kind is None:
-        raise UsageError(f"There is no engine {name!r}. Choose {', '.join(ENGINES)}.")
+        fix = mended(_SYNONYMS.get(name.lower(), name), ENGINES, f"Choose {', '.join(ENGINES)}.")
+        raise UsageError(f"There is no engine {name!r}. {fix}")
     return kind
 
 
@@ -128,16 +132,17 @@ def check(name: str) -> EngineKind:
     return kind
 
 
-def check_options(name: str, options: Iterable[str]) -> None:
-    """Refuse options that the engine of this name does not take."""
+def check_options(name: str, options: Iterable[str], common: Collection[str] = SHARED) -> None:
+    """Refuse options that the engine of this name does not take. `common`: what may be set beside them."""
     accepted = named(name).options
     if accepted is None:
         return
     unknown = sorted(set(options) - set(accepted))
     if unknown:
+        fix = f"Besides the common arguments it takes {', '.join(accepted)}."
         raise UsageError(
-            f"The {name} engine knows no argument {', '.join(map(repr, unknown))}. Besides the common arguments it "
-            f"takes {', '.join(accepted)}."
+            f"The {name} engine knows no argument {', '.join(map(repr, unknown))}. "
+            f"{mended(unknown[0], (*accepted, *common), fix)}"
         )
 
 

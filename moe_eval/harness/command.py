@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import EngineError, UsageError, mended
 from moe_eval.exits import settle
 from moe_eval.harness import MODEL, context
 
@@ -37,7 +37,7 @@ def _run(execute: Callable[[], None], args: Namespace) -> None:
             execute()
         except BaseException as error:
             _print(end.lines, sys.stderr)
-            message = _message(error, args)
+            message = _message(error, args, end.tasks)
             if message is None:
                 raise
             print(f"moe_eval: {message}", file=sys.stderr)
@@ -68,8 +68,8 @@ def _model(args: Namespace) -> str | None:
     return model
 
 
-def _message(error: BaseException, args: Namespace) -> str | None:
-    """The message in place of a traceback. None if the user can mend nothing."""
+def _message(error: BaseException, args: Namespace, tasks: Sequence[str]) -> str | None:
+    """The message in place of a traceback. None if the user can mend nothing. `tasks`: those that there are."""
     text = str(error).rstrip(".")
     if isinstance(error, (UsageError, EngineError)):
         return str(error)
@@ -79,7 +79,8 @@ def _message(error: BaseException, args: Namespace) -> str | None:
         return f"{text}."
     # the harness's texts for an unknown task and for a missing option
     if isinstance(error, ValueError) and text.startswith(("Tasks not found", "No tasks specified")):
-        return f"{text}. Run lm_eval ls tasks for their names."
+        name = text.partition(": ")[2].partition(",")[0]
+        return f"{text}. {mended(name, tasks, 'Run lm_eval ls tasks for their names.')}"
     if isinstance(error, ValueError) and text.startswith("Specify --output_path"):
         return f"{text}."
     return None

@@ -17,11 +17,13 @@ class Ending:
         lines: where their records and MLflow runs are.
         tracking_failed: whether a run could not be logged to MLflow.
         contradictions: a sentence for each arm whose kernels are not those of its precision.
+        tasks: the names of all tasks that there are. Empty until the harness has looked.
     """
 
     lines: list[str] = field(default_factory=list)
     tracking_failed: bool = False
     contradictions: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
 
 
 _ending: ContextVar[Ending | None] = ContextVar("ending", default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe_eval.engines.base import GenerationRequest
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 from moe_eval.harness.untyped import Dictionary
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -35,10 +35,9 @@ def read(arguments: Dictionary, default_tokens: int) -> GenerationRequest:
         raise UsageError("Beam search is not supported. Leave out num_beams.")
     unknown = sorted(set(arguments) - {*_LENGTHS, *_IGNORED, *_OTHERS})
     if unknown:
-        raise UsageError(
-            f"There is no generation argument {', '.join(unknown)}. Give until, max_gen_toks, do_sample, "
-            "temperature, top_p, top_k or ignore_eos."
-        )
+        fix = "Give until, max_gen_toks, do_sample, temperature, top_p, top_k or ignore_eos."
+        fix = mended(unknown[0], (*_LENGTHS, *_OTHERS), fix)
+        raise UsageError(f"There is no generation argument {', '.join(unknown)}. {fix}")
     return request
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moe_eval.harness import MODEL
+from moe_eval.harness import MODEL, context
 from moe_eval.harness.untyped import Arguments
 
 _TARGET = "moe_eval.harness.model:MoeLM"
@@ -54,6 +54,7 @@ def _find_tasks(tasks: ModuleType) -> None:
             # ours first, so that a user's task of the same name wins
             call.arguments["include_path"] = [str(tasks_folder()), *paths]
         original(*call.args, **call.kwargs)
+        context.current().tasks = call.arguments["self"].all_tasks
         if call.arguments["metadata"] and hasattr(manager, "_config_is_python_task"):
             _pass_metadata(call.arguments["self"], call.arguments["metadata"])
 

@@ -11,8 +11,15 @@ from moe_eval.checkpoint.shipped import SHIPPED
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 from moe_eval.machine import nsys
+
+_PROFILERS = ("auto", "nsys", "torch")
+_COMMON = (
+    *registry.SHARED,
+    *("pretrained", "engine", "precision", "max_length", "batch_size", "max_batch_size", "max_gen_toks"),
+    *("add_bos_token", "prefix_token_id", "enable_thinking", "track", "profiler"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ def read(arguments: Mapping[str, object]) -> ModelSettings:
     options = dict(arguments)  # every reader takes its arguments out, and the engine gets the rest
     engine, shipped = _engine(options)
     required = options.pop("precision", None)
-    if required is not None and required not in precision.PRECISIONS:
-        raise UsageError(f"There is no precision {required!r}. Give one of {', '.join(precision.PRECISIONS)}.")
+    if required is not None:
+        precision.check_name(str(required))
     registry.check(engine)
     checkpoint = _checkpoint(options, shipped)
     max_gen_toks = _integer(options, "max_gen_toks")
@@ -90,8 +97,9 @@ def _engine(options: dict[str, object]) -> tuple[str, bool]:
 def _profiler(options: dict[str, object]) -> str:
     """Which profiler traces kernels. This process cannot put itself under Nsight Systems."""
     name = str(options.pop("profiler", "auto"))
-    if name not in ("auto", "nsys", "torch"):
-        raise UsageError(f"There is no profiler {name!r}. Give profiler=auto, nsys or torch.")
+    if name not in _PROFILERS:
+        fix = mended(name, _PROFILERS, "Give profiler=auto, nsys or torch.")
+        raise UsageError(f"There is no profiler {name!r}. {fix}")
     if name == "nsys" and not nsys.inside():
         raise UsageError(
             f"profiler=nsys traces where lm_eval runs under Nsight Systems. Put before the command: {nsys.prefix()}"
@@ -122,7 +130,7 @@ def _engine_settings(engine: str, checkpoint: str, required: object, options: di
         trust_remote_code=flag(options, "trust_remote_code") is True,
         options=options | claimed,
     )
-    registry.check_options(engine, options)
+    registry.check_options(engine, options, _COMMON)
     return settings
 
 

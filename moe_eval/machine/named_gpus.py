@@ -10,7 +10,7 @@ from importlib import resources
 
 import msgspec
 
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 from moe_eval.machine.hardware import Gpu
 
 if sys.version_info >= (3, 11):
@@ -55,8 +55,9 @@ def named(text: str) -> tuple[Gpu, ...]:
     count, name = (int(several[1]), several[2]) if several else (1, text)
     row = next((row for row in rows() if _parts(row.name) == _parts(name)), None)
     if row is None or count < 1:
-        names = ", ".join(row.name for row in rows())
-        raise UsageError(f"There is no GPU {text!r} to plan for. Give one of {names}, or 8xH100 for eight.")
+        names = [row.name for row in rows()]
+        fix = mended(name, names, f"Give one of {', '.join(names)}, or 8xH100 for eight.")
+        raise UsageError(f"There is no GPU {text!r} to plan for. {fix}")
     return (Gpu(row.title, row.capability, row.memory_mib << 20, None),) * count
 
 

@@ -81,8 +81,7 @@ def plan(request: ArmsRequest, gpus: Sequence[Gpu]) -> list[Arm | Skipped]:
     if len(set(request.precisions)) != len(request.precisions) or not request.precisions:
         raise UsageError("--precisions names nothing, or a name twice. Give each name once.")
     for name in request.precisions:
-        if name not in precision.PRECISIONS:
-            raise UsageError(f"There is no precision {name!r}. Choose from {', '.join(precision.PRECISIONS)}.")
+        precision.check_name(name)
     if request.emulate and (request.paths.get("fp8") or request.paths.get("nvfp4")):
         raise UsageError(
             "--emulate computes FP8 and NVFP4 from --model_path. Leave out --fp8_model_path and --nvfp4_model_path, or "

@@ -206,7 +206,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(
     [
         (["bf16", "bf16"], "Give each name once"),
         ([], "Give each name once"),
-        (["bf16", "int4"], "no precision 'int4'. Choose from bf16"),
+        (["bf16", "int4"], "no precision 'int4'. Give one of bf16"),
     ],
 )
 def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: list[str], sentence: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import textwrap
 from collections.abc import Collection, Sequence
@@ -13,7 +12,7 @@ from typing import Generic, NoReturn, TypeVar
 
 from moe_eval.cli.options import config
 from moe_eval.cli.options.option import Misfit, Option, Value, options_of
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 
 Options = TypeVar("Options")
 
@@ -121,9 +120,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def no_such(kind: str, name: str, names: Collection[str], fix: str) -> str:
-    """The sentence for a name that does not exist, with the one that was meant, or else a way to mend it."""
-    meant = difflib.get_close_matches(name, names, n=1)
-    return f"There is no {kind} {name}. {f'Did you mean {meant[0]}?' if meant else fix}"
+    """The message for a name that does not exist, with the one that was meant, or else a way to mend it."""
+    return f"There is no {kind} {name}. {mended(name, names, fix)}"
 
 
 def default_text(default: Value) -> str:

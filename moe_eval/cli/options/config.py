@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from moe_eval.cli.options.option import Misfit, Value, options_of
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 
 
 def read(file: Path, command: str, kind: type) -> dict[str, Value]:
@@ -37,7 +37,8 @@ def read(file: Path, command: str, kind: type) -> dict[str, Value]:
     for name in content:
         label = " ".join(name.split())[:100]
         if name == "config" or name not in options_of(kind):
-            raise UsageError(f"--config {file}: {label} is no option of moe-eval {command}. --help lists them.")
+            fix = mended(label, set(options_of(kind)) - {"config"}, "--help lists them.")
+            raise UsageError(f"--config {file}: {label} is no option of moe-eval {command}. {fix}")
         if names.count(name) > 1:
             raise UsageError(f"--config {file}: {label} is given twice. Take one of them out.")
     return checked(content, kind, f"--config {file}: ")

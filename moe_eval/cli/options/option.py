@@ -9,6 +9,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from moe_eval.errors import nearest
+
 Scalar = bool | int | float | str | Path
 Value = Scalar | tuple[Scalar, ...] | None
 T = TypeVar("T")
@@ -130,7 +132,7 @@ class Option:
         except ValueError:
             raise Misfit(self.expected) from None
         if self.choices and word not in self.choices:
-            raise Misfit(self.expected, "is unknown", self.synonyms.get(word))
+            raise Misfit(self.expected, "is unknown", self.synonyms.get(word.lower()) or nearest(word, self.choices))
         if self.minimum is not None and not (isinstance(value, (int, float)) and self.minimum <= value <= self.maximum):
             limits = f"{self.minimum} or more" if self.maximum == math.inf else f"{self.minimum} to {self.maximum}"
             raise Misfit(f"{limits} ({self.meaning})" if self.meaning else limits, "is out of range")

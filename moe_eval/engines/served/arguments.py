@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from moe_eval.engines.registry import SHARED
 from moe_eval.errors import UsageError
 
 Arguments = Mapping[str, Any]  # values of any type that a library's constructor takes
@@ -44,7 +45,7 @@ def check_names(
             raise UsageError(f"{option} is not an option of moe_eval. {elsewhere[option]}")
         if option not in names:
             spelling = spellings.get(option)
-            close = [spelling] if spelling in names else difflib.get_close_matches(option, names, 1, 0.75)
+            close = [spelling] if spelling in names else difflib.get_close_matches(option, [*names, *SHARED], 1, 0.75)
             advice = f"Did you mean {close[0]}?" if close else "Omit it, or use a version that has it."
             raise UsageError(f"{library} has no setting {option}. {advice}")
 

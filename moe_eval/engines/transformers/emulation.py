@@ -15,7 +15,7 @@ from moe_eval.emulation.model import Emulation
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number
 from moe_eval.engines.registry import EMULATION
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, mended
 
 _WINDOWS, _WINDOW_TOKENS = 16, 512
 
@@ -49,7 +49,8 @@ def requested(settings: EngineSettings) -> Emulation | None:
 def _choice(options: Mapping[str, object], name: str, choices: tuple[str, ...], default: str) -> str:
     value = str(options.get(name, default))
     if value not in choices:
-        raise UsageError(f"There is no {name} {value!r}. Choose {' or '.join(choices)}.")
+        fix = mended(value, choices, f"Choose {' or '.join(choices)}.")
+        raise UsageError(f"There is no {name} {value!r}. {fix}")
     return value
 
 
