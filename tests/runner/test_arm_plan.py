@@ -220,12 +220,12 @@ def test_names_that_cannot_be_are_refused(paths: dict[str, str | None], names: l
     [
         (None, "nvfp4", B200, None),
         ("1.4.0rc1", "nvfp4", B200, None),
-        ("1.3.0rc20", "nvfp4", B200, "it is quantised as nvfp4, which TensorRT-LLM 1.3.0rc20 does not read. Install a"),
+        ("1.3.0rc20", "nvfp4", B200, "quantised as nvfp4, which TensorRT-LLM 1.3.0rc20 does not read. Install a"),
         (None, "fp8_block", B200, None),
         ("1.4.0rc1", "fp8_block", B200, None),
         ("1.2.0", "fp8_block", B200, "not supported on SM100 with moe_backend=AUTO (DEEPGEMM, TRTLLM, VANILLA can)"),
         ("1.2.0", "fp8_block", H100, None),
-        (None, "fp8 dynamic", H100, "it is quantised as fp8 dynamic, which TensorRT-LLM does not read as quantised at"),
+        (None, "fp8 dynamic", H100, "quantised as fp8 dynamic, which TensorRT-LLM does not read as quantised at"),
     ],
 )
 def test_the_installed_version_decides_what_is_planned(
