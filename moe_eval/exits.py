@@ -21,14 +21,6 @@ _watches: list[threading.Thread] = []
 _is_over, _closing = threading.Event(), threading.Lock()
 
 
-class Ended(Exception):
-    """A command has printed everything and ends with this code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 def code(error: BaseException) -> int:
     """The exit code for an error with a message."""
     if isinstance(error, KeyboardInterrupt):

@@ -17,9 +17,12 @@ from moe_eval.cli.execute import Outcome
 from moe_eval.cli.options.classes import RunOptions
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.run import Schedule
+from moe_eval.runner.plan import Plan
 from tests.doubles import recorded_arms as made
 
 NOTHING = ComparisonRecord("", (), ())
+PLAN = Plan((), {}, (), Schedule("alternating", 1, 1, 5), (), (), (), {})
 
 
 def test_importing_it_costs_nothing() -> None:
@@ -98,7 +101,7 @@ def test_sources_are_compared(recorded: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What `run` gets back, then the options that it came to."""
-    calls: list[Any] = [Outcome(NOTHING)]
+    calls: list[Any] = [Outcome(NOTHING, PLAN)]
 
     def measure(options: RunOptions, out: Any) -> Outcome:
         out("not printed")
@@ -147,11 +150,11 @@ def test_run_raises_instead_of_exiting(outcome: list[Any], options: dict[str, An
 
 def test_failures_are_returned_or_raised(outcome: list[Any], recorded: Path) -> None:
     arms = moe_eval.read(recorded).arms
-    outcome[0] = Outcome(NOTHING, arms, tasks=2, failures=["fp8 quality: out of memory"])
+    outcome[0] = Outcome(NOTHING, PLAN, arms, failures=["fp8 quality: out of memory"])
     assert moe_eval.run().failures == ("fp8 quality: out of memory",)
-    outcome[0] = Outcome(NOTHING, [], tasks=1, failures=["bf16 quality: out of memory"])
+    outcome[0] = Outcome(NOTHING, PLAN, [], failures=["bf16 quality: out of memory"])
     with pytest.raises(EngineError, match="bf16 quality: out of memory"):
         moe_eval.run()
-    outcome[0] = Outcome(NOTHING, arms, tracking_failure="log it later")
+    outcome[0] = Outcome(NOTHING, PLAN, arms, tracking_failure="log it later")
     with pytest.raises(TrackingError, match="log it later"):
         moe_eval.run()

@@ -9,7 +9,9 @@ import sys
 from importlib import import_module
 
 from moe_eval.errors import EngineError, TrackingError, UsageError
-from moe_eval.exits import Ended, settle
+from moe_eval.exits import settle
+
+_JSON = "--json"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,51 +20,72 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or another code of `exits` with one sentence on standard error.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        exit_code = _run(words)
         sys.stdout.flush()
-    except Ended as ended:
-        return ended.code
     except BrokenPipeError:  # whoever read the output needs no more: end as the signal would
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, UsageError, TrackingError, EngineError) as error:
-        print(f"moe-eval: {str(error) or 'Interrupted.'}", file=sys.stderr)
+        _print_failure(str(error) or "Interrupted.", words)
         return settle(error)
     except OSError as error:  # a disk that is full, or a folder that went away, in the middle
         place = f" at {error.filename}" if error.filename else ""
-        print(
-            f"moe-eval: {error.strerror or error}{place}. Correct that and repeat the command. Records that were "
-            "written before are whole.",
-            file=sys.stderr,
+        _print_failure(
+            f"{error.strerror or error}{place}. Correct that and repeat the command. Records that were written before "
+            "are whole.",
+            words,
         )
         return 1
-    return 0
+    except BaseException as error:  # a fault of the program, or a signal
+        if not isinstance(error, SystemExit) or error.code:
+            _print_failure(f"{type(error).__name__}: {error}", words, is_told=True)
+        raise
+    return exit_code
 
 
-def _run(arguments: list[str]) -> None:
-    if arguments[:1] == ["--version"]:
+def _run(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
         from importlib.metadata import version
 
         print(f"moe-eval {version('moe-eval')}")
-        return
+        return 0
     from moe_eval.cli.options.command_line import no_such
     from moe_eval.cli.options.commands import COMMANDS
 
-    if not arguments:
+    name = next((word for word in words if word != _JSON), None)
+    if name is None:
         raise UsageError(f"moe-eval needs a command: {', '.join(COMMANDS)}. `moe-eval --help` explains them.")
-    if arguments[0] in ("-h", "--help"):
+    if name in ("-h", "--help"):
         print(_help())
-        return
-    if arguments[0] not in COMMANDS:
-        raise UsageError(no_such("command", arguments[0], COMMANDS, f"Give one of {', '.join(COMMANDS)}."))
-    command = COMMANDS[arguments[0]]
-    options = command.read(arguments[1:])
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(no_such("command", name, COMMANDS, f"Give one of {', '.join(COMMANDS)}."))
+    command = COMMANDS[name]
+    at = words.index(name)
+    options = command.read([*words[:at], *words[at + 1 :]])
+    if options.json:
+        words.append(_JSON)  # a file of options may ask for it, and failures are to be objects as well
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that a terminal cannot show ends no command
-    # a command may import torch, which takes seconds that the others need not wait
-    import_module(f"moe_eval.cli.{command.module}").run(options)
+    from moe_eval.cli import output
+
+    with output.redirected(options):
+        # a command may import torch, which takes seconds that the others need not wait
+        conclusion = import_module(f"moe_eval.cli.{command.module}").run(options)
+    return output.conclude(conclusion, options)
+
+
+def _print_failure(message: str, words: list[str], *, is_told: bool = False) -> None:
+    """Print why a command failed: as an object too where one was asked for. `is_told`: a traceback says it."""
+    from moe_eval.cli import output
+
+    if _JSON in words:
+        output.print_object({}, [message])
+    if not is_told:
+        output.print_errors([message])
 
 
 def _help() -> str:
@@ -74,7 +97,7 @@ def _help() -> str:
         "Speed and quality of mixture-of-experts models by precision of their experts.",
         "",
         "commands:",
-        *(f"  {command.name:<10}{command.help}" for command in COMMANDS.values()),
+        *(f"  {command.name:<12}{command.help}" for command in COMMANDS.values()),
         "",
         "options:",
         "  -h, --help  show this, or a command's options after its name",

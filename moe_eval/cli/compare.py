@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from moe_eval.cli.conclude import settle
+from moe_eval.cli.conclude import concluded
 from moe_eval.cli.gathered import gathered
 from moe_eval.cli.options.classes import CompareOptions
+from moe_eval.cli.output import Conclusion
 from moe_eval.cli.request import make_folder, rules_of
-from moe_eval.comparison import gate, wording
+from moe_eval.comparison import gate
 from moe_eval.errors import UsageError
-from moe_eval.exits import Ended
 from moe_eval.records import disk
 from moe_eval.records.comparison import COMPARISON_FILE
 from moe_eval.records.run import RUN_FILE
@@ -21,12 +22,11 @@ from moe_eval.report import write
 _PAGE, _TEXT = "report.html", "report.md"
 
 
-def run(options: CompareOptions) -> None:
-    """Run the subcommand.
+def run(options: CompareOptions) -> Conclusion:
+    """Run the subcommand. Where no pair can be compared the exit code is 2.
 
     Raises:
         UsageError: sources that cannot be read or compared, or an output folder that is a run's own.
-        Ended: with the gate's exit code, or 2 where no pair can be compared.
     """
     conditions = gate.parse(options.gate) if options.gate is not None else ()
     folder = options.output_dir
@@ -39,11 +39,10 @@ def run(options: CompareOptions) -> None:
         comparison = records.compare(options.across, rules_of(options))
         disk.write_record(folder / COMPARISON_FILE, comparison)
         write.write(comparison, folder, _PAGE, _TEXT, records.first_run)
-    print(f"{wording.summary(comparison)}\nReport: {folder / _PAGE}")
-    if conditions:
-        settle(comparison, conditions)
-    elif all(pair.verdict is Verdict.NOT_COMPARABLE for pair in comparison.pairs):
-        raise Ended(2)
+    conclusion = concluded(comparison, conditions, page=folder / _PAGE)
+    if not conditions and all(pair.verdict is Verdict.NOT_COMPARABLE for pair in comparison.pairs):
+        return replace(conclusion, code=2)
+    return conclusion
 
 
 def _spare_run(output: Path, sources: Sequence[str]) -> None:

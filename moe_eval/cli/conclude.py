@@ -1,19 +1,26 @@
-"""Concludes a run: compares its records, writes the comparison and the report, and ends as the gate says."""
+"""Concludes a run: compares its records, writes the comparison and the report, and prints what a gate makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from moe_eval.comparison import gate, pairs, verdict
-from moe_eval.exits import Ended
+import msgspec
+from rich.console import RenderableType
+
+from moe_eval.cli.output import Conclusion
+from moe_eval.comparison import gate, pairs, verdict, wording
+from moe_eval.exits import code
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.verdicts import Rules
-from moe_eval.report import write
+from moe_eval.report import tile_table, write
+from moe_eval.report.console import print_renderable
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.request import Command
+from moe_eval.tracking import Logged
 
 
 def is_decided(folder: Path, command: Command, rules: Rules) -> bool:
@@ -44,13 +51,35 @@ def conclude(folder: Path, command: Command, rules: Rules) -> tuple[list[ArmReco
     return arms, comparison
 
 
-def settle(comparison: ComparisonRecord, conditions: Sequence[gate.Condition], failed_tasks: int = 0) -> None:
-    """Print what a gate makes of a comparison, and end with its code where it does not hold.
+def concluded(
+    comparison: ComparisonRecord,
+    conditions: Sequence[gate.Condition] = (),
+    *,
+    page: Path | None = None,
+    logged: Logged | None = None,
+    table: RenderableType | None = None,
+    failures: Sequence[str] = (),
+    errors: Sequence[Exception] = (),
+) -> Conclusion:
+    """Print a comparison, what a gate makes of it, and where the rest is.
 
     Args:
-        failed_tasks: of the run. Where there are any, nothing holds.
+        page: the report. None where nothing was measured. `logged`: the run in MLflow.
+        table: to print before.
+        failures: a sentence for every task of the run that failed. Where there are any, no gate holds.
+        errors: what went wrong. The exit code is that of the first, or that of the gate where there is one.
     """
-    result, lines = gate.check(comparison, conditions, failed_tasks)
-    print("\n".join(lines))
-    if result is not gate.GateResult.HOLDS:
-        raise Ended(int(result))
+    result, reasons = gate.check(comparison, conditions, len(failures)) if conditions else (gate.GateResult.HOLDS, [])
+    if page is not None:
+        for renderable in (table, tile_table.render(comparison)):
+            if renderable is not None:
+                print_renderable(renderable)
+        print(wording.summary(comparison))
+    places = {"Report": page, "MLflow": logged and logged.describe()}
+    print("\n".join([*reasons, *(f"{name}: {place}" for name, place in places.items() if place)]))
+    beside: dict[str, object] = {"report": page, "mlflow": logged and asdict(logged), "failures": failures}
+    if conditions:
+        beside["gate"] = {"result": result.text, "reasons": reasons}
+    record = {**msgspec.to_builtins(comparison), **{name: value for name, value in beside.items() if value}}
+    exit_code = int(result) if conditions else code(errors[0]) if errors else 0
+    return Conclusion(record, [*wording.verdict_lines(comparison), *reasons], list(map(str, errors)), exit_code)

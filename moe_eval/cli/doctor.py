@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint import precision
 from moe_eval.cli.options.classes import DoctorOptions
+from moe_eval.cli.output import Conclusion
 from moe_eval.emulation import PRECISIONS as EMULATED
 from moe_eval.engines import registry
-from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine import hardware
 
+if TYPE_CHECKING:
+    from moe_eval.engines.trtllm.page import Page
 
-def run(options: DoctorOptions) -> None:
-    """Run the subcommand.
 
-    Raises:
-        UsageError: options that do not go together.
-        EngineError: the self-test has failed.
-    """
-    if options.json and options.selftest:
-        raise UsageError("--selftest prints a page of Markdown. Leave out --json.")
+def run(options: DoctorOptions) -> Conclusion:
+    """Run the subcommand. Where the self-test has failed the exit code is 1."""
     machine = hardware.machine()
     versions = {name: _version(kind.package) for name, kind in registry.ENGINES.items()}
     rows = _matrix(machine, versions)
-    if options.json:
-        facts = {"machine": asdict(machine), "engines": versions, "precisions": [asdict(row) for row in rows]}
-        print(json.dumps(facts, indent=1))
-        return
+    facts: dict[str, object] = {"machine": machine, "engines": versions, "precisions": rows}
+    lines = [_runs(name, version, rows) for name, version in versions.items()]
     print("\n".join(_page(machine, versions, rows)))
-    if options.selftest:
-        _selftest(options.model_args)
+    if not options.selftest:
+        return Conclusion(facts, lines)
+    outcome = _selftest(options.model_args)
+    print("\n".join(outcome.lines))
+    facts["selftest"] = {"failed": outcome.failed, "page": outcome.lines}
+    if outcome.failed:
+        return Conclusion(
+            facts, outcome.lines, ["The self-test found something that does not work. See FAILED above."], 1
+        )
+    return Conclusion(facts, [*lines, "The self-test found nothing that does not work."])
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,15 @@ def _version(package: str) -> str | None:
         return "of an unknown version"
 
 
-def _selftest(model_args: str) -> None:
+def _runs(engine: str, version: str | None, rows: Sequence[_Support]) -> str:
+    """The precisions that an engine runs here, in a line that begins with its name."""
+    names = [row.precision for row in rows if row.engine == engine and row.runs]
+    if version is None:
+        return f"{engine} is not installed."
+    return f"{engine} {version} runs {', '.join(names) or 'no precision'} here."
+
+
+def _selftest(model_args: str) -> Page:
     from lm_eval.utils import simple_parse_args_string
 
     from moe_eval.checkpoint import tokenizer as tokens
@@ -109,9 +119,6 @@ def _selftest(model_args: str) -> None:
     tokenizer = tokens.load(model.tokenizer, model.of_engine.revision, model.of_engine.trust_remote_code)
     engine = registry.load("trtllm", model.of_engine, tokenizer)
     try:
-        outcome = page.write(engine, tokenizer)  # type: ignore[arg-type]  # the engine of this name is a TrtllmEngine
+        return page.write(engine, tokenizer)  # type: ignore[arg-type]  # the engine of this name is a TrtllmEngine
     finally:
         engine.close()
-    print("\n".join(outcome.lines))
-    if outcome.failed:
-        raise EngineError("The self-test found something that does not work. See FAILED above.")

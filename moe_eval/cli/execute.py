@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import RenderableType
 
-from moe_eval.cli.conclude import conclude, is_decided, settle
+from moe_eval.cli.arm_logs import followed
+from moe_eval.cli.conclude import conclude, concluded, is_decided
 from moe_eval.cli.options.classes import MeasuringOptions, PerfOptions, RunOptions
+from moe_eval.cli.output import Conclusion
 from moe_eval.cli.request import gpus_of, make_folder, request_of, rules_of
-from moe_eval.comparison import gate, wording
+from moe_eval.comparison import gate
 from moe_eval.errors import EngineError, TrackingError
-from moe_eval.exits import Ended, code, terminable
+from moe_eval.exits import terminable
 from moe_eval.machine import named_gpus
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
-from moe_eval.records.verdicts import Rules
 from moe_eval.report import quality_table, speed_table
-from moe_eval.report.console import NamedTask, TaskProgress, print_renderable, say
+from moe_eval.report.console import NamedTask, TaskProgress, say
 from moe_eval.runner import plan as planning
 from moe_eval.runner import resume
 from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import Command, RunRequest
 from moe_eval.runner.run import Run
-from moe_eval.tracking import plan_run
+from moe_eval.tracking import Logged, plan_run
 
 Say = Callable[[str], None]
 
@@ -41,46 +44,62 @@ class Outcome:
         arms: measured, the reference first. Empty for a dry run, and where nothing could be measured.
         comparison: of these arms. Without arms it says what was skipped.
         page: the report. None where there is none.
-        tasks: how many the plan has. `failures`: a sentence for every one that failed.
-        tracking_failure: why the run could not be logged to MLflow.
+        plan: what was planned.
+        failures: a sentence for every task that failed.
+        logged: the run in MLflow. `tracking_failure`: why it could not be logged there.
     """
 
     comparison: ComparisonRecord
+    plan: Plan
     arms: Sequence[ArmRecords] = field(default_factory=list)
     page: Path | None = None
-    tasks: int = 0
     failures: Sequence[str] = ()
+    logged: Logged | None = None
     tracking_failure: str | None = None
 
 
-def run(options: MeasuringOptions) -> None:
-    """Print the plan, measure, print the verdict, and end with the command's exit code.
+def run(options: MeasuringOptions) -> Conclusion:
+    """Print the plan, measure, and print the verdict.
 
     Raises:
         UsageError: the options ask for what cannot be.
-        Ended: with an exit code other than 0.
     """
     conditions = gate.parse(options.gate) if options.gate is not None else ()
-    outcome = measure(options, lambda text: print(text, flush=True), conditions)
+    plan_lines: list[str] = []
+
+    def out(text: str) -> None:
+        plan_lines.append(text)
+        print(text, flush=True)
+
+    outcome = measure(options, out, conditions)
     if options.dry_run:
-        return
-    if outcome.page is not None:
-        table = _table(options, outcome)
-        if table is not None:
-            print_renderable(table)
-        print(f"{wording.summary(outcome.comparison)}\nReport: {outcome.page}")
+        return Conclusion(_planned(outcome.plan), plan_lines)
     errors: list[Exception] = []
     if outcome.failures:
-        tried = f"{len(outcome.failures)} of {outcome.tasks} tasks failed. {options.output_dir} holds the rest."
-        errors.append(EngineError(f"{tried} The same command with --resume tries them again."))
+        tried = f"{len(outcome.failures)} of {len(outcome.plan.tasks)} tasks failed. {options.output_dir} holds"
+        errors.append(EngineError(f"{tried} the rest. The same command with --resume tries them again."))
     if outcome.tracking_failure:
         errors.append(TrackingError(outcome.tracking_failure))
-    for error in errors:
-        print(f"moe-eval: {error}", file=sys.stderr)
-    if conditions:
-        settle(outcome.comparison, conditions, len(outcome.failures))
-    elif errors:
-        raise Ended(code(errors[0]))
+    return concluded(
+        outcome.comparison,
+        conditions,
+        page=outcome.page,
+        logged=outcome.logged,
+        table=_table(options, outcome),
+        failures=outcome.failures,
+        errors=errors,
+    )
+
+
+def _planned(plan: Plan) -> dict[str, object]:
+    """A plan as --json shows it."""
+    return {
+        "evaluators": plan.evaluators,
+        "skipped": plan.skipped,
+        "shapes": plan.shapes,
+        "schedule": plan.schedule,
+        "tasks": [f"{task.arm} {task.name}" for task in plan.tasks],
+    }
 
 
 def _table(options: MeasuringOptions, outcome: Outcome) -> RenderableType | None:
@@ -116,15 +135,15 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condi
     else:
         run.check_arms(reads_weights=False)
     out(planning.describe(plan, request, gpus))
-    nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped))
+    nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped), plan)
     if options.dry_run:
         return nothing
     if plan.arms:
-        return _measured(run, out, rules_of(options))
+        return _measured(run, out, options)
     print("No precision was left to run. The lines above say what each of them needs.", file=sys.stderr)
     if request.command != "run":  # perf and ppl leave a record of what is skipped
         make_folder(request.folder)
-        with TaskProgress() as display:
+        with TaskProgress(is_quiet=options.quiet) as display:
             run.execute(display)
     return nothing
 
@@ -140,22 +159,27 @@ def _before(request: RunRequest) -> RunRecord | None:
     return run
 
 
-def _measured(run: Run, out: Say, rules: Rules) -> Outcome:
+def _measured(run: Run, out: Say, options: MeasuringOptions) -> Outcome:
     """Execute a run. MLflow shows that it has begun, and how it ended."""
-    folder, command = run.request.folder, run.request.command
-    progress = _TrackedProgress(folder, command, out)
+    folder, command, rules = RunFolder(run.request.folder, run.request.command), run.request.command, rules_of(options)
+    progress = _TrackedProgress(folder.path, command, out, is_quiet=options.quiet)
     try:
-        with terminable(), progress:
-            failures = run.execute(progress, lambda: is_decided(folder, command, rules))
-        arms, comparison = conclude(folder, command, rules)
-    finally:
+        with terminable(), progress, followed(folder.arms) if options.verbose else nullcontext():
+            failures = run.execute(progress, lambda: is_decided(folder.path, command, rules))
+        arms, comparison = conclude(folder.path, command, rules)
+    except BaseException:
         progress.log()
+        if progress.logged is not None:
+            out(f"MLflow: {progress.logged.describe()}")
+        raise
+    progress.log()
     return Outcome(
         comparison=comparison or ComparisonRecord(reference="", arms=(), pairs=(), skipped=run.plan.skipped),
+        plan=run.plan,
         arms=arms,
-        page=RunFolder(folder, command).page_file if comparison else None,
-        tasks=len(run.plan.tasks),
+        page=folder.page_file if comparison else None,
         failures=failures,
+        logged=progress.logged,
         tracking_failure=progress.failure,
     )
 
@@ -163,10 +187,11 @@ def _measured(run: Run, out: Say, rules: Rules) -> Outcome:
 class _TrackedProgress(TaskProgress):
     """Opens the run in MLflow when its tasks are known. MLflow's trouble stops no measurement."""
 
-    def __init__(self, folder: Path, command: Command, out: Say) -> None:
-        super().__init__()
+    def __init__(self, folder: Path, command: Command, out: Say, *, is_quiet: bool) -> None:
+        super().__init__(is_quiet=is_quiet)
         self._folder, self._command, self._out = folder, command, out
         self._is_open = False
+        self.logged: Logged | None = None
         self.failure: str | None = None
 
     def ready(self, tasks: Sequence[NamedTask]) -> None:
@@ -182,6 +207,6 @@ class _TrackedProgress(TaskProgress):
         """Log the records, however the run ended, unless it never was a run of this command's."""
         if self._is_open:
             try:
-                self._out(f"MLflow: {plan_run.log(self._folder, self._command).describe()}")
+                self.logged = plan_run.log(self._folder, self._command)
             except TrackingError as error:
                 self.failure = str(error)

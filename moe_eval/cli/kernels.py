@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from moe_eval.checkpoint.precision import LABELS
 from moe_eval.cli.options.classes import KernelsOptions
+from moe_eval.cli.output import Conclusion
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from moe_eval.traces.kernel_table import Trace
 
 
-def run(options: KernelsOptions) -> None:
+def run(options: KernelsOptions) -> Conclusion:
     """Run the subcommand.
 
     Raises:
@@ -29,10 +33,9 @@ def run(options: KernelsOptions) -> None:
         EngineError: a trace did not run the precision of its label. Nothing is printed then.
     """
     if _CLASSIFY in options.traces:
-        if options != KernelsOptions(traces=(_CLASSIFY,)):
+        if replace(options, json=False, quiet=False, verbose=False) != KernelsOptions(traces=(_CLASSIFY,)):
             raise UsageError("classify takes neither traces nor options. Give it kernel names on standard input.")
-        _classify()
-        return
+        return _classify()
     if options.traces and options.input:
         raise UsageError("Traces stand by themselves and after --input. Write all of them in one place.")
     paths = options.traces or options.input
@@ -56,13 +59,13 @@ def run(options: KernelsOptions) -> None:
     records = [
         kernels_record.make(name, trace, label) for name, trace, label in zip(names, traces, labels, strict=True)
     ]
-    _show(records, options)
+    return _show(records, options)
 
 
-def _show(records: Sequence[KernelsRecord], options: KernelsOptions) -> None:
+def _show(records: Sequence[KernelsRecord], options: KernelsOptions) -> Conclusion:
     """Write and print one trace, or two with their difference, the first being the reference."""
     from moe_eval.evaluators.kernels_record import shortened
-    from moe_eval.report import kernels_table
+    from moe_eval.report import kernels_table, kernels_words
     from moe_eval.report.console import print_renderable, say
 
     names, changes = _names(records), {}
@@ -71,16 +74,19 @@ def _show(records: Sequence[KernelsRecord], options: KernelsOptions) -> None:
 
         measured = {"decode": options.tpot_ms[0] / options.tpot_ms[1]} if options.tpot_ms else {}
         changes = kernels.changes(records[0], records[1], names, measured)
+    short = tuple(map(shortened, records))
+    report = kernels.KernelsReport(short, changes) if len(short) > 1 else short[0]
     if options.output:
-        short = tuple(map(shortened, records))
-        disk.write_record(options.output, kernels.KernelsReport(short, changes) if len(short) > 1 else short[0])
+        disk.write_record(options.output, report)
     _refuse_contradictions(records)
     if len(records) == 1:
         print_renderable(kernels_table.trace(records[0], full=options.full))
-        return
+        return Conclusion(msgspec.to_builtins(report), kernels_words.conclusion(records[0]))
     print_renderable(kernels_table.comparison(records, changes, names, full=options.full))
     if options.tpot_ms and "decode" not in changes:
         say("--tpot_ms is not used, as decode was not found in both traces.")
+    lines = [changes[phase].text for phase in kernels_words.main_phases(changes)]
+    return Conclusion(msgspec.to_builtins(report), lines or [kernels_table.NO_CHANGES])
 
 
 def _names(records: Sequence[KernelsRecord]) -> tuple[str, str]:
@@ -130,18 +136,19 @@ def _labels(names: Sequence[str], traces: int) -> Sequence[str | None]:
     return names or [None] * traces
 
 
-def _classify() -> None:
+def _classify() -> Conclusion:
     from moe_eval.traces.taxonomy import classify
 
     if sys.stdin is None or sys.stdout is None:
         raise UsageError(
             "Standard input or output is closed. Open both: classify reads from one and writes to the other."
         )
-    for line in sys.stdin.buffer:
-        name = line.decode("utf-8", "replace").rstrip("\r\n")
-        if name:
-            label = classify(name)
-            row = "\t".join((label.category, ",".join(label.fused_with), label.rule, name))
-            # as UTF-8 whatever the terminal's encoding: a name that was read has to be one that can be written
-            sys.stdout.buffer.write(row.encode("utf-8", "replace") + b"\n")
+    rows, labels = [], []
+    for name in filter(None, (line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer)):
+        label = classify(name)
+        labels.append((name, label))
+        rows.append("\t".join((label.category, ",".join(label.fused_with), label.rule, name)))
+        # as UTF-8 whatever the terminal's encoding: a name that was read has to be one that can be written
+        sys.stdout.buffer.write(rows[-1].encode("utf-8", "replace") + b"\n")
     sys.stdout.buffer.flush()
+    return Conclusion({"kernels": [{"name": name, **asdict(label)} for name, label in labels]}, rows)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from moe_eval import tracking
 from moe_eval.cli.options.classes import LogOptions
+from moe_eval.cli.output import Conclusion
 from moe_eval.errors import TrackingError, UsageError
 
 
-def run(options: LogOptions) -> None:
-    """Run the subcommand.
-
-    Raises:
-        UsageError: with a sentence for every run that could not be logged.
-    """
-    refusals = []
+def run(options: LogOptions) -> Conclusion:
+    """Run the subcommand. Of a run that could not be logged there is a message, and the exit code is 2."""
+    lines, runs, refusals = [], [], []
     for folder in options.folders:
         try:
             for logged in tracking.log_all(folder):
-                print(f"{folder}: {logged.describe()}")
+                lines.append(f"{folder}: {logged.describe()}")
+                runs.append({"folder": folder, **asdict(logged)})
+                print(lines[-1])
         except (UsageError, TrackingError) as error:  # of one run: the others are logged all the same
             refusals.append(str(error))
-    if refusals:
-        raise UsageError(" ".join(refusals))
+    return Conclusion({"runs": runs}, lines, refusals, 2 if refusals else 0)

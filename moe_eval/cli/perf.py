@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from moe_eval.cli import execute
 from moe_eval.cli.options.classes import PerfOptions
+from moe_eval.cli.output import Conclusion
 from moe_eval.cli.request import gpus_of, make_folder, request_of
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
@@ -21,21 +22,20 @@ from moe_eval.runner.folder import place
 from moe_eval.runner.request import RunRequest
 
 
-def run(options: PerfOptions) -> None:
+def run(options: PerfOptions) -> Conclusion:
     """Run the subcommand.
 
     Raises:
         UsageError: options that do not go together.
     """
     if options.mode == "nsys":
-        _record(options)
-    elif options.layerwise_nvtx:
+        return _record(options)
+    if options.layerwise_nvtx:
         raise UsageError("--layerwise_nvtx slows every layer down. Give it with --mode nsys.")
-    else:
-        execute.run(options)
+    return execute.run(options)
 
 
-def _record(options: PerfOptions) -> None:
+def _record(options: PerfOptions) -> Conclusion:
     """Outside Nsight Systems print its command for every precision and shape. Inside it run one iteration.
 
     Raises:
@@ -49,26 +49,30 @@ def _record(options: PerfOptions) -> None:
     work = planning.workload(request, plan.arms) if plan.arms else None
     make_folder(request.folder)
     for skipped in plan.skipped:
-        print(f"Skipping {skipped.arm}: {skipped.reason}", file=sys.stderr)  # standard output is for commands
+        if not options.quiet:  # standard output is for commands
+            print(f"Skipping {skipped.arm}: {skipped.reason}", file=sys.stderr)
     kind = registry.named(request.arms.engine)
     if options.layerwise_nvtx and kind.layer_ranges is None:
         raise UsageError(f"{kind.title} puts no ranges around its layers. Leave out --layerwise_nvtx.")
-    if work is None:
-        return
-    if not nsys.inside():
+    commands = []
+    if work is not None and not nsys.inside():
         for arm in plan.arms:
             for shape in work.shapes:
                 report = request.folder / f"profile_{arm.precision}_{place(gpus)}.nsys-rep"
                 if len(work.shapes) > 1:
                     report = report.with_stem(f"{report.stem}_{shape.name}")
-                print(nsys.NsysCommand({}, nsys.arguments(_repeated(arm, shape), report), report))
-        return
+                commands.append(str(nsys.NsysCommand({}, nsys.arguments(_repeated(arm, shape), report), report)))
+                print(commands[-1])
+    if work is None or commands:
+        return Conclusion({"commands": commands, "skipped": plan.skipped}, commands)
     nsys.check_gpu()
     if len(plan.arms) > 1 or len(work.shapes) > 1:
         raise UsageError(
             "Nsight Systems records one iteration a session. Give one of --precisions and one --batch_size."
         )
-    _run_once(plan.arms[0], options, request, work)
+    sentence = _run_once(plan.arms[0], options, request, work)
+    print(sentence)
+    return Conclusion({"arm": plan.arms[0].name, "shape": work.shapes[0].name, "recorded": sentence}, [sentence])
 
 
 def _repeated(arm: Arm, shape: Shape) -> list[str]:
@@ -77,7 +81,8 @@ def _repeated(arm: Arm, shape: Shape) -> list[str]:
     return ["moe-eval", *sys.argv[1:], *single]
 
 
-def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workload) -> None:
+def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workload) -> str:
+    """Run one iteration for Nsight Systems, and say so."""
     from moe_eval.checkpoint import tokenizer
 
     kind = registry.named(request.arms.engine)
@@ -105,7 +110,7 @@ def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workloa
             engine.generate(batch, generation)
     finally:
         engine.close()
-    print(f"Recorded one iteration of {shape.name} on {arm.precision} after {request.warm_ups} of warm-up.")
+    return f"Recorded one iteration of {shape.name} on {arm.precision} after {request.warm_ups} of warm-up."
 
 
 def _tokenizer(request: RunRequest, arm: Arm) -> str:

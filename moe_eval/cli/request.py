@@ -21,7 +21,7 @@ from moe_eval.cli.options.classes import (
     RunOptions,
     VerdictOptions,
 )
-from moe_eval.cli.options.option import options_of
+from moe_eval.cli.options.option import PRINTED, options_of
 from moe_eval.data.workload import shapes
 from moe_eval.engines import registry
 from moe_eval.engines.options import flag
@@ -127,7 +127,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     emulate = emulation.emulate if emulation else None
     is_shipped = options.model_path is None and not _have_checkpoints(options.arms)
     engine = options.engine or ("transformers" if emulate or is_shipped else "trtllm")
-    if is_shipped:
+    if is_shipped and not options.quiet:
         print(shipped_model.SHIPPED_NOTE, file=sys.stderr)
     arguments: dict[str, object] = dict(simple_parse_args_string(options.model_args))
     tokenizer = arguments.pop("tokenizer", None)
@@ -213,7 +213,11 @@ def recorded(options: MeasuringOptions) -> dict[str, OptionValue]:
     from lm_eval.utils import simple_parse_args_string
 
     arguments = disk.redact(simple_parse_args_string(options.model_args))
-    values: dict[str, object] = {name: getattr(options, name) for name in options_of(type(options))}
+    values: dict[str, object] = {
+        option.name: getattr(options, option.name)
+        for option in options_of(type(options)).values()
+        if option.group != PRINTED
+    }
     values["model_args"] = ",".join(f"{key}={value}" for key, value in arguments.items())
     texts = map(arm_text.read, options.arms)
     values["arms"] = tuple(arm_text.write(name, disk.redact(settings)) for name, settings in texts) or None

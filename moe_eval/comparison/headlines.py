@@ -45,7 +45,12 @@ def _distinct(names: Sequence[str | None]) -> tuple[str, ...]:
 def with_headlines(pairs: Sequence[Pair], arms: Mapping[str, ComparedArm], rules: Rules) -> list[Pair]:
     """Pairs, which have their verdicts, with headlines. A figure that says nothing of a pair is left out."""
     judged = {figure: _verdicts(pairs, metric, rules) for figure, metric in _SECONDARY.items()}
-    return [replace(pair, headlines=tuple(_headlines(pair, arms, rules, judged))) for pair in pairs]
+    return [
+        # an arm measured a second time pays nothing against itself
+        replace(pair, headlines=tuple(replace(line, verdict=None) if pair.is_repeat else line for line in headlines))
+        for pair in pairs
+        for headlines in [tuple(_headlines(pair, arms, rules, judged))]
+    ]
 
 
 def _verdicts(pairs: Sequence[Pair], metric: str, rules: Rules) -> dict[tuple[str, str], Verdict]:

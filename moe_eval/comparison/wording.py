@@ -36,13 +36,25 @@ def summary(comparison: ComparisonRecord) -> str:
     lines = []
     failure = _common_failure(comparison)
     if failure is not None:
-        return f"Verdict: Open: all arms failed for one reason. {failure}"
+        return f"Open: all arms failed for one reason. {failure}"
     for pair in comparison.pairs:
-        lines.append(f"Verdict: {pair.sentence}")
+        lines.append(verdict_line(pair))
         lines += [f"  Because: {pair.because}"] if pair.because else []
         lines += [f"  Next: {pair.settled_by}"] if pair.settled_by else []
-    lines += _costs(comparison)
-    return "\n".join(lines) or "Verdict: there is one arm alone, and nothing to compare it with."
+    return "\n".join([*(lines or verdict_lines(comparison)), *_costs(comparison)])
+
+
+def verdict_lines(comparison: ComparisonRecord) -> list[str]:
+    """The verdict of every arm in a line. Of one arm alone, that there is none."""
+    names = [arm.name for arm in comparison.arms]
+    alone = f"{names[0]} was measured alone, and there is nothing to compare it with." if names else "No arm was run."
+    return [verdict_line(pair) for pair in comparison.pairs] or [alone]
+
+
+def verdict_line(pair: Pair) -> str:
+    """The verdict of a pair in a line that begins with the arm's name."""
+    is_named = pair.sentence.startswith(f"{pair.other} ")
+    return pair.sentence if is_named else f"{pair.other}: {pair.sentence}"
 
 
 def _common_failure(comparison: ComparisonRecord) -> str | None:

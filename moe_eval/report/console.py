@@ -131,10 +131,11 @@ def _cell(text: str) -> str:
 
 
 class TaskProgress:
-    """Shows how far the tasks of a run are, by the runner's calls."""
+    """Shows how far the tasks of a run are, by the runner's calls. A quiet one shows failures alone."""
 
-    def __init__(self) -> None:
-        self._is_display = sys.stderr.isatty()
+    def __init__(self, *, is_quiet: bool = False) -> None:
+        self._is_display = sys.stderr.isatty() and not is_quiet
+        self._says = not self._is_display and not is_quiet
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         # Standard output is left alone, as it may be a file. Few refreshes leave the measured process alone.
         self._display = Progress(
@@ -167,7 +168,7 @@ class TaskProgress:
         """A task has begun."""
         self._begun_at = time.monotonic()
         self._display.update(self._bar, description=_one_line(f"{task.arm} {task.name}"))
-        if not self._is_display:
+        if self._says:
             say(f"{task.arm} {task.name} began, task {self._ended + 1} of {self._total}.")
 
     def done(self, task: NamedTask, reason: str | None) -> None:
@@ -176,7 +177,7 @@ class TaskProgress:
         seconds = time.monotonic() - self._begun_at
         if reason is not None:
             say(f"{task.arm} {task.name} failed after {seconds:.1f} s: {reason}")
-        elif not self._is_display:
+        elif self._says:
             say(f"{task.arm} {task.name} ended after {seconds:.1f} s.")
         self._display.update(self._bar, completed=self._ended)
 

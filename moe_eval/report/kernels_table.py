@@ -25,6 +25,8 @@ _PARTS_OF_A_STEP = (
     ("+ residual", "residual_ms"),
 )
 
+NO_CHANGES = "The traces have no phase in common, so there is no difference to show."
+
 
 def trace(record: KernelsRecord, *, full: bool = False) -> RenderableType:
     """One trace.
@@ -55,7 +57,7 @@ def comparison(
             [changes[phase].text, f"With free experts {words.subject(phase)} would take {free}." if free else ""]
         )
     if not changes:
-        blocks.append(["The traces have no phase in common, so there is no difference to show."])
+        blocks.append([NO_CHANGES])
     blocks.append([line for name, record in labelled for line in words.cautions(record, name)])
     parts: list[RenderableType] = [
         lines_of(block) for block in (list(filter(None, block)) for block in blocks) if block

@@ -11,6 +11,7 @@ from moe_eval.cli import execute, main
 from moe_eval.engines import registry
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
+from moe_eval.tracking import Logged
 from tests.cli.commands import Command, Ended
 from tests.doubles import plays
 from tests.doubles.arm_process import Stage
@@ -26,7 +27,7 @@ def command(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Run the module's COMMAND in this process on a stage of arms named by their precision, and log to no MLflow."""
-    logged = SimpleNamespace(describe=lambda: "run 0 of no store")
+    logged = Logged("no store", "moe_eval", "0")
     monkeypatch.setattr(execute, "plan_run", SimpleNamespace(open_run=lambda *_: logged, log=lambda *_: logged))
     plays.set_up(monkeypatch)
     monkeypatch.setattr(registry, "check", registry.named)

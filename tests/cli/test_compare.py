@@ -119,7 +119,7 @@ def test_the_verdict_of_an_arm_without_speed_has_its_word(tmp_path: Path, capsys
     records = [made.quality("bf16", scores), made.quality("fp8", scores, emulated=True)]
     arms = [ArmRecords(record.arm, record.precision, quality=record) for record in records]
     assert compared(tmp_path, folder(tmp_path / "both", *arms)) == 0
-    assert "Verdict: Quality only, the speed of fp8 is open. " in capsys.readouterr().out
+    assert "\nfp8: Quality only, the speed of fp8 is open. " in capsys.readouterr().out
 
 
 def test_one_arm_in_two_folders_pays_nothing_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

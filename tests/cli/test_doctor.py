@@ -9,6 +9,7 @@ import pytest
 
 from moe_eval import cli
 from moe_eval.cli import doctor
+from moe_eval.engines.trtllm.page import Page
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu, Machine
 
@@ -125,11 +126,23 @@ def test_nvfp4_on_hopper_is_not_called_nvfp4(examined: Doctor) -> None:
     assert "- nvfp4-w4a16 on trtllm: yes" in page
 
 
-def test_json_with_a_self_test_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--json", "--selftest"]) == 2
+def test_a_self_test_is_part_of_the_object(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Page(["# Self-test", "FAILED: generates"], failed=True)
+    monkeypatch.setattr(doctor, "_selftest", lambda _: page)
+    assert cli.main(["doctor", "--json", "--selftest"]) == 1
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "moe-eval: --selftest prints a page of Markdown. Leave out --json.\n"
+    content = json.loads(out)
+    assert content["selftest"] == {"failed": True, "page": page.lines}
+    assert content["error"] in err
+    assert "FAILED: generates" in err
+
+
+def test_quiet_has_a_line_an_engine(examined: Doctor) -> None:
+    assert examined("--quiet", gpus=(H100,)).splitlines() == [
+        "trtllm 1.3.0rc27 runs bf16, fp16, fp8, fp8_block, nvfp4-w4a16 here.",
+        "vllm is not installed.",
+        "transformers 4.57.0 runs bf16, fp16, fp32 here.",
+    ]
 
 
 def test_the_json_of_this_very_machine_parses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,7 +156,7 @@ def test_the_speed_up_is_the_mean_over_pairs_of_loads_and_two_are_a_quick_look(
 ) -> None:
     (pair,) = comparison_of(real.folder).pairs
     assert (pair.reference, pair.other, pair.verdict) == ("bf16", "fp32", Verdict.QUICK_LOOK)
-    assert "Verdict: Quick look, no verdict: fp32 against bf16" in real.out
+    assert "\nfp32: Quick look, no verdict: fp32 against bf16" in real.out
     for reference, candidate, shape in zip(arms[0].shapes, arms[1].shapes, pair.shapes, strict=True):
         medians = [
             [statistics.median(sample.last["host"] for sample in load) for load in row.loads]
@@ -240,7 +240,7 @@ def test_it_leaves_a_comparison_a_report_and_a_run_in_mlflow(real: Ended) -> Non
     names = {file.name for file in real.folder.iterdir()}
     assert {"perf_run.json", "perf_comparison.json", "perf_report.html", "perf_report.md"} <= names
     assert real.out.count("MLflow: run ") == 2
-    assert "Verdict: " in real.out
+    assert "\nfp32: " in real.out
 
 
 def test_a_failed_arm_leaves_a_record_and_the_others_go_on(command: Command) -> None:
@@ -359,7 +359,7 @@ def test_one_load_of_arms_that_do_not_fit_together_is_a_quick_look(
     ended = command("--precisions", "bf16,fp16", "--loads", "1")
     assert "1 load of 4 iterations, one arm loaded at a time" in ended.out
     assert "verdict: a quick look without a verdict, which takes 3 loads" in ended.out
-    assert "Verdict: Quick look, no verdict: fp16 against bf16" in ended.out
+    assert "\nfp16: Quick look, no verdict: fp16 against bf16" in ended.out
     assert cells(ended.out, 1)[0]["95 % interval"] == "none"
 
 

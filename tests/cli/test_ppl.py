@@ -153,7 +153,7 @@ def test_it_leaves_a_comparison_a_report_and_a_run_in_mlflow(emulated: Ended) ->
     names = {file.name for file in emulated.folder.iterdir()}
     assert {"ppl_run.json", "ppl_comparison.json", "ppl_report.html", "ppl_report.md"} <= names
     assert emulated.out.count("MLflow: run ") == 2
-    assert "Verdict: Quality only, the speed of fp8 is open." in emulated.out
+    assert "\nfp8: Quality only, the speed of fp8 is open." in emulated.out
 
 
 def test_a_broken_checkpoint_makes_a_failed_arm_and_no_exception(

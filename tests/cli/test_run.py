@@ -188,7 +188,7 @@ def test_the_comparison_and_the_report_are_on_disk_and_on_the_parent(ran: tuple[
     comparison = read(folder / "comparison.json")
     (pair,) = comparison["pairs"]
     assert (comparison["reference"], pair["other"], pair["verdict"]) == ("bf16", "fp8", "open")
-    assert f"Verdict: {pair['sentence']}" in out
+    assert f"\nfp8: {pair['sentence']}" in out
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert html.escape(pair["sentence"]) in page
     assert pair["sentence"].split(".")[0] in (folder / "report.md").read_text(encoding="utf-8")

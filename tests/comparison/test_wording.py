@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_eval.comparison import wording
+from moe_eval.records.comparison import ComparedArm
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import SpeedRatios
 from tests.doubles import comparisons as made
@@ -105,10 +106,11 @@ def test_digits_show_the_interval(value: float, half: float) -> None:
 def test_a_command_prints_every_verdict_with_its_reason_and_what_would_settle_it() -> None:
     open_pair = decide([traced(1, WIDE, {"expert_gemm": -1.0}, 0.25)])
     lines = wording.summary(made.comparison(open_pair, decide([shape(1, ABOVE)]))).splitlines()
-    assert [line.partition(":")[0].strip() for line in lines] == ["Verdict", "Because", "Next", "Verdict"]
-    assert lines[0] == f"Verdict: {open_pair.sentence}"
+    assert [line.strip().split()[0].strip(":") for line in lines] == ["fp8", "Because", "Next", "fp8"]
+    assert lines[0] == f"fp8: {open_pair.sentence}"
     assert lines[2] == f"  Next: {open_pair.settled_by}"
-    assert "one arm alone" in wording.summary(made.comparison())
+    alone = made.comparison(arms=(ComparedArm("bf16", "bf16", Status.FINISHED),))
+    assert wording.summary(alone) == "bf16 was measured alone, and there is nothing to compare it with."
 
 
 def test_emulated_arms_are_judged_by_quality_alone() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.option import option
+from moe_eval.cli.options.option import PRINTED, option
 from moe_eval.data.scoring_windows import DATASETS
 from moe_eval.records.run import EVALUATORS, EvaluatorName
 
@@ -19,6 +19,15 @@ _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
 _GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
 _RECORDS = "the folder of the records"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What a command prints."""
+
+    json: bool = option(False, "print one JSON object, and everything else on standard error", PRINTED)
+    quiet: bool = option(False, "print the conclusion alone", PRINTED)
+    verbose: bool = option(False, "print what engines and libraries say as well, on standard error", PRINTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +165,7 @@ class VerdictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandOptions:
+class CommandOptions(OutputOptions):
     """Where records go, and how the command works."""
 
     output_dir: Path = option(Path("benchmark_results"), _RECORDS, _COMMAND)
@@ -203,7 +212,7 @@ MeasuringOptions = RunOptions | PerfOptions | PplOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(VerdictOptions):
+class CompareOptions(OutputOptions, VerdictOptions):
     """What `moe-eval compare` can be asked."""
 
     sources: tuple[str, ...] = option(
@@ -222,7 +231,7 @@ class CompareOptions(VerdictOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelsOptions:
+class KernelsOptions(OutputOptions):
     """What `moe-eval kernels` can be asked."""
 
     traces: tuple[Path, ...] = option(
@@ -253,7 +262,7 @@ class KernelsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class ExportOptions(OutputOptions):
     """What `moe-eval export` can be asked."""
 
     source: str = option("", "a run's folder, or the id of its MLflow run", _INPUT, metavar="RUN", is_positional=True)
@@ -262,7 +271,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportOptions:
+class ImportOptions(OutputOptions):
     """What `moe-eval import` can be asked."""
 
     files: tuple[Path, ...] = option(
@@ -288,7 +297,7 @@ class ImportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogOptions:
+class LogOptions(OutputOptions):
     """What `moe-eval log` can be asked."""
 
     folders: tuple[Path, ...] = option(
@@ -302,7 +311,7 @@ class LogOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
+class DoctorOptions(OutputOptions):
     """What `moe-eval doctor` can be asked."""
 
     selftest: bool = option(False, "exercise TensorRT-LLM", _INPUT)
@@ -312,4 +321,3 @@ class DoctorOptions:
         _INPUT,
         metavar="KEY=VALUE,...",
     )
-    json: bool = option(False, "print the machine, engines and precisions as JSON", _OUTPUT)

@@ -62,6 +62,8 @@ class Command(Generic[Options]):
         file = values.get("config")
         if isinstance(file, Path):
             values = {**config.read(file, self.name, self.options), **values}
+        if values.get("quiet") and values.get("verbose"):
+            raise UsageError("--quiet prints less and --verbose prints more. Give one of them.")
         return self.options(**values)
 
     def _spelled(self, arguments: Sequence[str], options: Collection[Option]) -> list[str]:

@@ -15,6 +15,8 @@ Scalar = bool | int | float | str | Path
 Value = Scalar | tuple[Scalar, ...] | None
 T = TypeVar("T")
 
+PRINTED = "what is printed"  # the group of options that every command has
+
 _SCALARS = {int: "a whole number", float: "a number", str: "text, a number or a list of them", Path: "a path"}
 _LISTS = {int: "a whole number or a list of them", str: "text or a list of it"}
 
@@ -145,9 +147,10 @@ def option(default: T, text: str, group: str, **details: object) -> T:
 
 
 def options_of(kind: type) -> Mapping[str, Option]:
-    """The options of a dataclass by name, in the order of its fields."""
+    """The options of a dataclass by name, in the order of its fields, those of every command last."""
     hints = get_type_hints(kind)
-    return {entry.name: Option(entry.name, *_unfolded(hints[entry.name]), **entry.metadata) for entry in fields(kind)}
+    options = [Option(entry.name, *_unfolded(hints[entry.name]), **entry.metadata) for entry in fields(kind)]
+    return {option.name: option for option in sorted(options, key=lambda option: option.group == PRINTED)}
 
 
 def _unfolded(hint: object) -> tuple[type, bool, tuple[str, ...]]:
