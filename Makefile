@@ -6,9 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed
-	@echo "The shipped model: BF16 against emulated FP8 and NVFP4, speed and kernels of BF16 on this CPU (no network needed)."
-	$(BIN)/moe-eval run --emulate --dataset moe_sample --input_len 128 --num_chunks 24 --batch_size 1,4 --output_len 16 \
-		--num_iterations 5 --loads 2 --output_dir benchmark_results/demo_$$(date +%Y%m%dT%H%M%S)
+	$(BIN)/moe-eval run --output_dir benchmark_results/demo_$$(date +%Y%m%dT%H%M%S)
 	@echo "The run is in MLflow: start '$(BIN)/mlflow ui' here and open http://127.0.0.1:5000, experiment moe_eval."
 
 test: $(VENV)/.installed

@@ -60,7 +60,8 @@ def run(**options: object) -> Results:
 
     Args:
         options: those of `moe-eval run` by their names (docs/reference/options.md). Lists are lists or texts with
-            commas. `config` names a YAML file, whose options these overrule. `dry_run` and `gate` have no use here.
+            commas. `config` names a YAML file, whose options these overrule. `dry_run`, `gate` and options of what is
+            printed have no use here.
 
     Returns:
         The arms that were measured. Tasks that failed are in `failures`.
@@ -72,11 +73,13 @@ def run(**options: object) -> Results:
     """
     from moe_eval.cli.execute import measure
     from moe_eval.cli.options import config
-    from moe_eval.cli.options.classes import RunOptions
+    from moe_eval.cli.options.classes import OutputOptions, RunOptions
     from moe_eval.cli.options.command_line import no_such
+    from moe_eval.cli.options.commands import RUN
     from moe_eval.cli.options.option import options_of
 
-    names = [name for name in options_of(RunOptions) if name not in ("dry_run", "gate")]
+    unused = {"dry_run", "gate", *options_of(OutputOptions)}
+    names = [name for name in options_of(RunOptions) if name not in unused]
     for name in options:
         if name not in names:
             raise UsageError(no_such("option", name, names, "docs/reference/options.md lists them."))
@@ -84,7 +87,7 @@ def run(**options: object) -> Results:
     file = values.get("config")
     if isinstance(file, Path):
         values = {**config.read(file, "run", RunOptions), **values}
-    run_options = RunOptions(**values)  # type: ignore[arg-type]  # every value was read as its field's type
+    run_options = RunOptions(**RUN.filled(values))  # type: ignore[arg-type]  # every value was read as its field's type
     outcome = measure(run_options, lambda _: None)
     if outcome.failures and not outcome.arms:
         raise EngineError(f"No task finished. The first reason: {outcome.failures[0]}.")

@@ -14,7 +14,7 @@ from moe_eval.cli.arm_logs import followed
 from moe_eval.cli.conclude import conclude, concluded, is_decided
 from moe_eval.cli.options.classes import MeasuringOptions, PerfOptions, RunOptions
 from moe_eval.cli.output import Conclusion
-from moe_eval.cli.request import gpus_of, make_folder, request_of, rules_of
+from moe_eval.cli.request import gpus_of, make_folder, request_of, rules_of, say_what_runs
 from moe_eval.comparison import gate
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import terminable
@@ -127,6 +127,7 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condi
     request = request_of(options)
     gpus = gpus_of(request) if options.gpu is None else named_gpus.named(options.gpu)
     plan = planning.make(request, gpus, _before(request))
+    say_what_runs(options)
     gate.check_arms(conditions, [*(arm.name for arm in plan.arms), *(entry.arm for entry in plan.skipped)])
     run = Run(request, plan, gpus)
     if plan.arms and not options.dry_run:

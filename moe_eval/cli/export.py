@@ -6,8 +6,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from moe_eval.cli.gathered import folder_of, gathered
+from moe_eval.cli.gathered import gathered
 from moe_eval.cli.options.classes import ExportOptions
+from moe_eval.cli.output import Conclusion
+from moe_eval.cli.sources import folders
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, disk
 from moe_eval.records.comparison import COMPARISON_FILE
@@ -18,7 +20,7 @@ from moe_eval.sharing import anonymous, archive, records
 _FORMATS = ("zip", "csv", "parquet")
 
 
-def run(options: ExportOptions) -> None:
+def run(options: ExportOptions) -> Conclusion:
     """Run the subcommand.
 
     Raises:
@@ -34,14 +36,18 @@ def run(options: ExportOptions) -> None:
         _share(options.source, target)
     else:
         _tabulate(options.source, target, kind)
-    print(f"{target}: {target.stat().st_size:,} bytes.")
+    line = f"{target}: {target.stat().st_size:,} bytes."
+    print(line)
+    return Conclusion({"file": target, "bytes": target.stat().st_size}, [line])
 
 
 def _share(source: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="moe-eval-") as scratch:
         shared = Path(scratch) / "shared"
         shared.mkdir()
-        folder = folder_of(source, Path(scratch))
+        (_, folder), *more = folders(source, Path(scratch))
+        if more:
+            raise UsageError(f"{source} holds {len(more) + 1} runs. Give the folder of one of them.")
         with gathered([str(folder)]) as gathering:
             comparison, run_record = gathering.compare(rules=_rules(folder)), gathering.first_run
         identity = records.write(folder, shared, anonymous.here())

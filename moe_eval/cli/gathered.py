@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from moe_eval.cli.sources import folders as named_folders
 from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, run_files
@@ -16,8 +17,6 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Rules
-from moe_eval.sharing import archive
-from moe_eval.tracking import fetch
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Gathered:
 
 @contextmanager
 def gathered(sources: Sequence[str]) -> Iterator[Gathered]:
-    """The arms of folders, of exported archives, of MLflow's runs by id, and of the newest run of MLflow's experiments.
+    """The arms of folders and archives, of folders in these, of MLflow's runs by id, and of experiments' newest runs.
 
     What MLflow holds is at hand until the context ends.
 
@@ -49,32 +48,16 @@ def gathered(sources: Sequence[str]) -> Iterator[Gathered]:
         UsageError: a source is none of these, or two of them hold the same measurement.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [folder_of(source, Path(scratch)) for source in sources]
-        runs = [run_files.read_run(folder) for folder in folders]
+        folders = [entry for source in sources for entry in named_folders(source, Path(scratch))]
+        runs = [run_files.read_run(folder) for _, folder in folders]
         first_run = next(iter(runs[0]), None) if runs else None
-        yield Gathered(_arms(sources, folders), [run for group in runs for run in group], first_run)
+        yield Gathered(_arms(folders), [run for group in runs for run in group], first_run)
 
 
-def folder_of(source: str, scratch: Path) -> Path:
-    """Where the records of a source are. Those of MLflow are fetched, and those of an archive unpacked, into `scratch`.
-
-    Raises:
-        UsageError: there is no such source, or it holds no records.
-    """
-    folder = Path(source)
-    if folder.is_file():
-        target = Path(tempfile.mkdtemp(dir=scratch))
-        archive.unpack(folder, target)
-        return target
-    # the package's own folder has the name of the default experiment
-    is_folder = folder.is_dir() and (len(folder.parts) > 1 or any(folder.glob("*.json")))
-    return folder if is_folder else fetch.fetch(source, scratch)
-
-
-def _arms(sources: Sequence[str], folders: Sequence[Path]) -> list[ArmRecords]:
+def _arms(folders: Sequence[tuple[str, Path]]) -> list[ArmRecords]:
     arms: list[ArmRecords] = []
     earlier_arms: list[tuple[str, ArmRecords]] = []
-    for source, folder in zip(sources, folders, strict=True):
+    for source, folder in folders:
         of_source = by_arm.read(folder)
         for arm in of_source:
             first = next((name for name, earlier in earlier_arms if _is_one_measurement(arm, earlier)), None)
@@ -93,7 +76,8 @@ def _arms(sources: Sequence[str], folders: Sequence[Path]) -> list[ArmRecords]:
 
 
 def _name_at(arm: ArmRecords, source: str) -> str:
-    return f"{arm.name}@{Path(source).stem if Path(source).is_file() else Path(source).name}"
+    path = Path(source)
+    return f"{arm.name}@{path.stem if path.is_file() else path.name or path.resolve().name}"
 
 
 def _is_one_measurement(arm: ArmRecords, earlier: ArmRecords) -> bool:

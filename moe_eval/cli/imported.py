@@ -7,6 +7,7 @@ import re
 from moe_eval.checkpoint.precision import LABELS
 from moe_eval.cli.options.classes import ImportOptions
 from moe_eval.cli.options.command_line import no_such
+from moe_eval.cli.output import Conclusion
 from moe_eval.cli.request import make_folder
 from moe_eval.errors import UsageError
 from moe_eval.imports import files
@@ -16,7 +17,7 @@ from moe_eval.records import disk
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,99}")
 
 
-def run(options: ImportOptions) -> None:
+def run(options: ImportOptions) -> Conclusion:
     """Run the subcommand.
 
     Raises:
@@ -36,6 +37,8 @@ def run(options: ImportOptions) -> None:
         raise UsageError(f"{target} exists already. Give another --arm or --output_dir.")
     make_folder(options.output_dir)
     disk.write_record(target, latency)
-    print(f"{target}: {', '.join(shape.name for shape in latency.shapes)}.")
+    line = f"{target}: {', '.join(shape.name for shape in latency.shapes)}."
+    print(line)
     for note in latency.shapes[0].notes:
         print(f"{options.arm}: {note}.")
+    return Conclusion({"file": target, **vars(latency)}, [line])

@@ -14,6 +14,7 @@ import msgspec
 from moe_eval.checkpoint.precision import LABELS
 from moe_eval.cli.options.classes import KernelsOptions
 from moe_eval.cli.output import Conclusion
+from moe_eval.cli.paths import meant
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
@@ -46,6 +47,9 @@ def run(options: KernelsOptions) -> Conclusion:
     labels = _labels(options.precisions, 1 if options.ranks else len(paths))
     if options.tpot_ms and (len(labels) != _MOST_TRACES or not all(0 < time < math.inf for time in options.tpot_ms)):
         raise UsageError("--tpot_ms is for two traces. Give the times of both, in ms and above 0.")
+    for path in paths:
+        if hint := meant(path):
+            raise UsageError(f"There is no file {path}.{hint}")
     if options.output:
         _check_output(options.output, paths)
     from moe_eval.evaluators import kernels_record

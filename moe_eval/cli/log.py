@@ -7,6 +7,7 @@ from dataclasses import asdict
 from moe_eval import tracking
 from moe_eval.cli.options.classes import LogOptions
 from moe_eval.cli.output import Conclusion
+from moe_eval.cli.paths import meant
 from moe_eval.errors import TrackingError, UsageError
 
 
@@ -20,5 +21,5 @@ def run(options: LogOptions) -> Conclusion:
                 runs.append({"folder": folder, **asdict(logged)})
                 print(lines[-1])
         except (UsageError, TrackingError) as error:  # of one run: the others are logged all the same
-            refusals.append(str(error))
+            refusals.append(f"{error}{meant(folder)}")
     return Conclusion({"runs": runs}, lines, refusals, 2 if refusals else 0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from moe_eval.cli import execute
 from moe_eval.cli.options.classes import PerfOptions
 from moe_eval.cli.output import Conclusion
-from moe_eval.cli.request import gpus_of, make_folder, request_of
+from moe_eval.cli.request import gpus_of, make_folder, request_of, say_what_runs
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.engines.base import GenerationRequest
@@ -47,6 +47,7 @@ def _record(options: PerfOptions) -> Conclusion:
     gpus = gpus_of(request)
     plan = planning.make(request, gpus)
     work = planning.workload(request, plan.arms) if plan.arms else None
+    say_what_runs(options)
     make_folder(request.folder)
     for skipped in plan.skipped:
         if not options.quiet:  # standard output is for commands

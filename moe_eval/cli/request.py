@@ -21,6 +21,7 @@ from moe_eval.cli.options.classes import (
     RunOptions,
     VerdictOptions,
 )
+from moe_eval.cli.options.commands import DEMO
 from moe_eval.cli.options.option import PRINTED, options_of
 from moe_eval.data.workload import shapes
 from moe_eval.engines import registry
@@ -35,6 +36,7 @@ from moe_eval.records.run import EVALUATORS, EvaluatorName
 from moe_eval.records.verdicts import Rules
 from moe_eval.runner.request import ArmsRequest, Command, NamedArm, RunRequest, SharedSettings
 
+_DEMO_NOTE = "This is the demo on moe_eval's tiny Qwen3-MoE, which is not a model to judge."
 # model arguments of lm_eval that options of a command stand for
 _OPTIONS = {
     "pretrained": "--model_path",
@@ -47,7 +49,7 @@ _OPTIONS = {
 
 
 def request_of(options: MeasuringOptions) -> RunRequest:
-    """What the options ask for. Says so where the shipped model stands in.
+    """What the options ask for.
 
     Raises:
         UsageError: options that contradict each other, or that the engine does not take.
@@ -89,6 +91,14 @@ def request_of(options: MeasuringOptions) -> RunRequest:
     )
 
 
+def say_what_runs(options: MeasuringOptions) -> None:
+    """Say on standard error where the shipped model stands in for the user's own."""
+    is_demo = all(getattr(options, name, None) == value for name, value in DEMO.items())
+    if options.model_path is None and not options.quiet:
+        note = _DEMO_NOTE if is_demo else shipped_model.SHIPPED_NOTE
+        print(f"moe-eval: {note} Give --model_path for yours.", file=sys.stderr)
+
+
 def nsys_of(options: ProfilerOptions, arms: ArmsRequest) -> NsysSettings | None:
     """How Nsight Systems traces kernels. None where torch's profiler does.
 
@@ -127,8 +137,6 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     emulate = emulation.emulate if emulation else None
     is_shipped = options.model_path is None and not _have_checkpoints(options.arms)
     engine = options.engine or ("transformers" if emulate or is_shipped else "trtllm")
-    if is_shipped and not options.quiet:
-        print(shipped_model.SHIPPED_NOTE, file=sys.stderr)
     arguments: dict[str, object] = dict(simple_parse_args_string(options.model_args))
     tokenizer = arguments.pop("tokenizer", None)
     for name in arguments:

@@ -18,6 +18,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
 
+EARLIER = "earlier"  # the folder for files in whose place others were written
 REPEAT_SUFFIX = "-again"  # the end of the name of an arm that is another one, measured a second time
 # evaluator, arm, place and shape
 FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
@@ -118,6 +119,12 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
         )
     arms = in_order(_arm(name, folder, entries.values()) for name in {entry.arm for entry in entries.values()})
     return _with_comparisons(folder, in_order(arms, _reference(folder, arms, entries.values())))
+
+
+def holds_records(folder: Path) -> bool:
+    """Whether records of arms lie in a folder, but not those that others took the place of."""
+    is_current = folder.name != EARLIER and folder.is_dir()
+    return is_current and any(FILE.fullmatch(file.name) for file in folder.glob("*.json"))
 
 
 def in_order(arms: Iterable[ArmRecords], reference: str | None = None) -> list[ArmRecords]:

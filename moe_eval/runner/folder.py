@@ -18,11 +18,11 @@ from moe_eval.errors import UsageError
 from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
+from moe_eval.records.by_arm import EARLIER
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 from moe_eval.runner.request import Command
 from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, Kind, LoadResult, Task, TaskResult
 
-EARLIER = "earlier"  # the folder for files in whose place others were written
 LOG = "log.txt"
 # arms of a run that was killed close their engines before they let go of the lock
 _WAIT_SECONDS = 90.0

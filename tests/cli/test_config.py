@@ -61,6 +61,7 @@ def test_texts_with_commas_are_lists_as_on_the_command_line(tmp_path: Path) -> N
         ("dataset: 2020-13-45\n", "no YAML"),
         ("", "by name"),
         ("config: other.yaml\n", "config is no option of moe-eval run"),
+        ("batchsize: 2\n", "batchsize is no option of moe-eval run. Did you mean batch_size?"),
         ("help: true\n", "help is no option"),
         (f"hf_token: {SECRET}\n", "hf_token is no option"),
         (f"batch: {SECRET}\n", "batch is no option"),

@@ -48,13 +48,26 @@ def test_files_of_every_command() -> None:
 
 
 def test_defaults_are_those_of_the_commands() -> None:
-    assert [command.read([]).loads for command in (RUN, PERF)] == [4, 4]
+    assert [command.read(["--model_path", "m"]).loads for command in (RUN, PERF)] == [4, 4]
     assert [str(command.read([]).output_dir) for command in (RUN, PERF, PPL)] == [
         "moe_eval_run",
         "benchmark_results",
         "benchmark_results",
     ]
     assert PERF.read(["--seed", "-1"]).seed == -1
+
+
+@pytest.mark.parametrize("words", [[], ["--output_dir", "x", "--json", "--dry_run"], ["--gate", "speed>=1", "--quiet"]])
+def test_a_run_of_nothing_is_the_demo(words: list[str], tmp_path: Path) -> None:
+    options = RUN.read(words)
+    assert (options.emulate, options.dataset, options.batch_size, options.loads) == (True, "moe_sample", (1, 4), 2)
+    file = tmp_path / "run.yaml"
+    file.write_text("output_dir: y\n")
+    assert RUN.read(["--config", str(file)]).dataset == "moe_sample"
+    file.write_text("output_dir: y\nbatch_size: 8\n")
+    for measured in (["--config", str(file)], [*words, "--batch_size", "8"], [*words, "--batch-size=8"]):
+        options = RUN.read(measured)
+        assert (options.emulate, options.dataset, options.batch_size, options.loads) == (False, "wikitext", (8,), 4)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +78,15 @@ def test_defaults_are_those_of_the_commands() -> None:
         ("zzz", "There is no command zzz. Give one of run, "),
         ("run --batchsize 1", "There is no option --batchsize. Did you mean --batch_size?"),
         ("run --conf x.yaml", "There is no option --conf. Did you mean --config?"),
-        ("run --dry", "There is no option --dry. "),
+        ("run --dry", "There is no option --dry. Did you mean --dry_run?"),
+        ("run --engin vllm", "There is no option --engin. Did you mean --engine?"),
+        ("Kernels", "There is no command Kernels. Did you mean kernels?"),
         ("compare x --gat speed>=1", "There is no option --gat. Did you mean --gate?"),
         ("run -x", "There is no option -x. `moe-eval run --help` lists them."),
         ("run x", "moe-eval run has no use for x. `moe-eval run --help` lists the options."),
         ("run --batch_size", "--batch_size needs a value. "),
         ("kernels --tpot_ms 1", "--tpot_ms needs a value. "),
         ("run --emulate=true", "--emulate takes no value. "),
-        ("compare", "moe-eval compare needs SOURCE. "),
         ("run --batch_size many", "--batch_size many cannot be read. Give a whole number or a list of them."),
         ("run --loads 1.5", "--loads 1.5 cannot be read. Give a whole number."),
         ("run --scope some", "--scope some is unknown. Give one of experts, all."),
@@ -93,6 +107,24 @@ def test_defaults_are_those_of_the_commands() -> None:
         ("run --timeout 1e300", "--timeout 1e300 is out of range. Give 1 to 1000000."),
         ("run --evaluators=", "--evaluators cannot be read. Give some of quality, latency, kernels."),
         ("run --evaluators perplexity", "Give some of quality, latency, kernels. Did you mean quality?"),
+        ("run --evaluators latancy", "Give some of quality, latency, kernels. Did you mean latency?"),
+        ("run --scope expert", "Give one of experts, all. Did you mean experts?"),
+        ("run --profiler NSYS", "Give one of auto, nsys, torch. Did you mean nsys?"),
+        ("run --decide_on output", "Did you mean output_tok_s?"),
+        ("run --gate spede>=1.2", "--gate has 'spede>=1.2', and there is no figure spede. Did you mean speed?"),
+        ("run --gate ppl<=0.1", "there is no figure ppl. Did you mean ln_ppl?"),
+        ("run --gate verdict==pay", "--gate has 'verdict==pay'. Did you mean verdict==pays?"),
+        ("run --precisions bf16,fp9", "There is no precision 'fp9'. Did you mean fp"),
+        ("run --precisions bf16,NVFP4", "There is no precision 'NVFP4'. Did you mean nvfp4?"),
+        ("run --engine trtlm", "There is no engine 'trtlm'. Did you mean trtllm?"),
+        ("run --engine hf", "There is no engine 'hf'. Did you mean transformers?"),
+        ("run --engine vLLM", "There is no engine 'vLLM'. Did you mean vllm?"),
+        ("run --dataset wikitxt", "There is no data set 'wikitxt'. Did you mean wikitext?"),
+        ("run --gpu H10 --dry_run", "There is no GPU 'H10' to plan for. Did you mean H100?"),
+        ("run --model_args dtyp=auto", "no argument 'dtyp'. Did you mean dtype?"),
+        ("run --model_args attn_impl=eager", "no argument 'attn_impl'. Did you mean attn_implementation?"),
+        ("run --model_args pretrained=x", "--model_args has pretrained, which is an option of its own here. Give --mo"),
+        ("run --quiet --verbose", "--quiet prints less and --verbose prints more. Give one of them."),
         ("kernels sort", "sort"),
     ],
 )

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.option import PRINTED, option
+from moe_eval.cli.options.option import COMMAND, PRINTED, option
 from moe_eval.data.scoring_windows import DATASETS
 from moe_eval.records.run import EVALUATORS, EvaluatorName
 
 _INPUT, _OUTPUT = "input", "output"
 _ARMS, _EVALUATORS, _TEXT, _QUALITY = "arms", "evaluators", "text", "quality"
-_LATENCY, _VERDICT, _COMMAND = "latency and kernels", "verdict", "the command itself"
+_LATENCY, _VERDICT = "latency and kernels", "verdict"
 _LEAST_WARM_UPS = 5
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
@@ -168,15 +168,15 @@ class VerdictOptions:
 class CommandOptions(OutputOptions):
     """Where records go, and how the command works."""
 
-    output_dir: Path = option(Path("benchmark_results"), _RECORDS, _COMMAND)
-    config: Path | None = option(None, "a YAML file of these options. The command line wins", _COMMAND, metavar="FILE")
-    gate: str | None = option(None, _GATE, _COMMAND, metavar="CONDITIONS")
-    timeout: float = option(3600.0, "seconds that an arm may take for one task", _COMMAND, minimum=1, maximum=1_000_000)
-    dry_run: bool = option(False, "show the plan and stop. No engine needs to be installed", _COMMAND)
+    output_dir: Path = option(Path("benchmark_results"), _RECORDS, COMMAND)
+    config: Path | None = option(None, "a YAML file of these options. The command line wins", COMMAND, metavar="FILE")
+    gate: str | None = option(None, _GATE, COMMAND, metavar="CONDITIONS")
+    timeout: float = option(3600.0, "seconds that an arm may take for one task", COMMAND, minimum=1, maximum=1_000_000)
+    dry_run: bool = option(False, "show the plan and stop. No engine needs to be installed", COMMAND)
     gpu: str | None = option(
-        None, "with --dry_run: plan for GPUs that are not here, such as H100 or 8xB200", _COMMAND, metavar="NAME"
+        None, "with --dry_run: plan for GPUs that are not here, such as H100 or 8xB200", COMMAND, metavar="NAME"
     )
-    resume: bool = option(False, "go on with what --output_dir holds", _COMMAND)
+    resume: bool = option(False, "go on with what --output_dir holds", COMMAND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class RunOptions(
 ):
     """What `moe-eval run` can be asked."""
 
-    output_dir: Path = option(Path("moe_eval_run"), _RECORDS, _COMMAND)
+    output_dir: Path = option(Path("moe_eval_run"), _RECORDS, COMMAND)
 
 
 MeasuringOptions = RunOptions | PerfOptions | PplOptions
@@ -216,12 +216,12 @@ class CompareOptions(OutputOptions, VerdictOptions):
     """What `moe-eval compare` can be asked."""
 
     sources: tuple[str, ...] = option(
-        (),
-        "a folder, an exported .zip, an MLflow run id or an experiment",
+        (".",),
+        "a folder of records or of such folders, an exported .zip, an MLflow run id or an experiment",
         _INPUT,
         metavar="SOURCE",
         is_positional=True,
-        word_count="+",
+        word_count="*",
     )
     across: tuple[Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"], ...] = option(
         (), "what may differ between arms of several runs", _INPUT, metavar="NAME,..."
@@ -301,12 +301,12 @@ class LogOptions(OutputOptions):
     """What `moe-eval log` can be asked."""
 
     folders: tuple[Path, ...] = option(
-        (),
+        (Path("."),),
         "the folder of a run: of moe-eval run, perf or ppl, or of lm_eval (it holds record.json)",
         _INPUT,
         metavar="RUN_DIR",
         is_positional=True,
-        word_count="+",
+        word_count="*",
     )
 
 

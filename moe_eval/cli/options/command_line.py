@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
 
 from moe_eval.cli.options import config
-from moe_eval.cli.options.option import Misfit, Option, Value, options_of
+from moe_eval.cli.options.option import COMMAND, PRINTED, Misfit, Option, Value, options_of
 from moe_eval.errors import UsageError, mended
 
 Options = TypeVar("Options")
@@ -37,6 +37,7 @@ class Command(Generic[Options]):
         options: the dataclass.
         help: one line for `moe-eval --help`.
         examples: a comment and a command line each.
+        demo: the values of options where none is given that says what to do.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Command(Generic[Options]):
     help: str
     description: str
     examples: tuple[tuple[str, str], ...]
+    demo: Mapping[str, Value] = field(default_factory=dict)
 
     def read(self, arguments: Sequence[str]) -> Options:
         """The options that a command line asks for.
@@ -58,13 +60,19 @@ class Command(Generic[Options]):
         if sum(word.partition("=")[0] == "--config" for word in words) > 1:
             raise UsageError("--config is given twice. Write all options into one file.")
         parsed = vars(self._parser(options.values()).parse_intermixed_args(words))
-        values = {name: _value(options[name], typed) for name, typed in parsed.items() if typed is not None}
+        values = {name: _value(options[name], typed) for name, typed in parsed.items() if typed not in (None, [])}
         file = values.get("config")
         if isinstance(file, Path):
             values = {**config.read(file, self.name, self.options), **values}
         if values.get("quiet") and values.get("verbose"):
             raise UsageError("--quiet prints less and --verbose prints more. Give one of them.")
-        return self.options(**values)
+        return self.options(**self.filled(values))
+
+    def filled(self, values: Mapping[str, Value]) -> Mapping[str, Value]:
+        """These values, and those of the demo where all of them are of the command itself and of what is printed."""
+        options = options_of(self.options)
+        is_demo = all(options[name].group in (COMMAND, PRINTED) for name in values)
+        return {**self.demo, **values} if is_demo else values
 
     def _spelled(self, arguments: Sequence[str], options: Collection[Option]) -> list[str]:
         """The words with the options' own names: a dash in a name counts as an underscore."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from moe_eval.cli.options.classes import (
@@ -16,7 +17,19 @@ from moe_eval.cli.options.classes import (
     RunOptions,
 )
 from moe_eval.cli.options.command_line import Command
+from moe_eval.cli.options.option import Value
 
+# of `moe-eval run` where nothing says what to measure: some minutes on a CPU, without a network
+DEMO: Mapping[str, Value] = {
+    "emulate": True,
+    "dataset": "moe_sample",
+    "input_len": 128,
+    "num_chunks": 24,
+    "batch_size": (1, 4),
+    "output_len": 16,
+    "num_iterations": 5,
+    "loads": 2,
+}
 RUN = Command(
     "run",
     "execute",
@@ -24,14 +37,16 @@ RUN = Command(
     "quality, latency and kernels of several precisions, with a verdict",
     "Run every evaluator on every arm and compare the arms with the first. Each arm runs in a process of its own that "
     "loads it once. The plan is shown first. Records are written to --output_dir as they come. A run that was stopped "
-    "goes on with the same command and --resume.",
+    "goes on with the same command and --resume. Without an option of what to measure it is a demo: the shipped model, "
+    "emulated, with its own text and small shapes.",
     (
-        ("the shipped model in BF16 against emulated FP8 and NVFP4, on any machine", "moe-eval run --emulate"),
+        ("the shipped model in BF16 against emulated FP8 and NVFP4, on any machine", "moe-eval run"),
         (
             "two checkpoints on vLLM, as a check in CI",
             'moe-eval run --engine vllm --model_path M --fp8_model_path M8 --precisions bf16,fp8 --gate "speed>=1.2"',
         ),
     ),
+    DEMO,
 )
 PERF = Command(
     "perf",

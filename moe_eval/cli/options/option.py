@@ -15,7 +15,8 @@ Scalar = bool | int | float | str | Path
 Value = Scalar | tuple[Scalar, ...] | None
 T = TypeVar("T")
 
-PRINTED = "what is printed"  # the group of options that every command has
+# groups of options: those that say nothing of what is done, and those that every command has
+COMMAND, PRINTED = "the command itself", "what is printed"
 
 _SCALARS = {int: "a whole number", float: "a number", str: "text, a number or a list of them", Path: "a path"}
 _LISTS = {int: "a whole number or a list of them", str: "text or a list of it"}

@@ -1,0 +1,50 @@
+"""The folders of records that the sources of `moe-eval compare` name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_eval.cli.paths import meant
+from moe_eval.errors import UsageError
+from moe_eval.records import by_arm
+from moe_eval.sharing import archive
+from moe_eval.tracking import fetch
+
+_LEVELS = ("*", "*/*")  # how deep the runs of a folder lie
+
+
+def folders(source: str, scratch: Path) -> list[tuple[str, Path]]:
+    """The folders of records that a source names, each with a name of its own.
+
+    Args:
+        source: a folder of records, one that has such folders in it, an exported archive, an MLflow run's id, or an
+            experiment.
+        scratch: where folders for what MLflow and archives hold are made.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    folder = Path(source)
+    if folder.is_file():
+        target = Path(tempfile.mkdtemp(dir=scratch))
+        archive.unpack(folder, target)
+        return [(source, target)]
+    if folder.is_dir():
+        if within := _within(folder):
+            return [(str(inner), inner) for inner in within]
+        # the package's own folder has the name of the default experiment
+        if len(folder.parts) != 1 or any(folder.glob("*.json")):
+            return [(str(folder), folder)]
+    try:
+        return [(source, fetch.fetch(source, scratch))]
+    except UsageError as error:
+        raise UsageError(f"{error}{meant(folder)}") from None
+
+
+def _within(folder: Path) -> list[Path]:
+    if by_arm.holds_records(folder):
+        return [folder]
+    levels: Iterator[list[Path]] = (sorted(filter(by_arm.holds_records, folder.glob(level))) for level in _LEVELS)
+    return next(filter(None, levels), [])
