@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.cli import main
 from moe_eval.cli.options.classes import KernelsOptions, RunOptions
 from moe_eval.cli.options.commands import COMMANDS, COMPARE, KERNELS, LOG, PERF, PPL, RUN
 from moe_eval.cli.options.option import options_of
 from moe_eval.cli.request import recorded
 from moe_eval.emulation.model import SCOPES
+from moe_eval.engines.registry import ENGINES
 from moe_eval.records.verdicts import TIME_OF
 from moe_eval.stats import LEAST_LOADS
 from tests.conftest import ROOT
@@ -168,7 +170,7 @@ def test_help_shows_defaults(name: str, defaults: tuple[object, ...], capsys: py
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_the_examples_are_command_lines(name: str) -> None:
     for _, example in COMMANDS[name].examples:
-        words = re.sub(r"^.*moe-eval |<.*", "", example).replace('"', "").split()
+        words = re.sub(r"^.*?moe-eval (?=[a-z])|[<>].*", "", example, count=2).replace('"', "").split()
         assert words[0] == name
         COMMANDS[name].read(words[1:])
 
@@ -186,6 +188,8 @@ def test_choices_and_limits_are_those_of_the_rooms_they_are_of() -> None:
     assert options["scope"].choices == tuple(SCOPES)
     assert options["decide_on"].choices == tuple(TIME_OF)
     assert options["max_loads"].minimum == LEAST_LOADS
+    assert options["precisions"].suggestions == PRECISIONS
+    assert options["engine"].suggestions == tuple(ENGINES)
     assert f"Fewer than {LEAST_LOADS} are a quick look" in options["loads"].help
 
 

@@ -17,6 +17,9 @@ _LATENCY, _VERDICT = "latency and kernels", "verdict"
 _LEAST_WARM_UPS = 5
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
+# those of their rooms, which are imported where they are needed
+_PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_block", "nvfp4")
+_ENGINES = ("trtllm", "vllm", "transformers")
 _GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
 _RECORDS = "the folder of the records"
 
@@ -35,12 +38,16 @@ class ArmOptions:
     """Which arms are loaded. Paths are folders or names on the hub."""
 
     model_path: str | None = option(
-        None, "the checkpoint in BF16. Without it the shipped model runs on Transformers", _ARMS
+        None, "the checkpoint in BF16. Without it the shipped model runs on Transformers", _ARMS, is_path=True
     )
-    fp8_model_path: str | None = option(None, "a checkpoint in FP8, per tensor or in blocks", _ARMS)
-    nvfp4_model_path: str | None = option(None, "a checkpoint in NVFP4", _ARMS)
+    fp8_model_path: str | None = option(None, "a checkpoint in FP8, per tensor or in blocks", _ARMS, is_path=True)
+    nvfp4_model_path: str | None = option(None, "a checkpoint in NVFP4", _ARMS, is_path=True)
     precisions: tuple[str, ...] = option(
-        ("bf16", "fp8", "nvfp4"), "what to run, in this order. The first is the reference", _ARMS, metavar="NAME,..."
+        ("bf16", "fp8", "nvfp4"),
+        "what to run, in this order. The first is the reference",
+        _ARMS,
+        metavar="NAME,...",
+        suggestions=_PRECISIONS,
     )
     arms: tuple[str, ...] = option(
         (),
@@ -51,7 +58,10 @@ class ArmOptions:
         reader=arm_text.texts,
     )
     engine: str | None = option(
-        None, "trtllm, vllm or transformers. Without it trtllm, or transformers for the shipped model", _ARMS
+        None,
+        "trtllm, vllm or transformers. Without it trtllm, or transformers for the shipped model",
+        _ARMS,
+        suggestions=_ENGINES,
     )
     moe_backend: str = option("auto", "the engine's implementation of the experts", _ARMS)
     disable_fusion: bool = option(False, "TensorRT-LLM: use no fused all-reduce", _ARMS)
@@ -88,7 +98,10 @@ class TextOptions:
     """What the arms read."""
 
     dataset: str = option(
-        "wikitext", f"the text: {', '.join(DATASETS)}. For prompts alone also random, which makes token ids up", _TEXT
+        "wikitext",
+        f"the text: {', '.join(DATASETS)}. For prompts alone also random, which makes token ids up",
+        _TEXT,
+        suggestions=(*DATASETS, "random"),
     )
     input_len: int = option(512, "tokens of every window and of every prompt", _TEXT)
 
@@ -220,6 +233,7 @@ class CompareOptions(OutputOptions, VerdictOptions):
         "a folder of records or of such folders, an exported .zip, an MLflow run id or an experiment",
         _INPUT,
         metavar="SOURCE",
+        is_path=True,
         is_positional=True,
         word_count="*",
     )
@@ -307,6 +321,15 @@ class LogOptions(OutputOptions):
         metavar="RUN_DIR",
         is_positional=True,
         word_count="*",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionOptions(OutputOptions):
+    """What `moe-eval completion` can be asked."""
+
+    shell: Literal["bash", "zsh", "fish"] = option(
+        "bash", "the shell that the script is for", _INPUT, is_positional=True
     )
 
 

@@ -107,19 +107,27 @@ class Command(Generic[Options]):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.add_arguments(parser, options)
+        return parser
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser, options: Collection[Option]) -> dict[str, argparse.Action]:
+        """Give a parser the options of a command, in their groups. Returns what it made of each, by name."""
         groups = {option.group: parser.add_argument_group(option.group) for option in options}
+        actions = {}
         for option in options:
             group = groups[option.group]
             default = default_text(option.default)
             text = option.help.replace("%", "%%") + (f" (default: {default})" if default else "")
             metavar = option.metavar or (f"{{{','.join(option.choices)}}}" if option.choices else None)
             if option.kind is bool:
-                group.add_argument(option.label, action="store_const", const=True, help=text)
+                action = group.add_argument(option.label, action="store_const", const=True, help=text)
             elif option.spelling is not None:
-                group.add_argument(option.label, dest=option.name, action="append", metavar=metavar, help=text)
+                action = group.add_argument(option.label, dest=option.name, action="append", metavar=metavar, help=text)
             else:
-                group.add_argument(option.label, nargs=option.word_count, metavar=metavar, help=text)
-        return parser
+                action = group.add_argument(option.label, nargs=option.word_count, metavar=metavar, help=text)
+            actions[option.name] = action
+        return actions
 
 
 class _Parser(argparse.ArgumentParser):

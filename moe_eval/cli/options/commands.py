@@ -7,6 +7,7 @@ from typing import Any
 
 from moe_eval.cli.options.classes import (
     CompareOptions,
+    CompletionOptions,
     DoctorOptions,
     ExportOptions,
     ImportOptions,
@@ -164,8 +165,20 @@ DOCTOR = Command(
         ),
     ),
 )
+COMPLETION = Command(
+    "completion",
+    "completion",
+    CompletionOptions,
+    "a script that makes a shell complete these commands",
+    "Print a script for bash, zsh or fish that completes commands, options, choices and paths. In zsh put it where "
+    "$fpath names, as _moe-eval. In fish put it into ~/.config/fish/completions/moe-eval.fish.",
+    (
+        ("bash, in every later session", "moe-eval completion bash >> ~/.bash_completion"),
+        ("fish", "moe-eval completion fish > ~/.config/fish/completions/moe-eval.fish"),
+    ),
+)
 
 # the commands differ in their options; what takes one takes any
 COMMANDS: dict[str, Command[Any]] = {
-    command.name: command for command in (RUN, COMPARE, PPL, PERF, KERNELS, EXPORT, IMPORT, LOG, DOCTOR)
+    command.name: command for command in (RUN, COMPARE, PPL, PERF, KERNELS, EXPORT, IMPORT, LOG, DOCTOR, COMPLETION)
 }

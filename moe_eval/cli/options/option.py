@@ -45,6 +45,7 @@ class Option:
         kind: of one value.
         is_list: the value is a tuple of `kind`.
         choices: the only values. Empty for any.
+        suggestions: values that a shell completes where there are no choices. `is_path`: it completes paths.
         group: the heading in --help.
         metavar: stands for the value in --help. None for the name.
         minimum: of a number, up to `maximum`. None for any number.
@@ -70,6 +71,8 @@ class Option:
     maximum: float = math.inf
     meaning: str | None = None
     synonyms: Mapping[str, str] = field(default_factory=dict)
+    suggestions: tuple[str, ...] = ()
+    is_path: bool = False
     is_positional: bool = False
     is_verbatim: bool = False
     spelling: str | None = None
