@@ -5,5 +5,6 @@ from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext
 from moe_eval.data.documents import moe_sample, wikitext_local
 from moe_eval.harness.kernels import MoeKernels
 from moe_eval.harness.latency import MoeLatency
+from moe_eval.harness.raw_pages import RawPages
 
-__all__ = ["MoeKernels", "MoeLatency", "moe_sample", "process_results", "wikitext_detokenizer", "wikitext_local"]
+__all__ = ["MoeKernels", "MoeLatency", "RawPages", "moe_sample", "process_results", "wikitext_detokenizer", "wikitext_local"]

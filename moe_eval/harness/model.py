@@ -144,7 +144,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
         owners = [index for index, text_windows in enumerate(windows) for _ in text_windows]
         unscored = list(map(len, windows))
-        bar = tqdm(total=len(owners), desc="Scoring windows", unit="window", disable=disable_tqdm)
+        bar = tqdm(total=len(owners), desc="Scoring windows", unit="window", disable=disable_tqdm or None)
 
         def keep(position: int, scores: WindowScores) -> None:
             index = owners[position]
@@ -179,7 +179,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 *(cut, len(requests), self.max_length),
             )
         answers = [(0.0, False)] * len(requests)
-        bar = tqdm(total=len(requests), desc="Scoring continuations", disable=disable_tqdm)
+        bar = tqdm(total=len(requests), desc="Scoring continuations", disable=disable_tqdm or None)
 
         def keep(index: int, scores: WindowScores) -> None:
             answers[index] = (float(scores.logprobs.sum(dtype="float64")), bool(scores.greedy.all()))
@@ -212,7 +212,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         for index, instance in enumerate(requests):
             groups.setdefault(generation.read(instance.args[1], self.max_gen_toks), []).append(index)
         answers = [""] * len(requests)
-        with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
+        with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm or None) as bar:
             for request, indices in groups.items():
                 self._generate(requests, indices, request, answers, bar.update)
         return answers
@@ -238,12 +238,12 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def moe_latency(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """Records of the shapes of the task moe_latency."""
-        with tqdm(total=len(requests), desc="Timing", unit="shape", disable=disable_tqdm) as bar:
+        with tqdm(total=len(requests), desc="Timing", unit="shape", disable=disable_tqdm or None) as bar:
             return list(latency.answers(self.engine, self.tokenizer, requests, bar.update))
 
     def moe_kernels(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """Records of the shapes of the task moe_kernels."""
-        with tqdm(total=len(requests), desc="Tracing", unit="shape", disable=disable_tqdm) as bar:
+        with tqdm(total=len(requests), desc="Tracing", unit="shape", disable=disable_tqdm or None) as bar:
             return list(kernels.answers(self.engine, self.tokenizer, requests, bar.update, self.settings.profiler))
 
     def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
@@ -262,6 +262,7 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 def _present(device: str | None) -> str | None:
     """The device, or the CPU in place of a missing CUDA device, since cuda:0 is the command's default."""
     if device and str(device).startswith("cuda") and not torch.cuda.is_available():
-        log.warning("There is no CUDA device for device=%s. The model runs on the CPU.", device)
+        level = logging.INFO if device == "cuda:0" else logging.WARNING  # the default, which nobody asked for
+        log.log(level, "There is no CUDA device for device=%s. The model runs on the CPU.", device)
         return "cpu"
     return device

@@ -56,7 +56,7 @@ def quality(
         num_chunks,
     )
     facts = engine.facts
-    with tqdm(total=len(cut.windows), desc=f"{facts.precision} on {facts.name}", unit="window") as bar:
+    with tqdm(total=len(cut.windows), desc=f"{facts.precision} on {facts.name}", unit="window", disable=None) as bar:
         scores = scoring.measure(
             engine,
             cut,
