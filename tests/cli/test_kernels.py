@@ -357,3 +357,17 @@ def test_an_ascii_terminal_and_a_reader_that_has_seen_enough_end_no_command_with
 def _feed(stream: IO[bytes], data: bytes) -> None:
     with contextlib.suppress(BrokenPipeError), stream:
         stream.write(data)
+
+
+def test_traces_are_one_object_or_their_conclusion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(chrome(tmp_path / f"{name}.json", generation(decode=2))) for name in "ab"]
+    assert main(["kernels", files[0], "--json"]) == 0
+    assert "decode" in json.loads(capsys.readouterr().out)["phases"]
+    assert main(["kernels", *files, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (len(json.loads(out)["traces"]), "decode" in json.loads(out)["difference"]) == (2, True)
+    assert "TOTAL" in err
+    assert main(["kernels", *files, "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert 1 <= len(out.splitlines()) <= 3
+    assert ("TOTAL" in out, err) == (False, "")

@@ -14,8 +14,7 @@ from moe_eval.cli.options.commands import COMMANDS
 from moe_eval.cli.options.option import options_of
 from moe_eval.records import disk
 from moe_eval.records.comparison import COMPARISON_FILE
-from tests.doubles import chrome_trace
-from tests.doubles.timeline import generation
+from tests.doubles import recorded_arms as made
 
 Capture = pytest.CaptureFixture[str]
 
@@ -55,8 +54,6 @@ def test_a_folder_of_folders_is_compared_and_this_one_by_default(ran: Path, word
 
 
 def test_several_runs_in_a_folder(ran: Path, capsys: Capture) -> None:
-    from tests.doubles import recorded_arms as made
-
     (ran / "second").mkdir()
     made.write(ran / "second", [made.arm("nvfp4", {1: [[50.0, 51.0]] * 3}, run_id="f" * 32)])
     assert main(["compare", "--output_dir", "out", "--json"]) == 0
@@ -112,18 +109,3 @@ def test_an_end_in_a_file_is_plain_lines(ran: Path, capsys: Capture, monkeypatch
     assert all(line.startswith("| fp8") for line in table[2:])
     assert any(line.startswith("fp8") for line in lines)
     assert any(line.startswith("Report: ") for line in lines)
-
-
-def test_traces_are_objects(tmp_path: Path, capsys: Capture) -> None:
-    files = [str(chrome(tmp_path / f"{name}.json", generation(decode=2))) for name in "ab"]
-    assert main(["kernels", files[0], "--json"]) == 0
-    assert "decode" in printed(capsys)[0]["phases"]
-    assert main(["kernels", *files, "--json"]) == 0
-    content, err = printed(capsys)
-    assert len(content["traces"]) == 2
-    assert "decode" in content["difference"]
-    assert "TOTAL" in err
-    assert main(["kernels", *files, "--quiet"]) == 0
-    out, err = capsys.readouterr()
-    assert "TOTAL" not in out
-    assert 1 <= len(out.splitlines()) <= 3
