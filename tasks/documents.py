@@ -7,4 +7,12 @@ from moe_eval.harness.kernels import MoeKernels
 from moe_eval.harness.latency import MoeLatency
 from moe_eval.harness.raw_pages import RawPages
 
-__all__ = ["MoeKernels", "MoeLatency", "RawPages", "moe_sample", "process_results", "wikitext_detokenizer", "wikitext_local"]
+__all__ = [
+    "MoeKernels",
+    "MoeLatency",
+    "RawPages",
+    "moe_sample",
+    "process_results",
+    "wikitext_detokenizer",
+    "wikitext_local",
+]
