@@ -249,6 +249,8 @@ def is_repeat(reference: ArmRecords, candidate: ArmRecords) -> bool:
         return False
     if any(engine(first) is None or engine(first) != engine(second) for first, second in pairs):
         return False
+    if any(first.origin.arm != second.origin.arm for first, second in pairs):
+        return False
     return all(row.label.startswith(("schedule.", "git")) for row in labels(reference, candidate))
 
 
@@ -258,6 +260,7 @@ def _labels(record: Record) -> Iterator[tuple[str, str]]:
     yield from ((label, str(facts[fact])) for fact, label in _FACT_LABELS.items() if fact in facts)
     yield from ((name, str(getattr(record, name))) for name in ("gpu_name", "sm_version", "fusion_disabled"))
     yield "git", str(record.origin.git)
+    yield from _paths(record.origin.arm.environment if record.origin.arm else {}, "environment.")
     if record.origin.machine:
         names = ("os", "python", "cpu", "driver", "cuda")
         yield from ((f"machine.{name}", str(getattr(record.origin.machine, name))) for name in names)

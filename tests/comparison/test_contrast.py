@@ -192,6 +192,14 @@ def test_a_failure_that_all_arms_share_is_told_once() -> None:
     assert wording.summary(one).count("Verdict:") == 2
 
 
+def test_an_arm_with_another_environment_is_no_repeat() -> None:
+    arms = [planned(made.arm(name, MS, planned="bf16")) for name in ("a", "b")]
+    assert pairs.compare(arms).pairs[0].is_repeat
+    (compared,) = pairs.compare([arms[0], planned(arms[1], environment={"NCCL_ALGO": "Ring"})]).pairs
+    assert not compared.is_repeat
+    assert [(row.label, row.other) for row in compared.labels] == [("environment.NCCL_ALGO", "Ring")]
+
+
 @pytest.mark.parametrize(
     ("options", "facts", "sentence"),
     [
