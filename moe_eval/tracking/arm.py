@@ -97,9 +97,16 @@ class Arm:
         return facts
 
     @property
+    def precision(self) -> str:
+        """That was asked for. Its name where no record tells."""
+        timed = (record.precision_planned for record in self.records if isinstance(record, LatencyRecord))
+        scored = (record.precision for record in self.records if isinstance(record, QualityRecord))
+        return next(filter(None, (*timed, *scored)), self.name)
+
+    @property
     def labels(self) -> dict[str, object]:
         """What becomes parameters."""
-        labels: dict[str, object] = {"precision": self.name}
+        labels: dict[str, object] = {"precision": self.precision}
         for record in self.records[:1]:
             origin = record.origin
             labels |= {"versions": origin.versions, "git": origin.git, "options": origin.options}
@@ -114,7 +121,7 @@ class Arm:
         traced = (record.precision_seen for record in self.records if isinstance(record, KernelsRecord))
         errors = "; ".join(record.error for record in self.records if record.error)
         tags = {
-            "moe_eval.checkpoint.precision": self.name,
+            "moe_eval.checkpoint.precision": self.precision,
             "moe_eval.precision_seen": next(filter(None, traced), None),
             "moe_eval.engine": engine.name if engine else None,
             "moe_eval.error": errors[:_LONGEST_ERROR] or None,
