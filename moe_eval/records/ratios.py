@@ -76,6 +76,11 @@ class Interval:
     high: float | None = None
     loads: int = 1
 
+    def per(self, count: int) -> Interval:
+        """The same of each of so many."""
+        low, high = (None if end is None else end / count for end in (self.low, self.high))
+        return Interval(self.median / count, low, high, self.loads)
+
 
 @dataclass(frozen=True)
 class Sides:

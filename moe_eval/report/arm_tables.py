@@ -9,6 +9,7 @@ from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.report import pair_tables
+from moe_eval.report.readable import shape_words
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     METRICS,
@@ -56,7 +57,8 @@ def arms(comparison: ComparisonRecord) -> list[Table]:
             ("bits per byte", number(arm.bits_per_byte, 5)),
         ]
         for arm in comparison.arms
-        if any(figure is not None for figure in (arm.token_ppl, arm.word_ppl, arm.bits_per_byte))
+        if not arm.random_weights
+        and any(figure is not None for figure in (arm.token_ppl, arm.word_ppl, arm.bits_per_byte))
     ]
     return [*without_empty_columns("Arms", rows), *without_empty_columns("Perplexity of each arm", quality)]
 
@@ -79,13 +81,13 @@ def failed(comparison: ComparisonRecord) -> list[Table]:
 
 
 def method(run: RunRecord | None) -> list[Table]:
-    """How it was measured, as far as the run tells."""
+    """How it was measured, as far as the run tells. A report is shared, so it names no GPU by its UUID."""
     if run is None:
         return []
     facts = (
         ("Run", [("started", named(run.started)), *([("revision", named(run.git))] if run.git else [])]),
         ("Schedule", [*_flat(asdict(run.schedule)), ("which means", MODES[run.schedule.mode])]),
-        ("Machine", _flat(asdict(run.machine))),
+        ("Machine", [(fact, value) for fact, value in _flat(asdict(run.machine)) if not fact.endswith("uuid")]),
         ("Versions", _flat(run.versions)),
         ("Options", _flat(run.options)),
     )
@@ -134,7 +136,7 @@ def speed(comparison: ComparisonRecord) -> list[Table]:
     rows = [
         [
             ("arm", named(arm.name)),
-            ("shape", plain(shape)),
+            ("shape", shape_words(shape)),
             ("metric", f"{phrase}, {UNITS[metric]}"),
             *zip(("median", head), figure_cells(figure), strict=True),
         ]

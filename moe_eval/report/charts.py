@@ -1,196 +1,163 @@
-"""Which charts a comparison gives, and what is said under each."""
+"""Which charts a comparison gives, and what is said under each. What says nothing is not drawn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
 
 from moe_eval.comparison.explained import explains
-from moe_eval.records.comparison import ComparisonRecord, Pair
-from moe_eval.records.ratios import Ratio
-from moe_eval.records.shape_comparison import ShapeComparison
-from moe_eval.records.verdicts import Verdict
-from moe_eval.report import arm_tables, bars, drawing, pair_tables, points
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, QualityComparison
+from moe_eval.records.ratios import Interval
+from moe_eval.records.shape_comparison import PhaseChange, ShapeComparison
+from moe_eval.records.verdicts import Rules, Verdict
+from moe_eval.report import arm_tables, bars, points, readable
+from moe_eval.report.bars import StepTimes
 from moe_eval.report.drawing import Chart
 from moe_eval.report.points import Point, Series
-from moe_eval.report.text import (
-    METRICS,
-    Table,
-    category,
-    comparable,
-    confidence_of,
-    finite,
-    named,
-    number,
-    paragraph,
-    plain,
-    with_speed,
-)
-from moe_eval.stats import Estimate
-from moe_eval.traces.collectives import SHOWN_CATEGORIES
+from moe_eval.report.text import comparable, finite, interval_head, named, plain, with_speed
 
-_TIMES = ("e2e_ms", "tpot_ms", "ttft_ms")
-
-
-def _with_caption(chart: Chart | None, caption: str) -> list[Chart]:
-    return [replace(chart, caption=caption)] if chart else []
+Lengths = tuple[int | None, int | None]
 
 
 def speed(comparison: ComparisonRecord) -> list[Chart]:
-    """The ratios over batch size, for every metric and pair of lengths; what cannot be compared is left out."""
+    """Output tokens a second of all arms by batch size, for every pair of lengths, that of the headlines first."""
+    decisive = [shape for pair in comparison.pairs for shape in pair.shapes if shape.name in _headline_shapes(pair)]
     shapes = [shape for pair in with_speed(comparison) for shape in pair.shapes]
-    lengths = list(dict.fromkeys(map(_lengths, shapes)))
-    return [chart for metric in _TIMES for length in lengths for chart in _speed_charts(comparison, metric, length)]
+    lengths = list(dict.fromkeys(map(_lengths, [*decisive, *shapes])))
+    return [chart for pair_of_lengths in lengths if (chart := _speed_chart(comparison, pair_of_lengths))]
 
 
-def ratios_png(comparison: ComparisonRecord, file: Path) -> bool:
-    """Write the speed-up of end-to-end time as a picture.
-
-    Returns:
-        Whether there is one: no pair may be timed.
-    """
-    charts = speed(comparison)
-    if charts:
-        drawing.png(charts[0], file)
-    return bool(charts)
+def _headline_shapes(pair: Pair) -> set[str | None]:
+    return {headline.shape for headline in pair.headlines}
 
 
-def _speed_charts(comparison: ComparisonRecord, metric: str, lengths: str) -> list[Chart]:
-    index_of, series = _indices(comparison), dict[str, Series]()
-    void, drawn = list[str](), list[Ratio]()
-    for pair in with_speed(comparison):
-        for shape in pair.shapes:
-            ratio = pair_tables.ratio_of(shape, metric)
-            point = _ratio_point(ratio) if _lengths(shape) == lengths and (shape.batch_size or 0) > 0 else None
-            if point is None or ratio is None or shape.batch_size is None:
-                continue
-            if shape.verdict is Verdict.NOT_COMPARABLE:
-                void.append(f"{named(pair.other)} at batch {shape.batch_size}")
-                continue
-            arm = series.setdefault(pair.other, Series(index_of.get(pair.other, 0), named(pair.other), {}))
-            arm.points[shape.batch_size] = point
-            drawn.append(ratio)
-    title = f"Speed-up of {METRICS[metric]} over {named(comparison.reference)}, {lengths}"
-    caption = "Above the line at 1x is faster, and above the dashed line by more than the least gain. Whiskers are "
-    caption += f"{confidence_of(drawn)} intervals by load. A hollow marker has none."
-    caption += f" Clock: {', '.join(sorted({named(ratio.source) for ratio in drawn}))}."
+def _lengths(shape: ShapeComparison) -> Lengths:
+    return shape.input_len, shape.output_len
+
+
+def _speed_chart(comparison: ComparisonRecord, lengths: Lengths) -> Chart | None:
+    """None where fewer than two batch sizes were timed, or only emulated arms."""
+    arms = {arm.name: arm for arm in comparison.arms}
+    timed = [
+        (pair, shape, rates)
+        for pair in with_speed(comparison)
+        for shape in pair.shapes
+        if _lengths(shape) == lengths
+        and _times(shape, comparison.rules)
+        and None not in (rates := [_rate(arms.get(name), shape) for name in (pair.reference, pair.other)])
+    ]
+    drawn = [entry for entry in timed if entry[1].verdict is not Verdict.NOT_COMPARABLE]
+    void = [
+        f"{named(pair.other)} at batch {shape.batch_size}"
+        for pair, shape, _ in timed
+        if shape.verdict is Verdict.NOT_COMPARABLE
+    ]
+    has_labels = len({pair.other for pair, _, _ in drawn}) == 1
+    by_arm: dict[str, dict[int, Point]] = {}
+    for pair, shape, rates in drawn:
+        for name, rate in zip((pair.reference, pair.other), rates, strict=True):
+            if rate is not None and shape.batch_size is not None:
+                times = _times(shape, comparison.rules) if name == pair.other else ""
+                by_arm.setdefault(name, {})[shape.batch_size] = _rate_point(rate, times, is_labelled=has_labels)
+    series = [
+        Series(index, named(arm.name), by_arm[arm.name])
+        for index, arm in enumerate(comparison.arms)
+        if arm.name in by_arm
+    ]
+    intervals = [rate for _, _, rates in drawn for rate in rates if rate and rate.low is not None]
+    caption = f"Whiskers: {interval_head(intervals)}." if intervals else "A hollow marker has no interval."
+    caption += f" Labels: times that of {named(comparison.reference)}." if has_labels else ""
     caption += f" Left out, as it cannot be compared: {', '.join(void)}." if void else ""
-    return _with_caption(points.ratios(title, list(series.values()), comparison.rules.min_gain), caption)
+    return points.speed("Speed, {} tokens in, {} out".format(*map(named, lengths)), series, caption)
 
 
-def _indices(comparison: ComparisonRecord) -> dict[str, int]:
-    """Colour and marker of every arm, alike in all charts; the reference has the first."""
-    return {arm.name: index for index, arm in enumerate(comparison.arms)}
-
-
-def _lengths(shape: ShapeComparison) -> str:
-    return f"{named(shape.input_len)} tokens in, {named(shape.output_len)} out"
-
-
-def _ratio_point(ratio: Ratio | None) -> Point | None:
-    """A ratio that can be drawn on a logarithmic axis."""
-    point = _point(ratio)
-    if point is None or point.value <= 0:
+def _rate(arm: ComparedArm | None, shape: ShapeComparison) -> Interval | None:
+    """Output tokens a second on each GPU. None where they were not measured, or cannot stand on a logarithmic axis."""
+    rate = arm.speed.get(shape.name, {}).get("output_tok_s") if arm and not arm.emulated else None
+    if rate is None or (finite(rate.median) or 0) <= 0:
         return None
-    return point if point.bounds[0] > 0 else Point(point.value, None, None)
+    has_interval = finite(rate.high) is not None and (finite(rate.low) or 0) > 0
+    return (rate if has_interval else Interval(rate.median)).per((arm.gpus if arm else None) or 1)
 
 
-def _point(figure: Ratio | Estimate | None) -> Point | None:
-    value = None if figure is None else finite(figure.value)
-    return None if figure is None or value is None else Point(value, finite(figure.low), finite(figure.high))
+def _rate_point(rate: Interval, times: str, *, is_labelled: bool) -> Point:
+    text = "{} ({})".format(*readable.with_interval(rate, " tok/s"))
+    return Point(rate.median, rate.low, rate.high, f"{text}, {times}" if times else text, times if is_labelled else "")
 
 
-@dataclass
-class PhaseParts:
-    """Charts and tables of one phase of a shape."""
+def _times(shape: ShapeComparison, rules: Rules) -> str:
+    """How many times as many tokens a second an arm gives on each GPU."""
+    ratio = shape.speed.output_tok_s_per_gpu or shape.speed.e2e_ms
+    if ratio is None or finite(ratio.value) is None:
+        return ""
+    return readable.factor(ratio.value, ratio.low, ratio.high, rules.min_gain)[0]
 
-    name: str
-    charts: list[Chart] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+
+def steps(comparison: ComparisonRecord) -> Chart | None:
+    """The time of a step by category, with the difference: of the shape of the headlines, if that was traced."""
+    traced = list(_traced(comparison))
+    if not traced:
+        return None
+    decisive = {name for pair in comparison.pairs for name in _headline_shapes(pair)}
+    phases = ("prefill", "decode") if comparison.rules.decide_on == "ttft" else ("decode", "prefill")
+    shape, phase = max(
+        ((shape, phase) for shape, phase, _ in traced),
+        key=lambda key: (key[0] in decisive, -phases.index(key[1]) if key[1] in phases else -len(phases)),
+    )
+    arms = {times.name: times for name, of_phase, times in traced if (name, of_phase) == (shape, phase)}
+    ordered = sorted(arms.values(), key=lambda times: times.index)
+    grey = [times.name for times in ordered if times.is_grey]
+    caption = "Medians of a trace. In brackets: the difference from " + f"{named(comparison.reference)}. "
+    caption = caption if len(ordered) > 1 else "Medians of a trace. "
+    caption += f"Grey: the kernels do not explain the measured speed of {', '.join(grey)}." if grey else ""
+    return bars.steps(f"Time of a {plain(phase)} step, {readable.shape_words(shape)}", ordered, caption.strip())
 
 
-def steps(comparison: ComparisonRecord) -> dict[str, list[PhaseParts]]:
-    """By shape and phase, the stacked bars of all arms, a waterfall for every pair, and their tables.
-
-    What does not explain the measured ratio is drawn in grey.
-    """
-    by_phase: dict[tuple[str, str], PhaseParts] = {}
-    times_of: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-    unexplained: dict[tuple[str, str], list[str]] = {}
+def _traced(comparison: ComparisonRecord) -> Iterator[tuple[str, str, StepTimes]]:
+    """Shape, phase and times of every arm that was traced."""
+    index_of = {arm.name: index for index, arm in enumerate(comparison.arms)}
     for pair in comparable(comparison):
         for shape in pair.shapes:
-            for phase in pair_tables.phases_of(shape):
-                parts = by_phase.setdefault((shape.name, phase), PhaseParts(plain(phase)))
-                parts.charts += _waterfall(pair, shape, phase)
+            for phase, breakdown in (shape.breakdown or {}).items():
                 change = (shape.kernels or {}).get(phase)
-                if change and explains(change) is False:
-                    unexplained.setdefault((shape.name, phase), []).append(named(pair.other))
-                parts.tables += pair_tables.kernels(pair, shape, phase)
-                breakdown = (shape.breakdown or {}).get(phase) or {}
-                for side, arm_name in enumerate((pair.reference, pair.other)):
-                    arm_times = times_of.setdefault((shape.name, phase), {}).setdefault(arm_name, {})
-                    arm_times |= {key: finite(sides[side]) or 0.0 for key, sides in breakdown.items()}
+                for side, name in enumerate((pair.reference, pair.other)):
+                    ms = {readable.category(key): finite(sides[side]) or 0.0 for key, sides in breakdown.items()}
+                    ms |= {"nothing runs": idle[side]} if (idle := _idle(change)) else {}
+                    is_grey = side == 1 and change is not None and explains(change) is False
+                    yield shape.name, phase, StepTimes(index_of.get(name, 0), named(name), ms, is_grey)
     for arm, shape_name, phase, times in arm_tables.traced(comparison):
-        parts = by_phase.setdefault((shape_name, phase), PhaseParts(plain(phase)))
-        parts.tables += pair_tables.of_one_arm(arm, shape_name, phase, times)
-        arm_times = {key: finite(ms) or 0.0 for key, ms in times.items()}
-        times_of.setdefault((shape_name, phase), {})[arm.name] = arm_times
-    names = (name for sides in times_of.values() for times in sides.values() for name in times)
-    order = list(dict.fromkeys([*SHOWN_CATEGORIES, *names]))
-    by_shape: dict[str, list[PhaseParts]] = {}
-    for key, parts in by_phase.items():
-        shape_name, phase = key
-        title = f"Kernel time per step by category, {named(shape_name)}, {plain(phase)}"
-        sides = [(named(name), times) for name, times in times_of[key].items()]
-        caption, grey = "Medians of a trace. Numbers in the bars are those of the key.", unexplained.get(key, [])
-        if grey:
-            caption += f" Grey: kernels that do not explain the measured ratio ({', '.join(grey)})."
-        parts.charts = [*_with_caption(bars.stacked(title, sides, order, grey), caption), *parts.charts]
-        by_shape.setdefault(named(shape_name), []).append(parts)
-    return by_shape
+        ms = {readable.category(key): finite(value) or 0.0 for key, value in times.items()}
+        yield shape_name, phase, StepTimes(index_of.get(arm.name, 0), named(arm.name), ms)
 
 
-def _waterfall(pair: Pair, shape: ShapeComparison, phase: str) -> list[Chart]:
-    change = (shape.kernels or {}).get(phase)
-    before, after = (finite(ms) for ms in (change.step_ms if change else None) or (None, None))
-    if change is None or before is None or after is None:
-        return []
-    reference, arm = named(pair.reference), named(pair.other)
-    changes = [
-        (category(name), moved)
-        for name, row in change.categories.items()
-        if (moved := finite(row.change_ms)) is not None
-    ]
-    title = f"From a step of {reference} to one of {arm}, {named(shape.name)}, {plain(phase)}"
-    ends = ((reference, before), (arm, after))
-    extent = "from its begin to the next one's" if change.step_is == "wall" else "the span of its kernels"
-    is_grey = explains(change) is False
-    head = "Drawn in grey, as the kernels do not explain the measured ratio. " if is_grey else ""
-    caption = f"{head}A step is {extent}, under the profiler. {paragraph(change.text)}".strip()
-    changes += pair_tables.rest_of_change(change)
-    return _with_caption(bars.waterfall(title, ends, changes, is_grey=is_grey), caption)
+def _idle(change: PhaseChange | None) -> Sequence[float]:
+    """ms of a step in which nothing runs, before and after. Empty where the trace does not tell."""
+    if change is None or change.step_ms is None or change.idle_share is None:
+        return ()
+    return [step * share for step, share in zip(change.step_ms, change.idle_share, strict=True)]
 
 
-def quality(comparison: ComparisonRecord) -> list[Chart]:
-    """ln(perplexity ratio) with intervals and the noise floor, and the mean divergence."""
-    index_of, reference = _indices(comparison), named(comparison.reference)
-    costs = [(pair.other, pair.quality) for pair in comparable(comparison) if pair.quality is not None]
-    series = [
-        Series(index_of.get(name, 0), named(name), {0: point})
-        for name, cost in costs
-        if (point := _point(cost.ln_ppl_ratio)) is not None
-    ]
-    floor = max((cost.largest_noise for _, cost in costs if cost.noise_floor), default=None)
-    caption = "ln of the ratio of perplexities. Whiskers are 95 % intervals. A hollow marker has none."
-    if floor is not None:
-        caption += f" The band is the noise floor, {number(floor, 6)}: what another batch size may do to {reference}."
-    sizes = [
-        (index_of.get(name, 0), named(name), size)
-        for name, cost in costs
-        if cost.divergence is not None and (size := finite(cost.divergence.mean)) is not None
-    ]
-    kld = bars.lengths(f"Mean divergence (KLD) from {reference}", sizes, "nats", 5)
-    return [
-        *_with_caption(points.quality(f"Perplexity against {reference}", series, floor), caption),
-        *_with_caption(kld, "By token. 0 is the same."),
-    ]
+def quality(comparison: ComparisonRecord) -> Chart | None:
+    """The change of perplexity with intervals and the noise floor. Scores of random weights are not drawn."""
+    reference = named(comparison.reference)
+    index_of = {arm.name: index for index, arm in enumerate(comparison.arms)}
+    costs = {
+        pair.other: cost
+        for pair in comparable(comparison)
+        if (cost := pair.quality) is not None and not cost.random_weights and finite(cost.ppl_change) is not None
+    }
+    series = [Series(index_of.get(name, 0), named(name), {0: _change(cost)}) for name, cost in costs.items()]
+    floor = max((cost.largest_noise for cost in costs.values() if cost.noise_floor), default=None)
+    noise = None if floor is None else 100 * math.expm1(floor)
+    caption = "Whiskers: 95 % intervals."
+    if noise is not None:
+        caption += f" Band: the noise floor of {readable.significant(noise)} %, from another batch size."
+    return points.quality(f"Perplexity against {reference}", series, noise, caption)
+
+
+def _change(cost: QualityComparison) -> Point:
+    """The change of perplexity in percent."""
+    value, ratio = 100 * (cost.ppl_change or 0.0), cost.ln_ppl_ratio
+    low, high = (100 * math.expm1(ratio.low), 100 * math.expm1(ratio.high)) if ratio else (None, None)
+    text, bounds = readable.change(value, low, high)
+    return Point(value, finite(low), finite(high), f"{text} ({bounds or 'no interval'})")

@@ -1,27 +1,27 @@
-"""Draws a chart with matplotlib: as SVG that takes its colours from the page, and as PNG."""
+"""Draws a chart with matplotlib as SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
 import io
 import logging
-import os
+import math
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_eval.report.text import plain
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
-WIDTH = 7.0  # inches; 504 points
+WIDTH = 4.3  # inches: text of 9 points can be read where a phone shows that in 360 pixels
 _CSS = resources.files("moe_eval.report").joinpath("style.css").read_text(encoding="utf-8")
 # the light theme, which has a dark one by the same names
 COLOURS: dict[str, str] = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", _CSS.partition("@media")[0]))
@@ -46,7 +46,7 @@ _STYLE = {
     "grid.linestyle": (0, (2, 3)),
     "legend.frameon": False,
     "hatch.linewidth": 1.0,
-    "lines.markersize": 7.0,
+    "lines.markersize": 6.5,
 }
 
 
@@ -56,13 +56,17 @@ class Chart:
 
     Attributes:
         description: every number of the chart in words, for those who do not see it.
-        draw: makes the figure. Call it inside `style`.
+        height: in inches. The width is WIDTH.
+        draw: draws it into a figure of that size. Call it inside `style`.
+        tips: what a part of the drawing says under the pointer, by the part's id.
         caption: what is said beside it.
     """
 
     title: str
     description: str
-    draw: Callable[[], Figure]
+    height: float
+    draw: Callable[[FigureBase], None]
+    tips: Mapping[str, str] = field(default_factory=dict)
     caption: str = ""
 
 
@@ -83,15 +87,22 @@ def style() -> Iterator[None]:
 
 def svg(chart: Chart, ident: str) -> str:
     """The chart as an element for a page. Its ids begin with `ident`, which is unique on the page."""
+    from matplotlib.figure import Figure
+
     drawn = io.BytesIO()
     with style():
-        chart.draw().savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
+        figure = Figure(figsize=(WIDTH, chart.height))
+        chart.draw(figure)
+        figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
     root = ET.fromstring(drawn.getvalue())
     for element in list(root):
         if element.tag.endswith("}metadata") or element.find(".//{*}style") is not None:
             root.remove(element)
-    for element in root.iter():
+    for element in list(root.iter()):
+        tip = chart.tips.get(element.get("id", ""))
         _make_inline(element, ident)
+        if tip is not None:
+            element.insert(0, _texted("title", tip))
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     root.attrib |= {
@@ -101,22 +112,14 @@ def svg(chart: Chart, ident: str) -> str:
         "aria-describedby": f"{ident}-desc",
     }
     for name, text in (("desc", chart.description), ("title", chart.title)):
-        element = ET.Element(name, id=f"{ident}-{name}")
-        element.text = text
-        root.insert(0, element)
+        root.insert(0, _texted(name, text, id=f"{ident}-{name}"))
     return re.sub(r"\s*\n\s*", " ", ET.tostring(root, encoding="unicode", short_empty_elements=False))
 
 
-def png(chart: Chart, file: Path) -> None:
-    """Write the chart whole or not at all as a picture on white, with its title."""
-    drawn = io.BytesIO()
-    with style():
-        figure = chart.draw()
-        figure.suptitle(fitted(chart.title, WIDTH), x=0.02, y=1.0, ha="left", va="bottom", fontsize=10)
-        figure.savefig(drawn, format="png", dpi=200, bbox_inches="tight", metadata={"Software": None})
-    written = file.with_name(f".{file.name}.new")
-    written.write_bytes(drawn.getvalue())
-    os.replace(written, file)
+def _texted(tag: str, text: str, **attributes: str) -> ET.Element:
+    element = ET.Element(tag, attributes)
+    element.text = text
+    return element
 
 
 def _make_inline(element: ET.Element, ident: str) -> None:
@@ -136,35 +139,40 @@ def _make_inline(element: ET.Element, ident: str) -> None:
     element.attrib |= {key: value.replace("url(#", f"url(#{ident}-") for key, value in attributes.items()}
 
 
-def canvas(height: float, margins: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
-    """An empty figure with one pair of axes.
+def canvas(figure: FigureBase, height: float, margins: tuple[float, float, float, float]) -> Axes:
+    """Axes in an empty figure of WIDTH.
 
     Args:
         height: of the figure in inches.
         margins: outside the axes, in inches: left, right, bottom, top.
     """
-    from matplotlib.figure import Figure
-
     begin, end, bottom, top = margins
-    figure = Figure(figsize=(WIDTH, height))
     box = (begin / WIDTH, bottom / height, (WIDTH - begin - end) / WIDTH, (height - bottom - top) / height)
-    return figure, figure.add_axes(box)
+    return figure.add_axes(box)
 
 
-def row_canvas(names: Sequence[str], pitch: float, *, bottom: float) -> tuple[Figure, Axes]:
-    """A figure with a row for every name, from 0 at the top, and the name above it.
+def add_key(axes: Axes, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """A legend above the axes from the left of the figure, of key_height's lines."""
+    box = axes.get_position()
+    axes.legend(
+        handles,
+        names,
+        ncols=_columns(names),
+        handletextpad=0.4,
+        borderaxespad=0.7,
+        columnspacing=1.2,
+        loc="lower left",
+        bbox_to_anchor=(-box.x0 / box.width, 1),
+    )
 
-    Args:
-        pitch: of rows in inches. `bottom`: inches below the axes.
-    """
-    figure, axes = canvas(pitch * len(names) + bottom + 0.1, (0.15, 0.15, bottom, 0.1))
-    axes.set_ylim(len(names) - 0.6, -0.75)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    ground = {"facecolor": COLOURS["page"], "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
-    for row, name in enumerate(names):
-        axes.text(0, row - 0.28, name, va="bottom", transform=axes.get_yaxis_transform(), bbox=ground)
-    return figure, axes
+
+def key_height(names: Sequence[str]) -> float:
+    """Inches that a legend of these names takes above the axes."""
+    return 0.15 + 0.2 * math.ceil(len(names) / _columns(names))
+
+
+def _columns(names: Sequence[str]) -> int:
+    return max(1, min(len(names), int(WIDTH * LETTERS_PER_INCH) // (max(map(len, names), default=1) + 6)))
 
 
 def fitted(text: str, width: float) -> str:

@@ -1,4 +1,4 @@
-"""A comparison as Markdown of GitHub's kind, to be pasted into an issue."""
+"""A comparison as Markdown of GitHub's kind, short enough to be pasted into an issue."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from collections.abc import Sequence
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
 from moe_eval.report import sections
-from moe_eval.report.drawing import Chart
-from moe_eval.report.sections import Heading, PairVerdict, Part
-from moe_eval.report.text import Table
+from moe_eval.report.sections import Answer
 
 # what Markdown or the HTML in it would read as more than text; a word of a name keeps its underscores
 _ACTIVE = re.compile(r"([\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|&(?=[#\w]))")
 _MENTION = re.compile(r"(?<![\w/])([@#])(?=\w)")
 _LISTED, _NUMBERED = re.compile(r"^([-+=#])(?=\s|$|[-=#])"), re.compile(r"^(\d+)([.)])(?=\s|$)")
+_ABSENT = "-"
 
 
 def render(comparison: ComparisonRecord, run: RunRecord | None) -> str:
-    """The verdicts and tables of page.render; what is missing is missing here as well."""
-    texts = []
-    for section in sections.of_report(comparison, run):
-        texts.append(f"## {section.title}")
-        texts += [text for part in section.parts for text in _texts(part)]
-    return "\n\n".join(texts)
+    """The header, the tiles as a table and the verdict of every pair, as the page has them, without what it folds."""
+    report = sections.of_report(comparison, run)
+    parts = [f"## {escape(report.title)}", _paragraph(report.header)]
+    parts.append(_tiles(report.answers))
+    parts += [text for answer in report.answers for text in _verdict(answer)]
+    parts += ["\n".join(f"- {_paragraph(note)}" for note in report.notes)]
+    return "\n\n".join(filter(None, parts))
 
 
-def _texts(part: Part) -> list[str]:
-    if isinstance(part, Chart):
+def _tiles(answers: Sequence[Answer]) -> str:
+    """A row for every figure and a column for every answer that has tiles."""
+    answers = [answer for answer in answers if answer.tiles]
+    titles = dict.fromkeys(tile.title for answer in answers for tile in answer.tiles)
+    if not titles:
+        return ""
+    heads = [" ", *(escape(answer.title) for answer in answers)]
+    lines = [{tile.title: tile.line for tile in answer.tiles} for answer in answers]
+    rows = [[title, *(escape(by_title.get(title, _ABSENT)) for by_title in lines)] for title in titles]
+    if any(answer.place for answer in answers):
+        rows.insert(0, ["Speed at", *(escape(answer.place or _ABSENT) for answer in answers)])
+    return columns(heads, rows)
+
+
+def _verdict(answer: Answer) -> list[str]:
+    if answer.verdict is None:
         return []
-    if isinstance(part, Table):
-        return [_table(part)]
-    if isinstance(part, PairVerdict):
-        return _verdict(part)
-    return [f"{'#' * part.level} {escape(part.text)}" if isinstance(part, Heading) else _paragraph(part.text)]
-
-
-def _verdict(pair: PairVerdict) -> list[str]:
-    parts = [f"### {escape(f'{pair.names}: {pair.verdict.value}')}"]
-    parts += [f"{word} {_paragraph(text)}".lstrip() for word, text in pair.statements]
-    if pair.differs:
-        parts.append("\n".join(["What differs:", "", *(f"- {_paragraph(text)}" for text in pair.differs)]))
-    return [*parts, *map(_table, pair.tables)]
-
-
-def _table(table: Table) -> str:
-    rows = [[escape(text) for text in row] for row in table.rows]
-    return f"**{escape(table.caption)}**\n\n{columns([escape(text) for text in table.heads], rows)}"
+    lines = [f"{word} {_paragraph(text)}".lstrip() for word, text in answer.statements]
+    differs = [f"- {_paragraph(text)}" for text in answer.differs]
+    head = f"**{escape(f'{answer.title}: {answer.verdict.value}')}**"
+    return ["\n\n".join([head, *lines, *(["\n".join(["What differs:", "", *differs])] if differs else [])])]
 
 
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

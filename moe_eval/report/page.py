@@ -1,9 +1,12 @@
-"""One HTML page that holds everything: no script, no font and no request goes out of it."""
+"""One HTML page that holds everything: no script, no font and no request goes out of it.
+
+What is not the answer is folded. `#all` behind its address unfolds everything, on a screen and in print.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from itertools import count
 
@@ -14,18 +17,14 @@ from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Verdict
 from moe_eval.report import drawing, sections
 from moe_eval.report.drawing import Chart
-from moe_eval.report.sections import Heading, PairVerdict, Paragraph
 from moe_eval.report.text import NONE, Table
 
-# a sign and the kind of border; the verdict itself is said in words
-_SIGNS = {
-    Verdict.PAYS: ("✓", "good"),
-    Verdict.SLOWER: ("✗", "bad"),
-    Verdict.NO_DIFFERENCE: ("=", "open"),
-    Verdict.OPEN: ("?", "open"),
-    Verdict.BROKEN: ("✗", "bad"),
-    Verdict.NOT_COMPARABLE: ("≠", "open"),
-    Verdict.QUICK_LOOK: ("~", "open"),
+# beside the word, so that no colour is needed
+_SIGNS: Mapping[str, str] = {"good": "✓", "bad": "✗", "open": "?"}
+_SIGN_OF = {
+    Verdict.NO_DIFFERENCE.value: "=",
+    Verdict.NOT_COMPARABLE.value: "≠",
+    Verdict.QUICK_LOOK.value: "~",
 }
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?( ?[x%])?( to [-+]?\d[\d,]*(\.\d+)?( ?[x%])?)?")
 _LONG = 40  # characters of a cell that need not stay on one line
@@ -44,17 +43,15 @@ def render(comparison: ComparisonRecord, run: RunRecord | None, draw: Callable[[
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["a"] = isinstance
-    environment.globals |= {kind.__name__: kind for kind in (Heading, Paragraph, PairVerdict, Table)}
+    environment.globals |= {"Table": Table, "Chart": Chart}
     environment.filters |= {
         "long": _is_long,
         "cells": _cells,
-        "sign": lambda verdict: _SIGNS[verdict][0],
-        "kind": lambda verdict: _SIGNS[verdict][1],
+        "sign": lambda word, kind: _SIGN_OF.get(word, _SIGNS[kind]),
     }
     template = environment.from_string(files.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
-        title=sections.title_of(comparison),
-        sections=sections.of_report(comparison, run),
+        report=sections.of_report(comparison, run),
         style=files.joinpath("style.css").read_text(encoding="utf-8"),
         draw=lambda chart: draw(chart, next(ids)),
     )

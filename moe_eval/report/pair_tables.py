@@ -10,6 +10,7 @@ from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, Qua
 from moe_eval.records.ratios import Ratio, Sides
 from moe_eval.records.shape_comparison import CategoryChange, PhaseChange, ShapeComparison
 from moe_eval.records.verdicts import Rules, Verdict
+from moe_eval.report.readable import category, shape_words
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     METRICS,
@@ -18,7 +19,6 @@ from moe_eval.report.text import (
     Row,
     Table,
     apart,
-    category,
     comparable,
     confidence_of,
     digits_of,
@@ -45,7 +45,7 @@ def verdicts(pair: Pair, rules: Rules) -> list[Table]:
     interval = f"{confidence_of(ratios)} interval"
     rows = [
         [
-            ("shape", named(shape.name)),
+            ("shape", shape_words(shape.name)),
             ("verdict", shape.verdict.value),
             *zip(("speed-up", interval, "loads"), ratio_cells(shape, ratio, rules), strict=True),
             ("reason", plain(shape.reason, LONGEST_SENTENCE)),
@@ -97,7 +97,7 @@ def of_speed(pair: Pair, rules: Rules) -> list[Table]:
     """Everything that a report's section on speed has of a pair; no ratios where one arm alone was timed."""
     rows = _speed_rows(pair, rules) if has_speed(pair) else []
     notes = [
-        [("shape", named(shape.name)), ("arm", named(arm)), ("note", plain(note, LONGEST_SENTENCE))]
+        [("shape", shape_words(shape.name)), ("arm", named(arm)), ("note", plain(note, LONGEST_SENTENCE))]
         for shape in pair.shapes
         for arm, remarks in shape.notes.items()
         for note in remarks
@@ -129,7 +129,7 @@ def _speed_rows(pair: Pair, rules: Rules) -> list[Row]:
             figures, ratio = shape.figures.get(metric) or Sides(None, None), ratio_of(shape, metric)
             if ratio is None and median(figures.reference) is None and median(figures.other) is None:
                 continue
-            row = [("shape", named(shape.name)), ("metric", f"{phrase}, {_UNITS[metric]}")]
+            row = [("shape", shape_words(shape.name)), ("metric", f"{phrase}, {_UNITS[metric]}")]
             for name, head, figure in zip(names, own, (figures.reference, figures.other), strict=True):
                 row += zip((name, f"{name}: {head}"), figure_cells(figure), strict=True)
             heads = ("ratio", f"{confidence} interval of the ratio", "loads")
@@ -147,7 +147,7 @@ def _conditions(pair: Pair, shape: ShapeComparison) -> Row:
     if clocks is not None:
         slow = ["not read" if count is None else f"{count}" for count in clocks.slow_samples]
     return [
-        ("shape", named(shape.name)),
+        ("shape", shape_words(shape.name)),
         ("routing is fair", named(fairness.is_fair)),
         ("routing: reason", plain(fairness.reason or "", LONGEST_SENTENCE)),
         *((f"SM clock of {name}, MHz", mhz) for name, mhz in zip(names, speeds, strict=True)),
@@ -156,7 +156,7 @@ def _conditions(pair: Pair, shape: ShapeComparison) -> Row:
 
 
 def quality(comparison: ComparisonRecord) -> list[Table]:
-    """Perplexity and divergence of every pair that scored the same windows."""
+    """Perplexity and divergence of every pair that scored the same windows. Those of random weights say nothing."""
     rows = [
         [
             ("pair", names_of(pair)),
@@ -166,7 +166,7 @@ def quality(comparison: ComparisonRecord) -> list[Table]:
             ("remark", " ".join(map(paragraph, filter(None, (cost.flag, cost.calibration, cost.no_interval))))),
         ]
         for pair in comparable(comparison)
-        if (cost := pair.quality) is not None
+        if (cost := pair.quality) is not None and not cost.random_weights
     ]
     return without_empty_columns("Quality against the reference (KLD in nats)", rows)
 
@@ -203,7 +203,7 @@ def kernels(pair: Pair, shape: ShapeComparison, phase: str) -> list[Table]:
     """Behind the bars and the waterfall: ms per step by category, and the functions that only one arm runs."""
     reference, arm = named(pair.reference), named(pair.other)
     change, breakdown = (shape.kernels or {}).get(phase), (shape.breakdown or {}).get(phase) or {}
-    where = f"{names_of(pair)}, {named(shape.name)}, {plain(phase)}"
+    where = f"{names_of(pair)}, {shape_words(shape.name)}, {plain(phase)}"
     heads = ["category", f"{reference}, ms per step", f"{arm}, ms per step", "change, ms"]
     heads += [f"launches of {reference}", f"launches of {arm}"]
     rows = [list(zip(heads, cells, strict=True)) for cells in _category_cells(change, breakdown)]
@@ -261,5 +261,5 @@ def of_one_arm(arm: ComparedArm, shape: str, phase: str, times: Mapping[str, flo
     digits = digits_of(times.values())
     rows = [[("category", category(name)), ("ms per step", number(ms, digits))] for name, ms in times.items()]
     return without_empty_columns(
-        f"Time per step: {named(arm.name)}, {plain(shape)}, {plain(phase)} (trace, medians)", rows
+        f"Time per step: {named(arm.name)}, {shape_words(shape)}, {plain(phase)} (trace, medians)", rows
     )

@@ -1,65 +1,68 @@
-"""Charts of figures with intervals: speed-up by batch size, and perplexity against the reference."""
+"""Charts of figures with intervals: speed by batch size, and perplexity against the reference."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from moe_eval.comparison.wording import ratio_digits
 from moe_eval.report.drawing import (
     COLOURS,
     CYCLE,
-    LETTERS_PER_INCH,
     MARKERS,
     WIDTH,
     Chart,
+    add_key,
     canvas,
     fitted,
-    row_canvas,
+    key_height,
     tick_text,
 )
-from moe_eval.report.text import number, plain, span
+from moe_eval.report.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 
 @dataclass(frozen=True)
 class Point:
-    """A figure with its interval, None where there is none."""
+    """A figure with its interval, None where there is none.
+
+    Attributes:
+        text: the figure in words.
+        label: what is drawn beside it.
+    """
 
     value: float
     low: float | None
     high: float | None
+    text: str = ""
+    label: str = ""
 
     @property
     def bounds(self) -> tuple[float, float]:
         """The interval, or the value twice."""
         return (self.value, self.value) if self.low is None or self.high is None else (self.low, self.high)
 
-    def words(self, digits: int, unit: str, *, signed: bool = False) -> str:
-        """The figure in words."""
-        value = number(self.value, digits, unit=unit, signed=signed)
-        bounds = span(self.low, self.high, digits, unit=unit, signed=signed)
-        return f"{value} (no interval)" if bounds == "none" else f"{value} ({bounds})"
-
 
 @dataclass(frozen=True)
 class Series:
-    """One arm. `index` chooses colour and marker, alike in all charts."""
+    """One arm. `index` chooses colour and marker, alike in all charts.
+
+    Attributes:
+        points: by batch size. Of quality there is one, by 0.
+    """
 
     index: int
     name: str
-    points: dict[int, Point]  # by batch size; for `quality` a single one by 0
+    points: Mapping[int, Point]
 
     @property
     def colour(self) -> str:
-        """Of markers and whiskers."""
+        """Of markers, lines and whiskers."""
         return CYCLE[self.index % len(CYCLE)]
 
     @property
@@ -67,12 +70,12 @@ class Series:
         """Matplotlib's letter."""
         return MARKERS[self.index % len(MARKERS)]
 
-    def draw(self, axes: Axes, point: Point, place: float, label: str, *, is_across: bool = False) -> None:
+    def draw(self, axes: Axes, point: Point, place: float, ident: str, *, is_across: bool = False) -> None:
         """Draw a marker with its whiskers, hollow where it has none. `place` is on the other axis."""
         (low, high), value = point.bounds, point.value
         has_interval = point.low is not None and point.high is not None
         whiskers = [[max(value - low, 0)], [max(high - value, 0)]] if has_interval else None
-        axes.errorbar(
+        drawn = axes.errorbar(
             [value if is_across else place],
             [place if is_across else value],
             xerr=whiskers if is_across else None,
@@ -82,113 +85,122 @@ class Series:
             capsize=4,
             linewidth=1.5,
             markerfacecolor=self.colour if has_interval else COLOURS["page"],
-            label=label,
+            label=ident,
         )
+        if (marker := drawn.lines[0]) is not None:
+            marker.set_gid(ident)
 
 
-def ratios(title: str, series: Sequence[Series], min_gain: float) -> Chart | None:
-    """How many times faster each arm is than the reference over the batch size; both axes are logarithmic.
+def _chart(
+    title: str, series: Sequence[Series], height: float, draw: Callable[[FigureBase], None], caption: str
+) -> Chart:
+    """A chart with a tip for every point."""
+    tips = {
+        f"point-{arm.index}-{batch}": f"{plain(arm.name)}{f' at batch {batch}' if batch else ''}: {point.text}"
+        for arm in series
+        for batch, point in sorted(arm.points.items())
+    }
+    return Chart(title, f"{'. '.join(tips.values())}.", height, draw, tips, caption)
+
+
+def speed(title: str, series: Sequence[Series], caption: str = "") -> Chart | None:
+    """Output tokens a second by batch size, points of an arm joined. None with one batch size: nothing to join."""
+    series = [arm for arm in series if arm.points]
+    if len({batch for arm in series for batch in arm.points}) < 2:
+        return None
+    keys = [fitted(arm.name, WIDTH - 1) for arm in series]
+    height = 3.0 + key_height(keys)
+    return _chart(title, series, height, partial(_draw_speed, series, keys, height), caption)
+
+
+def _draw_speed(series: Sequence[Series], keys: Sequence[str], height: float, figure: FigureBase) -> None:
+    from matplotlib.lines import Line2D
+
+    axes = canvas(figure, height, (0.75, 0.3, 0.5, key_height(keys)))
+    _set_batches(axes, sorted({batch for arm in series for batch in arm.points}))
+    _set_rates(axes, [edge for arm in series for point in arm.points.values() for edge in point.bounds])
+    for arm in series:
+        batches = sorted(arm.points)
+        axes.plot(batches, [arm.points[batch].value for batch in batches], color=arm.colour, linewidth=1.2)
+        for batch in batches:
+            point = arm.points[batch]
+            arm.draw(axes, point, batch, f"point-{arm.index}-{batch}")
+            axes.annotate(
+                point.label, (batch, point.bounds[1]), (0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+    handles = [Line2D([], [], color=arm.colour, marker=arm.marker, linewidth=1.2) for arm in series]
+    add_key(axes, handles, keys)
+
+
+def _set_batches(axes: Axes, batches: Sequence[int]) -> None:
+    """A tick for every batch size, with a number where there is room. Powers of two stand at equal distances."""
+    is_log = all(batch & (batch - 1) == 0 for batch in batches)
+    places = [math.log2(batch) if is_log else float(batch) for batch in batches]
+    margin = 0.08 * (places[-1] - places[0])
+    begin, end = places[0] - margin, places[-1] + margin
+    if is_log:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(2**begin, 2**end)
+    else:
+        axes.set_xlim(begin, end)
+    labels, edge = [], -math.inf
+    for batch, place in zip(batches, places, strict=True):
+        share = (place - begin) / (end - begin)
+        fits = share - edge >= 0.02 * len(f"{batch}") + 0.015
+        labels.append(f"{batch}" if fits else "")
+        edge = share if fits else edge
+    axes.set_xticks(batches, labels)
+    axes.minorticks_off()
+    axes.set_xlabel("batch size")
+
+
+def _set_rates(axes: Axes, edges: Sequence[float]) -> None:
+    """A logarithmic axis that holds all edges, with room for labels above."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
+
+    low, high = min(edges), max(edges)
+    margin = max((high / low) ** 0.06, 1.02)
+    axes.set_yscale("log")
+    axes.set_ylim(low / margin, high * margin**2.5)
+    decades = LogLocator(base=10, subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,), numticks=12)
+    axes.yaxis.set_major_locator(decades if high / low > 4 else AutoLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: tick_text(value) if 1e-3 < value < 1e6 else f"{value:.0e}")
+    axes.grid(axis="y")
+    axes.set_ylabel("tokens per second and GPU")
+
+
+def quality(title: str, series: Sequence[Series], noise: float | None, caption: str = "") -> Chart | None:
+    """The change of perplexity in percent with its interval about zero.
 
     Args:
-        min_gain: the least gain that counts, which has a line of its own.
+        noise: in percent, drawn as a band on both sides of zero.
     """
     series = [arm for arm in series if arm.points]
     if not series:
         return None
-    description = ". ".join(
-        f"{plain(arm.name)} at batch {batch}: {point.words(ratio_digits(point.low, point.high, min_gain), 'x')}"
-        for arm in series
-        for batch, point in sorted(arm.points.items())
-    )
-    description = f"{description}. Above 1x is faster than the reference. The least gain is {100 * min_gain:.10g} %."
-    return Chart(title, description, partial(_draw_ratios, series, min_gain))
+    names = [f"{fitted(arm.name, WIDTH - 2.6)}: {arm.points[0].text}" for arm in series]
+    height = 0.5 * len(names) + 0.6
+    return _chart(title, series, height, partial(_draw_quality, series, names, noise or 0.0, height), caption)
 
 
-def _draw_ratios(series: Sequence[Series], min_gain: float) -> Figure:
-    """Arms of one batch size stand side by side."""
-    from matplotlib.lines import Line2D
-
-    names = [fitted(arm.name, WIDTH - 1) for arm in series]
-    columns = max(1, min(len(names), int(WIDTH * LETTERS_PER_INCH) // (max(map(len, names)) + 6)))
-    key = 0.1 + 0.2 * math.ceil(len(names) / columns)
-    figure, axes = canvas(3.2 + key, (0.75, 0.55, 0.55, key))
-    batches = sorted({batch for arm in series for batch in arm.points})
-    _set_batches(axes, batches)
-    _set_ratios(axes, [edge for arm in series for point in arm.points.values() for edge in point.bounds], min_gain)
-    gap = min((math.log2(after / before) for before, after in pairwise(batches)), default=2.0)
-    aside = min(0.022 * (math.log2(batches[-1] / batches[0]) or 2.0), 0.7 * gap / len(series))
-    for index, arm in enumerate(series):
-        for batch, point in sorted(arm.points.items()):
-            arm.draw(axes, point, batch * 2 ** (aside * (index - (len(series) - 1) / 2)), f"{arm.index}-{batch}")
-            if len(series) == 1:
-                place = (batch, point.value)
-                label = number(point.value, ratio_digits(point.low, point.high, min_gain), unit="x")
-                axes.annotate(label, place, (9, 0), textcoords="offset points", va="center")
-    handles = [Line2D([], [], color=arm.colour, marker=arm.marker, linestyle="none") for arm in series]
-    legend = axes.legend(handles, names, ncols=columns, handletextpad=0.4, borderaxespad=0, loc="lower left")
-    legend.set_bbox_to_anchor((0, 1.02), axes.transAxes)
-    return figure
-
-
-def _set_batches(axes: Axes, batches: Sequence[int]) -> None:
-    """A logarithmic axis with a tick for every batch size, and a number where there is room for it."""
-    low, high = math.log2(batches[0]), math.log2(batches[-1])
-    margin = 0.08 * (high - low) or 1.0
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(2 ** (low - margin), 2 ** (high + margin))
-    labels, end = [], -math.inf
-    for batch in batches:
-        place = (math.log2(batch) - low) / (high - low + 2 * margin)
-        fits = place - end >= 0.014 * len(f"{batch}") + 0.01
-        labels.append(f"{batch}" if fits else "")
-        end = place if fits else end
-    axes.set_xticks(batches, labels)
-    axes.minorticks_off()
-    axes.set_xlabel("batch size (log scale)")
-
-
-def _set_ratios(axes: Axes, edges: Sequence[float], min_gain: float) -> None:
-    """A logarithmic axis that holds all edges, 1 and the least gain, with a line at either."""
-    from matplotlib.ticker import AutoLocator, LogLocator
-
-    low, high = min(*edges, 1.0), max(*edges, 1.0 + min_gain)
-    margin = max((high / low) ** 0.08, 1.01)
-    axes.set_yscale("log")
-    axes.set_ylim(low / margin, high * margin)
-    axes.yaxis.set_major_locator(AutoLocator() if high / low < 4 else LogLocator(base=2, numticks=8))
-    axes.yaxis.set_major_formatter(
-        lambda value, _: f"1/{1 / value:,.0f}x" if 0 < value < 0.01 else f"{tick_text(value)}x"
-    )
-    axes.minorticks_off()
-    axes.grid(axis="y")
-    axes.axhline(1, color=COLOURS["text"], linewidth=1.2, gid="same")
-    if min_gain:
-        axes.axhline(1 + min_gain, color=COLOURS["soft"], linewidth=0.8, linestyle="--", gid="gain")
-    edge, grey = ("axes fraction", "data"), COLOURS["soft"]
-    axes.annotate("same", (1, 1), (4, 0), edge, "offset points", va="center", fontsize=8, color=grey)
-
-
-def quality(title: str, series: Sequence[Series], noise: float | None) -> Chart | None:
-    """ln(perplexity ratio) of every arm with its interval about zero; `noise` is drawn as a band on both sides."""
-    series = [arm for arm in series if arm.points]
-    if not series:
-        return None
-    description = ". ".join(f"{plain(arm.name)}: {arm.points[0].words(5, '', signed=True)}" for arm in series)
-    band = f" The noise floor is {number(noise, 6)} on both sides of zero." if noise else ""
-    return Chart(title, f"{description}.{band}", partial(_draw_quality, series, noise or 0.0))
-
-
-def _draw_quality(series: Sequence[Series], noise: float) -> Figure:
-    names = [f"{fitted(arm.name, WIDTH - 3)}: {arm.points[0].words(5, '', signed=True)}" for arm in series]
-    figure, axes = row_canvas(names, 0.5, bottom=0.6)
+def _draw_quality(
+    series: Sequence[Series], names: Sequence[str], noise: float, height: float, figure: FigureBase
+) -> None:
+    axes = canvas(figure, height, (0.15, 0.15, 0.5, 0.1))
+    axes.set_ylim(len(names) - 0.6, -0.75)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
     edges = [edge for arm in series for edge in arm.points[0].bounds] + [0.0, noise, -noise]
-    margin = 0.06 * (max(edges) - min(edges)) or 0.001
+    margin = 0.06 * (max(edges) - min(edges)) or 0.1
     axes.set_xlim(min(edges) - margin, max(edges) + margin)
     if noise:
         axes.axvspan(-noise, noise, color=COLOURS["band"], linewidth=0, gid="noise")
     axes.axvline(0, color=COLOURS["text"], linewidth=1.2, gid="zero")
-    for row, arm in enumerate(series):
-        arm.draw(axes, arm.points[0], row, f"{arm.index}", is_across=True)
+    ground = {"facecolor": COLOURS["page"], "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    for row, (arm, name) in enumerate(zip(series, names, strict=True)):
+        axes.text(0, row - 0.28, name, va="bottom", transform=axes.get_yaxis_transform(), bbox=ground)
+        arm.draw(axes, arm.points[0], row, f"point-{arm.index}-0", is_across=True)
     axes.xaxis.set_major_formatter(lambda value, _: tick_text(value, signed=True))
-    axes.set_xlabel("ln(perplexity / reference's): to the right is worse")
-    return figure
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_xlabel("change of perplexity, % (right is worse)")

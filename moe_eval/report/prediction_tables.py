@@ -5,6 +5,7 @@ from __future__ import annotations
 from moe_eval.comparison.explained import cause, explains
 from moe_eval.records.comparison import Pair
 from moe_eval.records.shape_comparison import PhaseChange, ShapeComparison
+from moe_eval.report.readable import shape_words
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
     Row,
@@ -23,7 +24,7 @@ def ceilings(pair: Pair) -> list[Table]:
     """The most that faster expert GEMMs can give the reference."""
     rows = [
         [
-            ("shape", named(shape.name)),
+            ("shape", shape_words(shape.name)),
             ("phase", plain(phase)),
             ("expert GEMMs' share", number(percent(limit.share), 1, unit=" %")),
             ("ceiling of busy time", number(limit.busy, 3, unit="x")),
@@ -49,7 +50,7 @@ def predictions(pair: Pair) -> list[Table]:
 def _prediction(pair: Pair, shape: ShapeComparison, phase: str, change: PhaseChange) -> Row:
     names, shares = (pair.reference, pair.other), change.idle_share or (None, None)
     return [
-        ("shape", named(shape.name)),
+        ("shape", shape_words(shape.name)),
         ("phase", plain(phase)),
         ("predicted by kernels", number(change.predicted_ratio_busy, 3, unit="x")),
         ("predicted by steps", number(change.predicted_ratio_step, 3, unit="x")),

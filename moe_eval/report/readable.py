@@ -6,7 +6,8 @@ import math
 import re
 
 from moe_eval.comparison.wording import ratio_digits
-from moe_eval.report.text import LONGEST_NAME, NONE, finite, number, plain
+from moe_eval.records.ratios import Interval
+from moe_eval.report.text import LONGEST_NAME, NONE, figure_cells, finite, number, plain, span
 
 _SHAPE = re.compile(r"b(\d+)_i(\d+)_o(\d+)")
 _CATEGORIES = {
@@ -24,7 +25,7 @@ _CATEGORIES = {
 _ENGINES = {"hf": "Transformers", "transformers": "Transformers", "trtllm": "TensorRT-LLM", "vllm": "vLLM"}
 
 
-def shape(name: str) -> str:
+def shape_words(name: str) -> str:
     """A shape by its name, such as "batch 32, 512 tokens in, 128 out"."""
     sizes = _SHAPE.fullmatch(name)
     return "batch {}, {} tokens in, {} out".format(*sizes.groups()) if sizes else plain(name)
@@ -48,6 +49,12 @@ def significant(value: float | None, *, unit: str = "", signed: bool = False) ->
         return NONE
     rounded = float(f"{value:.1e}")
     return number(rounded, decimals(rounded), unit=unit, signed=signed)
+
+
+def with_interval(figure: Interval, unit: str) -> tuple[str, str]:
+    """A figure and its interval, to two significant digits of the interval's width. Without one, of the figure."""
+    value, bounds = figure_cells(figure)
+    return (significant(figure.median, unit=unit), "no interval") if bounds == NONE else (f"{value}{unit}", bounds)
 
 
 def decimals(size: float) -> int:
@@ -75,12 +82,16 @@ def factor(value: float, low: float | None, high: float | None, min_gain: float)
     return f"{value:.{digits}f}x", f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def change(ratio: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """What a ratio adds or takes in percent, to two significant digits, and its interval or ""."""
+def change(value: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """What something adds or takes in percent, to two significant digits, and its interval or "".
+
+    Both have one more digit where an end would read as 0.
+    """
     low, high = finite(low), finite(high)
-    value = 100 * (ratio - 1)
-    digits = min(4, decimals(float(f"{value:.1e}"))) if abs(value) >= 1e-4 else 2
+    fewest = min(4, decimals(float(f"{value:.1e}"))) if abs(value) >= 1e-4 else 2
+    ends = [end for end in (low, high) if end]
+    digits = next((count for count in range(fewest, fewest + 3) if all(round(end, count) for end in ends)), fewest)
+    text = number(value, digits, unit=" %", signed=True)
     if low is None or high is None:
-        return number(value, digits, unit=" %", signed=True), ""
-    ends = [number(100 * (end - 1), digits, signed=True) for end in (low, high)]
-    return number(value, digits, unit=" %", signed=True), f"{ends[0]} to {ends[1]}"
+        return text, ""
+    return text, span(low, high, digits, signed=True)

@@ -1,76 +1,99 @@
-"""What a report says, section by section: page and Markdown are two looks of it."""
+"""What a report says: the answer of every pair, a few charts, and everything else in folds.
+
+Page, picture and Markdown are looks of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from moe_eval.records.comparison import ComparisonRecord, Pair
+from moe_eval.comparison.wording import unfinished
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Rules, Verdict
-from moe_eval.report import arm_tables, charts, pair_tables, prediction_tables
+from moe_eval.report import arm_tables, charts, pair_tables, prediction_tables, readable, tiles
 from moe_eval.report.drawing import Chart
-from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, plain, with_speed
+from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, paragraph, plain, with_speed
+from moe_eval.report.tiles import Kind, Tile
+
+_LONGEST_REASON = 400
 
 
 @dataclass(frozen=True)
-class Heading:
-    """A title within a section: level 3 or 4."""
-
-    text: str
-    level: int
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """A text of its own."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class PairVerdict:
-    """The verdict of a pair.
+class Answer:
+    """What a pair of arms comes to, or the figures of an arm by itself.
 
     Attributes:
-        names: of both arms.
-        statements: a word that introduces it, and a sentence; the verdict's own sentence has no such word.
-        differs: why they cannot be compared.
+        title: the names of the arms.
+        verdict: None for an arm by itself.
+        place: the shape that the tiles of speed are of, in words. Empty where there is none.
+        statements: a word that introduces it, and a sentence. The verdict's own sentence has no such word.
+        differs: why two arms cannot be compared.
     """
 
-    names: str
-    verdict: Verdict
-    statements: tuple[tuple[str, str], ...]
-    differs: tuple[str, ...]
-    tables: tuple[Table, ...]
+    title: str
+    verdict: Verdict | None
+    place: str
+    tiles: tuple[Tile, ...]
+    statements: tuple[tuple[str, str], ...] = ()
+    differs: tuple[str, ...] = ()
 
-
-Part = Heading | Paragraph | PairVerdict | Table | Chart
+    @property
+    def kind(self) -> Kind:
+        """Of the verdict."""
+        return tiles.kind_of(self.verdict.value if self.verdict else "")
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of a report that links lead to."""
+class Fold:
+    """A part of a report that is opened on request. `ident` is what links lead to."""
 
     ident: str
     title: str
-    parts: tuple[Part, ...]
+    parts: tuple[str | Table | Chart, ...]
 
 
-def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> list[Section]:
-    """The sections of a report, the verdict first. One without anything to say is left out."""
-    sections = (
-        ("verdict", "Verdict", _verdicts(comparison)),
-        ("speed", "Speed", _speed(comparison)),
-        ("steps", "Time per step", _steps(comparison)),
-        ("quality", "Quality", _quality(comparison)),
+@dataclass(frozen=True)
+class Report:
+    """A report.
+
+    Attributes:
+        title: the names of the arms. `header`: model, GPU, engine, date and run, empty where nothing is known.
+        notes: sentences on what has no answer.
+        charts: of speed, of a step and of quality, as far as they say something.
+    """
+
+    title: str
+    header: str
+    answers: tuple[Answer, ...]
+    notes: tuple[str, ...]
+    charts: tuple[Chart, ...]
+    folds: tuple[Fold, ...]
+
+
+def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
+    """What is said of a comparison. What has nothing to say is left out."""
+    speed, step, quality = charts.speed(comparison), charts.steps(comparison), charts.quality(comparison)
+    folds: tuple[tuple[str, str, Iterable[str | Table | Chart]], ...] = (
+        ("shapes", "Verdict of every shape", _verdicts(comparison)),
+        ("speed", "Speed: all figures", (*speed[1:], *_speed(comparison))),
+        ("steps", "Time per step: all shapes and phases", _steps(comparison)),
+        ("quality", "Quality: all figures", pair_tables.quality(comparison)),
         ("labels", "Labels that differ", (table for pair in comparison.pairs for table in pair_tables.labels(pair))),
         ("failed", "Skipped and failed arms", arm_tables.failed(comparison)),
         ("method", "How it was measured", _method(comparison, run)),
     )
-    filled = (Section(ident, title, tuple(parts)) for ident, title, parts in sections)
-    return [section for section in filled if section.parts]
+    filled = (Fold(ident, title, tuple(parts)) for ident, title, parts in folds)
+    return Report(
+        title=title_of(comparison),
+        header=tiles.header_line(comparison.header),
+        answers=tuple(_answers(comparison)),
+        notes=tuple(_notes(comparison)),
+        charts=tuple(chart for chart in (*speed[:1], step, quality) if chart is not None),
+        folds=tuple(fold for fold in filled if fold.parts),
+    )
 
 
 def title_of(comparison: ComparisonRecord) -> str:
@@ -82,60 +105,70 @@ def title_of(comparison: ComparisonRecord) -> str:
     return f"{', '.join(names[1:4])}{rest} against {names[0]}"
 
 
-def _verdicts(comparison: ComparisonRecord) -> list[Part]:
-    if comparison.pairs:
-        return [_verdict(pair, comparison.rules) for pair in comparison.pairs]
-    finished = any(arm.status is Status.FINISHED for arm in comparison.arms)
-    reason = "One arm alone has no other to be compared with." if finished else "No arm has a result."
-    return [Paragraph(f"Nothing was compared. {reason}")]
+def _answers(comparison: ComparisonRecord) -> Iterator[Answer]:
+    for pair in comparison.pairs:
+        yield _answer(pair, comparison.rules)
+    if not comparison.pairs:
+        yield from (_of_arm(arm) for arm in comparison.arms if arm.status is Status.FINISHED)
 
 
-def _verdict(pair: Pair, rules: Rules) -> PairVerdict:
-    statements = (
-        ("", pair.sentence),
-        ("Because:", pair.because),
-        ("What would settle it:", pair.settled_by or ""),
-    )
-    return PairVerdict(
+def _answer(pair: Pair, rules: Rules) -> Answer:
+    statements = (("", pair.sentence), ("Because:", pair.because), ("Next:", pair.settled_by or ""))
+    return Answer(
         names_of(pair),
         pair.verdict,
+        tiles.place_of(pair),
+        tiles.of_pair(pair, rules),
         tuple((word, plain(text, LONGEST_SENTENCE)) for word, text in statements if text),
         tuple(plain(text, LONGEST_SENTENCE) for text in pair.differs),
-        tuple(pair_tables.verdicts(pair, rules)),
     )
 
 
-def _speed(comparison: ComparisonRecord) -> list[Part]:
-    tables = [table for pair in with_speed(comparison) for table in pair_tables.of_speed(pair, comparison.rules)]
-    broken = [
-        Paragraph(f"{names_of(pair)} is broken, and a broken arm has no speed.")
-        for pair in comparison.pairs
-        if pair.verdict is Verdict.BROKEN
-    ]
-    return [*charts.speed(comparison), *tables, *broken, *arm_tables.speed(comparison)] or _nothing(comparison)
+def _of_arm(arm: ComparedArm) -> Answer:
+    shape = tiles.shape_of_arm(arm)
+    return Answer(named(arm.name), None, readable.shape_words(shape) if shape else "", tiles.of_arm(arm))
 
 
-def _steps(comparison: ComparisonRecord) -> list[Part]:
-    parts: list[Part] = []
-    for shape, phases in charts.steps(comparison).items():
-        parts.append(Heading(shape, 3))
-        for phase in phases:
-            parts += [Heading(phase.name, 4), *phase.charts, *phase.tables]
-    makers = (prediction_tables.ceilings, prediction_tables.predictions)
-    tables = [table for pair in comparable(comparison) for maker in makers for table in maker(pair)]
-    if tables:
-        parts += [Heading("Ceilings and predictions", 3), *tables]
-    return parts or _nothing(comparison)
+def _notes(comparison: ComparisonRecord) -> Iterator[str]:
+    names = {arm.name for arm in comparison.arms}
+    if not comparison.pairs:
+        finished = any(arm.status is Status.FINISHED for arm in comparison.arms)
+        reason = "One arm alone has no other to be compared with." if finished else "No arm has a result."
+        yield f"Nothing was compared. {reason}"
+    for arm in comparison.arms:
+        if arm.status is not Status.FINISHED:
+            yield paragraph(plain(unfinished(arm), _LONGEST_REASON))
+    for part in comparison.skipped:
+        if part.evaluator is None and part.arm not in names:
+            yield paragraph(plain(f"{part.arm} was left out ({part.reason.rstrip('.')})", _LONGEST_REASON))
 
 
-def _quality(comparison: ComparisonRecord) -> list[Part]:
-    return [*charts.quality(comparison), *pair_tables.quality(comparison)] or _nothing(comparison)
+def _verdicts(comparison: ComparisonRecord) -> Iterator[Table]:
+    for pair in comparison.pairs:
+        yield from pair_tables.verdicts(pair, comparison.rules)
 
 
-def _method(comparison: ComparisonRecord, run: RunRecord | None) -> Iterable[Part]:
+def _speed(comparison: ComparisonRecord) -> Iterator[Table]:
+    for pair in with_speed(comparison):
+        yield from pair_tables.of_speed(pair, comparison.rules)
+    yield from arm_tables.speed(comparison)
+
+
+def _steps(comparison: ComparisonRecord) -> Iterator[str | Table]:
+    for pair in comparable(comparison):
+        for shape in pair.shapes:
+            for phase in pair_tables.phases_of(shape):
+                if (change := (shape.kernels or {}).get(phase)) and change.text:
+                    yield paragraph(
+                        f"{names_of(pair)}, {readable.shape_words(shape.name)}, {plain(phase)}: {change.text}"
+                    )
+                yield from pair_tables.kernels(pair, shape, phase)
+    for arm, shape_name, phase, times in arm_tables.traced(comparison):
+        yield from pair_tables.of_one_arm(arm, shape_name, phase, times)
+    for maker in (prediction_tables.ceilings, prediction_tables.predictions):
+        for pair in comparable(comparison):
+            yield from maker(pair)
+
+
+def _method(comparison: ComparisonRecord, run: RunRecord | None) -> Iterable[Table]:
     return (*arm_tables.arms(comparison), *arm_tables.schedules(comparison), *arm_tables.method(run))
-
-
-def _nothing(comparison: ComparisonRecord) -> list[Part]:
-    """Said where there is a pair of which this was not measured; without a pair the section is left out."""
-    return [Paragraph("Not measured.")] if comparable(comparison) else []

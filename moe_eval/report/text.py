@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ MODES: Mapping[Mode, str] = {
     "alternating": "One arm was loaded at a time, and the arms alternated.",
 }
 Row = Sequence[tuple[str, str]]  # headings and cells
+_UUID = re.compile(r"\b(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # reports are shared
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ def without_empty_columns(caption: str, rows: Iterable[Row]) -> list[Table]:
 
 
 def plain(value: object, longest: int = LONGEST_NAME) -> str:
-    """Text from outside on one line, without control characters, lone surrogates or changes of direction, and cut."""
+    """Text from outside on one line, without control characters, changes of direction or UUIDs of GPUs, and cut."""
     text = value if isinstance(value, str) else str(value)
     cut = text[: longest + 1]  # before the loop: a name may have any length
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in cut).split())
-    return f"{line[: longest - 3]}..." if len(text) > longest else line
+    return _UUID.sub(r"\1", f"{line[: longest - 3]}..." if len(text) > longest else line)
 
 
 def apart(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
@@ -128,11 +130,6 @@ def digits_of(values: Iterable[float | None]) -> int:
     """Digits after the point that show the largest of the values to about five places."""
     largest = max((abs(size) for value in values if (size := finite(value)) is not None), default=0.0)
     return 3 if largest < 100 else 2 if largest < 1000 else 1
-
-
-def category(name: str) -> str:
-    """A function of the taxonomy in words."""
-    return plain(name[: LONGEST_NAME + 1].replace("_", " ").replace("gemm", "GEMM"))
 
 
 def comparable(comparison: ComparisonRecord) -> list[Pair]:

@@ -8,10 +8,9 @@ from typing import Literal
 
 from moe_eval.records.comparison import ComparedArm, Pair
 from moe_eval.records.headline import Header, Headline, HeadlineFigure
-from moe_eval.records.ratios import Interval
 from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
 from moe_eval.report import readable
-from moe_eval.report.text import NONE, figure_cells, finite, named, plain
+from moe_eval.report.text import finite, named, plain
 
 Kind = Literal["good", "bad", "open"]
 
@@ -26,7 +25,6 @@ _TITLES = {
 _UNITS = {
     HeadlineFigure.OUTPUT_TOK_S_PER_GPU: " tok/s",
     HeadlineFigure.TTFT_MS: " ms",
-    HeadlineFigure.QUALITY: " perplexity",
     HeadlineFigure.MEMORY_GIB: " GiB",
     HeadlineFigure.J_PER_TOK: " J",
 }
@@ -35,6 +33,7 @@ _DECIDE_ON = {
     "ttft": "to the first token",
     "tpot": "per output token",
     "output_tok_s": "in output tokens",
+    "output_tok_s_per_gpu": "end to end",
 }
 # "pays" and "slower" are of the time that decides. Other figures are better or worse
 _WORDS = {Verdict.PAYS.value: "better", Verdict.SLOWER.value: "worse"}
@@ -72,7 +71,7 @@ def header_line(header: Header) -> str:
         *(plain(name) for name in header.models),
         *(plain(name) for name in header.gpus),
         *map(readable.engine, header.engines),
-        (header.started or "")[:10],
+        plain((header.started or "")[:10]),
         f"run {plain(header.run_id[:8])}" if header.run_id else "",
         "random weights" if header.random_weights else "",
     ]
@@ -91,22 +90,24 @@ def of_pair(pair: Pair, rules: Rules) -> tuple[Tile, ...]:
 
 def place_of(pair: Pair) -> str:
     """The shape that the speed of a pair's headlines is of, in words. Empty where there is none."""
-    return next((readable.shape(headline.shape) for headline in pair.headlines if headline.shape), "")
+    return next((readable.shape_words(headline.shape) for headline in pair.headlines if headline.shape), "")
 
 
 def _tile(headline: Headline, pair: Pair, rules: Rules) -> Tile:
-    figure, verdict, ratio = headline.figure, headline.verdict or "", headline.ratio or 0.0
+    figure, verdict, ratio = headline.figure, plain(headline.verdict or ""), headline.ratio or 0.0
     title, unit, kind = _TITLES[figure], _UNITS.get(figure, ""), kind_of(verdict)
     if figure is HeadlineFigure.QUALITY:
-        value, interval = readable.change(ratio, headline.low, headline.high)
-        return Tile(title, f"{value}{unit}", interval or "no interval", verdict, kind)
+        ends = (None if end is None else 100 * (end - 1) for end in (headline.low, headline.high))
+        value, interval = readable.change(100 * (ratio - 1), *ends)
+        return Tile(title, value, f"perplexity, {interval or 'no interval'}", verdict, kind)
     times, interval = readable.factor(ratio, headline.low, headline.high, rules.min_gain)
     if figure is HeadlineFigure.SPEED_UP:
         return Tile(title, times, f"{interval or 'no interval'}, {_DECIDE_ON[rules.decide_on]}", verdict, kind)
     before, after = (readable.significant(side, unit=unit) for side in (headline.reference, headline.value))
     beside = f"{named(pair.reference)} {before}"
     if figure is HeadlineFigure.MEMORY_GIB:
-        return Tile(title, after, f"{beside}, {readable.change(1 / ratio, None, None)[0]}", verdict, kind)
+        less = readable.significant(100 * abs(1 - 1 / ratio))
+        return Tile(title, after, f"{beside}, {less} % {'less' if ratio > 1 else 'more'}", verdict, kind)
     return Tile(title, after, f"{times} ({interval or 'no interval'}), {beside}", _WORDS.get(verdict, verdict), kind)
 
 
@@ -135,10 +136,7 @@ def _of_arm(arm: ComparedArm) -> Iterator[Tile]:
     )
     for figure, metric, gpus in metrics:
         if (interval := figures.get(metric)) is not None:
-            low, high = (None if end is None else end / gpus for end in (interval.low, interval.high))
-            _, bounds = figure_cells(Interval(interval.median / gpus, low, high))
-            value = readable.significant(interval.median / gpus, unit=_UNITS[figure])
-            yield Tile(_TITLES[figure], value, "no interval" if bounds == NONE else bounds, "")
+            yield Tile(_TITLES[figure], *readable.with_interval(interval.per(gpus), _UNITS[figure]), "")
     if arm.token_ppl is not None and not arm.random_weights:
         yield Tile("Perplexity", readable.significant(arm.token_ppl), "by token", "")
     if arm.weights_gib is not None:

@@ -1,4 +1,4 @@
-"""Writes the report of a comparison: as HTML, as Markdown, and the speed-up as a picture."""
+"""Writes the report of a comparison: as HTML, as Markdown and as a picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from moe_eval.records import disk
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
-from moe_eval.report import charts, markdown, page
+from moe_eval.report import markdown, page
+from moe_eval.report import picture as pictures
 
 
 def write(comparison: ComparisonRecord, folder: Path, page_name: str, text_name: str, run: RunRecord | None) -> None:
@@ -15,11 +16,11 @@ def write(comparison: ComparisonRecord, folder: Path, page_name: str, text_name:
 
     Args:
         page_name, text_name: of the files, such as report.html and report.md. The picture is named like the page, and
-            is there where a pair was timed.
+            is there where there is something to see.
         run: how it was measured, where one run says so.
     """
     disk.write_text(folder / page_name, page.render(comparison, run))
     disk.write_text(folder / text_name, markdown.render(comparison, run))
     picture = (folder / page_name).with_suffix(".png")
-    if not charts.ratios_png(comparison, picture):
+    if not pictures.write(comparison, picture):
         picture.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def test_the_report_from_mlflow_tells_how_it_was_measured(
     _, uri, ids = logged
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert main(["compare", ids["moe-eval run"], "--output_dir", str(tmp_path)]) == 0
-    assert "2026-01-01T00:00:00+00:00" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "2026-01-01T00:00:00+00:00" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("named", [None, "sqlite:///{here}/absent.db"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from moe_eval.comparison import headlines
 from moe_eval.machine.hardware import Gpu, Machine
 from moe_eval.records.comparison import (
     ComparedArm,
@@ -26,7 +27,7 @@ from moe_eval.records.shape_comparison import (
     PhaseChange,
     ShapeComparison,
 )
-from moe_eval.records.verdicts import Verdict
+from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.stats import Divergence, Estimate
 
 GPU = "NVIDIA H100 80GB HBM3"
@@ -56,17 +57,17 @@ _BATCHES = {
 
 def comparison() -> ComparisonRecord:
     """All that a report can show."""
-    return ComparisonRecord(
-        "bf16",
-        (
-            _arm("bf16", "TRITON", token_ppl=14.2213, word_ppl=21.5121, bits_per_byte=0.81234),
-            _arm("fp8", "DEEPGEMM", token_ppl=14.2784, bits_per_byte=0.81345),
-            replace(_arm("nvfp4", None), emulated=True, engine="hf"),
-            replace(_arm("mxfp4", None), status=Status.FAILED, error="CUDA out of memory <at load>"),
-            replace(_arm("fp8_other", "CUTLASS"), gpu="NVIDIA B200"),
-        ),
-        _pairs(),
+    bf16 = _arm("bf16", "TRITON", token_ppl=14.2213, word_ppl=21.5121, bits_per_byte=0.81234)
+    fp8 = _arm("fp8", "DEEPGEMM", token_ppl=14.2784, bits_per_byte=0.81345)
+    arms = (
+        replace(bf16, speed=_rates(0), weights_gib=56.87),
+        replace(fp8, speed=_rates(1), weights_gib=29.03),
+        replace(_arm("nvfp4", None), emulated=True, engine="hf"),
+        replace(_arm("mxfp4", None), status=Status.FAILED, error="CUDA out of memory <at load>"),
+        replace(_arm("fp8_other", "CUTLASS"), gpu="NVIDIA B200"),
     )
+    pairs = headlines.with_headlines(_pairs(), {arm.name: arm for arm in arms}, Rules())
+    return ComparisonRecord("bf16", arms, tuple(pairs), header=headlines.header(arms, [run()]))
 
 
 def with_unexplained_prefill() -> ComparisonRecord:
@@ -102,7 +103,9 @@ def run() -> RunRecord:
 
 
 def _arm(name: str, backend: str | None, **scores: float) -> ComparedArm:
-    arm = ComparedArm(name, name, Status.FINISHED, engine="vllm", engine_version="0.22.1", gpu=GPU)
+    arm = ComparedArm(
+        name, name, Status.FINISHED, engine="vllm", engine_version="0.22.1", gpu=GPU, model="Qwen3-30B-A3B", gpus=1
+    )
     return replace(arm, moe_backend=backend, **scores)  # type: ignore[arg-type]
 
 
@@ -163,6 +166,19 @@ def _shape(batch: int) -> ShapeComparison:
         breakdown={phase: times for phase, (_, times) in phases.items()} if batch != 32 else None,
         ceiling={"prefill": CeilingOfPhase(1.81, None, 0.448), "decode": CeilingOfPhase(1.93, 1.76, 0.4831)},
     )
+
+
+def _rates(side: int) -> dict[str, dict[str, Interval]]:
+    """Output tokens a second of the reference (0) or fp8 (1), by shape."""
+    rates = {}
+    for shape in map(_shape, _BATCHES):
+        e2e = (shape.figures["e2e_ms"].reference, shape.figures["e2e_ms"].other)[side]
+        assert e2e is not None
+        assert e2e.low is not None
+        assert e2e.high is not None
+        tokens = 1000 * (shape.batch_size or 0) * (shape.output_len or 0)
+        rates[shape.name] = {"output_tok_s": Interval(tokens / e2e.median, tokens / e2e.high, tokens / e2e.low, 4)}
+    return rates
 
 
 def _sides(before: float, after: float) -> Sides:

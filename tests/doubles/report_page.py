@@ -17,8 +17,13 @@ from moe_eval.report import drawing, page
 from moe_eval.report.drawing import Chart
 from tests.doubles import compared_arms
 
-TITLES = ["Verdict", "Speed", "Time per step", "Quality", "Labels that differ", "Skipped and failed arms"]
-TITLES += ["How it was measured"]
+TITLES = [
+    "Verdict of every shape",
+    "Speed: all figures",
+    "Time per step: all shapes and phases",
+    "Quality: all figures",
+]
+TITLES += ["Labels that differ", "Skipped and failed arms", "How it was measured"]
 _VOID = {"meta"}
 Value = TypeVar("Value")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from moe_eval.report import bars, charts, drawing, points
+from moe_eval.records.verdicts import Rules
+from moe_eval.report import bars, charts, drawing, picture, points
+from moe_eval.report.bars import StepTimes
 from moe_eval.report.drawing import Chart
 from moe_eval.report.points import Point, Series
 from tests.doubles import compared_arms
@@ -31,11 +34,12 @@ def _style() -> Iterator[None]:
 
 
 def drawn(chart: Chart | None) -> tuple[Figure, Axes]:
-    """The figure of a chart, which holds all that it draws."""
+    """The figure of a chart, which holds all that it draws, and a part for every tip."""
     assert chart is not None
     assert chart.title
     assert chart.description
-    figure = chart.draw()
+    figure = Figure(figsize=(drawing.WIDTH, chart.height))
+    chart.draw(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     (axes,) = figure.axes
@@ -45,6 +49,8 @@ def drawn(chart: Chart | None) -> tuple[Figure, Axes]:
     assert outside.y0 >= -0.02
     assert outside.x1 <= wide + 0.02
     assert outside.y1 <= high + 0.02
+    parts = {str(part.get_gid()) for part in axes.get_children()}
+    assert parts >= set(chart.tips)
     return figure, axes
 
 
@@ -55,7 +61,11 @@ def boxes(axes: Axes, start: str) -> dict[str, Rectangle]:
 
 
 def whiskers(axes: Axes) -> dict[str, ErrorbarContainer]:
-    return {str(bar.get_label()): bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)}
+    return {
+        str(bar.get_label()).removeprefix("point-"): bar
+        for bar in axes.containers
+        if isinstance(bar, ErrorbarContainer)
+    }
 
 
 def assert_drawn(bar: ErrorbarContainer, point: Point, axis: int) -> None:
@@ -69,206 +79,178 @@ def assert_drawn(bar: ErrorbarContainer, point: Point, axis: int) -> None:
         assert [end[axis] for end in whisker.get_segments()[0]] == pytest.approx([point.low, point.high])
 
 
-RATIOS = [
-    Series(1, "fp8", {1: Point(1.04, 0.98, 1.10), 8: Point(1.29, 1.27, 1.32), 64: Point(1.46, 1.44, 1.48)}),
-    Series(2, "nvfp4", {1: Point(0.9, None, None), 8: Point(1.7, 1.2, 2.4)}),
+RATES = [
+    Series(0, "bf16", {1: Point(194.0, 191.0, 197.0), 8: Point(800.0, 790.0, 810.0), 64: Point(2100.0, 2050, 2150)}),
+    Series(1, "fp8", {1: Point(197.0, 190.0, 204.0, "197", "1.016x"), 8: Point(1030.0, None, None, "1,030", "1.29x")}),
 ]
 
 
-def test_points_and_whiskers_lie_where_the_numbers_say() -> None:
-    _, axes = drawn(points.ratios("Speed-up", RATIOS, 0.01))
+def test_points_whiskers_and_joins_lie_where_the_numbers_say() -> None:
+    _, axes = drawn(points.speed("Speed", RATES))
     by_label = whiskers(axes)
     assert len(by_label) == 5
-    for series in RATIOS:
+    for series in RATES:
         for batch, point in series.points.items():
             assert_drawn(by_label[f"{series.index}-{batch}"], point, axis=1)
-    lines = {str(line.get_gid()): set(line.get_ydata()) for line in axes.lines}
-    assert (lines["same"], lines["gain"]) == ({1}, {1.01})
-
-
-def test_the_axes_are_logarithmic_and_arms_differ_in_shape_and_place() -> None:
-    _, axes = drawn(points.ratios("Speed-up", RATIOS, 0.01))
-    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "8", "64"]
-    assert len(axes.get_yticks()) >= 2
-    lines = [whiskers(axes)[label].lines[0] for label in ("1-8", "2-8")]
-    assert lines[0].get_xdata()[0] < 8 < lines[1].get_xdata()[0], "arms of one batch size stand side by side"
-    assert lines[0].get_marker() != lines[1].get_marker()
+            assert list(by_label[f"{series.index}-{batch}"].lines[0].get_xdata()) == [batch]
+    joined = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1]
+    assert joined == [[1, 8, 64], [1, 8]]
+    assert {text.get_text() for text in axes.texts} >= {"1.016x", "1.29x"}
+    shapes = {by_label[label].lines[0].get_marker() for label in ("0-1", "1-1")}
+    assert len(shapes) == 2, "arms differ in more than colour"
     assert len({(drawing.CYCLE[at % 7], drawing.MARKERS[at % 5]) for at in range(35)}) == 35
+
+
+@pytest.mark.parametrize(("batches", "scale"), [((1, 8, 64), "log"), ((1, 12, 64), "linear"), ((3, 6, 9), "linear")])
+def test_powers_of_two_stand_at_equal_distances(batches: tuple[int, ...], scale: str) -> None:
+    _, axes = drawn(
+        points.speed("Speed", [Series(0, "a", {batch: Point(10.0 * batch, None, None) for batch in batches})])
+    )
+    assert axes.get_xscale() == scale
+    assert [text.get_text() for text in axes.get_xticklabels()] == [f"{batch}" for batch in batches]
 
 
 @pytest.mark.parametrize(
     "series",
     [
-        [Series(1, "a", {4: Point(1.0, 1.0, 1.0)})],
-        [Series(0, "a", {1: Point(900.0, 0.001, 5e4)})],
+        [Series(0, "a", {1: Point(900.0, 0.001, 5e6), 2: Point(1.0, None, None)})],
         [Series(at, "long name " * 30, {1: Point(1.0, 0.9, 1.1), 2: Point(1.0, 0.9, 1.1)}) for at in range(9)],
         [Series(0, "a", {batch: Point(1.0, 0.9, 1.1) for batch in range(1, 40)})],
     ],
 )
-def test_extreme_ratios_are_drawn_inside(series: list[Series]) -> None:
-    _, axes = drawn(points.ratios("t", series, 0.01))
-    assert any(text.get_text().endswith("x") for text in axes.get_yticklabels())
+def test_extreme_rates_are_drawn_inside(series: list[Series]) -> None:
+    _, axes = drawn(points.speed("t", series))
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
 
 
-BARS = [
-    ("bf16", {"expert_gemm": 4.0, "attention": 1.5, "norm": 0.5}),
-    ("fp8", {"expert_gemm": 1.6, "attention": 1.5, "quant_dequant": 0.9, "norm": 0.5}),
+STEPS = [
+    StepTimes(0, "bf16", {"expert GEMMs": 4.0, "attention": 1.5, "norms": 0.05, "router GEMM": 0.06}),
+    StepTimes(1, "fp8", {"expert GEMMs": 1.6, "attention": 1.5, "quantisation": 0.9, "norms": 0.05}),
 ]
-ORDER = ("expert_gemm", "attention", "norm", "quant_dequant")
 
 
-def test_stacked_bars_are_in_proportion_and_add_up() -> None:
-    _, axes = drawn(bars.stacked("ms", BARS, ORDER))
+def test_bars_of_a_step_are_in_proportion_and_say_the_difference() -> None:
+    chart = bars.steps("ms", STEPS)
+    _, axes = drawn(chart)
     by_id = boxes(axes, "bar-")
-    for row, (name, times) in enumerate(BARS):
-        end = 0.0
-        for index, key in enumerate(ORDER):
-            box = by_id.pop(f"{row}-{index}", None)
-            assert (box is not None) == (key in times)
-            if box is not None:
-                assert (box.get_x(), box.get_width()) == pytest.approx((end, times[key]))
-                end += times[key]
-        assert f"{name}: {sum(times.values()):.3f} ms" in [text.get_text() for text in axes.texts]
-    assert not by_id
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    assert rows == ["expert GEMMs", "attention", "quantisation", "2 smaller ones"]
+    expected = [(4.0, 1.6), (1.5, 1.5), (0.0, 0.9), (0.11, 0.05)]
+    for row, times in enumerate(expected):
+        assert [by_id[f"{row}-{at}"].get_width() for at in (0, 1)] == pytest.approx(times)
+        assert {by_id[f"{row}-{at}"].get_x() for at in (0, 1)} == {0}
+    assert sum(sum(times) for times in expected) == pytest.approx(sum(sum(arm.ms.values()) for arm in STEPS))
+    texts = [text.get_text() for text in axes.texts]
+    assert [text for text in texts if "(" in text] == [
+        "1.6 ms (-2.4)",
+        "1.5 ms (0.0)",
+        "0.90 ms (+0.90)",
+        "0.050 ms (-0.060)",
+    ]
+    assert chart is not None
+    assert chart.tips["bar-0-1"] == "expert GEMMs, fp8: 1.6 ms (-2.4)"
+    assert "quantisation, bf16: 0 ms" in chart.description
     assert axes.get_xlim()[0] == 0
 
 
-def test_a_category_looks_alike_whether_or_not_others_are_there() -> None:
-    def look(chart: Chart | None, box: str) -> tuple[str, str, str]:
-        figure, axes = drawn(chart)
-        patch = boxes(axes, "bar-")[box]
-        (label,) = [text.get_text() for text in figure.legends[0].get_texts() if "quant dequant" in text.get_text()]
-        return to_hex(patch.get_facecolor()), str(patch.get_hatch()), label.split()[0]
-
-    first = look(bars.stacked("ms", BARS, ORDER), "1-3")
-    assert first == look(bars.stacked("ms", [("fp8", {"quant_dequant": 1.0})], ORDER), "0-3")
-    assert first[2] == str(ORDER.index("quant_dequant") + 1)
-
-
-def test_more_categories_than_colours_differ_in_pattern() -> None:
-    names = [f"c{at}" for at in range(16)]
-    chart = bars.stacked("ms", [("a", dict.fromkeys(names, 1.0))], names)
-    _, axes = drawn(chart)
-    patches = boxes(axes, "bar-").values()
-    assert len({(to_hex(patch.get_facecolor()), patch.get_hatch()) for patch in patches}) == 16
-    assert chart is not None
-    assert len(drawing.svg(chart, "f")) < 60_000
-
-
-def test_the_waterfall_begins_at_one_step_and_ends_at_the_other() -> None:
-    changes = [("expert GEMM", -2.4), ("quantise", 0.9), ("norm", 0.0), ("waiting", 0.3), ("residual", -0.05)]
-    _, axes = drawn(bars.waterfall("ms", (("bf16", 6.0), ("fp8", 4.75)), changes))
-    rows = boxes(axes, "row-")
-    names = [text.get_text() for text in axes.get_yticklabels()]
-    assert names == ["bf16", "expert GEMM", "quantise", "waiting", "residual", "fp8"]
-    assert (rows["0"].get_x(), rows["0"].get_width()) == (0, 6.0)
-    level = 6.0
-    for at, change in enumerate((change for _, change in changes if change), 1):
-        row = rows[f"{at}"]
-        assert (row.get_x(), row.get_width()) == pytest.approx((level, change))
-        assert (row.get_hatch() != "") == (change > 0), "what costs time is hatched as well as coloured"
-        assert to_hex(row.get_facecolor()) == drawing.COLOURS["c1" if change > 0 else "c2"]
-        level += change
-    assert (rows["5"].get_x(), rows["5"].get_width()) == pytest.approx((0, level))
-
-
-def test_small_changes_are_one_row_of_the_waterfall() -> None:
-    changes = [("a", 0.001), ("expert GEMM", -2.4), ("b", -0.004), ("c", 0.002), ("waiting", 0.3)]
-    _, axes = drawn(bars.waterfall("ms", (("bf16", 6.0), ("fp8", 3.899)), changes))
-    names = [text.get_text() for text in axes.get_yticklabels()]
-    assert names == ["bf16", "expert GEMM", "waiting", "3 smaller changes", "fp8"]
-    rows = boxes(axes, "row-")
-    end = rows["3"].get_x() + rows["3"].get_width()
-    assert end == pytest.approx(rows["4"].get_width()), "the last change ends where the other step does"
+def test_arms_of_a_step_differ_in_colour_and_pattern_and_grey_has_no_colour() -> None:
+    arms = [StepTimes(at, f"arm {at}", {"norms": 1.0 + at}, is_grey=at == 2) for at in range(10)]
+    _, axes = drawn(bars.steps("t", arms))
+    looks = [(to_hex(box.get_facecolor()), box.get_hatch()) for box in boxes(axes, "bar-").values()]
+    assert len(set(looks)) == 10
+    assert looks[2][0] == drawing.COLOURS["c5"]
+    key = axes.get_legend()
+    assert key is not None
+    assert [to_hex(patch.get_facecolor()) for patch in key.get_patches()] == [colour for colour, _ in looks]
 
 
 def test_quality_has_its_whiskers_zero_and_noise_floor_in_place() -> None:
     series = [
-        Series(1, "fp8", {0: Point(0.004, 0.002, 0.006)}),
-        Series(2, "nvfp4", {0: Point(0.02, 0.01, 0.03)}),
-        Series(3, "third", {0: Point(-0.001, None, None)}),
+        Series(1, "fp8", {0: Point(0.4, 0.2, 0.6)}),
+        Series(2, "nvfp4", {0: Point(2.0, 1.0, 3.0)}),
+        Series(3, "third", {0: Point(-0.1, None, None)}),
     ]
-    _, axes = drawn(points.quality("ppl", series, 0.0005))
+    _, axes = drawn(points.quality("ppl", series, 0.05))
     for arm in series:
-        assert_drawn(whiskers(axes)[f"{arm.index}"], arm.points[0], axis=0)
+        assert_drawn(whiskers(axes)[f"{arm.index}-0"], arm.points[0], axis=0)
     band = boxes(axes, "noise")[""]
-    assert (band.get_x(), band.get_width()) == pytest.approx((-0.0005, 0.001))
+    assert (band.get_x(), band.get_width()) == pytest.approx((-0.05, 0.1))
     (zero,) = [line for line in axes.lines if line.get_gid() == "zero"]
     assert set(zero.get_xdata()) == {0}
 
 
-def test_lengths_are_in_proportion() -> None:
-    _, axes = drawn(bars.lengths("KLD", [(1, "fp8", 0.002), (2, "nvfp4", 0.03), (3, "same", 0.0)], "nats", 5))
-    assert [box.get_width() for box in boxes(axes, "arm-").values()] == [0.002, 0.03, 0.0]
-
-
 def test_nothing_gives_no_chart() -> None:
-    assert points.ratios("t", [], 0.01) is points.ratios("t", [Series(0, "a", {})], 0.01) is None
-    assert bars.stacked("t", [], ()) is bars.stacked("t", [("a", {"norm": 0.0})], ("norm",)) is None
-    assert bars.waterfall("t", (("a", 0.0), ("b", 0.0)), []) is None
-    assert points.quality("t", [], 0.1) is bars.lengths("t", [], "nats", 5) is None
-    assert bars.lengths("t", [(0, "a", 0.0)], "nats", 5) is None
+    assert points.speed("t", []) is points.speed("t", [Series(0, "a", {})]) is None
+    assert points.speed("t", [Series(0, "a", {8: Point(1.0, 0.9, 1.1)})]) is None, "one batch size has nothing to join"
+    assert bars.steps("t", []) is bars.steps("t", [StepTimes(0, "a", {"norms": 0.0})]) is None
+    assert points.quality("t", [], 0.1) is None
 
 
-def test_bars_and_waterfalls_are_drawn_from_the_comparison() -> None:
+def test_the_speed_chart_has_the_rates_of_the_comparison_and_leaves_emulated_arms_out() -> None:
     comparison = compared_arms.comparison()
-    shape = comparison.pairs[0].shapes[1]
-    by_title = {
-        chart.title: chart for phases in charts.steps(comparison).values() for phase in phases for chart in phase.charts
-    }
+    (chart,) = charts.speed(comparison)
+    _, axes = drawn(chart)
+    by_label = whiskers(axes)
+    assert by_label.keys() == {f"{arm}-{batch}" for arm in (0, 1) for batch in (1, 8, 32)}
+    for index, arm in enumerate(comparison.arms[:2]):
+        for batch in (1, 8, 32):
+            rate = arm.speed[f"b{batch}_i512_o256"]["output_tok_s"]
+            assert_drawn(by_label[f"{index}-{batch}"], Point(rate.median, rate.low, rate.high), axis=1)
+    assert {text.get_text() for text in axes.texts} >= {"1.040x", "1.29x", "1.44x"}
+    emulated = replace(comparison, arms=tuple(replace(arm, emulated=True) for arm in comparison.arms))
+    assert charts.speed(emulated) == []
+    halved = replace(comparison, arms=tuple(replace(arm, gpus=2) for arm in comparison.arms))
+    _, axes = drawn(charts.speed(halved)[0])
+    rate = comparison.arms[1].speed["b8_i512_o256"]["output_tok_s"].median
+    assert whiskers(axes)["1-8"].lines[0].get_ydata()[0] == pytest.approx(rate / 2), "figures are per GPU"
+
+
+def test_the_step_chart_is_of_the_phase_that_decides_and_shows_all_of_a_step() -> None:
+    comparison = compared_arms.comparison()
+    shape = comparison.pairs[0].shapes[0]
     assert shape.breakdown
     assert shape.kernels
-    _, axes = drawn(by_title[f"Kernel time per step by category, {shape.name}, decode"])
-    order = list(charts.SHOWN_CATEGORIES)
-    lengths = {name: box.get_width() for name, box in boxes(axes, "bar-").items()}
-    for category, values in shape.breakdown["decode"].items():
-        for row, ms in enumerate(values):
-            assert lengths.get(f"{row}-{order.index(category)}", 0) == pytest.approx(ms)
-    change = shape.kernels["prefill"]
-    assert change.step_ms
-    _, axes = drawn(by_title[f"From a step of bf16 to one of fp8, {shape.name}, prefill"])
-    names = [text.get_text() for text in axes.get_yticklabels()]
-    rows = dict(zip(names, (box.get_width() for box in boxes(axes, "row-").values()), strict=True))
-    assert (rows["bf16"], rows["fp8"]) == pytest.approx(change.step_ms)
-    assert rows["expert GEMM"] == pytest.approx(change.categories["expert_gemm"].change_ms)
-    assert rows["waiting"] == pytest.approx(change.waiting_change_ms)
-
-
-def test_what_does_not_explain_the_measured_ratio_is_grey() -> None:
-    (grey,) = {drawing.COLOURS["c5"]}
-
-    def faces(axes: Axes, start: str) -> set[str]:
-        return {to_hex(patch.get_facecolor()) for patch in boxes(axes, start).values()}
-
-    ends = (("bf16", 6.0), ("fp8", 5.0))
-    changes = [("expert GEMM", -2.0), ("quantise", 1.0)]
-    figure, axes = drawn(bars.waterfall("ms", ends, changes, is_grey=True))
-    assert faces(axes, "row-") == {to_hex(patch.get_facecolor()) for patch in figure.legends[0].get_patches()} == {grey}
-    assert [patch.get_hatch() != "" for patch in boxes(axes, "row-").values()] == [False, False, True, False]
-    figure, axes = drawn(bars.stacked("ms", BARS, ORDER, grey=["fp8"]))
-    assert faces(axes, "bar-1") == {grey}
-    assert faces(axes, "bar-0") == {drawing.CYCLE[at] for at in range(3)}
-    key = [to_hex(patch.get_facecolor()) for patch in figure.legends[0].get_patches()]
-    assert key == [drawing.CYCLE[at] for at in range(4)], "the key keeps its colours"
-
-
-def test_a_phase_that_is_not_explained_is_grey_and_says_so() -> None:
-    for chart, is_explained in (
-        (chart, phase.name == "decode")
-        for phases in charts.steps(compared_arms.with_unexplained_prefill()).values()
-        for phase in phases
-        for chart in phase.charts
-    ):
+    for rules, phase in ((Rules(), "decode"), (Rules(decide_on="ttft"), "prefill")):
+        chart = charts.steps(replace(comparison, rules=rules))
+        assert chart is not None
+        assert chart.title == f"Time of a {phase} step, batch 1, 512 tokens in, 256 out"
         _, axes = drawn(chart)
-        stacked = boxes(axes, "bar-1")
-        faces = {to_hex(patch.get_facecolor()) for patch in (stacked or boxes(axes, "row-")).values()}
-        assert ("do not explain the measured ratio" in chart.caption) is not is_explained
-        assert (faces == {drawing.COLOURS["c5"]}) is not is_explained
+        by_id = boxes(axes, "bar-")
+        change = shape.kernels[phase]
+        assert change.step_ms
+        assert change.busy_ms
+        for at in (0, 1):
+            idle = change.step_ms[at] - change.busy_ms[at]
+            kernels = sum(sides[at] for sides in shape.breakdown[phase].values())
+            widths = [box.get_width() for name, box in by_id.items() if name.endswith(f"-{at}")]
+            assert sum(widths) == pytest.approx(kernels + idle)
+
+
+def test_what_does_not_explain_the_measured_ratio_is_grey_and_says_so() -> None:
+    comparison = replace(compared_arms.with_unexplained_prefill(), rules=Rules(decide_on="ttft"))
+    chart = charts.steps(comparison)
+    assert chart is not None
+    assert "do not explain the measured speed of fp8" in chart.caption
+    _, axes = drawn(chart)
+    faces = {name: to_hex(box.get_facecolor()) for name, box in boxes(axes, "bar-").items()}
+    assert (faces["0-0"], faces["0-1"]) == (drawing.CYCLE[0], drawing.COLOURS["c5"])
+    explained = charts.steps(replace(comparison, rules=Rules()))
+    assert explained is not None
+    assert "Grey" not in explained.caption
+
+
+def test_scores_of_random_weights_are_not_drawn() -> None:
+    comparison = compared_arms.comparison()
+    assert charts.quality(comparison) is not None
+    pairs = tuple(
+        replace(pair, quality=pair.quality and replace(pair.quality, random_weights=True)) for pair in comparison.pairs
+    )
+    assert charts.quality(replace(comparison, pairs=pairs)) is None
 
 
 def test_an_svg_can_be_read_without_seeing_and_takes_the_page_s_colours() -> None:
-    chart = points.ratios("Speed-up <of> $x$", RATIOS, 0.01)
+    chart = points.speed("Speed <of> $x$", RATES)
     assert chart is not None
     text = drawing.svg(chart, "figure-7")
     root = ET.fromstring(text)
@@ -282,13 +264,19 @@ def test_an_svg_can_be_read_without_seeing_and_takes_the_page_s_colours() -> Non
     assert not re.search(r"#[0-9a-f]{6}\b", text), "every colour is a variable of the page"
     assert not root.findall(f".//{NS}style")
     assert "8" in [element.text for element in root.iter(f"{NS}text")], "text stays text"
+    tips = {part.get("id"): tip.text for part in root.iter() if (tip := part.find(f"{NS}title")) is not None}
+    assert tips["figure-7-point-1-8"] == "fp8 at batch 8: 1,030", "every point has a tip"
+    assert len(tips) == 1 + 5
 
 
-def test_the_picture_of_the_ratios_is_a_png(tmp_path: Path) -> None:
+def test_the_picture_says_it_all_in_one_png(tmp_path: Path) -> None:
     file = tmp_path / "report.png"
-    assert charts.ratios_png(compared_arms.comparison(), file)
+    comparison = compared_arms.comparison()
+    assert picture.write(comparison, file)
     assert file.read_bytes().startswith(b"\x89PNG")
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.png"]
+    nothing = replace(comparison, pairs=(), arms=comparison.arms[3:4])
+    assert not picture.write(nothing, file)
 
 
 def colours(text: str) -> dict[str, str]:

@@ -13,7 +13,9 @@ import pytest
 from moe_eval.comparison.wording import ratio_text
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.verdicts import Rules, Verdict
+from moe_eval.report import markdown
 from moe_eval.report.pair_tables import ratio_of
+from moe_eval.report.readable import shape_words
 from tests.doubles import compared_arms
 from tests.doubles.report_page import TITLES, html, parsed, read, replaced
 
@@ -72,7 +74,7 @@ def test_the_speed_table_row_by_row() -> None:
     metrics = dict(zip(("e2e_ms", "ttft_ms", "tpot_ms"), labels, strict=True))
     for shape in comparison.pairs[0].shapes:
         for metric, label in metrics.items():
-            (cells,) = [row for row in rows if row[:2] == [shape.name, label]]
+            (cells,) = [row for row in rows if row[:2] == [shape_words(shape.name), label]]
             row = dict(zip(heads, cells, strict=True))
             ratio, sides = ratio_of(shape, metric), shape.figures[metric]
             assert ratio is not None
@@ -117,7 +119,10 @@ def test_what_decides_has_the_shape_s_verdict_and_energy_is_no_time() -> None:
 
 def test_time_per_step_adds_up_as_shown() -> None:
     tables = read(compared_arms.comparison()).tables
-    rows = {row[0]: row for row in tables["Time per step: fp8 against bf16, b1_i512_o256, decode (trace, medians)"]}
+    rows = {
+        row[0]: row
+        for row in tables[f"Time per step: fp8 against bf16, {shape_words('b1_i512_o256')}, decode (trace, medians)"]
+    }
     step = rows.pop("step")
     rows.pop("category")
     changes = sum(float(row[3]) for row in rows.values())
@@ -131,14 +136,14 @@ def test_verdicts_come_first_and_headings_are_in_order() -> None:
     sentences = [text for pair in comparison.pairs for text in (pair.sentence, pair.because, pair.settled_by) if text]
     places = [page_text.index(text) for text in sentences]
     assert places == sorted(places)
-    assert max(places) < page_text.index("Speed-up of end-to-end time")
+    assert page_text.index("Speed-up") < places[0] < max(places) < page_text.index("Speed, 512 tokens in, 256 out")
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
     assert [text for text in page.text if text in TITLES][: len(TITLES)] == TITLES
     assert "GPU: NVIDIA H100 80GB HBM3 against NVIDIA B200" in page_text
-    assert "CUDA out of memory <at load>" in page_text
+    assert "mxfp4 failed (CUDA out of memory <at load>)." in page_text
     assert "wikitext_local" in page_text
     assert "One arm was loaded at a time, and the arms alternated." in page_text
 
@@ -164,22 +169,43 @@ def test_the_page_needs_nothing_beside_it_and_can_be_read_without_seeing(drawn_p
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
     boxes = [box for box in page.all("div") if box.get("class") == "box"]
-    assert len(boxes) == len(page.all("table")) + len(page.all("svg"))
+    assert len(boxes) == len(page.all("table"))
     assert all(box.get("tabindex") == "0" and box.get("aria-label") for box in boxes)
-    # three ratios, bars and a waterfall for 2 shapes and 2 phases, perplexity and divergence
-    assert len(page.all("svg")) == 3 + 2 * 2 * 2 + 2
+    assert len(page.all("svg")) == len(page.all("figcaption")) == 3, "speed, a step and quality"
+    assert len(page.all("details")) == len(page.all("summary")) == len(TITLES)
+    assert not any("open" in attributes for attributes in page.all("details"))
 
 
 def test_charts_hold_the_numbers_in_words() -> None:
     svgs = re.findall(r"<svg.*?</svg>", html(compared_arms.comparison()), re.DOTALL)
     descriptions = [ET.fromstring(svg).findtext(f"{NS}desc") for svg in svgs]
-    assert descriptions[0] == (
-        "fp8 at batch 1: 1.04x (0.98x to 1.10x). fp8 at batch 8: 1.292x (1.268x to 1.317x). fp8 at batch 32: "
-        "1.4430x (1.4410x to 1.4450x). Above 1x is faster than the reference. The least gain is 1 %."
-    )
-    assert any(
-        "fp8: +0.00401 (+0.00239 to +0.00563). nvfp4: +0.02310 (+0.01830 to +0.02790)" in str(t) for t in descriptions
-    )
+    speed, step, quality = map(str, descriptions)
+    assert speed.startswith("bf16 at batch 1: 195.3 tok/s (193.4 to 197.3). bf16 at batch 8: ")
+    assert re.search(r"fp8 at batch 32: 2,255 tok/s \([\d,]+ to [\d,]+\), 1\.44x\.", speed)
+    assert "expert GEMMs, fp8: 1.1 ms (-1.0)" in step
+    assert quality == "fp8: +0.40 % (+0.24 to +0.56). nvfp4: +2.3 % (+1.8 to +2.8)."
+
+
+def test_a_tile_has_its_figure_interval_and_verdict() -> None:
+    page = read(compared_arms.comparison())
+    text = " ".join("".join(page.text).split())
+    assert "Speed-up 1.44x 1.44 to 1.45, end to end ✓ pays" in text
+    assert "Quality +0.40 % perplexity, +0.24 to +0.56" in text
+    assert "Speed at batch 32, 512 tokens in, 256 out" in text
+    assert "Qwen3-30B-A3B · NVIDIA H100 80GB HBM3" in text
+
+
+def test_nothing_names_a_gpu_by_its_uuid() -> None:
+    run, uuid = compared_arms.run(), "GPU-0dfd0723-f12a-4b7d-0f6c-1145af881165"
+    gpu = replace(run.machine.gpus[0], uuid=uuid)
+    run = replace(run, machine=replace(run.machine, gpus=(gpu,)), options={"devices": f"cuda:{uuid}"})
+    comparison = compared_arms.comparison()
+    failed = replace(comparison.arms[3], error=f"{uuid} has no memory left")
+    comparison = replace(comparison, arms=(*comparison.arms[:3], failed))
+    for text in (html(comparison, run), markdown.render(comparison, run)):
+        assert "GPU has no memory left" in text
+        assert "0dfd0723" not in text
+    assert "uuid" not in html(comparison, run)
 
 
 def test_the_page_is_the_same_each_time(drawn_page: str) -> None:

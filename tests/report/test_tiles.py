@@ -39,8 +39,8 @@ def test_every_headline_is_a_tile_with_its_interval_and_verdict() -> None:
         Tile("Speed-up", "1.44x", "1.43 to 1.45, end to end", "pays", "good"),
         Tile("Output per GPU", "2,400 tok/s", "1.44x (1.43 to 1.45), bf16 1,600 tok/s", "better", "good"),
         Tile("Time to first token", "84 ms", "0.82x (0.74 to 0.92), bf16 69 ms", "worse", "bad"),
-        Tile("Quality", "+0.40 % perplexity", "+0.24 to +0.56", "costs", "bad"),
-        Tile("Weights per GPU", "29 GiB", "bf16 57 GiB, -49 %", "", "open"),
+        Tile("Quality", "+0.40 %", "perplexity, +0.24 to +0.56", "costs", "bad"),
+        Tile("Weights per GPU", "29 GiB", "bf16 57 GiB, 49 % less", "", "open"),
         Tile("Energy per token", "0.21 J", "1.55x (no interval), bf16 0.33 J", "quick look", "open"),
     )
     assert shown[2].line == "84 ms, 0.82x (0.74 to 0.92), bf16 69 ms: worse"
@@ -63,6 +63,13 @@ def test_a_ratio_shows_what_it_gains(ratio: tuple[float, float, float], expected
     assert readable.factor(*ratio, 0.01) == expected
 
 
+def test_a_change_that_is_not_0_does_not_read_as_0() -> None:
+    assert readable.change(0.402, 0.239, 0.565) == ("+0.40 %", "+0.24 to +0.56")
+    assert readable.change(1.0, 0.02, 1.98) == ("+1.00 %", "+0.02 to +1.98")
+    assert readable.change(1400.0, None, None) == ("+1,400 %", "")
+    assert readable.change(0.0, 0.0, 0.0) == ("0.00 %", "0.00 to 0.00")
+
+
 @given(st.floats(1e-3, 1e7))
 def test_two_significant_digits_are_as_near_as_they_can_be(value: float) -> None:
     shown = float(readable.significant(value).replace(",", ""))
@@ -71,8 +78,8 @@ def test_two_significant_digits_are_as_near_as_they_can_be(value: float) -> None
 
 
 def test_shapes_categories_and_engines_have_names_that_need_no_manual() -> None:
-    assert readable.shape("b1_i512_o9") == "batch 1, 512 tokens in, 9 out"
-    assert readable.shape("my <shape>") == "my <shape>"
+    assert readable.shape_words("b1_i512_o9") == "batch 1, 512 tokens in, 9 out"
+    assert readable.shape_words("my <shape>") == "my <shape>"
     assert [readable.category(name) for name in ("expert_gemm", "routing_permute", "quant_dequant", "new_kind")] == [
         "expert GEMMs",
         "routing and permutation",
