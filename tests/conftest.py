@@ -42,8 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _LONG & set(item.path.relative_to(ROOT).parts))
 
 
-def pytest_collection_finish() -> None:
-    """An engine that is closed collects garbage: not among all that the tests of a worker have imported."""
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """An engine that is closed collects garbage: not among all that a worker has imported and keeps for its session."""
     gc.collect()
     gc.freeze()
 
