@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_eval.tracking.store import EXPERIMENT, Logged
+from moe_eval.tracking.link import Logged
+from moe_eval.tracking.store import EXPERIMENT
 
 __all__ = ["EXPERIMENT", "Logged", "log_all", "log_run"]
 

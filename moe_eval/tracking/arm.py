@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +15,17 @@ from moe_eval.records import by_arm
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.harness import DatasetFacts
 from moe_eval.records.kernels import KernelsRecord
-from moe_eval.records.labels import Status
+from moe_eval.records.labels import EngineFacts, Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import UNMEASURED, EvaluatorName
-from moe_eval.tracking import keys
+from moe_eval.tracking import headlines, keys
+from moe_eval.tracking.title import Title, label
 
 _FILES: Mapping[EvaluatorName, str] = {"quality": "ppl", "latency": "perf", "kernels": "kernels"}
 _LONGEST_ERROR = 5000
+ARM_TAG = "moe_eval.arm"
+BREAKDOWN_FILE = "breakdown.csv"
 Record = LatencyRecord | QualityRecord | KernelsRecord
 
 
@@ -70,17 +75,66 @@ class Arm:
         return cls(name, records, files, sorted((arms / name).glob("trace_*")), is_whole, comparison)
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """Its figures by key."""
-        figures: dict[str, float] = {}
+    def kernels(self) -> list[KernelsRecord]:
+        return [record for record in self.records if isinstance(record, KernelsRecord)]
+
+    @property
+    def engine(self) -> EngineFacts | None:
+        """What the engine said of itself. None where nothing was loaded."""
+        labels = (record.labels.engine for record in self.records if not isinstance(record, KernelsRecord))
+        return next(filter(None, labels), None)
+
+    @property
+    def title(self) -> Title:
+        return Title.of_engine(self.engine)
+
+    def metrics(self, important: Collection[str]) -> dict[str, float]:
+        """Its figures by key, the headlines first and counts last.
+
+        Args:
+            important: categories of kernels that have keys.
+        """
+        figures = headlines.of_arm(self.comparison, self.name)
+        counts: dict[str, float] = {}
         for record in self.records:
             if isinstance(record, LatencyRecord):
                 figures |= keys.of_latency(record, self.comparison)
             elif isinstance(record, QualityRecord):
                 figures |= keys.of_quality(record, self.comparison)
             else:
-                figures |= keys.of_kernels(record)
-        return figures
+                counts |= keys.of_kernels(record, important)
+        compared = self.comparison.arms if self.comparison else ()
+        for arm in compared:
+            figures |= keys.of_memory(arm) if arm.name == self.name else {}
+        counts |= {key: figures.pop(key) for key in list(figures) if key.startswith("fairness/")}
+        return figures | counts
+
+    @property
+    def artifacts(self) -> dict[str, Path]:
+        """Its files by their names in MLflow, which are the same for every arm: there the run says whose they are."""
+        names = {}
+        for file, record in zip(self.files, self.records, strict=True):
+            if isinstance(record, KernelsRecord):
+                names[f"kernels/{record.shape or 'trace'}.json"] = file
+            else:
+                names["latency.json" if isinstance(record, LatencyRecord) else "quality.json"] = file
+        return {**names, **{file.name: file for file in self.traces}}
+
+    @property
+    def breakdown(self) -> str:
+        """All categories of all phases as a table, which MLflow shows side by side. Empty without kernels."""
+        lines = [
+            (record.shape, name, category, f"{time.ms:.6g}", f"{time.share:.4f}", f"{time.launches:.6g}")
+            for record in self.kernels
+            for name, phase in record.phases.items()
+            for category, time in phase.categories.items()
+        ]
+        if not lines:
+            return ""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerows([("shape", "phase", "category", "ms_per_step", "share", "launches"), *lines])
+        return text.getvalue()
 
     @property
     def datasets(self) -> list[DatasetFacts]:
@@ -115,18 +169,31 @@ class Arm:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What to search and group by: engine, precision asked and seen."""
-        labels = (record.labels.engine for record in self.records if not isinstance(record, KernelsRecord))
-        engine = next(filter(None, labels), None)
-        traced = (record.precision_seen for record in self.records if isinstance(record, KernelsRecord))
+        """What to search and group by: engine, precision asked and seen, verdict."""
         errors = "; ".join(record.error for record in self.records if record.error)
         tags = {
+            ARM_TAG: self.name,
             "moe_eval.checkpoint.precision": self.precision,
-            "moe_eval.precision_seen": next(filter(None, traced), None),
-            "moe_eval.engine": engine.name if engine else None,
+            "moe_eval.precision_seen": next(filter(None, (record.precision_seen for record in self.kernels)), None),
+            "moe_eval.engine": label(self.engine),
+            "moe_eval.model": self.title.model,
+            "moe_eval.verdict": self._verdict,
             "moe_eval.error": errors[:_LONGEST_ERROR] or None,
         }
-        return {key: value for key, value in tags.items() if value is not None}
+        return {key: value for key, value in tags.items() if value}
+
+    @property
+    def _verdict(self) -> str | None:
+        if self.comparison is None:
+            return None
+        verdicts = {pair.other: pair.verdict.value for pair in self.comparison.pairs}
+        return verdicts.get(self.name, "reference" if self.name == self.comparison.reference else None)
+
+    @property
+    def description(self) -> str:
+        """The verdict in whole sentences. Empty where there is none."""
+        pairs = self.comparison.pairs if self.comparison else ()
+        return next((f"{pair.sentence} {pair.because}".strip() for pair in pairs if pair.other == self.name), "")
 
     def ended(self, run: Status) -> str:
         """MLflow's word for how it ended, by the status of its run."""

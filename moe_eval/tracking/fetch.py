@@ -1,6 +1,7 @@
 """Recorded arms from MLflow: the records that a run or an experiment keeps as artifacts.
 
-The comparison comes along: it says what arms cost in quality, which their records alone do not.
+The comparison comes along: it says what arms cost in quality, which their records alone do not. Artifacts of arms have
+the same names for every arm now. Earlier versions logged them by the names that they have on disk.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from moe_eval.errors import UsageError
 from moe_eval.records.comparison import COMPARISON_FILE
 from moe_eval.records.run import RUN_FILE
 from moe_eval.tracking import store
+from moe_eval.tracking.arm import ARM_TAG
 from moe_eval.tracking.plan_run import PARENT_TAG
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _OF_RUN = re.compile(rf"(perf_|ppl_)?({re.escape(RUN_FILE)}|{re.escape(COMPARISON_FILE)})")
 _RECORD = re.compile(r"(perf|ppl|kernels)_.*\.json")
+_NAMES = {"latency.json": "perf", "quality.json": "ppl"}  # in MLflow and on disk
+_KERNELS = re.compile(r"kernels/(?:(b\d+_i\d+_o\d+)|.*)\.json")
 # what a store says where it has no such run
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")
 _SQLITE = "sqlite:///"
@@ -57,6 +61,7 @@ def fetch(name: str, folder: Path) -> Path:
             runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
             for run in runs:
                 _download(client, run.info.run_id, here, _OF_RUN, _RECORD)
+                _download_arm(client, run, here)
                 if parent := run.data.tags.get(PARENT_TAG):  # it has the comparison of its children
                     _download(client, parent, here, _OF_RUN)
         except UsageError:
@@ -78,6 +83,18 @@ def _download(client: MlflowClient, run_id: str, folder: Path, *names: re.Patter
     for file in client.list_artifacts(run_id):
         if any(name.fullmatch(file.path) for name in names):
             client.download_artifacts(run_id, file.path, str(folder))
+
+
+def _download_arm(client: MlflowClient, run: Run, folder: Path) -> None:
+    """Download the records of an arm, by the names that they have on disk."""
+    run_id, arm = run.info.run_id, run.data.tags.get(ARM_TAG)
+    files = [file.path for path in ("", "kernels") for file in client.list_artifacts(run_id, path)] if arm else []
+    for name in files:
+        kernels = _KERNELS.fullmatch(name)
+        if kernels or name in _NAMES:
+            # the records say on which GPU it ran
+            stem = f"kernels_{arm}_cpu_{kernels[1] or ''}" if kernels else f"{_NAMES[name]}_{arm}_cpu"
+            Path(client.download_artifacts(run_id, name, str(folder))).rename(folder / f"{stem.rstrip('_')}.json")
 
 
 def _run(client: MlflowClient, run_id: str) -> list[Run]:

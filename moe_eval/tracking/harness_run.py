@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
+
+import msgspec
 
 from moe_eval.records import harness
 from moe_eval.records.harness import HarnessRecord
-from moe_eval.tracking import store
-from moe_eval.tracking.store import ENDED, ID_TAG, STATUS_TAG, Logged
+from moe_eval.tracking import headlines, link, models, store
+from moe_eval.tracking.link import Logged
+from moe_eval.tracking.run_files import milliseconds
+from moe_eval.tracking.store import CONTENT_TAG, ENDED, ID_TAG, NOTE_TAG, STATUS_TAG
+from moe_eval.tracking.title import CPU, Title, short, source_tags
+
+_FORM = b"2"  # of what is logged: a run in another form is logged anew
 
 
 def log(folder: Path) -> Logged:
@@ -29,33 +36,65 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
 
     client = mlflow.MlflowClient()
     name, experiment_id = store.experiment(client)
+    content = hashlib.sha256(_FORM + msgspec.json.encode(record, order="sorted")).hexdigest()[:16]
     for logged in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
-        if logged.info.status != "RUNNING" and logged.data.tags.get(STATUS_TAG) == ENDED[record.status].lower():
-            return Logged(store.name(), name, logged.info.run_id)
-        # half a run that could not be taken back, or one that was logged before it had ended
-        client.delete_run(logged.info.run_id)
-    started = int(datetime.fromisoformat(record.started).timestamp() * 1000)
+        if logged.info.status != "RUNNING" and logged.data.tags.get(CONTENT_TAG) == content:
+            return Logged(store.name(), name, logged.info.run_id, experiment_id)
+        # half a run that could not be taken back, one that was logged before it had ended, or one in an earlier form
+        models.delete_run(client, experiment_id, logged.info.run_id)
+    started = milliseconds(record.started)
     ended = started + int((record.seconds or 0) * 1000)
-    run = client.create_run(experiment_id, started, _tags(record), _title(record))
+    run = client.create_run(experiment_id, started, _tags(record), _title(record).name(_precision(record)))
     run_id = run.info.run_id
     try:
         metrics = {key: value for key, value in record.metrics.items() if value is not None}
-        params = _params(record)
-        store.log_labels(client, run_id, params=params, metrics=metrics, datasets=record.datasets, ended=ended)
+        store.log_labels(
+            client,
+            run_id,
+            params=_params(record),
+            metrics=dict(sorted(metrics.items(), key=lambda entry: _place(entry[0]))),
+            datasets=record.datasets,
+            ended=ended,
+            model_id=models.create(client, experiment_id, run_id, _title(record).model, _engine(record)),
+        )
         client.log_artifacts(run_id, str(folder))
+        link.share_view(client, experiment_id, headlines.COLUMNS)
+        client.set_tag(run_id, CONTENT_TAG, content)
         client.set_terminated(run_id, ENDED[record.status], ended)
     except BaseException:
         # half a run would look whole and keep the record from being logged again
-        client.delete_run(run_id)
+        models.delete_run(client, experiment_id, run_id)
         raise
-    return Logged(store.name(), name, run_id)
+    return Logged(store.name(), name, run_id, experiment_id)
 
 
-def _title(record: HarnessRecord) -> str:
-    engine, tasks = _engine(record), record.settings.get("tasks")
-    name = str(engine.get("checkpoint") or record.model_args.get("pretrained") or "shipped model")
-    precision = engine.get("precision") or record.model_args.get("precision") or "?"
-    return f"{Path(name).name} {precision} {','.join(map(str, tasks)) if isinstance(tasks, Sequence) else ''}"
+def _place(key: str) -> int:
+    """Where a metric stands: MLflow shows first what was logged first. Counts and kernels explain, and come last."""
+    starts = ("quality/word_ppl", "quality/token_ppl", "quality/bits_per_byte", "harness/", "latency/")
+    return next((place for place, start in enumerate(starts) if key.startswith(start)), len(starts))
+
+
+def _title(record: HarnessRecord) -> Title:
+    engine = _engine(record)
+    model = str(engine.get("checkpoint") or record.model_args.get("pretrained") or "shipped model")
+    name = engine.get("name") or record.model_args.get("engine")
+    gpu, count = _gpu(record), engine.get("gpus")
+    if count == 0 or gpu is None:
+        gpu = CPU
+    elif isinstance(count, int) and count > 1:
+        gpu = f"{count} x {gpu}"
+    return Title(short(model), gpu, None if name is None else str(name))
+
+
+def _precision(record: HarnessRecord) -> str:
+    return str(_engine(record).get("precision") or record.model_args.get("precision") or "?")
+
+
+def _gpu(record: HarnessRecord) -> str | None:
+    """The name of the first GPU."""
+    gpus = record.machine.get("gpus")
+    gpu = gpus[0] if isinstance(gpus, Sequence) and gpus else None
+    return str(gpu.get("name")) if isinstance(gpu, Mapping) else None
 
 
 def _engine(record: HarnessRecord) -> Mapping[str, object]:
@@ -65,18 +104,30 @@ def _engine(record: HarnessRecord) -> Mapping[str, object]:
 
 
 def _tags(record: HarnessRecord) -> dict[str, str]:
-    engine, gpus = _engine(record), record.machine.get("gpus")
-    gpu = gpus[0] if isinstance(gpus, Sequence) and gpus else None
+    engine, tasks = _engine(record), record.settings.get("tasks")
     tags = {
         ID_TAG: record.run_id,
         STATUS_TAG: ENDED[record.status].lower(),
-        "moe_eval.engine": engine.get("name"),
+        NOTE_TAG: store.description(_description(record)) or None,
+        "moe_eval.model": _title(record).model,
+        "moe_eval.engine": " ".join(str(engine[part]) for part in ("name", "version") if engine.get(part)) or None,
         "moe_eval.checkpoint.precision": engine.get("precision"),
-        "moe_eval.gpu": gpu.get("name") if isinstance(gpu, Mapping) else "none",
+        "moe_eval.gpu": _gpu(record) or "none",
+        "moe_eval.tasks": ", ".join(map(str, tasks)) if isinstance(tasks, Sequence) else None,
         "moe_eval.error": record.error,
-        "mlflow.note.content": "\n\n".join(record.notes) or None,
+        **source_tags("lm_eval --model trtllm_moe", record.git, record.versions),
     }
     return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def _description(record: HarnessRecord) -> str:
+    """The figures of every task as a table, and what a reader of them has to know."""
+    figures = {
+        key: value for key, value in record.metrics.items() if value is not None and not key.startswith("kernels/")
+    }
+    rows = [f"| {key.replace('|', '/')} | {figures[key]:.6g} |" for key in sorted(figures, key=_place)]
+    table = ["\n".join(("| metric | value |", "|---|---:|", *rows))] if rows else []
+    return "\n\n".join([*([record.error] if record.error else []), *record.notes, *table])
 
 
 def _params(record: HarnessRecord) -> dict[str, object]:

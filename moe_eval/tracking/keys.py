@@ -6,11 +6,11 @@ A figure that an arm does not have has no key.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields, replace
 
 from moe_eval.evaluators import kernels_record
-from moe_eval.records.comparison import ComparisonRecord, Pair
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LatencyRecord
@@ -28,6 +28,8 @@ RATIOS = {
     "energy_ratio": "j_per_tok",
 }
 
+_LEAST_SHARE = 0.01  # of a step: less of it is in the artifacts alone
+
 
 def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:
     """Figures of a shape: latency/SHAPE/NAME."""
@@ -38,16 +40,17 @@ def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:
 
 
 def of_latency(record: LatencyRecord, comparison: ComparisonRecord | None = None) -> dict[str, float]:
-    """Figures, the ratios over the reference, experts touched.
+    """Figures, the ratios over the reference, and last the experts touched.
 
     Args:
         comparison: that knows this arm.
     """
     keys: dict[str, float] = {}
+    gpus = record.labels.engine.gpus if record.labels.engine else 0
     for shape in record.shapes:
         keys |= latency_keys(shape.name, shape.metrics)
-        if shape.experts_per_layer_step is not None:
-            keys[f"fairness/{shape.name}/experts_per_layer_step"] = shape.experts_per_layer_step
+        if gpus and (rate := shape.metrics.output_tok_s) is not None:
+            keys[f"latency/{shape.name}/output_tok_s_per_gpu"] = rate.median / gpus
         if comparison is not None and comparison.reference == record.arm and record.status is Status.FINISHED:
             for name, figure in RATIOS.items():
                 if getattr(shape.metrics, figure) is not None:
@@ -57,7 +60,8 @@ def of_latency(record: LatencyRecord, comparison: ComparisonRecord | None = None
         if compared.verdict is not Verdict.NOT_COMPARABLE:
             for name, figure in RATIOS.items():
                 keys |= _bounded(f"latency/{compared.name}/{name}", getattr(compared.speed, figure))
-    return keys
+    touched = {f"fairness/{shape.name}/experts_per_layer_step": shape.experts_per_layer_step for shape in record.shapes}
+    return keys | _finite(touched)
 
 
 def of_quality(record: QualityRecord, comparison: ComparisonRecord | None = None) -> dict[str, float]:
@@ -80,13 +84,36 @@ def of_quality(record: QualityRecord, comparison: ComparisonRecord | None = None
     return _finite(keys)
 
 
-def of_kernels(record: KernelsRecord) -> dict[str, float]:
-    """Kernel times: kernels/SHAPE/PHASE/NAME."""
+def of_memory(arm: ComparedArm) -> dict[str, float]:
+    """What an arm needs on each GPU, and the tokens that fit beside it."""
+    return _finite({"memory/weights_gib": arm.weights_gib, "memory/kv_cache_tokens": arm.kv_cache_tokens})
+
+
+def categories(records: Iterable[KernelsRecord]) -> set[str]:
+    """The categories of kernels that take at least 1 % of some phase of some record."""
+    phases = [phase for record in records for phase in record.phases.values()]
+    return {name for phase in phases for name, time in phase.categories.items() if time.share >= _LEAST_SHARE}
+
+
+def of_kernels(record: KernelsRecord, important: Collection[str] | None = None) -> dict[str, float]:
+    """Kernel times: kernels/SHAPE/PHASE/NAME.
+
+    Args:
+        important: the categories that have keys. None for those that matter in this record.
+    """
     if not record.phases:
         return {}
+    chosen = categories([record]) if important is None else important
+    phases = {
+        name: replace(
+            phase, categories={category: time for category, time in phase.categories.items() if category in chosen}
+        )
+        for name, phase in record.phases.items()
+    }
     start = f"kernels/{record.shape}" if record.shape else "kernels"
-    figures = {f"{start}/{key}": value for key, value in kernels_record.figures(record).items()}
-    return _finite({**figures, f"{start}/profiler_overhead": record.profiler_overhead})
+    figures = kernels_record.figures(replace(record, phases=phases))
+    keys = {f"{start}/{key}": value for key, value in figures.items() if not key.endswith("_share")}
+    return _finite({**keys, f"{start}/profiler_overhead": record.profiler_overhead})
 
 
 def _pair(comparison: ComparisonRecord | None, arm: str) -> Pair | None:

@@ -7,10 +7,11 @@ import os
 import re
 import shlex
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from mlflow.data.dataset_source import DatasetSource
     from mlflow.entities import DatasetInput
 
+_LONGEST_NOTE = 7500  # characters: MLflow takes 8,000 in a tag and cuts the rest off
 EXPERIMENT = "moe_eval"
 ID_TAG = "moe_eval.run_id"
 STATUS_TAG = "moe_eval.status"
+NOTE_TAG = "mlflow.note.content"  # MLflow's description of a run, shown as Markdown
+CONTENT_TAG = "moe_eval.content"  # a digest: what is there as it stands is left alone
 # MLflow's words for how a run ended; one that neither ended nor goes on was killed outright
 ENDED = {status: status.value.upper() for status in (Status.FINISHED, Status.FAILED, Status.KILLED)}
 ENDED |= dict.fromkeys((Status.RUNNING, Status.SKIPPED), "KILLED")
@@ -38,24 +42,6 @@ _PATIENCE = {
 }
 _BATCH = 100  # MLflow takes at most 100 parameters, and 1,000 metrics, in a call
 _CREDENTIALS = re.compile(r"(?<=//)\S*@|\?\S*")  # what stands before a host, and a query
-
-
-@dataclass(frozen=True)
-class Logged:
-    """Where a record is in MLflow."""
-
-    store: str
-    experiment: str
-    run_id: str
-
-    def describe(self) -> str:
-        """One line that says where to look."""
-        look = f"mlflow ui --backend-store-uri {self.store}"
-        if self.store in (f"sqlite:///{Path('mlflow.db').absolute()}", "sqlite:///mlflow.db"):
-            look = "mlflow ui"
-        elif self.store.startswith("http"):
-            look = f"open {self.store}"
-        return f"run {self.run_id} in experiment {self.experiment} ({look})"
 
 
 @contextmanager
@@ -132,22 +118,53 @@ def log_labels(
     metrics: Mapping[str, float],
     datasets: Sequence[DatasetFacts],
     ended: int,
+    model_id: str | None = None,
 ) -> None:
     """Parameters, metrics and data sets of a run, in as many calls as it takes.
 
     Args:
         params: nested as they are in a record. `ended`: milliseconds since 1970, the metrics' time.
+        metrics: in the order in which MLflow is to show them.
+        model_id: the model that they are of.
     """
     from mlflow.entities import Metric, Param
 
     entries = {
         "params": [Param(key, value) for key, value in flatten(params)],
-        "metrics": [Metric(key, value, ended, 0) for key, value in metrics.items()],
+        "metrics": [Metric(key, value, ended, 0, model_id=model_id) for key, value in metrics.items()],
     }
     for kind, values in entries.items():
         for first in range(0, len(values), _BATCH):
             client.log_batch(run_id, **{kind: values[first : first + _BATCH]})
     client.log_inputs(run_id, [_input(dataset) for dataset in datasets])
+
+
+def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Tags of a run, in one call."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def description(text: str) -> str:
+    """Markdown that MLflow takes as a description, cut off at a line's end."""
+    if len(text) <= _LONGEST_NOTE:
+        return text
+    return f"{text[:_LONGEST_NOTE].rpartition(chr(10))[0] or text[:_LONGEST_NOTE]}\n\nThe artifacts hold the rest."
+
+
+def log_files(
+    client: MlflowClient, run_id: str, files: Mapping[str, Path], texts: Mapping[str, str] | None = None
+) -> None:
+    """Artifacts of a run by their names in MLflow, and texts that are no files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, file in files.items():
+            staged = Path(folder, name)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            staged.symlink_to(file.resolve())
+        for name, text in (texts or {}).items():
+            Path(folder, name).write_text(text, encoding="utf-8")
+        client.log_artifacts(run_id, folder)
 
 
 def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:

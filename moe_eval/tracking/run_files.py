@@ -1,0 +1,153 @@
+"""The folder of a run of `moe-eval run`, `perf` or `ppl`, and what is logged of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from moe_eval.errors import UsageError
+from moe_eval.records import disk
+from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord
+from moe_eval.records.run import RUN_FILE, RunRecord
+from moe_eval.records.run_files import read_run
+from moe_eval.tracking import headlines, store
+from moe_eval.tracking.arm import Arm
+from moe_eval.tracking.title import CPU, Title, short
+
+_FORM = b"2"  # of what is logged: a run of another form is logged anew
+_TEXT = "report.md"
+# what a parent run shows of its folder; logs stay where they are
+_VIEWS = (COMPARISON_FILE, "report.html", _TEXT)
+_PICTURE = "report.png"
+_CHECKPOINTS = ("model_path", "fp8_model_path", "nvfp4_model_path")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """When a task ended, by its step file, and the seconds that it took."""
+
+    ended: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The folder of a run."""
+
+    folder: Path
+    run: RunRecord
+
+    @classmethod
+    def read(cls, folder: Path, command: str) -> RunFiles:
+        """Find the run of a command.
+
+        Raises:
+            UsageError: there is none, or a record is damaged.
+        """
+        run = next((run for run in read_run(folder) if run.command == command), None)
+        if run is None:
+            raise UsageError(f"{folder} holds no {_prefix(command)}{RUN_FILE}. Give the folder of a run.")
+        return cls(folder, run)
+
+    @property
+    def _arms(self) -> Path:
+        return self.folder / f"{_prefix(self.run.command)}arms"
+
+    @cached_property
+    def comparison(self) -> ComparisonRecord | None:
+        """None where there is none yet: it is a view of the records, which can be made again."""
+        file = self.folder / f"{_prefix(self.run.command)}{COMPARISON_FILE}"
+        try:
+            schemas, maker = (COMPARISON_SCHEMA,), "moe-eval compare"
+            return disk.read_record(file, ComparisonRecord, schemas=schemas, maker=maker) if file.is_file() else None
+        except UsageError:
+            return None
+
+    def arms(self) -> list[Arm]:
+        """The arms as their records stand, the reference first."""
+        return [
+            Arm.read(self.folder, name, evaluators, self._arms, self.comparison)
+            for name, evaluators in self.run.evaluators.items()
+        ]
+
+    def artifacts(self) -> dict[str, Path]:
+        """What is logged on the parent, by names that are the same for every command."""
+        start = _prefix(self.run.command)
+        names = [
+            name for name in (RUN_FILE, "rates.json", *_VIEWS, _PICTURE) if (self.folder / f"{start}{name}").is_file()
+        ]
+        return {
+            **{name: self.folder / f"{start}{name}" for name in names},
+            **{file.name: file for file in sorted(self.folder.glob("workload_*.json"))},
+        }
+
+    def digest(self, arms: Sequence[Arm]) -> str:
+        """Of everything that is logged but when it ended: another digest means that it has to be logged anew."""
+        digest = hashlib.sha256(_FORM + msgspec.json.encode(replace(self.run, ended=None), order="sorted"))
+        of_all = [file for name, file in self.artifacts().items() if name not in (RUN_FILE, _PICTURE)]
+        for file in sorted({*of_all, *(file for arm in arms for file in arm.files)}):
+            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
+    def title(self, arms: Sequence[Arm]) -> Title:
+        """Of all arms together. Before one is loaded, of what the command was asked for."""
+        gpus, options = self.run.machine.gpus, self.run.options
+        checkpoint, engine = next(filter(None, map(options.get, _CHECKPOINTS)), None), options.get("engine")
+        planned = Title(
+            short(checkpoint) if isinstance(checkpoint, str) else None,
+            gpus[0].name if gpus else CPU,
+            engine if isinstance(engine, str) else None,
+        )
+        return Title.joint(arm.title for arm in arms).filled(planned)
+
+    def span(self, arm: str) -> tuple[int, int]:
+        """When the first task of an arm began and the last one ended, in ms since 1970. The run's where none tells."""
+        run = milliseconds(self.run.started), milliseconds(self.run.ended)
+        spans = list(self._spans(arm))
+        begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
+        return max(run[0], min(begins, default=run[0])), min(run[1], max(ends, default=run[1]))
+
+    def _spans(self, arm: str) -> Iterator[tuple[int, int]]:
+        for file in (self._arms / arm).glob("*.json"):
+            try:
+                step = msgspec.json.decode(file.read_bytes(), type=StepTime)
+            except (OSError, msgspec.MsgspecError):
+                continue
+            if step.seconds is not None:  # else it is of a load
+                end = milliseconds(step.ended) if step.ended else int(file.stat().st_mtime * 1000)
+                yield end - int(1000 * step.seconds), end
+
+    def description(self) -> str:
+        """The verdict and its table, as Markdown."""
+        file = self.artifacts().get(_TEXT)
+        if file is not None:
+            text = file.read_text(encoding="utf-8")
+        else:
+            text = "\n\n".join(pair.sentence for pair in self.comparison.pairs) if self.comparison else ""
+        return store.description(text)
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Of every pair by its arm. `headline_arm` is whose figures stand on the parent."""
+        if self.comparison is None or not self.comparison.pairs:
+            return {}
+        best = headlines.best(self.comparison)
+        verdicts = [f"{pair.other} {pair.verdict.value}" for pair in self.comparison.pairs]
+        tags = {"moe_eval.verdict": ", ".join(verdicts), "moe_eval.reference": self.comparison.reference}
+        return {**tags, **({} if best is None else {"moe_eval.headline_arm": best.other})}
+
+
+def milliseconds(iso: str | None) -> int:
+    """Since 1970, of a record's time; of now where there is none."""
+    return int((datetime.fromisoformat(iso) if iso else datetime.now(timezone.utc)).timestamp() * 1000)
+
+
+def _prefix(command: str) -> str:
+    """How the files of a command begin."""
+    return "" if command == "run" else f"{command}_"
