@@ -32,6 +32,7 @@ from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import Command, RunRequest
 from moe_eval.runner.run import Run
 from moe_eval.tracking import Logged, plan_run
+from moe_eval.tracking.live import Live
 
 Say = Callable[[str], None]
 
@@ -193,16 +194,25 @@ class _TrackedProgress(TaskProgress):
         self._folder, self._command, self._out = folder, command, out
         self._is_open = False
         self.logged: Logged | None = None
+        self._live: Live | None = None
         self.failure: str | None = None
 
     def ready(self, tasks: Sequence[NamedTask]) -> None:
         """These tasks are left."""
         self._is_open = True
         try:
-            self._out(f"MLflow: {plan_run.open_run(self._folder, self._command).describe()}")
+            logged = plan_run.open_run(self._folder, self._command)
+            self._live = Live(self._folder, self._command, logged.run_id, tasks)
+            self._out(f"MLflow: {logged.describe()}")
         except TrackingError as error:
             say(str(error))
         super().ready(tasks)
+
+    def done(self, task: NamedTask, reason: str | None) -> None:
+        """A task has ended."""
+        super().done(task, reason)
+        if self._live is not None:
+            self._live.done(task, reason)
 
     def log(self) -> None:
         """Log the records, however the run ended, unless it never was a run of this command's."""

@@ -22,3 +22,8 @@ def read_run(folder: Path) -> list[RunRecord]:
         for command, name in FILES.items()
         if (file := folder / name).is_file()
     ]
+
+
+def prefix(command: str) -> str:
+    """How the files of a command's run begin."""
+    return "" if command == "run" else f"{command}_"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
 
@@ -181,7 +182,8 @@ class Executor:
         return result and replace(result, seconds=round(time.monotonic() - started, 3))
 
     def _finish(self, task: Task, result: TaskResult, observer: Observer) -> None:
-        self._folder.write(task, result)
+        ended = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._folder.write(task, replace(result, ended=ended))
         observer.done(task, result.error)
 
     def _settle(self, recording: Recording, observer: Observer) -> None:

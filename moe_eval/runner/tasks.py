@@ -65,6 +65,7 @@ class TaskResult:
 
     Attributes:
         error: why it failed. `output`: the last lines that the arm printed before.
+        seconds: that it took, and `ended`: when it did, UTC, ISO 8601.
         quality: of a quality or noise task, which leave their scores in a file of their own.
     """
 
@@ -76,6 +77,7 @@ class TaskResult:
     latency: TurnResult | None = None
     kernels: KernelsRecord | None = None
     routing: Mapping[int, Routing] | None = None
+    ended: str | None = None
 
     @property
     def is_finished(self) -> bool:

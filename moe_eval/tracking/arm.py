@@ -160,7 +160,7 @@ class Arm:
     @property
     def labels(self) -> dict[str, object]:
         """What becomes parameters."""
-        labels: dict[str, object] = {"precision": self.precision}
+        labels: dict[str, object] = {"arm": self.name, "precision": self.precision}
         for record in self.records[:1]:
             origin = record.origin
             labels |= {"versions": origin.versions, "git": origin.git, "options": origin.options}

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 # MLflow keeps a shared view of an experiment's table in a tag with this beginning; a link names the rest of it
 _VIEW_TAG, _VIEW = "mlflow.sharedViewState.", "moe_eval"
 _LOCAL = "http://127.0.0.1:5000"  # what `mlflow ui` serves at
-_NAME_WIDTH = 420  # pixels: the end of a name, which is the arm, has to be seen
+# pixels: the end of a name, which is the arm, has to be seen
+_NAME_WIDTH, _FIGURE_WIDTH = 400, 160
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,13 @@ def share_view(client: MlflowClient, experiment_id: str, metrics: Sequence[str])
     Args:
         metrics: keys of the columns.
     """
-    columns = [f"metrics.`{key}`" for key in metrics]
-    columns += [f"attributes.`{name}`" for name in ("Models", "Dataset")] + ["tags.`moe_eval.verdict`"]
-    widths = {"attributes.`Run Name`": _NAME_WIDTH}
-    view = json.dumps({"selectedColumns": columns, "columnOrder": [], "columnWidths": widths})
+    name, verdict, figures = "attributes.`Run Name`", "tags.`moe_eval.verdict`", [f"metrics.`{key}`" for key in metrics]
+    view = json.dumps(
+        {
+            "selectedColumns": [*figures, verdict, "attributes.`Models`", "attributes.`Dataset`"],
+            "columnOrder": [name, *figures, verdict],
+            "columnWidths": {name: _NAME_WIDTH, **dict.fromkeys(figures, _FIGURE_WIDTH)},
+        }
+    )
     if client.get_experiment(experiment_id).tags.get(_VIEW_TAG + _VIEW) != view:
         client.set_experiment_tag(experiment_id, _VIEW_TAG + _VIEW, view)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ def create(
     Args:
         engine: its labels, of which those of the checkpoint become the model's parameters.
     """
-    from mlflow.entities import LoggedModelInput
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
     if not name:
@@ -37,8 +36,16 @@ def create(
     )
     model_id = str(model.model_id)
     client.finalize_logged_model(model_id, "READY")
-    client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+    link(client, run_id, [model_id])
     return model_id
+
+
+def link(client: MlflowClient, run_id: str, model_ids: Sequence[str]) -> None:
+    """Make models the inputs of a run, so that its row names them."""
+    from mlflow.entities import LoggedModelInput
+
+    if model_ids:
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id) for model_id in model_ids])
 
 
 def delete_run(client: MlflowClient, experiment_id: str, run_id: str) -> None:

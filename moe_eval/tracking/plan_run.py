@@ -121,9 +121,9 @@ class _Books:
         run, written = self.files.run, [parent]
         try:
             important = keys.categories(record for arm in arms for record in arm.kernels)
-            for arm in arms:
-                self._write_arm(parent, arm, arm.metrics(important), written)
+            made = [self._write_arm(parent, arm, arm.metrics(important), written) for arm in arms]
             self._write_parent(parent, arms)
+            models.link(self.client, parent, [model_id for model_id in made if model_id])
             link.share_view(self.client, self.experiment_id, headlines.COLUMNS)
             tags = {CONTENT_TAG: content, STATUS_TAG: ENDED[run.status].lower()}
             store.set_tags(self.client, parent, tags)
@@ -135,14 +135,15 @@ class _Books:
             raise
         return self.logged(parent)
 
-    def _write_arm(self, parent: str, arm: Arm, metrics: Mapping[str, float], written: list[str]) -> None:
-        """Log an arm; `written` gets the id of its run as it is created."""
+    def _write_arm(self, parent: str, arm: Arm, metrics: Mapping[str, float], written: list[str]) -> str | None:
+        """Log an arm; `written` gets the id of its run as it is created. Returns the id of its model."""
         run, title = self.files.run, arm.title.filled(self.files.title([arm]))
         started, ended = self.files.span(arm.name)
         tags = {ID_TAG: f"{run.run_id}/{arm.name}", PARENT_TAG: parent, NOTE_TAG: arm.description, **arm.tags}
         child = self._create(title.name(arm.name), started, {key: value for key, value in tags.items() if value})
         written.append(child)
         engine: Mapping[str, object] = msgspec.to_builtins(arm.engine) if arm.engine else {}
+        model_id = models.create(self.client, self.experiment_id, child, arm.title.model, engine)
         store.log_labels(
             self.client,
             child,
@@ -150,11 +151,12 @@ class _Books:
             metrics=metrics,
             datasets=arm.datasets,
             ended=ended,
-            model_id=models.create(self.client, self.experiment_id, child, arm.title.model, engine),
+            model_id=model_id,
         )
         texts = {BREAKDOWN_FILE: arm.breakdown} if arm.breakdown else {}
         store.log_files(self.client, child, arm.artifacts, texts)
         self.client.set_terminated(child, arm.ended(run.status), ended)
+        return model_id
 
     def _write_parent(self, parent: str, arms: Sequence[Arm]) -> None:
         run, files = self.files.run, self.files

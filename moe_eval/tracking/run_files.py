@@ -15,7 +15,7 @@ from moe_eval.errors import UsageError
 from moe_eval.records import disk
 from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord
 from moe_eval.records.run import RUN_FILE, RunRecord
-from moe_eval.records.run_files import read_run
+from moe_eval.records.run_files import prefix, read_run
 from moe_eval.tracking import headlines, store
 from moe_eval.tracking.arm import Arm
 from moe_eval.tracking.title import CPU, Title, short
@@ -52,17 +52,17 @@ class RunFiles:
         """
         run = next((run for run in read_run(folder) if run.command == command), None)
         if run is None:
-            raise UsageError(f"{folder} holds no {_prefix(command)}{RUN_FILE}. Give the folder of a run.")
+            raise UsageError(f"{folder} holds no {prefix(command)}{RUN_FILE}. Give the folder of a run.")
         return cls(folder, run)
 
     @property
     def _arms(self) -> Path:
-        return self.folder / f"{_prefix(self.run.command)}arms"
+        return self.folder / f"{prefix(self.run.command)}arms"
 
     @cached_property
     def comparison(self) -> ComparisonRecord | None:
         """None where there is none yet: it is a view of the records, which can be made again."""
-        file = self.folder / f"{_prefix(self.run.command)}{COMPARISON_FILE}"
+        file = self.folder / f"{prefix(self.run.command)}{COMPARISON_FILE}"
         try:
             schemas, maker = (COMPARISON_SCHEMA,), "moe-eval compare"
             return disk.read_record(file, ComparisonRecord, schemas=schemas, maker=maker) if file.is_file() else None
@@ -78,7 +78,7 @@ class RunFiles:
 
     def artifacts(self) -> dict[str, Path]:
         """What is logged on the parent, by names that are the same for every command."""
-        start = _prefix(self.run.command)
+        start = prefix(self.run.command)
         names = [
             name for name in (RUN_FILE, "rates.json", *_VIEWS, _PICTURE) if (self.folder / f"{start}{name}").is_file()
         ]
@@ -146,8 +146,3 @@ class RunFiles:
 def milliseconds(iso: str | None) -> int:
     """Since 1970, of a record's time; of now where there is none."""
     return int((datetime.fromisoformat(iso) if iso else datetime.now(timezone.utc)).timestamp() * 1000)
-
-
-def _prefix(command: str) -> str:
-    """How the files of a command begin."""
-    return "" if command == "run" else f"{command}_"

@@ -40,6 +40,7 @@ _PATIENCE = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar a file
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password in the URL
 }
+_BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 _BATCH = 100  # MLflow takes at most 100 parameters, and 1,000 metrics, in a call
 _CREDENTIALS = re.compile(r"(?<=//)\S*@|\?\S*")  # what stands before a host, and a query
 
@@ -221,13 +222,29 @@ def _old_file_store() -> str | None:
 @contextmanager
 def patient() -> Iterator[None]:
     """Bound MLflow's retries, unless the user has set them, and keep its bars off the screen."""
-    added = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
-    os.environ.update(added)
+    with _environment({key: value for key, value in _PATIENCE.items() if key not in os.environ}):
+        yield
+
+
+@contextmanager
+def brief() -> Iterator[None]:
+    """Wait a few seconds at the most, and say nothing: for what is told between measurements."""
+    with _environment(_PATIENCE | _BRIEF), _quiet():
+        yield
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for key in added:
-            os.environ.pop(key, None)
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
 
 
 @contextmanager
