@@ -80,9 +80,10 @@ class Arm:
 
     @property
     def engine(self) -> EngineFacts | None:
-        """What the engine said of itself. None where nothing was loaded."""
-        labels = (record.labels.engine for record in self.records if not isinstance(record, KernelsRecord))
-        return next(filter(None, labels), None)
+        """What the engine said of itself, that of the timed load first. None where nothing was loaded."""
+        loaded = [record for record in self.records if not isinstance(record, KernelsRecord)]
+        loaded.sort(key=lambda record: not isinstance(record, LatencyRecord))
+        return next(filter(None, (record.labels.engine for record in loaded)), None)
 
     @property
     def title(self) -> Title:

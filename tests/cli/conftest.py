@@ -27,7 +27,8 @@ def command(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Run the module's COMMAND in this process on a stage of arms named by their precision, and log to no MLflow."""
-    logged = Logged("no store", "moe_eval", "0")
+    logged = Logged("no store", "moe_eval", "0", "0")
+    monkeypatch.setattr(execute, "Live", lambda *_: SimpleNamespace(done=lambda *_: None))
     monkeypatch.setattr(execute, "plan_run", SimpleNamespace(open_run=lambda *_: logged, log=lambda *_: logged))
     plays.set_up(monkeypatch)
     monkeypatch.setattr(registry, "check", registry.named)

@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
+from tests.doubles.harness_runs import arm_of
 from tests.doubles.servers import free_port
 
 
@@ -24,7 +25,7 @@ def logged(
         assert main(["log", str(recorded)]) == 0
     client = MlflowClient(uri)
     logged_runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return recorded, uri, {str(run.info.run_name): str(run.info.run_id) for run in logged_runs}
+    return recorded, uri, {arm_of(run): str(run.info.run_id) for run in logged_runs}
 
 
 def test_children_of_one_run_have_the_quality_that_was_recorded(
@@ -49,7 +50,7 @@ def test_a_run_is_not_compared_with_itself_in_mlflow(
 ) -> None:
     folder, uri, ids = logged
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    for sources in ((ids["moe-eval run"],) * 2, (str(folder), ids["moe-eval run"]), (ids["fp8"], "moe_eval")):
+    for sources in ((ids["parent"],) * 2, (str(folder), ids["parent"]), (ids["fp8"], "moe_eval")):
         assert main(["compare", *sources, "--output_dir", str(tmp_path / "out")]) == 2
         assert "comes twice" in capsys.readouterr().err
 
@@ -59,7 +60,7 @@ def test_the_report_from_mlflow_tells_how_it_was_measured(
 ) -> None:
     _, uri, ids = logged
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert main(["compare", ids["moe-eval run"], "--output_dir", str(tmp_path)]) == 0
+    assert main(["compare", ids["parent"], "--output_dir", str(tmp_path)]) == 0
     assert "2026-01-01T00:00:00+00:00" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

@@ -28,6 +28,7 @@ from moe_eval.runner.folder import RunFolder
 from tests.cli.commands import start
 from tests.conftest import ROOT, SHIPPED
 from tests.contract.commands import Commands
+from tests.doubles.harness_runs import arm_of
 
 SECRET = "hunter2-very-secret-token"
 PATIENCE = 480  # seconds, on a machine that does other things as well
@@ -104,17 +105,19 @@ def test_every_record_is_there(ran: tuple[Path, str]) -> None:
 def runs(folder: Path) -> dict[str, Run]:
     client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
     logged = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return {str(run.info.run_name): run for run in logged}
+    return {arm_of(run): run for run in logged}
 
 
 def test_mlflow_has_one_parent_and_a_child_for_each_arm(ran: tuple[Path, str]) -> None:
     folder, out = ran
     logged = runs(folder)
     assert {name: run.info.status for name, run in logged.items()} == dict.fromkeys(
-        ("moe-eval run", "bf16", "fp8"), "FINISHED"
+        ("parent", "bf16", "fp8"), "FINISHED"
     )
-    parent = logged["moe-eval run"].info.run_id
-    assert out.count(parent) == 2, "it is the run that was opened before the work, and before the kill"
+    parent = logged["parent"].info.run_id
+    assert out.count(f"run {parent} in experiment") == 2, (
+        "it is the run that was opened before the work, and before the kill"
+    )
     for arm in ("bf16", "fp8"):
         assert logged[arm].data.tags["mlflow.parentRunId"] == parent
         assert logged[arm].data.tags["moe_eval.checkpoint.precision"] == arm
@@ -136,17 +139,18 @@ def test_artifacts_are_the_records_and_traces_and_hold_no_secret(ran: tuple[Path
     folder, _ = ran
     client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
     stored = {
-        name: {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+        name: {
+            artifact.path
+            for path in ("", "kernels")
+            for artifact in client.list_artifacts(run.info.run_id, path)
+            if not artifact.is_dir
+        }
         for name, run in runs(folder).items()
     }
-    assert {"run.json", "rates.json"} <= stored["moe-eval run"]
-    assert stored["fp8"] == {"ppl_fp8_cpu.json"}
-    assert {
-        "ppl_bf16_cpu.json",
-        "perf_bf16_cpu.json",
-        "kernels_bf16_cpu_b1_i32_o4.json",
-        "trace_b1_i32_o4.json.gz",
-    } <= (stored["bf16"])
+    assert {"run.json", "rates.json"} <= stored["parent"]
+    assert stored["fp8"] == {"quality.json"}
+    records = {"quality.json", "latency.json", "kernels/b1_i32_o4.json", "breakdown.csv"}
+    assert {*records, "trace_b1_i32_o4.json.gz"} <= stored["bf16"]
     for name, run in runs(folder).items():
         here = tmp_path / name
         here.mkdir()
@@ -174,7 +178,7 @@ def test_a_store_that_breaks_in_the_middle_keeps_nothing_half_made(
     folder, _ = ran
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}")
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
+        patch.setattr(MlflowClient, "log_artifacts", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
         assert main(["log", str(folder)]) == 2
     assert f"log it later with `moe-eval log {folder}`" in capsys.readouterr().err
     client = MlflowClient(f"sqlite:///{tmp_path / 'other.db'}")
@@ -193,7 +197,7 @@ def test_the_comparison_and_the_report_are_on_disk_and_on_the_parent(ran: tuple[
     assert html.escape(pair["sentence"]) in page
     assert pair["sentence"].split(".")[0] in (folder / "report.md").read_text(encoding="utf-8")
     client = MlflowClient(f"sqlite:///{folder.parent / 'own.db'}")
-    stored = {artifact.path for artifact in client.list_artifacts(runs(folder)["moe-eval run"].info.run_id)}
+    stored = {artifact.path for artifact in client.list_artifacts(runs(folder)["parent"].info.run_id)}
     assert {"comparison.json", "report.html", "report.md"} <= stored
 
 
@@ -203,7 +207,7 @@ def test_arms_are_compared_again_from_mlflow_as_from_the_folder(
     folder, _ = ran
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'own.db'}")
     whole = read(folder / "comparison.json")
-    for source in (str(folder), runs(folder)["moe-eval run"].info.run_id, "moe_eval"):
+    for source in (str(folder), runs(folder)["parent"].info.run_id, "moe_eval"):
         assert main(["compare", source, "--output_dir", str(tmp_path / "out")]) == 0
         assert read(tmp_path / "out" / "comparison.json")["pairs"] == whole["pairs"], source
     capsys.readouterr()

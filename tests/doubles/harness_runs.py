@@ -60,6 +60,11 @@ def written(record: HarnessRecord = RECORD) -> Path:
     return folder
 
 
+def arm_of(run: Run) -> str:
+    """The arm that a run of MLflow is of, or `parent`."""
+    return str(run.data.tags.get("moe_eval.arm", "parent"))
+
+
 def runs(uri: str | None = None, experiment: str = "moe_eval") -> list[Run]:
     client = mlflow.MlflowClient(uri)
     entry = client.get_experiment_by_name(experiment)

@@ -77,8 +77,9 @@ def test_one_run_holds_metrics_and_traces_on_disk_and_in_mlflow(ran: tuple[Ended
         for phase, values_of_phase in answer["phases"].items():
             key = f"kernels/{answer['shape']}/{phase}"
             for category, values in values_of_phase["categories"].items():
-                assert logged.data.metrics[f"{key}/{category}_ms"] == values["ms"]
-                assert logged.data.metrics[f"{key}/{category}_share"] == values["share"]
+                is_logged = f"{key}/{category}_ms" in logged.data.metrics
+                assert is_logged or values["share"] < 0.01, "what matters has a key"
+                assert not is_logged or logged.data.metrics[f"{key}/{category}_ms"] == values["ms"]
         free = answer["phases"]["decode"]["ceiling"]["if_free"]
         assert logged.data.metrics[f"kernels/{answer['shape']}/decode/ceiling"] == free
         assert f"decode_ceiling_{answer['shape']}" in ended.out

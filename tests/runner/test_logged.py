@@ -19,6 +19,7 @@ from moe_eval.tracking import plan_run
 from tests.doubles import plays
 from tests.doubles.arm_process import Stage
 from tests.doubles.executed import in_a_process
+from tests.doubles.harness_runs import arm_of
 
 
 @pytest.fixture
@@ -30,10 +31,10 @@ def client(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def shown(client: MlflowClient) -> dict[str, tuple[str, str]]:
-    """The id and the status of every run by its name, of which there is one each."""
+    """The id and the status of every run by its arm, of which there is one each."""
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert len({run.info.run_name for run in runs}) == len(runs)
-    return {str(run.info.run_name): (run.info.run_id, run.info.status) for run in runs}
+    return {arm_of(run): (run.info.run_id, run.info.status) for run in runs}
 
 
 def execute(folder: Path) -> list[str]:
@@ -55,7 +56,7 @@ def test_a_run_that_has_finished_keeps_its_ids_when_it_is_resumed(
     execute(tmp_path / "run")
     before = shown(client)
     assert {status for _, status in before.values()} == {"FINISHED"}
-    assert plan_run.open_run(tmp_path / "run").run_id == before["moe-eval run"][0]
+    assert plan_run.open_run(tmp_path / "run").run_id == before["parent"][0]
     execute(tmp_path / "run")
     assert shown(client) == before
 
@@ -65,7 +66,7 @@ def test_a_run_that_fails_again_as_before_keeps_its_ids(client: MlflowClient, st
     execute(tmp_path / "run")
     before = shown(client)
     statuses = {name: status for name, (_, status) in before.items()}
-    assert statuses == {"moe-eval run": "FAILED", "bf16": "FINISHED", "fp32": "FAILED"}
+    assert statuses == {"parent": "FAILED", "bf16": "FINISHED", "fp32": "FAILED"}
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "ended": "2026-01-01T00:00:00+00:00"}))
     execute(tmp_path / "run")
@@ -80,7 +81,7 @@ def test_arms_of_a_run_that_was_stopped_are_killed_and_not_failed(
     with pytest.raises(stop):
         execute(tmp_path / "run")
     statuses = {name: status for name, (_, status) in shown(client).items()}
-    assert statuses == {"moe-eval run": "KILLED", "bf16": "KILLED", "fp32": "FAILED"}
+    assert statuses == {"parent": "KILLED", "bf16": "KILLED", "fp32": "FAILED"}
 
 
 def test_a_run_that_was_killed_outright_is_shown_as_killed_once_it_is_logged(
@@ -95,10 +96,8 @@ def test_a_run_that_was_killed_outright_is_shown_as_killed_once_it_is_logged(
     assert os.waitpid(in_a_process(lambda: plays.execute_in(folder)), 0)[1] == signal.SIGKILL
     assert main(["log", str(folder)]) == 0
     logged = shown(client)
-    assert {name: status for name, (_, status) in logged.items()} == dict.fromkeys(
-        ("moe-eval run", "bf16", "fp32"), "KILLED"
-    )
-    parent = client.get_run(logged["moe-eval run"][0])
+    assert {name: status for name, (_, status) in logged.items()} == dict.fromkeys(("parent", "bf16", "fp32"), "KILLED")
+    parent = client.get_run(logged["parent"][0])
     assert parent.data.tags["moe_eval.status"] == "killed"
     assert client.get_run(logged["bf16"][0]).data.metrics["quality/token_ppl"] > 1
 
@@ -126,7 +125,7 @@ def test_one_folder_that_cannot_be_logged_keeps_no_other_out(
     assert main(["log", str(tmp_path / "nothing"), str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "nothing" in line
-    assert set(shown(client)) == {"moe-eval run", "bf16", "fp32"}
+    assert set(shown(client)) == {"parent", "bf16", "fp32"}
 
 
 def test_an_arm_has_no_records_of_one_whose_name_begins_alike(
@@ -142,6 +141,6 @@ def test_an_arm_has_no_records_of_one_whose_name_begins_alike(
     (folder / "ppl_bf16_block_cpu.json").write_text(json.dumps({**record, "arm": "bf16_block"}))
     plan_run.log(folder)
     logged = shown(client)
-    of_arms = {"bf16": {"ppl_bf16_cpu.json", "perf_bf16_cpu.json"}, "bf16_block": {"ppl_bf16_block_cpu.json"}}
+    of_arms = {"bf16": {"quality.json", "latency.json"}, "bf16_block": {"quality.json"}}
     for arm, files in of_arms.items():
         assert {artifact.path for artifact in client.list_artifacts(logged[arm][0])} == files

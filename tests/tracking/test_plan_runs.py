@@ -20,8 +20,8 @@ from moe_eval.records.verdicts import Verdict
 from moe_eval.report.pair_tables import ratio_of
 from moe_eval.tracking import fetch, keys, plan_run
 from tests.doubles import recorded_arms
-from tests.doubles.harness_runs import RECORD, runs
-from tests.doubles.recorded_arms import latency, quality, scores
+from tests.doubles.harness_runs import RECORD, arm_of, runs
+from tests.doubles.recorded_arms import GPU, latency, quality, scores
 
 SHAPE = "b1_i512_o257"
 
@@ -51,7 +51,7 @@ def metrics(experiment: str = "moe_eval") -> dict[tuple[str, str], dict[str, flo
     entries = {run.info.run_id: run for run in runs(experiment=experiment)}
     parents = {run_id: run for run_id, run in entries.items() if plan_run.PARENT_TAG not in run.data.tags}
     return {
-        (parents[run.data.tags[plan_run.PARENT_TAG]].data.params["command"], str(run.info.run_name)): run.data.metrics
+        (parents[run.data.tags[plan_run.PARENT_TAG]].data.params["command"], arm_of(run)): run.data.metrics
         for run in entries.values()
         if plan_run.PARENT_TAG in run.data.tags
     }
@@ -69,16 +69,18 @@ def test_perf_and_ppl_of_a_folder_are_a_run_each(store: Path, folder: Path) -> N
     assert "quality/ln_ppl_ratio" not in by_arm_and_command["ppl", "bf16"], "no padding"
     for (command, _), figures in by_arm_and_command.items():
         assert not any(math.isnan(value) for value in figures.values())
-        start = ("latency/", "fairness/") if command == "perf" else ("quality/",)
+        start = ("headline/", "latency/", "fairness/") if command == "perf" else ("headline/", "quality/")
         assert all(key.startswith(start) for key in figures)
     client = mlflow.MlflowClient()
     for logged, command in zip(first, ("perf", "ppl"), strict=True):
         files = {file.path for file in client.list_artifacts(logged.run_id)}
-        assert files == {f"{command}_{name}" for name in ("run.json", "comparison.json", "report.png")}
+        assert files == {"run.json", "comparison.json", "report.png"}
         parent = client.get_run(logged.run_id)
-        assert parent.info.run_name == f"moe-eval {command}"
-        headline = f"latency/{SHAPE}/speedup" if command == "perf" else "quality/ln_ppl_ratio"
-        assert parent.data.metrics == {f"fp8/{headline}": by_arm_and_command[command, "fp8"][headline]}
+        where = f"{GPU} · vllm" if command == "perf" else "CPU · transformers"
+        assert parent.info.run_name == f"x · {where} · bf16, fp8"
+        headlines = {key: value for key, value in by_arm_and_command[command, "fp8"].items() if "headline/" in key}
+        assert parent.data.metrics == headlines
+        assert set(headlines) >= {f"headline/{'speedup' if command == 'perf' else 'ppl_change_percent'}"}
 
 
 def test_a_harness_run_in_the_same_folder_is_logged_as_well(store: Path, folder: Path) -> None:
@@ -112,8 +114,8 @@ def test_what_a_run_did_not_come_to_is_killed_and_what_failed_has_failed(store: 
         record = replace(latency(name, {1: [[1.0]]}, status=Status.FAILED), error=error)
         disk.write_record(folder / f"perf_{name}_sm90.json", record)
     plan_run.log(folder, "perf")
-    assert {run.info.run_name: run.info.status for run in runs()} == {
-        "moe-eval perf": "KILLED",
+    assert {arm_of(run): run.info.status for run in runs()} == {
+        "parent": "KILLED",
         "bf16": "KILLED",
         "fp8": "FAILED",
     }
@@ -179,4 +181,9 @@ def test_kernel_times_stand_by_shape_and_phase() -> None:
     assert figures[f"{start}/decode/expert_gemm_ms"] == decode.categories["expert_gemm"].ms
     assert figures[f"{start}/decode/busy_ms"] == decode.busy_ms
     assert figures[f"{start}/profiler_overhead"] == 0.25
+    slight = replace(decode.categories["attention"], share=0.009)
+    sparse = replace(record, phases={"decode": replace(decode, categories={**decode.categories, "attention": slight})})
+    assert f"{start}/decode/attention_ms" not in keys.of_kernels(sparse)
+    assert f"{start}/decode/attention_ms" in keys.of_kernels(sparse, keys.categories([sparse, record]))
+    assert not [key for key in figures if key.endswith("_share")]
     assert keys.of_kernels(replace(record, phases={})) == {}

@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
+from tests.doubles.harness_runs import arm_of
 from tests.doubles.servers import free_port, served
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -65,9 +66,9 @@ def logged(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert main(["log", str(folder)]) == 0
         runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-        logs.append({run.info.run_name: run for run in runs})
+        logs.append({arm_of(run): run for run in runs})
     first, again = logs
-    assert first.keys() == {"moe-eval run", "bf16", "fp8"}
+    assert first.keys() == {"parent", "bf16", "fp8"}
     assert {run.info.run_id for run in first.values()} == {run.info.run_id for run in again.values()}
     assert {run.info.status for run in again.values()} == {"FINISHED"}
     bf16, fp8 = (again[arm].data.metrics for arm in ("bf16", "fp8"))
@@ -76,7 +77,7 @@ def logged(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fp8["latency/b8_i512_o257/speedup"] == pytest.approx(1.336, abs=0.001)
     assert bf16["latency/b8_i512_o257/speedup"] == 1
     assert fp8["quality/ln_ppl_ratio"] == pytest.approx(0.01, abs=0.002)
-    parent = again["moe-eval run"].info.run_id
+    parent = again["parent"].info.run_id
     assert "report.png" in {file.path for file in client.list_artifacts(parent)}
     page = Path(client.download_artifacts(parent, "report.html", str(folder.parent))).read_text(encoding="utf-8")
     assert page == (folder / "report.html").read_text(encoding="utf-8")

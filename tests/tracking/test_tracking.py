@@ -19,6 +19,19 @@ from moe_eval.records.labels import Status
 from tests.doubles.harness_runs import DATASET, METRICS, PARAMS, RECORD, runs, written
 
 
+def described(run_id: str, experiment: str, command: str) -> str:
+    """What is printed of a run in the first experiment of a store without a server."""
+    client = mlflow.MlflowClient()
+    entry = client.get_experiment_by_name(experiment)
+    assert entry is not None
+    runs_page = f"http://127.0.0.1:5000/#/experiments/{entry.experiment_id}/runs"
+    kind = "workflowType=machine_learning"
+    return (
+        f"run {run_id} in experiment {experiment} (start `{command}`, then open {runs_page}/{run_id}?{kind}, "
+        f"all runs: {runs_page}?{kind}&viewStateShareKey=moe_eval)"
+    )
+
+
 def test_without_any_variable_the_store_is_made_in_the_working_directory(tmp_path: Path) -> None:
     logged = tracking.log_run(written())
     assert (tmp_path / "mlflow.db").is_file()
@@ -27,7 +40,7 @@ def test_without_any_variable_the_store_is_made_in_the_working_directory(tmp_pat
         "results.json",
         "samples_moe_sample.jsonl",
     }
-    assert logged.describe() == f"run {logged.run_id} in experiment moe_eval (mlflow ui)"
+    assert logged.describe() == described(logged.run_id, "moe_eval", "mlflow ui")
     [run] = runs()
     assert (run.info.run_id, run.info.status) == (logged.run_id, "FINISHED")
 
@@ -37,17 +50,26 @@ def test_a_run_holds_the_whole_record(store: Path) -> None:
     [run] = runs()
     assert run.data.params == PARAMS
     assert run.data.metrics == METRICS
-    assert run.info.run_name == "tiny-moe bf16 moe_sample"
+    assert run.info.run_name == "tiny-moe · NVIDIA H100 · transformers · bf16"
     assert run.info.start_time == 1767323045_000
     assert run.info.end_time == run.info.start_time + 12_500
     assert {key: value for key, value in run.data.tags.items() if key.startswith("moe_eval.")} == {
         "moe_eval.run_id": RECORD.run_id,
         "moe_eval.status": "finished",
+        "moe_eval.model": "tiny-moe",
+        "moe_eval.tasks": "moe_sample",
         "moe_eval.engine": "transformers",
         "moe_eval.checkpoint.precision": "bf16",
         "moe_eval.gpu": "NVIDIA H100",
+        "moe_eval.git": "abc123-dirty",
+        "moe_eval.versions": "torch 2.8",
+        "moe_eval.content": run.data.tags["moe_eval.content"],
     }
-    assert run.data.tags["mlflow.note.content"] == "first note\n\nsecond note"
+    assert run.data.tags["mlflow.source.git.commit"] == "abc123"
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith(
+        "first note\n\nsecond note\n\n| metric | value |\n|---|---:|\n| quality/word_ppl | 254.5 |\n"
+    )
     files = {file.path for file in mlflow.MlflowClient().list_artifacts(logged.run_id)}
     assert files == {"record.json", "results.json", "samples_moe_sample.jsonl"}
     [entry] = run.inputs.dataset_inputs
@@ -93,7 +115,7 @@ def test_a_run_that_did_not_end_well_is_told_apart(store: Path, status: Status, 
     assert run.info.status == word
     assert run.data.tags["moe_eval.status"] == word.lower()
     assert run.data.tags.get("moe_eval.error") == broken.error
-    assert run.info.run_name == "shipped model ? a"
+    assert run.info.run_name == "shipped model · CPU · ?"
 
 
 def test_names_of_store_and_experiment_are_the_user_s(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +123,8 @@ def test_names_of_store_and_experiment_are_the_user_s(empty_store: Path, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "my arms")
     logged = tracking.log_run(written())
-    assert logged.describe().endswith("experiment my arms (mlflow ui --backend-store-uri sqlite:///elsewhere.db)")
+    command = "mlflow ui --backend-store-uri sqlite:///elsewhere.db"
+    assert logged.describe() == described(logged.run_id, "my arms", command)
     assert len(runs("sqlite:///elsewhere.db", "my arms")) == 1
     assert not Path("mlflow.db").exists()
 
@@ -116,7 +139,10 @@ def test_what_mlflow_limits_does_not_keep_a_record_out(store: Path) -> None:
     assert run.data.params["model_args.long"].startswith("xxx")
     assert run.data.params["model_args.option_249"] == "249"
     assert len(run.data.metrics) == 1100, "what is no number has no key"
-    assert run.data.tags["mlflow.note.content"].startswith("nnn")
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("nnn")
+    assert len(note) < 8000
+    assert note.endswith("The artifacts hold the rest.")
 
 
 def test_the_process_s_own_mlflow_is_left_as_it_was(store: Path) -> None:
@@ -130,6 +156,34 @@ def test_the_process_s_own_mlflow_is_left_as_it_was(store: Path) -> None:
     assert [entry.info.run_id for entry in runs(experiment="the program's own")] == [run.info.run_id]
 
 
+def test_a_checkpoint_is_a_model_that_holds_the_metrics_of_its_run(store: Path) -> None:
+    logged = tracking.log_run(
+        written(replace(RECORD, labels={"engine": {"checkpoint": "Org/Qwen1.5-MoE", "dtype": "x"}}))
+    )
+    (run,) = runs()
+    client = mlflow.MlflowClient()
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert [entry.model_id for entry in client.get_run(logged.run_id).inputs.model_inputs] == [model.model_id]
+    assert (model.name, model.source_run_id, str(model.status)) == ("Qwen1_5-MoE", logged.run_id, "READY")
+    assert model.tags["mlflow.model.isExternal"] == "true"
+    assert model.params == {"checkpoint": "Org/Qwen1.5-MoE", "dtype": "x"}
+    assert {metric.key: metric.value for metric in model.metrics} == METRICS
+
+
+def test_a_run_in_the_former_form_is_replaced_once(store: Path) -> None:
+    """As 0.1.0 logged it: without a digest of what it holds, named by precision and tasks."""
+    client = mlflow.MlflowClient()
+    tags = {"moe_eval.run_id": RECORD.run_id, "moe_eval.status": "finished"}
+    old = client.create_run(client.create_experiment("moe_eval"), 1767323045_000, tags, "tiny-moe bf16 moe_sample")
+    client.set_terminated(old.info.run_id, "FINISHED")
+    folder = written()
+    logged = tracking.log_run(folder)
+    assert logged.run_id != old.info.run_id
+    assert tracking.log_run(folder) == logged
+    assert [run.info.run_name for run in runs()] == ["tiny-moe · NVIDIA H100 · transformers · bf16"]
+    assert len(client.search_logged_models([logged.experiment_id])) == 1
+
+
 @pytest.fixture
 def log_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     return lambda *folders: (cli.main(["log", *map(str, folders)]), *capsys.readouterr())
@@ -139,7 +193,7 @@ def test_command_logs_folders_and_says_where(store: Path, log_command: Any) -> N
     folder = written()
     code, out, err = log_command(folder)
     assert (code, err) == (0, "")
-    assert out == f"{folder}: run {runs()[0].info.run_id} in experiment moe_eval (mlflow ui)\n"
+    assert out == f"{folder}: {described(runs()[0].info.run_id, 'moe_eval', 'mlflow ui')}\n"
 
 
 def test_command_refuses_a_folder_without_a_record(tmp_path: Path, log_command: Any) -> None:
