@@ -1,9 +1,13 @@
-"""MLflow's own pages in a real Chromium: what a person sees of a run, its arms side by side, and the report."""
+"""MLflow's own pages in a real Chromium: what a person sees of a run, its arms side by side, and the report.
+
+One server and one store for all pages. Pictures of them go to build/pictures.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import urllib.parse
 from collections.abc import Iterator
@@ -14,8 +18,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from moe_eval.cli import main
+from moe_eval.records import by_arm
+from moe_eval.tracking import log_run
 from tests.conftest import ROOT
+from tests.doubles.harness_runs import arm_of
 from tests.doubles.servers import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,20 +31,38 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed 
 
 @dataclass(frozen=True)
 class Browser:
-    """A browser's page on a server that holds a recorded run, and the ids of its runs by name."""
+    """A browser's page on a server that holds a recorded run.
+
+    Attributes:
+        sentence: that was printed when the run was logged.
+        runs: the ids of its runs by arm, and of the parent.
+    """
 
     page: Any
     uri: str
     folder: Path
+    sentence: str
     runs: dict[str, str]
     experiment: str
+
+    @property
+    def pair(self) -> dict[str, Any]:
+        (pair,) = json.loads((self.folder / "comparison.json").read_text(encoding="utf-8"))["pairs"]
+        assert isinstance(pair, dict)
+        return pair
 
     def open(self, path: str) -> None:
         self.page.goto(f"{self.uri}/#/{path}")
 
+    def see(self, *texts: str) -> None:
+        for text in texts:
+            self.page.get_by_text(text).first.wait_for()
+
     def picture(self, name: str) -> None:
+        """Keep what is on the first screen. None of it may be NaN."""
         PICTURES.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+        self.page.screenshot(path=PICTURES / f"{name}.png")
+        assert not re.search(r"\bNaN\b", self.page.locator("body").inner_text())
 
 
 @pytest.fixture(scope="module")
@@ -48,48 +72,88 @@ def browser(recorded: Path, empty_store: Path, tmp_path_factory: pytest.TempPath
     store = shutil.copy(empty_store, folder / "server.db")
     with served(folder, f"sqlite:///{store}") as uri, pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert main(["log", str(recorded)]) == 0
+        logged = log_run(recorded)
         client = MlflowClient(uri)
-        (experiment,) = [entry for entry in client.search_experiments() if entry.name == "moe_eval"]
-        runs = {str(run.info.run_name): run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+        runs = {arm_of(run): run.info.run_id for run in client.search_runs([logged.experiment_id])}
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         with playwright.sync_playwright() as started:
             chromium = started.chromium.launch(executable_path=CHROMIUM, args=options)
-            page = chromium.new_page(viewport={"width": 1600, "height": 1400})
-            page.set_default_timeout(60_000)
-            yield Browser(page, uri, recorded, runs, experiment.experiment_id)
+            page = chromium.new_page(viewport={"width": 2200, "height": 1200})
+            page.set_default_timeout(30_000)
+            yield Browser(page, uri, recorded, logged.describe(), runs, logged.experiment_id)
             chromium.close()
 
 
-def test_the_experiment_shows_the_run_and_its_arms(browser: Browser) -> None:
-    browser.open(f"experiments/{browser.experiment}/runs")
-    browser.page.get_by_text("moe-eval run").first.wait_for()
-    browser.page.get_by_role("row").filter(has_text="moe-eval run").first.get_by_role("button").first.click()
+def test_the_printed_link_lands_on_the_verdict(browser: Browser) -> None:
+    link, table = re.findall(r"http\S+[^\s,)]", browser.sentence)
+    assert f"#/experiments/{browser.experiment}/runs/{browser.runs['parent']}?workflowType=machine_learning" in link
+    assert f"#/experiments/{browser.experiment}/runs?workflowType=machine_learning" in table
+    browser.page.goto(link)
+    browser.see("x · NVIDIA H100 80GB HBM3 · vllm · bf16, fp8", "Description", "headline/speedup")
+    text = " ".join(browser.page.locator("body").inner_text().split())
+    assert re.search(r"fp8 (against bf16: )?pays", text), "the verdict"
+    assert text.index("Description") < text.index("headline/speedup")
+    browser.picture("parent")
+
+
+def test_the_table_of_runs_has_headlines_of_the_parent_and_its_arms(browser: Browser) -> None:
+    _, table = re.findall(r"http\S+[^\s,)]", browser.sentence)
+    browser.page.goto(table)
+    row = browser.page.get_by_role("row").filter(has_text="bf16, fp8").first
+    row.wait_for()
+    browser.see("headline/speedup", "headline/ppl_change_percent", "headline/energy_ratio", "fp8 pays")
+    browser.picture("landing")
+    browser.page.get_by_text("Expand rows").click()
+    metrics = {arm: MlflowClient(browser.uri).get_run(run_id).data.metrics for arm, run_id in browser.runs.items()}
     for arm in ("bf16", "fp8"):
-        browser.page.get_by_text(arm, exact=True).first.wait_for()
-    browser.picture("experiment")
+        browser.see(f"vllm · {arm}")
+    for name in ("speedup", "ppl_change_percent", "energy_ratio"):
+        values = {arm: metrics[arm][f"headline/{name}"] for arm in metrics}
+        for value in values.values():
+            browser.page.get_by_role("gridcell").filter(has_text=f"{value:.6g}"[:5]).first.wait_for()
+    browser.picture("runs")
 
 
 def test_two_arms_line_up_in_the_compare_view(browser: Browser) -> None:
     chosen = urllib.parse.quote(json.dumps([browser.runs["bf16"], browser.runs["fp8"]]))
     browser.open(f"compare-runs?runs={chosen}&experiments={urllib.parse.quote(json.dumps([browser.experiment]))}")
-    browser.page.get_by_text("Comparing 2 Runs").wait_for()
-    browser.page.get_by_text("latency/b1_i512_o257/e2e_ms", exact=True).first.wait_for()
-    client = MlflowClient(browser.uri)
-    for arm in ("bf16", "fp8"):
-        browser.page.get_by_text(arm, exact=True).first.wait_for()
-        value = client.get_run(browser.runs[arm]).data.metrics["quality/token_ppl"]
-        browser.page.get_by_text(f"{value:.4g}"[:4]).first.wait_for()
+    browser.see("Comparing 2 Runs", "x · NVIDIA H100 80GB HBM3 · vllm · bf16", "x · NVIDIA H100 80GB HBM3 · vllm · fp8")
+    browser.see("latency/b1_i512_o257/e2e_ms")
+    text = browser.page.locator("body").inner_text()
+    keys = re.findall(r"(?:headline|latency|quality|fairness)/\w+", text)
+    assert keys[0].startswith("headline/"), "the first plot is of a headline"
+    value = MlflowClient(browser.uri).get_run(browser.runs["fp8"]).data.metrics["headline/speedup"]
+    browser.see(f"{value:.4g}"[:4])
+    assert "No common artifacts" not in text
+    browser.see("latency.json")
     browser.picture("compare")
 
 
+def test_an_arm_tells_its_verdict_model_and_data(browser: Browser) -> None:
+    browser.open(f"experiments/{browser.experiment}/runs/{browser.runs['fp8']}?workflowType=machine_learning")
+    browser.see("x · NVIDIA H100 80GB HBM3 · vllm · fp8", "headline/speedup", "moe_sample")
+    text = " ".join(browser.page.locator("body").inner_text().split())
+    assert browser.pair["sentence"][:40] in text
+    assert re.search(r"Logged models.{0,40}\bx\b", text) or re.search(r"\bx\b.{0,20}(Ready|Model)", text)
+    browser.picture("child")
+
+
+def test_artifacts_of_an_arm_are_shown_and_read_as_records(browser: Browser) -> None:
+    browser.open(f"experiments/{browser.experiment}/runs/{browser.runs['fp8']}/artifacts/quality.json")
+    browser.see("latency.json", "quality.json", "ln_ppl_ratio")
+    quality = next(arm.quality for arm in by_arm.read(browser.folder) if arm.name == "fp8")
+    assert quality is not None
+    assert quality.figures is not None
+    browser.see(quality.figures.dataset_digest)
+    browser.picture("artifacts")
+
+
 def test_the_report_is_read_where_it_is_stored(browser: Browser) -> None:
-    browser.open(f"experiments/{browser.experiment}/runs/{browser.runs['moe-eval run']}/artifacts/report.html")
+    browser.open(f"experiments/{browser.experiment}/runs/{browser.runs['parent']}/artifacts/report.html")
     report = browser.page.frame_locator("iframe")
-    assert report.locator("h1").inner_text() == "fp8 against bf16"
-    (pair,) = json.loads((browser.folder / "comparison.json").read_text(encoding="utf-8"))["pairs"]
+    report.locator("h1").wait_for()
+    pair = browser.pair
     assert (pair["verdict"], pair["sentence"][:8]) == ("pays", "fp8 pays")
-    assert pair["sentence"] in " ".join(report.locator("#verdict").inner_text().split())
     assert report.locator("svg[role=img]").count() >= 2
     browser.picture("report")
 

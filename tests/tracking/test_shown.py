@@ -35,7 +35,7 @@ def made(folder: Path) -> Path:
     """A run of two arms with quality, speed, kernels and the files of its tasks."""
     recorded_run(folder)
     run = json.loads((folder / "run.json").read_text())
-    run["evaluators"] = dict.fromkeys(("bf16", "fp8"), ["quality", "latency", "kernels"])
+    run["evaluators"] = {arm: ["quality", "latency", "kernels"] for arm in ("bf16", "fp8")}
     (folder / "run.json").write_text(json.dumps(run))
     for arm in ("bf16", "fp8"):
         record = recorded_arms.kernels(arm, fp8=arm == "fp8")
