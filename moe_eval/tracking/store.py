@@ -212,6 +212,10 @@ def _old_file_store() -> str | None:
     is_allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() == "true"
     if os.environ.get("MLFLOW_TRACKING_URI") or is_allowed or not any(Path("mlruns").glob("*/meta.yaml")):
         return None
+    try:
+        from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE as _  # noqa: F401
+    except ImportError:  # MLflow 3.5 opens it: there it is the default
+        return None
     return (
         "./mlruns is a file store of an older MLflow, which MLflow no longer opens by itself. Migrate it with "
         "`mlflow migrate-filestore`, move it away, name another store in MLFLOW_TRACKING_URI, or set "
