@@ -119,12 +119,10 @@ def test_two_arms_line_up_in_the_compare_view(browser: Browser) -> None:
     chosen = urllib.parse.quote(json.dumps([browser.runs["bf16"], browser.runs["fp8"]]))
     browser.open(f"compare-runs?runs={chosen}&experiments={urllib.parse.quote(json.dumps([browser.experiment]))}")
     browser.see("Comparing 2 Runs", "x · NVIDIA H100 80GB HBM3 · vllm · bf16", "x · NVIDIA H100 80GB HBM3 · vllm · fp8")
-    browser.page.get_by_text("latency/b1_i512_o257/e2e_ms", exact=True).first.wait_for()
+    browser.see("headline/speedup")
     text = browser.page.locator("body").inner_text()
     keys = re.findall(r"(?:headline|latency|quality|fairness)/\w+", text)
     assert keys[0].startswith("headline/"), "the first plot is of a headline"
-    value = MlflowClient(browser.uri).get_run(browser.runs["fp8"]).data.metrics["headline/speedup"]
-    browser.see(f"{value:.4g}"[:4])
     assert "No common artifacts" not in text
     browser.picture("compare")
 
