@@ -1,14 +1,18 @@
-"""What the start-up hook costs every Python start: `python -c pass` with the hook against without it.
+"""What starting costs: commands beside the libraries that they need, and the start-up hook in every Python start.
 
-    python benchmarks/startup.py [--rounds 200]
+    python benchmarks/startup.py [--repeats 5] [--rounds 200]
 
-Two environments that differ by the hook alone are made in a temporary folder; their starts alternate, and the
+Commands and plain scripts run in turns. Figures are medians of the processor time of whole processes. `libraries`
+imports what the command works with and nothing else, `pandas` makes the same sums from the export.
+
+For the hook two environments that differ by it alone are made in a temporary folder. Their starts alternate, and the
 difference of the medians is the cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import subprocess
@@ -19,12 +23,34 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+OURS = "import sys; from moe_eval.cli import main; sys.exit(main(sys.argv[1:]))"
+OPTIONS = "import argparse, dataclasses, difflib, pathlib, signal, textwrap, threading"
+TABLES = f"{OPTIONS}, sqlite3, tomllib, concurrent.futures, numpy, msgspec, rich.console, rich.table"
+LIBRARIES = {
+    "--version": "import importlib.metadata; print(importlib.metadata.version('moe-eval'))",
+    "--help": OPTIONS,
+    "doctor": f"{OPTIONS}, json, platform, tomllib, importlib.metadata, msgspec, packaging.specifiers",
+    "kernels": TABLES,
+    "compare": f"{OPTIONS}, numpy, msgspec, jinja2, scipy.special, matplotlib.figure, matplotlib.backends.backend_svg",
+}
+PANDAS = """
+import sqlite3, sys
+import pandas as pd
+db = sqlite3.connect(sys.argv[2])
+kernels = pd.read_sql_query('SELECT start, "end", demangledName FROM CUPTI_ACTIVITY_KIND_KERNEL', db)
+names = pd.read_sql_query("SELECT id, value FROM StringIds", db)
+kernels = kernels.merge(names, "left", left_on="demangledName", right_on="id")
+kernels["duration"] = kernels.end - kernels.start
+print(kernels.groupby("value").duration.agg(["sum", "count"]).sort_values("sum"))
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=200)
     args = parser.parse_args()
+    _commands(args.repeats)
     with tempfile.TemporaryDirectory() as folder:
         pythons = {name: _environment(Path(folder) / name, name == "with") for name in ("without", "with")}
         seconds: dict[str, list[float]] = {name: [] for name in pythons}
@@ -40,6 +66,42 @@ def main() -> None:
         print(f"{name:8} the hook: {middle[name]:7.3f} ms (quartiles {low:.3f} to {high:.3f}), {args.rounds} starts")
     cost = middle["with"] - middle["without"]
     print(f"the hook costs {cost:.3f} ms a start, {middle['with'] / middle['without']:.3f}x of python -c pass")
+
+
+def _commands(repeats: int) -> None:
+    sys.path.insert(0, str(ROOT))
+    from tests.doubles import nsys_database, recorded_arms
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        nsys_database.write(folder / "trace.sqlite")
+        loads = {1: [[100.0, 101.0], [100.0, 99.0]] * 2}
+        (folder / "run").mkdir()
+        recorded_arms.write(folder / "run", [recorded_arms.arm(name, loads) for name in ("bf16", "fp8")])
+        words = {"doctor": ["--json"], "kernels": ["trace.sqlite"], "compare": ["run", "--output_dir", "out"]}
+        for command, libraries in LIBRARIES.items():
+            programs = {"moe-eval": OURS, "libraries": libraries} | ({"pandas": PANDAS} if command == "kernels" else {})
+            seconds: dict[str, list[float]] = {name: [] for name in programs}
+            for _ in range(repeats):
+                for name, code in programs.items():
+                    seconds[name].append(_processor([code, command, *words.get(command, [])], folder))
+            ours, *others = (statistics.median(times) for times in seconds.values())
+            peers = ", ".join(
+                f"{ours / peer:.2f}x of {name} ({peer:.2f} s)"
+                for name, peer in zip(list(programs)[1:], others, strict=True)
+            )
+            print(f"moe-eval {command:9} {ours:.2f} s of processor time: {peers}", flush=True)
+
+
+def _processor(arguments: list[str], folder: Path) -> float:
+    """Seconds of processor time of a Python process."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", *arguments], cwd=folder, env=environment, **quiet)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{arguments[0][:60]} ended with {status}")
+    return usage.ru_utime + usage.ru_stime
 
 
 def _environment(folder: Path, hooked: bool) -> str:
