@@ -58,7 +58,9 @@ def verdict_line(pair: Pair) -> str:
 
 
 def _common_failure(comparison: ComparisonRecord) -> str | None:
-    """The one reason why all of several arms failed."""
+    """The one reason why all of several arms failed before anything was measured."""
+    if any(arm.speed or arm.token_ppl for arm in comparison.arms):
+        return None
     errors = {arm.error if arm.status is Status.FAILED else None for arm in comparison.arms}
     error = next(iter(errors)) if len(errors) == 1 and len(comparison.arms) > 1 else None
     return ended(capitalised(error)) if error else None
