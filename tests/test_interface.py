@@ -18,11 +18,12 @@ from moe_eval.cli.options.classes import RunOptions
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import Schedule
+from moe_eval.runner.placement import Placement
 from moe_eval.runner.plan import Plan
 from tests.doubles import recorded_arms as made
 
 NOTHING = ComparisonRecord("", (), ())
-PLAN = Plan((), {}, (), Schedule("alternating", 1, 1, 5), (), (), (), {})
+PLAN = Plan((), {}, (), Schedule("alternating", 1, 1, 5), (), (), (), {}, Placement(together=False, rounds=({},)))
 
 
 def test_importing_it_costs_nothing() -> None:

@@ -65,7 +65,7 @@ def here(tmp_path: Path) -> Path:
         (["completion", ""], {"bash", "zsh", "fish"}),
         (["doctor", "--batch"], set()),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bash(
     words: list[str], completed: set[str], here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
