@@ -82,7 +82,8 @@ def _headlines(
         ttft = HeadlineFigure.TTFT_MS
         yield from _secondary(ttft, shape, judged[ttft].get((pair.other, shape.name)))
     yield from _quality(pair, reference, other)
-    if reference.weights_gib and other.weights_gib and not (reference.emulated or other.emulated):
+    is_measured = all(arm.speed or arm.token_ppl for arm in (reference, other))
+    if is_measured and reference.weights_gib and other.weights_gib and not (reference.emulated or other.emulated):
         ratio = reference.weights_gib / other.weights_gib
         yield Headline(HeadlineFigure.MEMORY_GIB, None, reference.weights_gib, other.weights_gib, ratio)
     if shape is not None:

@@ -20,7 +20,7 @@ COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 _shtab_moe_eval
 printf '%s\\n' "${COMPREPLY[@]}"
 """
-RUN = {f"--{name}" for name in options_of(COMMANDS["run"].options)}
+RUN = {option.label for option in options_of(COMMANDS["run"].options).values()}
 
 
 def script(shell: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> Path:

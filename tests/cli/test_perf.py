@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_eval.engines import registry
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.comparison import ComparisonRecord
@@ -341,7 +342,10 @@ def test_two_commands_do_not_write_into_one_folder_at_once(
     assert "Another run is at work in" in ended.err.splitlines()[-1]
 
 
-def test_labels_name_no_gpu_where_the_cpu_was_asked_for_and_no_secret(command: Command) -> None:
+def test_labels_name_no_gpu_where_the_cpu_was_asked_for_and_no_secret(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "check_arm", lambda *_, **__: None)
     stage = Stage()
     words = ["--engine", "trtllm", "--model_args", "device=cpu,hub_token=hunter2,max_num_tokens=64"]
     ended = command("--precisions", "bf16", *words, stage=stage, gpus=(H100,))

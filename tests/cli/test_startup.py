@@ -23,7 +23,7 @@ USED = {
     "--version": set[str](),
     "doctor": {"msgspec", "packaging"},
     "kernels": {"numpy", "msgspec", "rich"},
-    "compare": {"numpy", "msgspec", "jinja2", "matplotlib", "packaging", "scipy"},
+    "compare": {"numpy", "msgspec", "rich", "jinja2", "matplotlib", "packaging", "scipy"},
 }
 
 
