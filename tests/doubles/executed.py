@@ -91,6 +91,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         if file.suffix == ".json":
             content = json.loads(file.read_text())
             content.pop("seconds", None)
+            content.pop("ended", None)
             by_name[name] = content
         elif file.name != LOG and not file.name.startswith("."):
             by_name[name] = file.read_bytes()

@@ -157,7 +157,7 @@ def broken(folder: Path, fault: str) -> Path:
         ("engine=onnx", "moe_sample", ["onnx", "transformers"]),
         (f"pretrained={SHIPPED}", "moe_sample", ["moe-eval[trtllm]", "engine=transformers"]),
         ("engine=trtllm", "moe_sample", ["pretrained="]),
-        (f"{OURS},precision=fp7", "moe_sample", ["fp7", "nvfp4"]),
+        (f"{OURS},precision=fp7", "moe_sample", ["fp7", "fp8"]),
         (f"{OURS},precision=fp8", "moe_sample", ["fp8", "bf16"]),
         (OURS, "no_such_task", ["no_such_task", "lm_eval ls tasks"]),
         (f"{OURS},max_length=2048", "moe_sample", ["2048", "1024"]),
