@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import hub
-from moe_eval.checkpoint.precision import OF_DTYPE
 from moe_eval.errors import UsageError
 
 _WHOLE = 64 << 20  # bytes up to which a file's whole content goes into the fingerprint
@@ -125,129 +122,8 @@ def require_weights(folder: Path) -> None:
         raise UsageError(f"{folder} holds no weights. Copy the checkpoint again, or give weights=random on vLLM.")
 
 
-@dataclass(frozen=True)
-class Carried:
-    """What a checkpoint's files say about the form of its weights.
-
-    Attributes:
-        precision: one of precision.PRECISIONS. None for a quantisation that has no name there.
-        method: the tool and its name for the quantisation, such as `modelopt FP8`. `none` if no file declares one.
-        kv_cache: the precision that the checkpoint declares for the key-value cache, if any.
-        excluded: patterns of the modules that are not quantised.
-        layers: the number of modules of each algorithm, for mixed precision.
-    """
-
-    precision: str | None
-    method: str
-    kv_cache: str | None = None
-    excluded: tuple[str, ...] = ()
-    layers: tuple[tuple[str, int], ...] = ()
-
-
-def carried(folder: Path) -> Carried:
-    """Read the precision of a checkpoint from its settings files.
-
-    ModelOpt's hf_quant_config.json goes before the quantization_config of config.json, as in TensorRT-LLM.
-    Formats: NVIDIA Model-Optimizer, Transformers' FineGrainedFP8, compressed-tensors.
-
-    Raises:
-        UsageError: a file is not JSON, or the two contradict each other.
-    """
-    config = read_config(folder)
-    plain = Carried(OF_DTYPE.get(stored_dtype(config)), "none")
-    file = folder / "hf_quant_config.json"
-    stated = _declared(config.get("quantization_config"), plain)
-    if not file.is_file():
-        return stated
-    declared = read_object(file)
-    modelopt = _modelopt(declared.get("quantization") or declared, plain)
-    if stated.method != "none" and stated.precision != modelopt.precision:
-        raise UsageError(
-            f"{file} says {modelopt.method} and config.json beside it says {stated.method}. Remove the wrong one."
-        )
-    return modelopt
-
-
-def _declared(declared: object, plain: Carried) -> Carried:
-    """The form that a quantization_config of config.json declares."""
-    if not isinstance(declared, dict):
-        return plain
-    method = str(declared.get("quant_method") or declared.get("quant_algo") or "unnamed")
-    if method == "modelopt":
-        return _modelopt(declared, plain)
-    if method == "compressed-tensors":
-        return _compressed(declared)
-    excluded = _texts(declared.get("modules_to_not_convert"))
-    if method != "fp8":
-        return Carried(method if method in _INLINE else None, method, excluded=excluded)
-    blocks = declared.get("weight_block_size")
-    if blocks is None:
-        scheme = declared.get("activation_scheme")
-        return Carried("fp8", f"fp8 {scheme}" if scheme else "fp8", excluded=excluded)
-    held = "fp8_block" if list(blocks) == [128, 128] else None
-    return Carried(held, f"fp8 with blocks of {blocks}", excluded=excluded)
-
-
-# precisions that are a quant_method of their own, as gpt-oss has it
-_INLINE = ("mxfp4", "mxfp8", "nvfp4")
-_MODELOPT = {
-    "FP8": "fp8",
-    "FP8_PB_WO": "fp8_block",
-    "FP8_BLOCK_SCALES": "fp8_block",
-    "NVFP4": "nvfp4",
-    "MXFP8": "mxfp8",
-    "W4A16_NVFP4": "nvfp4-w4a16",
-}
-
-
-def _modelopt(declared: Json, plain: Carried) -> Carried:
-    kind = str(declared.get("quant_algo") or "NO_QUANT")
-    cache = declared.get("kv_cache_quant_algo")
-    cache = str(cache).lower() if cache else None
-    excluded = _texts(declared.get("exclude_modules") or declared.get("ignore"))
-    if kind == "NO_QUANT":
-        return Carried(plain.precision, plain.method, cache, excluded)
-    if kind != "MIXED_PRECISION":
-        return Carried(_MODELOPT.get(kind.upper()), f"modelopt {kind}", cache, excluded)
-    layers = declared.get("quantized_layers")
-    modules = layers.items() if isinstance(layers, dict) else ()
-    algorithms = {name: str(module.get("quant_algo")) for name, module in modules if isinstance(module, dict)}
-    # a checkpoint is called after the precision of its experts
-    experts = {algorithm for name, algorithm in algorithms.items() if "experts" in name}
-    held = _MODELOPT.get(next(iter(experts)).upper()) if len(experts) == 1 else None
-    method = f"modelopt MIXED_PRECISION, experts {' and '.join(sorted(experts)) or 'not named'}"
-    return Carried(held, method, cache, excluded, tuple(sorted(Counter(algorithms.values()).items())))
-
-
-# type, bits and strategy of the weights
-_COMPRESSED: dict[tuple[object, object, object], str] = {
-    ("float", 8, "tensor"): "fp8",
-    ("float", 8, "block"): "fp8_block",
-    ("float", 4, "tensor_group"): "nvfp4",
-}
-
-
-def _compressed(declared: Json) -> Carried:
-    groups = [group.get("weights") or {} for group in (declared.get("config_groups") or {}).values()]
-    forms = {(group.get("type"), group.get("num_bits"), group.get("strategy")) for group in groups}
-    names = ", ".join("-".join(map(str, form)) for form in sorted(forms, key=str)) or str(declared.get("format"))
-    precision = _COMPRESSED.get(next(iter(forms))) if len(forms) == 1 else None
-    cache = declared.get("kv_cache_scheme")
-    held = "fp8" if isinstance(cache, dict) and cache.get("num_bits", 8) == 8 else None
-    return Carried(precision, f"compressed-tensors {names}", held, _texts(declared.get("ignore")))
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
-
-
-def stored_dtype(config: Mapping[str, object]) -> str:
-    """Torch's name of the type of unquantised weights, as config.json states it. Else Transformers' default."""
-    return stated_dtype(config) or "float32"
-
-
 def stated_dtype(config: Mapping[str, object]) -> str | None:
-    """The same. None where config.json states none."""
+    """Torch's name of the type of unquantised weights, as config.json states it. None where it states none."""
     for section in (config, text_config(config)):  # here the whole model's statement goes before its section's
         dtype = section.get("dtype") or section.get("torch_dtype")
         if dtype:

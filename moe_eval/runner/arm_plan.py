@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from moe_eval.checkpoint import contents, precision
+from moe_eval.checkpoint.carried import read_carried
 from moe_eval.emulation import PRECISIONS as EMULATED
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
@@ -129,13 +130,13 @@ def _of_name(entry: NamedArm, gpus: Sequence[Gpu]) -> Arm:
 def _precisions(entry: NamedArm, settings: EngineSettings, gpus: Sequence[Gpu]) -> tuple[str, str]:
     """What the checkpoint holds or becomes, and what its kernels compute in."""
     folder = contents.settings_folder(entry.checkpoint, settings.revision)
-    carried = contents.carried(folder)
+    carried = read_carried(folder)
     requested = entry.precision
     if requested is not None and requested not in precision.PRECISIONS:
         raise UsageError(f"There is no precision {requested!r}. Choose from {', '.join(precision.PRECISIONS)}.")
     if carried.method == "none" and requested is None:
-        stored = contents.stored_dtype(contents.read_config(folder))
-        requested = precision.OF_DTYPE.get(stored if settings.dtype == "auto" else settings.dtype)
+        stored = carried.dtype if settings.dtype == "auto" else settings.dtype
+        requested = precision.OF_DTYPE.get(stored or "")
     held = requested or str(carried.precision)
     if entry.engine == "transformers":
         if entry.options.get("emulate") or (held in precision.DTYPE_OF and carried.method == "none"):
@@ -184,7 +185,7 @@ def _executed(
 ) -> tuple[str, str | None]:
     """What a precision's kernels compute in, and why the first GPU or the installed version has none that do."""
     kind = registry.named(engine)
-    method = contents.carried(contents.settings_folder(path)).method
+    method = read_carried(contents.settings_folder(path)).method
     unreadable = kind.why_unreadable(method)
     if unreadable:
         return held, f"quantised as {method}, which {unreadable.rstrip('.')}"
@@ -208,7 +209,7 @@ def _held(path: str, name: str, engine: registry.EngineKind) -> str:
 
     FP8 of either kind answers to `fp8`.
     """
-    carried = contents.carried(contents.settings_folder(path))
+    carried = read_carried(contents.settings_folder(path))
     if carried.precision == name or (name == "fp8" and carried.precision == "fp8_block"):
         return str(carried.precision)
     if carried.method == "none" and name in engine.quantises:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from moe_eval.checkpoint import contents, geometry, precision
+from moe_eval.checkpoint.carried import read_carried
 from moe_eval.data.workload import Shape
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
@@ -106,7 +107,7 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str,
     """
     config = contents.read_config(folder)
     sizes = geometry.read(config)
-    carried = contents.carried(folder)
+    carried = read_carried(folder)
     stored = contents.weight_bytes(folder)
     base = runs.partition("-")[0]  # weight-only kernels hold the same weights
     held = _stored_size(config, stored, sizes)
@@ -133,8 +134,9 @@ def _size(dtype: str) -> int:
 
 def _stored_size(config: Mapping[str, object], stored: int | None, sizes: geometry.Geometry | None) -> int:
     """Bytes of a stored weight; of a configuration that does not state the type, what the files' size comes nearest."""
-    if contents.stated_dtype(config) or not stored or sizes is None:
-        return _size(contents.stored_dtype(config))
+    dtype = contents.stated_dtype(config)
+    if dtype or not stored or sizes is None:
+        return _size(dtype or "bfloat16")
     return 4 if stored > 3 * sizes.params.total else 2
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_eval.checkpoint import contents, precision
+from moe_eval.checkpoint.carried import Carried, read_carried
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.served.package import Traits
 from moe_eval.errors import UsageError
 
-# quantisations that the libraries' readers know, by the first word of contents.Carried.method
+# quantisations that the libraries' readers know, by the first word of carried.Carried.method
 _READABLE_METHODS = ("none", "fp8", "modelopt", "compressed-tensors")
 
 
@@ -31,7 +32,7 @@ class Model:
     name: str
     folder: Path
     config: Mapping[str, object]
-    carried: contents.Carried
+    carried: Carried
     precision: str
     dtype: str
     online: bool
@@ -58,10 +59,10 @@ def read_model(
     folder = contents.settings_folder(settings.checkpoint, settings.revision)
     if local and weights == "checkpoint":
         contents.check_weights(folder)
-    carried = contents.carried(folder)
+    carried = read_carried(folder)
     _check_method(traits, settings.checkpoint, carried, weights)
     config = contents.read_config(folder)
-    executed, dtype = _precision(traits, settings, carried, contents.stored_dtype(config))
+    executed, dtype = _precision(traits, settings, carried, carried.dtype)
     # the hub's cache keeps a folder for each commit
     origin = contents.fingerprint(folder) if local else f"{settings.checkpoint}@{folder.name}"
     return Model(
@@ -77,7 +78,7 @@ def read_model(
     )
 
 
-def _check_method(traits: Traits, checkpoint: str, carried: contents.Carried, weights: str) -> None:
+def _check_method(traits: Traits, checkpoint: str, carried: Carried, weights: str) -> None:
     if carried.method.split()[0] not in (*_READABLE_METHODS, *traits.inline) or carried.precision is None:
         raise UsageError(
             f"{checkpoint} is quantised as {carried.method}, which moe_eval cannot run on {traits.title}. Give a "
@@ -93,12 +94,14 @@ def _check_method(traits: Traits, checkpoint: str, carried: contents.Carried, we
         )
 
 
-def _precision(traits: Traits, settings: EngineSettings, carried: contents.Carried, stored: str) -> tuple[str, str]:
+def _precision(traits: Traits, settings: EngineSettings, carried: Carried, stored: str | None) -> tuple[str, str]:
     """The precision of the experts and the dtype of the rest."""
     requested = settings.precision
     if settings.dtype != "auto" and settings.dtype not in precision.OF_DTYPE:
         raise UsageError(f"dtype={settings.dtype} is not supported. Choose auto, {', '.join(precision.OF_DTYPE)}.")
     dtype = stored if settings.dtype == "auto" else settings.dtype
+    if dtype is None:
+        raise UsageError(f"Neither settings nor weights of {settings.checkpoint} state a type. Add dtype=bfloat16.")
     executed = str(carried.precision)
     if carried.method == "none":
         if settings.dtype == "auto" and requested in precision.DTYPE_OF:

@@ -55,7 +55,7 @@ class Traits:
     Attributes:
         readable: the checkpoints to give in place of an unreadable one.
         inline: precisions that it reads where config.json has them as a quant_method.
-        unreadable: what becomes of a form of checkpoint (contents.Carried.method) that the library misreads, and the
+        unreadable: what becomes of a form of checkpoint (carried.Carried.method) that the library misreads, and the
             fix.
         readers: the versions that read a form, as a specifier of PEP 440, by the beginning of its method.
         parallel_sizes: options whose product is the number of GPUs.

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from moe_eval.checkpoint import contents, hub, precision
+from moe_eval.checkpoint.carried import read_carried
 from moe_eval.engines import weights
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.head import Head
@@ -112,7 +113,7 @@ def _config(settings: EngineSettings) -> Any:
     folder = contents.local_folder(settings.checkpoint)
     method = "none"
     if folder is not None:
-        method = contents.carried(folder).method
+        method = read_carried(folder).method
         contents.check_weights(folder)
     config = _from_hub(transformers.AutoConfig, settings)
     if folder is None and getattr(config, "quantization_config", None):
