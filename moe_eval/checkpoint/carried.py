@@ -18,7 +18,7 @@ from moe_eval.errors import UsageError
 _KEYS = ("quantization_config", "compression_config", "quantization")
 _SECTIONS = ("text_config", "language_config", "llm_config")
 # beside config.json, by the order in which they go before it: ModelOpt's, AutoGPTQ's, AutoAWQ's
-_FILES = {"hf_quant_config.json": "", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,14 @@ def _statements(folder: Path, config: Mapping[str, object]) -> list[tuple[str, D
     statements = []
     for name, method in _FILES.items():
         if (folder / name).is_file():
-            content = read_object(folder / name)
-            content = content if not method else {"quant_method": method, **content}
+            content = {"quant_method": method, **read_object(folder / name)}
             statements.append((name, declared.read(content, name)))
     sections = [section for section in (config, *map(config.get, _SECTIONS)) if isinstance(section, Mapping)]
     for section in sections:
         for key in _KEYS:
-            content = section.get(key)
-            if isinstance(content, Mapping) and content:
-                statements.append(("config.json", declared.read(content, "config.json")))
+            statement = section.get(key)
+            if isinstance(statement, Mapping) and statement:
+                statements.append(("config.json", declared.read(statement, "config.json")))
     return statements
 
 
