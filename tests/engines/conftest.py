@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_eval.data.window import Window
@@ -111,9 +112,19 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return have
 
 
+def add_scales(file: Path) -> None:
+    """Give every expert a scale beside its weights."""
+    weights = load_file(file)
+    scales = {name.replace(".weight", ".weight_scale"): torch.ones(1) for name in weights if ".experts." in name}
+    save_file(weights | scales, file, metadata={"format": "pt"})
+
+
 @pytest.fixture
 def spoil(tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the shipped checkpoint, fields of config.json replaced and further JSON files beside it."""
+    """A copy of the shipped checkpoint, fields of config.json replaced and further JSON files beside it.
+
+    Of a quantised one, experts get scales, so that their types tell nothing.
+    """
 
     def copied(*, files: dict[str, Any] | None = None, **fields: Any) -> Path:
         folder = Path(shutil.copytree(SHIPPED, tmp_path / "checkpoint"))
@@ -121,6 +132,8 @@ def spoil(tmp_path: Path) -> Callable[..., Path]:
             file = folder / name
             old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
             file.write_text(json.dumps(old | content), encoding="utf-8")
+        if "quantization_config" in fields or "hf_quant_config.json" in (files or {}):
+            add_scales(folder / "model.safetensors")
         return folder
 
     return copied
