@@ -15,7 +15,7 @@ from moe_eval.checkpoint.precision import DTYPE_OF, OF_DTYPE
 from moe_eval.errors import UsageError
 
 # where a quantisation stands in config.json, and the sections of larger models
-_KEYS = ("quantization_config", "compression_config", "quantization")
+_KEYS = ("quantization", "quantization_config", "compression_config")  # MLX writes the first two
 _SECTIONS = ("text_config", "language_config", "llm_config")
 # beside config.json, by the order in which they go before it: ModelOpt's, AutoGPTQ's, AutoAWQ's
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -55,8 +55,13 @@ def read_carried(folder: Path) -> Carried:
     Raises:
         UsageError: a file is damaged, two of them contradict each other, or the weights contradict them.
     """
-    config = read_config(folder)
-    header = headers.read(folder)
+    try:
+        return _read(folder, read_config(folder), headers.read(folder))
+    except RecursionError:
+        raise UsageError(f"The settings of {folder} are nested too deep. Copy the checkpoint again.") from None
+
+
+def _read(folder: Path, config: Mapping[str, object], header: Header | None) -> Carried:
     dtype = stated_dtype(config) or (header.plain_dtype if header else None)
     statements = _statements(folder, config)
     stated = [_experts(declaration, config, header) for _, declaration in statements]
@@ -68,7 +73,7 @@ def read_carried(folder: Path) -> Carried:
     experts = str(text_config(config).get("expert_dtype") or "")
     if form is not None and experts in ("fp4", "mxfp4"):  # DeepSeek-V4 has them beside FP8
         form = Form("mxfp4", f"{form.name}, experts {experts}")
-    elif form is None and stored not in (None, plain):
+    elif form is None and stored is not None and stored not in DTYPE_OF:
         form = Form(stored if stored != "int" else None, f"{stored} by its weights, which no file declares")
     _check_stored(folder, form, plain, stored)
     held = {part: _form(declaration, names) for part, names in _others(config).items()}
@@ -97,7 +102,8 @@ def _statements(folder: Path, config: Mapping[str, object]) -> list[tuple[str, D
         for key in _KEYS:
             statement = section.get(key)
             if isinstance(statement, Mapping) and statement:
-                statements.append(("config.json", declared.read(statement, "config.json")))
+                tool = {"quant_method": "mlx"} if key == "quantization" and "bits" in statement else {}
+                statements.append(("config.json", declared.read({**tool, **statement}, "config.json")))
     return statements
 
 
@@ -150,7 +156,7 @@ def _experts(declaration: Declaration, config: Mapping[str, object], header: Hea
     if declaration.algorithms is not None:
         named = [name for name in declaration.algorithms if headers.is_routed(f"{name}.")]
         algorithms = sorted({declaration.algorithms[name] for name in named})
-        forms = {form for name in named if (form := declaration.form(name))}
+        forms = {form for name in named if (form := declaration.form(name)) is not None}
         name = f"{declaration.name}, experts {' and '.join(algorithms) or 'not named'}"
         return Form(forms.pop().precision if len(forms) == 1 else None, name)
     modules = [[module] for module in header.experts] if header else []

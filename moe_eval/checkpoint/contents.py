@@ -51,8 +51,10 @@ def read_object(file: Path) -> Json:
         UsageError: the file does not hold one.
     """
     try:
+        if not file.is_file():
+            raise FileNotFoundError("there is no such file")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # numbers of too many digits are a ValueError
         raise UsageError(f"{file} is not JSON ({error}). Copy the checkpoint again.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{file} does not hold a JSON object. Copy the checkpoint again.")

@@ -6,10 +6,12 @@ QuantizationConfig, and the quantization_config of Transformers' own methods.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from itertools import accumulate
+
+import regex
 
 from moe_eval.checkpoint.precision import WEIGHT_ONLY
 from moe_eval.errors import UsageError
@@ -65,7 +67,7 @@ def read(declared: Mapping[str, object], file: str) -> Declaration:
     Raises:
         UsageError: a part of it has another form than its tool writes.
     """
-    method = str(declared.get("quant_method") or "").lower()
+    method = str(declared.get("quant_method") or "").strip().lower()
     producer = declared.get("producer")
     is_modelopt = isinstance(producer, Mapping) and producer.get("name") == "modelopt"
     if method.startswith("modelopt") or is_modelopt or (not method and "quant_algo" in declared):
@@ -74,7 +76,7 @@ def read(declared: Mapping[str, object], file: str) -> Declaration:
         return _compressed(declared, file)
     if method == "fp8":
         return _hugging_face_fp8(declared, file)
-    return _by_name(declared, method)
+    return _by_name(declared, method, file)
 
 
 def _everything(module: str) -> bool:
@@ -85,16 +87,16 @@ def _everything(module: str) -> bool:
 _INLINE = ("mxfp4", "mxfp8", "nvfp4")
 
 
-def _by_name(declared: Mapping[str, object], method: str) -> Declaration:
+def _by_name(declared: Mapping[str, object], method: str, file: str) -> Declaration:
     """A method of which only the name is read, with its bits where it states them."""
     bits = declared.get("bits") or declared.get("w_bit")
-    bits = bits or ("4" if declared.get("load_in_4bit") else "8" if declared.get("load_in_8bit") else None)
+    bits = bits or (4 if declared.get("load_in_4bit") else 8 if declared.get("load_in_8bit") else None)
     name = method or "unnamed"
-    if bits is not None and method not in _INLINE:
+    if isinstance(bits, int) and method not in _INLINE:
         name = f"int{bits} ({name})"
     excluded = _texts(declared, "modules_to_not_convert")
     form = Form(method if method in _INLINE else None, name)
-    return Declaration(method, name, ((_everything, form),), excluded, _under(excluded))
+    return Declaration(method, name, ((_everything, form),), excluded, _under(excluded, file))
 
 
 def _hugging_face_fp8(declared: Mapping[str, object], file: str) -> Declaration:
@@ -107,7 +109,7 @@ def _hugging_face_fp8(declared: Mapping[str, object], file: str) -> Declaration:
     else:
         sizes = _numbers(blocks, f"{file}: weight_block_size")
         form = Form("fp8_block" if sizes == [128, 128] else None, f"fp8 with blocks of {sizes}")
-    return Declaration("fp8", form.name, ((_everything, form),), excluded, _under(excluded))
+    return Declaration("fp8", form.name, ((_everything, form),), excluded, _under(excluded, file))
 
 
 _MODELOPT = {
@@ -129,7 +131,7 @@ def _modelopt(declared: Mapping[str, object], file: str) -> Declaration:
     kind = str(declared.get("quant_algo") or "NO_QUANT")
     cache = declared.get("kv_cache_quant_algo") or declared.get("kv_cache_scheme")
     excluded = (*_texts(declared, "exclude_modules"), *_texts(declared, "ignore"))
-    is_excluded = _any_of([_glob(pattern) for pattern in excluded])
+    is_excluded = _globs(excluded, file)
     kv_cache = _cache(cache)
     if kind in ("NO_QUANT", "None"):
         return Declaration("modelopt", "none", (), excluded, is_excluded, kv_cache)
@@ -140,8 +142,11 @@ def _modelopt(declared: Mapping[str, object], file: str) -> Declaration:
     modules = layers.items() if isinstance(layers, Mapping) else ()
     algorithms = {str(name): str(module.get("quant_algo")) for name, module in modules if isinstance(module, Mapping)}
     rules = tuple(
-        (_exactly_or_under(name), Form(_MODELOPT.get(algorithm.upper()), algorithm))
-        for name, algorithm in algorithms.items()
+        (
+            _exactly_or_under(name for name in algorithms if algorithms[name] == algorithm),
+            Form(_MODELOPT.get(algorithm.upper()), algorithm),
+        )
+        for algorithm in dict.fromkeys(algorithms.values())
     )
     return Declaration("modelopt", "modelopt MIXED_PRECISION", rules, excluded, is_excluded, kv_cache, algorithms)
 
@@ -158,10 +163,10 @@ def _compressed(declared: Mapping[str, object], file: str) -> Declaration:
                 "Save the checkpoint again with a newer compressed-tensors, which writes its settings."
             )
         targets = _texts(group, "targets") or ("Linear",)
-        rules.append((_any_of([_target(target) for target in targets]), _compressed_form(group, file)))
+        rules.append((_targets(targets, file), _compressed_form(group, file)))
     names = ", ".join(dict.fromkeys(form.name for _, form in rules)) or str(declared.get("format"))
     ignored = _texts(declared, "ignore")
-    is_ignored = _any_of([_target(pattern) for pattern in ignored])
+    is_ignored = _targets(ignored, file)
     cache = _cache(declared.get("kv_cache_scheme"))
     return Declaration("compressed-tensors", f"compressed-tensors {names}", tuple(rules), ignored, is_ignored, cache)
 
@@ -181,8 +186,7 @@ def _compressed_form(group: Mapping[str, object], file: str) -> Form:
     weights, activations = group.get("weights"), group.get("input_activations")
     if not isinstance(weights, Mapping):
         return Form(None, "no weights")
-    kind, bits, strategy = weights.get("type"), weights.get("num_bits"), weights.get("strategy")
-    size = weights.get("group_size")
+    kind, bits, strategy, size = (_scalar(weights, key) for key in ("type", "num_bits", "strategy", "group_size"))
     if strategy is None:  # the library infers it
         strategy = "tensor" if size is None else "channel" if size == -1 else "group"
     name = "-".join(map(str, (kind, bits, strategy)))
@@ -215,35 +219,57 @@ def _cache(scheme: object) -> str | None:
     return names.get((str(kind), bits if isinstance(bits, int) else 0), f"{kind}{bits}")
 
 
-def _glob(pattern: str) -> Callable[[str], bool]:
-    """ModelOpt's wildcards; a name without one holds for its modules too."""
-    if any(sign in pattern for sign in "*?["):
-        return lambda module: fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*")
-    return _exactly_or_under(pattern)
+def _globs(patterns: Sequence[str], file: str) -> Callable[[str], bool]:
+    """ModelOpt's wildcards. A name without one holds for its modules too."""
+    wild = [pattern for pattern in patterns if any(sign in pattern for sign in "*?[")]
+    is_named = _exactly_or_under(set(patterns).difference(wild))
+    matches = _expression([translate(form) for pattern in wild for form in (pattern, f"{pattern}.*")], file)
+    return lambda module: is_named(module) or matches(module)
 
 
-def _target(target: str) -> Callable[[str], bool]:
-    """A target of compressed-tensors: a regular expression, the class of every linear module, or a name."""
-    if target.startswith("re:"):
+def _targets(targets: Sequence[str], file: str) -> Callable[[str], bool]:
+    """Targets of compressed-tensors: regular expressions, the class of every linear module, and names."""
+    if "Linear" in targets:
+        return _everything
+    matches = _expression([target[3:] for target in targets if target.startswith("re:")], file)
+    is_named = _exactly_or_under(targets)
+    return lambda module: is_named(module) or matches(module)
+
+
+def _under(names: Sequence[str], file: str) -> Callable[[str], bool]:
+    """Transformers' modules_to_not_convert: a name, or a part of one between full stops, with `*` for any part."""
+    parts = [regex.escape(name.strip("."), literal_spaces=True).replace(r"\*", "[^.]*") for name in names]
+    return _expression([rf"(?:.*\.)?(?:{'|'.join(parts)})(?:\.|$)"] if parts else [], file)
+
+
+def _exactly_or_under(names: Iterable[str]) -> Callable[[str], bool]:
+    chosen = frozenset(names)
+    return lambda module: not chosen.isdisjoint(accumulate(module.split("."), "{}.{}".format))
+
+
+_LONGEST_MATCH = 0.5  # seconds, of what a name takes microseconds
+
+
+def _expression(patterns: Sequence[str], file: str) -> Callable[[str], bool]:
+    """Whether one of these regular expressions holds from a name's beginning on."""
+    try:
+        compiled = [regex.compile(pattern) for pattern in patterns]
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"{file} has a wrong regular expression ({error}). Copy the checkpoint again.") from None
+
+    def matches(module: str) -> bool:
         try:
-            pattern = re.compile(target[3:])
-        except re.error as error:
-            raise UsageError(f"{target} is no regular expression ({error}). Copy the checkpoint again.") from None
-        return lambda module: pattern.match(module) is not None
-    return _everything if target == "Linear" else _exactly_or_under(target)
+            return any(pattern.match(module, timeout=_LONGEST_MATCH) is not None for pattern in compiled)
+        except TimeoutError:
+            raise UsageError(f"{file} has a regular expression without an end. Copy the checkpoint again.") from None
+
+    return matches
 
 
-def _under(names: Sequence[str]) -> Callable[[str], bool]:
-    """Transformers' modules_to_not_convert: a name, or a part of one between full stops."""
-    return lambda module: any(f".{name.strip('.')}." in f".{module}." for name in names)
-
-
-def _exactly_or_under(name: str) -> Callable[[str], bool]:
-    return lambda module: module == name or module.startswith(f"{name}.")
-
-
-def _any_of(matches: Sequence[Callable[[str], bool]]) -> Callable[[str], bool]:
-    return lambda module: any(match(module) for match in matches)
+def _scalar(declared: Mapping[str, object], key: str) -> object:
+    """A setting that is no list and no object. None for those."""
+    value = declared.get(key)
+    return value if isinstance(value, (str, int, float)) else None
 
 
 def _texts(declared: Mapping[str, object], key: str) -> tuple[str, ...]:
@@ -254,5 +280,5 @@ def _texts(declared: Mapping[str, object], key: str) -> tuple[str, ...]:
 def _numbers(value: object, place: str) -> list[int]:
     try:
         return [int(number) for number in value]  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{place} is no list of sizes. Copy the checkpoint again.") from None

@@ -72,7 +72,7 @@ def _eight_bits(shape: tuple[int, ...], scale: tuple[str, tuple[int, ...]] | Non
     if scale is None:
         return None
     dtype, sizes = scale
-    if dtype in ("U8", "F8_E8M0") and len(sizes) == len(shape) and sizes[-1] * 32 == shape[-1]:
+    if dtype in ("U8", "F8_E8M0") and len(sizes) == len(shape) > 0 and sizes[-1] * 32 == shape[-1]:
         return "mxfp8"
     if sum(size > 1 for size in sizes) == 0:
         return "fp8"
@@ -107,11 +107,14 @@ def read(folder: Path) -> Header | None:
         UsageError: a header is damaged.
     """
     modules: dict[str, dict[str, Tensor]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(filter(Path.is_file, folder.glob("*.safetensors"))):
         for tensor, (dtype, shape) in _read(file).items():
             module, name = _place(tensor)
             modules.setdefault(module, {})[name] = (dtype, shape)
     return Header(modules) if modules else None
+
+
+_DAMAGE = (OSError, struct.error, ValueError, AttributeError, TypeError, RecursionError, msgspec.ValidationError)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -123,6 +126,6 @@ def _read(file: Path) -> dict[str, Tensor]:
             header = json.loads(content.read(length))
         header.pop("__metadata__", None)
         tensors = msgspec.convert(header, dict[str, _Tensor])
-    except (OSError, struct.error, ValueError, AttributeError, RecursionError, msgspec.ValidationError) as error:
+    except _DAMAGE as error:
         raise UsageError(f"{file} is corrupt or cut short ({error}). Copy the checkpoint again.") from error
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}

@@ -17,17 +17,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_block", "nvfp4")
+PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_channel", "fp8_block", "nvfp4")
 # these kernels unpack weights and multiply in 16 bits, which is another precision than the checkpoint's
 WEIGHT_ONLY = {
     "nvfp4": "nvfp4-w4a16",
     "fp8": "fp8-w8a16",
+    "fp8_channel": "fp8_channel-w8a16",
     "fp8_block": "fp8_block-w8a16",
     "mxfp4": "mxfp4-w4a16",
+    "mxfp8": "mxfp8-w8a16",
 }
 _WEIGHT_ONLY_BACKENDS = ("MARLIN",)
 # what a trace may be said to run: the same, and MX types, which no engine is asked for here
-LABELS = (*PRECISIONS, "mxfp4", "mxfp8", *WEIGHT_ONLY.values(), "mxfp4-w4a16")
+LABELS = (*PRECISIONS, "mxfp4", "mxfp8", *WEIGHT_ONLY.values())
 
 # dtype names as torch and checkpoints spell them
 OF_DTYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}

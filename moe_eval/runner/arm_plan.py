@@ -25,8 +25,9 @@ class Arm:
     Attributes:
         name: unique in a run.
         environment: variables that its process has beside those of the command.
-        precision: as it is called in tables and file names. Of a checkpoint that holds FP8 in blocks it is `fp8_block`,
-            whichever FP8 was named. With weight-only kernels it is what they compute in, such as `nvfp4-w4a16`.
+        precision: as it is called in tables and file names. Of a checkpoint that holds FP8 with scales for blocks or
+            channels it is `fp8_block` or `fp8_channel`, where FP8 was named. With weight-only kernels it is what they
+            compute in, such as `nvfp4-w4a16`.
     """
 
     name: str
@@ -153,7 +154,7 @@ def _precisions(entry: NamedArm, settings: EngineSettings, gpus: Sequence[Gpu]) 
 def _planned(request: ArmsRequest, name: str, gpus: Sequence[Gpu]) -> Arm | Skipped:
     plain = name in precision.DTYPE_OF
     emulated = bool(request.emulate) and name in EMULATED
-    key = "model" if plain or emulated else name.removesuffix("_block")
+    key = "model" if plain or emulated else name.partition("_")[0]
     path = request.paths.get(key)
     if path is None:
         flag = "--model_path" if key == "model" else f"--{key}_model_path"
@@ -207,10 +208,10 @@ def _arm(request: ArmsRequest, path: str, held: str, executed: str, **options: o
 def _held(path: str, name: str, engine: registry.EngineKind) -> str:
     """The quantised precision that a checkpoint holds, or gets while this engine loads it.
 
-    FP8 of either kind answers to `fp8`.
+    FP8 of any scales answers to `fp8`.
     """
     carried = read_carried(contents.settings_folder(path))
-    if carried.precision == name or (name == "fp8" and carried.precision == "fp8_block"):
+    if carried.precision == name or (name == "fp8" and carried.precision in ("fp8_block", "fp8_channel")):
         return str(carried.precision)
     if carried.method == "none" and name in engine.quantises:
         return name

@@ -21,7 +21,7 @@ from moe_eval.records.run import Skipped
 from moe_eval.runner.arm_plan import Arm
 
 # bytes of one weight of a quantised layer, block scales included (NVFP4: one byte of scale for 16 weights)
-_WEIGHT_BYTES = {"fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5 + 1 / 16}
+_WEIGHT_BYTES = {"fp8": 1.0, "fp8_channel": 1.0, "fp8_block": 1.0, "nvfp4": 0.5 + 1 / 16}
 # what an arm takes beside weights and cache: context, libraries, CUDA graphs, activations of a prefill
 _BESIDE_GPU, _BESIDE_CPU = 8 << 30, 1 << 30
 _USABLE = 0.97  # drivers and other processes hold the rest

@@ -20,7 +20,7 @@ _AGREEING = 0.9
 # precisions that kernels cannot distinguish for sure
 _FAMILIES = {
     **dict.fromkeys(("bf16", "fp16", "fp32"), "unquantised"),
-    **dict.fromkeys(("fp8", "fp8_block"), "8-bit float"),
+    **dict.fromkeys(("fp8", "fp8_channel", "fp8_block"), "8-bit float"),
     **{label: label.split("-")[1] for label in LABELS if "-" in label},
 }
 _NAME_LENGTH = 120  # characters of a kernel's name in a sentence

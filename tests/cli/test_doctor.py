@@ -101,7 +101,7 @@ def test_the_page_and_the_json_say_the_same(examined: Doctor, gpus: tuple[Gpu, .
         if content["engines"][row["engine"]]
     ]
     assert all(row["runs"] == (row["why_not"] is None) for row in content["precisions"])
-    assert len({(row["engine"], row["precision"]) for row in content["precisions"]}) == len(content["precisions"]) == 30
+    assert len({(row["engine"], row["precision"]) for row in content["precisions"]}) == len(content["precisions"]) == 39
 
 
 def test_an_engine_that_is_not_installed_runs_nothing_and_is_told_with_how_to_get_it(examined: Doctor) -> None:

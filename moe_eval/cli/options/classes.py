@@ -18,7 +18,7 @@ _LEAST_WARM_UPS = 5
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
 # those of their rooms, which are imported where they are needed
-_PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_block", "nvfp4")
+_PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_channel", "fp8_block", "nvfp4")
 _ENGINES = ("trtllm", "vllm", "transformers")
 _GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
 _RECORDS = "the folder of the records"

@@ -86,7 +86,7 @@ class Traits:
     causeless: tuple[str, ...] = ()
 
     def why_unreadable(self, method: str, version: str | None) -> str | None:
-        """Why a form of checkpoint (contents.Carried.method) cannot be read, as a clause behind `which`.
+        """Why a form of checkpoint (carried.Carried.method) cannot be read, as a clause behind `which`.
 
         Args:
             version: of the library. None for any.
