@@ -9,10 +9,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint import precision
+from moe_eval.cli import checkpoint_facts
 from moe_eval.cli.options.classes import DoctorOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.emulation import PRECISIONS as EMULATED
 from moe_eval.engines import registry
+from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 
 if TYPE_CHECKING:
@@ -20,7 +22,15 @@ if TYPE_CHECKING:
 
 
 def run(options: DoctorOptions) -> Conclusion:
-    """Run the subcommand. Where the self-test has failed the exit code is 1."""
+    """Run the subcommand. Where the self-test has failed the exit code is 1.
+
+    Raises:
+        UsageError: a checkpoint that cannot be read, or options that do not go together.
+    """
+    if options.checkpoint is not None:
+        if options.selftest or options.model_args:
+            raise UsageError("--checkpoint only reads files. Leave out --selftest and --model_args.")
+        return checkpoint_facts.run(options.checkpoint)
     machine = hardware.machine()
     versions = {name: _version(kind.package) for name, kind in registry.ENGINES.items()}
     rows = _matrix(machine, versions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,3 +151,22 @@ def test_the_json_of_this_very_machine_parses(capsys: pytest.CaptureFixture[str]
     content = json.loads(capsys.readouterr().out)
     assert set(content) == {"machine", "engines", "precisions"}
     assert content["engines"]["transformers"]
+
+
+def test_what_a_checkpoint_carries_is_told_without_an_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantisation = {"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_scheme": {"num_bits": 8}}
+    config = {"dtype": "bfloat16", "quantization_config": {**quantisation, "ignore": ["lm_head"]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["doctor", "--checkpoint", str(tmp_path)]) == 0
+    page = capsys.readouterr().out
+    for line in ("routed experts: nvfp4", "key-value cache: fp8", "type of the rest: bfloat16", "quantised: lm_head"):
+        assert line in page
+    assert cli.main(["doctor", "--checkpoint", str(tmp_path), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["carried"]["precision"], content["carried"]["kv_cache"]) == ("nvfp4", "fp8")
+    assert content["geometry"] is None
+    assert cli.main(["doctor", "--checkpoint", str(tmp_path), "--selftest"]) == 2
+    assert "--checkpoint only reads files" in capsys.readouterr().err
+    assert cli.main(["doctor", "--checkpoint", str(tmp_path / "absent")]) == 2

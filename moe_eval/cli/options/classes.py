@@ -337,6 +337,12 @@ class CompletionOptions(OutputOptions):
 class DoctorOptions(OutputOptions):
     """What `moe-eval doctor` can be asked."""
 
+    checkpoint: str | None = option(
+        None,
+        "say what this checkpoint's experts, cache and the rest are in, without any engine",
+        _INPUT,
+        metavar="PATH",
+    )
     selftest: bool = option(False, "exercise TensorRT-LLM", _INPUT)
     model_args: str = option(
         "",
