@@ -1,4 +1,4 @@
-"""Writes docs/reference/options.md and records.md from the dataclasses: run `python docs/generate.py` after a change.
+"""Writes options.md, records.md and checkpoints.md of docs/reference: run `python docs/generate.py` after a change.
 
 A test holds that the pages are what this writes.
 """
@@ -6,6 +6,7 @@ A test holds that the pages are what this writes.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -148,6 +149,37 @@ def _record(kind: type) -> Iterator[str]:
         yield from ("", *(f"- {note}" for note in notes))
 
 
+_FORMS = REFERENCE.parents[1] / "tests/checkpoint/public_forms.json"
+_CHECKPOINTS = """# Checkpoints
+
+<!-- Written by docs/generate.py from tests/checkpoint/public_forms.json: change that file and run it. -->
+
+`moe-eval doctor --checkpoint PATH` says what a checkpoint carries, without any engine.
+
+A checkpoint's precision is that of its routed experts. `hf_quant_config.json` goes before `config.json`.
+The headers of safetensors files decide where settings are silent or differ. They refuse a label that they contradict.
+A form without a precision is refused by its name when an engine is to run it.
+
+A test reads every form below. Forms are shortened: their lists of modules are cut, and the rest of the model is left
+out. They follow the named source. They were not compared with copies of the checkpoints, which publishers change: ask
+`doctor` about yours.
+
+| form | read as | checkpoints | source |
+|---|---|---|---|
+"""
+
+
+def checkpoints_page() -> str:
+    """The forms of public quantised checkpoints, and what they are read as."""
+    rows = []
+    for form in json.loads(_FORMS.read_text(encoding="utf-8")):
+        files = "<br>".join(f"{name}: `{_cell(json.dumps(content))}`" for name, content in form["files"].items())
+        held = f"`{form['precision']}`" if form["precision"] else f"refused as `{form['method']}`"
+        cache = f", KV cache `{form['kv_cache']}`" if form["kv_cache"] else ""
+        rows.append(f"| {files} | {held}{cache} | {', '.join(form['checkpoints'])} | {form['source']} |\n")
+    return _CHECKPOINTS + "".join(rows)
+
+
 def _notes(attributes: str) -> list[str]:
     """The entries of an Attributes section, each on one line."""
     notes: list[str] = []
@@ -171,3 +203,4 @@ if __name__ == "__main__":
     REFERENCE.mkdir(exist_ok=True)
     (REFERENCE / "options.md").write_text(options_page(), encoding="utf-8")
     (REFERENCE / "records.md").write_text(records_page(), encoding="utf-8")
+    (REFERENCE / "checkpoints.md").write_text(checkpoints_page(), encoding="utf-8")
