@@ -123,7 +123,10 @@ def _read(file: Path) -> dict[str, Tensor]:
             (length,) = struct.unpack("<Q", content.read(8))
             if length > LONGEST_HEADER:
                 raise ValueError("its header is too long")
-            header = json.loads(content.read(length))
+            text = content.read(length)
+        if len(text) < length:
+            raise ValueError("its header ends too early")
+        header = json.loads(text)
         header.pop("__metadata__", None)
         tensors = msgspec.convert(header, dict[str, _Tensor])
     except _DAMAGE as error:
