@@ -176,7 +176,10 @@ def _form(declaration: Declaration, modules: Iterable[Sequence[str]]) -> Form | 
         forms[None if is_excluded else next(filter(None, map(declaration.form, names)), None)] += 1
     if len(forms) <= 1:
         return next(iter(forms), None)
-    parts = (f"{form.name if form else 'not quantised'} in {count}" for form, count in forms.most_common())
+    parts = (
+        f"{form.name if form else 'not quantised'} in {count}"
+        for form, count in sorted(forms.items(), key=lambda entry: entry[0] is None)
+    )
     return Form(None, f"{' and '.join(parts)} modules")
 
 
@@ -189,7 +192,7 @@ def _others(config: Mapping[str, object]) -> dict[str, list[Sequence[str]]]:
     parts = {"attention": _of_layers(config, "self_attn")}
     merged = text_config(config)
     if any(merged.get(key) for key in ("n_shared_experts", "shared_expert_intermediate_size", "num_shared_experts")):
-        parts["shared_experts"] = _of_layers(config, "shared_experts") + _of_layers(config, "shared_expert")
+        parts["shared_experts"] = _of_layers(config, "shared_experts", "shared_expert")
     return parts
 
 
@@ -199,7 +202,7 @@ _ATTENTION = (("q_proj", "q_b_proj"), ("o_proj", "wo"))
 _BLOCKS = {"mixtral": "block_sparse_moe", "phimoe": "block_sparse_moe", "llama4": "feed_forward"}
 
 
-def _of_layers(config: Mapping[str, object], part: str) -> list[Sequence[str]]:
+def _of_layers(config: Mapping[str, object], *parts: str) -> list[Sequence[str]]:
     """The modules of a part of every layer, each by the names that it may have."""
     merged = text_config(config)
     prefixes = ["model.layers"]
@@ -209,12 +212,14 @@ def _of_layers(config: Mapping[str, object], part: str) -> list[Sequence[str]]:
     block = next((name for start, name in _BLOCKS.items() if kind.startswith(start)), "mlp")
     block = "block_sparse_moe" if kind.startswith("minimax") else block
     layers = range(_count(merged, "first_k_dense_replace", 0), max(1, _count(merged, "num_hidden_layers", 1)))
-    if part == "self_attn":
+    if parts == ("self_attn",):
         return [
-            [f"{p}.{layer}.{part}.{name}" for p in prefixes for name in pair] for layer in layers for pair in _ATTENTION
+            [f"{p}.{layer}.self_attn.{name}" for p in prefixes for name in pair]
+            for layer in layers
+            for pair in _ATTENTION
         ]
     return [
-        [f"{prefix}.{layer}.{block}.{part}.{name}" for prefix in prefixes for name in pair]
+        [f"{prefix}.{layer}.{block}.{part}.{name}" for prefix in prefixes for part in parts for name in pair]
         for layer in layers
         for pair in _PROJECTIONS
     ]
