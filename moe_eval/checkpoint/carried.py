@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_eval.checkpoint import declared, headers
-from moe_eval.checkpoint.contents import read_config, read_object, stated_dtype, text_config
+from moe_eval.checkpoint.contents import SECTIONS, read_config, read_object, stated_dtype, text_config
 from moe_eval.checkpoint.declared import Declaration, Form
 from moe_eval.checkpoint.headers import Header
 from moe_eval.checkpoint.precision import DTYPE_OF, OF_DTYPE
 from moe_eval.errors import UsageError
 
-# where a quantisation stands in config.json, and the sections of larger models
+# where a quantisation stands in config.json and its sections
 _KEYS = ("quantization", "quantization_config", "compression_config")  # MLX writes the first two
-_SECTIONS = ("text_config", "language_config", "llm_config")
 # beside config.json, by the order in which they go before it: ModelOpt's, AutoGPTQ's, AutoAWQ's
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
@@ -97,7 +96,7 @@ def _statements(folder: Path, config: Mapping[str, object]) -> list[tuple[str, D
         if (folder / name).is_file():
             content = {"quant_method": method, **read_object(folder / name)}
             statements.append((name, declared.read(content, name)))
-    sections = [section for section in (config, *map(config.get, _SECTIONS)) if isinstance(section, Mapping)]
+    sections = [section for section in (config, *map(config.get, SECTIONS)) if isinstance(section, Mapping)]
     for section in sections:
         for key in _KEYS:
             statement = section.get(key)
@@ -206,7 +205,7 @@ def _of_layers(config: Mapping[str, object], *parts: str) -> list[Sequence[str]]
     """The modules of a part of every layer, each by the names that it may have."""
     merged = text_config(config)
     prefixes = ["model.layers"]
-    if any(isinstance(config.get(section), Mapping) for section in _SECTIONS):
+    if any(isinstance(config.get(section), Mapping) for section in SECTIONS):
         prefixes += ["model.language_model.layers", "language_model.model.layers"]
     kind = str(merged.get("model_type"))
     block = next((name for start, name in _BLOCKS.items() if kind.startswith(start)), "mlp")

@@ -15,6 +15,7 @@ _WHOLE = 64 << 20  # bytes up to which a file's whole content goes into the fing
 _ENDS = 1 << 20  # bytes from either end of a larger one
 _COUNTED = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")  # weights, settings and tokenizers
 
+SECTIONS = ("text_config", "language_config", "llm_config")  # of the language model in larger models
 Json = dict[str, Any]  # a JSON file as it stands: every architecture and tool has its own keys
 
 
@@ -63,8 +64,9 @@ def read_object(file: Path) -> Json:
 
 def text_config(config: Mapping[str, object]) -> Json:
     """The settings of the language model: those of its own section go before the rest of config.json."""
-    section = config.get("text_config")
-    return {**config, **(section if isinstance(section, Mapping) else {})}
+    sections = (config.get(name) for name in SECTIONS)
+    section = next((section for section in sections if isinstance(section, Mapping)), {})
+    return {**config, **section}
 
 
 def settings_folder(name: str, revision: str | None = None) -> Path:

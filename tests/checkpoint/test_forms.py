@@ -181,3 +181,8 @@ def test_files_that_differ_in_form_alone_agree(tmp_path: Path) -> None:
 def test_a_type_that_nothing_states_is_not_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert (read_carried(tmp_path).dtype, read_carried(tmp_path).precision) == (None, None)
+
+
+def test_a_type_in_the_section_of_the_language_model_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"language_config": {"torch_dtype": "bfloat16"}}))
+    assert (read_carried(tmp_path).dtype, read_carried(tmp_path).precision) == ("bfloat16", "bf16")

@@ -28,6 +28,8 @@ VLLM = {
     "bf16": TRTLLM["bf16"],
     "fp16": set(GPUS),
     "fp8": TRTLLM["fp8"],
+    "fp8_channel": TRTLLM["fp8"],
+    "fp8_channel-w8a16": {75, 80, 86},
     "nvfp4": TRTLLM["nvfp4"],
     "nvfp4-w4a16": {75, 80, 86, 89, 90},
     "fp8-w8a16": {75, 80, 86},

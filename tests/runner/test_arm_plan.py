@@ -101,6 +101,17 @@ def test_an_fp8_checkpoint_of_blocks_is_fp8_block(folder: Folders, precision: st
     assert (arm.precision, arm.settings.precision) == ("fp8_block", "fp8_block")
 
 
+@pytest.mark.parametrize("precision", ["fp8", "fp8_channel"])
+def test_an_fp8_checkpoint_of_channels_is_fp8_channel(tmp_path: Path, precision: str) -> None:
+    weights = {"type": "float", "num_bits": 8, "strategy": "channel"}
+    declared = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+    config = {"model_type": "qwen3_moe", "dtype": "bfloat16", "quantization_config": declared}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (arm,) = planned({"fp8": str(tmp_path)}, precision, (H100,))
+    assert isinstance(arm, Arm)
+    assert (arm.precision, arm.settings.precision) == ("fp8_channel", "fp8_channel")
+
+
 def test_fp8_of_blocks_is_judged_and_named_as_such_where_it_is_skipped(folder: Folders) -> None:
     (arm,) = planned({"fp8": folder("fp8_block")}, "fp8", (A100,))
     assert isinstance(arm, Skipped)
