@@ -222,9 +222,12 @@ def _cache(scheme: object) -> str | None:
 def _globs(patterns: Sequence[str], file: str) -> Callable[[str], bool]:
     """ModelOpt's wildcards. A name without one holds for its modules too."""
     wild = [pattern for pattern in patterns if any(sign in pattern for sign in "*?[")]
+    # quick, as newer exports name every layer so
+    starts = tuple(text[:-1] for text in wild if text[-1] == "*" and not any(sign in text[:-1] for sign in "*?["))
     is_named = _exactly_or_under(set(patterns).difference(wild))
-    matches = _expression([translate(form) for pattern in wild for form in (pattern, f"{pattern}.*")], file)
-    return lambda module: is_named(module) or matches(module)
+    rest = [pattern for pattern in wild if pattern[:-1] not in starts]
+    matches = _expression([translate(form) for pattern in rest for form in (pattern, f"{pattern}.*")], file)
+    return lambda module: is_named(module) or module.startswith(starts) or matches(module)
 
 
 def _targets(targets: Sequence[str], file: str) -> Callable[[str], bool]:
