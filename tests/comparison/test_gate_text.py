@@ -51,7 +51,6 @@ def test_every_bound_is_read_as_it_is_written(name: str, sign: str, bound: float
         "kld[b8]<=1",
         "speed[8]>=1",
         "speed[b]>=1",
-        "verdict==wins",
         "verdict>=1",
         "speed>=1;ln_ppl<=1",
         "speed>=1>=2",
@@ -77,3 +76,8 @@ def test_what_is_no_gate_is_refused_with_what_is_allowed(text: str) -> None:
         UsageError, match=r"^--gate has .*a list such as speed>=1.2,ln_ppl<=0.01.*verdict==pays\..* fp8:speed>=1.2\.$"
     ):
         gate.parse(text)
+
+
+def test_a_verdict_that_does_not_exist_gets_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match=r"^--gate has 'verdict==wins'\. Did you mean verdict==pays\?$"):
+        gate.parse("verdict==wins")

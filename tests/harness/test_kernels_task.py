@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
-from moe_eval.evaluators import kernels, kernels_record
+from moe_eval.evaluators import kernels, kernels_record, latency
 from moe_eval.traces.readers import files
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
@@ -147,12 +147,23 @@ def test_another_model_is_refused_before_it_is_loaded(
     assert run_folders(tmp_path) == []
 
 
-def test_nothing_is_timed_after_a_trace_in_whatever_order_tasks_are_named(command: Command, tmp_path: Path) -> None:
+def test_nothing_is_timed_after_a_trace_in_whatever_order_tasks_are_named(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    for name, module in (("timed", latency), ("traced", kernels)):
+        measure = module.measure
+
+        def measured(*arguments: Any, name: str = name, measure: Any = measure) -> Any:
+            order.append(name)
+            return measure(*arguments)
+
+        monkeypatch.setattr(module, "measure", measured)
     metadata = json.dumps({**METADATA, "batch_sizes": [1], "num_iterations": 1})
     model = ("--model", "trtllm_moe", "--model_args", OURS)
     ended = command(*model, "--tasks", "moe_kernels,moe_latency", "--metadata", metadata)
     assert ended.code == 0, ended.err[-2000:]
-    assert 0 < ended.err.index("Timing:") < ended.err.index("Tracing:")
+    assert order == ["timed", "traced"]
     (run,) = run_folders(tmp_path)
     assert {key.split("/")[0] for key in record(run)["metrics"]} == {"harness", "latency", "kernels"}
 
