@@ -29,7 +29,8 @@ def test_a_name_is_so_many_gpus(text: str, count: int, title: str, sm: int, giga
 
 @pytest.mark.parametrize("text", ["", "H10", "0xH100", "x", "8x", "xH100", "8xH100xH100", "H100,H200"])
 def test_a_name_that_is_none_is_refused_with_those_that_are(text: str) -> None:
-    with pytest.raises(UsageError, match=r"There is no GPU .* Give one of A100, .*GB200.* or 8xH100 for eight"):
+    fix = r"(Give one of A100, .*GB200.* or 8xH100 for eight\.|Did you mean H[12]00\?)$"
+    with pytest.raises(UsageError, match=rf"There is no GPU .* to plan for\. {fix}"):
         named_gpus.named(text)
 
 
