@@ -42,6 +42,7 @@ class EngineFacts:
         weight_bytes: of the loaded weights by `experts` (those a router chooses from), `embedding` (only rows of it are
             read), `encoders` (of images or sound, which token ids do not go through) and `other` (all of it is read in
             every step; a head that is the embedding counts here).
+        expert_ranks: the rank that holds each expert. None where every rank has a part of each.
         kv_cache_tokens: that the key-value cache holds as it was loaded, of all sequences together; None where the
             engine does not say, or its cache grows.
         moe_degraded_from: why the engine did not honour the requested implementation of experts, in its own words.
@@ -78,6 +79,7 @@ class EngineFacts:
     weight_bytes: Mapping[str, int] | None = None
     cuda_graph_padding: bool | None = None
     kv_cache_tokens: int | None = None
+    expert_ranks: tuple[int, ...] | None = None
     moe_degraded_from: str | None = None
     moe_tactic: str | None = None
     unobserved: tuple[str, ...] = ()

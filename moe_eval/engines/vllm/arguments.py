@@ -30,6 +30,7 @@ _ELSEWHERE = {
     "data_parallel_size": "Give tensor_parallel_size.",
     "logprobs_mode": "Scores are read from raw log-probabilities. Omit it.",
     "override_generation_config": ELSEWHERE["generation_config"],
+    "worker_extension_cls": "Its place is taken by what tells the labels of every rank. Omit it.",
     "speculative_config": _ONE_TOKEN,
     **dict.fromkeys(("spec_method", "spec_model", "spec_tokens"), _ONE_TOKEN),
     **dict.fromkeys(("runner", "convert", "pooler_config"), _POOLS),

@@ -17,7 +17,7 @@ from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
 from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.served.plan import Plan
-from moe_eval.engines.vllm import arguments, installed, observe, random_weights, sizing
+from moe_eval.engines.vllm import arguments, installed, observe, random_weights, rank, sizing
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
 from moe_eval.engines.vllm.installed import VLLM
 from moe_eval.errors import UsageError
@@ -44,7 +44,6 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     options = dict(settings.options)
     weights = random_weights.take_weights(options)
     place = plans.take_placement(VLLM, options)
-    _check_random(weights, place)
     plan = plans.make(VLLM, settings, options, place, tokenizer, weights=weights)
     library = installed.load(in_process=place.in_process)
     limits = sizing.limits(options, settings.max_length, plan.model.positions)
@@ -77,7 +76,6 @@ def check(settings: EngineSettings, gpus: Sequence[hardware.Gpu], *, reads_weigh
     options = dict(settings.options)
     weights = random_weights.take_weights(options)
     place = plans.take_placement(VLLM, options)
-    _check_random(weights, place)
     sizes = (number(options, name) or 1 for name in ("tensor_parallel_size", "data_parallel_size"))
     experts_over = math.prod(sizes) if flag(dict(options), "enable_expert_parallel") else 1
     plans.check(
@@ -90,14 +88,6 @@ def check(settings: EngineSettings, gpus: Sequence[hardware.Gpu], *, reads_weigh
         weights=weights,
         reads_weights=reads_weights,
     )
-
-
-def _check_random(weights: str, place: plans.Placement) -> None:
-    if weights == "random" and not place.in_process:
-        raise UsageError(
-            "weights=random is for one GPU, as it fills the model in this process. Omit worker and the parallel sizes, "
-            "or give a checkpoint with weights."
-        )
 
 
 def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
@@ -122,6 +112,8 @@ def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
 def _weight_arguments(library: installed.Library, model: Model) -> dict[str, object]:
     """The arguments that say where weights come from and how they are quantised."""
     constructor: dict[str, object] = {}
+    if "worker_extension_cls" in library.fields:
+        constructor["worker_extension_cls"] = rank.RANDOM_EXTENSION if model.weights == "random" else rank.EXTENSION
     if model.weights == "random":
         constructor["load_format"] = random_weights.register()
     if model.online:
@@ -167,8 +159,10 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
     config, module, model = session.llm.llm_engine.vllm_config, observe.model(session.llm), plan.model
     world = int(reach(config, "parallel_config.world_size") or 1)
     gpus = hardware.gpus()[:world]
-    requested, observed = str(constructor.get("moe_backend", "auto")), observe.moe_backend(module)
-    kernels = (observed or requested).upper().replace("+", "/").split("/")
+    ranks = rank.ranks(session.llm) if "worker_extension_cls" in constructor else ()
+    seen = rank.together(ranks or [rank.of_model(module)] * (module is not None))
+    requested, graphs = str(constructor.get("moe_backend", "auto")), observe.cuda_graph_batch_sizes(config)
+    kernels = (seen.moe_backend or requested).upper().replace("+", "/").split("/")
     return EngineFacts(
         name=VLLM.name,
         version=session.installed.version,
@@ -183,19 +177,20 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
         device_name=plans.device_name(world),
         max_length=window,
         worker=observe.worker(module),
-        attention_backend=observe.attention_backend(module),
+        attention_backend=seen.attention_backend,
         moe_backend_requested=requested,
-        moe_backend_observed=observed,
+        moe_backend_observed=seen.moe_backend,
         kv_cache_dtype=observe.kv_cache_dtype(config),
-        cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(config),
+        cuda_graph_batch_sizes=graphs if seen.graphs is None else seen.graphs,
         cuda_graph_padding=True,  # to the next size, always
         scores_from="vLLM's own prompt log-probabilities, the tokens they are about checked in every request",
-        quant_algo=observe.quant_algo(module, config, model.carried.method),
+        quant_algo=observe.quant_algo(seen.methods, config, model.carried.method),
         weights=plan.weights,
         max_batch=session.max_requests // 2,
         max_step_tokens=reach(config, "scheduler_config.max_num_batched_tokens"),
         gpus=world if gpus else 0,
-        weight_bytes=observe.weight_bytes(module),
+        weight_bytes=seen.weight_bytes,
+        expert_ranks=rank.expert_ranks(ranks),
         kv_cache_tokens=observe.kv_cache_tokens(config),
-        arguments=arguments.plain(constructor),
+        arguments=arguments.plain({name: constructor[name] for name in constructor if name != "worker_extension_cls"}),
     )

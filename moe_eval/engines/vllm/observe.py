@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from moe_eval.engines import weights
@@ -65,18 +65,23 @@ def moe_backend(model: Any) -> str | None:
     return "+".join(names) or None
 
 
-def quant_algo(model: Any, config: Any, stated: str) -> str:
+def moe_methods(model: Any) -> tuple[str, ...]:
+    """The names of the classes that quantise experts."""
+    return tuple(sorted({type(method).__name__ for method in _experts(model)}))
+
+
+def quant_algo(methods: Collection[str], config: Any, stated: str) -> str:
     """How weights and activations are quantised.
 
     Args:
+        methods: as moe_methods names them, of any rank.
         config: vLLM's VllmConfig.
         stated: what the checkpoint says, `none` if it says nothing.
     """
     quantisation = getattr(config, "quant_config", None)
     if quantisation is None:
         return "none"
-    methods = {type(method).__name__ for method in _experts(model)}
-    online = " and ".join(_ONLINE[name] for name in sorted(methods & set(_ONLINE)))
+    online = " and ".join(_ONLINE[name] for name in sorted(set(methods) & set(_ONLINE)))
     if online:
         return f"{online}, quantised by vLLM while loading, dynamic activations"
     if stated != "none":

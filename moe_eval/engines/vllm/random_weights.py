@@ -2,7 +2,8 @@
 
 vLLM's own load_format=dummy draws every tensor from one seed within 0.001 of zero. All tokens then go through the same
 experts, and a step reads a fraction of the weights that it reads in practice. Here every tensor's seed is derived from
-its name, so that arms of different precisions start from the same values.
+its name, so that arms of different precisions start from the same values. What is drawn are the unsharded tensors of a
+checkpoint, one at a time, and every rank takes its part by vLLM's own rule: all parallel sizes compute one function.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from moe_eval.engines.vllm import shards
 from moe_eval.errors import UsageError
 
 LOAD_FORMAT = "moe_eval_random"
@@ -66,7 +68,32 @@ def fill(name: str, tensor: Tensor) -> bool:
     return True
 
 
-def fill_model(model: nn.Module, deferred: Callable[[nn.Module], bool], quantise: Callable[..., None]) -> None:
+@torch.no_grad()
+def fill_part(module: nn.Module, name: str, parameter: nn.Parameter, ranks: int) -> bool:
+    """Fill a rank's part of a parameter, and return whether it could be.
+
+    The memory beside the parameter is that of one unsharded tensor.
+
+    Args:
+        ranks: that share the model. One of several cannot fill what is cut in a way that is not known.
+    """
+    parts = shards.pieces(module, name, parameter) if kind(name) == "normal" and not parameter.is_meta else None
+    if parts is None:
+        is_local = ranks == 1 or kind(name) != "normal" or not shards.is_cut(parameter)
+        return is_local and fill(name, parameter)
+    loader: Any = parameter.weight_loader  # type: ignore[attr-defined]  # checked above
+    if torch.finfo(parameter.dtype).bits >= 16:
+        parameter.data.zero_()  # kernels may want padding, which no checkpoint fills
+    for part in parts:
+        whole = torch.empty(part.shape, dtype=parameter.dtype, device=parameter.device)
+        fill(f"{name}/{part.key}" if part.key else name, whole)
+        loader(parameter, whole, **part.arguments)
+    return True
+
+
+def fill_model(
+    model: nn.Module, deferred: Callable[[nn.Module], bool], quantise: Callable[..., None], ranks: int = 1
+) -> None:
     """Fill every parameter of a model, including those that vLLM creates and quantises while it loads.
 
     Buffers keep their values (rotary tables, scales of the cache), which come with the model's code.
@@ -74,12 +101,14 @@ def fill_model(model: nn.Module, deferred: Callable[[nn.Module], bool], quantise
     Args:
         deferred: whether a module's weights have no memory before they are loaded.
         quantise: `quantise(module, put)` gives such a module its memory, calls `put` and quantises the result.
+        ranks: that share the model.
     """
     unfilled: set[str] = set()
 
     def put(module: nn.Module, prefix: str, visited: set[int]) -> None:
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if id(parameter) not in visited and not fill(name, parameter) and parameter.is_floating_point():
+            is_filled = id(parameter) in visited or fill_part(module, name, parameter, ranks)
+            if not is_filled and parameter.is_floating_point():
                 unfilled.add(name)
             visited.add(id(parameter))
 
@@ -94,7 +123,7 @@ def fill_model(model: nn.Module, deferred: Callable[[nn.Module], bool], quantise
     if unfilled:
         raise UsageError(
             f"weights=random left {len(unfilled)} tensors of this model unfilled ({min(unfilled)} is the first). Give "
-            "a checkpoint with weights."
+            "a checkpoint with weights, or one GPU."
         )
 
 
@@ -112,6 +141,12 @@ def register() -> str:
         ) from error
 
 
+def _ranks() -> int:
+    """How many ranks share this process's model."""
+    state = importlib.import_module("vllm.distributed.parallel_state")
+    return int(state.get_tensor_model_parallel_world_size()) * int(state.get_pp_group().world_size)
+
+
 def _register(loaders: Any, base: Any, info_of: Any, original_loader: Any, materialize: Any) -> str:
     """Register a loader that differs from vLLM's dummy loader in the content of tensors, on both of its paths."""
 
@@ -121,9 +156,9 @@ def _register(loaders: Any, base: Any, info_of: Any, original_loader: Any, mater
     def quantise(module: Any, put: Callable[[], None]) -> None:
         info = info_of(module)
         materialize(module, info)
-        put()
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             tensor.weight_loader = original_loader(tensor)
+        put()
         method = getattr(module, "quant_method", None)
         if method is not None:
             method.process_weights_after_loading(module)
@@ -133,7 +168,7 @@ def _register(loaders: Any, base: Any, info_of: Any, original_loader: Any, mater
         """Fills a model with random weights."""
 
         def load_weights(self, model: nn.Module, model_config: Any) -> None:
-            fill_model(model, deferred, quantise)
+            fill_model(model, deferred, quantise, _ranks())
 
     if LOAD_FORMAT not in getattr(loaders, "_LOAD_FORMAT_TO_MODEL_LOADER", {}):
         loaders.register_model_loader(LOAD_FORMAT)(RandomLoader)

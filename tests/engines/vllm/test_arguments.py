@@ -6,6 +6,7 @@ import enum
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,14 +120,14 @@ def test_graphs_are_turned_off_and_compilation_stays(load: Load, given: str) -> 
     assert load(options={"enforce_eager": "true"}).facts.cuda_graph_batch_sizes == ()
 
 
-def test_a_spawned_worker_is_told_and_what_is_not_seen_of_it_is_absent(load: Load) -> None:
+def test_a_spawned_worker_tells_what_one_in_this_process_tells(load: Load) -> None:
     engine = load(options={"worker": "spawned"})
     facts = engine.facts
     assert os.environ[installed.MULTIPROCESSING] == "1"
-    assert (facts.worker, facts.moe_backend_observed, facts.attention_backend, facts.weight_bytes) == (
-        *("spawned", None, None, None),
-    )
-    assert load().facts.worker == "in_process"
+    assert facts.worker == "spawned"
+    assert load().facts == replace(facts, worker="in_process")
+    assert facts.moe_backend_observed == "UnquantizedFusedMoEMethod/TRITON"
+    assert facts.weight_bytes is not None
     assert os.environ[installed.MULTIPROCESSING] == "0"
     assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
 
@@ -161,8 +162,8 @@ def test_an_untied_head_leaves_an_embedding_of_which_only_rows_are_read(load: Lo
         ({"worker": "else"}, "Give worker=in_process or worker=spawned"),
         ({"weights": "none"}, "Give weights=checkpoint or weights=random"),
         ({"weights": "random", "load_format": "auto"}, "contradict each other"),
-        ({"weights": "random", "worker": "spawned"}, "is for one GPU"),
-        ({"weights": "random", "tensor_parallel_size": 2}, "is for one GPU"),
+        ({"worker_extension_cls": "a.B"}, "Omit it"),
+        ({"weights": "random", "tensor_parallel_size": 2}, "ask for 2 GPUs, and this machine has 0"),
         ({"worker": "in_process", "tensor_parallel_size": 2}, "is for one GPU, and the parallel sizes ask for 2"),
         ({"tensor_parallel_size": "two"}, "is not a whole number above 0"),
         ({"tensor_parallel_size": 2}, "ask for 2 GPUs, and this machine has 0"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from moe_eval.data.window import Window
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.vllm import observe, random_weights
 from moe_eval.engines.vllm.engine import VllmEngine
@@ -156,6 +157,15 @@ def test_precisions_start_from_the_same_values_and_the_router_is_left(
         assert facts.weight_bytes is not None
         assert plain.facts.weight_bytes is not None
         assert 0.5 <= facts.weight_bytes["experts"] / plain.facts.weight_bytes["experts"] < 0.51
+
+
+def test_a_spawned_worker_has_the_weights_of_one_in_this_process(load: Load) -> None:
+    window = [Window((5, 6), (7, 8, 9))]
+    engines = [load(dtype="auto", options={**RANDOM, "worker": worker}) for worker in ("in_process", "spawned")]
+    assert engines[1].facts.worker == "spawned"
+    first, second = (engine.score(window)[0].logprobs for engine in engines)
+    assert np.array_equal(first, second)
+    assert first.std() > 0
 
 
 def test_a_folder_with_only_a_configuration_suffices(load: Load, spoil: Callable[..., Path], tokenizer: Any) -> None:

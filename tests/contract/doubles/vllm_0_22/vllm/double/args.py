@@ -55,6 +55,7 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
     "distributed_executor_backend": (Any, None),
     "pipeline_parallel_size": (int, 1),
     "tensor_parallel_size": (int, 1),
+    "worker_extension_cls": (str, ""),
     "data_parallel_size": (int, 1),
     "prefill_context_parallel_size": (int, 1),
     "enable_expert_parallel": (bool, False),
@@ -137,7 +138,10 @@ class _Rules:
             scheduler_config=SimpleNamespace(
                 max_num_seqs=this.max_num_seqs or 256, max_num_batched_tokens=this.max_num_batched_tokens or 8192
             ),
-            parallel_config=SimpleNamespace(world_size=this.tensor_parallel_size * this.pipeline_parallel_size),
+            parallel_config=SimpleNamespace(
+                world_size=this.tensor_parallel_size * this.pipeline_parallel_size,
+                worker_extension_cls=this.worker_extension_cls,
+            ),
             compilation_config=_graphs(this),
         )
         config.cache_config = _cache(this, hf, config)

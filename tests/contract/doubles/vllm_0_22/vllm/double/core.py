@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections import deque
@@ -37,6 +38,15 @@ class Request:
     experts: list[Any] = field(default_factory=list)
 
 
+def _worker(parallel: Any, model: Any) -> Any:
+    """A worker with the methods of the extension, which is imported before a model is loaded."""
+    path = getattr(parallel, "worker_extension_cls", "")
+    module, _, name = path.rpartition(".")
+    extension = getattr(importlib.import_module(module), name) if path else object
+    runner = SimpleNamespace(cudagraph_manager=None)
+    return type("Worker", (extension,), {"get_model": lambda self: model(), "model_runner": runner})()
+
+
 class LLMEngine:
     """add_request, step and abort_request; in another process the model is out of reach."""
 
@@ -48,6 +58,7 @@ class LLMEngine:
         self.vllm_config, self.tokenizer, self.log_stats = config, tokenizer, log_stats
         self.model_config = config.model_config
         self.logger_manager: Any = SimpleNamespace() if log_stats else None
+        self.worker = _worker(config.parallel_config, lambda: self._model)
         self._model = get_model_loader(config.load_config).load_model(config, config.model_config)
         self._model.ready()
         if not spawned:

@@ -77,6 +77,14 @@ class LLM:
     def apply_model(self, func: Any) -> list[Any]:
         return self.llm_engine.apply_model(func)
 
+    def collective_rpc(
+        self, method: str, timeout: float | None = None, args: Any = (), kwargs: Any = None
+    ) -> list[Any]:
+        """Calls a worker's method by name; functions need a pickle that is off by default."""
+        if not isinstance(method, str):
+            raise TypeError(f"Object of type {type(method)} is not serializable")
+        return [getattr(self.llm_engine.worker, method)(*args, **(kwargs or {}))]
+
     def start_profile(self, profile_prefix: str | None = None) -> None:
         if self.llm_engine.vllm_config.profiler_config.profiler is None:
             raise RuntimeError("Profiling is not enabled. Please set --profiler-config to enable profiling.")
