@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.errors import UsageError
+from moe_eval.machine.links import ring_bytes
 from moe_eval.machine.rates import Rates
 from moe_eval.records.shape_latency import Floor
 
+Exchange = Literal["all-reduce", "all-to-all"]
 DistinctSource = Literal["counted", "independent draws"]
 
 
@@ -24,6 +27,41 @@ def expected_distinct(experts: int, top_k: int, batch: int) -> float:
 
 
 @dataclass(frozen=True)
+class Link:
+    """How the GPUs of a model exchange activations in every layer.
+
+    Attributes:
+        gpus: that share a layer.
+        exchange: all-reduce where every GPU has all tokens: after attention and after the MLP or its experts, whether
+            these are cut or spread whole. all-to-all where attention has the tokens apart and whole experts are spread.
+        bytes_per_value: of an activation.
+        bytes_per_s: that a GPU sends, as measured. None where it is not known.
+    """
+
+    gpus: int
+    exchange: Exchange
+    bytes_per_value: float
+    bytes_per_s: float | None
+
+    def bytes(self, geometry: Geometry, rows: int) -> float:
+        """Bytes that every GPU sends in a pass over `rows` tokens.
+
+        All-reduce: 2 of rows * hidden values in every layer, 2 (n - 1) / n of their bytes each (machine.links).
+        All-to-all: a GPU has rows / n tokens. In every layer with a router each goes once to every other GPU that
+        holds one of its experts, and one sum comes back. A GPU holds none of a token's k experts with probability
+        C(E - E/n, k) / C(E, k).
+        """
+        if self.gpus < 2:
+            return 0.0
+        values = rows * geometry.hidden * self.bytes_per_value
+        if self.exchange == "all-reduce":
+            return 2 * geometry.layers * ring_bytes(values, self.gpus)
+        others = geometry.experts - geometry.experts // self.gpus
+        missed = math.comb(others, geometry.top_k) / math.comb(geometry.experts, geometry.top_k)
+        return 2 * geometry.moe_layers * values / self.gpus * (self.gpus - 1) * (1 - missed)
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model as it was loaded, on the device that it runs on.
 
@@ -32,6 +70,7 @@ class LoadedModel:
         rates: of the device; of several that share the model, their sums.
         kv_bytes_per_token: all layers together (Geometry.kv_bytes_per_token).
         dtype: torch's name of the fastest type that matrices are multiplied in, so that floors stay floors.
+        link: between its GPUs. None on one GPU.
     """
 
     geometry: Geometry
@@ -39,6 +78,7 @@ class LoadedModel:
     rates: Rates
     kv_bytes_per_token: float
     dtype: str | None
+    link: Link | None = None
 
     def decode_step(self, batch: int, context: float, distinct_experts: float | None = None) -> Floor:
         """The floor of one step that makes one token of every sequence.
@@ -99,13 +139,21 @@ class LoadedModel:
         rate = self.rates.matrix_flops_per_s.get(self.dtype) if self.dtype is not None else None
         memory = moved / self.rates.copy_bytes_per_s
         compute = None if rate is None else flops / rate
+        sent = 0.0 if self.link is None else self.link.bytes(sizes, rows)
+        link_rate = None if self.link is None else self.link.bytes_per_s
+        on_link = None if link_rate is None else sent / link_rate
+        roofs: dict[Literal["memory", "compute", "link"], float]
+        roofs = {"memory": memory, "compute": compute or 0.0, "link": on_link or 0.0}
+        bound = max(roofs, key=lambda roof: roofs[roof])
         return Floor(
             bytes=moved,
             flops=flops,
             memory_seconds=memory,
             flops_seconds=compute,
-            seconds=max(memory, compute or 0.0),
-            bound="compute" if compute is not None and compute > memory else "memory",
+            seconds=roofs[bound],
+            bound=bound,
             distinct_experts=distinct,
             distinct_source=source,
+            link_bytes=sent,
+            link_seconds=on_link,
         )

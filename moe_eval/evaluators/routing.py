@@ -15,7 +15,13 @@ from moe_eval.records.shape_latency import Routing
 Array = npt.NDArray[Any]
 
 
-def read(arrays: Sequence[Array], input_len: int, experts: int, batch_sizes: Sequence[int]) -> dict[int, Routing]:
+def read(
+    arrays: Sequence[Array],
+    input_len: int,
+    experts: int,
+    batch_sizes: Sequence[int],
+    expert_ranks: Sequence[int] | None = None,
+) -> dict[int, Routing]:
     """Count experts for every batch size; each batch is the first prompts, as Workload.prompts gives them.
 
     Args:
@@ -23,6 +29,7 @@ def read(arrays: Sequence[Array], input_len: int, experts: int, batch_sizes: Seq
             Row input_len + t belongs to decode step t, in which the batch's prompts are run together.
         input_len: tokens of every prompt.
         experts: to choose from in every layer.
+        expert_ranks: the rank that holds each expert. None where every rank has a part of each.
 
     Returns:
         By batch size.
@@ -57,7 +64,9 @@ def read(arrays: Sequence[Array], input_len: int, experts: int, batch_sizes: Seq
                 independent=expected_distinct(experts, top_k, size),
                 load=tuple(map(tuple, load.tolist())),
                 effective=_effective(load),
-                max_over_mean=float((load.max(axis=1) / load.mean(axis=1)).mean()),
+                max_over_mean=_fullest(load),
+                rank_load=tuple(_by_rank(load, expert_ranks).sum(axis=0).tolist()) if expert_ranks else (),
+                rank_max_over_mean=_fullest(_by_rank(load, expert_ranks)) if expert_ranks else None,
             )
     return {size: by_size[size] for size in batch_sizes}
 
@@ -74,6 +83,18 @@ def _check(arrays: Sequence[Array], input_len: int, experts: int) -> None:
                 f"The routing of prompt {index} names experts {array.min()} to {array.max()} of {experts}. "
                 "Please report this."
             )
+
+
+def _by_rank(load: Array, expert_ranks: Sequence[int]) -> Array:
+    """Tokens by layer and rank, of those by layer and expert."""
+    ranks = np.asarray(expert_ranks)
+    if len(ranks) != load.shape[1]:
+        raise EngineError(f"The ranks hold {len(ranks)} experts of {load.shape[1]}. Please report this.")
+    return np.stack([load[:, ranks == rank].sum(axis=1) for rank in range(int(ranks.max()) + 1)], axis=1)
+
+
+def _fullest(load: Array) -> float:
+    return float((load.max(axis=1) / load.mean(axis=1)).mean())
 
 
 def _effective(load: Array) -> float:

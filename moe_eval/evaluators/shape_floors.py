@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moe_eval.checkpoint import precision
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.data.workload import Shape
@@ -48,6 +50,7 @@ def read(
         _of_gpus(rates, engine.gpus or 1),
         geometry.kv_bytes_per_token(width),
         _MULTIPLIED_IN.get(executed.removesuffix("_block")),
+        _link(engine, rates),
     )
     prefill = model.prefill(shape.batch_size * shape.input_len, shape.input_len)
     decode_step = None
@@ -61,7 +64,18 @@ def read(
 def _of_gpus(rates: Rates, gpus: int) -> Rates:
     """The rates of several alike GPUs that share a model."""
     flops = {name: rate * gpus for name, rate in rates.matrix_flops_per_s.items()}
-    return Rates(rates.copy_bytes_per_s * gpus, flops, rates.device)
+    return replace(rates, copy_bytes_per_s=rates.copy_bytes_per_s * gpus, matrix_flops_per_s=flops)
+
+
+def _link(engine: EngineFacts, rates: Rates) -> floors.Link | None:
+    """How an arm's GPUs exchange activations. None where they do not, as in the stages of a pipeline."""
+    stages = engine.arguments.get("pipeline_parallel_size") or 1
+    gpus = engine.gpus // stages if isinstance(stages, int) else engine.gpus
+    if gpus < 2:
+        return None
+    exchange: floors.Exchange = "all-to-all" if engine.arguments.get("enable_attention_dp") else "all-reduce"
+    width = 4.0 if engine.dtype == "float32" else 2.0
+    return floors.Link(gpus, exchange, width, rates.link_bytes_per_s.get(gpus))
 
 
 def _reached(floor: Floor, measured: Metric | None) -> FloorReached:

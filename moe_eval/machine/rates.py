@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,11 +27,15 @@ class Rates:
         copy_bytes_per_s: of a large copy in its memory. Bytes read and bytes written both count.
         matrix_flops_per_s: of a large square matrix product of random numbers, by torch's name of the factors' type.
         device: the hardware's name.
+        link_bytes_per_s: that every GPU of a group sends in a large all-reduce, by the number of GPUs (machine.links).
+        no_links: why a group is missing. None where none is.
     """
 
     copy_bytes_per_s: float
     matrix_flops_per_s: Mapping[str, float]
     device: str
+    link_bytes_per_s: Mapping[int, float] = field(default_factory=dict)
+    no_links: str | None = None
 
 
 def measure_rates(device: str) -> Rates:

@@ -13,16 +13,21 @@ from moe_eval.records.samples import LatencyFigures, LatencyMetrics, Sample, Tur
 class Floor:
     """What bounds a step from below: the roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009).
 
+    With several GPUs the link between them is a third roof.
+
     Attributes:
         bytes: of weights and key-value cache that have to be moved. Activations are left out.
         flops: a multiplication and an addition each.
         memory_seconds: bytes at the measured rate of a copy.
         flops_seconds: flops at the measured rate of a matrix product. None where no rate of this type is known: then
             arithmetic is left out of `seconds`.
-        seconds: the greater of the two, as if they overlapped without loss.
-        bound: which of the two it is.
+        seconds: the greatest of them, as if they overlapped without loss.
+        bound: which of them it is.
         distinct_experts: of which the weights are read in every layer, mean.
         distinct_source: whether these were counted in the routing, or expected of independent uniform draws.
+        link_bytes: that every GPU has to send to others. 0 on one GPU.
+        link_seconds: link_bytes at the measured rate of the link. None where it is not known: then collectives are left
+            out of `seconds`.
     """
 
     bytes: float
@@ -30,9 +35,11 @@ class Floor:
     memory_seconds: float
     flops_seconds: float | None
     seconds: float
-    bound: Literal["memory", "compute"]
+    bound: Literal["memory", "compute", "link"]
     distinct_experts: float
     distinct_source: Literal["counted", "independent draws"]
+    link_bytes: float = 0.0
+    link_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Routing:
         effective: exp(entropy of a layer's load), mean over layers: how many equally loaded experts it amounts to.
             Hill's number of order 1 (Hill, Ecology 54(2), 1973).
         max_over_mean: load of a layer's fullest expert over the mean, mean over layers.
+        rank_load: the same tokens by the rank that holds their expert, all layers together, with expert parallelism.
+        rank_max_over_mean: load of a layer's fullest rank over the mean, mean over layers. None without rank_load.
     """
 
     batch_size: int
@@ -79,6 +88,8 @@ class Routing:
     load: tuple[tuple[int, ...], ...]
     effective: float
     max_over_mean: float
+    rank_load: tuple[int, ...] = ()
+    rank_max_over_mean: float | None = None
 
 
 @dataclass(frozen=True)

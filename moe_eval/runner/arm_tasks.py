@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from moe_eval.evaluators import quality as scoring
 from moe_eval.evaluators import routing as router
 from moe_eval.evaluators.kernels import CapturedRun
 from moe_eval.evaluators.quality import Scores
+from moe_eval.machine import links
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.rates import Rates, measure_rates
 from moe_eval.records.kernels import KernelsRecord
@@ -100,7 +102,7 @@ def routing(
     """Count the experts that the prompts of a shape and their continuations go through."""
     sizes = Shape(**shape)
     arrays = engine.routing(_frozen(workload).prompts(sizes), sizes.output_len)
-    return router.read(arrays, sizes.input_len, experts, batch_sizes)
+    return router.read(arrays, sizes.input_len, experts, batch_sizes, engine.facts.expert_ranks)
 
 
 def kernels(
@@ -117,6 +119,12 @@ def capture(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int]) 
     return tracing.capture(engine, _frozen(workload).prompts(sizes), sizes)
 
 
-def rates(_engine: None, _: None, *, device: str) -> Rates:
-    """Measure what the machine can do at most. It needs no loaded arm."""
-    return measure_rates(device)
+def rates(_engine: None, _: None, *, device: str, groups: Sequence[int] = ()) -> Rates:
+    """Measure what the machine can do at most, and its links in groups of so many GPUs. It needs no loaded arm."""
+    measured = measure_rates(device)
+    found = {count: links.measure(count) for count in groups if count > 1}
+    return replace(
+        measured,
+        link_bytes_per_s={count: rate for count, rate in found.items() if isinstance(rate, float)},
+        no_links=next((reason for reason in found.values() if isinstance(reason, str)), None),
+    )

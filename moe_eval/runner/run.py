@@ -267,13 +267,15 @@ class Run:
 
     def _rates(self) -> Rates | str:
         """What the machine can do at most, measured once a run, or why that failed."""
+        timed = [arm for arm in self.plan.arms if arm.name in self.plan.timed] if self.gpus else []
+        groups = {fit.gpu_count(arm.settings.options) for arm in timed} - {1}
         known_rates = self._known_rates()
-        if known_rates is not None:
+        if known_rates is not None and groups <= {*known_rates.link_bytes_per_s}:
             return known_rates
         device = self.plan.arms[0].settings.device or ("cuda" if self.gpus else "cpu")
         with ArmProcess(None, patience=self.request.timeout_s) as process:
             try:
-                rates = process.ask("rates", Rates, device=device)
+                rates = process.ask("rates", Rates, device=device, groups=sorted(groups))
             except ArmFailed as error:
                 return f"the machine's rates were not measured ({error})"
         disk.write_record(self.folder.rates_file, rates)

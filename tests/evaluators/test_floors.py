@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
 
@@ -178,3 +179,38 @@ def test_flops_are_those_that_torch_counts_in_the_model(batch: int, length: int)
     assert loaded.prefill(batch * length, length).flops == prefilled - above
     stepped, _ = counted(input_ids=ids[:, :1], past_key_values=output.past_key_values, use_cache=True)
     assert loaded.decode_step(batch, length + 1).flops == stepped
+
+
+def test_an_all_reduce_after_attention_and_after_the_experts_of_every_layer() -> None:
+    sizes, weight_bytes = qwen3()
+    link = floors.Link(2, "all-reduce", 2.0, 300e9)
+    step = model(sizes, weight_bytes, link=link).decode_step(64, 512)
+    # 96 collectives of 64 tokens of 2,048 values of 2 bytes, of which either GPU sends all
+    assert step.link_bytes == 96 * 64 * 2048 * 2
+    assert step.link_seconds == pytest.approx(step.link_bytes / 300e9)
+    assert (step.bound, step.seconds) == ("memory", step.memory_seconds)
+    assert floors.Link(4, "all-reduce", 2.0, None).bytes(sizes, 64) == pytest.approx(1.5 * step.link_bytes)
+    slow = model(sizes, weight_bytes, link=floors.Link(2, "all-reduce", 2.0, 1e6)).decode_step(64, 512)
+    assert (slow.bound, slow.seconds) == ("link", slow.link_seconds)
+
+
+def test_an_unmeasured_link_and_one_gpu_leave_the_floor_as_it_was() -> None:
+    sizes, weight_bytes = qwen3()
+    alone = model(sizes, weight_bytes).decode_step(8, 512)
+    assert (alone.link_bytes, alone.link_seconds) == (0, None)
+    unknown = model(sizes, weight_bytes, link=floors.Link(2, "all-reduce", 2.0, None)).decode_step(8, 512)
+    assert unknown.link_bytes > 0
+    assert (unknown.link_seconds, unknown.seconds) == (None, alone.seconds)
+    assert floors.Link(1, "all-reduce", 2.0, 1e9).bytes(sizes, 8) == 0
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_an_all_to_all_sends_a_token_once_to_every_gpu_with_an_expert_of_it(gpus: int) -> None:
+    experts, top_k = 8, 3
+    sizes = replace(qwen3()[0], experts=experts, top_k=top_k, moe_layers=1, hidden=1)
+    per_gpu = experts // gpus
+    draws = list(combinations(range(experts), top_k))
+    # a token of GPU 0, with every choice of experts
+    targets = [len({expert // per_gpu for expert in draw} - {0}) for draw in draws]
+    expected = 2 * sum(targets) / len(targets)
+    assert floors.Link(gpus, "all-to-all", 1.0, None).bytes(sizes, gpus) == pytest.approx(expected)

@@ -119,3 +119,14 @@ def test_what_cannot_be_routing_is_refused(second: Array, sentence: str) -> None
 def test_a_routing_survives_json() -> None:
     by_size = routing.read(drawn(0, [6, 6], 3, 8, 2), 2, 8, [2])
     assert msgspec.json.decode(msgspec.json.encode(by_size), type=dict[int, Routing]) == by_size
+
+
+def test_tokens_by_the_rank_that_holds_their_expert() -> None:
+    # two layers of four experts, one of two per token
+    chosen = np.array([[[0, 1], [0, 2]], [[0, 3], [0, 2]], [[0, 1], [1, 3]]], dtype=np.int16)
+    counted = routing.read([chosen], 1, 4, [1], (0, 0, 1, 1))[1]
+    assert counted.rank_load == (5 + 3, 1 + 3)
+    assert counted.rank_max_over_mean == pytest.approx((5 / 3 + 3 / 3) / 2)
+    assert routing.read([chosen], 1, 4, [1])[1].rank_max_over_mean is None
+    with pytest.raises(EngineError, match="hold 3 experts of 4"):
+        routing.read([chosen], 1, 4, [1], (0, 0, 1))
