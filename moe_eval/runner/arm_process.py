@@ -191,8 +191,7 @@ class ArmProcess:
         finally:
             os.close(self._answers)
             self._close_theirs()
-            if self._process.returncode is None or self._process.returncode < 0:
-                self.kill()
+            self.kill()  # also where it ended by itself: a rank that waits for one that died is left behind
         return has_ended
 
     def kill(self) -> None:

@@ -118,6 +118,26 @@ def test_an_arm_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None
         assert process._process.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("fate", "sentence"),
+    [("exit 1", "ended with code 1"), ("wait", "did not answer within 0.6 s and was ended")],
+)
+def test_no_rank_outlives_an_arm_of_which_another_died_or_a_collective_hangs(
+    tmp_path: Path, fate: str, sentence: str
+) -> None:
+    """An engine's process that ends, or waits for ever, with a rank of its own that waits for another."""
+    file = tmp_path / "rank"
+    script = f"sleep 300 & echo $! > {file}; {fate}"
+    with ArmProcess(SHIPPED_LOAD, patience=0.6, launcher=["sh", "-c", script, "sh"]) as process:
+        with pytest.raises(ArmFailed, match=sentence):
+            process.load()
+        rank = int(file.read_text())
+    end = time.monotonic() + 5
+    while psutil.pid_exists(rank) and psutil.Process(rank).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.usefixtures("_forks")
 def test_what_an_arm_prints_is_added_to_its_file(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
