@@ -122,9 +122,9 @@ def capture(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int]) 
 def rates(_engine: None, _: None, *, device: str, groups: Sequence[int] = ()) -> Rates:
     """Measure what the machine can do at most, and its links in groups of so many GPUs. It needs no loaded arm."""
     measured = measure_rates(device)
-    found = {count: links.measure(count) for count in groups if count > 1}
+    measured_links = {count: links.measure(count) for count in groups if count > 1}
     return replace(
         measured,
-        link_bytes_per_s={count: rate for count, rate in found.items() if isinstance(rate, float)},
-        no_links=next((reason for reason in found.values() if isinstance(reason, str)), None),
+        link_bytes_per_s={count: rate for count, rate in measured_links.items() if isinstance(rate, float)},
+        no_links=next((reason for reason in measured_links.values() if isinstance(reason, str)), None),
     )
