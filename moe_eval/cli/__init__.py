@@ -20,33 +20,33 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or another code of `exits` with one sentence on standard error.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        exit_code = _run(words)
+        exit_code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output needs no more: end as the signal would
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, UsageError, TrackingError, EngineError) as error:
-        _print_failure(str(error) or "Interrupted.", words)
+        _print_failure(str(error) or "Interrupted.", arguments)
         return settle(error)
     except OSError as error:  # a disk that is full, or a folder that went away, in the middle
         place = f" at {error.filename}" if error.filename else ""
         _print_failure(
             f"{error.strerror or error}{place}. Correct that and repeat the command. Records that were written before "
             "are whole.",
-            words,
+            arguments,
         )
         return 1
     except BaseException as error:  # a fault of the program, or a signal
         if not isinstance(error, SystemExit) or error.code:
-            _print_failure(f"{type(error).__name__}: {error}", words, is_told=True)
+            _print_failure(f"{type(error).__name__}: {error}", arguments, is_told=True)
         raise
     return exit_code
 
 
-def _run(words: list[str]) -> int:
-    if words[:1] == ["--version"]:
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
         from importlib.metadata import version
 
         print(f"moe-eval {version('moe-eval')}")
@@ -54,7 +54,7 @@ def _run(words: list[str]) -> int:
     from moe_eval.cli.options.command_line import no_such
     from moe_eval.cli.options.commands import COMMANDS
 
-    name = next((word for word in words if word != _JSON), None)
+    name = next((word for word in arguments if word != _JSON), None)
     if name is None:
         raise UsageError(f"moe-eval needs a command: {', '.join(COMMANDS)}. `moe-eval --help` explains them.")
     if name in ("-h", "--help"):
@@ -63,10 +63,10 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(no_such("command", name, COMMANDS, f"Give one of {', '.join(COMMANDS)}."))
     command = COMMANDS[name]
-    at = words.index(name)
-    options = command.read([*words[:at], *words[at + 1 :]])
+    at = arguments.index(name)
+    options = command.read([*arguments[:at], *arguments[at + 1 :]])
     if options.json:
-        words.append(_JSON)  # a file of options may ask for it, and failures are to be objects as well
+        arguments.append(_JSON)  # a file of options may ask for it, and failures are to be objects as well
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that a terminal cannot show ends no command
@@ -78,11 +78,11 @@ def _run(words: list[str]) -> int:
     return output.conclude(conclusion, options)
 
 
-def _print_failure(message: str, words: list[str], *, is_told: bool = False) -> None:
+def _print_failure(message: str, arguments: list[str], *, is_told: bool = False) -> None:
     """Print why a command failed: as an object too where one was asked for. `is_told`: a traceback says it."""
     from moe_eval.cli import output
 
-    if _JSON in words:
+    if _JSON in arguments:
         output.print_object({}, [message])
     if not is_told:
         output.print_errors([message])

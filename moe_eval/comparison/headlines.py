@@ -72,20 +72,25 @@ def _headlines(
 ) -> Iterator[Headline]:
     if pair.verdict in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
         return
-    reference, other = arms[pair.reference], arms[pair.other]
+    reference, candidate = arms[pair.reference], arms[pair.other]
     timed = [
-        shape for shape in pair.shapes if shape.speed.deciding(rules) and not (reference.emulated or other.emulated)
+        shape for shape in pair.shapes if shape.speed.deciding(rules) and not (reference.emulated or candidate.emulated)
     ]
     shape = deciding([shape for shape in timed if shape.verdict is not Verdict.NOT_COMPARABLE], rules)
     if shape is not None:
-        yield from _of_time(pair, shape, (reference, other), rules)
+        yield from _of_time(pair, shape, (reference, candidate), rules)
         ttft = HeadlineFigure.TTFT_MS
         yield from _secondary(ttft, shape, judged[ttft].get((pair.other, shape.name)))
-    yield from _quality(pair, reference, other)
-    is_measured = all(arm.speed or arm.token_ppl for arm in (reference, other))
-    if is_measured and reference.weights_gib and other.weights_gib and not (reference.emulated or other.emulated):
-        ratio = reference.weights_gib / other.weights_gib
-        yield Headline(HeadlineFigure.MEMORY_GIB, None, reference.weights_gib, other.weights_gib, ratio)
+    yield from _quality(pair, reference, candidate)
+    is_measured = all(arm.speed or arm.token_ppl for arm in (reference, candidate))
+    if (
+        is_measured
+        and reference.weights_gib
+        and candidate.weights_gib
+        and not (reference.emulated or candidate.emulated)
+    ):
+        ratio = reference.weights_gib / candidate.weights_gib
+        yield Headline(HeadlineFigure.MEMORY_GIB, None, reference.weights_gib, candidate.weights_gib, ratio)
     if shape is not None:
         energy = HeadlineFigure.J_PER_TOK
         yield from _secondary(energy, shape, judged[energy].get((pair.other, shape.name)))
@@ -136,7 +141,7 @@ def _sides(shape: ShapeComparison, metric: str) -> tuple[float | None, float | N
     return sides.reference.median if sides.reference else None, sides.other.median if sides.other else None
 
 
-def _quality(pair: Pair, reference: ComparedArm, other: ComparedArm) -> Iterator[Headline]:
+def _quality(pair: Pair, reference: ComparedArm, candidate: ComparedArm) -> Iterator[Headline]:
     """The change of perplexity. Scores of random weights say nothing."""
     quality = pair.quality
     if quality is None or quality.random_weights or quality.ppl_change is None:
@@ -146,7 +151,7 @@ def _quality(pair: Pair, reference: ComparedArm, other: ComparedArm) -> Iterator
         HeadlineFigure.QUALITY,
         shape=None,
         reference=reference.token_ppl,
-        value=other.token_ppl,
+        value=candidate.token_ppl,
         ratio=1 + quality.ppl_change,
         low=math.exp(ln_ratio.low) if ln_ratio else None,
         high=math.exp(ln_ratio.high) if ln_ratio else None,

@@ -72,14 +72,14 @@ def columns(
         head = file.read(100)
     size = int.from_bytes(head[16:18], "big")
     size = 1 << 16 if size == 1 else size
-    wanted = _Wanted(numbers, text, size - head[20])
+    columns = _Wanted(numbers, text, size - head[20])
     if text != NONE and int.from_bytes(head[56:60], "big") != _UTF_8:
         return None
     try:
         leaves = _leaves(path, root, size)
         step = max(1, _BLOCK // size)
         blocks = [leaves[at : at + step] for at in range(0, len(leaves), step)]
-        parts = list(run.map(lambda pages: _decoded(_pages(path, pages, size), size, wanted), blocks))
+        parts = list(run.map(lambda pages: _decoded(_pages(path, pages, size), size, columns), blocks))
     except (_UnsuitableTableError, IndexError):
         return None
     by_place = {place: np.concatenate([columns[place] for columns, _ in parts]) for place in numbers}
@@ -127,24 +127,24 @@ def _children(page: Bytes) -> Ints:
     return children
 
 
-def _decoded(block: Bytes, size: int, wanted: _Wanted) -> tuple[dict[int, Ints], Texts]:
+def _decoded(block: Bytes, size: int, columns: _Wanted) -> tuple[dict[int, Ints], Texts]:
     """The columns of the rows on some leaves."""
     payload, at = _varints(block, _cells(block, size))
     _, header = _varints(block, at)
-    if payload.max(initial=0) > wanted.usable - 35:  # the rest of such a row is on a page of its own
+    if payload.max(initial=0) > columns.usable - 35:  # the rest of such a row is on a page of its own
         raise _UnsuitableTableError
     texts = Texts([], np.full(len(header), NONE, np.int64))
     if not len(header):
-        return dict.fromkeys(wanted.numbers, texts.index), texts
+        return dict.fromkeys(columns.numbers, texts.index), texts
     values: dict[int, Ints] = {}
     offset = header + block[header]
-    for place, kind in enumerate(_kinds(block, header, max(*wanted.numbers, wanted.text) + 1)):
+    for place, kind in enumerate(_kinds(block, header, max(*columns.numbers, columns.text) + 1)):
         width = _WIDTHS.take(kind, mode="clip")
         if kind.max() >= _TEXT:
             width = np.where(kind >= _TEXT, (kind - _TEXT) >> 1, width)
-        if place in wanted.numbers:
-            values[place] = _values(block, offset, kind, wanted.numbers[place])
-        elif place == wanted.text:
+        if place in columns.numbers:
+            values[place] = _values(block, offset, kind, columns.numbers[place])
+        elif place == columns.text:
             texts = _texts(block, offset, kind, width)
         offset += width
     return values, texts
