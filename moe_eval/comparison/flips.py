@@ -1,0 +1,61 @@
+"""Paired scores of 0 or 1: the tests and the interval of their difference. Pure functions, over arrays as well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_eval.stats import ERROR_RATE
+
+Counts = int | npt.NDArray[Any]
+_END = 1 - 1e-9  # a difference of 1 leaves no variance
+
+
+def mcnemar(losses: int, gains: int) -> float:
+    """The two-sided p-value of McNemar's exact test: losses ~ B(losses + gains, 1/2) (Psychometrika 12, 1947)."""
+    from scipy import special
+
+    flips = losses + gains
+    return min(1.0, 2 * float(special.bdtr(min(losses, gains), flips, 0.5))) if flips else 1.0
+
+
+def score(losses: Counts, gains: Counts, documents: int, bound: float) -> npt.NDArray[Any]:
+    """Tango's score statistic of (gains - losses) / documents against `bound`, nearly standard normal at the truth.
+
+    Statistics in Medicine 17, 1998. It needs no flips to be finite, so that few documents without flips show little.
+    """
+    lost, gained = np.asarray(losses, dtype=np.float64), np.asarray(gains, dtype=np.float64)
+    linear = -gained - lost + (2 * documents - gained + lost) * bound
+    constant = -lost * bound * (1 - bound)
+    share = (np.sqrt(linear**2 - 8 * documents * constant) - linear) / (4 * documents)
+    variance = documents * (2 * share + bound * (1 - bound))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistic = (gained - lost - documents * bound) / np.sqrt(variance)
+    return np.where(variance > 0, statistic, 0.0)
+
+
+def interval(losses: int, gains: int, documents: int) -> tuple[float, float]:
+    """The 95 % interval of the difference of shares: all bounds that `score` does not reject."""
+    from scipy import optimize, special
+
+    reach = float(special.ndtri(1 - ERROR_RATE))
+    value = (gains - losses) / documents
+
+    def excess(bound: float, limit: float) -> float:
+        return float(score(losses, gains, documents, bound)) - limit
+
+    low = high = value
+    if excess(-_END, reach) > 0:
+        low = float(optimize.brentq(excess, -_END, max(value, -_END), args=(reach,)))
+    if excess(_END, -reach) < 0:
+        high = float(optimize.brentq(excess, min(value, _END), _END, args=(-reach,)))
+    return low, high
+
+
+def share_above(count: int, documents: int) -> float:
+    """The upper end of the exact 95 % interval of a share (Clopper and Pearson, Biometrika 26, 1934)."""
+    from scipy import special
+
+    return float(special.betaincinv(count + 1, documents - count, 1 - ERROR_RATE)) if count < documents else 1.0
