@@ -22,7 +22,7 @@ def judged(pairs: Sequence[Sequence[TaskComparison]], max_drop: float) -> list[t
     flips, McNemar's exact test says so. Among all tasks and arms some claim of a kind is wrong in at most ERROR_RATE of
     runs (Holm). What stands for itself is one family, and the parts of groups are another.
     """
-    verdicts = {}
+    verdicts: dict[tuple[int, int], TaskVerdict] = {}
     for is_part in (False, True):
         family = [
             (pair, at)
@@ -68,7 +68,8 @@ def p_value(row: TaskComparison, bound: float, *, is_above: bool) -> float:
     p_of_t = stats.p_above(sign * row.gain[0], row.error, row.df, sign * bound)
     if not row.is_share:
         return p_of_t
-    return max(p_of_t, (1 - min(max(distance, 0.0), 1.0)) ** (row.df + 1))
+    unseen: float = (1 - min(max(distance, 0.0), 1.0)) ** (row.df + 1)
+    return max(p_of_t, unseen)
 
 
 def documents_needed(row: TaskComparison, max_drop: float) -> int | None:
@@ -106,7 +107,7 @@ def _with_verdict(row: TaskComparison, verdict: TaskVerdict, max_drop: float) ->
 
 def _rounded(count: int) -> int:
     """Two significant digits, rounded up."""
-    step = 10 ** max(0, len(str(count)) - 2)
+    step = int(10 ** max(0, len(str(count)) - 2))
     return -(-count // step) * step
 
 

@@ -166,9 +166,9 @@ def _of_group(
             continue
         by_task = before.weights == "tasks"
         weights = [part.weights / (len(part.weights) if by_task else 1) for part in means]
-        columns = [np.concatenate([getattr(part, name) for part in means]) for name in ("reference", "other")]
+        first, second = (np.concatenate([getattr(part, name) for part in means]) for name in ("reference", "other"))
         is_single = all(part.is_single for part in means)
-        yield _filled(row, _Paired(*columns, np.concatenate(weights), "mean", is_single))
+        yield _filled(row, _Paired(first, second, np.concatenate(weights), "mean", is_single))
 
 
 def _filled(row: TaskComparison, paired: _Paired | None) -> TaskComparison:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 TASKS_SCHEMA = 1
+Weights = Literal["documents", "tasks"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class TaskGroup:
     group: str
     tasks: tuple[str, ...]
     metrics: Mapping[str, TaskMetric]
-    weights: Literal["documents", "tasks"] | None
+    weights: Weights | None
 
 
 @dataclass(frozen=True)
