@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from moe_eval.cli.sources import folders as named_folders
 from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
+from moe_eval.imports import harness_samples
 from moe_eval.records import by_arm, run_files
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
@@ -58,7 +60,7 @@ def _arms(folders: Sequence[tuple[str, Path]]) -> list[ArmRecords]:
     arms: list[ArmRecords] = []
     earlier_arms: list[tuple[str, ArmRecords]] = []
     for source, folder in folders:
-        of_source = by_arm.read(folder)
+        of_source = _read(folder)
         for arm in of_source:
             first = next((name for name, earlier in earlier_arms if _is_one_measurement(arm, earlier)), None)
             if first is not None:
@@ -72,6 +74,16 @@ def _arms(folders: Sequence[tuple[str, Path]]) -> list[ArmRecords]:
     doubled = sorted({name for name in names_of_all if names_of_all.count(name) > 1})
     if doubled:
         raise UsageError(f"{', '.join(doubled)} comes twice. Give each source once, or folders of different names.")
+    return arms
+
+
+def _read(folder: Path) -> list[ArmRecords]:
+    """The arms of a folder. Results of the harness are one arm, named by its precision or its checkpoint."""
+    arms = by_arm.read(folder) if by_arm.holds_records(folder) or not harness_samples.holds(folder) else []
+    if harness_samples.holds(folder):
+        tasks = harness_samples.read(folder)
+        name = tasks.precision or re.split(r"[/\\]|__", tasks.checkpoint.rstrip("/\\"))[-1]
+        arms.append(ArmRecords(name, tasks.precision or "not known", folder=folder, tasks=tasks))
     return arms
 
 
@@ -90,5 +102,6 @@ def _is_one_measurement(arm: ArmRecords, earlier: ArmRecords) -> bool:
         if record and before and Status.FINISHED is record.status is before.status
     ]
     is_same_run = any(record.origin.run_id and record.origin.run_id == before.origin.run_id for record, before in both)
+    is_same_task = arm.tasks is not None and arm.tasks == earlier.tasks
     is_same_trace = bool(arm.kernels) and arm.kernels == earlier.kernels
-    return is_same_run or is_same_trace or any(record == before for record, before in both)
+    return is_same_run or is_same_task or is_same_trace or any(record == before for record, before in both)

@@ -12,6 +12,7 @@ from moe_eval.cli import arms
 from moe_eval.cli.arms import Common
 from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import (
+    CompareOptions,
     EmulationOptions,
     LatencyOptions,
     MeasuringOptions,
@@ -126,7 +127,8 @@ def rules_of(options: object) -> Rules:
     if not isinstance(options, VerdictOptions):
         return Rules()
     is_per_gpu = options.decide_on in (None, "output_tok_s_per_gpu")
-    return Rules(options.min_gain, options.decide_on or "e2e", is_per_gpu, options.price_per_gpu_hour)
+    max_drop = options.max_drop if isinstance(options, CompareOptions) else Rules.max_drop
+    return Rules(options.min_gain, options.decide_on or "e2e", is_per_gpu, options.price_per_gpu_hour, max_drop)
 
 
 def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:

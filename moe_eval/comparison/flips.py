@@ -54,8 +54,18 @@ def interval(losses: int, gains: int, documents: int) -> tuple[float, float]:
     return low, high
 
 
-def share_above(count: int, documents: int) -> float:
-    """The upper end of the exact 95 % interval of a share (Clopper and Pearson, Biometrika 26, 1934)."""
+def share_interval(count: int, documents: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share (Clopper and Pearson, Biometrika 26, 1934)."""
     from scipy import special
 
-    return float(special.betaincinv(count + 1, documents - count, 1 - ERROR_RATE)) if count < documents else 1.0
+    low = float(special.betaincinv(count, documents - count + 1, ERROR_RATE)) if count else 0.0
+    high = float(special.betaincinv(count + 1, documents - count, 1 - ERROR_RATE)) if count < documents else 1.0
+    return low, high
+
+
+def share_p_value(count: int, documents: int, bound: float, *, is_above: bool) -> float:
+    """The chance of so large (or small) a share, where the true one is `bound`."""
+    from scipy import special
+
+    below = float(special.bdtr(count - 1 if is_above else count, documents, bound)) if count or not is_above else 0.0
+    return 1 - below if is_above else below

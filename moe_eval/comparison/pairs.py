@@ -6,7 +6,18 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
 
-from moe_eval.comparison import comparable, contrast, explained, headlines, kernels, quality, speed, verdict
+from moe_eval.comparison import (
+    comparable,
+    contrast,
+    explained,
+    headlines,
+    kernels,
+    quality,
+    speed,
+    task_quality,
+    task_rows,
+    verdict,
+)
 from moe_eval.comparison.comparable import engine, measured, scored
 from moe_eval.data.workload import Shape
 from moe_eval.records.by_arm import ArmRecords
@@ -19,6 +30,7 @@ from moe_eval.records.ratios import Interval, Sides
 from moe_eval.records.run import RunRecord, Skipped
 from moe_eval.records.shape_comparison import CeilingOfPhase, ShapeComparison
 from moe_eval.records.shape_latency import ShapeLatency
+from moe_eval.records.task_comparison import TaskComparison
 from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.stats import LEAST_LOADS
 
@@ -41,12 +53,17 @@ def compare(
         rules: of the verdicts. None for the default ones.
 
     Raises:
-        UsageError: the arrays of a quality record are damaged.
+        UsageError: the arrays of a quality record are damaged, or documents or prompts of a task differ.
     """
     rules = rules or Rules()
     compared = tuple(_arm(arm, rules.price_per_gpu_hour) for arm in arms)
     by_name = {arm.name: arm for arm in compared}
-    pairs = verdict.decide([_pair(arms[0], candidate, across) for candidate in arms[1:]], by_name, rules)
+    tasks = task_quality.judged([_tasks(arms[0], candidate) for candidate in arms[1:]], rules.max_drop)
+    undecided = [
+        replace(_pair(arms[0], candidate, across), tasks=entries)
+        for candidate, entries in zip(arms[1:], tasks, strict=True)
+    ]
+    pairs = verdict.decide(undecided, by_name, rules)
     return ComparisonRecord(
         reference=arms[0].name,
         arms=compared,
@@ -55,6 +72,12 @@ def compare(
         rules=rules,
         header=headlines.header(compared, runs),
     )
+
+
+def _tasks(reference: ArmRecords, candidate: ArmRecords) -> list[TaskComparison]:
+    if reference.tasks is None or candidate.tasks is None:
+        return []
+    return list(task_rows.rows(reference.tasks, candidate.tasks))
 
 
 def left_out(runs: Sequence[RunRecord], recorded: Collection[str]) -> tuple[Skipped, ...]:

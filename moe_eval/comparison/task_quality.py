@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from moe_eval import stats
 from moe_eval.comparison import flips
-from moe_eval.comparison.wording import interval_digits
 from moe_eval.records.task_comparison import TaskComparison, TaskVerdict
 from moe_eval.stats import ERROR_RATE
 
@@ -109,25 +108,3 @@ def _rounded(count: int) -> int:
     """Two significant digits, rounded up."""
     step = int(10 ** max(0, len(str(count)) - 2))
     return -(-count // step) * step
-
-
-def sentences(rows: Sequence[TaskComparison]) -> list[str]:
-    """A sentence for every verdict of a task or group that stands for itself."""
-    return [sentence(row) for row in rows if row.is_deciding and row.group is None]
-
-
-def sentence(row: TaskComparison) -> str:
-    """The verdict on a task with its numbers."""
-    if row.gain is None:
-        return f"{row.task} is not judged. {row.reason}".rstrip()
-    value, low, high = row.gain
-    digits = max(3, interval_digits(low, high))
-    metric = row.metric.partition(",")[0]
-    figure = f"ln({metric})" if row.is_logarithm else metric
-    numbers = f"{value:+.{digits}f} {figure} ({low:+.{digits}f} to {high:+.{digits}f})"
-    if row.verdict is TaskVerdict.HOLDS:
-        return f"{row.task} holds: {numbers}."
-    if row.verdict is TaskVerdict.DROPS:
-        worse = f"{-value:.{digits}f} {figure} ({-high:.{digits}f} to {-low:.{digits}f})"
-        return f"{row.task} drops by {worse}."
-    return f"{row.task} is open: {numbers}. {row.reason}"

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, QualityComparison
+from moe_eval.comparison import task_wording
+from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.shape_comparison import ShapeComparison
@@ -129,8 +130,13 @@ def remarks(shape: ShapeComparison) -> Iterator[str]:
         yield "One arm alone had iterations at a low clock. They do not decide."
 
 
-def _quality_sentence(quality: QualityComparison | None) -> str:
-    return quality.sentence if quality else "Quality was not measured on both sides."
+def _quality_sentence(pair: Pair) -> str:
+    """What is lost by the scores of tokens and in tasks."""
+    tasks = task_wording.sentences(pair.tasks)
+    if pair.quality is None and tasks:
+        return " ".join(tasks)
+    tokens = pair.quality.sentence if pair.quality else "Quality was not measured on both sides."
+    return " ".join([tokens, *tasks])
 
 
 def broken(pair: Pair, arms: Mapping[str, ComparedArm]) -> str:
@@ -140,7 +146,7 @@ def broken(pair: Pair, arms: Mapping[str, ComparedArm]) -> str:
         for arm in _sides(pair, arms)
         if arm.broken
     ]
-    why = " ".join(failed) or _quality_sentence(pair.quality)
+    why = " ".join(failed) or _quality_sentence(pair)
     return f"Broken: {why} A broken arm has no speed."
 
 
@@ -163,10 +169,11 @@ def without_speed(pair: Pair, arms: Mapping[str, ComparedArm], emulated: Sequenc
     else:
         failed = " ".join(unfinished_arms(pair, arms))
         why = failed or f"Speed was not measured of both {pair.reference} and {pair.other}."
-        settled = "Start a run in which every arm finishes." if failed else "Run moe-eval perf with both arms."
-    if pair.quality is None:
+        settled = "" if pair.tasks else "Run moe-eval perf with both arms."
+        settled = "Start a run in which every arm finishes." if failed else settled
+    if pair.quality is None and not pair.tasks:
         return f"Open: nothing is known of {pair.other} against {pair.reference}. {why}", settled
-    return f"Quality only, the speed of {pair.other} is open. {_quality_sentence(pair.quality)} {why}", settled
+    return f"Quality only, the speed of {pair.other} is open. {_quality_sentence(pair)} {why}", settled
 
 
 def _sides(pair: Pair, arms: Mapping[str, ComparedArm]) -> tuple[ComparedArm, ComparedArm]:
@@ -222,9 +229,7 @@ def with_speed(
     notes = [note for shape in shapes if shape.verdict is not Verdict.NOT_COMPARABLE for note in remarks(shape)]
     if pair.schedule and not pair.schedule.one_run:
         notes.append("The arms are of two runs, so 5 % are allowed for what differs between runs.")
-    return " ".join(
-        [*sentences, *_worse(pair, shapes, arms, rules), *dict.fromkeys(notes), _quality_sentence(pair.quality)]
-    )
+    return " ".join([*sentences, *_worse(pair, shapes, arms, rules), *dict.fromkeys(notes), _quality_sentence(pair)])
 
 
 def _deciding(pair: Pair, shapes: Sequence[ShapeComparison], arms: Mapping[str, ComparedArm], rules: Rules) -> str:

@@ -1,4 +1,4 @@
-"""Results that lm-eval logged with `--log_samples`, of any of its models: results_DATE.json and samples_TASK_DATE.jsonl.
+"""Results that lm-eval logged with `--log_samples`, of any model: results_DATE.json and samples_TASK_DATE.jsonl.
 
 What `lm_eval --model trtllm_moe` records (record.json, results.json, samples_TASK.jsonl) has the same content.
 """
@@ -40,6 +40,8 @@ class _Results:
     results: Mapping[str, Mapping[str, object]]
     group_subtasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     versions: Mapping[str, object] = field(default_factory=dict)
+    n_shot: Mapping[str, int] = field(default_factory=dict)
+    n_samples: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     higher_is_better: Mapping[str, Mapping[str, bool | None] | None] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     date: float | None = None
@@ -133,7 +135,8 @@ def read(folder: Path) -> ArmTaskResults:
 
 def _read(file: Path) -> _Results:
     content = disk.read_object(file, _MAKER)
-    return disk.convert({key: value for key, value in content.items() if value is not None}, _Results, file, _MAKER)
+    fields = {key.replace("-", "_"): value for key, value in content.items() if value is not None}
+    return disk.convert(fields, _Results, file, _MAKER)
 
 
 def _checkpoint(results: _Results) -> str | None:
@@ -182,12 +185,10 @@ def _tasks(file: Path, results: _Results) -> Iterator[TaskResults]:
         if not samples.is_file() or not metrics:
             continue
         documents = _documents(samples, list(metrics))
-        count = figures.get("sample_len")
-        if isinstance(count, int) and count != len(documents):
+        count = results.n_samples.get(name, {}).get("effective", len(documents))
+        if count != len(documents):
             raise UsageError(f"{samples} holds {len(documents)} of {count} documents. Run lm_eval again.")
-        config = results.shots.get(name)
-        shots = config if isinstance(config, int) else None
-        yield TaskResults(name, str(results.versions.get(name)), shots, metrics, documents)
+        yield TaskResults(name, str(results.versions.get(name)), results.n_shot.get(name), metrics, documents)
 
 
 def _metrics(name: str, figures: Mapping[str, object], results: _Results) -> dict[str, TaskMetric]:
@@ -307,9 +308,9 @@ def _weights(tasks: Sequence[str], metrics: Mapping[str, TaskMetric], results: _
     """Which weights give the harness's own number: it does not write them down."""
     fitting: list[Weights] = ["documents", "tasks"]
     for key, metric in metrics.items():
-        figures = [results.results[task] for task in tasks if key in results.results.get(task, {})]
-        scores = [_number(entry[key]) or 0.0 for entry in figures]
-        lengths = [_number(entry.get("sample_len")) or 0.0 for entry in figures]
+        members = [task for task in tasks if key in results.results.get(task, {})]
+        scores = [_number(results.results[task][key]) or 0.0 for task in members]
+        lengths = [float(results.n_samples.get(task, {}).get("effective", 0)) for task in members]
         sizes = {"documents": lengths, "tasks": [1.0] * len(scores)}
         fitting = [name for name in fitting if _is_mean(metric.score, scores, sizes[name])]
     return next(iter(fitting), None)

@@ -17,6 +17,7 @@ from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
+from moe_eval.records.task_results import ArmTaskResults
 
 EARLIER = "earlier"  # the folder for files in whose place others were written
 REPEAT_SUFFIX = "-again"  # the end of the name of an arm that is another one, measured a second time
@@ -54,6 +55,7 @@ class ArmRecords:
         folder: where its arrays and traces are. None where they are not at hand.
         compared: the quality against other arms of the same run, by their names, as somebody has computed it before.
             It stands in where arrays are not at hand.
+        tasks: results of the harness by document. None where none were logged.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ArmRecords:
     kernels: Mapping[str, KernelsRecord] = field(default_factory=dict)
     folder: Path | None = None
     compared: Mapping[str, QualityComparison] = field(default_factory=dict)
+    tasks: ArmTaskResults | None = None
 
     @property
     def arrays(self) -> Path | None:

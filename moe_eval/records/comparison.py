@@ -10,6 +10,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Interval
 from moe_eval.records.run import Mode, Skipped
 from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.task_comparison import TaskComparison
 from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
 from moe_eval.stats import Divergence, Estimate
 
@@ -95,6 +96,7 @@ class Pair:
         shapes: by size. Traced ones that were not timed come last.
         quality: None where they did not score the same windows.
         contrast: what is compared with what, where that is more than precisions.
+        tasks: a row for every metric of every task and group of the harness that both were evaluated on.
         headlines: in the order of HeadlineFigure. Empty where the two cannot be compared, or one is broken.
     """
 
@@ -112,6 +114,7 @@ class Pair:
     quality: QualityComparison | None
     headlines: tuple[Headline, ...] = ()
     contrast: str = ""
+    tasks: tuple[TaskComparison, ...] = ()
 
 
 @dataclass(frozen=True)

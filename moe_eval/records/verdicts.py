@@ -49,6 +49,7 @@ class Rules:
         decide_on: the time that decides. `output_tok_s` goes by the same ratio as `e2e`. `output_tok_s_per_gpu` goes by
             that ratio times the ratio of the numbers of GPUs.
         per_gpu: whether `output_tok_s_per_gpu` decides in place of `e2e` where the arms have other numbers of GPUs.
+        max_drop: the largest loss in a task that is allowed, in its metric, and in ln(perplexity).
         price_per_gpu_hour: by which a million output tokens cost something. None for no price. It decides nothing.
     """
 
@@ -56,6 +57,7 @@ class Rules:
     decide_on: DecidingTime = "e2e"
     per_gpu: bool = True
     price_per_gpu_hour: float | None = None
+    max_drop: float = 0.01
 
     @property
     def is_per_gpu(self) -> bool:

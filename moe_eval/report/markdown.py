@@ -23,6 +23,11 @@ def render(comparison: ComparisonRecord, run: RunRecord | None) -> str:
     parts = [f"## {escape(report.title)}", _paragraph(report.header)]
     parts.append(_tiles(report.answers))
     parts += [text for answer in report.answers for text in _verdict(answer)]
+    for table in report.tasks:
+        parts += [
+            _paragraph(table.caption),
+            columns([*map(escape, table.heads)], [[*map(escape, row)] for row in table.rows]),
+        ]
     parts += ["\n".join(f"- {_paragraph(note)}" for note in report.notes)]
     return "\n\n".join(filter(None, parts))
 

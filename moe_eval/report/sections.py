@@ -13,7 +13,7 @@ from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Rules, Verdict
-from moe_eval.report import arm_tables, charts, pair_tables, prediction_tables, readable, tiles
+from moe_eval.report import arm_tables, charts, pair_tables, prediction_tables, readable, task_table, tiles
 from moe_eval.report.drawing import Chart
 from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, paragraph, plain, with_speed
 from moe_eval.report.tiles import Kind, Tile
@@ -62,6 +62,7 @@ class Report:
     Attributes:
         title: the names of the arms. `header`: model, GPU, engine, date and run, empty where nothing is known.
         notes: sentences on what has no answer.
+        tasks: what decides of every task, also in a fold with everything else.
         charts: of speed, of a step and of quality, as far as they say something.
     """
 
@@ -70,6 +71,7 @@ class Report:
     answers: tuple[Answer, ...]
     notes: tuple[str, ...]
     charts: tuple[Chart, ...]
+    tasks: tuple[Table, ...]
     folds: tuple[Fold, ...]
 
 
@@ -81,6 +83,7 @@ def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
         ("speed", "Speed: all figures", (*speed[1:], *_speed(comparison))),
         ("steps", "Time per step: all shapes and phases", _steps(comparison)),
         ("quality", "Quality: all figures", pair_tables.quality(comparison)),
+        ("tasks", "Tasks of lm-eval: all figures", task_table.tables(comparison)),
         ("labels", "Labels that differ", (table for pair in comparison.pairs for table in pair_tables.labels(pair))),
         ("failed", "Skipped and failed arms", arm_tables.failed(comparison)),
         ("method", "How it was measured", _method(comparison, run)),
@@ -92,6 +95,7 @@ def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
         answers=tuple(_answers(comparison)),
         notes=tuple(_notes(comparison)),
         charts=tuple(chart for chart in (*speed[:1], step, quality) if chart is not None),
+        tasks=tuple(task_table.tables(comparison, is_short=True)),
         folds=tuple(fold for fold in filled if fold.parts),
     )
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _OF_RUN = re.compile(rf"(perf_|ppl_)?({re.escape(RUN_FILE)}|{re.escape(COMPARISON_FILE)})")
 _RECORD = re.compile(r"(perf|ppl|kernels)_.*\.json")
+_OF_TASKS = re.compile(r"record\.json|results\.json|samples_.*\.jsonl")  # of lm_eval --model trtllm_moe
 _NAMES = {"latency.json": "perf", "quality.json": "ppl"}  # in MLflow and on disk
 _KERNELS = re.compile(r"kernels/(?:(b\d+_i\d+_o\d+)|.*)\.json")
 # what a store says where it has no such run
@@ -60,7 +61,7 @@ def fetch(name: str, folder: Path) -> Path:
             client = mlflow.MlflowClient()
             runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
             for run in runs:
-                _download(client, run.info.run_id, here, _OF_RUN, _RECORD)
+                _download(client, run.info.run_id, here, _OF_RUN, _RECORD, _OF_TASKS)
                 _download_arm(client, run, here)
                 if parent := run.data.tags.get(PARENT_TAG):  # it has the comparison of its children
                     _download(client, parent, here, _OF_RUN)
@@ -74,7 +75,10 @@ def fetch(name: str, folder: Path) -> Path:
                 f"{name} is no folder, and MLflow at {store.name()} cannot be reached ({type(error).__name__}). Start "
                 "it, or name another store in MLFLOW_TRACKING_URI."
             ) from None
-    if not any(_RECORD.fullmatch(file.name) and not _OF_RUN.fullmatch(file.name) for file in here.iterdir()):
+    names = [file.name for file in here.iterdir()]
+    if "record.json" not in names and not any(
+        _RECORD.fullmatch(name) and not _OF_RUN.fullmatch(name) for name in names
+    ):
         raise UsageError(f"The runs of {name} in MLflow keep no records of arms. Give runs that moe-eval logged.")
     return here
 

@@ -230,7 +230,7 @@ class CompareOptions(OutputOptions, VerdictOptions):
 
     sources: tuple[str, ...] = option(
         (".",),
-        "a folder of records or of such folders, an exported .zip, an MLflow run id or an experiment",
+        "a folder of records, of results of lm_eval or of such folders, an exported .zip, an MLflow run id or an experiment",
         _INPUT,
         metavar="SOURCE",
         is_path=True,
@@ -239,6 +239,9 @@ class CompareOptions(OutputOptions, VerdictOptions):
     )
     across: tuple[Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"], ...] = option(
         (), "what may differ between arms of several runs", _INPUT, metavar="NAME,..."
+    )
+    max_drop: float = option(
+        0.01, "the loss in a task of lm-eval that is allowed, in its metric", _VERDICT, minimum=0, maximum=1
     )
     gate: str | None = option(None, _GATE, _OUTPUT, metavar="CONDITIONS")
     output_dir: Path = option(Path("."), "the folder of the comparison and the report", _OUTPUT)
