@@ -10,20 +10,19 @@ from enum import IntEnum
 from typing import Literal
 
 from moe_eval import stats
-from moe_eval.comparison import flips, task_quality, task_wording, verdict, wording
+from moe_eval.comparison import task_gate, verdict, wording
 from moe_eval.errors import UsageError, mended
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.shape_comparison import ShapeComparison
-from moe_eval.records.task_comparison import Flips, TaskComparison
 from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 
 _OF_SPEED = {"speed": "e2e_ms", "ttft": "ttft_ms", "tpot": "tpot_ms", "energy": "j_per_tok"}
-_OF_QUALITY = ("ln_ppl", "kld", "top1")
-_OF_TASKS = ("task", "flips")
+_OF_SCORES = ("ln_ppl", "kld", "top1")
+_OF_QUALITY = (*_OF_SCORES, "task", "flips")
 _SYNONYMS = {"e2e": "speed", "ppl": "ln_ppl", "perplexity": "ln_ppl", "kl": "kld", "accuracy": "top1"}
 _BOUND = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _NUMBER = re.compile(
@@ -35,9 +34,9 @@ _VERDICT = re.compile(r"(?:(?P<arm>[^:\s]+):)?verdict\s*==\s*pays")
 _ALLOWED = (
     "A gate is a list such as speed>=1.2,ln_ppl<=0.01. Figures are speed, ttft and tpot (how many times faster), "
     "energy (how many times less), ln_ppl, kld and top1, each with >= or <= and a number. A figure of speed is for "
-    "every shape, or for one batch size as speed[b8]. Of a task of lm-eval task:gsm8k>=-0.01 bounds the gain, and "
-    "flips<=0.02 the share of answers that turn right or wrong in any task. The verdict is verdict==pays. A condition is for every arm, or "
-    "for one as fp8:speed>=1.2."
+    "every shape, or for one batch size as speed[b8]. task:gsm8k>=-0.01 bounds the gain in a task of lm-eval, and "
+    "flips<=0.02 the share of answers that flip in every task. The verdict is verdict==pays. A condition is for every "
+    "arm, or for one as fp8:speed>=1.2."
 )
 
 
@@ -97,7 +96,7 @@ def _condition(part: str) -> Condition:
         return Condition("".join(part.split()), "verdict", pays["arm"])
     of_task = _TASK.fullmatch(part)
     match = of_task or _NUMBER.fullmatch(part)
-    figures = (*_OF_SPEED, *_OF_QUALITY, "flips")
+    figures = (*_OF_SPEED, *_OF_SCORES, "flips")
     if match is None:
         raise UsageError(f"--gate has {part!r}. {mended(part, ('verdict==pays',), _ALLOWED)}")
     name = "task" if of_task else match["name"]
@@ -230,14 +229,12 @@ def _figures(pair: Pair, condition: Condition, emulated: set[str]) -> list[_Boun
     if condition.name == "verdict":
         return []
     # where tokens spread over other experts the speeds cannot be compared, and the scores can
-    unfair = {shape.fairness.reason for shape in pair.shapes} if condition.name in (*_OF_QUALITY, *_OF_TASKS) else set()
+    unfair = {shape.fairness.reason for shape in pair.shapes} if condition.name in _OF_QUALITY else set()
     differs = [reason for reason in pair.differs if reason not in unfair]
     if differs:
         return [_Bounded(condition, pair, f"not comparable. {' '.join(differs)}")]
     if condition.name in _OF_QUALITY:
-        return [_quality(pair, condition)]
-    if condition.name in _OF_TASKS:
-        return _tasks(pair, condition)
+        return [_quality(pair, condition)] if condition.name in _OF_SCORES else _tasks(pair, condition)
     if emulated & {pair.reference, pair.other}:
         return [_Bounded(condition, pair, "an emulated arm has no speed")]
     if pair.verdict is Verdict.BROKEN:
@@ -299,37 +296,5 @@ def _quality(pair: Pair, condition: Condition) -> _Bounded:
 
 
 def _tasks(pair: Pair, condition: Condition) -> list[_Bounded]:
-    """The gain in one task, or the share of flips in every task with scores of 0 or 1."""
-    rows = [row for row in pair.tasks if row.is_deciding and condition.task in (None, row.task)]
-    if condition.name == "task":
-        figures = [_gain(pair, condition, row) for row in rows]
-        missing = f"there is no task {condition.task} on both sides"
-    else:
-        figures = [
-            _flips(pair, condition, row.task, row.documents, row.flips)
-            for row in rows
-            if row.flips and not row.is_group
-        ]
-        missing = "no task on both sides has scores of 0 or 1 without repeats"
-    return figures or [_Bounded(condition, pair, missing)]
-
-
-def _gain(pair: Pair, condition: Condition, row: TaskComparison) -> _Bounded:
-    if row.gain is None:
-        return _Bounded(condition, pair, f"there is no interval. {row.reason}")
-    value, low, high = row.gain
-    is_least = condition.sign == ">="
-    digits = task_wording.digits_of(low, high)
-    why = f"it is {value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-    p_value = task_quality.p_value(row, condition.bound, is_above=not is_least)
-    return _Bounded(condition, pair, why, low >= condition.bound if is_least else high <= condition.bound, p_value)
-
-
-def _flips(pair: Pair, condition: Condition, task: str, documents: int, counts: Flips) -> _Bounded:
-    """The share of documents that flip either way, with the exact interval and test of a share."""
-    count = counts.losses + counts.gains
-    low, high = flips.share_interval(count, documents)
-    why = f"{task} has {count} of {documents}, {count / documents:.4f} ({low:.4f} to {high:.4f})"
-    is_least = condition.sign == ">="
-    p_value = flips.share_p_value(count, documents, condition.bound, is_above=not is_least)
-    return _Bounded(condition, pair, why, low >= condition.bound if is_least else high <= condition.bound, p_value)
+    figures = task_gate.figures(pair.tasks, condition.task, condition.sign, condition.bound)
+    return [_Bounded(condition, pair, *figure) for figure in figures]

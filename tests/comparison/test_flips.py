@@ -1,0 +1,61 @@
+"""Paired scores of 0 or 1 against scipy's exact tests, and error rates by simulation with a known truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as distributions
+
+from moe_eval.comparison import flips
+from moe_eval.stats import ERROR_RATE
+
+
+@pytest.mark.parametrize(("losses", "gains"), [(0, 0), (1, 0), (5, 5), (16, 4), (2, 19), (300, 250)])
+def test_mcnemar_is_the_binomial_test(losses: int, gains: int) -> None:
+    oracle = distributions.binomtest(losses, losses + gains).pvalue if losses + gains else 1.0
+    assert flips.mcnemar(losses, gains) == pytest.approx(oracle, rel=1e-12)
+
+
+@pytest.mark.parametrize(("count", "documents"), [(0, 10), (10, 10), (3, 50), (40, 1000)])
+def test_a_share_has_the_exact_interval_and_test(count: int, documents: int) -> None:
+    exact = distributions.binomtest(count, documents, 0.05).proportion_ci(0.95, "exact")
+    assert flips.share_interval(count, documents) == pytest.approx((exact.low, exact.high))
+    for is_above, side in ((True, "greater"), (False, "less")):
+        oracle = distributions.binomtest(count, documents, 0.05, alternative=side).pvalue
+        assert flips.share_p_value(count, documents, 0.05, is_above=is_above) == pytest.approx(oracle, abs=1e-12)
+
+
+def test_the_interval_is_the_published_one() -> None:
+    """Of Tango's paper: 43 against 0 of 86 discordant 9 and 0 and others, by solving his equation on a fine grid."""
+    for losses, gains, documents in ((3, 2, 44), (9, 0, 50), (0, 0, 30), (16, 4, 86), (10, 0, 10)):
+        grid = np.linspace(-0.9995, 0.9995, 3999)
+        kept = [bound for bound in grid if abs(float(flips.score(losses, gains, documents, bound))) <= 1.959964]
+        low, high = flips.interval(losses, gains, documents)
+        assert low == pytest.approx(min(kept), abs=6e-4)
+        assert high == pytest.approx(max(kept), abs=6e-4)
+        # the null share of losses solves the likelihood equation: a grid of it is the oracle
+        for bound in (-0.2, -0.01, 0.1):
+            shares = np.linspace(max(0.0, -bound) + 1e-7, (1 - bound) / 2 - 1e-7, 40001)
+            rest = documents - losses - gains
+            with np.errstate(divide="ignore", invalid="ignore"):
+                likelihood = (
+                    losses * np.log(shares) + gains * np.log(shares + bound) + rest * np.log(1 - 2 * shares - bound)
+                )
+            share = shares[np.nanargmax(likelihood)]
+            z = (gains - losses - documents * bound) / math.sqrt(documents * (2 * share + bound * (1 - bound)))
+            assert float(flips.score(losses, gains, documents, bound)) == pytest.approx(z, abs=0.02)
+
+
+@pytest.mark.parametrize("documents", [50, 200, 1000])
+@pytest.mark.parametrize(("loss", "gain"), [(0.01, 0.0), (0.03, 0.02), (0.11, 0.10), (0.05, 0.05)])
+def test_the_interval_holds_the_truth_and_both_claims_their_error(documents: int, loss: float, gain: float) -> None:
+    draws = 20_000
+    generator = np.random.default_rng(documents)
+    counts = generator.multinomial(documents, [loss, gain, 1 - loss - gain], size=draws)
+    at_truth = flips.score(counts[:, 0], counts[:, 1], documents, gain - loss)
+    limit = distributions.norm.ppf(1 - ERROR_RATE)
+    assert (np.abs(at_truth) <= limit).mean() > 0.94
+    # "holds" at a loss of exactly what is allowed
+    assert (at_truth > limit).mean() < ERROR_RATE + 3 * math.sqrt(ERROR_RATE / draws) + 0.002
