@@ -31,6 +31,8 @@ from moe_eval.records import (
     samples,
     shape_comparison,
     shape_latency,
+    task_comparison,
+    task_results,
     verdicts,
 )
 
@@ -47,6 +49,8 @@ _MODULES = (
     shape_comparison,
     ratios,
     verdicts,
+    task_comparison,
+    task_results,
     harness,
     labels,
 )

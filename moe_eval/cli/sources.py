@@ -20,8 +20,8 @@ def folders(source: str, scratch: Path) -> list[tuple[str, Path]]:
     """The folders of records that a source names, each with a name of its own.
 
     Args:
-        source: a folder of records or of the harness's results, one that has such folders in it, an exported archive, an
-            MLflow run's id, or an experiment.
+        source: a folder of records or of the harness's results, one that has such folders in it, an exported
+            archive, an MLflow run's id, or an experiment.
         scratch: where folders for what MLflow and archives hold are made.
 
     Raises:

@@ -30,24 +30,24 @@ class _Paired:
     """
 
     reference: Array
-    other: Array
+    candidate: Array
     weights: Array
     aggregation: Aggregation
     is_single: bool
 
 
-def rows(reference: ArmTaskResults, other: ArmTaskResults) -> Iterator[TaskComparison]:
+def rows(reference: ArmTaskResults, candidate: ArmTaskResults) -> Iterator[TaskComparison]:
     """A row for every metric of every task and group that both arms have, groups before their tasks, without verdicts.
 
     Raises:
         UsageError: documents or prompts of a task differ.
     """
     tasks = {task.task: task for task in reference.tasks}
-    both = {task.task: (tasks[task.task], task) for task in other.tasks if task.task in tasks}
+    both = {task.task: (tasks[task.task], task) for task in candidate.tasks if task.task in tasks}
     for sides in both.values():
         _check(*sides)
-    known = {group.group: group for group in reference.groups}
-    groups = [(known[group.group], group) for group in other.groups if group.group in known]
+    by_name = {group.group: group for group in reference.groups}
+    groups = [(by_name[group.group], group) for group in candidate.groups if group.group in by_name]
     groups = [sides for sides in groups if set(sides[0].tasks) == set(sides[1].tasks) <= set(both)]
     parents = [before for before, _ in groups]
     for before, after in groups:
@@ -141,10 +141,12 @@ def _aggregation(task: TaskResults, metric: str) -> Aggregation | None:
     if total is None or weight <= 0 or any(score.value is None for score in scores):
         return None
     mean = math.fsum(score.value or 0.0 for score in scores) / weight
-    made: dict[Aggregation, float] = {"bits per byte": -mean / _BITS, "perplexity": math.exp(min(-mean, 700.0))}
+    values: dict[Aggregation, float] = {"bits per byte": -mean / _BITS, "perplexity": math.exp(min(-mean, 700.0))}
     if all(score.weight == 1 for score in scores):
-        made = {"mean": mean, "perplexity": made["perplexity"]}
-    return next((name for name, value in made.items() if math.isclose(value, total, rel_tol=1e-6, abs_tol=1e-9)), None)
+        values = {"mean": mean, "perplexity": values["perplexity"]}
+    return next(
+        (name for name, value in values.items() if math.isclose(value, total, rel_tol=1e-6, abs_tol=1e-9)), None
+    )
 
 
 def _of_group(
@@ -166,7 +168,7 @@ def _of_group(
             continue
         by_task = before.weights == "tasks"
         weights = [part.weights / (len(part.weights) if by_task else 1) for part in means]
-        first, second = (np.concatenate([getattr(part, name) for part in means]) for name in ("reference", "other"))
+        first, second = (np.concatenate([getattr(part, name) for part in means]) for name in ("reference", "candidate"))
         is_single = all(part.is_single for part in means)
         yield _filled(row, _Paired(first, second, np.concatenate(weights), "mean", is_single))
 
@@ -176,11 +178,11 @@ def _filled(row: TaskComparison, paired: _Paired | None) -> TaskComparison:
         return replace(row, reason="The score is not made of single documents' scores.")
     sign = 1.0 if paired.aggregation == "mean" else -1.0
     total = float(paired.weights.sum())
-    by_unit = sign * (paired.other - paired.reference)
+    by_unit = sign * (paired.candidate - paired.reference)
     sums = by_unit * paired.weights if paired.aggregation == "mean" else by_unit
     if paired.aggregation == "bits per byte":
         sums = sums / _BITS
-    means = [_score(side, paired, total) for side in (paired.reference, paired.other)]
+    means = [_score(side, paired, total) for side in (paired.reference, paired.candidate)]
     row = replace(
         row,
         documents=len(sums),
@@ -190,7 +192,7 @@ def _filled(row: TaskComparison, paired: _Paired | None) -> TaskComparison:
         is_logarithm=paired.aggregation == "perplexity",
         recovery=_recovery(row, means),
     )
-    both = np.concatenate([paired.reference, paired.other])
+    both = np.concatenate([paired.reference, paired.candidate])
     is_share = paired.aggregation == "mean" and bool(((both >= 0) & (both <= 1)).all())
     row = replace(row, is_share=is_share)
     is_binary = is_share and paired.is_single and bool(np.isin(both, (0.0, 1.0)).all())

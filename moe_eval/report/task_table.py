@@ -24,14 +24,14 @@ from moe_eval.report.text import (
 
 def tables(comparison: ComparisonRecord, *, is_short: bool = False) -> list[Table]:
     """A table for every pair. A short one has what decides alone, without the parts of groups."""
-    made: list[Table] = []
+    tables_of_pairs: list[Table] = []
     for pair in comparison.pairs:
         entries = [row for row in pair.tasks if not is_short or (row.is_deciding and row.group is None)]
         drop = f"{comparison.rules.max_drop:g} is allowed"
-        made += without_empty_columns(
+        tables_of_pairs += without_empty_columns(
             f"Tasks: {names_of(pair)} ({drop})", [_row(pair, row) for row in _ordered(entries)]
         )
-    return made
+    return tables_of_pairs
 
 
 def _ordered(entries: Sequence[TaskComparison]) -> list[TaskComparison]:

@@ -26,12 +26,14 @@ dataset_kwargs:
 doc_to_text: "{{{{question}}}}"
 doc_to_target: "{{{{answer}}}}"
 """
+_CHOICE = 'output_type: multiple_choice\ndoc_to_choice: ["a", "b"]\nmetric_list: [{metric: acc}, {metric: acc_norm}]'
 _TASKS = {
-    "choice_small": 'output_type: multiple_choice\ndoc_to_choice: ["a", "b"]\nmetric_list: [{metric: acc}, {metric: acc_norm}]',
-    "choice_large": 'output_type: multiple_choice\ndoc_to_choice: ["a", "b"]\nmetric_list: [{metric: acc}]',
+    **dict.fromkeys(("small_of_size", "large_of_size", "small_of_task", "large_of_task"), _CHOICE),
     "generate": (
         "output_type: generate_until\ngeneration_kwargs: {until: ['.']}\nmetric_list: [{metric: exact_match}]\n"
-        "filter_list: [{name: first, filter: [{function: take_first}]}, {name: again, filter: [{function: take_first}]}]"
+        "filter_list:\n"
+        "- {name: first, filter: [{function: take_first}]}\n"
+        "- {name: again, filter: [{function: take_first}]}"
     ),
     "cloze": "output_type: loglikelihood\nmetric_list: [{metric: perplexity}]",
     "pages": "output_type: loglikelihood_rolling\nmetric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]",
@@ -43,14 +45,15 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     """The folder that lm-eval's own tracker makes of its dummy model, and the results in memory."""
     folder = tmp_path_factory.mktemp("lm_eval")
     for name, body in _TASKS.items():
-        count = 2 if name == "choice_small" else 5
+        count = 2 if name.startswith("small") else 5
         rows = folder / f"{name}.jsonl"
         rows.write_text("".join(json.dumps({"question": f"q {at}", "answer": at % 2}) + "\n" for at in range(count)))
         text = f"task: {name}" + _YAML.format(rows=rows, cache=folder / "cache") + body
         (folder / f"{name}.yaml").write_text(text)
-    for name, by_size in (("by_size", "true"), ("by_task", "false")):
+    for kind, by_size in (("size", "true"), ("task", "false")):
         metrics = f"aggregate_metric_list: [{{metric: acc, weight_by_size: {by_size}}}]"
-        (folder / f"{name}.yaml").write_text(f"group: {name}\ntask: [choice_small, choice_large]\n{metrics}")
+        members = f"task: [small_of_{kind}, large_of_{kind}]"
+        (folder / f"by_{kind}.yaml").write_text(f"group: by_{kind}\n{members}\n{metrics}")
     tracker = EvaluationTracker(output_path=str(folder / "out"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
@@ -76,7 +79,7 @@ def test_lm_eval_s_own_files_are_read(logged: tuple[Path, dict[str, Any]]) -> No
     assert arm.model == "dummy"
     assert {task.task for task in arm.tasks} == set(_TASKS)
     for task in arm.tasks:
-        assert len(task.documents) == (2 if task.task == "choice_small" else 5)
+        assert len(task.documents) == (2 if task.task.startswith("small") else 5)
         for key, metric in task.metrics.items():
             assert metric.score == results["results"][task.task][key]
         assert all(row.scores.keys() == task.metrics.keys() for row in task.documents)
@@ -87,7 +90,15 @@ def test_lm_eval_s_own_files_are_read(logged: tuple[Path, dict[str, Any]]) -> No
     assert by_name["generate"].documents[0].answer == "lol"
     assert by_name["pages"].documents[0].scores["word_perplexity,none"].weight == 1
     assert by_name["pages"].metrics["word_perplexity,none"].higher_is_better is False
-    assert {group.group: group.weights for group in arm.groups} == {"by_size": "documents", "by_task": "tasks"}
+    for group in arm.groups:
+        scores = [
+            (by_name[task].metrics["acc,none"].score or 0.0, len(by_name[task].documents)) for task in group.tasks
+        ]
+        if group.group == "by_size" and len({score for score, _ in scores}) > 1:
+            assert group.weights == "documents"
+        elif len({score for score, _ in scores}) > 1:
+            assert group.weights == "tasks"
+    assert {group.group for group in arm.groups} == {"by_size", "by_task"}
 
 
 def test_hashes_of_earlier_versions_are_computed(logged: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -146,7 +157,7 @@ def test_damaged_samples_are_refused_in_a_sentence(tmp_path: Path, damage: Any, 
 def test_results_without_samples_and_damaged_results_are_refused(tmp_path: Path) -> None:
     folder = made.write(tmp_path / "m", {"t": [1.0, 0.0]})
     next(folder.glob("samples_*")).unlink()
-    with pytest.raises(UsageError, match="Run lm_eval again with --log_samples."):
+    with pytest.raises(UsageError, match="Run lm_eval again with --log_samples"):
         read(folder)
     next(folder.glob("results_*")).write_text('{"results": 3}')
     with pytest.raises(UsageError, match="is not a record of lm_eval"):

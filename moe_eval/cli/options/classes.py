@@ -230,7 +230,7 @@ class CompareOptions(OutputOptions, VerdictOptions):
 
     sources: tuple[str, ...] = option(
         (".",),
-        "a folder of records, of lm_eval's results or of such folders, an exported .zip, an MLflow run id or an experiment",
+        "a folder of records, of lm_eval's results or of both, an exported .zip, an MLflow run id or an experiment",
         _INPUT,
         metavar="SOURCE",
         is_path=True,
