@@ -31,7 +31,8 @@ from moe_eval.runner import arm_plan, fit, placement, resume
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
-from moe_eval.runner.execute import ArmConditions, Conditions, Executor, Observer
+from moe_eval.runner.conditions import ArmConditions, Conditions
+from moe_eval.runner.execute import Executor, Observer
 from moe_eval.runner.folder import RunFolder, place, say
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.record_writer import RecordWriter

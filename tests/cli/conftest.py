@@ -35,7 +35,7 @@ def command(
     folder = tmp_path / "out"
 
     def run(*arguments: str, stage: Stage | None = None, gpus: tuple[Gpu, ...] = ()) -> Ended:
-        for place in ("execute", "run"):
+        for place in ("loads", "run"):
             monkeypatch.setattr(f"moe_eval.runner.{place}.ArmProcess", stage or Stage())
         monkeypatch.setattr(hardware, "gpus", lambda: gpus)
         code = main([*request.module.COMMAND, "--output_dir", str(folder), *arguments])

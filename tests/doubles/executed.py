@@ -15,7 +15,8 @@ from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.run import EVALUATORS, EvaluatorName, Mode, Schedule
 from moe_eval.runner import tasks
 from moe_eval.runner.arm_process import Load
-from moe_eval.runner.execute import ArmConditions, Conditions, Executor
+from moe_eval.runner.conditions import ArmConditions, Conditions
+from moe_eval.runner.execute import Executor
 from moe_eval.runner.folder import LOG, RunFolder
 from moe_eval.runner.tasks import Task, TurnResult
 from tests.doubles.plays import SHAPES, Quiet

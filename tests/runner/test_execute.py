@@ -13,7 +13,7 @@ from moe_eval.errors import UsageError
 from moe_eval.machine import nvml
 from moe_eval.records.labels import Status
 from moe_eval.records.run import Mode
-from moe_eval.runner import execute
+from moe_eval.runner import loads
 from moe_eval.runner.execute import Executor
 from moe_eval.runner.folder import RunFolder
 from tests.doubles.arm_process import Process, Stage, routing
@@ -212,7 +212,7 @@ def test_a_run_that_is_killed_anywhere_ends_as_an_undisturbed_one(
         with pytest.raises(Killed):
             run(folder, plan)
         monkeypatch.undo()
-        monkeypatch.setattr(execute, "ArmProcess", stage)
+        monkeypatch.setattr(loads, "ArmProcess", stage)
         stage.before = lambda arm, task: None
         assert run(folder, plan) == {}
         resumed, undisturbed = contents(folder), contents(whole)

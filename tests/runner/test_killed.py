@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from moe_eval.records.run import Mode
-from moe_eval.runner import execute
+from moe_eval.runner import loads
 from moe_eval.runner.folder import RunFolder
 from tests.doubles import plays
 from tests.doubles.arm_process import Stage
@@ -63,9 +63,9 @@ def kill(
 @pytest.mark.parametrize("mode", ["alternating", "turns"])
 def test_twenty_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
     plan = ordered(mode, 2)
-    monkeypatch.setattr(execute, "ArmProcess", Stage())
+    monkeypatch.setattr(loads, "ArmProcess", Stage())
     assert run(RunFolder(tmp_path / "fast"), plan) == {}
-    monkeypatch.setattr(execute, "ArmProcess", Stage(before=lambda arm, task: time.sleep(0.003)))
+    monkeypatch.setattr(loads, "ArmProcess", Stage(before=lambda arm, task: time.sleep(0.003)))
     kill(
         tmp_path,
         lambda folder: run(RunFolder(folder), plan),

@@ -1,0 +1,68 @@
+"""What tasks are done with: what arms load, their GPUs, and the sizes of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from moe_eval.data.workload import Shape
+from moe_eval.machine.nsys import NsysSettings
+from moe_eval.runner.arm_process import Load
+from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD
+
+
+@dataclass(frozen=True)
+class ArmConditions:
+    """What tasks of one arm are done with.
+
+    Attributes:
+        loads: what is loaded, by round: load i has round i, over and over.
+        uuids: of the GPUs of every round. Those of a GPU without a UUID are left out.
+        routing: the options that make the engine name routed experts. `captures`: that open captures of Nsight Systems.
+        experts: of a layer, to choose from. None where routing is not counted.
+    """
+
+    loads: Sequence[Load]
+    uuids: Sequence[tuple[str, ...]] = ((),)
+    routing: Mapping[str, object] = field(default_factory=dict)
+    captures: Mapping[str, object] = field(default_factory=dict)
+    experts: int | None = None
+
+    def load(self, number: int) -> Load:
+        """What is loaded as this load, with the options that it is for."""
+        load = self.loads[max(0, number) % len(self.loads)]
+        added = {ROUTING_LOAD: self.routing, RECORDED_LOAD: self.captures}.get(number, {})
+        return replace(load, settings=replace(load.settings, options={**load.settings.options, **added}))
+
+    def gpus(self, number: int) -> tuple[str, ...]:
+        """The UUIDs of the GPUs of this load."""
+        return self.uuids[max(0, number) % len(self.uuids)]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What tasks are done with.
+
+    Attributes:
+        arms: by name, the reference first. `timed`: those that latency tasks are of.
+        nsys: how kernels are traced by Nsight Systems. None for torch's profiler.
+        workload: the file of the prompts. None where nothing is timed.
+        dataset, input_len, num_chunks: of quality tasks.
+        iterations, warm_ups: of a latency task.
+        together: how many arms stay loaded at once, 1 where each is loaded alone.
+        patience: seconds that an arm may take for one task.
+    """
+
+    arms: Mapping[str, ArmConditions]
+    timed: Sequence[str]
+    workload: Path | None
+    shapes: Sequence[Shape]
+    dataset: str
+    input_len: int
+    num_chunks: int
+    iterations: int
+    warm_ups: int
+    together: int
+    patience: float
+    nsys: NsysSettings | None = None

@@ -1,0 +1,149 @@
+"""Arms in processes of their own: loaded for a task, beside others or alone, and ended."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from moe_eval.data.workload import Shape
+from moe_eval.machine.nvml import Nvml
+from moe_eval.machine.sampler import Sampler
+from moe_eval.records import disk
+from moe_eval.records.samples import WarmUp
+from moe_eval.runner.arm_process import ArmDied, ArmFailed, ArmProcess
+from moe_eval.runner.conditions import Conditions
+from moe_eval.runner.folder import LOG, RunFolder
+from moe_eval.runner.recording import Recording
+from moe_eval.runner.tasks import RECORDED_LOAD, LoadResult, Task
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What is read of some GPUs."""
+
+    nvml: Nvml
+    sampler: Sampler
+
+
+@dataclass
+class Loaded:
+    """A process and what it holds.
+
+    Attributes:
+        uuids: of its GPUs.
+        warmed: warm-ups by shape. `recording`: of a load under Nsight Systems.
+    """
+
+    process: ArmProcess
+    load: int
+    uuids: tuple[str, ...]
+    recording: Recording | None = None
+    result: LoadResult | None = None
+    warmed: dict[Shape, WarmUp] = field(default_factory=dict)
+
+
+class Loads:
+    """Loads arms and ends them. Use it as a context manager: no process outlives it.
+
+    Attributes:
+        loaded: by the arm's name.
+        recording: the load under Nsight Systems that has not been settled.
+    """
+
+    def __init__(self, folder: RunFolder, conditions: Conditions, lock: int) -> None:
+        self._folder, self._conditions, self._lock = folder, conditions, lock
+        self._stack = ExitStack()
+        self.loaded: dict[str, Loaded] = {}
+        self.recording: Recording | None = None
+        self._before: int | None = None  # memory in use before the first of the loaded arms
+        self._ended: dict[Path, LoadResult] = {}  # loads of arms beside which others are loaded still
+        self._meters: dict[tuple[str, ...], Meters] = {}
+
+    def __enter__(self) -> Loads:
+        groups = [uuids for arm in self._conditions.arms.values() for uuids in arm.uuids]
+        for uuids in dict.fromkeys(groups):
+            nvml = self._stack.enter_context(Nvml.open(uuids))
+            self._meters[uuids] = Meters(nvml, self._stack.enter_context(Sampler(nvml)))
+        every_uuid = dict.fromkeys(uuid for uuids in groups for uuid in uuids)
+        self._nvml = self._stack.enter_context(Nvml.open(list(every_uuid)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            self._close_all()
+
+    def meters(self, arm: Loaded) -> Meters:
+        """What reads the GPUs of a loaded arm."""
+        return self._meters[arm.uuids]
+
+    def arm(self, task: Task, captures: int = 0) -> Loaded:
+        """The arm's process, loaded. Others are ended first where arms do not stay together."""
+        present = self.loaded.get(task.arm)
+        if present is not None and present.load == task.load:
+            return present
+        alone = self._conditions.together == 1 or task.load < 0
+        for name, loaded in [*self.loaded.items()]:
+            if alone or loaded.load != task.load:
+                self.close(name)
+        if not self.loaded:
+            self._before = self._nvml.memory()
+        try:
+            arm = self.loaded[task.arm] = self._started(task, captures)
+            meter = self._meters[arm.uuids].nvml
+            empty = meter.used_bytes()
+            labels = arm.process.load()
+        except ArmDied as error:
+            raise ArmFailed(self.recording.why_not_loaded(str(error))) if self.recording else error from None
+        if labels.engine is not None:  # it may have been given secrets
+            arguments = disk.redact(labels.engine.arguments)
+            labels = replace(labels, engine=replace(labels.engine, arguments=arguments))
+        used = zip(empty, meter.used_bytes(), strict=True)
+        taken = max((full - before for before, full in used if full and before is not None), default=None)
+        arm.result = LoadResult(labels, self._before, None, 1 if alone else self._conditions.together, taken)
+        disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
+        return arm
+
+    def _started(self, task: Task, captures: int) -> Loaded:
+        """The arm's process, which has not loaded it yet, with what its load is for."""
+        conditions, arm = self._conditions, self._conditions.arms[task.arm]
+        recording = None
+        if task.load == RECORDED_LOAD and conditions.nsys is not None:
+            recording = Recording(
+                conditions.nsys, self._folder, task.arm, captures, conditions.shapes, conditions.patience
+            )
+        self.recording = recording
+        process = ArmProcess(
+            arm.load(task.load),
+            patience=conditions.patience,
+            output=self._folder.of_arm(task.arm) / LOG,
+            held=[self._lock],
+            launcher=recording.command if recording else (),
+        )
+        return Loaded(process, task.load, arm.gpus(task.load), recording)
+
+    def close(self, name: str, seconds: float | None = None) -> None:
+        """End an arm's process. `seconds`: that it may take, None for as long as an engine takes to close."""
+        arm = self.loaded.get(name)
+        if arm is None:
+            return
+        has_ended = arm.process.end() if seconds is None else arm.process.end(seconds)
+        if arm.recording is not None:
+            arm.recording.has_ended = has_ended
+        del self.loaded[name]
+        if arm.result is not None:
+            self._ended[self._folder.load_file(name, arm.load)] = arm.result
+        if not self.loaded:  # before, nobody could tell whose memory it is that is in use
+            after = self._nvml.memory_freed(self._before)
+            for file, result in self._ended.items():
+                disk.write_record(file, replace(result, after=after))
+            self._ended.clear()
+
+    def _close_all(self) -> None:
+        try:
+            for name in [*self.loaded]:
+                self.close(name)
+        except BaseException:  # a second Ctrl-C, or a full disk: nobody waits for the others to close their engines
+            for arm in self.loaded.values():
+                arm.process.kill()
+            raise
