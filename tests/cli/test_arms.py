@@ -262,8 +262,8 @@ def test_reasons_known_before_a_load_end_the_command(plan: Plan, words: list[str
 
 
 def test_a_reason_that_all_arms_share_is_told_once(plan: Plan) -> None:
-    words = ["--model_args", "weights=random,tensor_parallel_size=2"]
+    words = ["--model_args", "weights=random,tensor_parallel_size=3"]
     code, out, err = plan(*words, "--arm", "bf16", "--arm", "fp8", "--arm", "x:precision=fp8_block")
     assert (code, out) == (2, "")
-    assert err.count("weights=random is for one GPU") == 1
-    assert plan(*words, "--precisions", "bf16,fp8")[2].count("weights=random is for one GPU") == 1
+    assert err.count("The parallel sizes ask for 3 GPUs") == 1
+    assert plan(*words, "--precisions", "bf16,fp8")[2].count("The parallel sizes ask for 3 GPUs") == 1
