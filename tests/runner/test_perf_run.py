@@ -225,7 +225,7 @@ def test_rates_are_measured_once_a_run_on_the_device_of_the_arms(tmp_path: Path,
     assert perf(tmp_path) == []
     assert perf(tmp_path, resume=True) == []
     (rates,) = [request for request in stage.asked if request.task == "rates"]
-    assert (rates.load, rates.arguments) == (None, {"device": "cpu"})
+    assert (rates.load, rates.arguments) == (None, {"device": "cpu", "groups": []})
     record = latency(tmp_path, "bf16")
     assert record.rates is not None
     assert record.rates.device == "made up cpu"
