@@ -37,6 +37,7 @@ class ShapesTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no type
             config={
                 **{key: value for key, value in config.items() if key != "class"},
                 "output_type": "generate_until",
+                "generation_kwargs": {"until": [], "do_sample": False},  # else the harness warns that it sets them
                 "num_fewshot": 0,  # the harness does not override 0, and there are no examples
                 "custom_dataset": self._documents,
                 "test_split": "test",
