@@ -165,7 +165,7 @@ The headers of safetensors files decide where settings are silent or differ. The
 A form without a precision is refused by its name when an engine is to run it.
 
 A test reads every form below. Forms are shortened: their lists of modules are cut, and the rest of the model is left
-out. They follow the named source. They were not compared with copies of the checkpoints, which publishers change: ask
+out. Most are written from knowledge of the named source. None was compared with a copy of its checkpoint: ask
 `doctor` about yours.
 
 | form | read as | checkpoints | source |
