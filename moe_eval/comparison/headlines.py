@@ -15,7 +15,7 @@ from moe_eval.records.run import RunRecord
 from moe_eval.records.shape_comparison import ShapeComparison
 from moe_eval.records.verdicts import TIME_OF, Rules, Verdict
 
-_SECONDARY = {HeadlineFigure.TTFT_MS: "ttft_ms", HeadlineFigure.J_PER_TOK: "j_per_tok"}
+_METRICS = ("e2e_ms", "ttft_ms", "tpot_ms", "j_per_tok", "output_tok_s_per_gpu")
 
 
 def header(arms: Sequence[ComparedArm], runs: Sequence[RunRecord]) -> Header:
@@ -44,7 +44,7 @@ def _distinct(names: Sequence[str | None]) -> tuple[str, ...]:
 
 def with_headlines(pairs: Sequence[Pair], arms: Mapping[str, ComparedArm], rules: Rules) -> list[Pair]:
     """Pairs, which have their verdicts, with headlines. A figure that says nothing of a pair is left out."""
-    judged = {figure: _verdicts(pairs, metric, rules) for figure, metric in _SECONDARY.items()}
+    judged = {metric: _verdicts(pairs, metric, rules) for metric in _METRICS}
     return [
         # an arm measured a second time pays nothing against itself
         replace(pair, headlines=tuple(replace(line, verdict=None) if pair.is_repeat else line for line in headlines))
@@ -58,6 +58,7 @@ def _verdicts(pairs: Sequence[Pair], metric: str, rules: Rules) -> dict[tuple[st
     ratios = {
         (pair.other, shape.name): ratio
         for pair in pairs
+        if not pair.is_repeat
         for shape in pair.shapes
         if (ratio := getattr(shape.speed, metric)) and shape.verdict is not Verdict.NOT_COMPARABLE
     }
@@ -68,7 +69,7 @@ def _headlines(
     pair: Pair,
     arms: Mapping[str, ComparedArm],
     rules: Rules,
-    judged: Mapping[HeadlineFigure, Mapping[tuple[str, str], Verdict]],
+    judged: Mapping[str, Mapping[tuple[str, str], Verdict]],
 ) -> Iterator[Headline]:
     if pair.verdict in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
         return
@@ -78,9 +79,9 @@ def _headlines(
     ]
     shape = deciding([shape for shape in timed if shape.verdict is not Verdict.NOT_COMPARABLE], rules)
     if shape is not None:
-        yield from _of_time(pair, shape, (reference, candidate), rules)
-        ttft = HeadlineFigure.TTFT_MS
-        yield from _secondary(ttft, shape, judged[ttft].get((pair.other, shape.name)))
+        verdicts = {metric: by_shape.get((pair.other, shape.name)) for metric, by_shape in judged.items()}
+        yield from _of_time(shape, (reference, candidate), rules, verdicts)
+        yield from _secondary(HeadlineFigure.TTFT_MS, shape, verdicts)
     yield from _quality(pair, reference, candidate)
     is_measured = all(arm.speed or arm.token_ppl for arm in (reference, candidate))
     if (
@@ -92,19 +93,21 @@ def _headlines(
         ratio = reference.weights_gib / candidate.weights_gib
         yield Headline(HeadlineFigure.MEMORY_GIB, None, reference.weights_gib, candidate.weights_gib, ratio)
     if shape is not None:
-        energy = HeadlineFigure.J_PER_TOK
-        yield from _secondary(energy, shape, judged[energy].get((pair.other, shape.name)))
+        yield from _secondary(HeadlineFigure.J_PER_TOK, shape, verdicts)
 
 
 def _of_time(
-    pair: Pair, shape: ShapeComparison, sides: tuple[ComparedArm, ComparedArm], rules: Rules
+    shape: ShapeComparison,
+    sides: tuple[ComparedArm, ComparedArm],
+    rules: Rules,
+    verdicts: Mapping[str, Verdict | None],
 ) -> Iterator[Headline]:
     """The time that decides, and the tokens that it comes to on each GPU."""
     metric = TIME_OF[rules.decide_on]
     is_per_gpu = shape.speed.decided_by(rules) != metric
     ratio: Ratio | None = getattr(shape.speed, metric)
     assert ratio is not None
-    judged = verdict.of_ratio(ratio, rules) if is_per_gpu else shape.verdict
+    judged = verdicts[metric] if is_per_gpu else shape.verdict
     yield _of_ratio(HeadlineFigure.SPEED_UP, shape, _sides(shape, metric), ratio, judged)
     rates = [arm.speed.get(shape.name, {}).get("output_tok_s") for arm in sides]
     whole = shape.speed.e2e_ms
@@ -112,15 +115,18 @@ def _of_time(
         gpus = [arm.gpus or 1 for arm in sides]
         per_gpu = (rates[0].median / gpus[0], rates[1].median / gpus[1])
         ratio = shape.speed.output_tok_s_per_gpu or whole
-        judged = shape.verdict if ratio is shape.speed.deciding(rules) else verdict.of_ratio(ratio, rules)
+        alone = verdicts["output_tok_s_per_gpu" if shape.speed.output_tok_s_per_gpu else "e2e_ms"]
+        judged = shape.verdict if ratio is shape.speed.deciding(rules) else alone
         yield _of_ratio(HeadlineFigure.OUTPUT_TOK_S_PER_GPU, shape, per_gpu, ratio, judged)
 
 
-def _secondary(figure: HeadlineFigure, shape: ShapeComparison, judged: Verdict | None) -> Iterator[Headline]:
-    metric = _SECONDARY[figure]
+def _secondary(
+    figure: HeadlineFigure, shape: ShapeComparison, verdicts: Mapping[str, Verdict | None]
+) -> Iterator[Headline]:
+    metric = figure.value
     ratio: Ratio | None = getattr(shape.speed, metric)
     if ratio is not None:
-        yield _of_ratio(figure, shape, _sides(shape, metric), ratio, judged)
+        yield _of_ratio(figure, shape, _sides(shape, metric), ratio, verdicts[metric])
 
 
 def _of_ratio(
