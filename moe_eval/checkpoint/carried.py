@@ -155,7 +155,7 @@ def _experts(declaration: Declaration, config: Mapping[str, object], header: Hea
     if declaration.algorithms is not None:
         named = [name for name in declaration.algorithms if headers.is_routed(f"{name}.")]
         algorithms = sorted({declaration.algorithms[name] for name in named})
-        forms = {form for name in named if (form := declaration.form(name)) is not None}
+        forms = {form for name in named if (form := declaration.form([name])) is not None}
         name = f"{declaration.name}, experts {' and '.join(algorithms) or 'not named'}"
         return Form(forms.pop().precision if len(forms) == 1 else None, name)
     modules = [[module] for module in header.experts] if header else []
@@ -169,10 +169,7 @@ def _forms_of(declaration: Declaration) -> list[Form]:
 
 def _form(declaration: Declaration, modules: Iterable[Sequence[str]]) -> Form | None:
     """The form of modules, each given by the names that it may have. None where none is quantised."""
-    forms: Counter[Form | None] = Counter()
-    for names in modules:
-        is_excluded = any(map(declaration.is_excluded, names))
-        forms[None if is_excluded else next(filter(None, map(declaration.form, names)), None)] += 1
+    forms = Counter(map(declaration.form, modules))
     if len(forms) <= 1:
         return next(iter(forms), None)
     parts = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
-from itertools import accumulate
 
 import regex
 
@@ -51,11 +50,11 @@ class Declaration:
     kv_cache: str | None = None
     algorithms: Mapping[str, str] | None = None
 
-    def form(self, module: str) -> Form | None:
-        """How a module is held. None where it is not quantised."""
-        if self.is_excluded(module):
+    def form(self, names: Sequence[str]) -> Form | None:
+        """How a module is held, given by the names that it may have. None where it is not quantised."""
+        if any(map(self.is_excluded, names)):
             return None
-        return next((form for matches, form in self.rules if matches(module)), None)
+        return next((form for name in names for matches, form in self.rules if matches(name)), None)
 
 
 def read(declared: Mapping[str, object], file: str) -> Declaration:
@@ -226,7 +225,8 @@ def _globs(patterns: Sequence[str], file: str) -> Callable[[str], bool]:
     starts = tuple(text[:-1] for text in wild if text[-1] == "*" and not any(sign in text[:-1] for sign in "*?["))
     is_named = _exactly_or_under(set(patterns).difference(wild))
     rest = [pattern for pattern in wild if pattern[:-1] not in starts]
-    matches = _expression([translate(form) for pattern in rest for form in (pattern, f"{pattern}.*")], file)
+    either = "|".join(translate(form) for pattern in rest for form in (pattern, f"{pattern}.*"))
+    matches = _expression([either] if rest else [], file)
     return lambda module: is_named(module) or module.startswith(starts) or matches(module)
 
 
@@ -241,13 +241,24 @@ def _targets(targets: Sequence[str], file: str) -> Callable[[str], bool]:
 
 def _under(names: Sequence[str], file: str) -> Callable[[str], bool]:
     """Transformers' modules_to_not_convert: a name, or a part of one between full stops, with `*` for any part."""
-    parts = [regex.escape(name.strip("."), literal_spaces=True).replace(r"\*", "[^.]*") for name in names]
-    return _expression([rf"(?:.*\.)?(?:{'|'.join(parts)})(?:\.|$)"] if parts else [], file)
+    plain = tuple(f".{name.strip('.')}." for name in names if "*" not in name)  # quick: there may be one a layer
+    parts = [regex.escape(name.strip("."), literal_spaces=True) for name in names if "*" in name]
+    wild = "|".join(part.replace(r"\*", "[^.]*") for part in parts)
+    matches = _expression([rf"(?:.*\.)?(?:{wild})(?:\.|$)"] if parts else [], file)
+    return lambda module: any(part in f".{module}." for part in plain) or matches(module)
 
 
 def _exactly_or_under(names: Iterable[str]) -> Callable[[str], bool]:
     chosen = frozenset(names)
-    return lambda module: not chosen.isdisjoint(accumulate(module.split("."), "{}.{}".format))
+
+    def matches(module: str) -> bool:
+        while chosen and module:
+            if module in chosen:
+                return True
+            module = module.rpartition(".")[0]
+        return False
+
+    return matches
 
 
 _LONGEST_MATCH = 0.5  # seconds, of what a name takes microseconds
@@ -262,7 +273,10 @@ def _expression(patterns: Sequence[str], file: str) -> Callable[[str], bool]:
 
     def matches(module: str) -> bool:
         try:
-            return any(pattern.match(module, timeout=_LONGEST_MATCH) is not None for pattern in compiled)
+            for pattern in compiled:
+                if pattern.match(module, timeout=_LONGEST_MATCH):
+                    return True
+            return False
         except TimeoutError:
             raise UsageError(f"{file} has a regular expression without an end. Copy the checkpoint again.") from None
 

@@ -5,11 +5,11 @@ Format: https://huggingface.co/docs/safetensors, a JSON object behind its length
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -23,9 +23,10 @@ _SCALES = ("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_global_
 
 class _Tensor(msgspec.Struct):
     dtype: str
-    shape: list[int]
+    shape: tuple[int, ...]
 
 
+_TENSOR = msgspec.json.Decoder(_Tensor)
 Tensor = tuple[str, tuple[int, ...]]  # the type as safetensors names it, and the shape
 
 
@@ -35,7 +36,7 @@ class Header:
 
     modules: Mapping[str, Mapping[str, Tensor]]
 
-    @property
+    @cached_property
     def experts(self) -> list[str]:
         """The modules of routed experts, such as `model.layers.0.mlp.experts.0.up_proj`, in order."""
         return [module for module in self.modules if is_routed(module)]
@@ -93,11 +94,11 @@ _FUSED = re.compile(r"(.*\.experts\.\w+?)_(blocks|scales|bias|scale_inv|weight_s
 
 def _place(tensor: str) -> tuple[str, str]:
     """The module that holds a tensor, and the tensor's name in it. Experts in one tensor are a module."""
-    fused = _FUSED.fullmatch(tensor)
-    if fused:
-        return fused[1], fused[2]
     module, _, name = tensor.rpartition(".")
-    return (tensor, "weight") if module.endswith(".experts") else (module, name)
+    if not module.endswith(".experts"):
+        return module, name
+    fused = _FUSED.fullmatch(tensor)
+    return (fused[1], fused[2]) if fused else (tensor, "weight")
 
 
 def read(folder: Path) -> Header | None:
@@ -126,9 +127,9 @@ def _read(file: Path) -> dict[str, Tensor]:
             text = content.read(length)
         if len(text) < length:
             raise ValueError("its header ends too early")
-        header = json.loads(text)
+        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         header.pop("__metadata__", None)
-        tensors = msgspec.convert(header, dict[str, _Tensor])
+        tensors = [(name, _TENSOR.decode(tensor)) for name, tensor in header.items()]
     except _DAMAGE as error:
         raise UsageError(f"{file} is corrupt or cut short ({error}). Copy the checkpoint again.") from error
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors}
