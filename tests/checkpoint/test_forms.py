@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe_eval.checkpoint import declared
 from moe_eval.checkpoint.carried import Carried, read_carried
 from moe_eval.errors import UsageError
 
@@ -186,3 +189,15 @@ def test_a_type_that_nothing_states_is_not_known(tmp_path: Path) -> None:
 def test_a_type_in_the_section_of_the_language_model_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"language_config": {"torch_dtype": "bfloat16"}}))
     assert (read_carried(tmp_path).dtype, read_carried(tmp_path).precision) == ("bfloat16", "bf16")
+
+
+def test_modules_that_differ_in_digits_are_told_apart_where_a_pattern_does(tmp_path: Path) -> None:
+    """Brute force: every pattern on every module, by the standard library."""
+    chance = random.Random(3)
+    patterns = [r".*experts\.\d+\.up.*", r".*layers\.[0-3]\..*", r"(?P<a>\w+)\.(?P=a)\.", r"[+-z]*7$", r".*gate$"]
+    parts = ["model", "layers", "experts", "gate", "up_proj", "7", "3", "2", "11"]
+    for pattern in patterns:
+        modules = [".".join(chance.choices(parts, k=chance.randint(1, 5))) for _ in range(200)]
+        declaration = declared.read(compressed(F8, targets=["Linear"], ignore=[f"re:{pattern}"]), "config.json")
+        for module in modules:
+            assert declaration.is_excluded(module) == (re.match(pattern, module) is not None), (pattern, module)
