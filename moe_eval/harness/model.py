@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from itertools import chain
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
 from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from moe_eval.checkpoint import tokenizer
 from moe_eval.checkpoint.shipped import SHIPPED_NOTE
-from moe_eval.data.window import Window, rolling_windows
 from moe_eval.engines import registry
-from moe_eval.engines.base import Completion, GenerationRequest, WindowScores
 from moe_eval.errors import UsageError
-from moe_eval.harness import cache, generation, kernels, latency, plugin, settings
+from moe_eval.evaluators.engine_model import EngineLM
+from moe_eval.harness import cache, kernels, latency, plugin, settings
 from moe_eval.harness.untyped import Answer
 
 Config = Mapping[str, object]
@@ -28,14 +25,13 @@ Config = Mapping[str, object]
 log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own messages
 
 
-class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+class MoeLM(EngineLM):
     """A checkpoint on an engine, for any task of the harness.
 
     Its arguments are those of `settings.ModelSettings` and of the engine, by name.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__()
         self.settings = settings.read(arguments)
         plugin.warn_if_detached(log)
         if self.settings.shipped:
@@ -43,31 +39,20 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         engine_settings = self.settings.of_engine
         if registry.named(self.settings.engine).cpu:
             engine_settings = replace(engine_settings, device=_present(engine_settings.device))
-        self.tokenizer = tokenizer.load(
+        loaded_tokenizer = tokenizer.load(
             self.settings.tokenizer,
             engine_settings.revision,
             engine_settings.trust_remote_code,
             self.settings.add_bos_token,
         )
-        self.engine = registry.load(self.settings.engine, engine_settings, self.tokenizer)
-        self.facts = self.engine.facts
+        engine = registry.load(self.settings.engine, engine_settings, loaded_tokenizer)
+        names = ("max_gen_toks", "add_bos_token", "prefix_token_id", "enable_thinking")
         try:
-            self._check_tokens()
+            super().__init__(engine, loaded_tokenizer, **{name: getattr(self.settings, name) for name in names})
         except UsageError:
-            self.engine.close()
+            engine.close()
             raise
-        self._device = torch.device(self.facts.device)
         self.batch_size = self.settings.of_engine.batch_size or "auto"
-        # tokens scored and requests answered, by task, without answers from the cache
-        self.scored: dict[str, dict[str, int]] = {}
-
-    def _check_tokens(self) -> None:
-        tokenizer.check(self.tokenizer, self.facts.vocabulary, self.facts.checkpoint)
-        if not 0 <= self.prefix_token_id < self.facts.vocabulary:
-            raise UsageError(
-                f"prefix_token_id={self.prefix_token_id} is not a token of this model. Give 0 to "
-                f"{self.facts.vocabulary - 1}."
-            )
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Config | None = None) -> MoeLM:
@@ -78,46 +63,6 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """As in the harness, but a model argument wins over the command's default of the same name."""
         defaults = {key: value for key, value in (additional_config or {}).items() if value is not None}
         return cls(**{**defaults, **arg_dict})
-
-    @property
-    def max_length(self) -> int:
-        """The window in tokens."""
-        return self.facts.max_length
-
-    @property
-    def max_gen_toks(self) -> int:
-        return self.settings.max_gen_toks
-
-    @property
-    def eot_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
-
-    @property
-    def prefix_token_id(self) -> int:
-        """The token that conditions the first token of a text: the argument, else BOS, else EOS."""
-        if self.settings.prefix_token_id is not None:
-            return self.settings.prefix_token_id
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else int(bos)
-
-    @property
-    def tokenizer_name(self) -> str:
-        return str(self.tokenizer.name_or_path).replace("/", "__")
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids as the harness's `hf` model makes them: a text that begins with BOS gets no second one."""
-        special = add_special_tokens if add_special_tokens is not None else self.settings.add_bos_token
-        if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
-            special = False
-        options = {} if special is None else {"add_special_tokens": special}
-        # documents are longer than a window on purpose, and the tokenizer would warn of it
-        return list(self.tokenizer.encode(string, verbose=False, **options))
-
-    def tok_decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return tokenizer.render_chat(self.tokenizer, chat_history, add_generation_prompt, self.settings.enable_thinking)
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         super().set_cache_hook(cache.of_this_arm(cache_hook, cache.identity(self.settings, self.facts)))
@@ -138,104 +83,6 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             },
         }
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        texts = [request.args[0] for request in requests]
-        windows = [rolling_windows(self.tok_encode(text), self.prefix_token_id, self.max_length) for text in texts]
-        answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
-        owners = [index for index, text_windows in enumerate(windows) for _ in text_windows]
-        unscored = list(map(len, windows))
-        bar = tqdm(total=len(owners), desc="Scoring windows", unit="window", disable=disable_tqdm or None)
-
-        def keep(position: int, scores: WindowScores) -> None:
-            index = owners[position]
-            answers[index] += float(scores.logprobs.sum(dtype="float64"))
-            unscored[index] -= 1
-            self._count(requests[index], len(scores.logprobs), complete=not unscored[index])
-            if not unscored[index]:
-                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), answers[index])
-            bar.update()
-
-        with bar:
-            self.engine.score(list(chain.from_iterable(windows)), done=keep)
-        for index, text_windows in enumerate(windows):
-            if not text_windows:
-                self._count(requests[index], 0)
-                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), 0.0)
-        return answers
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        self._scoring = requests
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return answers
-
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
-    ) -> list[tuple[float, bool]]:
-        windows = [self._fitted(context, continuation) for _, context, continuation in requests]
-        cut = sum(len(window.context) < len(row[1]) for window, row in zip(windows, requests, strict=True))
-        if cut:
-            log.warning(
-                "%d of %d contexts do not fit into the window of %d tokens. They were cut on the left.",
-                *(cut, len(requests), self.max_length),
-            )
-        answers = [(0.0, False)] * len(requests)
-        bar = tqdm(total=len(requests), desc="Scoring continuations", disable=disable_tqdm or None)
-
-        def keep(index: int, scores: WindowScores) -> None:
-            answers[index] = (float(scores.logprobs.sum(dtype="float64")), bool(scores.greedy.all()))
-            self._count(self._scoring[index], len(scores.logprobs))
-            self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[index])
-            bar.update()
-
-        with bar:
-            self.engine.score(windows, done=keep)
-        return answers
-
-    def _fitted(self, context: list[int], continuation: list[int]) -> Window:
-        """The window of a request. A context that does not fit is cut on the left, as in the harness."""
-        if not continuation:
-            raise UsageError("A continuation adds no token to its context. Give one with a token to score.")
-        if len(continuation) > self.max_length:
-            raise UsageError(
-                f"A continuation of {len(continuation)} tokens does not fit into the window of {self.max_length}. "
-                "Give a larger max_length, or a model with a longer window."
-            )
-        return Window(tuple(context[len(continuation) - self.max_length - 1 :]), tuple(continuation))
-
-    def _count(self, request: Instance, scored_tokens: int, *, complete: bool = True) -> None:
-        task = self.scored.setdefault(str(request.task_name), {"requests": 0, "tokens": 0})
-        task["requests"] += complete
-        task["tokens"] += scored_tokens
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        groups: dict[GenerationRequest, list[int]] = {}  # requests of one kind share a batch
-        for index, instance in enumerate(requests):
-            groups.setdefault(generation.read(instance.args[1], self.max_gen_toks), []).append(index)
-        answers = [""] * len(requests)
-        with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm or None) as bar:
-            for request, indices in groups.items():
-                self._generate(requests, indices, request, answers, bar.update)
-        return answers
-
-    def _generate(
-        self,
-        instances: list[Instance],
-        indices: list[int],
-        request: GenerationRequest,
-        answers: list[str],
-        done: Callable[[], object],
-    ) -> None:
-        """Fill in the answers of instances that share one request."""
-
-        def keep(position: int, completion: Completion) -> None:
-            index = indices[position]
-            answers[index] = generation.cut(self.tok_decode(completion.token_ids), request.stop)
-            self.cache_hook.add_partial("generate_until", instances[index].args, answers[index])
-            done()
-
-        prompts = [self._prompt(instances[index].args[0], request) for index in indices]
-        self.engine.generate(prompts, request, keep)
-
     def moe_latency(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """Records of the shapes of the task moe_latency."""
         with tqdm(total=len(requests), desc="Timing", unit="shape", disable=disable_tqdm or None) as bar:
@@ -245,18 +92,6 @@ class MoeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """Records of the shapes of the task moe_kernels."""
         with tqdm(total=len(requests), desc="Tracing", unit="shape", disable=disable_tqdm or None) as bar:
             return list(kernels.answers(self.engine, self.tokenizer, requests, bar.update, self.settings.profiler))
-
-    def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
-        room = self.max_length - request.max_new_tokens
-        if room < 1:
-            raise UsageError(
-                f"max_gen_toks={request.max_new_tokens} leaves no room for a prompt in the window of "
-                f"{self.max_length} tokens. Give a smaller number."
-            )
-        ids = self.tok_encode(text)
-        if len(ids) > room:
-            log.warning("A prompt of %d tokens was cut on the left to %d, so that it fits the window.", len(ids), room)
-        return ids[-room:]
 
 
 def _present(device: str | None) -> str | None:

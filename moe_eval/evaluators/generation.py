@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError, mended
-from moe_eval.harness.untyped import Dictionary
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _IGNORED = ("num_beams", "length_penalty", "early_stopping", "use_cache")
 _OTHERS = ("until", "do_sample", "temperature", "top_p", "top_k", "ignore_eos")
+Arguments = Mapping[str, Any]
 
 
-def read(arguments: Dictionary, default_tokens: int) -> GenerationRequest:
+def read(arguments: Arguments, default_tokens: int) -> GenerationRequest:
     """Read `--gen_kwargs` and a task's generation_kwargs.
 
     Decoding is greedy unless do_sample is true, or the temperature is above 0 and do_sample is not false.
@@ -48,7 +49,7 @@ def cut(text: str, stops: Iterable[str]) -> str:
     return text
 
 
-def _request(arguments: Dictionary, default_tokens: int) -> GenerationRequest:
+def _request(arguments: Arguments, default_tokens: int) -> GenerationRequest:
     stop = arguments.get("until") or []
     lengths = (arguments.get(name) for name in _LENGTHS)
     sample, temperature = arguments.get("do_sample"), arguments.get("temperature")

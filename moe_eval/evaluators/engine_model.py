@@ -1,0 +1,210 @@
+"""A loaded engine as lm-evaluation-harness's language model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from tqdm import tqdm
+
+from moe_eval.checkpoint import tokenizer as tokenizers
+from moe_eval.data.window import Window, rolling_windows
+from moe_eval.engines.base import Completion, Engine, GenerationRequest, WindowScores
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import generation
+
+log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own messages
+
+
+class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """A loaded engine, for any task of the harness.
+
+    Attributes:
+        scored: tokens scored and requests answered, by task, without answers from the cache.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        *,
+        max_gen_toks: int = 256,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        enable_thinking: bool | None = None,
+    ) -> None:
+        """Wrap an engine.
+
+        Args:
+            max_gen_toks: tokens to generate if a task sets no number.
+            add_bos_token: begin every text with the BOS token. None leaves it to the tokenizer.
+            prefix_token_id: conditions the first token of a text. None for BOS, or EOS without BOS.
+            enable_thinking: passed to the chat template. None leaves the template's default.
+
+        Raises:
+            UsageError: the tokenizer or the prefix token does not fit the model.
+        """
+        super().__init__()
+        self.engine, self.facts, self.tokenizer = engine, engine.facts, tokenizer
+        self.max_gen_toks = max_gen_toks
+        self.add_bos_token, self.enable_thinking = add_bos_token, enable_thinking
+        self._prefix_token_id = prefix_token_id
+        tokenizers.check(tokenizer, self.facts.vocabulary, self.facts.checkpoint)
+        if not 0 <= self.prefix_token_id < self.facts.vocabulary:
+            raise UsageError(
+                f"prefix_token_id={self.prefix_token_id} is not a token of this model. Give 0 to "
+                f"{self.facts.vocabulary - 1}."
+            )
+        self._device = torch.device(self.facts.device)
+        self.scored: dict[str, dict[str, int]] = {}
+
+    @property
+    def max_length(self) -> int:
+        """The window in tokens."""
+        return self.facts.max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that conditions the first token of a text: the argument, else BOS, else EOS."""
+        if self._prefix_token_id is not None:
+            return self._prefix_token_id
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids as the harness's `hf` model makes them: a text that begins with BOS gets no second one."""
+        special = add_special_tokens if add_special_tokens is not None else self.add_bos_token
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
+            special = False
+        options = {} if special is None else {"add_special_tokens": special}
+        # documents are longer than a window on purpose, and the tokenizer would warn of it
+        return list(self.tokenizer.encode(string, verbose=False, **options))
+
+    def tok_decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return tokenizers.render_chat(self.tokenizer, chat_history, add_generation_prompt, self.enable_thinking)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        texts = [request.args[0] for request in requests]
+        windows = [rolling_windows(self.tok_encode(text), self.prefix_token_id, self.max_length) for text in texts]
+        answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
+        owners = [index for index, text_windows in enumerate(windows) for _ in text_windows]
+        unscored = list(map(len, windows))
+        bar = tqdm(total=len(owners), desc="Scoring windows", unit="window", disable=disable_tqdm or None)
+
+        def keep(position: int, scores: WindowScores) -> None:
+            index = owners[position]
+            answers[index] += float(scores.logprobs.sum(dtype="float64"))
+            unscored[index] -= 1
+            self._count(requests[index], len(scores.logprobs), complete=not unscored[index])
+            if not unscored[index]:
+                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), answers[index])
+            bar.update()
+
+        with bar:
+            self.engine.score(list(chain.from_iterable(windows)), done=keep)
+        for index, text_windows in enumerate(windows):
+            if not text_windows:
+                self._count(requests[index], 0)
+                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), 0.0)
+        return answers
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self._scoring = requests
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        windows = [self._fitted(context, continuation) for _, context, continuation in requests]
+        cut = sum(len(window.context) < len(row[1]) for window, row in zip(windows, requests, strict=True))
+        if cut:
+            log.warning(
+                "%d of %d contexts do not fit into the window of %d tokens. They were cut on the left.",
+                *(cut, len(requests), self.max_length),
+            )
+        answers = [(0.0, False)] * len(requests)
+        bar = tqdm(total=len(requests), desc="Scoring continuations", disable=disable_tqdm or None)
+
+        def keep(index: int, scores: WindowScores) -> None:
+            answers[index] = (float(scores.logprobs.sum(dtype="float64")), bool(scores.greedy.all()))
+            self._count(self._scoring[index], len(scores.logprobs))
+            self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[index])
+            bar.update()
+
+        with bar:
+            self.engine.score(windows, done=keep)
+        return answers
+
+    def _fitted(self, context: list[int], continuation: list[int]) -> Window:
+        """The window of a request. A context that does not fit is cut on the left, as in the harness."""
+        if not continuation:
+            raise UsageError("A continuation adds no token to its context. Give one with a token to score.")
+        if len(continuation) > self.max_length:
+            raise UsageError(
+                f"A continuation of {len(continuation)} tokens does not fit into the window of {self.max_length}. "
+                "Give a larger max_length, or a model with a longer window."
+            )
+        return Window(tuple(context[len(continuation) - self.max_length - 1 :]), tuple(continuation))
+
+    def _count(self, request: Instance, scored_tokens: int, *, complete: bool = True) -> None:
+        task = self.scored.setdefault(str(request.task_name), {"requests": 0, "tokens": 0})
+        task["requests"] += complete
+        task["tokens"] += scored_tokens
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        groups: dict[GenerationRequest, list[int]] = {}  # requests of one kind share a batch
+        for index, instance in enumerate(requests):
+            groups.setdefault(generation.read(instance.args[1], self.max_gen_toks), []).append(index)
+        answers = [""] * len(requests)
+        with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm or None) as bar:
+            for request, indices in groups.items():
+                self._generate(requests, indices, request, answers, bar.update)
+        return answers
+
+    def _generate(
+        self,
+        instances: list[Instance],
+        indices: list[int],
+        request: GenerationRequest,
+        answers: list[str],
+        done: Callable[[], object],
+    ) -> None:
+        """Fill in the answers of instances that share one request."""
+
+        def keep(position: int, completion: Completion) -> None:
+            index = indices[position]
+            answers[index] = generation.cut(self.tok_decode(completion.token_ids), request.stop)
+            self.cache_hook.add_partial("generate_until", instances[index].args, answers[index])
+            done()
+
+        prompts = [self._prompt(instances[index].args[0], request) for index in indices]
+        self.engine.generate(prompts, request, keep)
+
+    def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
+        room = self.max_length - request.max_new_tokens
+        if room < 1:
+            raise UsageError(
+                f"max_gen_toks={request.max_new_tokens} leaves no room for a prompt in the window of "
+                f"{self.max_length} tokens. Give a smaller number."
+            )
+        ids = self.tok_encode(text)
+        if len(ids) > room:
+            log.warning("A prompt of %d tokens was cut on the left to %d, so that it fits the window.", len(ids), room)
+        return ids[-room:]
