@@ -12,7 +12,8 @@ from pathlib import Path
 from moe_eval.cli.sources import folders as named_folders
 from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
-from moe_eval.records import by_arm, harness_samples, run_files
+from moe_eval.imports import harness_samples
+from moe_eval.records import by_arm, run_files
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status

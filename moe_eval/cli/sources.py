@@ -8,7 +8,8 @@ from pathlib import Path
 
 from moe_eval.cli.paths import meant
 from moe_eval.errors import UsageError
-from moe_eval.records import by_arm, harness_samples
+from moe_eval.imports import harness_samples
+from moe_eval.records import by_arm
 from moe_eval.sharing import archive
 from moe_eval.tracking import fetch
 

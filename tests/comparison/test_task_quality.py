@@ -12,7 +12,7 @@ import pytest
 
 from moe_eval.comparison import task_quality, task_rows
 from moe_eval.errors import UsageError
-from moe_eval.records import harness_samples
+from moe_eval.imports import harness_samples
 from moe_eval.records.task_comparison import TaskComparison, TaskVerdict
 from moe_eval.stats import ERROR_RATE
 from tests.doubles import harness_results as made

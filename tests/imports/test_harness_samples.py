@@ -12,7 +12,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
 from moe_eval.errors import UsageError
-from moe_eval.records import harness_samples
+from moe_eval.imports import harness_samples
 from moe_eval.records.task_results import ArmTaskResults, Score
 from tests.doubles import harness_results as made
 
