@@ -163,10 +163,11 @@ def _of_group(
         members = [both[name] for name in before.tasks if metric in both[name][0].metrics]
         parts = [_paired(*sides, metric) for sides in members]
         means = [part for part in parts if part is not None and part.aggregation == "mean"]
-        if before.weights is None or before.weights != after.weights or len(means) < len(parts):
+        weighing = [name for name in before.weights.get(metric, ()) if name in after.weights.get(metric, ())]
+        if not weighing or len(means) < len(parts):
             yield replace(row, reason="The score of the group is no mean over documents or tasks.")
             continue
-        by_task = before.weights == "tasks"
+        by_task = weighing[0] == "tasks"
         weights = [part.weights / (len(part.weights) if by_task else 1) for part in means]
         first, second = (np.concatenate([getattr(part, name) for part in means]) for name in ("reference", "candidate"))
         is_single = all(part.is_single for part in means)

@@ -5,63 +5,23 @@ What `lm_eval --model trtllm_moe` records (record.json, results.json, samples_TA
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from moe_eval.errors import UsageError
+from moe_eval.imports import harness_documents
+from moe_eval.imports.harness_groups import Results, groups
 from moe_eval.records import disk
 from moe_eval.records import harness as harness_records
-from moe_eval.records.task_results import (
-    ArmTaskResults,
-    DocumentResult,
-    Score,
-    TaskGroup,
-    TaskMetric,
-    TaskResults,
-    Weights,
-)
+from moe_eval.records.task_results import ArmTaskResults, TaskGroup, TaskResults
 
 _MAKER = "lm_eval --output_path --log_samples"
 _SEEDS = ("random_seed", "numpy_seed", "torch_seed", "gen_kwargs")  # other few-shot seeds change prompts
 _OF_MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "moe_eval")
-_LONGEST_ANSWER = 2000
-
-
-@dataclass(frozen=True)
-class _Results:
-    """What is read of a file of results, see lm_eval.result_schema."""
-
-    results: Mapping[str, Mapping[str, object]]
-    group_subtasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    versions: Mapping[str, object] = field(default_factory=dict)
-    n_shot: Mapping[str, int] = field(default_factory=dict)
-    n_samples: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    higher_is_better: Mapping[str, Mapping[str, bool | None] | None] = field(default_factory=dict)
-    config: Mapping[str, object] = field(default_factory=dict)
-    date: float | None = None
-    model_source: str | None = None
-    model_name: str | None = None
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """What is read of a line of samples beside its scores. Earlier versions of lm-eval wrote no hashes."""
-
-    doc_id: int
-    doc: object = None
-    target: object = None
-    arguments: object = None
-    filtered_resps: tuple[object, ...] = ()
-    filter: str = "none"
-    doc_hash: str | None = None
-    prompt_hash: str | None = None
-    target_hash: str | None = None
 
 
 def holds(folder: Path) -> bool:
@@ -105,8 +65,8 @@ def read(folder: Path) -> ArmTaskResults:
     files = _files(folder)
     newest = _read(files[0])
     tasks: dict[str, TaskResults] = {}
-    origins: dict[str, list[_Results]] = {}
-    groups: dict[str, TaskGroup] = {}
+    origins: dict[str, list[Results]] = {}
+    scored: dict[str, TaskGroup] = {}
     for file in files:
         results = newest if file is files[0] else _read(file)
         for task in _tasks(file, results):
@@ -118,7 +78,7 @@ def read(folder: Path) -> ArmTaskResults:
             else:
                 continue
             before.append(results)
-        groups = {**{group.group: group for group in _groups(results)}, **groups}
+        scored = {**{group.group: group for group in groups(results)}, **scored}
     if not tasks:
         raise UsageError(f"{folder} holds no samples of the harness. Run lm_eval again with --log_samples.")
     precision = _precision(folder, newest)
@@ -129,22 +89,22 @@ def read(folder: Path) -> ArmTaskResults:
         precision,
         newest.date,
         tuple(tasks.values()),
-        tuple(group for group in groups.values() if set(group.tasks) <= set(tasks)),
+        tuple(group for group in scored.values() if set(group.tasks) <= set(tasks)),
     )
 
 
-def _read(file: Path) -> _Results:
+def _read(file: Path) -> Results:
     content = disk.read_object(file, _MAKER)
     fields = {key.replace("-", "_"): value for key, value in content.items() if value is not None}
-    return disk.convert(fields, _Results, file, _MAKER)
+    return disk.convert(fields, Results, file, _MAKER)
 
 
-def _checkpoint(results: _Results) -> str | None:
+def _checkpoint(results: Results) -> str | None:
     checkpoint = _arguments(results).get("pretrained") or _arguments(results).get("model")
     return str(checkpoint) if checkpoint else None
 
 
-def _arguments(results: _Results) -> Mapping[str, object]:
+def _arguments(results: Results) -> Mapping[str, object]:
     """The model's arguments, which the harness writes as it was given them."""
     arguments = results.config.get("model_args")
     if isinstance(arguments, str):
@@ -152,7 +112,7 @@ def _arguments(results: _Results) -> Mapping[str, object]:
     return arguments if isinstance(arguments, Mapping) else {}
 
 
-def _precision(folder: Path, results: _Results) -> str | None:
+def _precision(folder: Path, results: Results) -> str | None:
     if is_of_plugin(folder):
         engine = harness_records.read(folder).labels.get("engine")
         if isinstance(engine, Mapping) and engine.get("precision"):
@@ -161,10 +121,10 @@ def _precision(folder: Path, results: _Results) -> str | None:
     return str(precision) if precision else None
 
 
-def _is_repeat(results: _Results, before: Sequence[_Results]) -> bool:
+def _is_repeat(results: Results, before: Sequence[Results]) -> bool:
     """Whether results differ from those before in seeds alone."""
 
-    def parts(entry: _Results) -> tuple[dict[str, object], dict[str, object]]:
+    def parts(entry: Results) -> tuple[dict[str, object], dict[str, object]]:
         seeds = {name: entry.config.get(name) for name in _SEEDS}
         return seeds, {name: value for name, value in entry.config.items() if name not in (*_SEEDS, *_OF_MACHINE)}
 
@@ -177,146 +137,35 @@ def _repeated(task: TaskResults, again: TaskResults, repeat: int) -> TaskResults
     return replace(task, documents=(*task.documents, *rows))
 
 
-def _tasks(file: Path, results: _Results) -> Iterator[TaskResults]:
+def _tasks(file: Path, results: Results) -> Iterator[TaskResults]:
     """The tasks whose samples lie beside the results."""
-    for name, figures in results.results.items():
+    for name in results.results:
         samples = file.with_name(f"samples_{name}{_suffix(file)}.jsonl")
-        metrics = _metrics(name, figures, results)
+        metrics = results.metrics(name)
         if not samples.is_file() or not metrics:
             continue
-        documents = _documents(samples, list(metrics))
-        count = results.n_samples.get(name, {}).get("effective", len(documents))
+        lines = list(_lines(samples))
+        documents = harness_documents.results(lines, list(metrics))
+        sizes = results.n_samples.get(name, {})
+        count = sizes.get("effective", len(documents))
         if count != len(documents):
             raise UsageError(f"{samples} holds {len(documents)} of {count} documents. Run lm_eval again.")
-        yield TaskResults(name, str(results.versions.get(name)), results.n_shot.get(name), metrics, documents)
+        generation = harness_documents.generation(lines[0]) if lines else ""
+        version, shots = str(results.versions.get(name)), results.n_shot.get(name)
+        yield TaskResults(name, version, shots, metrics, documents, sizes.get("original"), generation)
 
 
-def _metrics(name: str, figures: Mapping[str, object], results: _Results) -> dict[str, TaskMetric]:
-    """The metrics of a task or a group, whose keys are METRIC,FILTER."""
-    directions = results.higher_is_better.get(name) or {}
-    return {
-        key: TaskMetric(_number(value), directions.get(key.partition(",")[0]))
-        for key, value in figures.items()
-        if "," in key and not key.partition(",")[0].endswith("_stderr")
-    }
-
-
-def _number(value: object) -> float | None:
-    is_number = isinstance(value, (bool, int, float)) and math.isfinite(value)
-    return float(value) if is_number and isinstance(value, (bool, int, float)) else None
-
-
-def _documents(file: Path, metrics: Sequence[str]) -> tuple[DocumentResult, ...]:
-    """One result for every document. The harness writes a line for every filter of it."""
-    documents: dict[int, DocumentResult] = {}
+def _lines(file: Path) -> Iterator[Mapping[str, object]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read ({error}). Run {_MAKER} again.") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             content = json.loads(line, parse_constant=lambda _: None)
-            sample = msgspec.convert(content, _Sample)
+            msgspec.convert(content, harness_documents.Sample)
         except (ValueError, RecursionError, msgspec.ValidationError) as error:
             raise UsageError(f"{file} is damaged in line {number} ({error}). Run {_MAKER} again.") from None
-        scores = {
-            key: _score(content[metric])
-            for key in metrics
-            for metric, _, filtered in [key.partition(",")]
-            if filtered == sample.filter and metric in content
-        }
-        before = documents.get(sample.doc_id)
-        if before is not None:
-            scores = {**before.scores, **scores}
-        documents[sample.doc_id] = replace(before, scores=scores) if before else _result(sample, scores)
-    return tuple(documents.values())
-
-
-def _score(value: object) -> Score:
-    """A number, or the pair of a log-likelihood and the words or bytes that it is of."""
-    if isinstance(value, list) and len(value) == 2:
-        weight = _number(value[1])
-        return Score(_number(value[0]) if weight else None, weight or 1.0)
-    return Score(_number(value))
-
-
-def _result(sample: _Sample, scores: Mapping[str, Score]) -> DocumentResult:
-    document = sample.doc_hash or _digest(json.dumps(sample.doc, indent=2, ensure_ascii=False))
-    return DocumentResult(
-        sample.doc_id,
-        document,
-        sample.prompt_hash or _digest(_prompt(sample.arguments)),
-        sample.target_hash or _digest(str(sample.target)),
-        _answer(sample.filtered_resps)[:_LONGEST_ANSWER],
-        scores,
-    )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _prompt(arguments: object) -> str:
-    """The first argument of the first request: in files of the harness under names, in ours in lists."""
-    for _ in range(2):
-        if isinstance(arguments, Mapping):
-            arguments = next(iter(arguments.values()), "")
-        elif isinstance(arguments, list):
-            arguments = arguments[0] if arguments else ""
-    return arguments if isinstance(arguments, str) else json.dumps(arguments)
-
-
-def _answer(responses: Sequence[object]) -> str:
-    """The number of the most likely choice, or the text of the first response."""
-    likelihoods = [_likelihood(response) for response in responses]
-    if len(likelihoods) > 1 and all(value is not None for value in likelihoods):
-        return str(max(range(len(likelihoods)), key=lambda at: likelihoods[at] or -math.inf))
-    first = responses[0] if responses else ""
-    while isinstance(first, list) and first:
-        first = first[0]
-    return str(first)
-
-
-def _likelihood(response: object) -> float | None:
-    """Of a pair of log-likelihood and whether it is greedy. The harness writes both as text."""
-    if not isinstance(response, list) or len(response) != 2:
-        return None
-    try:
-        return float(response[0])
-    except (TypeError, ValueError):
-        return None
-
-
-def _groups(results: _Results) -> Iterator[TaskGroup]:
-    """The groups that have a score."""
-    for name, children in results.group_subtasks.items():
-        metrics = _metrics(name, results.results.get(name, {}), results)
-        tasks = tuple(dict.fromkeys(_leaves(children, results.group_subtasks)))
-        if metrics and tasks:
-            yield TaskGroup(name, tasks, metrics, _weights(tasks, metrics, results))
-
-
-def _leaves(names: Sequence[str], subtasks: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    for name in names:
-        if subtasks.get(name):
-            yield from _leaves(subtasks[name], {key: value for key, value in subtasks.items() if key != name})
-        else:
-            yield name
-
-
-def _weights(tasks: Sequence[str], metrics: Mapping[str, TaskMetric], results: _Results) -> Weights | None:
-    """Which weights give the harness's own number: it does not write them down."""
-    fitting: list[Weights] = ["documents", "tasks"]
-    for key, metric in metrics.items():
-        members = [task for task in tasks if key in results.results.get(task, {})]
-        scores = [_number(results.results[task][key]) or 0.0 for task in members]
-        lengths = [float(results.n_samples.get(task, {}).get("effective", 0)) for task in members]
-        sizes = {"documents": lengths, "tasks": [1.0] * len(scores)}
-        fitting = [name for name in fitting if _is_mean(metric.score, scores, sizes[name])]
-    return next(iter(fitting), None)
-
-
-def _is_mean(total: float | None, scores: Sequence[float], weights: Sequence[float]) -> bool:
-    weight = math.fsum(weights)
-    mean = math.fsum(map(math.prod, zip(scores, weights, strict=True))) / weight if weight else math.nan
-    return total is not None and math.isclose(mean, total, rel_tol=1e-6, abs_tol=1e-9)
+        yield content

@@ -30,9 +30,13 @@ class DocumentResult:
     Attributes:
         number: the harness's `doc_id`, of the document in its split.
         document, prompt, target: SHA-256 of these, as the harness computes them.
-        answer: the text that was generated, or the number of the choice with the highest log-likelihood.
+        answer: that was scored: a text after the task's filter, or the choice with the highest log-likelihood.
         scores: by the harness's key METRIC,FILTER.
         repeat: from 0. Repeats have other seeds.
+        prompt_text, target_text: in whole. Of choices the target is the text of the right one.
+        response: the text that was generated, before the filter. Empty where it is the answer.
+        margin: log-likelihood in nats of the right choice less that of the likeliest other one, or of the target where
+            it is the only one. None for generated text.
     """
 
     number: int
@@ -42,6 +46,10 @@ class DocumentResult:
     answer: str
     scores: Mapping[str, Score]
     repeat: int = 0
+    prompt_text: str = ""
+    target_text: str = ""
+    response: str = ""
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,12 @@ class TaskMetric:
     Attributes:
         score: of the first repeat. None where it is no number.
         higher_is_better: None where the harness does not know.
+        error: the harness's standard error. None where it gives none.
     """
 
     score: float | None
     higher_is_better: bool | None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,8 @@ class TaskResults:
 
     Attributes:
         metrics: by METRIC,FILTER, in the order of the task. The first one decides.
+        split_documents: that the task has, of which `documents` may be a part. None where that is not known.
+        generation: the generation arguments as JSON, without seeds. Empty where nothing was generated.
     """
 
     task: str
@@ -70,6 +82,8 @@ class TaskResults:
     num_fewshot: int | None
     metrics: Mapping[str, TaskMetric]
     documents: tuple[DocumentResult, ...]
+    split_documents: int | None = None
+    generation: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,14 +92,14 @@ class TaskGroup:
 
     Attributes:
         tasks: below it, at any depth.
-        weights: `documents` where every document counts alike, `tasks` where every task does. None where the score is
-            neither.
+        weights: that give the score of a metric: `documents` where every document counts alike, `tasks` where every
+            task does. Both where they come to the same, none where the score is no such mean.
     """
 
     group: str
     tasks: tuple[str, ...]
     metrics: Mapping[str, TaskMetric]
-    weights: Weights | None
+    weights: Mapping[str, tuple[Weights, ...]]
 
 
 @dataclass(frozen=True)
