@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval import stats
 from moe_eval.stats import ERROR_RATE
 
 Counts = int | npt.NDArray[Any]
@@ -19,6 +22,28 @@ def mcnemar(losses: int, gains: int) -> float:
 
     flips = losses + gains
     return min(1.0, 2 * float(special.bdtr(min(losses, gains), flips, 0.5))) if flips else 1.0
+
+
+def clustered(differences: Sequence[int]) -> float:
+    """The two-sided p-value of gains - losses over documents, each of which may have several flips.
+
+    It is the exact test of all signs of the documents' differences. With one flip a document it is McNemar's.
+
+    Args:
+        differences: gains - losses of every document.
+    """
+    from scipy import special
+
+    counts = Counter(abs(value) for value in differences if value)
+    chances = np.ones(1)  # of sums from -k to k
+    for size, documents in counts.items():
+        ups = np.arange(documents + 1)
+        log_chances = -np.log(documents + 1) - special.betaln(ups + 1, documents - ups + 1) - documents * np.log(2)
+        steps = np.zeros(2 * size * documents + 1)
+        steps[:: 2 * size] = np.exp(log_chances)
+        chances = np.convolve(chances, steps)
+    sums = np.abs(np.arange(len(chances)) - len(chances) // 2)
+    return min(1.0, float(chances[sums >= abs(sum(differences))].sum()))
 
 
 def score(losses: Counts, gains: Counts, documents: int, bound: float) -> npt.NDArray[Any]:
@@ -69,3 +94,26 @@ def share_p_value(count: int, documents: int, bound: float, *, is_above: bool) -
 
     below = float(special.bdtr(count - 1 if is_above else count, documents, bound)) if count or not is_above else 0.0
     return 1 - below if is_above else below
+
+
+def clustered_share_interval(share: float, error: float, documents: int) -> tuple[float, float]:
+    """The 95 % interval of a share over documents with several answers, Student's.
+
+    It is no narrower than what no document may show by chance.
+    """
+    from scipy import special
+
+    if documents < 2:
+        return 0.0, 1.0
+    reach = float(special.stdtrit(documents - 1, 1 - ERROR_RATE)) * error
+    half = max(reach, 1 - ERROR_RATE ** (1 / documents))
+    return max(0.0, share - half), min(1.0, share + half)
+
+
+def clustered_share_p_value(share: float, error: float, documents: int, bound: float, *, is_above: bool) -> float:
+    """The chance of so large (or small) a share over documents with several answers, where the true one is `bound`."""
+    if documents < 2:
+        return 1.0
+    sign = 1 if is_above else -1
+    unseen: float = (1 - min(max(sign * (share - bound), 0.0), 1.0)) ** documents
+    return max(stats.p_above(sign * share, error, documents - 1, sign * bound), unseen)

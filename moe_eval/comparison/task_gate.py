@@ -25,7 +25,7 @@ def figures(rows: Sequence[TaskComparison], task: str | None, sign: Literal[">="
         return gains or [(f"there is no task {task} on both sides", False, None)]
     counted = [(row, row.flips) for row in deciding if row.flips and not row.is_group]
     shares = [_flips(row, counts, sign, bound) for row, counts in counted]
-    return shares or [("no task on both sides has scores of 0 or 1 without repeats", False, None)]
+    return shares or [("no task on both sides has scores of 0 or 1", False, None)]
 
 
 def _gain(row: TaskComparison, sign: Literal[">=", "<="], bound: float) -> Figure:
@@ -40,10 +40,14 @@ def _gain(row: TaskComparison, sign: Literal[">=", "<="], bound: float) -> Figur
 
 
 def _flips(row: TaskComparison, counts: Flips, sign: Literal[">=", "<="], bound: float) -> Figure:
-    """The share of documents that flip either way, with the exact interval and test of a share."""
-    count = counts.losses + counts.gains
-    low, high = flips.share_interval(count, row.documents)
-    why = f"{row.task} has {count} of {row.documents}, {count / row.documents:.4f} ({low:.4f} to {high:.4f})"
-    is_least = sign == ">="
-    p_value = flips.share_p_value(count, row.documents, bound, is_above=not is_least)
+    """The share of answers that flip either way, with its interval and test, exact where there are no repeats."""
+    count, is_least = counts.losses + counts.gains, sign == ">="
+    if counts.share_error is None:
+        low, high = flips.share_interval(count, counts.answers)
+        p_value = flips.share_p_value(count, counts.answers, bound, is_above=not is_least)
+    else:
+        estimate = counts.share, counts.share_error, row.documents
+        low, high = flips.clustered_share_interval(*estimate)
+        p_value = flips.clustered_share_p_value(*estimate, bound, is_above=not is_least)
+    why = f"{row.task} has {count} of {counts.answers}, {counts.share:.4f} ({low:.4f} to {high:.4f})"
     return why, low >= bound if is_least else high <= bound, p_value

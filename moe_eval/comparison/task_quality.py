@@ -19,36 +19,36 @@ def judged(pairs: Sequence[Sequence[TaskComparison]], max_drop: float) -> list[t
 
     An arm holds where its whole interval lies above -`max_drop`, else it drops where the interval lies below 0 and, of
     flips, McNemar's exact test says so. Among all tasks and arms some claim of a kind is wrong in at most ERROR_RATE of
-    runs (Holm). What stands for itself is one family, and the parts of groups are another.
+    runs (Holm). What stands for itself is one family, and the parts of groups are another. So are the metrics of either
+    that do not decide.
     """
-    verdicts: dict[tuple[int, int], TaskVerdict] = {}
-    for is_part in (False, True):
-        family = [
-            (pair, at)
-            for pair, entries in enumerate(pairs)
-            for at, row in enumerate(entries)
-            if row.is_deciding and row.gain is not None and (row.group is not None) is is_part
-        ]
-        of_family = _verdicts([pairs[pair][at] for pair, at in family], max_drop)
-        verdicts |= dict(zip(family, of_family, strict=True))
-    return [
-        tuple(
-            _with_verdict(row, verdicts[pair, at], max_drop) if (pair, at) in verdicts else row
-            for at, row in enumerate(entries)
-        )
-        for pair, entries in enumerate(pairs)
-    ]
+    table = [list(entries) for entries in pairs]
+    families: dict[tuple[bool, bool], list[tuple[int, int]]] = {}
+    for pair, entries in enumerate(pairs):
+        for at, row in enumerate(entries):
+            if row.gain is not None:
+                families.setdefault((row.group is not None, row.is_deciding), []).append((pair, at))
+    for family in families.values():
+        rows = _judged([table[pair][at] for pair, at in family], max_drop)
+        for (pair, at), row in zip(family, rows, strict=True):
+            table[pair][at] = row
+    return [tuple(entries) for entries in table]
 
 
-def _verdicts(entries: Sequence[TaskComparison], max_drop: float) -> list[TaskVerdict]:
+def _judged(entries: Sequence[TaskComparison], max_drop: float) -> list[TaskComparison]:
+    """The rows of one family with their verdicts."""
     holds = stats.holm([p_value(row, -max_drop, is_above=True) for row in entries], ERROR_RATE)
     drops = stats.holm([p_value(row, 0.0, is_above=False) for row in entries], ERROR_RATE)
-    verdicts = []
+    # at which Holm's procedure would decide one more
+    levels = [ERROR_RATE / max(1, len(entries) - sum(decided)) for decided in (holds, drops)]
+    rows = []
     for row, is_held, is_dropped in zip(entries, holds, drops, strict=True):
         _, low, high = row.gain or (0.0, -math.inf, math.inf)
         verdict = TaskVerdict.DROPS if is_dropped and high < 0 else TaskVerdict.OPEN
-        verdicts.append(TaskVerdict.HOLDS if is_held and low >= -max_drop else verdict)
-    return verdicts
+        verdict = TaskVerdict.HOLDS if is_held and low >= -max_drop else verdict
+        reason = _settled_by(row, max_drop, levels) if verdict is TaskVerdict.OPEN else row.reason
+        rows.append(replace(row, verdict=verdict, reason=reason))
+    return rows
 
 
 def p_value(row: TaskComparison, bound: float, *, is_above: bool) -> float:
@@ -71,37 +71,41 @@ def p_value(row: TaskComparison, bound: float, *, is_above: bool) -> float:
     return max(p_of_t, unseen)
 
 
-def documents_needed(row: TaskComparison, max_drop: float) -> int | None:
+def documents_needed(row: TaskComparison, max_drop: float, levels: Sequence[float]) -> int | None:
     """About how many documents settle an open row, if they scatter as those there are. None for more than a million.
 
     The statistic against a bound grows with the root of the documents.
+
+    Args:
+        levels: of the claims that the arm holds, and that it drops.
     """
+    claims = ((-max_drop, True, levels[0]), (0.0, False, levels[1]))
+    needed = min(_documents_of_claim(row, *claim) for claim in claims)
+    return max(row.documents + 1, math.ceil(needed)) if needed <= _MOST_DOCUMENTS else None
+
+
+def _documents_of_claim(row: TaskComparison, bound: float, is_above: bool, level: float) -> float:
+    """How many documents show a gain above (or below) a bound. Infinite where the gain is not there."""
     from scipy import special
 
-    if row.gain is None:
-        return None
-    enough = float(special.ndtri(1 - ERROR_RATE))
-    statistics = []
-    for bound, is_above in ((-max_drop, True), (0.0, False)):
-        sign = 1 if is_above else -1
-        if row.error is None:
-            losses, gains = (row.flips.losses, row.flips.gains) if row.flips else (0, 0)
-            statistics.append(sign * float(flips.score(losses, gains, row.documents, bound)))
-        elif row.error:
-            statistics.append(sign * (row.gain[0] - bound) / row.error)
-    largest = max(statistics, default=0.0)
-    if largest <= 0:
-        return None
-    needed = max(row.documents + 1, math.ceil(row.documents * (enough / largest) ** 2))
-    return needed if needed <= _MOST_DOCUMENTS else None
+    enough, sign = float(special.ndtri(1 - level)), 1 if is_above else -1
+    distance = sign * ((row.gain or (0.0,))[0] - bound)
+    if row.error is None:
+        losses, gains = (row.flips.losses, row.flips.gains) if row.flips else (0, 0)
+        statistic = sign * float(flips.score(losses, gains, row.documents, bound))
+        return row.documents * (enough / statistic) ** 2 if statistic > 0 else math.inf
+    if distance <= 0:
+        return math.inf
+    unseen = math.log(level) / math.log1p(-distance) if row.is_share and distance < 1 else 0.0
+    return max(row.documents * (enough * row.error / distance) ** 2, unseen)
 
 
-def _with_verdict(row: TaskComparison, verdict: TaskVerdict, max_drop: float) -> TaskComparison:
-    if verdict is not TaskVerdict.OPEN:
-        return replace(row, verdict=verdict)
-    needed = documents_needed(row, max_drop)
+def _settled_by(row: TaskComparison, max_drop: float, levels: Sequence[float]) -> str:
+    needed = documents_needed(row, max_drop, levels)
     amount = "More than a million" if needed is None else f"About {_rounded(needed):,}"
-    return replace(row, verdict=verdict, reason=f"{amount} documents would settle it.")
+    there = row.split_documents
+    lacking = f", and there are {there:,}" if there and (needed is None or needed > there) else ""
+    return f"{amount} documents would settle it{lacking}."
 
 
 def _rounded(count: int) -> int:

@@ -17,14 +17,49 @@ class TaskVerdict(str, Enum):
 
 @dataclass(frozen=True)
 class Flips:
-    """Documents whose answer turned from right to wrong (`losses`), and from wrong to right (`gains`).
+    """Answers that turned from right to wrong (`losses`), and from wrong to right (`gains`).
 
-    `p_value`: of McNemar's exact test, two-sided.
+    Attributes:
+        answers: that were compared, a document as often as both arms repeated it.
+        p_value: two-sided, of McNemar's exact test. With repeats of its form for clusters: the exact test that changes
+            the sign of all of a document's flips together.
+        share_error: standard error over documents of the share of answers that flip. None without repeats.
+        noise: the share of answers that flip between two repeats of the reference itself. None without repeats of it.
     """
 
     losses: int
     gains: int
+    answers: int
     p_value: float
+    share_error: float | None = None
+    noise: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the answers that flip either way."""
+        return (self.losses + self.gains) / self.answers
+
+
+@dataclass(frozen=True)
+class ChangedDocument:
+    """A document whose score differs between the arms. A pair is of the reference and of the other arm.
+
+    Attributes:
+        task, number, repeat: see task_results. `is_loss`: whether the other arm is worse.
+        prompt: its end. `target`, `answers` and `responses`: their beginnings. Samples have all of them.
+        margins: by how many nats the right answer was likelier than any other. None of generated text.
+    """
+
+    task: str
+    number: int
+    repeat: int
+    is_loss: bool
+    prompt: str
+    target: str
+    answers: tuple[str, str]
+    responses: tuple[str, str]
+    scores: tuple[float, float]
+    margins: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,18 +67,21 @@ class TaskComparison:
     """An arm against the reference in one metric of a task or a group.
 
     Attributes:
-        metric: METRIC,FILTER. `is_deciding`: whether it is the task's first metric, which alone has a verdict.
+        metric: METRIC,FILTER. `is_deciding`: whether it is the first one, which sentences and gates are about.
         group: that the task is a part of. None where the task stands for itself.
         is_group: whether the row is a group's own.
-        documents: that both arms answered.
-        reference, other: the scores, over all repeats.
+        documents: that both arms answered, of `split_documents` that there are. None where that is not known.
+        reference, other: the scores, over all repeats. The harness's standard errors of these are `reference_error` and
+            `other_error`, of the first repeat.
         difference: other - reference in the metric, ln(other / reference) where `is_logarithm`. `low` and `high` are
             its 95 % interval over documents. None where there is none.
         error, df: of Student's t that the interval is of. None where it is Tango's, of `flips`.
         is_share: whether all scores lie from 0 to 1.
-        flips: of scores that are 0 or 1. None for others and for repeats.
+        flips: of scores that are 0 or 1. None for others.
         recovery: share of the reference's score that is left, 1 for all. None where that says nothing.
         reason: what would settle an open verdict, or why there is none.
+        changed: documents whose score differs, the most informative ones of either direction, losses first. Of what
+            stands for itself and decides.
     """
 
     task: str
@@ -55,6 +93,8 @@ class TaskComparison:
     documents: int
     reference: float | None
     other: float | None
+    reference_error: float | None = None
+    other_error: float | None = None
     difference: float | None = None
     low: float | None = None
     high: float | None = None
@@ -66,6 +106,8 @@ class TaskComparison:
     recovery: float | None = None
     verdict: TaskVerdict = TaskVerdict.NOT_JUDGED
     reason: str = ""
+    split_documents: int | None = None
+    changed: tuple[ChangedDocument, ...] = ()
 
     @property
     def gain(self) -> tuple[float, float, float] | None:

@@ -74,4 +74,4 @@ def test_other_prompts_end_with_a_sentence(tmp_path: Path, capsys: pytest.Captur
     made.write(tmp_path / "b", {"t": GOOD}, prompts="another")
     assert compared(tmp_path, tmp_path / "a", tmp_path / "b") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "t has other prompts or targets in 500 of 500 documents." in line
+    assert "t has other prompts or targets in 500 of 500 documents, first in document 0." in line

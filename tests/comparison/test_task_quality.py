@@ -93,7 +93,9 @@ def test_repeats_are_one_document(tmp_path: Path) -> None:
     row = rows(folders)["t"]
     assert row.documents == 4
     assert row.difference == pytest.approx(-1 / 8)
-    assert row.flips is None
+    assert row.flips is not None
+    assert (row.flips.losses, row.flips.gains, row.flips.answers) == (1, 0, 8)
+    assert row.flips.noise == pytest.approx(3 / 4)  # all right answers of the first repeat are wrong in the second
     assert row.error is not None
 
 
