@@ -13,7 +13,7 @@ from moe_eval.records.task_comparison import ChangedDocument, Flips
 from moe_eval.records.task_results import DocumentResult, TaskResults
 
 MOST_CHANGED = 10
-_LONGEST_PROMPT, _LONGEST_ANSWER = 2000, 1000
+LONGEST_PROMPT, LONGEST_ANSWER = 2000, 1000
 Sides = tuple[DocumentResult, DocumentResult]
 
 
@@ -103,10 +103,10 @@ def _entry(
         before.number,
         before.repeat,
         is_loss,
-        before.prompt_text[-_LONGEST_PROMPT:],
-        before.target_text[:_LONGEST_ANSWER],
-        (before.answer[:_LONGEST_ANSWER], after.answer[:_LONGEST_ANSWER]),
-        (before.response[:_LONGEST_ANSWER], after.response[:_LONGEST_ANSWER]),
+        before.prompt_text[-LONGEST_PROMPT:],
+        before.target_text[:LONGEST_ANSWER],
+        (before.answer[:LONGEST_ANSWER], after.answer[:LONGEST_ANSWER]),
+        (before.response[:LONGEST_ANSWER], after.response[:LONGEST_ANSWER]),
         (first, second),
         margins,
     )

@@ -17,6 +17,7 @@ from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Verdict
 from moe_eval.report import drawing, sections
 from moe_eval.report.drawing import Chart
+from moe_eval.report.task_changes import Example
 from moe_eval.report.text import NONE, Table
 
 # beside the word, so that no colour is needed
@@ -43,7 +44,7 @@ def render(comparison: ComparisonRecord, run: RunRecord | None, draw: Callable[[
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["a"] = isinstance
-    environment.globals |= {"Table": Table, "Chart": Chart}
+    environment.globals |= {"Table": Table, "Chart": Chart, "Example": Example}
     environment.filters |= {
         "long": _is_long,
         "cells": _cells,

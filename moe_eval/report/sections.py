@@ -13,8 +13,18 @@ from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Rules, Verdict
-from moe_eval.report import arm_tables, charts, pair_tables, prediction_tables, readable, task_table, tiles
+from moe_eval.report import (
+    arm_tables,
+    charts,
+    pair_tables,
+    prediction_tables,
+    readable,
+    task_changes,
+    task_table,
+    tiles,
+)
 from moe_eval.report.drawing import Chart
+from moe_eval.report.task_changes import Example
 from moe_eval.report.text import LONGEST_SENTENCE, Table, comparable, named, names_of, paragraph, plain, with_speed
 from moe_eval.report.tiles import Kind, Tile
 
@@ -52,7 +62,7 @@ class Fold:
 
     ident: str
     title: str
-    parts: tuple[str | Table | Chart, ...]
+    parts: tuple[str | Table | Chart | Example, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Report:
     Attributes:
         title: the names of the arms. `header`: model, GPU, engine, date and run, empty where nothing is known.
         notes: sentences on what has no answer.
-        tasks: what decides of every task, also in a fold with everything else.
+        tasks: what decides of every task, and the first of the documents that flipped. Folds have all of them.
         charts: of speed, of a step and of quality, as far as they say something.
     """
 
@@ -78,12 +88,13 @@ class Report:
 def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
     """What is said of a comparison. What has nothing to say is left out."""
     speed, step, quality = charts.speed(comparison), charts.steps(comparison), charts.quality(comparison)
-    folds: tuple[tuple[str, str, Iterable[str | Table | Chart]], ...] = (
+    folds: tuple[tuple[str, str, Iterable[str | Table | Chart | Example]], ...] = (
         ("shapes", "Verdict of every shape", _verdicts(comparison)),
         ("speed", "Speed: all figures", (*speed[1:], *_speed(comparison))),
         ("steps", "Time per step: all shapes and phases", _steps(comparison)),
         ("quality", "Quality: all figures", pair_tables.quality(comparison)),
         ("tasks", "Tasks of lm-eval: all figures", task_table.tables(comparison)),
+        ("flips", "Documents that flipped", task_changes.parts(comparison)),
         ("labels", "Labels that differ", (table for pair in comparison.pairs for table in pair_tables.labels(pair))),
         ("failed", "Skipped and failed arms", arm_tables.failed(comparison)),
         ("method", "How it was measured", _method(comparison, run)),
@@ -95,9 +106,14 @@ def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
         answers=tuple(_answers(comparison)),
         notes=tuple(_notes(comparison)),
         charts=tuple(chart for chart in (*speed[:1], step, quality) if chart is not None),
-        tasks=tuple(task_table.tables(comparison, is_short=True)),
+        tasks=tasks(comparison),
         folds=tuple(fold for fold in filled if fold.parts),
     )
+
+
+def tasks(comparison: ComparisonRecord) -> tuple[Table, ...]:
+    """What a terminal and Markdown say of tasks."""
+    return (*task_table.tables(comparison, is_short=True), *task_changes.few(comparison))
 
 
 def title_of(comparison: ComparisonRecord) -> str:

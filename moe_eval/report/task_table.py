@@ -1,4 +1,4 @@
-"""Tasks of the harness in a table: both scores, the difference with its interval, flips and the verdict."""
+"""Tasks of the harness in two tables: scores with their recovery, and the paired difference with its verdict."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from moe_eval.report.text import (
 
 
 def tables(comparison: ComparisonRecord, *, is_short: bool = False) -> list[Table]:
-    """A table for every pair. A short one has what decides alone, without the parts of groups."""
+    """Two tables for every pair. Short ones have what decides alone, without the parts of groups."""
     tables_of_pairs: list[Table] = []
     for pair in comparison.pairs:
         entries = [row for row in pair.tasks if not is_short or (row.is_deciding and row.group is None)]
+        ordered = _ordered(entries)
+        scores = [*(_scores(pair, row) for row in ordered), *_average(pair)]
         drop = f"{comparison.rules.max_drop:g} is allowed"
+        tables_of_pairs += without_empty_columns(f"Recovery: {names_of(pair)}", scores)
         tables_of_pairs += without_empty_columns(
-            f"Tasks: {names_of(pair)} ({drop})", [_row(pair, row) for row in _ordered(entries)]
+            f"Tasks: {names_of(pair)}, paired by document ({drop})", [_row(row) for row in ordered]
         )
     return tables_of_pairs
 
@@ -51,7 +54,35 @@ def _ordered(entries: Sequence[TaskComparison]) -> list[TaskComparison]:
     return [entry for row in parts(None) for entry in below(row)]
 
 
-def _row(pair: Pair, row: TaskComparison) -> Row:
+def _scores(pair: Pair, row: TaskComparison) -> Row:
+    return [
+        ("task", plain(row.task)),
+        ("metric", plain(row.metric.removesuffix(",none"))),
+        (named(pair.reference), _with_error(row.reference, row.reference_error)),
+        (named(pair.other), _with_error(row.other, row.other_error)),
+        ("recovery", number(percent(row.recovery), 1, unit=" %")),
+    ]
+
+
+def _with_error(score: float | None, error: float | None) -> str:
+    """A score with the harness's standard error."""
+    return number(score, 4) if error is None or score is None else f"{number(score, 4)} ± {number(error, 4)}"
+
+
+def _average(pair: Pair) -> list[Row]:
+    """The mean of what decides, where all of it is a share: other metrics have no common unit."""
+    rows = [row for row in pair.tasks if row.is_deciding and row.group is None and row.gain is not None]
+    if len(rows) < 2 or not all(row.is_share and row.higher_is_better for row in rows):
+        return []
+    reference = sum(row.reference or 0.0 for row in rows) / len(rows)
+    other = sum(row.other or 0.0 for row in rows) / len(rows)
+    recovery = percent(other / reference) if reference else None
+    cells = (number(reference, 4), number(other, 4), number(recovery, 1, unit=" %"))
+    heads = ("task", "metric", named(pair.reference), named(pair.other), "recovery")
+    return [list(zip(heads, ("average", "", *cells), strict=True))]
+
+
+def _row(row: TaskComparison) -> Row:
     is_interval = row.low is not None and row.high is not None
     digits = digits_of(row.low or 0.0, row.high or 0.0)
     flips = row.flips
@@ -61,14 +92,12 @@ def _row(pair: Pair, row: TaskComparison) -> Row:
         ("group", plain(row.group or "")),
         ("metric", plain(row.metric.removesuffix(",none"))),
         ("documents", f"{row.documents:,}" if row.documents else NONE),
-        (named(pair.reference), number(row.reference, 4)),
-        (named(pair.other), number(row.other, 4)),
         ("difference", f"{difference} (ln)" if row.is_logarithm else difference),
         ("95 % interval", span(row.low, row.high, digits, signed=True) if is_interval else NONE),
         ("right to wrong", f"{flips.losses}" if flips else NONE),
         ("wrong to right", f"{flips.gains}" if flips else NONE),
         ("McNemar p", f"{flips.p_value:.3g}" if flips else NONE),
-        ("recovery", number(percent(row.recovery), 1, unit=" %")),
-        ("verdict", row.verdict.value if row.is_deciding else NONE),
+        ("flips between repeats", number(percent(flips.noise), 1, unit=" %") if flips else NONE),
+        ("verdict", row.verdict.value),
         ("remark", plain(row.reason, LONGEST_SENTENCE)),
     ]

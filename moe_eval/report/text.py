@@ -59,6 +59,11 @@ def plain(value: object, longest: int = LONGEST_NAME) -> str:
     return _UUID.sub(r"\1", f"{line[: longest - 3]}..." if len(text) > longest else line)
 
 
+def block(text: str) -> str:
+    """Text from outside on several lines, without control characters, changes of direction or UUIDs of GPUs."""
+    return _UUID.sub(r"\1", "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text))
+
+
 def apart(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
     """Names cut so that those which differ look different: names that begin alike keep the part where they differ."""
     alike: dict[str, set[str]] = {}

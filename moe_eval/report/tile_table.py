@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Group, RenderableType
 
 from moe_eval.records.comparison import ComparisonRecord
-from moe_eval.report import task_table, tiles
+from moe_eval.report import sections, tiles
 from moe_eval.report.console import lines_of, rich_table
 from moe_eval.report.text import Row, named
 
@@ -20,7 +20,7 @@ def render(comparison: ComparisonRecord) -> RenderableType:
     table = [rich_table(rows)] if rows else []
     tasks = [
         part
-        for task in task_table.tables(comparison, is_short=True)
+        for task in sections.tasks(comparison)
         for part in (
             lines_of([task.caption]),
             rich_table([list(zip(task.heads, row, strict=True)) for row in task.rows]),
