@@ -15,8 +15,9 @@ _FEW, _FEW_IN_ALL = 3, 9
 _SHORT = 40
 _ABOUT = (
     f"At most {MOST_CHANGED} documents of a task are here, half of them losses where there are as many. "
-    "Those come first whose margin moved the most: how much likelier the right answer was than any other. Of generated text those come "
-    "first that part the earliest. Of scores that are not 0 or 1 those come first that changed the most. "
+    "Those come first whose margin moved the most: how much likelier the right answer was than any other. "
+    "Of generated text those come first that part the earliest. "
+    "Of scores that are not 0 or 1 those come first that changed the most. "
     f"A prompt is cut to its last {LONGEST_PROMPT:,} characters, and an answer to its first {LONGEST_ANSWER:,}. "
     "The samples have all of them."
 )

@@ -62,7 +62,9 @@ def write(
         "versions": dict.fromkeys(results, 1.0),
         "n-shot": dict.fromkeys(results, 0),
         "higher_is_better": {name: {metric: higher} for name in results},
-        "n-samples": {name: {"original": max(1319, len(scores)), "effective": len(scores)} for name, scores in tasks.items()},
+        "n-samples": {
+            name: {"original": max(1319, len(scores)), "effective": len(scores)} for name, scores in tasks.items()
+        },
         "config": {"model": "hf", "model_args": f"pretrained=org/{folder.name}", "random_seed": 0, **(config or {})},
         "date": 1.0,
         "model_source": "hf",
