@@ -8,15 +8,17 @@ from pathlib import Path
 
 import msgspec
 
+from moe_eval.errors import UsageError
+from moe_eval.imports import harness_samples
 from moe_eval.records import harness
 from moe_eval.records.harness import HarnessRecord
-from moe_eval.tracking import headlines, link, models, store
+from moe_eval.tracking import headlines, link, models, store, task_tables
 from moe_eval.tracking.link import Logged
 from moe_eval.tracking.run_files import milliseconds
 from moe_eval.tracking.store import CONTENT_TAG, ENDED, ID_TAG, NOTE_TAG, STATUS_TAG
 from moe_eval.tracking.title import CPU, Title, short, source_tags
 
-_FORM = b"2"  # of what is logged: a run in another form is logged anew
+_FORM = b"3"  # of what is logged: a run in another form is logged anew
 
 
 def log(folder: Path) -> Logged:
@@ -58,6 +60,9 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
             model_id=models.create(client, experiment_id, run_id, _title(record).model, _engine(record)),
         )
         client.log_artifacts(run_id, str(folder))
+        tables = _tables(folder)
+        store.log_files(client, run_id, {}, tables)
+        store.set_tags(client, run_id, task_tables.tags(tables))
         link.share_view(client, experiment_id, headlines.COLUMNS)
         client.set_tag(run_id, CONTENT_TAG, content)
         client.set_terminated(run_id, ENDED[record.status], ended)
@@ -66,6 +71,14 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
         models.delete_run(client, experiment_id, run_id)
         raise
     return Logged(store.name(), name, run_id, experiment_id)
+
+
+def _tables(folder: Path) -> dict[str, str]:
+    """Samples as tables. Where they cannot be read, their files are logged all the same."""
+    try:
+        return task_tables.samples(harness_samples.read(folder))
+    except UsageError:
+        return {}
 
 
 def _place(key: str) -> int:

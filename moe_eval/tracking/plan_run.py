@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from moe_eval.tracking import headlines, keys, link, models, store
+from moe_eval.tracking import headlines, keys, link, models, store, task_tables
 from moe_eval.tracking.arm import BREAKDOWN_FILE, Arm
 from moe_eval.tracking.link import Logged
 from moe_eval.tracking.run_files import RunFiles, milliseconds
@@ -179,5 +179,7 @@ class _Books:
             "moe_eval.error": run.error,
             **files.verdicts,
         }
+        tables = task_tables.flips(files.comparison)
+        tags |= task_tables.tags(tables)
         store.set_tags(self.client, parent, {key: value for key, value in tags.items() if value})
-        store.log_files(self.client, parent, files.artifacts())
+        store.log_files(self.client, parent, files.artifacts(), tables)

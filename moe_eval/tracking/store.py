@@ -164,7 +164,9 @@ def log_files(
             staged.parent.mkdir(parents=True, exist_ok=True)
             staged.symlink_to(file.resolve())
         for name, text in (texts or {}).items():
-            Path(folder, name).write_text(text, encoding="utf-8")
+            staged = Path(folder, name)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            staged.write_text(text, encoding="utf-8")
         client.log_artifacts(run_id, folder)
 
 

@@ -1,4 +1,4 @@
-"""Answers to tasks of the harness as tables that MLflow shows: JSON of columns and rows, as `mlflow.log_table` writes."""
+"""Answers to tasks of the harness as tables that MLflow shows: JSON as `mlflow.log_table` writes it."""
 
 from __future__ import annotations
 
