@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -16,6 +17,30 @@ from moe_eval.stats import ERROR_RATE
 def test_mcnemar_is_the_binomial_test(losses: int, gains: int) -> None:
     oracle = distributions.binomtest(losses, losses + gains).pvalue if losses + gains else 1.0
     assert flips.mcnemar(losses, gains) == pytest.approx(oracle, rel=1e-12)
+
+
+@pytest.mark.parametrize("differences", [[0, 0], [1, 1, -1, 0], [3, -1, 2, 2, -3], [2] * 9 + [-1, 1, -3], [1] * 12])
+def test_clusters_have_the_exact_test_of_signs(differences: list[int]) -> None:
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(differences)))).reshape(-1, len(differences))
+    oracle = (np.abs(signs @ np.array(differences)) >= abs(sum(differences))).mean()
+    assert flips.clustered(differences) == pytest.approx(oracle)
+
+
+@pytest.mark.parametrize(("losses", "gains"), [(1, 0), (16, 4), (2, 19), (300, 250)])
+def test_clusters_of_one_answer_are_mcnemar_s(losses: int, gains: int) -> None:
+    oracle = distributions.binomtest(losses, losses + gains).pvalue
+    assert flips.clustered([-1] * losses + [1] * gains) == pytest.approx(oracle, rel=1e-9)
+
+
+def test_a_share_of_clusters_is_student_s_and_never_narrower_than_chance() -> None:
+    shares = np.array([0, 0, 1 / 3, 1, 0, 2 / 3] * 10)
+    error = float(shares.std(ddof=1) / math.sqrt(len(shares)))
+    oracle = distributions.t.interval(0.95, len(shares) - 1, shares.mean(), error)
+    assert flips.clustered_share_interval(float(shares.mean()), error, len(shares)) == pytest.approx(oracle)
+    p_value = flips.clustered_share_p_value(float(shares.mean()), error, len(shares), 0.2, is_above=True)
+    assert p_value == pytest.approx(distributions.ttest_1samp(shares, 0.2, alternative="greater").pvalue)
+    # without any flip, as with single answers: the rule of three
+    assert flips.clustered_share_interval(0.0, 0.0, 100) == pytest.approx((0.0, 1 - 0.025 ** (1 / 100)))
 
 
 @pytest.mark.parametrize(("count", "documents"), [(0, 10), (10, 10), (3, 50), (40, 1000)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,15 @@ from moe_eval.comparison import task_quality, task_rows
 from moe_eval.errors import UsageError
 from moe_eval.imports import harness_samples
 from moe_eval.records.task_comparison import TaskComparison, TaskVerdict
+from moe_eval.records.task_results import (
+    ArmTaskResults,
+    DocumentResult,
+    Score,
+    TaskGroup,
+    TaskMetric,
+    TaskResults,
+    Weights,
+)
 from moe_eval.stats import ERROR_RATE
 from tests.doubles import harness_results as made
 
@@ -99,11 +110,135 @@ def test_repeats_are_one_document(tmp_path: Path) -> None:
     assert row.error is not None
 
 
+def test_every_metric_of_a_group_has_its_own_weights_and_a_verdict() -> None:
+    sides = []
+    for lost in (0, 30):
+        tasks = []
+        for name, size in (("x", 300), ("y", 100)):
+            scores = [0.0] * lost + [1.0] * (size - lost)
+            metrics = {key: TaskMetric(sum(scores) / size, True) for key in ("acc,none", "acc_norm,none")}
+            documents = tuple(document(at, dict.fromkeys(metrics, Score(value))) for at, value in enumerate(scores))
+            tasks.append(TaskResults(name, "1", 0, metrics, documents))
+        means = {"acc,none": 1 - 2 * lost / 400, "acc_norm,none": 1 - (lost / 300 + lost / 100) / 2}
+        weights: dict[str, tuple[Weights, ...]] = {"acc,none": ("documents",), "acc_norm,none": ("tasks",)}
+        metrics = {key: TaskMetric(score, True) for key, score in means.items()}
+        group = TaskGroup("g", ("x", "y"), metrics, weights)
+        sides.append(ArmTaskResults("hf", "m", None, None, tuple(tasks), (group,)))
+    entries = task_quality.judged([list(task_rows.rows(*sides))], 0.01)[0]
+    of_group = {row.metric: row for row in entries if row.task == "g"}
+    assert of_group["acc,none"].difference == pytest.approx(-0.15)
+    assert of_group["acc_norm,none"].difference == pytest.approx(-0.2)
+    assert {row.verdict for row in entries} == {TaskVerdict.DROPS}
+
+
+def document(number: int, scores: dict[str, Score], **changes: Any) -> DocumentResult:
+    fields: dict[str, Any] = {"document": "", "prompt": "", "target": "", "answer": "", **changes}
+    return DocumentResult(number=number, scores=scores, **fields)
+
+
+def single(rows: Sequence[DocumentResult], *, version: str = "1", generation: str = "") -> ArmTaskResults:
+    """An arm with one task of these documents."""
+    scores = [row.scores["acc,none"].value or 0.0 for row in rows if row.repeat == 0]
+    metrics = {"acc,none": TaskMetric(sum(scores) / len(scores), True)}
+    return ArmTaskResults(
+        "hf", "m", None, None, (TaskResults("t", version, 0, metrics, tuple(rows), None, generation),)
+    )
+
+
+def test_the_most_informative_documents_come_first_of_both_directions() -> None:
+    """Twelve losses and three gains: by how far the margin moved, seven and three."""
+    sides: list[list[DocumentResult]] = [[], []]
+    for at in range(15):
+        is_loss, moved = at < 12, 0.1 + at
+        for side in (0, 1):
+            is_right = is_loss is (side == 0)
+            score = {"acc,none": Score(float(is_right))}
+            sides[side].append(document(at, score, margin=moved / 2 if is_right else -moved / 2, answer=f"{side}"))
+    for side in (0, 1):
+        sides[side].append(document(15, {"acc,none": Score(1.0)}))
+    (row,) = task_rows.rows(single(sides[0]), single(sides[1]))
+    assert [changed.number for changed in row.changed] == [11, 10, 9, 8, 7, 6, 5, 14, 13, 12]
+    assert [changed.is_loss for changed in row.changed] == [True] * 7 + [False] * 3
+    assert (row.changed[0].scores, row.changed[0].answers) == ((1.0, 0.0), ("0", "1"))
+    assert row.changed[0].margins == pytest.approx((5.55, -5.55))
+
+
+def test_generated_text_that_parts_early_comes_first() -> None:
+    answers = [("the answer is 4", "the answer is 5"), ("the answer is 4", "x"), ("the answer is 4", "the end")]
+    sides = [
+        [document(at, {"acc,none": Score(1.0 - side)}, answer=pair[side]) for at, pair in enumerate(answers)]
+        for side in (0, 1)
+    ]
+    (row,) = task_rows.rows(single(sides[0]), single(sides[1]))
+    assert [changed.number for changed in row.changed] == [1, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"prompts": "another"}, "t has other prompts or targets in 3 of 3 documents"),
-        ({"tasks": {"t": [1.0, 0.0]}}, "t was evaluated on other documents"),
+        ({"version": "2"}, "t has version 1 on one side and 2 on the other"),
+        ({"generation": '{"until": []}'}, "t has other generation arguments: none and "),
+    ],
+)
+def test_other_versions_and_generation_arguments_are_refused(change: dict[str, str], reason: str) -> None:
+    rows = [document(at, {"acc,none": Score(1.0)}) for at in range(3)]
+    with pytest.raises(UsageError, match=reason):
+        list(task_rows.rows(single(rows), single(rows, **change)))
+
+
+def test_flips_of_repeats_count_answers_and_test_documents() -> None:
+    """Four documents lose all three repeats and one gains one of them: signs of five documents are tested."""
+    sides = [
+        [
+            document(at, {"acc,none": Score(float(value))}, repeat=repeat)
+            for repeat in range(3)
+            for at, value in enumerate(values[repeat])
+        ]
+        for values in (
+            [[1, 1, 1, 1, 0, 1]] * 3,
+            [[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1]],
+        )
+    ]
+    (row,) = task_rows.rows(single(sides[0]), single(sides[1]))
+    assert row.flips is not None
+    assert (row.flips.losses, row.flips.gains, row.flips.answers) == (12, 1, 18)
+    differences = np.array([-3, -3, -3, -3, 1])
+    signs = np.array(list(itertools.product((-1, 1), repeat=5)))
+    oracle = (np.abs(signs @ differences) >= 11).mean()
+    assert row.flips.p_value == pytest.approx(oracle)
+    assert row.flips.noise == 0
+    assert row.flips.share_error == pytest.approx(np.std([1, 1, 1, 1, 1 / 3, 0], ddof=1) / math.sqrt(6))
+
+
+def test_what_one_side_alone_has_is_said(tmp_path: Path) -> None:
+    folders = [made.write(tmp_path / name, {"t": [1.0, 0.0], name: [1.0, 0.0]}) for name in "ab"]
+    entries = rows(folders)
+    assert entries.keys() == {"t", "a", "b"}
+    assert (entries["a"].other, entries["b"].reference) == (None, None)
+    assert entries["a"].reason == entries["b"].reason == "It was evaluated on one side alone."
+    assert judged(entries["b"]).verdict is TaskVerdict.NOT_JUDGED
+
+
+def test_documents_that_settle_a_verdict_allow_for_the_other_tasks(tmp_path: Path) -> None:
+    """What is found with as many documents as were said is decided, also among ten tasks."""
+    names = [f"t{at}" for at in range(10)]
+    sizes = [50]
+    for _ in range(2):
+        folders = [
+            made.write(tmp_path / f"{name}{sizes[-1]}", dict.fromkeys(names, [1.0] * sizes[-1])) for name in "ab"
+        ]
+        entries = task_quality.judged([list(rows(folders).values())], 0.01)[0]
+        if len(sizes) == 1:
+            (reason,) = {row.reason for row in entries}
+            sizes.append(int(reason.split()[1].replace(",", "")))
+    assert {row.verdict for row in entries} == {TaskVerdict.HOLDS}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompts": "another"}, "t has other prompts or targets in 3 of 3 documents, first in document 0"),
+        ({"tasks": {"t": [1.0, 0.0]}}, r"t was evaluated on other documents \(3 and 2\), first of them document 2"),
     ],
 )
 def test_other_prompts_and_documents_are_refused(tmp_path: Path, change: dict[str, object], reason: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
+from moe_eval.comparison import task_rows
 from moe_eval.errors import UsageError
 from moe_eval.imports import harness_samples
 from moe_eval.records.task_results import ArmTaskResults, Score
@@ -28,7 +29,7 @@ doc_to_target: "{{{{answer}}}}"
 """
 _CHOICE = 'output_type: multiple_choice\ndoc_to_choice: ["a", "b"]\nmetric_list: [{metric: acc}, {metric: acc_norm}]'
 _TASKS = {
-    **dict.fromkeys(("small_of_size", "large_of_size", "small_of_task", "large_of_task"), _CHOICE),
+    **dict.fromkeys((f"{size}_of_{kind}" for kind in ("size", "task", "both") for size in ("small", "large")), _CHOICE),
     "generate": (
         "output_type: generate_until\ngeneration_kwargs: {until: ['.']}\nmetric_list: [{metric: exact_match}]\n"
         "filter_list:\n"
@@ -54,13 +55,16 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         metrics = f"aggregate_metric_list: [{{metric: acc, weight_by_size: {by_size}}}]"
         members = f"task: [small_of_{kind}, large_of_{kind}]"
         (folder / f"by_{kind}.yaml").write_text(f"group: by_{kind}\n{members}\n{metrics}")
+    mixed = "aggregate_metric_list: [{metric: acc, weight_by_size: true}, {metric: acc_norm, weight_by_size: false}]"
+    (folder / "mixed.yaml").write_text(f"group: mixed\ntask: [small_of_both, large_of_both]\n{mixed}")
+    (folder / "all.yaml").write_text(f"group: all\ntask: [by_size, by_task, mixed]\n{mixed}")
     tracker = EvaluationTracker(output_path=str(folder / "out"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
         results = lm_eval.simple_evaluate(
             model="dummy",
             model_args="pretrained=org/dummy",
-            tasks=["by_size", "by_task", "generate", "cloze", "pages"],
+            tasks=["all", "generate", "cloze", "pages"],
             task_manager=TaskManager(include_path=str(folder), include_defaults=False),
             bootstrap_iters=0,
         )
@@ -88,17 +92,40 @@ def test_lm_eval_s_own_files_are_read(logged: tuple[Path, dict[str, Any]]) -> No
     by_name = {task.task: task for task in arm.tasks}
     assert list(by_name["generate"].metrics) == ["exact_match,first", "exact_match,again"]
     assert by_name["generate"].documents[0].answer == "lol"
+    for rows in (by_name["small_of_size"].documents, by_name["generate"].documents):
+        assert [row.prompt_text for row in rows] == [f"q {at}" for at in range(len(rows))]
+    choices = by_name["large_of_size"].documents
+    assert {row.answer for row in choices} <= {"a", "b"}
+    assert [row.target_text for row in choices] == ["a", "b", "a", "b", "a"]
+    assert all((row.margin or 0) > 0 for row in choices if row.scores["acc,none"].value == 1)
+    assert all((row.margin or 0) <= 0 for row in choices if row.scores["acc,none"].value == 0)
+    assert '"until": ["."]' in by_name["generate"].generation
+    assert by_name["generate"].split_documents == 5
     assert by_name["pages"].documents[0].scores["word_perplexity,none"].weight == 1
     assert by_name["pages"].metrics["word_perplexity,none"].higher_is_better is False
-    for group in arm.groups:
-        scores = [
-            (by_name[task].metrics["acc,none"].score or 0.0, len(by_name[task].documents)) for task in group.tasks
-        ]
-        if group.group == "by_size" and len({score for score, _ in scores}) > 1:
-            assert group.weights["acc,none"] == ("documents",)
-        elif len({score for score, _ in scores}) > 1:
-            assert group.weights["acc,none"] == ("tasks",)
-    assert {group.group for group in arm.groups} == {"by_size", "by_task"}
+    weights = {(group.group, key): names for group in arm.groups for key, names in group.weights.items()}
+    for name, key, expected in (
+        ("by_size", "acc,none", "documents"),
+        ("by_task", "acc,none", "tasks"),
+        ("mixed", "acc,none", "documents"),
+        ("mixed", "acc_norm,none", "tasks"),
+    ):
+        assert expected in weights[name, key]
+    assert {group.group for group in arm.groups} == {"by_size", "by_task", "mixed", "all"}
+
+
+def test_groups_have_the_scores_that_lm_eval_gives_them(logged: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = logged
+    arm = harness_samples.read(folder)
+    rows = [row for row in task_rows.rows(arm, arm) if row.is_group]
+    assert {(row.task, row.metric) for row in rows} == {
+        *((name, "acc,none") for name in ("by_size", "by_task", "mixed", "all")),
+        *((name, "acc_norm,none") for name in ("mixed", "all")),
+    }
+    for row in rows:
+        assert row.reference == pytest.approx(results["groups"][row.task][row.metric])
+        assert row.documents == (21 if row.task == "all" else 7)
+        assert row.group == (None if row.task == "all" else "all")
 
 
 def test_hashes_of_earlier_versions_are_computed(logged: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -133,6 +160,20 @@ def test_the_newest_results_count_and_other_seeds_are_repeats(tmp_path: Path) ->
     made.write(folder, {"t": [0.0, 1.0]}, date="2026-01-09T00-00-00.0", config={"limit": 2})
     (task,) = read(folder).tasks
     assert [row.scores["acc,none"] for row in task.documents] == [Score(0.0), Score(1.0)]
+
+
+def test_text_that_breaks_lines_elsewhere_is_one_line_of_samples(tmp_path: Path) -> None:
+    """lm-eval writes text as it is: a line separator of Unicode is no end of a line of JSON."""
+    folder = made.write(tmp_path / "m", {"t": [1.0, 0.0]}, prompts="a\u2028b\x85c\x0bd")
+    (file,) = folder.glob("samples_*")
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
+    (task,) = read(folder).tasks
+    assert task.documents[1].prompt_text == "a\u2028b\x85c\x0bd 1"
+    lines[0]["filtered_resps"] = ["half a pair \ud800"]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (task,) = read(folder).tasks
+    assert task.documents[0].answer == "half a pair ?"
 
 
 @pytest.mark.parametrize(
