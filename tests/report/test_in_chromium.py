@@ -17,7 +17,7 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.ratios import Interval
 from moe_eval.report.page import render
 from tests.conftest import ROOT
-from tests.doubles import compared_arms
+from tests.doubles import compared_arms, compared_tasks
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = Path(os.environ.get("MOE_EVAL_PICTURES", ROOT / "build" / "pictures"))
@@ -82,7 +82,10 @@ def chromium() -> Iterator[Any]:
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("report")
     file = folder / "report.html"
-    file.write_text(render(four_shapes(), compared_arms.run()), encoding="utf-8")
+    comparison = four_shapes()
+    tasks = compared_tasks.comparison(compared_tasks.HOSTILE).pairs[0].tasks
+    comparison = replace(comparison, pairs=(replace(comparison.pairs[0], tasks=tasks),))
+    file.write_text(render(comparison, compared_arms.run()), encoding="utf-8")
     return file.as_uri()
 
 
@@ -101,6 +104,24 @@ def faults(page: Any, name: str) -> list[str]:
     return found
 
 
+def unfold_a_document_that_flipped(page: Any, width: int) -> None:
+    """Its prompt is text from outside: it is shown within the window, and nothing of it runs."""
+    title = page.title()
+    page.get_by_role("heading", name="Documents that flipped").click()
+    example = page.locator(".example").first
+    prompt = example.locator("pre").first
+    assert not prompt.is_visible()
+    example.locator("summary").click()
+    prompt.wait_for()
+    box = prompt.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert "<script>document.title = 'run'</script>" in prompt.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("img, .example script").count() == 0
+    assert page.title() == title
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_fits_and_can_be_read(page: Any, address: str, width: int, scheme: str) -> None:
@@ -108,6 +129,7 @@ def test_it_fits_and_can_be_read(page: Any, address: str, width: int, scheme: st
     page.emulate_media(color_scheme=scheme)
     page.goto(address)
     assert faults(page, f"{width}-{scheme}") == []
+    unfold_a_document_that_flipped(page, width)
     page.goto(f"{address}#all")
     assert page.get_by_text("Verdict by shape: fp8 against bf16").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas
 import pytest
 
 from moe_eval import cli, tracking
 from moe_eval.records.harness import HarnessRecord
 from moe_eval.records.labels import Status
+from moe_eval.tracking import task_tables
+from tests.doubles import compared_tasks, harness_results
 from tests.doubles.harness_runs import DATASET, METRICS, PARAMS, RECORD, runs, written
 
 
@@ -168,6 +172,28 @@ def test_a_checkpoint_is_a_model_that_holds_the_metrics_of_its_run(store: Path) 
     assert model.tags["mlflow.model.isExternal"] == "true"
     assert model.params == {"checkpoint": "Org/Qwen1.5-MoE", "dtype": "x"}
     assert {metric.key: metric.value for metric in model.metrics} == METRICS
+
+
+def test_samples_are_tables_that_mlflow_reads(store: Path, tmp_path: Path) -> None:
+    folder, beside = written(), harness_results.write(tmp_path / "m", {"t": [1.0, 0.0, 1.0]})
+    (folder / "results.json").write_text(next(beside.glob("results_*")).read_text())
+    (folder / "samples_t.jsonl").write_text(next(beside.glob("samples_*")).read_text())
+    logged = tracking.log_run(folder)
+    table = mlflow.MlflowClient().load_table(logged.experiment_id, "samples/t.json", [logged.run_id])
+    assert table["acc,none"].tolist() == [1.0, 0.0, 1.0]
+    assert table["prompt"].tolist() == ["question 0", "question 1", "question 2"]
+
+
+def test_flips_are_a_table_and_the_tag_of_tables_stays_small() -> None:
+    (text,) = task_tables.flips(compared_tasks.comparison()).values()
+    table = pandas.read_json(io.StringIO(text), orient="split")
+    assert table["reference score"].tolist() == [1.0] * 6 + [0.0] * 4 + [-20.5]
+    assert table["other answer"][2] == "second 2"
+    assert table["change"].tolist() == ["loss"] * 6 + ["gain"] * 4 + ["loss"]
+    (tag,) = task_tables.tags(f"samples/task_{at}.json" for at in range(1000)).values()
+    assert len(tag) <= 5000
+    assert json.loads(tag)[0] == {"path": "samples/task_0.json", "type": "table"}
+    assert task_tables.flips(None) == task_tables.tags([]) == {}
 
 
 def test_a_run_in_the_former_form_is_replaced_once(store: Path) -> None:
