@@ -46,19 +46,27 @@ class GenerationRequest:
 
     Attributes:
         max_new_tokens: at most this many tokens are generated.
+        min_new_tokens: no end-of-sequence token comes before this many.
         stop: texts that end a completion. The completion still holds the text that matched.
+        stop_tokens: tokens that end a completion beside the end-of-sequence tokens.
         temperature: 0 is greedy.
         top_p, top_k: nucleus and top-k sampling. 1 and 0 turn them off.
+        seed: of sampling. None leaves the engine's random state as it is.
         ignore_eos: go on to max_new_tokens even after an end-of-sequence token.
+        further: what the engine's library takes by its own names, see sampling.toml.
         timed: return RequestTimes, which costs an engine some work.
     """
 
     max_new_tokens: int
+    min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    seed: int | None = None
     ignore_eos: bool = False
+    further: Mapping[str, object] = field(default_factory=dict, hash=False)
     timed: bool = False
 
 

@@ -36,10 +36,13 @@ def sampling(request: GenerationRequest, ends: Iterable[int]) -> dict[str, objec
         "max_tokens": request.max_new_tokens,
         "ignore_eos": request.ignore_eos,
         "detokenize": bool(request.stop),
+        **request.further,
     }
+    if request.min_new_tokens:
+        settings["min_tokens"] = request.min_new_tokens
     if not request.ignore_eos:
         # not every version reads generation_config.json itself
-        settings["stop_token_ids"] = sorted(ends)
+        settings["stop_token_ids"] = sorted({*ends, *request.stop_tokens})
     if request.stop:
         settings |= {"stop": list(request.stop), "include_stop_str_in_output": True}
     if request.temperature > 0:
@@ -48,17 +51,21 @@ def sampling(request: GenerationRequest, ends: Iterable[int]) -> dict[str, objec
             settings["top_p"] = request.top_p
         if request.top_k > 0:
             settings["top_k"] = request.top_k
+        if request.seed is not None:
+            settings["seed"] = request.seed
     return settings
 
 
-def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a completion: the tokenizer's and those of generation_config.json."""
-    ends = {tokenizer.eos_token_id}
-    file = folder / "generation_config.json"
-    if file.is_file():
-        stated = contents.read_object(file).get("eos_token_id")
-        ends |= set(stated) if isinstance(stated, list) else {stated}
+def end_tokens(tokenizer: Any, stated: object) -> frozenset[int]:
+    """Tokens that end a completion: the tokenizer's, and what a generation configuration states as eos_token_id."""
+    ends = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])}
     return frozenset(end for end in ends if end is not None)
+
+
+def stated_ends(folder: Path) -> object:
+    """The eos_token_id of a checkpoint's generation_config.json. None where there is none."""
+    file = folder / "generation_config.json"
+    return contents.read_object(file).get("eos_token_id") if file.is_file() else None
 
 
 def completion(title: str, output: Any, request: GenerationRequest, ends: Iterable[int]) -> Completion:
@@ -79,6 +86,6 @@ def completion(title: str, output: Any, request: GenerationRequest, ends: Iterab
             f"{title} generated {len(tokens)} tokens instead of {request.max_new_tokens}. Timings of this run would be "
             "wrong."
         )
-    if not request.ignore_eos and tokens and tokens[-1] in ends:
+    if not request.ignore_eos and tokens and tokens[-1] in {*ends, *request.stop_tokens}:
         tokens = tokens[:-1]
     return Completion(tokens, output.finish_reason)

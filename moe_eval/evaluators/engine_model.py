@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,8 +15,9 @@ from tqdm import tqdm
 from moe_eval.checkpoint import tokenizer as tokenizers
 from moe_eval.data.window import Window, rolling_windows
 from moe_eval.engines.base import Completion, Engine, GenerationRequest, WindowScores
-from moe_eval.errors import UsageError
+from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import generation
+from moe_eval.evaluators.generation import Generation
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own messages
 
@@ -26,6 +27,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     Attributes:
         scored: tokens scored and requests answered, by task, without answers from the cache.
+        answered: answers by the identity of the request, as often as it came.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
         enable_thinking: bool | None = None,
+        think_end_token: int | str | None = None,
     ) -> None:
         """Wrap an engine.
 
@@ -45,9 +48,10 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             add_bos_token: begin every text with the BOS token. None leaves it to the tokenizer.
             prefix_token_id: conditions the first token of a text. None for BOS, or EOS without BOS.
             enable_thinking: passed to the chat template. None leaves the template's default.
+            think_end_token: the id or the text of what ends a thought. An answer is what follows the last one.
 
         Raises:
-            UsageError: the tokenizer or the prefix token does not fit the model.
+            UsageError: the tokenizer or a token does not fit the model.
         """
         super().__init__()
         self.engine, self.facts, self.tokenizer = engine, engine.facts, tokenizer
@@ -55,13 +59,28 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.add_bos_token, self.enable_thinking = add_bos_token, enable_thinking
         self._prefix_token_id = prefix_token_id
         tokenizers.check(tokenizer, self.facts.vocabulary, self.facts.checkpoint)
-        if not 0 <= self.prefix_token_id < self.facts.vocabulary:
-            raise UsageError(
-                f"prefix_token_id={self.prefix_token_id} is not a token of this model. Give 0 to "
-                f"{self.facts.vocabulary - 1}."
-            )
+        for name, token in (("prefix_token_id", self.prefix_token_id), ("think_end_token", think_end_token)):
+            if isinstance(token, int) and not 0 <= token < self.facts.vocabulary:
+                raise UsageError(
+                    f"{name}={token} is not a token of this model. Give 0 to {self.facts.vocabulary - 1}."
+                )
+        self._end_of_thought = generation.end_of_thought(tokenizer, think_end_token)
         self._device = torch.device(self.facts.device)
+        self.begin(())
+
+    def begin(self, tasks: Iterable[Any]) -> None:
+        """Begin an evaluation of these tasks. Their requests are made when the first ones come."""
+        self._tasks = tuple(tasks)
         self.scored: dict[str, dict[str, int]] = {}
+        self.answered: dict[int, list[Any]] = {}
+
+    def check_requests(self) -> None:
+        """Refuse generation arguments of any request of the evaluation, before the first one of any kind."""
+        tasks, self._tasks = self._tasks, ()
+        instances = (instance for task in tasks for instance in task.instances or ())
+        kinds = {repr(row.args[1]): row.args[1] for row in instances if row.request_type == "generate_until"}
+        for arguments in kinds.values():
+            self._generation(arguments)
 
     @property
     def max_length(self) -> int:
@@ -100,6 +119,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return tokenizers.render_chat(self.tokenizer, chat_history, add_generation_prompt, self.enable_thinking)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        self.check_requests()
         texts = [request.args[0] for request in requests]
         windows = [rolling_windows(self.tok_encode(text), self.prefix_token_id, self.max_length) for text in texts]
         answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
@@ -113,7 +133,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             unscored[index] -= 1
             self._count(requests[index], len(scores.logprobs), complete=not unscored[index])
             if not unscored[index]:
-                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), answers[index])
+                self._keep(requests[index], answers[index])
             bar.update()
 
         with bar:
@@ -121,10 +141,18 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         for index, text_windows in enumerate(windows):
             if not text_windows:
                 self._count(requests[index], 0)
-                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), 0.0)
+                self._keep(requests[index], 0.0)
         return answers
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As in the harness. A context of white space becomes part of the continuation, as behind an empty context."""
+        context_ids, continuation_ids = super()._encode_pair(context, continuation)
+        return context_ids or [self.prefix_token_id], continuation_ids
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        if not all(map("".join, (request.args for request in requests))):
+            raise UsageError("A context and its continuation are both empty. Give a continuation to score.")
+        self.check_requests()
         self._scoring = requests
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
@@ -145,7 +173,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         def keep(index: int, scores: WindowScores) -> None:
             answers[index] = (float(scores.logprobs.sum(dtype="float64")), bool(scores.greedy.all()))
             self._count(self._scoring[index], len(scores.logprobs))
-            self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[index])
+            self._keep(self._scoring[index], answers[index])
             bar.update()
 
         with bar:
@@ -168,43 +196,74 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         task["requests"] += complete
         task["tokens"] += scored_tokens
 
+    def _keep(self, request: Instance, answer: Any) -> None:
+        self.answered.setdefault(id(request), []).append(answer)
+        self.cache_hook.add_partial(request.request_type, request.args, answer)
+
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        groups: dict[GenerationRequest, list[int]] = {}  # requests of one kind share a batch
+        self.check_requests()
+        groups: dict[str, list[int]] = {}  # requests of one kind share a batch
         for index, instance in enumerate(requests):
-            groups.setdefault(generation.read(instance.args[1], self.max_gen_toks), []).append(index)
+            groups.setdefault(repr(instance.args[1]), []).append(index)
+        kinds = [self._generation(requests[indices[0]].args[1]) for indices in groups.values()]
         answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm or None) as bar:
-            for request, indices in groups.items():
-                self._generate(requests, indices, request, answers, bar.update)
+            for kind, indices in zip(kinds, groups.values(), strict=True):
+                self._generate(requests, indices, kind, answers, bar.update)
         return answers
+
+    def _generation(self, arguments: Mapping[str, Any]) -> Generation:
+        """Read generation arguments, which the engine's library judges too.
+
+        Raises:
+            UsageError: they do not suit this model.
+        """
+        thinks = self._end_of_thought is not None
+        kind = generation.read(arguments, self.max_gen_toks, self.facts.name, thinks=thinks)
+        if kind.request.max_new_tokens >= self.max_length:
+            raise UsageError(
+                f"max_gen_toks={kind.request.max_new_tokens} leaves no room for a prompt in the window of "
+                f"{self.max_length} tokens. Give a smaller number."
+            )
+        try:
+            self.engine.generate([], kind.request)
+        except EngineError as error:
+            raise UsageError(f"{error} Give other generation arguments.") from error
+        return kind
 
     def _generate(
         self,
         instances: list[Instance],
         indices: list[int],
-        request: GenerationRequest,
+        kind: Generation,
         answers: list[str],
         done: Callable[[], object],
     ) -> None:
-        """Fill in the answers of instances that share one request."""
+        """Fill in the answers of instances that share their generation arguments."""
 
         def keep(position: int, completion: Completion) -> None:
             index = indices[position]
-            answers[index] = generation.cut(self.tok_decode(completion.token_ids), request.stop)
-            self.cache_hook.add_partial("generate_until", instances[index].args, answers[index])
+            answers[index] = self._answer(completion, kind)
+            self._keep(instances[index], answers[index])
             done()
 
-        prompts = [self._prompt(instances[index].args[0], request) for index in indices]
-        self.engine.generate(prompts, request, keep)
+        prompts = [self._prompt(instances[index].args[0], kind.request) for index in indices]
+        self.engine.generate(prompts, kind.request, keep)
+
+    def _answer(self, completion: Completion, kind: Generation) -> str:
+        """The text of a completion behind its thought, up to the first stop text, as the harness's models cut it."""
+        end, tokens = self._end_of_thought, completion.token_ids
+        if isinstance(end, int):
+            tokens = generation.without_thought(tokens, end)
+        text = self.tok_decode(tokens, kind.skip_special_tokens)
+        if isinstance(end, str):
+            text = text.rpartition(end)[2]
+        text = text if end is None else text.lstrip()
+        return generation.cut(text, (*kind.stop, self.tok_decode([self.eot_token_id], skip_special_tokens=False)))
 
     def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
         room = self.max_length - request.max_new_tokens
-        if room < 1:
-            raise UsageError(
-                f"max_gen_toks={request.max_new_tokens} leaves no room for a prompt in the window of "
-                f"{self.max_length} tokens. Give a smaller number."
-            )
-        ids = self.tok_encode(text)
+        ids = self.tok_encode(text) or [self.prefix_token_id]  # no model continues nothing
         if len(ids) > room:
             log.warning("A prompt of %d tokens was cut on the left to %d, so that it fits the window.", len(ids), room)
         return ids[-room:]

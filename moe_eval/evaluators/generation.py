@@ -1,67 +1,81 @@
-"""The harness's generation arguments as an engine's request."""
+"""The harness's generation arguments as an engine's request, and its completions as answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from moe_eval.engines import sampling
 from moe_eval.engines.base import GenerationRequest
-from moe_eval.errors import UsageError, mended
+from moe_eval.errors import UsageError
 
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_IGNORED = ("num_beams", "length_penalty", "early_stopping", "use_cache")
-_OTHERS = ("until", "do_sample", "temperature", "top_p", "top_k", "ignore_eos")
 Arguments = Mapping[str, Any]
 
 
-def read(arguments: Arguments, default_tokens: int) -> GenerationRequest:
+@dataclass(frozen=True)
+class Generation:
+    """What a task wants of each of its prompts.
+
+    Attributes:
+        stop: texts that end an answer.
+        skip_special_tokens: leave special tokens out of the answer.
+    """
+
+    request: GenerationRequest
+    stop: tuple[str, ...] = ()
+    skip_special_tokens: bool = True
+
+
+def read(arguments: Arguments, default_tokens: int, engine: str, *, thinks: bool = False) -> Generation:
     """Read `--gen_kwargs` and a task's generation_kwargs.
 
     Decoding is greedy unless do_sample is true, or the temperature is above 0 and do_sample is not false.
 
+    Args:
+        default_tokens: to generate where no argument says how many.
+        engine: the name of an engine of the registry.
+        thinks: a thought comes before the answer. No stop text ends it, since thoughts hold blank lines too.
+
     Raises:
-        UsageError: an argument that no engine here takes, or a value that makes no sense.
+        UsageError: an argument that the engine does not take, or a value that makes no sense.
     """
-    try:
-        request = _request(arguments, default_tokens)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"A generation argument is not a number ({error}). Give a number.") from None
-    if request.max_new_tokens < 1 or request.temperature < 0 or not 0 < request.top_p <= 1 or request.top_k < 0:
+    fields, further = sampling.read(arguments, engine)
+    skips = fields.pop("skip_special_tokens", True)
+    samples, temperature = fields.pop("do_sample", None), fields.pop("temperature", None)
+    if samples is False:
+        temperature = 0.0
+    elif temperature is None:
+        temperature = 1.0 if samples else 0.0
+    if not temperature:
+        further = {name: value for name, value in further.items() if not sampling.arguments()[name].samples}
+    request = GenerationRequest(
+        max_new_tokens=fields.pop("max_new_tokens", default_tokens),
+        temperature=temperature,
+        further=further,
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()},
+    )
+    if request.min_new_tokens > request.max_new_tokens:
         raise UsageError(
-            "A generation argument is out of range. Give max_gen_toks above 0, a temperature and top_k of 0 or "
-            "more, and top_p above 0 and at most 1."
+            f"min_new_tokens={request.min_new_tokens} is more than the {request.max_new_tokens} tokens that are "
+            "generated. Give a larger max_gen_toks."
         )
-    # greedy search has one beam
-    if arguments.get("num_beams", 1) not in (1, None):
-        raise UsageError("Beam search is not supported. Leave out num_beams.")
-    unknown = sorted(set(arguments) - {*_LENGTHS, *_IGNORED, *_OTHERS})
-    if unknown:
-        fix = "Give until, max_gen_toks, do_sample, temperature, top_p, top_k or ignore_eos."
-        fix = mended(unknown[0], (*_LENGTHS, *_OTHERS), fix)
-        raise UsageError(f"There is no generation argument {', '.join(unknown)}. {fix}")
-    return request
+    return Generation(replace(request, stop=()) if thinks else request, request.stop, skips)
 
 
 def cut(text: str, stops: Iterable[str]) -> str:
     """The text before the first stop text."""
-    for stop in stops:
+    for stop in filter(None, stops):
         text = text.partition(stop)[0]
     return text
 
 
-def _request(arguments: Arguments, default_tokens: int) -> GenerationRequest:
-    stop = arguments.get("until") or []
-    lengths = (arguments.get(name) for name in _LENGTHS)
-    sample, temperature = arguments.get("do_sample"), arguments.get("temperature")
-    if sample is False:
-        temperature = 0.0
-    elif temperature is None:
-        temperature = 1.0 if sample else 0.0
-    return GenerationRequest(
-        max_new_tokens=int(next((length for length in lengths if length is not None), default_tokens)),
-        stop=(stop,) if isinstance(stop, str) else tuple(str(text) for text in stop if text),
-        temperature=float(temperature),
-        top_p=float(arguments.get("top_p", 1.0)),
-        top_k=int(arguments.get("top_k", 0)),
-        ignore_eos=bool(arguments.get("ignore_eos", False)),
-    )
+def without_thought(tokens: tuple[int, ...], end: int) -> tuple[int, ...]:
+    """The tokens behind the last token that ends a thought. All of them where there is none."""
+    return tokens[len(tokens) - tokens[::-1].index(end) :] if end in tokens else tokens
+
+
+def end_of_thought(tokenizer: Any, end: int | str | None) -> int | str | None:
+    """What ends a thought: a token, or a text in an answer. A text that answers do not show is given as its token."""
+    ids = tokenizer.encode(end, add_special_tokens=False) if isinstance(end, str) else []
+    return ids[0] if len(ids) == 1 and not tokenizer.decode(ids, skip_special_tokens=True) else end

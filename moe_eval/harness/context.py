@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moe_eval.harness.untyped import Results
+
 
 @dataclass
 class Ending:
@@ -26,8 +28,21 @@ class Ending:
     tasks: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Run:
+    """A recorded run.
+
+    Attributes:
+        folder: where our tasks keep files.
+        finished: the results of the tasks that had finished when it failed.
+    """
+
+    folder: Path
+    finished: Results = field(default_factory=dict)
+
+
 _ending: ContextVar[Ending | None] = ContextVar("ending", default=None)
-_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+_run: ContextVar[Run | None] = ContextVar("run", default=None)
 
 
 @contextmanager
@@ -47,15 +62,24 @@ def current() -> Ending:
 
 
 @contextmanager
-def files_in(folder: Path) -> Iterator[None]:
-    """Keep the files of the tasks inside in a folder."""
-    token = _folder.set(folder)
+def running(folder: Path) -> Iterator[Run]:
+    """Keep the files of the tasks inside in a folder, and what had finished when the run fails."""
+    run = Run(folder)
+    token = _run.set(run)
     try:
-        yield
+        yield run
     finally:
-        _folder.reset(token)
+        _run.reset(token)
 
 
 def folder() -> Path | None:
     """The folder of the current run, in which our tasks keep files. None if this process records no run."""
-    return _folder.get()
+    run = _run.get()
+    return run and run.folder
+
+
+def keep(finished: Results) -> None:
+    """Keep the results of the tasks that have finished in a run that fails."""
+    run = _run.get()
+    if run is not None:
+        run.finished = finished

@@ -46,7 +46,7 @@ class MoeLM(EngineLM):
             self.settings.add_bos_token,
         )
         engine = registry.load(self.settings.engine, engine_settings, loaded_tokenizer)
-        names = ("max_gen_toks", "add_bos_token", "prefix_token_id", "enable_thinking")
+        names = ("max_gen_toks", "add_bos_token", "prefix_token_id", "enable_thinking", "think_end_token")
         try:
             super().__init__(engine, loaded_tokenizer, **{name: getattr(self.settings, name) for name in names})
         except UsageError:
@@ -85,11 +85,13 @@ class MoeLM(EngineLM):
 
     def moe_latency(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """Records of the shapes of the task moe_latency."""
+        self.check_requests()
         with tqdm(total=len(requests), desc="Timing", unit="shape", disable=disable_tqdm or None) as bar:
             return list(latency.answers(self.engine, self.tokenizer, requests, bar.update))
 
     def moe_kernels(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """Records of the shapes of the task moe_kernels."""
+        self.check_requests()
         with tqdm(total=len(requests), desc="Tracing", unit="shape", disable=disable_tqdm or None) as bar:
             return list(kernels.answers(self.engine, self.tokenizer, requests, bar.update, self.settings.profiler))
 

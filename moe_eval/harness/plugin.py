@@ -1,8 +1,8 @@
 """Attaches moe_eval to lm-evaluation-harness, which has no plug-in interface.
 
 It extends four public names of the harness when their modules are imported. The model registry learns `trtllm_moe`,
-TaskManager finds our tasks, simple_evaluate records runs of our model, and the command explains our errors. Every other
-model goes through untouched.
+TaskManager finds our tasks, simple_evaluate and evaluate record runs of our model, and the command explains our errors.
+Every other model goes through untouched.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ def _pass_metadata(manager: Any, metadata: Mapping[str, object]) -> None:
 
 
 def _record_runs(evaluator: ModuleType) -> None:
-    from moe_eval.harness import session
+    from moe_eval.harness import evaluation, session
 
     evaluator.simple_evaluate = session.recorded(evaluator.simple_evaluate)  # type: ignore[attr-defined]
+    evaluator.evaluate = evaluation.watched(evaluator.evaluate)  # type: ignore[attr-defined]
 
 
 def _guard_command(harness: ModuleType) -> None:

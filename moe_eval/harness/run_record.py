@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_eval import tracking
 from moe_eval.checkpoint import precision
@@ -23,6 +23,9 @@ from moe_eval.machine import hardware
 from moe_eval.records import disk
 from moe_eval.records.harness import RESULTS_FILE, HarnessRecord
 from moe_eval.records.labels import Status
+
+if TYPE_CHECKING:
+    from moe_eval.harness.outcome import Outcome
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own messages
 
@@ -70,6 +73,27 @@ class RunRecorder:
 
     def close(self, results: Results, samples: Mapping[str, list[Sample]]) -> None:
         """Write results, samples and the record, and log them."""
+        run_outcome = self._write(results, samples)
+        self._finish(status=Status.FINISHED, **self._measured(run_outcome))
+        end = context.current()
+        end.lines += run_outcome.summary()
+        if not run_outcome.verified:
+            end.contradictions += [note for note in run_outcome.notes if note.startswith("NOT VERIFIED")]
+        self._log(end)
+
+    def close_failed(self, error: BaseException, finished: Results) -> None:
+        """Record a run that failed or was killed, with the results of the tasks that had finished."""
+        killed = isinstance(error, (KeyboardInterrupt, SystemExit))
+        reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
+        measured: dict[str, Any] = {}
+        if finished:
+            self.record = replace(self.record, notes=(*self.record.notes, _of_finished(finished)))
+            measured = self._measured(self._write(finished, finished["samples"]))
+        self._finish(status=Status.KILLED if killed else Status.FAILED, error=reason, **measured)
+        self._log(context.current())
+
+    def _write(self, results: Results, samples: Mapping[str, list[Sample]]) -> Outcome:
+        """Write results and samples."""
         from lm_eval.utils import handle_non_serializable
 
         from moe_eval.harness import outcome
@@ -81,26 +105,13 @@ class RunRecorder:
                 for row in rows:
                     line = json.dumps(row, default=handle_non_serializable, ensure_ascii=False)
                     file.write((disk.without_credentials(line) if task in (LATENCY, KERNELS) else line) + "\n")
-        run_outcome = outcome.read(results, samples)
-        self._finish(
-            status=Status.FINISHED,
-            labels=run_outcome.labels,
-            metrics=run_outcome.metrics,
-            datasets=run_outcome.datasets,
-            notes=self.record.notes + run_outcome.notes,
-        )
-        end = context.current()
-        end.lines += run_outcome.summary()
-        if not run_outcome.verified:
-            end.contradictions += [note for note in run_outcome.notes if note.startswith("NOT VERIFIED")]
-        self._log(end)
+        return outcome.read(results, samples)
 
-    def close_failed(self, error: BaseException) -> None:
-        """Record a run that failed or was killed."""
-        killed = isinstance(error, (KeyboardInterrupt, SystemExit))
-        reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:1000]
-        self._finish(status=Status.KILLED if killed else Status.FAILED, error=reason)
-        self._log(context.current())
+    def _measured(self, run_outcome: Outcome) -> dict[str, Any]:
+        """The fields of the record that an outcome fills."""
+        names = ("labels", "metrics", "datasets")
+        notes = self.record.notes + run_outcome.notes
+        return {**{name: getattr(run_outcome, name) for name in names}, "notes": notes}
 
     def _finish(self, **changes: Any) -> None:
         self.record = replace(
@@ -140,6 +151,10 @@ def _notes(model: ModelSettings, arguments: Mapping[str, object]) -> list[str]:
     if arguments.get("limit") is not None or arguments.get("samples"):
         notes.append("part of the documents only: not a result for the whole task")
     return notes
+
+
+def _of_finished(finished: Results) -> str:
+    return f"the run broke off: figures of {', '.join(finished['results'])} alone, which had finished"
 
 
 def _plain(value: object) -> object:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from moe_eval.checkpoint.hub import unreachable
+from moe_eval.engines import sampling
 from moe_eval.errors import UsageError
 from moe_eval.exits import terminable
 from moe_eval.harness import KERNELS, LATENCY, MODEL, context, settings
@@ -36,15 +37,15 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
             return _elsewhere(lambda: simple_evaluate(*args, **kwargs), call.arguments["tasks"])
         if not _is_first_process():
             return simple_evaluate(*args, **kwargs)
-        _prepare(call.arguments)
+        _prepare(call.arguments, model)
         log_samples = call.arguments["log_samples"]
         call.arguments["log_samples"] = True
         recorder = RunRecorder.open(model, call.arguments)
         try:
-            with terminable(), store.opened_meanwhile(), context.files_in(recorder.folder):
+            with terminable(), store.opened_meanwhile(), context.running(recorder.folder) as current:
                 results = _reached(lambda: simple_evaluate(*call.args, **call.kwargs))
         except BaseException as error:
-            recorder.close_failed(error)
+            recorder.close_failed(error, current.finished)
             raise
         if results is None:  # another process has the results
             return None
@@ -92,14 +93,14 @@ def _reached(evaluate: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _prepare(arguments: Arguments) -> None:
+def _prepare(arguments: Arguments, model: settings.ModelSettings) -> None:
     """Check a call for our model, and order its tasks.
 
     Raises:
-        UsageError: a limit that leaves no document, or a key of the metadata that is nearly one of ours.
+        UsageError: a limit that leaves no document, a generation argument that the engine does not take, or a key of
+            the metadata that is nearly one of ours.
     """
-    if not isinstance(arguments["model"], str):
-        arguments["model"].scored = {}  # counts are of one run
+    sampling.read(_parsed(arguments["gen_kwargs"]), model.engine)
     limit = arguments["limit"]
     if limit is not None and limit <= 0:
         raise UsageError(f"--limit {limit} leaves no document. Give a count, or a share between 0 and 1.")
@@ -139,8 +140,13 @@ def _settings_of(arguments: Arguments) -> settings.ModelSettings | None:
 
 
 def _model_args(arguments: Arguments) -> Mapping[str, object]:
+    return _parsed(arguments["model_args"])
+
+
+def _parsed(arguments: str | Mapping[str, object] | None) -> Mapping[str, object]:
     from lm_eval.utils import simple_parse_args_string
 
-    model_args = arguments["model_args"] or {}
-    parsed: Mapping[str, object] = simple_parse_args_string(model_args) if isinstance(model_args, str) else model_args
+    parsed: Mapping[str, object] = (
+        simple_parse_args_string(arguments) if isinstance(arguments, str) else arguments or {}
+    )
     return parsed

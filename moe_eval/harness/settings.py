@@ -18,7 +18,8 @@ _PROFILERS = ("auto", "nsys", "torch")
 _COMMON = (
     *registry.SHARED,
     *("pretrained", "engine", "precision", "max_length", "batch_size", "max_batch_size", "max_gen_toks"),
-    *("add_bos_token", "prefix_token_id", "enable_thinking", "track", "profiler"),
+    *("add_bos_token", "prefix_token_id", "enable_thinking", "think_end_token", "track"),
+    "profiler",
 )
 
 
@@ -32,6 +33,7 @@ class ModelSettings:
         add_bos_token: begin every text with the BOS token. None leaves it to the tokenizer.
         prefix_token_id: conditions the first token of a text. None for BOS, or EOS without BOS.
         enable_thinking: passed to the chat template. None leaves the template's default.
+        think_end_token: the id or the text of what ends a thought. An answer is what follows the last one.
         profiler: of moe_kernels. `auto` is Nsight Systems where this process runs under it, else torch's.
         shipped: no model was named, so the shipped one is used.
         arguments: the model arguments as the harness passes them.
@@ -44,6 +46,7 @@ class ModelSettings:
     add_bos_token: bool | None = None
     prefix_token_id: int | None = None
     enable_thinking: bool | None = None
+    think_end_token: int | str | None = None
     track: bool = True
     profiler: str = "auto"
     shipped: bool = False
@@ -64,6 +67,11 @@ def read(arguments: Mapping[str, object]) -> ModelSettings:
         precision.check_name(str(required))
     registry.check(engine)
     checkpoint = _checkpoint(options, shipped)
+    enable_thinking, think_end_token = flag(options, "enable_thinking"), options.pop("think_end_token", None)
+    if enable_thinking and think_end_token is None:
+        raise UsageError(
+            "enable_thinking=True needs think_end_token, which ends the thought before an answer. Give it as text or id."
+        )
     max_gen_toks = _integer(options, "max_gen_toks")
     if max_gen_toks is not None and max_gen_toks < 1:
         raise UsageError(f"max_gen_toks={max_gen_toks} is not above 0. Give at least 1.")
@@ -73,7 +81,8 @@ def read(arguments: Mapping[str, object]) -> ModelSettings:
         max_gen_toks=max_gen_toks or 256,
         add_bos_token=flag(options, "add_bos_token"),
         prefix_token_id=_integer(options, "prefix_token_id"),
-        enable_thinking=flag(options, "enable_thinking"),
+        enable_thinking=enable_thinking,
+        think_end_token=_token(think_end_token),
         track=flag(options, "track") is not False,
         profiler=_profiler(options),
         shipped=shipped,
@@ -150,6 +159,11 @@ def _integer(options: dict[str, object], name: str) -> int | None:
     if number is None or (isinstance(value, float) and value != number):
         raise UsageError(f"{name}={value} is not a whole number. Give one.")
     return number
+
+
+def _token(value: object) -> int | str | None:
+    """A token's id, which may be written as digits, or its text."""
+    return value if value is None else int(str(value)) if str(value).isdecimal() else str(value)
 
 
 def _batch_size(batch_size: object, max_batch_size: object) -> int | None:

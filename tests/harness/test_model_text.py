@@ -109,11 +109,13 @@ def test_template_that_refuses_the_system_role_is_used_without_it_as_hf_does(
 
 @pytest.mark.parametrize(("enable_thinking", "text"), [(None, "unset"), (False, "no"), (True, "yes")])
 def test_enable_thinking_reaches_the_template(
-    moe_like: Make, tmp_path: Path, enable_thinking: bool | None, text: str
+    hf_like: Make, moe_like: Make, tmp_path: Path, enable_thinking: bool | None, text: str
 ) -> None:
     template = "{% if enable_thinking is not defined %}unset{% elif enable_thinking %}yes{% else %}no{% endif %}"
-    model = moe_like(tokenizer=_tokenizer(tmp_path, template), enable_thinking=enable_thinking)
-    assert model.apply_chat_template(CHAT) == text
+    tokenizer, arguments = _tokenizer(tmp_path, template), {"enable_thinking": enable_thinking}
+    end = {"think_end_token": "</think>"} if enable_thinking else {}
+    assert moe_like(tokenizer=tokenizer, **arguments, **end).apply_chat_template(CHAT) == text
+    assert hf_like(tokenizer, **arguments, **end).apply_chat_template(CHAT) == text
 
 
 def test_tokenizer_without_a_chat_template_is_refused_in_one_sentence(moe_like: Make, tmp_path: Path) -> None:

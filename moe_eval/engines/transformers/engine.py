@@ -34,6 +34,8 @@ from moe_eval.records.labels import EngineFacts
 
 log = logging.getLogger(__name__)
 
+# arguments of `generate` that look at the prompt
+_OF_PROMPT = {"repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "min_length"}
 # routers add these to the scores that they choose by, but not to those that they weigh with
 _CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 
@@ -48,6 +50,11 @@ class TransformersEngine:
     head: Head
     max_rows: int | None
     max_tokens: int | None
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a completion."""
+        return requests.end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
 
     def score(
         self,
@@ -107,6 +114,8 @@ class TransformersEngine:
     ) -> list[Completion]:
         if request.timed:
             self._refuse_speed()
+        if request.seed is not None:
+            torch.manual_seed(request.seed)  # type: ignore[no-untyped-call]
         completions: dict[int, Completion] = {}
 
         def run(batch: list[int]) -> None:
@@ -125,15 +134,15 @@ class TransformersEngine:
                 ) from None
             return [completions[index] for index in range(len(prompts))]
         lengths = [len(prompt) + request.max_new_tokens for prompt in prompts]
-        for batch in batches_in_slabs(lengths, self.max_tokens, self.max_rows):
+        # Transformers would count the padding of a batch as text that was there before
+        rows = 1 if _OF_PROMPT & set(request.further) else self.max_rows
+        for batch in batches_in_slabs(lengths, self.max_tokens, rows):
             self._splitting(batch, run)
         return [completions[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
     def _generate_batch(self, prompts: list[TokenIds], request: GenerationRequest) -> list[Completion]:
-        defaults = self.model.generation_config
-        ends = defaults.eos_token_id if isinstance(defaults.eos_token_id, list) else [defaults.eos_token_id]
-        ends = [end for end in ends if end is not None]
+        ends = sorted({*self.ends, *request.stop_tokens})
         pad = ends[0] if ends else 0
         width = max(map(len, prompts))
         tokens = torch.tensor([[*[pad] * (width - len(row)), *row] for row in prompts], device=self.model.device)
@@ -149,9 +158,11 @@ class TransformersEngine:
             input_ids=tokens,
             attention_mask=mask,
             max_new_tokens=request.max_new_tokens,
-            min_new_tokens=request.max_new_tokens if request.ignore_eos else None,
+            min_new_tokens=request.max_new_tokens if request.ignore_eos else request.min_new_tokens or None,
             pad_token_id=pad,
+            eos_token_id=ends or None,
             **sampling,
+            **request.further,
         )
         sizes = texts.sizes if texts else {}
         return [

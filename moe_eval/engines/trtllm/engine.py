@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moe_eval.checkpoint import precision
 from moe_eval.data.window import Window
 from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import (
@@ -35,6 +36,13 @@ from moe_eval.records.labels import EngineFacts
 from moe_eval.records.samples import EngineSteps
 
 log = logging.getLogger(__name__)
+
+# Versions whose own sampler applies an argument, as a specifier of PEP 440. Sources: TensorRT-LLM, pull requests 16485
+# and 16590, issue 9442, and features/sampling of the documentation of each version.
+_APPLIED = {
+    ">=1.3.0rc24": ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_p", "top_p_decay"),
+    "<0": ("no_repeat_ngram_size", "bad", "bad_token_ids", "top_p_min", "top_p_reset_ids"),
+}
 
 
 @dataclass
@@ -92,6 +100,7 @@ class TrtllmEngine:
         done: Callable[[int, Completion], None] = unheard,
     ) -> list[Completion]:
         requests.check_prompts(prompts, request.max_new_tokens, self.facts.max_length)
+        self._refuse_ignored(request)
         completions: list[Completion] = []
         moments: list[tuple[float, ...] | None] = []
         sampling = requests.sampling(request, self.ends)
@@ -109,6 +118,17 @@ class TrtllmEngine:
             for index, completion in enumerate(completions):
                 done(index, completion)
         return completions
+
+    def _refuse_ignored(self, request: GenerationRequest) -> None:
+        """Refuse what SamplingParams takes and the sampler ignores without a word."""
+        version, sampler = self.session.installed.version, str(self.facts.arguments.get("sampler_type", ""))
+        for versions, names in _APPLIED.items():
+            ignored = [name for name in names if name in request.further]
+            if ignored and sampler.lower() != "trtllmsampler" and not precision.is_in(versions, version):
+                raise UsageError(
+                    f"The default sampler of TensorRT-LLM {version} ignores {ignored[0]}. Leave it out, or add "
+                    "sampler_type=TRTLLMSampler to the model arguments where this version has it."
+                )
 
     def _trusts_times(self, prompts: Sequence[TokenIds]) -> bool:
         """Whether the library's times are right for these prompts. Warns if they are not."""

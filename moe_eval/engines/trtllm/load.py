@@ -17,7 +17,7 @@ from moe_eval import exits
 from moe_eval.checkpoint import contents
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number, seconds
-from moe_eval.engines.requests import end_tokens
+from moe_eval.engines.requests import end_tokens, stated_ends
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.package import describe_failure
@@ -96,7 +96,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TrtllmEngine:
         raise
     _warn(plan, library, verdict)
     facts = _facts(plan, session, constructor, window=limits.window, scores_from=verdict.label)
-    ends = end_tokens(plan.model.folder, tokenizer)
+    ends = end_tokens(tokenizer, stated_ends(plan.model.folder))
     return TrtllmEngine(facts, session, verdict.reader, context, ends, verdict.checks)
 
 

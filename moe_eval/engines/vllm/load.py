@@ -11,7 +11,7 @@ from typing import Any
 from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number
-from moe_eval.engines.requests import end_tokens
+from moe_eval.engines.requests import end_tokens, stated_ends
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
@@ -63,7 +63,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     return VllmEngine(
         facts,
         session,
-        end_tokens(plan.model.folder, tokenizer),
+        end_tokens(tokenizer, stated_ends(plan.model.folder)),
         reports_experts=bool(constructor.get("enable_return_routed_experts")),
         trace_folder=Path(trace_folder) if trace_folder else None,
         opens_captures=profiler.get("profiler") == "cuda",
