@@ -27,7 +27,7 @@ class Common:
 
     Attributes:
         paths: checkpoints by `model`, `fp8` and `nvfp4`.
-        options: of the engine. `of_trtllm`: of arms on TensorRT-LLM alone. `settings`: of EngineSettings.
+        options: of the engine. `of_engines`: of arms whose engine takes them. `settings`: of EngineSettings.
         check: what finds an engine by its name, and refuses one that cannot be used.
         take_settings: takes the fields of EngineSettings out of options.
     """
@@ -35,7 +35,7 @@ class Common:
     engine: str
     paths: Mapping[str, str | None]
     options: Mapping[str, object]
-    of_trtllm: Mapping[str, object]
+    of_engines: Mapping[str, object]
     settings: SharedSettings
     check: Callable[[str], registry.EngineKind]
     take_settings: TakeSettings
@@ -76,7 +76,9 @@ def _arm(name: str, given_values: Mapping[str, str], common: Common) -> NamedArm
     path = str(checkpoint[0]) if checkpoint else _path(str(held), common.paths)
     settings = SharedSettings(**common.settings)
     settings.update(common.take_settings(options))
-    options = {**common.options, **(common.of_trtllm if engine == "trtllm" else {}), **options}
+    accepted = registry.settings_of(engine)
+    of_engine = {key: value for key, value in common.of_engines.items() if key in accepted}
+    options = {**common.options, **of_engine, **options}
     options = _with_experts(name, options, kind)
     return NamedArm(name, engine, path, None if held is None else str(held), options, settings, environment)
 

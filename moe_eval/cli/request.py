@@ -48,6 +48,9 @@ _OPTIONS = {
     "scope": "--scope",
 }
 
+# options that are a model argument of some engines
+_ENGINES_OF = {"disable_fusion": ("trtllm",), "stall_timeout": ("trtllm", "vllm")}
+
 
 def request_of(options: MeasuringOptions) -> RunRequest:
     """What the options ask for.
@@ -152,15 +155,16 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
         "fp8": options.fp8_model_path,
         "nvfp4": options.nvfp4_model_path,
     }
-    of_trtllm = {name: value for name in ("disable_fusion", "stall_timeout") if (value := getattr(options, name))}
+    of_engines = {name: value for name in _ENGINES_OF if (value := getattr(options, name))}
     check = registry.named if options.dry_run else registry.check
-    named_arms = _named(options, Common(engine, paths, arguments, of_trtllm, settings, check, _settings))
+    named_arms = _named(options, Common(engine, paths, arguments, of_engines, settings, check, _settings))
     engines = [arm.engine for arm in named_arms] or [engine]
-    for name in of_trtllm:
-        if "trtllm" not in engines:
-            raise UsageError(f"--{name} is a setting of TensorRT-LLM. Leave it out.")
+    for name in of_engines:
+        if not {*_ENGINES_OF[name]} & {*engines}:
+            titles = " and ".join(registry.named(accepting).title for accepting in _ENGINES_OF[name])
+            raise UsageError(f"--{name} is a setting of {titles}. Leave it out.")
     if not named_arms:
-        arguments |= of_trtllm
+        arguments |= of_engines
         check(engine)
         registry.check_options(engine, arguments)
     request = ArmsRequest(

@@ -36,7 +36,7 @@ class ArmFailed(Exception):
 
 
 class ArmDied(ArmFailed):
-    """Its process ended, or was ended, without an answer."""
+    """Its process ended, or was ended, without an answer, or one of its ranks did. Its load is over."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class ArmProcess:
             raise ArmDied(f"its process ended with {_ended(self._process.returncode)} and left no result")
         answer = msgspec.json.decode(line, type=_Answer)
         if answer.status != "finished":
-            raise ArmFailed(answer.error)
+            raise (ArmDied if answer.status == "died" else ArmFailed)(answer.error)
         return msgspec.json.decode(answer.result, type=kind)
 
     def _line(self) -> bytes | None:

@@ -18,7 +18,7 @@ import msgspec
 
 from moe_eval import exits
 from moe_eval.engines.base import EngineSettings
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import EngineError, UsageError, WorkerDied
 from moe_eval.records.labels import ArmLabels
 
 _CLOSE_SECONDS = 60.0  # as long as arm.ArmProcess.end waits
@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
                 _answer(answers, {"status": "finished", "result": result})
         except (UsageError, EngineError, KeyboardInterrupt) as error:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            _answer(answers, {"status": "failed", "error": reason})
+            status = "died" if isinstance(error, WorkerDied) else "failed"
+            _answer(answers, {"status": status, "error": reason})
             return exits.settle(error)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:1000]

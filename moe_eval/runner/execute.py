@@ -16,7 +16,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.samples import Sample, WarmUp
 from moe_eval.records.shape_latency import Routing
-from moe_eval.runner.arm_process import ArmFailed
+from moe_eval.runner.arm_process import ArmDied, ArmFailed
 from moe_eval.runner.conditions import Conditions
 from moe_eval.runner.folder import LOG, RunFolder
 from moe_eval.runner.loads import Loaded, Loads
@@ -42,7 +42,7 @@ class Executor:
     def __init__(self, folder: RunFolder, conditions: Conditions, lock: int) -> None:
         self._folder, self._conditions = folder, conditions
         self._loads = Loads(folder, conditions, lock)
-        self._broke: dict[str, str] = {}  # why arms broke down outside of a task of theirs
+        self._broke: dict[str, ArmFailed] = {}  # why arms broke down outside of a task of theirs
 
     def __enter__(self) -> Executor:
         self._loads.__enter__()
@@ -55,8 +55,9 @@ class Executor:
         """Do tasks.
 
         A task that fails is written down with its reason and the arm's last output. The arm is loaded afresh for the
-        next one. An arm that cannot be loaded fails all of its tasks of that load. One that broke down in a warm-up for
-        another's turn fails its own next task.
+        next one. An arm that cannot be loaded, or whose process dies or hangs, fails all of its tasks of that load. One
+        that broke down in a warm-up for another's turn fails its own next task. Loads for routing or under Nsight
+        Systems are not tried where the first load failed so.
         """
         hopeless: dict[tuple[str, int], str] = {}
         for index, task in enumerate(tasks):
@@ -75,12 +76,17 @@ class Executor:
     ) -> TaskResult | None:
         """What a task gives. None for a capture, whose report comes when its load has ended."""
         started = time.monotonic()
-        reason = hopeless.get((task.arm, task.load)) or self._broke.pop(task.arm, None)
+        broke = self._broke.pop(task.arm, None)
         try:
-            if reason is not None:
-                raise ArmFailed(reason)
+            for load in (task.load, max(0, task.load)):
+                if (reason := hopeless.get((task.arm, load))) is not None:
+                    raise ArmFailed(reason)
+            if broke is not None:
+                raise broke
             result = self._do(task, self._ready(task, remaining, hopeless))
         except ArmFailed as error:
+            if isinstance(error, ArmDied):
+                hopeless[task.arm, task.load] = str(error)
             self._loads.close(task.arm, self._conditions.patience if task.load == RECORDED_LOAD else None)
             return TaskResult(Status.FAILED, str(error), self._tail(task.arm))
         return result and replace(result, seconds=round(time.monotonic() - started, 3))
@@ -202,7 +208,7 @@ class Executor:
             if name == turn_of:
                 raise
             self._loads.close(name)
-            self._broke[name] = f"{error}, in a warm-up before {turn_of}'s turn"
+            self._broke[name] = type(error)(f"{error}, in a warm-up before {turn_of}'s turn")
 
     def _tail(self, arm: str) -> tuple[str, ...]:
         """The last lines that an arm has printed."""

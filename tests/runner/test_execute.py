@@ -14,6 +14,7 @@ from moe_eval.machine import nvml
 from moe_eval.records.labels import Status
 from moe_eval.records.run import Mode
 from moe_eval.runner import loads
+from moe_eval.runner.arm_process import ArmDied
 from moe_eval.runner.execute import Executor
 from moe_eval.runner.folder import RunFolder
 from tests.doubles.arm_process import Process, Stage, routing
@@ -96,7 +97,7 @@ def test_loads_that_alternate_live_alone_and_in_turned_order(stage: Stage, folde
 def test_an_arm_that_cannot_be_loaded_is_tried_once_a_load(stage: Stage, folder: RunFolder) -> None:
     stage.fails["b", "load"] = "out of memory"
     assert run(folder, ordered("turns", 3, evaluators=("latency",)))
-    assert stage.order("load").count("b") == 3 + 1, "and once to tell routed experts"
+    assert stage.order("load").count("b") == 3, "and not to tell routed experts"
 
 
 @pytest.mark.parametrize("mode", ["turns", "alternating"])
@@ -149,12 +150,23 @@ def test_a_task_that_fails_is_written_down_and_costs_no_other(stage: Stage, fold
     }
 
 
+def test_an_arm_that_dies_fails_the_rest_of_its_load_and_is_loaded_again_for_the_next(
+    stage: Stage, folder: RunFolder
+) -> None:
+    stage.fails["a", "measure", SHAPES[0].name] = ArmDied("a rank died")
+    plan = ordered("alternating", 2, "a", ("latency",))
+    stage.before = lambda _, task: stage.fails.clear() if task == "load" and stage.order("load") else None
+    failed = run(folder, plan)
+    assert failed == {f"a latency_{shape.name}_0_0": "a rank died" for shape in SHAPES} | {"a routing": "a rank died"}
+    assert stage.order("load") == ["a", "a"]
+
+
 def test_an_arm_that_cannot_be_loaded_fails_its_tasks_and_the_others_go_on(stage: Stage, folder: RunFolder) -> None:
     stage.fails[("a", "load")] = "no such checkpoint"
     failed = run(folder, ordered())
     assert len(failed) == sum(task.arm == "a" for task in ordered())
     assert set(failed.values()) == {"no such checkpoint"}
-    assert stage.order("load") == ["a", "b", "a", "b"], "it is tried once a load"
+    assert stage.order("load") == ["a", "b", "b"], "it is not tried again to tell routed experts"
     assert all(folder.done(task) for task in ordered() if task.arm == "b")
 
 

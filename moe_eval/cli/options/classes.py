@@ -66,7 +66,7 @@ class ArmOptions:
     moe_backend: str = option("auto", "the engine's implementation of the experts", _ARMS)
     disable_fusion: bool = option(False, "TensorRT-LLM: use no fused all-reduce", _ARMS)
     stall_timeout: float | None = option(
-        None, "TensorRT-LLM: seconds without a response, after which an arm ends", _ARMS, minimum=0.1
+        None, "TensorRT-LLM and vLLM: seconds without a response, after which an arm ends", _ARMS, minimum=0.1
     )
     model_args: str = option(
         "",

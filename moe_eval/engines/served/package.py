@@ -165,7 +165,7 @@ def describe_failure(
         text = ", ".join(str(problem["msg"]) for problem in error.errors())
     reason = f"{type(error).__name__}: {text[:600]}" if text else type(error).__name__
     if type(error).__name__ in traits.fatal_errors:
-        reason = "its process has ended, its last output is above"
+        reason = "its process has ended, and what it printed says why"
     if task == "loading":
         return UsageError(f"{traits.title} {version} cannot load {checkpoint} ({reason}).")
     return EngineError(f"{traits.title} {version} failed while {task} {checkpoint} ({reason}).")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moe_eval.engines.served.package import reach
-from moe_eval.engines.trtllm.workers import within
+from moe_eval.engines.served.processes import within
 from moe_eval.errors import EngineError
 
 _HEALTH_SECONDS = 2.0

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moe_eval.engines.served.package import reach
-from moe_eval.engines.trtllm.workers import within
+from moe_eval.engines.served.processes import within
 from moe_eval.records.samples import EngineSteps
 
 log = logging.getLogger(__name__)

@@ -22,13 +22,14 @@ from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.package import describe_failure
 from moe_eval.engines.served.plan import Plan
+from moe_eval.engines.served.processes import Waiter, descendants
 from moe_eval.engines.trtllm import advice, arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.installed import TRTLLM
 from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.engines.trtllm.readers import ContextLogits
 from moe_eval.engines.trtllm.session import Session
-from moe_eval.engines.trtllm.workers import Loading, Waiter, Workers, descendants
+from moe_eval.engines.trtllm.workers import Loading, Workers
 from moe_eval.machine import hardware
 from moe_eval.records.labels import EngineFacts
 

@@ -16,9 +16,10 @@ import torch
 from moe_eval import exits
 from moe_eval.engines.base import TokenIds
 from moe_eval.engines.served.package import describe_failure
+from moe_eval.engines.served.processes import Waiter, within
 from moe_eval.engines.trtllm import health
 from moe_eval.engines.trtllm.installed import TRTLLM, Library
-from moe_eval.engines.trtllm.workers import RESUME, ResponseLost, Waiter, Workers, within
+from moe_eval.engines.trtllm.workers import RESUME, ResponseLost, Workers
 from moe_eval.errors import EngineError, UsageError, WorkerDied
 
 _SHUTDOWN_SECONDS = 20.0

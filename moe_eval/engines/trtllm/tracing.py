@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint.precision import is_in
-from moe_eval.engines.trtllm.workers import within
+from moe_eval.engines.served.processes import within
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine import nsys
 from moe_eval.machine.nsys import NsysCommand

@@ -1,18 +1,15 @@
-"""Watches the processes that TensorRT-LLM starts, ends them, and waits for none without end."""
+"""Watches the processes that TensorRT-LLM starts, and ends them."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
 import psutil
 
+from moe_eval.engines.served.processes import descendants, lives, processes_of
 from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.errors import WorkerDied
 
@@ -25,25 +22,12 @@ class ResponseLost(Exception):
         self.reason = reason
 
 
-# MPI starts these beside its ranks and needs them until this process has left MPI: neither watched nor ended
-_DAEMONS = ("orted", "prted", "prte", "hydra_pmi_proxy", "hydra_bstrap_proxy", "mpirun", "mpiexec")
-_POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10
 RESUME = "Repeat the command: with --use_cache it continues from the last score."
 # Loading shows no life if its processes use less than this share of a CPU core and print nothing.
 _IDLE_SHARE = 0.02
 _LOAD_SECONDS = 900.0  # without a sign of life, by default
 _AFTER_DEATH_SECONDS = 10.0  # that the library has to say itself that a worker died while it was loading
-
-
-def descendants() -> frozenset[int]:
-    """Process ids below this one, without MPI's daemons and the resource tracker of Python's multiprocessing."""
-    pids = set()
-    for process in psutil.Process(os.getpid()).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            if process.name() not in _DAEMONS and "resource_tracker" not in " ".join(process.cmdline()):
-                pids.add(process.pid)
-    return frozenset(pids)
 
 
 class Workers:
@@ -57,7 +41,7 @@ class Workers:
     ) -> None:
         self._loop = loop
         self.output = output
-        self._processes = _processes(pids)
+        self._processes = processes_of(pids)
 
     @property
     def last_words(self) -> str:
@@ -75,7 +59,7 @@ class Workers:
                 f"The loop of TensorRT-LLM's engine in this process has ended ({self.last_words}). {RESUME}"
             )
         for process in self._processes:
-            if not _lives(process):
+            if not lives(process):
                 raise WorkerDied(
                     f"A worker process of TensorRT-LLM (process {process.pid}) has died, perhaps of too little memory "
                     f"or a CUDA error ({self.last_words}). {RESUME}"
@@ -88,18 +72,11 @@ class Workers:
 
     def kill(self) -> None:
         """End the processes at once."""
-        living = [process for process in self._processes if _lives(process)]
+        living = [process for process in self._processes if lives(process)]
         for process in living:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(living, timeout=_GRACE_SECONDS)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 class Loading:
@@ -119,14 +96,14 @@ class Loading:
 
     def check(self, _waited: float) -> None:
         """Raise WorkerDied if loading cannot end."""
-        started = _processes(descendants() - frozenset(self._before))
+        started = processes_of(descendants() - frozenset(self._before))
         self._seen |= {process: _command(process) for process in started if process not in self._seen}
         time_s, signs = time.monotonic(), time.process_time() - time.thread_time() + sum(map(_cpu_seconds, started))
         printed = self._output.size if self._output is not None else 0
         if abs(signs - self._signs) > _IDLE_SHARE * (time_s - self._alive_at) or printed > self._printed:
             self._signs, self._printed, self._alive_at = signs, printed, time_s
         # compilers come and go, and so does a pool of Python processes: only of MPI's ranks all have to stay
-        gone = [command for process, command in self._seen.items() if "python" in command and not _lives(process)]
+        gone = [command for process, command in self._seen.items() if "python" in command and not lives(process)]
         if not any("mpi4py" in command for command in gone):
             self._whole_at = time_s
         limit = min(self._limit, _AFTER_DEATH_SECONDS) if gone else self._limit
@@ -144,14 +121,6 @@ class Loading:
         Workers((descendants() - frozenset(self._before)) | {process.pid for process in self._seen}).kill()
 
 
-def _processes(pids: Collection[int]) -> list[psutil.Process]:
-    processes = []
-    for pid in sorted(pids):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes.append(psutil.Process(pid))
-    return processes
-
-
 def _command(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
@@ -163,58 +132,3 @@ def _cpu_seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
         return float(times.user + times.system)
     return 0.0
-
-
-class Waiter:
-    """Calls the library in a thread of its own, because what it waits for may never come.
-
-    Args:
-        check: is called with the seconds waited so far, twice a second, and raises if waiting has no sense.
-    """
-
-    def __init__(self, check: Callable[[float], None]) -> None:
-        self._check = check
-        self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="moe_eval-waiter", daemon=True).start()
-
-    def _work(self) -> None:
-        # the library may look for an event loop, which only the main thread has by itself
-        asyncio.set_event_loop(asyncio.new_event_loop())
-        while (call := self._calls.get()) is not None:
-            try:
-                self._answers.put((call(), None))
-            except BaseException as error:
-                self._answers.put((None, error))
-
-    def wait(self, call: Callable[[], Any]) -> Any:
-        """Run `call` and return its result, or raise its error or that of `check`."""
-        began = time.monotonic()
-        self._calls.put(call)
-        while True:
-            try:
-                answer, error = self._answers.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                self._check(time.monotonic() - began)
-                continue
-            if error is not None:
-                raise error
-            return answer
-
-    def close(self) -> None:
-        """Let the thread end after its current call."""
-        self._calls.put(None)
-
-
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The result of `call`, or a TimeoutError if it takes longer. What it started goes on."""
-
-    def check(waited: float) -> None:
-        if waited >= seconds:
-            raise TimeoutError(f"no answer within {seconds:g} s")
-
-    waiter = Waiter(check)
-    try:
-        return waiter.wait(call)
-    finally:
-        waiter.close()

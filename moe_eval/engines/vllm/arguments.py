@@ -17,7 +17,7 @@ from moe_eval.errors import UsageError
 from moe_eval.records import disk
 
 # settings of this engine itself
-OWN = ("worker", "weights", "cuda_graph_batch_sizes")
+OWN = ("worker", "weights", "cuda_graph_batch_sizes", "stall_timeout")
 _QUANTISATION = "Give precision=fp8 or precision=fp8_block, or a checkpoint in the precision."
 _ONE_TOKEN = "With drafted tokens neither a step nor its experts are those of one token. Omit it."
 _POOLS = "moe_eval needs an engine that generates. Omit it."

@@ -6,10 +6,12 @@ import contextlib
 import gc
 import importlib
 import itertools
+import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ from moe_eval.engines.base import (
 )
 from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.vllm import readers, tracing
-from moe_eval.engines.vllm.installed import VLLM, Library
-from moe_eval.errors import UsageError
+from moe_eval.engines.vllm.installed import STEP_LIMIT, VLLM, Library
+from moe_eval.engines.vllm.rank_processes import Ranks
+from moe_eval.errors import UsageError, WorkerDied
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
 
@@ -42,12 +45,14 @@ class Session:
 
     Attributes:
         max_requests: in flight at once.
+        ranks: spawned processes without which nothing will be answered. None of them may end before this does.
     """
 
     installed: Library
     llm: Any
     checkpoint: str
     max_requests: int
+    ranks: Ranks = field(default_factory=Ranks)
     _ids: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     def stream(
@@ -70,7 +75,7 @@ class Session:
                     flying[name] = index, readers.keep_tensors(engine, inner)
                 if not flying:
                     return
-                for output in engine.step():
+                for output in self.ranks.wait(engine.step):
                     if output.finished and output.request_id in flying:
                         index, tensors = flying.pop(output.request_id)
                         yield index, output, tensors
@@ -86,19 +91,35 @@ class Session:
         try:
             params = self.installed.module.SamplingParams(**sampling)
             sent = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-            outputs: list[Any] = self.llm.generate(sent, params, use_tqdm=False)
+            outputs: list[Any] = self.ranks.wait(partial(self.llm.generate, sent, params, use_tqdm=False))
         except Exception as error:
             raise self._described(error, task) from error
         return outputs
 
     def _described(self, error: Exception, task: str) -> Exception:
+        if type(error).__name__ in VLLM.fatal_errors:
+            limit = os.environ.get(STEP_LIMIT, "300")
+            return WorkerDied(
+                f"The engine core of vLLM has ended while {task} {self.checkpoint}. What it printed says why. A step "
+                f"that takes longer than {limit} s ends it too (stall_timeout)."
+            )
         return describe_failure(VLLM, error, self.installed.version, self.checkpoint, task)
+
+    @contextmanager
+    def profiled(self) -> Iterator[None]:
+        """vLLM's own profiler at work, in every rank."""
+        self.ranks.wait(self.llm.start_profile)
+        try:
+            yield
+        finally:
+            self.ranks.wait(self.llm.stop_profile)
 
     def close(self) -> None:
         """Shut the engine core down and give its memory back."""
         llm, self.llm = self.llm, None
         if llm is None:
             return
+        self.ranks.close()
         core = reach(llm, "llm_engine.engine_core")
         del llm
         if core is not None:
@@ -231,14 +252,14 @@ class VllmEngine:
         if self.facts.worker == "in_process":
             recording = torch_profiler.record(target, cuda=torch.cuda.is_available(), all_threads=True)
         else:
-            recording = tracing.by_library(self.session.llm, self.trace_folder, target)
+            recording = tracing.by_library(self.session, self.trace_folder, target)
         with recording:
             yield TraceHandle(target)
 
     @contextmanager
     def capture(self, name: str) -> Iterator[None]:
         is_here = self.facts.worker == "in_process" and not self.opens_captures
-        with nsys.capture(name) if is_here else tracing.captured(self.session.llm, self.opens_captures):
+        with nsys.capture(name) if is_here else tracing.captured(self.session, self.opens_captures):
             yield
 
     def close(self) -> None:

@@ -48,6 +48,8 @@ VLLM = Traits(
 )
 # read when an LLM is built: whether the engine core is a process of its own
 MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
+# seconds that a step may take until vLLM ends its engine core, 300 by default (vllm/envs.py). It reads whole ones
+STEP_LIMIT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
 # vLLM logs to standard output by default, where results are printed
 _LOG_STREAM = ("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.options import flag, number
+from moe_eval.engines.options import flag, number, seconds
 from moe_eval.engines.requests import end_tokens, stated_ends
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
@@ -20,6 +21,7 @@ from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, rank, sizing
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
 from moe_eval.engines.vllm.installed import VLLM
+from moe_eval.engines.vllm.rank_processes import Ranks
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.records.labels import EngineFacts
@@ -37,12 +39,15 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
 
     Args:
         settings: options are vLLM's EngineArgs by name, `worker` (in_process or spawned), `weights` (checkpoint or
-            random) and `cuda_graph_batch_sizes`. With precision fp8 or fp8_block a 16-bit checkpoint is quantised
-            while it loads.
+            random), `cuda_graph_batch_sizes` and `stall_timeout`. With precision fp8 or fp8_block a 16-bit
+            checkpoint is quantised while it loads.
         tokenizer: of Transformers, for stop texts and the end of texts.
     """
     options = dict(settings.options)
     weights = random_weights.take_weights(options)
+    stall_seconds = seconds(options, "stall_timeout")
+    if stall_seconds is not None:
+        os.environ[installed.STEP_LIMIT] = str(math.ceil(stall_seconds))
     place = plans.take_placement(VLLM, options)
     plan = plans.make(VLLM, settings, options, place, tokenizer, weights=weights)
     library = installed.load(in_process=place.in_process)
@@ -75,6 +80,7 @@ def check(settings: EngineSettings, gpus: Sequence[hardware.Gpu], *, reads_weigh
     arguments.check(settings.options)
     options = dict(settings.options)
     weights = random_weights.take_weights(options)
+    seconds(options, "stall_timeout")
     place = plans.take_placement(VLLM, options)
     sizes = (number(options, name) or 1 for name in ("tensor_parallel_size", "data_parallel_size"))
     experts_over = math.prod(sizes) if flag(dict(options), "enable_expert_parallel") else 1
@@ -160,6 +166,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
     world = int(reach(config, "parallel_config.world_size") or 1)
     gpus = hardware.gpus()[:world]
     ranks = rank.ranks(session.llm) if "worker_extension_cls" in constructor else ()
+    session.ranks = Ranks([seen.pid for seen in ranks])
     seen = rank.together(ranks or [rank.of_model(module)] * (module is not None))
     requested, graphs = str(constructor.get("moe_backend", "auto")), observe.cuda_graph_batch_sizes(config)
     kernels = (seen.moe_backend or requested).upper().replace("+", "/").split("/")

@@ -7,6 +7,7 @@ VLLM_ALLOW_INSECURE_SERIALIZATION is set.
 from __future__ import annotations
 
 import importlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ class Observed:
         methods: names of the classes that quantise experts.
         experts: global indices of the experts that it holds. None where every rank has a part of each.
         graphs: sizes in tokens of the CUDA graphs that were captured. None where this version keeps them elsewhere.
+        pid: of the process.
     """
 
     moe_backend: str | None
@@ -40,6 +42,7 @@ class Observed:
     weight_bytes: dict[str, int] | None
     experts: tuple[int, ...] | None
     graphs: tuple[int, ...] | None
+    pid: int = 0
 
 
 class Rank:
@@ -61,6 +64,7 @@ def of_model(model: Any, runner: Any = None) -> Observed:
         weight_bytes=None if sizes is None else dict(sizes),
         experts=_experts(model),
         graphs=captured_graphs(runner),
+        pid=os.getpid(),
     )
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import gzip
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from moe_eval.errors import EngineError, UsageError
 
 
+class Profiled(Protocol):
+    """What has vLLM's profiler."""
+
+    def profiled(self) -> AbstractContextManager[None]: ...
+
+
 @contextmanager
-def by_library(llm: Any, folder: Path | None, target: Path) -> Iterator[None]:
+def by_library(session: Profiled, folder: Path | None, target: Path) -> Iterator[None]:
     """vLLM's profiler in its workers. With several workers, the trace is the first one's.
 
     Args:
@@ -26,11 +32,8 @@ def by_library(llm: Any, folder: Path | None, target: Path) -> Iterator[None]:
             'nsys, or give profiler_config=\'{"profiler": "torch", "torch_profiler_dir": FOLDER}\'.'
         )
     before = _written(folder)
-    llm.start_profile()
-    try:
+    with session.profiled():
         yield
-    finally:
-        llm.stop_profile()
     traces = sorted(path for path, _ in _written(folder) - before)
     if not traces:
         raise EngineError(f"vLLM's profiler left no trace in {folder}.")
@@ -42,18 +45,15 @@ def by_library(llm: Any, folder: Path | None, target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def captured(llm: Any, is_configured: bool) -> Iterator[None]:
+def captured(session: Profiled, is_configured: bool) -> Iterator[None]:
     """Nsight Systems' capture range, opened by vLLM in all of its workers."""
     if not is_configured:
         raise UsageError(
             "vLLM's profiler is not configured, so its workers open no capture. Give "
             'profiler_config=\'{"profiler": "cuda"}\'.'
         )
-    llm.start_profile()
-    try:
+    with session.profiled():
         yield
-    finally:
-        llm.stop_profile()
 
 
 def _written(folder: Path) -> set[tuple[Path, int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -64,6 +66,9 @@ class LLMEngine:
         if not spawned:
             self.model_executor = SimpleNamespace(driver_worker=SimpleNamespace(model=self._model))
         self.engine_core = SimpleNamespace(shutdown=self._shutdown)
+        # processes that stand for ranks: the model stays here
+        count = int(knob("ranks", "0")) if spawned else 0
+        self.ranks = [subprocess.Popen(["sleep", "600"]) for _ in range(count)]
         self.output_processor = SimpleNamespace(request_states={})
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -71,6 +76,9 @@ class LLMEngine:
 
     def _shutdown(self) -> None:
         self._model = None
+        for rank in self.ranks:
+            rank.kill()
+            rank.wait()
         if hasattr(self, "model_executor"):
             self.model_executor = SimpleNamespace(driver_worker=None)
 
@@ -128,6 +136,8 @@ class LLMEngine:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             if self._started == int(knob("dead_at", "0")):
                 raise EngineDeadError
+            if self._started == int(knob("hang_at", "0")):
+                threading.Event().wait()
             self._running.append(request)
         outputs = []
         for request in list(self._running):

@@ -5,7 +5,20 @@ from __future__ import annotations
 import os
 
 _KNOWN = frozenset(
-    ("oom_load", "no_gpu", "fail_at", "dead_at", "short_output", "shift", "free", "silent_experts", "drop", "no_states")
+    [
+        "oom_load",
+        "no_gpu",
+        "fail_at",
+        "dead_at",
+        "hang_at",
+        "short_output",
+        "shift",
+        "free",
+        "silent_experts",
+        "drop",
+        "no_states",
+        "ranks",
+    ]
 )
 OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is free."

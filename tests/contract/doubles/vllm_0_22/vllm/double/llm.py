@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ class LLM:
         """Calls a worker's method by name; functions need a pickle that is off by default."""
         if not isinstance(method, str):
             raise TypeError(f"Object of type {type(method)} is not serializable")
-        return [getattr(self.llm_engine.worker, method)(*args, **(kwargs or {}))]
+        answer = getattr(self.llm_engine.worker, method)(*args, **(kwargs or {}))
+        ranks = self.llm_engine.ranks
+        return [json.dumps(json.loads(answer) | {"pid": rank.pid}) for rank in ranks] if ranks else [answer]
 
     def start_profile(self, profile_prefix: str | None = None) -> None:
         if self.llm_engine.vllm_config.profiler_config.profiler is None:
