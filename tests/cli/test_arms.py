@@ -28,7 +28,7 @@ Plan = Callable[..., tuple[int, str, str]]
 
 def read(*texts: str, engine: str = "vllm", **changes: Any) -> list[NamedArm]:
     paths = {"model": "M", "fp8": None, "nvfp4": None}
-    common: dict[str, Any] = {"paths": paths, "options": {}, "of_trtllm": {}, "settings": SharedSettings(), **changes}
+    common: dict[str, Any] = {"paths": paths, "options": {}, "of_engines": {}, "settings": SharedSettings(), **changes}
     return named_arms.named(
         texts, Common(engine=engine, check=registry.named, take_settings=lambda _: SharedSettings(), **common)
     )

@@ -15,7 +15,7 @@ from moe_eval.engines.base import GenerationRequest, WindowScores
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.vllm import readers
 from moe_eval.engines.vllm.engine import VllmEngine
-from moe_eval.errors import EngineError, UsageError
+from moe_eval.errors import EngineError, UsageError, WorkerDied
 from tests.conftest import SAMPLE
 from tests.engines.conftest import LONGEST, window
 from tests.engines.vllm.conftest import Load
@@ -157,7 +157,7 @@ def test_a_listener_that_fails_leaves_nothing_in_flight(load: Load) -> None:
 def test_a_dead_engine_core_is_told_in_a_sentence(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load()
     monkeypatch.setenv("VLLM_DOUBLE", "dead_at=1")
-    with pytest.raises(EngineError, match=r"failed while scoring .*its process has ended"):
+    with pytest.raises(WorkerDied, match="The engine core of vLLM has ended while scoring"):
         engine.score([window(1, 3, 9)])
 
 
