@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_eval.engines import tables
 from moe_eval.errors import UsageError, mended
+from moe_eval.machine import guard
 
 if TYPE_CHECKING:
     from moe_eval.engines.base import Engine, EngineSettings
@@ -169,5 +170,7 @@ def check_arm(name: str, settings: EngineSettings, gpus: Sequence[Gpu], *, reads
 def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
     """Load a checkpoint on the engine of this name."""
     check_options(name, settings.options)
-    engine: Engine = importlib.import_module(check(name).module).load(settings, tokenizer)
+    kind = check(name)
+    with guard.started_meanwhile() if kind.traits else contextlib.nullcontext():  # served ones start workers
+        engine: Engine = importlib.import_module(kind.module).load(settings, tokenizer)
     return engine

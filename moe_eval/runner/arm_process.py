@@ -22,6 +22,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from moe_eval.engines.base import EngineSettings
+from moe_eval.machine import guard
 from moe_eval.records.labels import ArmLabels
 
 _LOOK_SECONDS = 0.5  # how often a silent arm is looked at
@@ -112,6 +113,7 @@ class ArmProcess:
                 for end in (asks, answers, self._asks, self._answers):
                     os.close(end)
                 raise ArmDied(f"{command[0]} cannot be started ({error.strerror})") from None
+        self._guard = guard.start(os.getpid(), self._process.pid)
         if not launcher:  # else it opens them later
             self._close_theirs()
         self._load = load
@@ -192,6 +194,8 @@ class ArmProcess:
             os.close(self._answers)
             self._close_theirs()
             self.kill()  # also where it ended by itself: a rank that waits for one that died is left behind
+            self._guard.kill()
+            self._guard.wait()
         return has_ended
 
     def kill(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import EngineError, UsageError, WorkerDied
 from moe_eval.records.labels import ArmLabels
 
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _CLOSE_SECONDS = 60.0  # as long as arm.ArmProcess.end waits
 
 
@@ -61,6 +63,8 @@ def main(argv: list[str]) -> int:
     asks, answers = (int(end) if end.isdigit() else os.open(end, mode) for end, mode in zip(argv, modes, strict=True))
     for descriptor in (asks, answers):
         os.set_inheritable(descriptor, False)
+    if argv[0].isdigit():  # else its parent is a launcher, which may start it in a thread that ends
+        _end_with_parent(asks)
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read, args=(asks, lines), daemon=True).start()
     arm = _Arm()
@@ -86,6 +90,19 @@ def main(argv: list[str]) -> int:
             if arm.engine is not None:
                 arm.engine.close()
     return 0
+
+
+def _end_with_parent(asks: int) -> None:
+    """Have the kernel kill this process with its parent, whatever it waits for. Its guard ends what it has started."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(asks, 0)
+    if poll.poll(0):  # nobody can ask any more: the parent died before
+        os._exit(128 + signal.SIGKILL)
 
 
 def _read(asks: int, lines: queue.Queue[bytes | None]) -> None:

@@ -9,6 +9,7 @@ import signal
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.doubles import forks
+from tests.doubles.executed import in_a_process
 
 SHAPE = Shape(2, 3, 3)
 SHIPPED_LOAD = Load("transformers", EngineSettings(str(SHIPPED), device="cpu"), str(SHIPPED))
@@ -106,8 +108,39 @@ def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(commands: Comman
     arm = psutil.Process(int(line))
     time.sleep(0.5)
     running.send(signal.SIGKILL)
-    gone, _ = psutil.wait_procs([arm], timeout=40)
+    gone, _ = psutil.wait_procs([arm], timeout=5)
     assert gone
+
+
+@pytest.mark.parametrize("launcher", [[], ["env"]])
+def test_no_arm_and_no_worker_outlives_a_parent_that_is_killed_while_a_call_blocks_its_interpreter(
+    tmp_path: Path, launcher: list[str]
+) -> None:
+    """A library that starts a worker and does not come back from C, while it is imported."""
+    pids = tmp_path / "pids"
+    (tmp_path / "transformers.py").write_text(
+        "import ctypes, os, subprocess\n"
+        "worker = subprocess.Popen(['sleep', '300'])\n"
+        f"with open({str(pids)!r} + '~', 'w') as file: file.write(f'{{os.getpid()}} {{worker.pid}}')\n"
+        f"os.rename({str(pids)!r} + '~', {str(pids)!r})\n"
+        "ctypes.PyDLL(None).sleep(300)  # which keeps the interpreter's lock\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(arm_process.__file__).parents[2])])
+    load = replace(SHIPPED_LOAD, environment={"PYTHONPATH": path})
+    runner = in_a_process(lambda: ArmProcess(load, output=tmp_path / "log", launcher=launcher).load())
+    try:
+        end = time.monotonic() + 30
+        while not pids.exists():
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        left = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    finally:
+        os.kill(runner, signal.SIGKILL)
+        os.waitpid(runner, 0)
+    end = time.monotonic() + 5
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_an_arm_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
