@@ -31,7 +31,7 @@ from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import Command, RunRequest
 from moe_eval.runner.run import Run
-from moe_eval.tracking import Logged, plan_run
+from moe_eval.tracking import Logged, patience, plan_run
 from moe_eval.tracking.live import Live
 
 Say = Callable[[str], None]
@@ -125,6 +125,7 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condi
         UsageError: the options ask for what cannot be.
         KeyboardInterrupt: with a sentence that says how to go on.
     """
+    patience.begin()
     request = request_of(options)
     gpus = gpus_of(request) if options.gpu is None else named_gpus.named(options.gpu)
     plan = planning.make(request, gpus, _before(request))

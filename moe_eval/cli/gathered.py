@@ -19,6 +19,7 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Rules
+from moe_eval.tracking import patience
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def gathered(sources: Sequence[str]) -> Iterator[Gathered]:
     Raises:
         UsageError: a source is none of these, or two of them hold the same measurement.
     """
+    patience.begin()
     with tempfile.TemporaryDirectory() as scratch:
         folders = [entry for source in sources for entry in named_folders(source, Path(scratch))]
         runs = [run_files.read_run(folder) for _, folder in folders]

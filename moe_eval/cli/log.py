@@ -9,10 +9,12 @@ from moe_eval.cli.options.classes import LogOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import meant
 from moe_eval.errors import TrackingError, UsageError
+from moe_eval.tracking import patience
 
 
 def run(options: LogOptions) -> Conclusion:
     """Run the subcommand. Of a run that could not be logged there is a message, and the exit code is 2."""
+    patience.begin()
     lines, runs, refusals = [], [], []
     for folder in options.folders:
         try:

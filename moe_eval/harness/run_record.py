@@ -23,6 +23,7 @@ from moe_eval.machine import hardware
 from moe_eval.records import disk
 from moe_eval.records.harness import RESULTS_FILE, HarnessRecord
 from moe_eval.records.labels import Status
+from moe_eval.tracking import patience
 
 if TYPE_CHECKING:
     from moe_eval.harness.outcome import Outcome
@@ -50,6 +51,7 @@ class RunRecorder:
     @classmethod
     def open(cls, model: ModelSettings, arguments: Mapping[str, object]) -> RunRecorder:
         """Make the folder and write the settings, so that even a killed run leaves a record."""
+        patience.begin()
         run_id = uuid.uuid4().hex
         started = datetime.now(timezone.utc)
         arm = model.of_engine.precision or precision.OF_DTYPE.get(model.of_engine.dtype, "auto")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from moe_eval.errors import UsageError
 from moe_eval.records.comparison import COMPARISON_FILE
 from moe_eval.records.run import RUN_FILE
-from moe_eval.tracking import store
+from moe_eval.tracking import patience, store
 from moe_eval.tracking.arm import ARM_TAG
 from moe_eval.tracking.plan_run import PARENT_TAG
 
@@ -56,31 +56,39 @@ def fetch(name: str, folder: Path) -> Path:
             "MLFLOW_TRACKING_URI."
         )
     here = Path(tempfile.mkdtemp(dir=folder))
-    with store.patient():
-        try:
-            client = mlflow.MlflowClient()
-            runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
-            for run in runs:
-                _download(client, run.info.run_id, here, _OF_RUN, _RECORD, _OF_TASKS)
-                _download_arm(client, run, here)
-                if parent := run.data.tags.get(PARENT_TAG):  # it has the comparison of its children
-                    _download(client, parent, here, _OF_RUN)
-        except UsageError:
-            raise
-        # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
-        except Exception as error:
-            if isinstance(error, MlflowException) and error.error_code in _ABSENT:
-                raise UsageError(f"MLflow at {store.name()} has no {name}. Give another one.") from None
-            raise UsageError(
-                f"{name} is no folder, and MLflow at {store.name()} cannot be reached ({type(error).__name__}). Start "
-                "it, or name another store in MLFLOW_TRACKING_URI."
-            ) from None
+    try:
+        with store.quiet():
+            patience.within(lambda: _fetch(name, here))
+    except UsageError:
+        raise
+    except patience.NoAnswer as error:
+        raise UsageError(f"{name} is no folder, and MLflow at {store.name()} {error}. Start it again.") from None
+    # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
+    except Exception as error:
+        if isinstance(error, MlflowException) and error.error_code in _ABSENT:
+            raise UsageError(f"MLflow at {store.name()} has no {name}. Give another one.") from None
+        raise UsageError(
+            f"{name} is no folder, and MLflow at {store.name()} cannot be reached ({type(error).__name__}). Start "
+            "it, or name another store in MLFLOW_TRACKING_URI."
+        ) from None
     names = [file.name for file in here.iterdir()]
     if "record.json" not in names and not any(
         _RECORD.fullmatch(name) and not _OF_RUN.fullmatch(name) for name in names
     ):
         raise UsageError(f"The runs of {name} in MLflow keep no records of arms. Give runs that moe-eval logged.")
     return here
+
+
+def _fetch(name: str, folder: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
+    for run in runs:
+        _download(client, run.info.run_id, folder, _OF_RUN, _RECORD, _OF_TASKS)
+        _download_arm(client, run, folder)
+        if parent := run.data.tags.get(PARENT_TAG):  # it has the comparison of its children
+            _download(client, parent, folder, _OF_RUN)
 
 
 def _download(client: MlflowClient, run_id: str, folder: Path, *names: re.Pattern[str]) -> None:

@@ -29,8 +29,7 @@ def log(folder: Path) -> Logged:
         UsageError: the folder holds no record.
     """
     record = harness.read(folder)
-    with store.reached(folder):
-        return _log(record, folder)
+    return store.reach(folder, lambda: _log(record, folder))
 
 
 def _log(record: HarnessRecord, folder: Path) -> Logged:

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from moe_eval.records.run_files import prefix
-from moe_eval.tracking import store
+from moe_eval.tracking import patience, store
 
 _MOST_SECONDS = 20.0  # in all calls of a run together
 _COUNT = "progress/tasks_done"
@@ -82,16 +82,20 @@ class Live:
         for arm, name in self._ended:
             metrics |= dict(self._figures(arm, name))
         self._ended.clear()
-        with store.brief():
-            try:
-                import mlflow
-                from mlflow.entities import Metric
 
-                entries = [Metric(key, value, now, self._count) for key, value in metrics.items()]
-                mlflow.MlflowClient().log_batch(self._run_id, metrics=entries)
-            # MLflow and what lies under it raise whatever they like, and the measurement goes on
-            except Exception:
-                return False
+        def send() -> None:
+            import mlflow
+            from mlflow.entities import Metric
+
+            entries = [Metric(key, value, now, self._count) for key, value in metrics.items()]
+            mlflow.MlflowClient().log_batch(self._run_id, metrics=entries)
+
+        try:
+            with store.quiet():
+                patience.brief(send, self._seconds)
+        # MLflow and what lies under it raise whatever they like, and the measurement goes on
+        except Exception:
+            return False
         return True
 
     def _figures(self, arm: str, name: str) -> Iterator[tuple[str, float]]:

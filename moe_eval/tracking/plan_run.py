@@ -32,11 +32,14 @@ def open_run(folder: Path, command: str = "run") -> Logged:
         UsageError: the folder holds no run of this command.
     """
     files = RunFiles.read(folder, command)
-    with store.reached(folder):
+
+    def show() -> Logged:
         books = _Books.open(files)
         finished = files.run.status.value == "finished"
         logged = [run for run in books.runs(files.run.run_id) if finished or run.info.status == "RUNNING"]
         return books.logged(logged[0].info.run_id if logged else books.create_parent(()))
+
+    return store.reach(folder, show, store.OPENING)
 
 
 def log(folder: Path, command: str = "run") -> Logged:
@@ -51,7 +54,8 @@ def log(folder: Path, command: str = "run") -> Logged:
     files = RunFiles.read(folder, command)
     arms = files.arms()
     content = files.digest(arms)
-    with store.reached(folder):
+
+    def write() -> Logged:
         books = _Books.open(files)
         logged = books.runs(files.run.run_id)
         going = [run for run in logged if run.info.status == "RUNNING"]
@@ -64,6 +68,8 @@ def log(folder: Path, command: str = "run") -> Logged:
         parent = next((run.info.run_id for run in going if not run.data.params), None)
         books.delete_all(logged, besides=parent)
         return books.write(parent or books.create_parent(arms), arms, content)
+
+    return store.reach(folder, write)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,16 @@ import shlex
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from moe_eval.errors import TrackingError
 from moe_eval.records.harness import DatasetFacts
 from moe_eval.records.labels import Status
+from moe_eval.tracking import patience
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,44 +34,42 @@ CONTENT_TAG = "moe_eval.content"  # a digest: what is there as it stands is left
 # MLflow's words for how a run ended; one that neither ended nor goes on was killed outright
 ENDED = {status: status.value.upper() for status in (Status.FINISHED, Status.FAILED, Status.KILLED)}
 ENDED |= dict.fromkeys((Status.RUNNING, Status.SKIPPED), "KILLED")
-# MLflow retries a server that does not answer for minutes; after hours of measuring, seconds are enough to tell.
-_PATIENCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar a file
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password in the URL
-}
-_BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+OPENING = 0.25  # of the time that a command may wait for MLflow, the share of what comes before the logging
 _BATCH = 100  # MLflow takes at most 100 parameters, and 1,000 metrics, in a call
+Result = TypeVar("Result")
 _CREDENTIALS = re.compile(r"(?<=//)\S*@|\?\S*")  # what stands before a host, and a query
 
 
-@contextmanager
-def reached(folder: Path) -> Iterator[None]:
-    """Talk to the store inside.
+def reach(folder: Path, call: Callable[[], Result], share: float = 1.0) -> Result:
+    """The result of a call that talks to the store.
 
     Args:
         folder: of the records.
+        share: of the time that a command may wait for MLflow.
 
     Raises:
         TrackingError: the store is not one, or did not take what was sent; with the command that logs them later.
     """
-    with patient(), _quiet(), _uninterrupted():
+    with quiet(), _uninterrupted():
         refusal = _old_file_store()
         if refusal is None:
             try:
-                yield
-                return
+                return patience.within(call, share)
+            except patience.NoAnswer as error:
+                refusal = f"{_place()} {error}"
             # MLflow and what lies under it (requests, SQLAlchemy, boto) raise whatever they like
             except Exception as error:
                 reason = _CREDENTIALS.sub("", " ".join(str(error).split()))[:200]
-                try:
-                    place = f"MLflow at {name()}"
-                except ImportError:  # it is broken, or half installed: the user hears of what was measured all the same
-                    place = "MLflow"
-                refusal = f"{place} did not take the run ({type(error).__name__}: {reason})"
+                refusal = f"{_place()} did not take the run ({type(error).__name__}: {reason})"
     later = f"moe-eval log {shlex.quote(str(folder))}"
     raise TrackingError(f"{refusal}. Nothing is lost: log it later with `{later}`.")
+
+
+def _place() -> str:
+    try:
+        return f"MLflow at {name()}"
+    except ImportError:  # it is broken, or half installed: the user hears of what was measured all the same
+        return "MLflow"
 
 
 @contextmanager
@@ -79,12 +78,13 @@ def opened_meanwhile() -> Iterator[None]:
 
     A store that is not there yet is left to the logging, which makes it whole. So are all failures.
     """
-    thread = threading.Thread(target=_open, name="moe_eval-mlflow")
+    thread = threading.Thread(target=_open, name="moe_eval-mlflow", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        thread.join()
+        with suppress(patience.NoAnswer):
+            patience.within(thread.join, OPENING)
 
 
 def _open() -> None:
@@ -226,34 +226,6 @@ def _old_file_store() -> str | None:
 
 
 @contextmanager
-def patient() -> Iterator[None]:
-    """Bound MLflow's retries, unless the user has set them, and keep its bars off the screen."""
-    with _environment({key: value for key, value in _PATIENCE.items() if key not in os.environ}):
-        yield
-
-
-@contextmanager
-def brief() -> Iterator[None]:
-    """Wait a few seconds at the most, and say nothing: for what is told between measurements."""
-    with _environment(_PATIENCE | _BRIEF), _quiet():
-        yield
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-@contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Hold back Ctrl-C and SIGTERM until the run is logged: a new sqlite store cut off half made is lost for good."""
     if threading.current_thread() is not threading.main_thread():
@@ -273,7 +245,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep a new store's migration steps and the retries of a dead one off the screen: one sentence is enough."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

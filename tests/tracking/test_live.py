@@ -13,7 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from moe_eval.tracking import store as tracking_store
+from moe_eval.tracking import patience
 from moe_eval.tracking.live import Live
 
 SHAPE = "b1_i512_o257"
@@ -67,7 +67,7 @@ def test_a_task_that_failed_or_left_nothing_readable_has_no_figure(store: Path, 
 def test_a_server_that_never_answers_is_asked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(tracking_store._BRIEF, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setitem(patience._BRIEF, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     tasks = [task("bf16", f"kernels_{number}") for number in range(20)]
     with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections and says nothing
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
