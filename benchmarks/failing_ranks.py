@@ -42,7 +42,8 @@ def write(shape: Path, out: Path) -> None:
     with filled():
         cases["a GPU that another process fills"] = refused(shape, out / "full", f"a:{TWO}")
     cases["a rank that is killed (SIGKILL)"] = failing(shape, out / "killed", signal.SIGKILL)
-    cases["a rank that stops (SIGSTOP), --timeout 30"] = failing(shape, out / "stopped", signal.SIGSTOP, "30")
+    stopped = failing(shape, out / "stopped", signal.SIGSTOP, "--stall_timeout", "20")
+    cases["a rank that stops (SIGSTOP), --stall_timeout 20"] = stopped
     (out / "failures.json").write_text(json.dumps(cases, indent=1) + "\n")
 
 
@@ -52,9 +53,9 @@ def refused(shape: Path, folder: Path, arm: str) -> Mapping[str, object]:
     return ended(process, begun, psutil.Process(process.pid))
 
 
-def failing(shape: Path, folder: Path, number: signal.Signals, timeout: str = "3600") -> Mapping[str, object]:
+def failing(shape: Path, folder: Path, number: signal.Signals, *options: str) -> Mapping[str, object]:
     """Send a signal to one rank while latency is measured."""
-    process = start(shape, folder, f"a:{TWO}", timeout)
+    process = start(shape, folder, f"a:{TWO}", *options)
     tree = psutil.Process(process.pid)
     end = time.monotonic() + LIMIT
     while not list(folder.glob("arms/*/load_0.json")) and process.poll() is None and time.monotonic() < end:
@@ -67,11 +68,11 @@ def failing(shape: Path, folder: Path, number: signal.Signals, timeout: str = "3
     return ended(process, time.monotonic(), *workers, ranks=len(ranks))
 
 
-def start(shape: Path, folder: Path, arm: str, timeout: str = "3600") -> subprocess.Popen[str]:
-    options = ["--engine", "vllm", "--model_path", str(shape), "--arm", f"{arm},precision=bf16"]
+def start(shape: Path, folder: Path, arm: str, *more: str) -> subprocess.Popen[str]:
+    options = [*more, "--engine", "vllm", "--model_path", str(shape), "--arm", f"{arm},precision=bf16"]
     options += ["--model_args", SHARED, "--evaluators", "latency", "--dataset", "random", "--batch_size", "8"]
     options += ["--input_len", "512", "--output_len", "64", "--num_iterations", "2000", "--loads", "1"]
-    command = [*COMMAND, "run", *options, "--timeout", timeout, "--output_dir", str(folder)]
+    command = [*COMMAND, "run", *options, "--output_dir", str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
