@@ -44,7 +44,9 @@ def rows(reference: ArmTaskResults, candidate: ArmTaskResults) -> Iterator[TaskC
                 yield _filled(row, paired(*pair, metric), [pair])
     names = {*both, *(group.group for group in parents)}
     yield from _alone(reference, names)
-    yield from (replace(row, reference=None, other=row.reference) for row in _alone(candidate, names))
+    for row in _alone(candidate, names):
+        score, error = row.reference, row.reference_error
+        yield replace(row, reference=None, reference_error=None, other=score, other_error=error)
 
 
 def _alone(arm: ArmTaskResults, names: Collection[str]) -> Iterator[TaskComparison]:

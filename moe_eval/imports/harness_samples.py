@@ -63,6 +63,8 @@ def read(folder: Path) -> ArmTaskResults:
         UsageError: a file is damaged, or there are no samples.
     """
     files = _files(folder)
+    if not files:
+        raise UsageError(f"{folder} holds no results of the harness. Give a folder of lm_eval --output_path.")
     newest = _read(files[0])
     tasks: dict[str, TaskResults] = {}
     origins: dict[str, list[Results]] = {}

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats as distributions
 
-from moe_eval.comparison import task_quality, task_rows
+from moe_eval.comparison import task_gate, task_quality, task_rows
 from moe_eval.errors import UsageError
 from moe_eval.imports import harness_samples
 from moe_eval.records.task_comparison import TaskComparison, TaskVerdict
@@ -283,3 +284,23 @@ def test_intervals_of_clusters_hold_the_truth() -> None:
         row = task_rows._with_interval(replace(empty, difference=float(sums.mean())), sums, np.ones(documents))
         covered += row.low is not None and row.high is not None and row.low <= 0 <= row.high
     assert covered / draws > 0.93
+
+
+@pytest.mark.parametrize(("bound", "holds", "fails"), [(0.9, True, False), (0.5, False, False), (0.05, False, True)])
+def test_a_gate_on_flips_of_repeats_goes_by_documents(bound: float, holds: bool, fails: bool) -> None:
+    """Fifty documents, of which half flip in all of their repeats: a share of 0.5 with Student's interval."""
+    sides = [
+        [
+            document(at, {"acc,none": Score(float(side == 0 or at % 2))}, repeat=repeat)
+            for repeat in range(2)
+            for at in range(50)
+        ]
+        for side in (0, 1)
+    ]
+    (figure,) = task_gate.figures(list(task_rows.rows(single(sides[0]), single(sides[1]))), None, "<=", bound)
+    text, is_held, p_value = figure
+    low, high = distributions.t.interval(0.95, 49, 0.5, np.std([0, 1] * 25, ddof=1) / math.sqrt(50))
+    assert text == f"t has 50 of 100, 0.5000 ({low:.4f} to {high:.4f})"
+    assert is_held is holds
+    assert p_value is not None
+    assert (p_value <= ERROR_RATE) is fails
