@@ -95,13 +95,27 @@ def _result(sample: Sample, scores: Mapping[str, Score]) -> DocumentResult:
     if not known or len(known) < len(likelihoods):
         answer, response = _first(sample.filtered_resps), _first(sample.resps)
         return replace(result, answer=answer, response="" if response == answer else response)
-    best = max(range(len(known)), key=known.__getitem__)
-    choices = [_text(request[-1]).strip() for request in requests]
-    if len(choices) != len(known) or len(choices) == 1:
+    if len(known) == 1 or len(requests) != len(known):
+        best = max(range(len(known)), key=known.__getitem__)
         return replace(result, answer=str(best if len(known) > 1 else known[0]), margin=_margin(known, 0))
-    right = _right(sample.target, choices)
+    return _of_choices(result, sample, known, requests)
+
+
+def _of_choices(
+    result: DocumentResult, sample: Sample, likelihoods: Sequence[float], requests: Sequence[Sequence[object]]
+) -> DocumentResult:
+    """A result with the likeliest choice, the right one and the margin between them."""
+    choices = [_text(request[-1]).strip() for request in requests]
+    half = len(choices) // 2
+    if half > 1 and choices[:half] == choices[half:]:  # acc_mutual_info asks for every choice without the prompt too
+        choices, likelihoods = choices[:half], likelihoods[:half]
+    if len(set(choices)) == 1:  # it is prompts that differ, as in winogrande
+        choices = [_text(request[0]).strip() for request in requests]
+    best = max(range(len(choices)), key=likelihoods.__getitem__)
+    score = next((score.value for key, score in result.scores.items() if key.startswith("acc,")), None)
+    right = _right(sample.target, choices, best, is_right=None if score is None else score == 1)
     target = result.target_text if right is None else choices[right]
-    return replace(result, answer=choices[best], target_text=target, margin=_margin(known, right))
+    return replace(result, answer=choices[best], target_text=target, margin=_margin(likelihoods, right))
 
 
 def _requests(arguments: object) -> list[list[object]]:
@@ -116,12 +130,19 @@ def _requests(arguments: object) -> list[list[object]]:
     ]
 
 
-def _right(target: object, choices: Sequence[str]) -> int | None:
-    """The number of the right choice, which a task gives by number or by text."""
+def _right(target: object, choices: Sequence[str], best: int, *, is_right: bool | None) -> int | None:
+    """The number of the right choice, which a task gives by number or by text, and which `is_right` has to agree with.
+
+    Args:
+        best: the likeliest choice. `is_right`: whether it is the right one. None where that is not known.
+    """
     text = _text(target).strip()
-    if text in choices and not text.isdecimal():
-        return choices.index(text)
-    return int(text) if text.isdecimal() and int(text) < len(choices) else None
+    numbers = [int(text)] if text.isdecimal() and int(text) < len(choices) else []
+    numbers += [choices.index(text)] if text in choices else []
+    if is_right is None:
+        return next(iter(numbers), None)
+    numbers += [best] if is_right else [1 - best] if len(choices) == 2 else []
+    return next((number for number in numbers if (number == best) is is_right), None)
 
 
 def _margin(likelihoods: Sequence[float], right: int | None) -> float | None:

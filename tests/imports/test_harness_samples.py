@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from moe_eval.comparison import task_rows
 from moe_eval.errors import UsageError
-from moe_eval.imports import harness_samples
+from moe_eval.imports import harness_documents, harness_samples
 from moe_eval.records.task_results import ArmTaskResults, Score
 from tests.doubles import harness_results as made
 
@@ -140,6 +140,31 @@ def test_hashes_of_earlier_versions_are_computed(logged: tuple[Path, dict[str, A
             text = "\n".join(map(json.dumps, rows))
         (tmp_path / file.name).write_text(text, encoding="utf-8")
     assert harness_samples.read(tmp_path) == harness_samples.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("target", "prompts", "choices", "acc", "expected"),
+    [
+        ("1", ["q"], ["a", "b", "c"], 0.0, ("a", "b", -1.0)),  # by number
+        ("c", ["q"], ["a", "b", "c"], 0.0, ("a", "c", -2.0)),  # by text
+        ("1", ["q"], ["1", "0", "2"], 1.0, ("1", "1", 1.0)),  # by text, since number 1 is not the likeliest
+        ("the end", ["it", "he"], ["the end", "the end"], 0.0, ("it", "he", -1.0)),  # prompts that differ
+        ("1", ["q"], ["a", "b", "a", "b"], 0.0, ("a", "b", -1.0)),  # with every choice alone, for acc_mutual_info
+        ("[1, 2]", ["q"], ["a", "b", "c"], 0.0, ("a", "[1, 2]", None)),  # several are right
+    ],
+)
+def test_choices_have_the_margin_of_the_right_one(
+    target: str, prompts: list[str], choices: list[str], acc: float, expected: tuple[str, str, float | None]
+) -> None:
+    """Log-likelihoods are -1, -2, ... in the order of the choices."""
+    arguments = {
+        f"gen_args_{at}": {"arg_0": prompts[at % len(prompts)], "arg_1": f" {choice}"}
+        for at, choice in enumerate(choices)
+    }
+    responses = [[str(-1.0 - at), "False"] for at in range(len(choices))]
+    line = made.sample(0, {"acc": acc}, target=target, arguments=arguments, filtered_resps=responses)
+    (result,) = harness_documents.results([line], ["acc,none"])
+    assert (result.answer, result.target_text, result.margin) == expected
 
 
 def read(folder: Path) -> ArmTaskResults:
