@@ -53,20 +53,22 @@ class Argument:
         bounds = {key: getattr(self, key) for key in _SIGNS if getattr(self, key) is not None}
         items = value if isinstance(value, list) or self.kind not in ("texts", "ids") else [value]
         try:
-            read = msgspec.convert(items, Annotated[kind, msgspec.Meta(**bounds)] if bounds else kind, strict=False)
+            converted = msgspec.convert(
+                items, Annotated[kind, msgspec.Meta(**bounds)] if bounds else kind, strict=False
+            )
         except msgspec.ValidationError:
-            read = math.nan
-        if isinstance(read, float) and not math.isfinite(read):
+            converted = math.nan
+        if isinstance(converted, float) and not math.isfinite(converted):
             limits = " and ".join(f"{_SIGNS[key]} {bound}" for key, bound in bounds.items())
             domain = f"{title} {limits}".rstrip()
             raise UsageError(f"The generation argument {name}={value} does not suit. Give {domain}.")
-        return [text for text in map(str, read) if text] if self.kind == "texts" else read
+        return [text for text in map(str, converted) if text] if self.kind == "texts" else converted
 
 
 @cache
 def arguments() -> Mapping[str, Argument]:
     """The rows of sampling.toml by name, in its order."""
-    return msgspec.convert(tables.table("sampling.toml"), dict[str, Argument])
+    return msgspec.convert(tables.read_toml("sampling.toml"), dict[str, Argument])
 
 
 def read(values: Mapping[str, object], engine: str) -> tuple[dict[str, Any], dict[str, Any]]:

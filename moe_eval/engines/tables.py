@@ -45,7 +45,7 @@ class _Settings:
 @cache
 def variables() -> tuple[Variable, ...]:
     """The rows of environment.toml."""
-    return tuple(msgspec.convert(table("environment.toml")["variable"], list[Variable]))
+    return tuple(msgspec.convert(read_toml("environment.toml")["variable"], list[Variable]))
 
 
 @cache
@@ -54,11 +54,11 @@ def settings(engine: str, package: str) -> frozenset[str]:
 
     The source is parsed and not imported, which would take seconds.
     """
-    table = msgspec.convert(table("settings.toml")[engine], _Settings)
+    table = msgspec.convert(read_toml("settings.toml")[engine], _Settings)
     return frozenset((*table.names.split(), *_installed(package, table)))
 
 
-def table(name: str) -> dict[str, object]:
+def read_toml(name: str) -> dict[str, object]:
     return tomllib.loads(resources.files("moe_eval.engines").joinpath(name).read_text(encoding="utf-8"))
 
 

@@ -61,9 +61,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         tokenizers.check(tokenizer, self.facts.vocabulary, self.facts.checkpoint)
         for name, token in (("prefix_token_id", self.prefix_token_id), ("think_end_token", think_end_token)):
             if isinstance(token, int) and not 0 <= token < self.facts.vocabulary:
-                raise UsageError(
-                    f"{name}={token} is not a token of this model. Give 0 to {self.facts.vocabulary - 1}."
-                )
+                raise UsageError(f"{name}={token} is not a token of this model. Give 0 to {self.facts.vocabulary - 1}.")
         self._end_of_thought = generation.end_of_thought(tokenizer, think_end_token)
         self._device = torch.device(self.facts.device)
         self.begin(())
@@ -77,7 +75,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def check_requests(self) -> None:
         """Refuse generation arguments of any request of the evaluation, before the first one of any kind."""
         tasks, self._tasks = self._tasks, ()
-        instances = (instance for task in tasks for instance in task.instances or ())
+        instances = (instance for task in tasks for instance in task.instances)
         kinds = {repr(row.args[1]): row.args[1] for row in instances if row.request_type == "generate_until"}
         for arguments in kinds.values():
             self._generation(arguments)
@@ -243,23 +241,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
         def keep(position: int, completion: Completion) -> None:
             index = indices[position]
-            answers[index] = self._answer(completion, kind)
+            answers[index] = generation.answer(completion.token_ids, kind, self._end_of_thought, self.tokenizer)
             self._keep(instances[index], answers[index])
             done()
 
         prompts = [self._prompt(instances[index].args[0], kind.request) for index in indices]
         self.engine.generate(prompts, kind.request, keep)
-
-    def _answer(self, completion: Completion, kind: Generation) -> str:
-        """The text of a completion behind its thought, up to the first stop text, as the harness's models cut it."""
-        end, tokens = self._end_of_thought, completion.token_ids
-        if isinstance(end, int):
-            tokens = generation.without_thought(tokens, end)
-        text = self.tok_decode(tokens, kind.skip_special_tokens)
-        if isinstance(end, str):
-            text = text.rpartition(end)[2]
-        text = text if end is None else text.lstrip()
-        return generation.cut(text, (*kind.stop, self.tok_decode([self.eot_token_id], skip_special_tokens=False)))
 
     def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
         room = self.max_length - request.max_new_tokens

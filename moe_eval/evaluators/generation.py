@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,12 +49,9 @@ def read(arguments: Arguments, default_tokens: int, engine: str, *, thinks: bool
         temperature = 1.0 if samples else 0.0
     if not temperature:
         further = {name: value for name, value in further.items() if not sampling.arguments()[name].samples}
-    request = GenerationRequest(
-        max_new_tokens=fields.pop("max_new_tokens", default_tokens),
-        temperature=temperature,
-        further=further,
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()},
-    )
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    fields = {"max_new_tokens": default_tokens, "temperature": temperature, "further": further, **fields}
+    request = GenerationRequest(**fields)
     if request.min_new_tokens > request.max_new_tokens:
         raise UsageError(
             f"min_new_tokens={request.min_new_tokens} is more than the {request.max_new_tokens} tokens that are "
@@ -63,16 +60,22 @@ def read(arguments: Arguments, default_tokens: int, engine: str, *, thinks: bool
     return Generation(replace(request, stop=()) if thinks else request, request.stop, skips)
 
 
-def cut(text: str, stops: Iterable[str]) -> str:
-    """The text before the first stop text."""
-    for stop in filter(None, stops):
+def answer(tokens: tuple[int, ...], kind: Generation, end: int | str | None, tokenizer: Any) -> str:
+    """The text of new tokens behind their thought, up to the first stop text, as the harness's models cut it.
+
+    Args:
+        end: what ends a thought, see end_of_thought. None where there is none.
+    """
+    if isinstance(end, int) and end in tokens:
+        tokens = tokens[len(tokens) - tokens[::-1].index(end) :]
+    text = str(tokenizer.decode(tokens, skip_special_tokens=kind.skip_special_tokens))
+    if isinstance(end, str):
+        text = text.rpartition(end)[2]
+    text = text if end is None else text.lstrip()
+    # a model may spell the end of text in letters
+    for stop in filter(None, (*kind.stop, tokenizer.decode([tokenizer.eos_token_id]))):
         text = text.partition(stop)[0]
     return text
-
-
-def without_thought(tokens: tuple[int, ...], end: int) -> tuple[int, ...]:
-    """The tokens behind the last token that ends a thought. All of them where there is none."""
-    return tokens[len(tokens) - tokens[::-1].index(end) :] if end in tokens else tokens
 
 
 def end_of_thought(tokenizer: Any, end: int | str | None) -> int | str | None:

@@ -75,7 +75,7 @@ def running(folder: Path) -> Iterator[Run]:
 def folder() -> Path | None:
     """The folder of the current run, in which our tasks keep files. None if this process records no run."""
     run = _run.get()
-    return run and run.folder
+    return None if run is None else run.folder
 
 
 def keep(finished: Results) -> None:

@@ -55,7 +55,7 @@ def _tasks(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     for name, task in tasks.get("tasks", tasks).items():
         if isinstance(task, Mapping):
             yield from _tasks(task)
-        elif hasattr(task, "instances"):
+        elif hasattr(task, "build_all_requests"):
             yield str(name), task
 
 
@@ -63,12 +63,13 @@ def _finished(evaluate: Callable[..., Any], arguments: Arguments, model: Any, ta
     """Results of the tasks whose requests are all answered, without standard errors. Empty where there are none."""
     parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
     for name, task in tasks.items():
-        answers = {id(request): _answers(arguments["lm"], model, request) for request in task.instances or ()}
-        if not answers or any(len(answers[id(request)]) < request.repeats for request in task.instances):
+        requests = getattr(task, "instances", None) or ()  # a task has none before they are made
+        answers = {id(request): _answers(arguments["lm"], model, request) for request in requests}
+        if not answers or any(len(answers[id(request)]) < request.repeats for request in requests):
             continue
-        for request in task.instances:
+        for request in requests:
             request.resps = []
-        replay = _Answered(answers, {request.request_type for request in task.instances})
+        replay = _Answered(answers, {request.request_type for request in requests})
         task.build_all_requests = lambda **_: None  # its requests are there
         changes = {"lm": replay, "task_dict": {name: task}, "bootstrap_iters": 0, "log_samples": True}
         with suppress(Exception):  # the task's own metric may be what failed

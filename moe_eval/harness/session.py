@@ -20,7 +20,8 @@ from moe_eval.tracking import store
 
 # A shape that cannot be timed has to show before hours of scoring, and nothing is timed after a profiler has run.
 _PLACES = {LATENCY: 0, KERNELS: 2}
-# variables with a process's rank, of torchrun and of several MPI launchers
+# variables with the number of processes and a process's rank, of torchrun, of accelerate and of several MPI launchers
+_SIZES, _MPI_SIZES = ("WORLD_SIZE",), ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
 
@@ -35,6 +36,7 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         model = _settings_of(call.arguments)
         if model is None:
             return _elsewhere(lambda: simple_evaluate(*args, **kwargs), call.arguments["tasks"])
+        _refuse_processes(model)
         if not _is_first_process():
             return simple_evaluate(*args, **kwargs)
         _prepare(call.arguments, model)
@@ -122,6 +124,25 @@ def _check_metadata(arguments: Arguments) -> None:
         close = difflib.get_close_matches(key, keys, 1, 0.8)
         if close and key not in keys and key not in model_args:
             raise UsageError(f"No task of moe_eval knows {key} in the metadata. Give {close[0]}.")
+
+
+def _refuse_processes(model: settings.ModelSettings) -> None:
+    """Refuse several processes that would each evaluate all documents.
+
+    Those of an engine that runs one model on all of them go on: vLLM's external launcher, and TensorRT-LLM under MPI.
+
+    Raises:
+        UsageError: with what to do instead.
+    """
+    if str(model.of_engine.options.get("distributed_executor_backend")) == "external_launcher":
+        return
+    for name in (*_SIZES, *(() if model.engine == "trtllm" else _MPI_SIZES)):
+        count = os.environ.get(name, "1")
+        if count not in ("", "0", "1"):
+            raise UsageError(
+                f"Each of {count} processes ({name}) would evaluate all documents. Start lm_eval by itself, without "
+                "accelerate or another launcher, and give tensor_parallel_size to an engine that uses several GPUs."
+            )
 
 
 def _is_first_process() -> bool:

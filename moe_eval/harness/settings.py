@@ -70,7 +70,7 @@ def read(arguments: Mapping[str, object]) -> ModelSettings:
     enable_thinking, think_end_token = flag(options, "enable_thinking"), options.pop("think_end_token", None)
     if enable_thinking and think_end_token is None:
         raise UsageError(
-            "enable_thinking=True needs think_end_token, which ends the thought before an answer. Give it as text or id."
+            "enable_thinking=True needs think_end_token, which ends the thought before an answer. Give its text or id."
         )
     max_gen_toks = _integer(options, "max_gen_toks")
     if max_gen_toks is not None and max_gen_toks < 1:

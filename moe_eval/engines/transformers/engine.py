@@ -115,7 +115,7 @@ class TransformersEngine:
         if request.timed:
             self._refuse_speed()
         if request.seed is not None:
-            torch.manual_seed(request.seed)  # type: ignore[no-untyped-call]
+            torch.manual_seed(request.seed)
         completions: dict[int, Completion] = {}
 
         def run(batch: list[int]) -> None:

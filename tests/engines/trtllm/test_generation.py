@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from moe_eval.data.window import Window
 from moe_eval.engines import requests
 from moe_eval.engines.base import Completion, GenerationRequest, RequestTimes
 from moe_eval.engines.trtllm.engine import TrtllmEngine
-from moe_eval.errors import EngineError, WorkerDied
+from moe_eval.errors import EngineError, UsageError, WorkerDied
 from tests.engines.conftest import NEW
 from tests.engines.trtllm.conftest import EVERY, NEWEST, OLDEST, Load, started
 
@@ -111,6 +112,36 @@ def test_sampling_settings_are_passed_on(
     engine.generate([[5, 6, 7]], request_)
     ends = {} if request_.ignore_eos else {"stop_token_ids": sorted(engine.ends)}
     assert [each["sampling"] for each in events("request")] == [wanted | ends]
+
+
+@pytest.mark.parametrize(
+    ("release", "further", "is_applied"),
+    [
+        ("1.3.0rc24", {"repetition_penalty": 1.2}, True),
+        ("1.3.0rc20", {"repetition_penalty": 1.2}, False),
+        ("1.4.0rc4", {"bad": ["x"]}, False),
+    ],
+)
+def test_what_the_version_s_own_sampler_would_ignore_is_refused(
+    engine: TrtllmEngine,
+    events: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    release: str,
+    further: dict[str, Any],
+    is_applied: bool,
+) -> None:
+    monkeypatch.setattr(engine.session, "installed", replace(engine.session.installed, version=release))
+    request = GenerationRequest(4, further=further, stop_tokens=(9,), min_new_tokens=1)
+    if not is_applied:
+        with pytest.raises(UsageError, match=f"TensorRT-LLM {release} ignores {next(iter(further))}"):
+            engine.generate([], request)
+        arguments = {**engine.facts.arguments, "sampler_type": "TRTLLMSampler"}
+        monkeypatch.setattr(engine, "facts", replace(engine.facts, arguments=arguments))
+    engine.generate([[5, 6, 7]], request)
+    ends = sorted({*engine.ends, 9})
+    sampling = {"max_tokens": 4, "min_tokens": 1, "detokenize": False, "stop_token_ids": ends, **further}
+    assert [event["sampling"] for event in events("request")] == [sampling]
 
 
 def test_times_are_in_order_and_only_there_when_asked_for(engine: TrtllmEngine, prompts: list[list[int]]) -> None:

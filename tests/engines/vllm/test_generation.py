@@ -99,6 +99,18 @@ def test_sampling_is_passed_on(engine: VllmEngine, prompts: list[list[int]]) -> 
     assert len({engine.generate(prompts[:1], one)[0].token_ids for _ in range(2)}) == 1
 
 
+def test_arguments_of_vllm_reach_it_by_their_own_names_and_it_judges_them(engine: VllmEngine) -> None:
+    request = GenerationRequest(
+        *(4, 2), stop_tokens=(7,), temperature=0.5, seed=3, further={"min_p": 0.1, "presence_penalty": 1.0}
+    )
+    sampling = engine._sampling(request)
+    wanted = {"min_tokens": 2, "stop_token_ids": [0, 7], "seed": 3, "min_p": 0.1, "presence_penalty": 1.0}
+    assert {name: sampling[name] for name in wanted} == wanted
+    assert engine.generate([], request) == []
+    with pytest.raises(EngineError, match="no_such"):
+        engine.generate([], GenerationRequest(4, further={"no_such": 1}))
+
+
 @pytest.mark.parametrize("timed", [True, False])
 def test_another_length_than_asked_for_is_an_error(
     load: Load, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]], timed: bool
