@@ -33,7 +33,7 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records import disk
 from moe_eval.records.labels import OptionValue
-from moe_eval.records.run import EVALUATORS, EvaluatorName
+from moe_eval.records.run import EVALUATORS, LEAST_WARM_UPS, EvaluatorName
 from moe_eval.records.verdicts import Rules
 from moe_eval.runner.request import ArmsRequest, Command, NamedArm, RunRequest, SharedSettings
 
@@ -60,6 +60,11 @@ def request_of(options: MeasuringOptions) -> RunRequest:
     """
     if isinstance(options, LatencyOptions) and options.max_minutes is not None and options.until is None:
         raise UsageError("--max_minutes ends a run --until decided. Give both, or neither.")
+    if isinstance(options, LatencyOptions) and options.until and options.warmup_iterations < LEAST_WARM_UPS:
+        raise UsageError(
+            f"Fewer than {LEAST_WARM_UPS} --warmup_iterations are a quick look, which --until decided never ends. Give "
+            "more, or leave --until out."
+        )
     if options.gpu is not None and not options.dry_run:
         raise UsageError("--gpu plans for GPUs that are not here. Add --dry_run, or leave it out.")
     arms_request, tokenizer = _arms(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 
 from moe_eval import stats
 from moe_eval.comparison.comparable import engine
@@ -13,6 +14,7 @@ from moe_eval.evaluators.speed import OF_CALLS, OF_TOKENS
 from moe_eval.records.comparison import PairSchedule
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.ratios import Ratio, SpeedRatios
+from moe_eval.records.run import CUT_SHORT
 from moe_eval.records.samples import Sample
 from moe_eval.records.shape_comparison import Clocks, Fairness
 from moe_eval.records.shape_latency import Routing, ShapeLatency
@@ -33,14 +35,27 @@ def ratios(
     Args:
         decode_widened: the factor by which intervals of times with decode steps are wider, see Fairness.
     """
-    return _ratios(reference, candidate, (reference.loads, candidate.loads), schedule, decode_widened)
+    speed_ratios = _ratios(reference, candidate, (reference.loads, candidate.loads), schedule, decode_widened)
+    return _without_intervals(speed_ratios) if _is_quick(reference) or _is_quick(candidate) else speed_ratios
+
+
+def _is_quick(shape: ShapeLatency) -> bool:
+    """Whether a warm-up was cut short on request, so that times drift by an unknown amount."""
+    return any(warm_up.ended == CUT_SHORT for warm_up in shape.warm_ups)
+
+
+def _without_intervals(speed_ratios: SpeedRatios) -> SpeedRatios:
+    bare = {"low": None, "high": None, "error": None, "df": None}
+    figures = {field.name: getattr(speed_ratios, field.name) for field in fields(speed_ratios)}
+    return SpeedRatios(**{name: ratio and replace(ratio, **bare) for name, ratio in figures.items()})
 
 
 def unthrottled(
     reference: ShapeLatency, candidate: ShapeLatency, schedule: PairSchedule, decode_widened: float = 1.0
 ) -> SpeedRatios:
     """The same ratios without the iterations that ran at a low clock."""
-    return _ratios(reference, candidate, (_fast(reference), _fast(candidate)), schedule, decode_widened)
+    speed_ratios = _ratios(reference, candidate, (_fast(reference), _fast(candidate)), schedule, decode_widened)
+    return _without_intervals(speed_ratios) if _is_quick(reference) or _is_quick(candidate) else speed_ratios
 
 
 def _fast(shape: ShapeLatency) -> _Loads:

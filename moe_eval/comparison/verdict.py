@@ -11,6 +11,7 @@ from moe_eval.comparison import wording
 from moe_eval.comparison.because import because
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.ratios import Ratio
+from moe_eval.records.run import LEAST_WARM_UPS
 from moe_eval.records.shape_comparison import ShapeComparison
 from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
 from moe_eval.stats import ERROR_RATE, LEAST_LOADS
@@ -203,6 +204,8 @@ def _settled_by(pair: Pair, shapes: Sequence[ShapeComparison], rules: Rules) -> 
     if pair.schedule is None or not pair.schedule.one_run:
         return "Measure both arms in one run."
     ratios = [ratio for shape in undecided if (ratio := shape.speed.deciding(rules))]
+    if any(ratio.loads >= LEAST_LOADS and ratio.low is None for ratio in ratios):
+        return f"Give --warmup_iterations {LEAST_WARM_UPS} or more."
     loads = max(_loads_needed(ratio, rules) for ratio in ratios)
     if loads > _MOST_LOADS:
         return f"It takes more than {_MOST_LOADS} loads. Look for what disturbs the measurement first."

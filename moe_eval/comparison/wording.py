@@ -10,6 +10,7 @@ from moe_eval.comparison import task_wording
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Ratio
+from moe_eval.records.run import LEAST_WARM_UPS
 from moe_eval.records.shape_comparison import ShapeComparison
 from moe_eval.records.verdicts import DecidingTime, Rules, Verdict
 from moe_eval.stats import LEAST_LOADS
@@ -106,6 +107,8 @@ def interval_sentence(ratio: Ratio, verdict: Verdict, rules: Rules) -> str:
     """Where the interval of a ratio lies, by the verdict that follows from it."""
     gain = f"{1 + rules.min_gain:.10g}"
     if verdict is Verdict.QUICK_LOOK:
+        if ratio.loads >= LEAST_LOADS:
+            return f"A verdict takes {LEAST_WARM_UPS} iterations of warm-up, and there were fewer."
         return f"A verdict takes {LEAST_LOADS} loads of each arm and there {_are(ratio.loads)}."
     if verdict is Verdict.PAYS:
         return f"The interval lies above {gain}."

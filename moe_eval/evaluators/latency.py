@@ -20,7 +20,6 @@ from moe_eval.records.samples import Sample, WarmUp
 # NVML's energy counter moves in steps of about 0.1 s, so that of a call this long a tenth is uncertain at worst, in
 # either direction; of a shorter one it says nothing
 _ENERGY_SECONDS = 1.0
-LEAST_WARM_UPS = 5
 _PROFILERS = {"NSYS_PROFILING_SESSION_ID": "Nsight Systems", "NV_COMPUTE_PROFILER_PERFWORKS_DIR": "Nsight Compute"}
 
 

@@ -15,7 +15,7 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
 from moe_eval.records.latency import Capacity, LatencyRecord, MemoryUse, WorkloadLabel
-from moe_eval.records.run import Schedule
+from moe_eval.records.run import CUT_SHORT, Schedule
 from moe_eval.records.samples import Sample, Turn, WarmUp
 from moe_eval.records.shape_latency import Routing, ShapeLatency
 
@@ -171,6 +171,8 @@ def _notes(measured: Measured, shape: Shape) -> list[str]:
     unsettled = sum(warm_up.ended == UNSETTLED for warm_up in warm_ups)
     if unsettled:
         notes.append(f"{unsettled} of {len(warm_ups)} warm-ups ended without having settled")
+    if any(warm_up.ended == CUT_SHORT for warm_up in warm_ups):
+        notes.append(f"warm-up: {CUT_SHORT}")
     return [*notes, *_trend_notes(measured, shape)]
 
 

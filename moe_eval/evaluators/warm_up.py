@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats as distributions
 
+from moe_eval.records.run import CUT_SHORT, LEAST_WARM_UPS
+
 UNSETTLED = "it did not settle"
 # After nvbench's stdrel criterion (nvbench/stdrel_criterion.cuh): stop when the relative standard deviation is below
 # 0.5 % or has stopped to change. nvbench takes all samples, and from the 65th on a change of less than 5 % counts as
@@ -39,8 +41,10 @@ def ended(
     Args:
         seconds: of every call so far.
         temperatures: after every call, of every GPU, in degrees Celsius. Empty where NVML does not tell.
-        minimum: the least number of calls.
+        minimum: the least number of calls. Below LEAST_WARM_UPS it is all of them, and the warm-up is CUT_SHORT.
     """
+    if minimum < LEAST_WARM_UPS:
+        return CUT_SHORT if len(seconds) >= minimum else None
     if len(seconds) < max(minimum, _TRAIL):
         return None
     total = sum(seconds)

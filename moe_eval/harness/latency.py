@@ -19,6 +19,7 @@ from moe_eval.harness.untyped import Answer, Sample
 from moe_eval.machine import hardware
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
+from moe_eval.records.run import CUT_SHORT, LEAST_WARM_UPS
 from moe_eval.records.samples import LatencyMetrics
 from moe_eval.tracking import keys
 
@@ -32,16 +33,16 @@ class MoeLatency(ShapesTask):
         "input_len": 512,
         "output_len": 256,
         "num_iterations": 20,
-        "warmup_iterations": latency.LEAST_WARM_UPS,
+        "warmup_iterations": LEAST_WARM_UPS,
         "prompts": "wikitext",
     }
     metrics: ClassVar[Mapping[str, bool]] = {name: name in ("output_tok_s", "prefill_tok_s") for name in speed.METRICS}
 
     def check(self, counts: Mapping[str, int]) -> None:
-        if counts["num_iterations"] < 1 or counts["warmup_iterations"] < latency.LEAST_WARM_UPS:
+        if counts["num_iterations"] < 1 or counts["warmup_iterations"] < 1:
             raise UsageError(
                 f"The metadata of {LATENCY} gives {counts['num_iterations']} iterations after "
-                f"{counts['warmup_iterations']} of warm-up. Give at least 1 after {latency.LEAST_WARM_UPS}."
+                f"{counts['warmup_iterations']} of warm-up. Give at least 1 after 1."
             )
 
     @staticmethod
@@ -95,6 +96,8 @@ def notes(rows: Sequence[Sample]) -> list[str]:
         reasons = list(answer["notes"])
         if answer["warm_up"]["ended"] == UNSETTLED:
             reasons.append("the warm-up ended without having settled")
+        if answer["warm_up"]["ended"] == CUT_SHORT:
+            reasons.append(f"warm-up: {CUT_SHORT}")
         slow = sum(flag is True for flag in answer["slow_samples"])
         if slow:
             reasons.append(f"{slow} of {len(answer['slow_samples'])} iterations ran at under 75 % of the default clock")

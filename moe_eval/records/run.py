@@ -16,6 +16,9 @@ Mode = Literal["turns", "alternating"]
 EvaluatorName = Literal["quality", "latency", "kernels"]
 EVALUATORS: tuple[EvaluatorName, ...] = ("quality", "latency", "kernels")
 
+LEAST_WARM_UPS = 5  # iterations, without which there is no verdict
+CUT_SHORT = f"fewer than {LEAST_WARM_UPS} iterations were requested, so this is a quick look"
+
 
 @dataclass(frozen=True)
 class Schedule:

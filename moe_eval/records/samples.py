@@ -65,7 +65,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """The seconds of every warm-up iteration, and why there were no more."""
+    """The seconds of every warm-up iteration, and why there were no more: CUT_SHORT on request."""
 
     seconds: tuple[float, ...]
     ended: str

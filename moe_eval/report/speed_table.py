@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 
 from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.run import LEAST_WARM_UPS
 from moe_eval.records.shape_comparison import ShapeComparison
 from moe_eval.records.shape_latency import ShapeLatency
 from moe_eval.records.verdicts import Rules, Verdict
@@ -105,7 +106,7 @@ def _labels(records: Sequence[LatencyRecord]) -> list[str]:
     weights = ", ".join(sorted({str(record.weights) for record in records}))
     lines = [
         f"{shape.input_len} tokens in, {shape.output_len} out. Medians of {shape.num_iterations} iterations after "
-        f"{warm_ups} or more of warm-up."
+        f"{warm_ups} or more of warm-up{': a quick look' * (warm_ups < LEAST_WARM_UPS)}."
     ]
     if schedule is not None and not is_single:
         lines.append(

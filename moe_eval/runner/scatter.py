@@ -12,7 +12,7 @@ from moe_eval.errors import UsageError
 from moe_eval.evaluators.speed import OF_CALLS, timed_by
 from moe_eval.records import by_arm
 from moe_eval.records.latency import LatencyRecord
-from moe_eval.records.run import Schedule
+from moe_eval.records.run import LEAST_WARM_UPS, Schedule
 from moe_eval.records.shape_latency import ShapeLatency
 
 _ASSUMED = 0.01  # loads of a Qwen3-MoE in BF16 on H100s scattered by 0.15 % (batch 32, 64) to about 1.1 % (batch 1)
@@ -64,6 +64,8 @@ def sentence(schedule: Schedule, comparisons: int, min_gain: float, scatter: flo
     """
     if schedule.loads < stats.LEAST_LOADS:
         return f"a quick look without a verdict, which takes {stats.LEAST_LOADS} loads"
+    if schedule.warm_ups < LEAST_WARM_UPS:
+        return f"a quick look without a verdict, which takes {LEAST_WARM_UPS} iterations of warm-up"
     level = stats.ERROR_RATE
     if schedule.until_decided:
         level = stats.look_level(schedule.loads, schedule.loads, stats.LEAST_LOADS, level)

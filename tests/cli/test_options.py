@@ -93,7 +93,7 @@ def test_a_run_of_nothing_is_the_demo(words: list[str], tmp_path: Path) -> None:
         ("run --loads 1.5", "--loads 1.5 cannot be read. Give a whole number."),
         ("run --scope some", "--scope some is unknown. Give one of experts, all."),
         ("run --num_iterations 0", "--num_iterations 0 is out of range. Give 1 or more."),
-        ("run --warmup_iterations 2", "--warmup_iterations 2 is out of range. Give 5 or more."),
+        ("run --warmup_iterations 0", "--warmup_iterations 0 is out of range. Give 1 or more."),
         ("run --loads 0", "--loads 0 is out of range. Give 1 or more."),
         ("run --max_loads 2", "--max_loads 2 is out of range. Give 3 or more."),
         ("compare x --min_gain 1", "--min_gain 1 is out of range. Give 0 to 0.5 (0.01 is 1 %)."),

@@ -315,7 +315,7 @@ def test_the_example_in_the_repository_is_a_plan(tmp_path: Path, capsys: pytest.
         (["--evaluators", "speed"], "quality, latency, kernels. Did you mean latency?"),
         (["--evaluators", ""], "quality, latency, kernels"),
         (["--num_iterations", "0"], "--num_iterations 0 is out of range"),
-        (["--warmup_iterations", "2"], "Give 5 or more"),
+        (["--warmup_iterations", "4", "--until", "decided"], "which --until decided never ends"),
         (["--timeout", "0"], "--timeout 0"),
         (["--batch_size", "many"], "a whole number or a list of them"),
         (["--dataset", "no_such_text"], "no_such_text"),

@@ -14,7 +14,8 @@ from moe_eval.data.workload import Shape
 from moe_eval.records.comparison import PairSchedule
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.ratios import Ratio
-from moe_eval.records.samples import Sample
+from moe_eval.records.run import CUT_SHORT
+from moe_eval.records.samples import Sample, WarmUp
 from moe_eval.records.shape_latency import Routing, ShapeLatency
 from tests.doubles import recorded_arms
 from tests.doubles.comparisons import TURNS, TWO_RUNS
@@ -49,6 +50,16 @@ def test_the_ratio_says_how_much_faster_the_other_arm_is() -> None:
         assert ratio.value == pytest.approx(2.0)
         assert ratio.low == pytest.approx(ratio.high)
         assert ratio.loads == 3
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_warm_up_that_was_cut_short_leaves_no_interval(side: int) -> None:
+    sides = [timed(loads(2.0, 2.2, 1.9)), timed(loads(1.0, 1.2, 0.95))]
+    whole = speed.ratios(*sides, TURNS)
+    sides[side] = replace(sides[side], warm_ups=(WarmUp((1.0,), "noise is steady"), WarmUp((1.0,), CUT_SHORT)))
+    for ratios in (speed.ratios(*sides, TURNS), speed.unthrottled(*sides, TURNS)):
+        assert ratios.e2e_ms == Ratio(whole.e2e_ms.value, None, None, 3, "host", widened=whole.e2e_ms.widened)
+        assert (ratios.ttft_ms.low, ratios.j_per_tok) == (None, None)
 
 
 def test_loads_that_one_arm_lacks_are_left_out() -> None:

@@ -78,6 +78,15 @@ def test_fewer_than_three_loads_are_a_quick_look(loads: int) -> None:
     assert f"3 loads of each arm and there {'is 1' if loads == 1 else 'are 2'}" in decided.shapes[0].reason
 
 
+def test_warm_ups_that_were_cut_short_are_a_quick_look() -> None:
+    row = replace(shape(1, ABOVE), speed=SpeedRatios(e2e_ms=ratio(1.5, None, None, loads=4)))
+    decided = decide([row])
+    assert decided.verdict is decided.shapes[0].verdict is Verdict.QUICK_LOOK
+    assert decided.sentence.startswith("Quick look, no verdict: fp8 against bf16 at batch 1, end to end: 1.5")
+    assert decided.settled_by == "Give --warmup_iterations 5 or more."
+    assert "5 iterations of warm-up" in decided.shapes[0].reason
+
+
 def test_fairness_comes_before_speed() -> None:
     assert {interval: decide([shape(1, interval)]).shapes[0].verdict for interval in VERDICTS} == VERDICTS
     unfair = decide([shape(1, ABOVE, UNFAIR), shape(8, ABOVE)]).shapes[0]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from moe_eval.evaluators.warm_up import UNSETTLED, ended, noise
+from moe_eval.records.run import CUT_SHORT, LEAST_WARM_UPS
 
 QUIET = "noise of the last 5 below 0.5 %"
 LEAST = 5
@@ -36,6 +37,13 @@ def test_it_is_over_when_it_is_quiet_or_its_noise_is_steady() -> None:
     assert on_cpu(noisy[:5]) is None
     assert on_cpu(noisy) == "noise is steady"
     assert on_cpu([0.001] * 20) is None, "twenty milliseconds are no warm-up"
+
+
+@pytest.mark.parametrize("minimum", range(1, LEAST_WARM_UPS))
+def test_fewer_than_five_on_request_are_all_there_are(minimum: int) -> None:
+    for on_gpu_ in (False, True):
+        reasons = [ended([9.0] * count, [(20.0,)] * count, minimum, on_gpu=on_gpu_) for count in range(1, minimum + 1)]
+        assert reasons == [None] * (minimum - 1) + [CUT_SHORT]
 
 
 @pytest.mark.parametrize("faster", [0.05, 0.02, 0.01, 0.001, -0.001, -0.01, -0.02])

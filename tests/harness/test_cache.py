@@ -91,7 +91,7 @@ def test_what_was_scored_before_a_run_broke_off_is_not_scored_again(
 ) -> None:
     folder = checkpoint_copy()
     with monkeypatch.context() as patch:
-        patch.setattr(TransformersEngine, "generate", lambda *_, **__: 1 / 0)
+        patch.setattr(TransformersEngine, "generate", lambda _, prompts, *__: prompts and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             arm(folder, tasks=TASKS)
     whole = arm(folder, tasks=TASKS, cached=False)

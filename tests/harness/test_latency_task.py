@@ -27,6 +27,7 @@ from moe_eval.harness.plugin import tasks_folder
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
+from moe_eval.records.run import CUT_SHORT
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.doubles.timed_engine import MadeUp
@@ -122,7 +123,7 @@ def test_metrics_follow_from_the_samples_on_disk(ran: tuple[Ended, Path]) -> Non
     ("changes", "words"),
     [
         ({"num_iterations": 0}, ("0 iterations", "at least 1")),
-        ({"warmup_iterations": 4}, ("4 of warm-up", "after 5")),
+        ({"warmup_iterations": 0}, ("0 of warm-up", "after 1")),
         ({"input_len": "many"}, ("whole numbers", "many")),
         ({"input_len": 16.5}, ("whole numbers", "16.5")),
         ({"output_len": math.inf}, ("whole numbers", "inf")),
@@ -197,6 +198,9 @@ def test_what_a_reader_of_the_figures_has_to_know_is_in_the_record() -> None:
         "warm_up": {"seconds": [1.0] * 7, "ended": "noise is steady"},
     }
     assert task.notes([{"filtered_resps": [quiet]}]) == []
+    short = quiet | {"warm_up": {"seconds": [1.0], "ended": CUT_SHORT}}
+    (note,) = task.notes([{"filtered_resps": [short]}])
+    assert "quick look" in note
 
 
 def test_more_sequences_than_the_engine_runs_at_once_are_refused(command: Command, tmp_path: Path) -> None:

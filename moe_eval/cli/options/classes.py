@@ -9,12 +9,11 @@ from typing import Literal
 from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.option import COMMAND, PRINTED, option
 from moe_eval.data.scoring_windows import DATASETS
-from moe_eval.records.run import EVALUATORS, EvaluatorName
+from moe_eval.records.run import EVALUATORS, LEAST_WARM_UPS, EvaluatorName
 
 _INPUT, _OUTPUT = "input", "output"
 _ARMS, _EVALUATORS, _TEXT, _QUALITY = "arms", "evaluators", "text", "quality"
 _LATENCY, _VERDICT = "latency and kernels", "verdict"
-_LEAST_WARM_UPS = 5
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
 # those of their rooms, which are imported where they are needed
@@ -123,10 +122,11 @@ class LatencyOptions(TextOptions):
         20, "timed iterations of each arm and shape, at least, spread over --loads", _LATENCY, minimum=1
     )
     warmup_iterations: int = option(
-        _LEAST_WARM_UPS,
-        "iterations before the first timed one, at least. More run until they settle",
+        LEAST_WARM_UPS,
+        "iterations before the first timed one, at least. More run until they settle. "
+        f"Fewer than {LEAST_WARM_UPS} are all, for a quick look without a verdict",
         _LATENCY,
-        minimum=_LEAST_WARM_UPS,
+        minimum=1,
     )
     loads: int = option(
         4,
