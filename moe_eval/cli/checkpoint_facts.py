@@ -15,13 +15,15 @@ def run(checkpoint: str) -> Conclusion:
     """
     folder = contents.settings_folder(checkpoint)
     carried = read_carried(folder)
-    sizes = geometry.read(contents.read_config(folder))
-    print("\n".join([f"# {checkpoint}", "", *_precisions(carried), *(_sizes(sizes) if sizes else [_NO_SIZES])]))
+    config = contents.read_config(folder)
+    sizes = geometry.read(config)
+    described = _sizes(sizes) if sizes else [_NO_SIZES.format(contents.text_config(config).get("model_type"))]
+    print("\n".join([f"# {checkpoint}", "", *_precisions(carried), *described]))
     line = f"{checkpoint} carries experts in {carried.precision or f'a form without a name here ({carried.method})'}."
     return Conclusion({"checkpoint": checkpoint, "carried": carried, "geometry": sizes}, [line])
 
 
-_NO_SIZES = "- sizes: not known for this architecture, so floors are absent"
+_NO_SIZES = "- sizes: not known for the model type {!r}, so floors are absent"
 
 
 def _precisions(carried: Carried) -> list[str]:
@@ -47,7 +49,7 @@ def _more(count: int) -> str:
 def _sizes(sizes: geometry.Geometry) -> list[str]:
     return [
         f"- sizes: {sizes.params.total / 1e9:.1f} billion parameters, {sizes.params.experts / 1e9:.1f} billion of them "
-        "in experts",
+        f"in experts, {sizes.active_params / 1e9:.1f} billion for a token",
         f"- layers: {sizes.layers}, of which {sizes.moe_layers} have {sizes.experts} experts, {sizes.top_k} for a "
         "token",
     ]

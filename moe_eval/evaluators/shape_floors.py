@@ -35,7 +35,7 @@ def read(
         distinct_experts: of a decode step, as counted. None where they were not.
     """
     if geometry is None:
-        return Floors(no_floors="not computed: the sizes of this architecture are not known")
+        return Floors(no_floors=f"not computed: the sizes of {_named(engine)} are not known")
     if isinstance(rates, str):
         return Floors(no_floors=f"not computed: {rates}")
     if engine is None or engine.weight_bytes is None:
@@ -48,17 +48,22 @@ def read(
         geometry,
         engine.weight_bytes,
         _of_gpus(rates, engine.gpus or 1),
-        geometry.kv_bytes_per_token(width),
+        width,
         _MULTIPLIED_IN.get(executed.removesuffix("_block")),
         _link(engine, rates),
     )
     prefill = model.prefill(shape.batch_size * shape.input_len, shape.input_len)
     decode_step = None
     if shape.output_len > 1:
-        # the cache grows by a token a step: the first step finds input_len, the last input_len + output_len - 2
-        context = shape.input_len + shape.output_len / 2 - 1
-        decode_step = _reached(model.decode_step(shape.batch_size, context, distinct_experts), metrics.tpot_ms)
+        # the cache grows by a token a step, and the prefill has made the first one
+        steps = model.decode_step(shape.batch_size, shape.input_len, distinct_experts, steps=shape.output_len - 1)
+        decode_step = _reached(steps, metrics.tpot_ms)
     return Floors(prefill=_reached(prefill, metrics.ttft_ms), decode_step=decode_step)
+
+
+def _named(engine: EngineFacts | None) -> str:
+    """The architecture that ran, where the engine tells it."""
+    return "this architecture" if engine is None else engine.architecture
 
 
 def _of_gpus(rates: Rates, gpus: int) -> Rates:

@@ -22,6 +22,8 @@ from moe_eval.runner.arm_plan import Arm
 
 # bytes of one weight of a quantised layer, block scales included (NVFP4: one byte of scale for 16 weights)
 _WEIGHT_BYTES = {"fp8": 1.0, "fp8_channel": 1.0, "fp8_block": 1.0, "nvfp4": 0.5 + 1 / 16}
+# of formats that only experts are held in
+_EXPERT_BYTES = {"mxfp4": 0.5 + 1 / 32, "mxfp8": 1 + 1 / 32}
 # what an arm takes beside weights and cache: context, libraries, CUDA graphs, activations of a prefill
 _BESIDE_GPU, _BESIDE_CPU = 8 << 30, 1 << 30
 _USABLE = 0.97  # drivers and other processes hold the rest
@@ -116,15 +118,18 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str,
     weights = stored * plain // held if stored and carried.method == "none" else stored
     if sizes is not None and (not stored or (carried.method == "none" and base in _WEIGHT_BYTES)):
         # random weights, or weights that the engine quantises while it loads them
-        quantised = sizes.params.experts + sizes.params.attention
-        weights = int(quantised * _WEIGHT_BYTES.get(base, plain) + (sizes.params.total - quantised) * plain)
-    token = None
+        quantised = sizes.params.experts + (0 if base in _EXPERT_BYTES else sizes.params.attention)
+        width = {**_WEIGHT_BYTES, **_EXPERT_BYTES}.get(base, plain)
+        weights = int(quantised * width + (sizes.params.total - quantised) * plain)
+    token, states = None, 0.0
     if sizes is not None:
         cache_dtype = str(options.get("kv_cache_dtype", "auto"))
-        width = precision.cache_bytes(cache_dtype if cache_dtype != "auto" else carried.kv_cache or "") or plain
+        cache_width = precision.cache_bytes(cache_dtype if cache_dtype != "auto" else carried.kv_cache or "") or plain
         tensor, pipeline = (number(options, name) or 1 for name in _PARALLEL[:2])
-        token = sizes.kv_bytes_per_gpu(width, tensor, pipeline)
-    cache = None if token is None else int(cache_tokens(shapes) * token)
+        token = sizes.kv_bytes_per_gpu(cache_width, tensor, pipeline)
+        states = sizes.state_bytes(geometry.STATE_WIDTHS[1]) / tensor / pipeline
+    sequences = max((shape.batch_size for shape in shapes), default=0)
+    cache = None if token is None else int(cache_tokens(shapes) * token + sequences * states)
     return Need((weights or 0) // gpu_count(options) or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU, token)
 
 

@@ -41,7 +41,7 @@ def qwen3() -> tuple[Geometry, dict[str, int]]:
 
 
 def model(of: Geometry, weight_bytes: Mapping[str, int], rates: Rates = H100, **changes: Any) -> LoadedModel:
-    settings = {"dtype": "bfloat16", "kv_bytes_per_token": of.kv_bytes_per_token(2), **changes}
+    settings = {"dtype": "bfloat16", "cache_width": 2, **changes}
     return LoadedModel(of, weight_bytes, rates, **settings)
 
 
@@ -63,25 +63,25 @@ def test_expected_distinct_experts_of_simulated_draws(batch: int) -> None:
 
 
 def test_a_decode_step_by_hand() -> None:
-    floor = model(TOY, TOY_BYTES, UNIT, kv_bytes_per_token=4).decode_step(3, 10, 3)
+    floor = model(TOY, TOY_BYTES, UNIT, cache_width=0.25).decode_step(3, 10, 3)
     # all of other, 3 of 4 experts, 3 of 100 rows of the embedding; 10 entries of the cache read and 1 written, thrice
     assert floor.bytes == 1000 + 60 + 48 + 3 * 11 * 4
-    # 2 x (attention 30, dense 7, 2 experts of 10, head 800), and in 2 layers 2 heads of 3 + 5 over 10 tokens
-    assert floor.flops == 3 * (2 * (30 + 7 + 20 + 800) + 2 * 2 * 2 * (3 + 5) * 10)
+    # 2 x (attention 30, dense 7, 2 experts of 10, head 800), and in 2 layers 2 heads of 3 + 5 over 10 tokens and itself
+    assert floor.flops == 3 * (2 * (30 + 7 + 20 + 800) + 2 * 2 * 2 * (3 + 5) * 11)
     assert (floor.distinct_experts, floor.distinct_source) == (3, "counted")
 
 
 def test_a_prefill_by_hand() -> None:
-    floor = model(TOY, TOY_BYTES, UNIT, kv_bytes_per_token=4).prefill(12, 4, 4)
+    floor = model(TOY, TOY_BYTES, UNIT, cache_width=0.25).prefill(12, 4, 4)
     assert floor.bytes == 1000 + 80 + 192 + 12 * 4
     # the head for the last token of 3 prompts; 1 + 2 + 3 + 4 pairs in each
     assert floor.flops == 12 * 2 * (30 + 7 + 20) + 3 * 2 * 800 + 3 * 10 * 2 * 2 * 2 * (3 + 5)
 
 
 def test_the_slower_of_memory_and_arithmetic_bounds() -> None:
-    moved, flops = 1240, 7062
+    moved, flops = 1240, 7254
     slow, fast = (
-        model(TOY, TOY_BYTES, Rates(rate, {"bfloat16": 100.0}, ""), kv_bytes_per_token=4).decode_step(3, 10, 3)
+        model(TOY, TOY_BYTES, Rates(rate, {"bfloat16": 100.0}, ""), cache_width=0.25).decode_step(3, 10, 3)
         for rate in (10.0, 1000.0)
     )
     assert (slow.bound, slow.seconds) == ("memory", moved / 10)
@@ -178,7 +178,7 @@ def test_flops_are_those_that_torch_counts_in_the_model(batch: int, length: int)
     above = batch * length * (length - 1) // 2 * 3 * 4 * (2 * 16 * 2)
     assert loaded.prefill(batch * length, length).flops == prefilled - above
     stepped, _ = counted(input_ids=ids[:, :1], past_key_values=output.past_key_values, use_cache=True)
-    assert loaded.decode_step(batch, length + 1).flops == stepped
+    assert loaded.decode_step(batch, length).flops == stepped
 
 
 def test_an_all_reduce_after_attention_and_after_the_experts_of_every_layer() -> None:

@@ -23,7 +23,7 @@ from tests.doubles.arm_process import FACTS
 from tests.evaluators.conftest import TOY
 
 WORK = workload.from_seed(0, workload.shapes([4, 1], 10, 5), 100)
-GEOMETRY = replace(TOY, experts=128, head_dim=4, value_dim=4, params=Params(1280, 30, 7, 800, 800))
+GEOMETRY = replace(TOY, experts=128, params=Params(1280, 30, 7, 800, 800))
 ENGINE = replace(
     FACTS,
     quant_algo="FP8",
@@ -127,7 +127,7 @@ def test_gpus_that_share_a_model_are_that_much_faster_together() -> None:
 @pytest.mark.parametrize(
     ("context", "engine", "sentence"),
     [
-        (replace(CONTEXT, geometry=None), ENGINE, "sizes of this architecture are not known"),
+        (replace(CONTEXT, geometry=None), ENGINE, "the sizes of X are not known"),
         (replace(CONTEXT, rates="no rates (why)"), ENGINE, "no rates (why)"),
         (CONTEXT, replace(ENGINE, kv_cache_dtype="fp8_ds_mla"), "the width of a key-value cache of fp8_ds_mla is not"),
         (CONTEXT, replace(ENGINE, weight_bytes=None), "does not tell the bytes of the loaded weights"),
