@@ -130,6 +130,11 @@ class _Running:
         return RowScores(picked[:, 0], self.best == self.ids[:, 0], self.top_ids, top_logprobs, picked[:, 1:])
 
 
+def body(model: Any) -> Any:
+    """The language model below its head. Some classes name none as their base (Llama 4)."""
+    return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
+
+
 def _after_head(config: Any) -> Callable[[Tensor], Tensor] | None:
     """The step of a family of Transformers behind the head, by the configuration field that requests it."""
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from math import prod
@@ -14,10 +15,13 @@ import torch
 import transformers
 from torch import nn
 
+from moe_eval.checkpoint import geometry
 from moe_eval.engines import weights
 from moe_eval.engines.transformers.engine import TransformersEngine
+from tests.conftest import ROOT
 from tests.engines.conftest import _SIZES, FAMILIES
 
+SMALL: list[tuple[str, dict[str, Any]]] = json.loads((ROOT / "tests/checkpoint/small_configs.json").read_text())
 Start = Callable[..., TransformersEngine]
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 VOCABULARY, HIDDEN, LAYERS = (_SIZES[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers"))
@@ -69,6 +73,22 @@ def test_parts_of_a_model(name: str, tied: bool, size: int, tmp_path: Path) -> N
         "encoders": 0,
         "other": (sum(stored.values()) - experts - embedding) * size,
     }
+
+
+@pytest.mark.parametrize(("kind", "settings"), SMALL)
+def test_experts_and_tables_of_other_shapes_are_those_of_the_configuration(kind: str, settings: dict[str, Any]) -> None:
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    is_larger = "text_config" in settings
+    maker: Any = transformers.AutoModelForImageTextToText if is_larger else transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = maker.from_config(config)
+    sizes = geometry.read(json.loads(config.to_json_string()))
+    assert sizes is not None
+    found = weights.by_part(model)
+    biases = sum(part.numel() for name, part in model.named_parameters() if re.search(r"\.experts\..*bias", name))
+    assert found["experts"] == 4 * (sizes.params.experts + biases)
+    assert found["embedding"] == 4 * sizes.params.embedding
+    assert (found["encoders"] > 0) == is_larger
 
 
 def test_a_shared_expert_is_read_in_every_step(tmp_path: Path) -> None:

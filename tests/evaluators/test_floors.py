@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moe_eval.checkpoint import geometry
-from moe_eval.checkpoint.geometry import Geometry
+from moe_eval.checkpoint.geometry import Entries, Geometry, Mixer
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import floors
 from moe_eval.evaluators.floors import LoadedModel
@@ -179,6 +179,73 @@ def test_flops_are_those_that_torch_counts_in_the_model(batch: int, length: int)
     assert loaded.prefill(batch * length, length).flops == prefilled - above
     stepped, _ = counted(input_ids=ids[:, :1], past_key_values=output.past_key_values, use_cache=True)
     assert loaded.decode_step(batch, length).flops == stepped
+
+
+SMALL = dict(json.loads((PUBLISHED.parent / "small_configs.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["mixtral", "qwen2_moe", "glm4_moe", "deepseek_v3", "deepseek_v32", "gpt_oss", "minimax_m2", "gemma4_text"],
+)
+def test_flops_of_other_shapes_are_those_that_torch_counts(kind: str) -> None:
+    """With prompts shorter than every window. Eager attention computes the pairs above the diagonal as well."""
+    plain = {"experts_implementation": "eager", "attn_implementation": "eager"}
+    config = AutoConfig.for_model(kind, **SMALL[kind], **plain)
+    network = AutoModelForCausalLM.from_config(config).eval()
+    sizes = geometry.read(json.loads(config.to_json_string()))
+    assert sizes is not None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(input_ids=torch.tensor([[1, 2, 3], [4, 5, 6]]), logits_to_keep=1)
+    parts = counter.get_flop_counts()
+    rotary = sum(sum(ops.values()) for name, ops in parts.items() if name.endswith("rotary_emb"))
+    of_a_pair = sum(mixer.layers * entries.flops for mixer in sizes.mixers for entries in mixer.entries)
+    floor = model(sizes, {"experts": 1, "embedding": 1, "other": 1}, UNIT).prefill(6, 3)
+    assert floor.flops == counter.get_total_flops() - rotary - 2 * 3 * of_a_pair
+
+
+def test_windows_choices_compressed_entries_and_states_by_hand() -> None:
+    """Ten tokens are in the cache of each of three sequences, and two steps follow."""
+    mixers = (
+        Mixer(layers=2, params=15, entries=(Entries(values=8, flops=32),)),
+        Mixer(layers=1, params=0, entries=(Entries(values=6, flops=10, window=4),)),
+        Mixer(layers=1, params=0, entries=(Entries(5, 7, chosen=3), Entries(2, 9, width=1.0))),
+        Mixer(layers=1, params=0, entries=(Entries(4, 11, tokens=4),)),
+        Mixer(layers=3, params=0, state_values=20, state_flops=60),
+    )
+    plain, mixed = (
+        model(replace(TOY, mixers=kinds), TOY_BYTES, UNIT).decode_step(3, 10, 3, steps=2) for kinds in ((), mixers)
+    )
+    # the steps see 11 and 12 tokens, 4 of a window, 3 chosen after all are scored, and 2 and 3 compressed ones
+    cache = 2 * 2 * 8 * 11.5 + 2 * 6 * 4 + 2 * 5 * 3 + 1 * 2 * 11.5 + 2 * 4 * 2.5
+    assert mixed.bytes - plain.bytes == 3 * (cache + 2 * 3 * 20 * 2)
+    assert mixed.flops - plain.flops == 3 * (2 * 32 * 11.5 + 10 * 4 + 7 * 3 + 9 * 11.5 + 11 * 2.5 + 3 * 60)
+    plain, mixed = (model(replace(TOY, mixers=kinds), TOY_BYTES, UNIT).prefill(12, 6, 4) for kinds in ((), mixers))
+    # a prompt of 6 leaves 4 tokens of a window, all others and one compressed entry
+    cache = 2 * 2 * 8 * 6 + 2 * 6 * 4 + 2 * 5 * 6 + 1 * 2 * 6 + 2 * 4 * 1
+    assert mixed.bytes - plain.bytes == 2 * (cache + 3 * 20 * 2)
+    pairs = 1 + 2 + 3 + 4 + 5 + 6
+    attended = 2 * 32 * pairs + 10 * (1 + 2 + 3 + 4 + 4 + 4) + 7 * (1 + 2 + 3 * 4) + 9 * pairs + 11 * (0 + 3 * 1)
+    assert mixed.flops - plain.flops == 2 * attended + 12 * 3 * 60
+
+
+def test_a_token_of_latent_attention_reads_the_latent_alone() -> None:
+    """DeepSeek-V3 (arXiv:2412.19437): 61 layers of a latent of 512 and a rotary key of 64, in place of 128 heads."""
+    sizes = geometry.read(json.loads(PUBLISHED.read_text())["DeepSeek-V3"])
+    assert sizes is not None
+    near, far = (model(sizes, TOY_BYTES).decode_step(4, context, 8.0) for context in (1000, 3000))
+    assert far.bytes - near.bytes == 4 * 2000 * 61 * 576 * 2
+
+
+def test_mxfp4_experts_are_read_in_four_and_a_quarter_bits() -> None:
+    """gpt-oss-120b at batch 1, as loaded: packed experts with a scale of a byte for 32 weights."""
+    sizes = geometry.read(json.loads(PUBLISHED.read_text())["gpt-oss-120b"])
+    assert sizes is not None
+    packed = {"experts": int(sizes.params.experts * 4.25 / 8), "embedding": 0, "other": 0}
+    step = model(sizes, packed).decode_step(1, 0)
+    assert step.bytes == pytest.approx(36 * 4 * sizes.expert_params * 4.25 / 8 + sizes.kv_bytes_per_token(2))
+    windowed, whole = (model(sizes, packed).decode_step(1, context, 4.0).bytes for context in (127, 2127))
+    assert whole - windowed == 18 * 2000 * 2 * 8 * 64 * 2, "the other 18 layers see 128 tokens"
 
 
 def test_an_all_reduce_after_attention_and_after_the_experts_of_every_layer() -> None:

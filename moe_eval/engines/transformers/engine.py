@@ -25,8 +25,8 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
-from moe_eval.engines.head import Head
-from moe_eval.engines.transformers import tracing
+from moe_eval.engines.head import Head, body
+from moe_eval.engines.transformers import routing, tracing
 from moe_eval.engines.transformers.batching import batches_in_slabs
 from moe_eval.errors import UsageError
 from moe_eval.machine import nsys
@@ -36,9 +36,6 @@ log = logging.getLogger(__name__)
 
 # arguments of `generate` that look at the prompt
 _OF_PROMPT = {"repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "min_length"}
-# routers add these to the scores that they choose by, but not to those that they weigh with
-_CORRECTIONS = ("e_score_correction_bias", "expert_bias")
-
 
 @dataclass
 class TransformersEngine:
@@ -94,7 +91,7 @@ class TransformersEngine:
         tokens = np.zeros((len(inputs), width), dtype=np.int64)
         for row, token_ids in enumerate(inputs):
             tokens[row, : len(token_ids)] = token_ids
-        hidden = self.model.base_model(input_ids=torch.from_numpy(tokens).to(device), use_cache=False).last_hidden_state
+        hidden = body(self.model)(input_ids=torch.from_numpy(tokens).to(device), use_cache=False).last_hidden_state
         ends = [row * width + len(window.inputs) for row, window in readers]
         sizes = [len(window.continuation) for _, window in readers]
         where = np.concatenate([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
@@ -170,27 +167,13 @@ class TransformersEngine:
             for at, row in enumerate(out[:, width:].tolist())
         ]
 
-    @torch.inference_mode()
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
-        config = self.model.config
-        top_k = getattr(config, "num_experts_per_tok", None)
-        names = (name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers()))
-        # experts of groups, and experts chosen by a score that is not the logit itself
-        grouped = getattr(config, "n_group", None) is not None
-        if top_k is None or grouped or any(name.endswith(_CORRECTIONS) for name in names):
-            raise UsageError(f"The router's logits of {self.facts.architecture} do not determine its experts.")
+        routing.experts(self.model, [*prompts[0]])  # what cannot tell ends here
         completions = self.generate(prompts, GenerationRequest(max_new_tokens=max_new_tokens, ignore_eos=True))
-        routed = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            tokens = torch.tensor([[*prompt, *completion.token_ids[:-1]]], device=self.model.device)
-            out = self.model.base_model(input_ids=tokens, use_cache=False, output_router_logits=True)
-            # every layer of such a model has a router, or its place is None
-            logits = [layer for layer in getattr(out, "router_logits", None) or () if layer is not None]
-            if not 0 < len(logits) <= config.num_hidden_layers:
-                raise UsageError(f"{self.facts.architecture} does not return the logits of a router in Transformers.")
-            chosen = torch.stack([layer.topk(top_k, dim=-1).indices for layer in logits], dim=1)
-            routed.append(chosen.to(torch.int16).cpu().numpy())
-        return routed
+        return [
+            routing.experts(self.model, [*prompt, *completion.token_ids[:-1]]).numpy()
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
 
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:

@@ -14,7 +14,7 @@ from moe_eval.checkpoint import contents, hub, precision
 from moe_eval.checkpoint.carried import read_carried
 from moe_eval.engines import weights
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.head import Head
+from moe_eval.engines.head import Head, body
 from moe_eval.engines.options import number
 from moe_eval.engines.transformers import emulation as transformers_emulation
 from moe_eval.engines.transformers.engine import TransformersEngine
@@ -204,7 +204,7 @@ def _probe(model: Any, head: Head) -> None:
     vocabulary = head.weight.shape[0]
     tokens = torch.arange(1, 9, device=model.device)[None] * 13 % vocabulary
     expected: Tensor = model(input_ids=tokens, use_cache=False).logits[0].float()
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    hidden = body(model)(input_ids=tokens, use_cache=False).last_hidden_state[0]
     computed = head.logits(hidden, 0, vocabulary)
     kind = next(model.parameters()).dtype
     allowed = (16 if kind == torch.float32 else 2) * torch.finfo(kind).eps * expected.norm().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,32 @@ import pytest
 import torch
 import transformers
 
+from moe_eval.checkpoint import geometry
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.errors import UsageError
+from moe_eval.evaluators import routing as router
+from tests.conftest import ROOT
 from tests.engines.conftest import _SIZES, VOCABULARY
 
 Start = Callable[..., TransformersEngine]
+SMALL: list[tuple[str, dict[str, Any]]] = json.loads((ROOT / "tests/checkpoint/small_configs.json").read_text())
+# layers with a router of five, by the settings of each
+LAYERS = {
+    "deepseek_v3": 3,
+    "deepseek_v32": 3,
+    "deepseek_v4": 5,
+    "glm4_moe": 3,
+    "glm_moe_dsa": 3,
+    "gpt_oss": 5,
+    "qwen3_next": 5,
+    "qwen3_5_moe_text": 5,
+    "llama4_text": 2,
+    "nemotron_h": 2,
+    "minimax_m2": 5,
+    "gemma4_text": 5,
+}
+# of a type with several settings the first
+SHAPES = [(kind, dict(reversed(SMALL))[kind], layers) for kind, layers in LAYERS.items()]
 END = 2  # the end-of-text token of the tiny checkpoints
 NEW = 6
 
@@ -65,8 +87,10 @@ def saved(folder: Path, config: Any) -> Path:
         torch.manual_seed(5)
         model = transformers.AutoModelForCausalLM.from_config(config).float()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if tensor.ndim > 1 or name.endswith("correction_bias"):
+            if (tensor.ndim > 1 and tensor.is_floating_point()) or name.endswith("correction_bias"):
                 torch.nn.init.normal_(tensor, std=0.3)
+            if name.endswith("tid2eid"):  # the experts of every token id
+                tensor.copy_(torch.rand(len(tensor), 6).argsort(dim=-1)[:, : tensor.shape[1]])
         model.save_pretrained(folder)
     return folder
 
@@ -113,13 +137,31 @@ def test_a_model_without_experts_is_refused(llama: Path, start: Start) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_choice_that_does_not_follow_from_the_logits_is_refused(tmp_path: Path, start: Start) -> None:
+def test_a_choice_that_does_not_follow_from_the_logits(tmp_path: Path, start: Start) -> None:
     config = transformers.Ernie4_5_MoeConfig(
         **_SIZES, moe_num_experts=4, moe_k=2, moe_intermediate_size=24, moe_layer_start_index=0
     )
     engine = start(saved(tmp_path, config))
     names = [name for name, _ in (*engine.model.named_parameters(), *engine.model.named_buffers())]
     assert any(name.endswith("e_score_correction_bias") for name in names), "what is added before the choice"
-    with pytest.raises(UsageError, match="Ernie4_5_MoeForCausalLM") as refused:
-        engine.routing([[1, 2]], 2)
-    assert "\n" not in str(refused.value)
+    check(engine, VOCABULARY, END, (2, 2), 4)
+
+
+@pytest.mark.parametrize(("kind", "settings", "layers"), SHAPES, ids=lambda value: str(value)[:12])
+def test_routing_of_models_of_other_shapes(
+    tmp_path: Path, start: Start, kind: str, settings: dict[str, Any], layers: int
+) -> None:
+    """Groups, corrections, hashes, shared experts, dense layers and states beside the routers."""
+    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": END}
+    sizes |= {name: VOCABULARY for name in settings if name == "vocab_size_per_layer_input"}
+    config = transformers.AutoConfig.for_model(kind, **settings | sizes)
+    engine = start(saved(tmp_path, config))
+    read_sizes = geometry.read(json.loads((tmp_path / "config.json").read_text()))
+    assert read_sizes is not None
+    assert read_sizes.moe_layers == layers
+    routings = engine.routing(prompts(VOCABULARY), 1)
+    for prompt, rows in zip(prompts(VOCABULARY), routings, strict=True):
+        np.testing.assert_array_equal(np.sort(rows, axis=-1), routed(engine.model, prompt, 2))
+        assert rows.shape[1] == layers
+        counted = router.read([rows], len(prompt), read_sizes.experts, [1])[1]
+        assert [sum(load) for load in counted.load] == [len(prompt) * read_sizes.top_k] * layers
