@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from moe_eval.cli import arms
 from moe_eval.cli.arms import Common
 from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import (
-    CompareOptions,
+    DropOptions,
     EmulationOptions,
     LatencyOptions,
     MeasuringOptions,
@@ -24,6 +25,7 @@ from moe_eval.cli.options.classes import (
 )
 from moe_eval.cli.options.commands import DEMO
 from moe_eval.cli.options.option import PRINTED, options_of
+from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import shapes
 from moe_eval.engines import registry
 from moe_eval.engines.options import flag
@@ -73,7 +75,8 @@ def request_of(options: MeasuringOptions) -> RunRequest:
     command: Command = "perf" if isinstance(options, PerfOptions) else "ppl" if latency is None else "run"
     evaluators: tuple[EvaluatorName, ...] = ("latency",) if command == "perf" else ("quality",)
     if isinstance(options, RunOptions):
-        evaluators = tuple(name for name in EVALUATORS if name in options.evaluators)
+        chosen = {*options.evaluators, *(("tasks",) if options.tasks else ())}
+        evaluators = tuple(name for name in EVALUATORS if name in chosen)
     return RunRequest(
         command=command,
         arms=arms_request,
@@ -97,6 +100,32 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         timeout_s=options.timeout,
         resume=options.resume,
         nsys=nsys_of(options, arms_request) if isinstance(options, RunOptions) and "kernels" in evaluators else None,
+        tasks=_tasks(options) if isinstance(options, RunOptions) and "tasks" in evaluators else None,
+    )
+
+
+def _tasks(options: RunOptions) -> TaskOptions:
+    """How arms are evaluated on tasks of the harness.
+
+    Raises:
+        UsageError: there are none, or a value that makes no sense.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    if not options.tasks:
+        raise UsageError("--evaluators has tasks, and --tasks names none. Add --tasks gsm8k, for example.")
+    text = options.gen_kwargs.strip()
+    try:
+        gen_kwargs = json.loads(text) if text.startswith("{") else simple_parse_args_string(text)
+    except ValueError:
+        raise UsageError("--gen_kwargs cannot be read. Write KEY=VALUE,... or a JSON object.") from None
+    return TaskOptions(
+        tasks=options.tasks,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+        gen_kwargs=gen_kwargs,
+        repeats=options.repeats,
     )
 
 
@@ -135,7 +164,7 @@ def rules_of(options: object) -> Rules:
     if not isinstance(options, VerdictOptions):
         return Rules()
     is_per_gpu = options.decide_on in (None, "output_tok_s_per_gpu")
-    max_drop = options.max_drop if isinstance(options, CompareOptions) else Rules.max_drop
+    max_drop = options.max_drop if isinstance(options, DropOptions) else Rules.max_drop
     return Rules(options.min_gain, options.decide_on or "e2e", is_per_gpu, options.price_per_gpu_hour, max_drop)
 
 

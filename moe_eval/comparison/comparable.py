@@ -14,11 +14,12 @@ from moe_eval.records.comparison import LabelDifference
 from moe_eval.records.labels import EngineFacts, Origin, Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityFigures, QualityRecord
+from moe_eval.records.tasks import TasksRecord
 
 Across = Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"]
 # what may differ on request: engines with their libraries, GPUs in kind and number, checkpoints in model and weights
 ACROSS: tuple[Across, ...] = get_args(Across)
-Record = LatencyRecord | QualityRecord
+Record = LatencyRecord | QualityRecord | TasksRecord
 _PLAIN_BYTES = 2.0  # of a number in 16 bits
 # facts of the engine without which two figures are of two different things, their names in a sentence, and what lets
 # them differ
@@ -42,6 +43,8 @@ def measured(record: Record | None) -> bool:
     """Whether a record holds figures. An arm that broke down half way may have some."""
     if record is None or record.status is Status.SKIPPED:
         return False
+    if isinstance(record, TasksRecord):
+        return record.results is not None
     return bool(record.shapes) if isinstance(record, LatencyRecord) else scored(record) is not None
 
 
@@ -77,6 +80,8 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     across = {*across, *_planned(reference, candidate)}
     reasons = [reason for arm in (reference, candidate) for reason in _contradictions(arm)]
     for subject, (first, second) in _measured_of_both(reference, candidate).items():
+        if isinstance(first, TasksRecord) or isinstance(second, TasksRecord):
+            continue  # documents and prompts decide, see task_rows
         if imported.is_imported(first, second):
             reasons += imported.differences(first, second, across)
             continue
@@ -117,7 +122,7 @@ def _planned(reference: ArmRecords, candidate: ArmRecords) -> set[str]:
 
 
 def _origins(arm: ArmRecords) -> list[Origin | None]:
-    return [record.origin if record else None for record in (arm.latency, arm.quality)]
+    return [record.origin if record else None for record in (arm.latency, arm.quality, arm.evaluated)]
 
 
 def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str, tuple[Record, Record]]:
@@ -125,6 +130,7 @@ def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str,
     records: dict[str, tuple[Record | None, Record | None]] = {
         "Speed": (reference.latency, candidate.latency),
         "Quality": (reference.quality, candidate.quality),
+        "Tasks": (reference.evaluated, candidate.evaluated),
     }
     return {
         subject: (first, second)
@@ -135,12 +141,13 @@ def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str,
 
 def _contradictions(arm: ArmRecords) -> Iterator[str]:
     """Where an arm did not run what its name says."""
-    for record in (arm.latency, arm.quality):
+    records: tuple[Record | None, ...] = (arm.latency, arm.quality, arm.evaluated)
+    for record in records:
         planned = record.precision_planned if isinstance(record, LatencyRecord) else record and record.precision
         facts = engine(record)
         if facts and facts.precision != planned:
             yield f"{arm.name} ran {facts.precision} where {planned} was planned."
-    for record in (arm.latency, arm.quality):
+    for record in records:
         yield from _unmet_settings(arm.name, record)
     facts = engine(arm.latency) or engine(arm.quality)
     for shape, trace in arm.kernels.items():
@@ -258,7 +265,9 @@ def _labels(record: Record) -> Iterator[tuple[str, str]]:
     """Every label as text, under its path."""
     facts = asdict(record.labels.engine) if record.labels.engine else {}
     yield from ((label, str(facts[fact])) for fact, label in _FACT_LABELS.items() if fact in facts)
-    yield from ((name, str(getattr(record, name))) for name in ("gpu_name", "sm_version", "fusion_disabled"))
+    yield from ((name, str(getattr(record, name))) for name in ("gpu_name", "sm_version"))
+    if not isinstance(record, TasksRecord):
+        yield "fusion_disabled", str(record.fusion_disabled)
     yield "git", str(record.origin.git)
     yield from _paths(record.origin.arm.environment if record.origin.arm else {}, "environment.")
     if record.origin.machine:

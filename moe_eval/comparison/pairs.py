@@ -18,7 +18,7 @@ from moe_eval.comparison import (
     task_rows,
     verdict,
 )
-from moe_eval.comparison.comparable import engine, measured, scored
+from moe_eval.comparison.comparable import Record, engine, measured, scored
 from moe_eval.data.workload import Shape
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, PairSchedule
@@ -90,7 +90,7 @@ def left_out(runs: Sequence[RunRecord], recorded: Collection[str]) -> tuple[Skip
 
 
 def _arm(arm: ArmRecords, price: float | None) -> ComparedArm:
-    records: list[LatencyRecord | QualityRecord] = [record for record in (arm.latency, arm.quality) if record]
+    records: list[Record] = [record for record in (arm.latency, arm.quality, arm.evaluated) if record]
     first = next(iter([*filter(engine, records), *records]), None)
     facts = engine(first)
     capacity, tool = (arm.latency.capacity, arm.latency.tool) if arm.latency else (None, None)
@@ -165,7 +165,7 @@ def _weights_gib(facts: EngineFacts | None, capacity: Capacity | None) -> float 
     return capacity.weights_bytes / 2**30 if capacity and capacity.weights_bytes else None
 
 
-def _status(records: Sequence[LatencyRecord | QualityRecord]) -> tuple[Status, str | None]:
+def _status(records: Sequence[Record]) -> tuple[Status, str | None]:
     """The worst that happened to an arm. Being left out of one evaluator is not bad where another one finished."""
     broken = [record for record in records if record.status not in (Status.FINISHED, Status.SKIPPED)]
     finished = [record for record in records if record.status is Status.FINISHED]

@@ -13,24 +13,17 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moe_eval.data.harness_tasks import tasks_folder
 from moe_eval.harness import MODEL, context
 from moe_eval.harness.untyped import Arguments
 
 _TARGET = "moe_eval.harness.model:MoeLM"
-_PACKAGE = Path(__file__).resolve().parent.parent
 
 _attached: set[str] = set()
 _failed: dict[str, str] = {}
-
-
-def tasks_folder() -> Path:
-    """The folder of our task files: in the installed package, or beside it in a source tree."""
-    shipped = _PACKAGE / "tasks"
-    return shipped if shipped.is_dir() else _PACKAGE.parent / "tasks"
 
 
 def _register_model(models: ModuleType) -> None:

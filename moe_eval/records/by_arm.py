@@ -18,21 +18,22 @@ from moe_eval.records.labels import Status
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
 from moe_eval.records.task_results import ArmTaskResults
+from moe_eval.records.tasks import TASKS_RECORD_SCHEMA, TasksRecord
 
 EARLIER = "earlier"  # the folder for files in whose place others were written
 REPEAT_SUFFIX = "-again"  # the end of the name of an arm that is another one, measured a second time
 # evaluator, arm, place and shape
-FILE = re.compile(r"(perf|ppl|kernels)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
+FILE = re.compile(r"(perf|ppl|kernels|tasks)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
 COMPARISON_FILES = (COMPARISON_FILE, f"perf_{COMPARISON_FILE}", f"ppl_{COMPARISON_FILE}")
 
 
-_Record = LatencyRecord | QualityRecord | KernelsRecord
+Record = LatencyRecord | QualityRecord | KernelsRecord | TasksRecord
 
 
 class _Form(NamedTuple):
     """How the records of an evaluator are read."""
 
-    kind: type[LatencyRecord] | type[QualityRecord] | type[KernelsRecord]
+    kind: type[Record]
     schema: int
     upgrade: Callable[[schema_1.Json, str], dict[str, object]]
     maker: str
@@ -42,6 +43,7 @@ _FORMS = {
     "perf": _Form(LatencyRecord, LATENCY_SCHEMA, schema_1.latency, "moe-eval perf"),
     "ppl": _Form(QualityRecord, QUALITY_SCHEMA, schema_1.quality, "moe-eval ppl"),
     "kernels": _Form(KernelsRecord, KERNELS_SCHEMA, schema_1.kernels, "the kernels evaluator"),
+    "tasks": _Form(TasksRecord, TASKS_RECORD_SCHEMA, lambda content, _: dict(content), "moe-eval run --tasks"),
 }
 
 
@@ -56,6 +58,7 @@ class ArmRecords:
         compared: the quality against other arms of the same run, by their names, as somebody has computed it before.
             It stands in where arrays are not at hand.
         tasks: results of the harness by document. None where none were logged.
+        evaluated: the record that they come from. None where they are the harness's own files.
     """
 
     name: str
@@ -66,6 +69,7 @@ class ArmRecords:
     folder: Path | None = None
     compared: Mapping[str, QualityComparison] = field(default_factory=dict)
     tasks: ArmTaskResults | None = None
+    evaluated: TasksRecord | None = None
 
     @property
     def arrays(self) -> Path | None:
@@ -86,7 +90,7 @@ class _Entry(NamedTuple):
     kind: str
     shape: str
     file: Path
-    record: _Record
+    record: Record
 
     @property
     def before(self) -> schema_1.Json:
@@ -117,7 +121,7 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
             raise UsageError(f"{first.file} and {entry.file.name} are of the same arm. Keep one of them in the folder.")
     if not entries and run_id is None:
         raise UsageError(
-            f"{folder} holds no record (perf_*.json, ppl_*.json, kernels_*.json). "
+            f"{folder} holds no record (perf_*.json, ppl_*.json, tasks_*.json, kernels_*.json). "
             "Give the --output_dir of moe-eval run, perf or ppl."
         )
     arms = in_order(_arm(name, folder, entries.values()) for name in {entry.arm for entry in entries.values()})
@@ -152,12 +156,14 @@ def _reference(folder: Path, arms: Sequence[ArmRecords], entries: Collection[_En
     ordered = sorted(arms, key=lambda arm: planned.index(arm.name) if arm.name in planned else len(planned))
     timed = [arm.name for arm in ordered if arm.latency and arm.latency.status is Status.FINISHED]
     scored = [arm.name for arm in ordered if arm.quality and arm.quality.status is Status.FINISHED]
+    scored += [arm.name for arm in ordered if arm.evaluated and arm.evaluated.status is Status.FINISHED]
     return next(iter([*timed, *scored, *(arm.name for arm in ordered)]), None)
 
 
 def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
     latency: LatencyRecord | None = None
     quality: QualityRecord | None = None
+    evaluated: TasksRecord | None = None
     kernels: dict[str, KernelsRecord] = {}
     compared: dict[str, QualityComparison] = {}
     for entry in entries:
@@ -165,6 +171,8 @@ def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
             continue
         if isinstance(entry.record, LatencyRecord):
             latency = entry.record
+        elif isinstance(entry.record, TasksRecord):
+            evaluated = entry.record
         elif isinstance(entry.record, QualityRecord):
             quality = entry.record
             reference, comparison = schema_1.compared(entry.before) or ("", None)
@@ -173,9 +181,20 @@ def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
         else:
             kernels[entry.shape] = entry.record
     labels = [record.precision for record in kernels.values() if record.precision]
-    planned = [latency.precision_planned] if latency else [quality.precision] if quality else labels
+    planned = [latency.precision_planned] if latency else []
+    planned += [record.precision for record in (quality, evaluated) if record] or labels
     precision = planned[0] if planned else name.removesuffix(REPEAT_SUFFIX)
-    return ArmRecords(name, precision, latency, quality, kernels, folder, compared)
+    return ArmRecords(
+        name,
+        precision,
+        latency,
+        quality,
+        kernels,
+        folder,
+        compared,
+        evaluated.results if evaluated else None,
+        evaluated,
+    )
 
 
 def _entries(folder: Path) -> Iterator[_Entry]:
@@ -190,7 +209,7 @@ def _entries(folder: Path) -> Iterator[_Entry]:
             yield _Entry(match[2], match[1], record.shape or match[4] or "", file, record)
 
 
-def read_file(file: Path) -> LatencyRecord | QualityRecord | KernelsRecord:
+def read_file(file: Path) -> Record:
     """Read one record, of schema 1 or 2, that is named as records are.
 
     Raises:
@@ -201,7 +220,7 @@ def read_file(file: Path) -> LatencyRecord | QualityRecord | KernelsRecord:
         raise UsageError(f"{file} is not named like a record. Give the file its name back.")
     form, arm = _FORMS[match[1]], match[2]
     schemas = (schema_1.SCHEMA, form.schema)
-    record: _Record = disk.read_record(
+    record: Record = disk.read_record(
         file, form.kind, schemas=schemas, maker=form.maker, upgrade=lambda content: form.upgrade(content, arm)
     )
     if record.arm not in (arm, None):

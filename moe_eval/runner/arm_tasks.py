@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from moe_eval.checkpoint.contents import read_object
 from moe_eval.data import scoring_windows
+from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import Shape, Workload, from_json
 from moe_eval.engines.base import Engine
 from moe_eval.evaluators import kernels as tracing
@@ -25,6 +28,7 @@ from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.samples import Sample, WarmUp
 from moe_eval.records.shape_latency import Routing
+from moe_eval.records.tasks import EvaluatedSuite
 
 
 def quality(
@@ -69,6 +73,30 @@ def quality(
     scores.save(Path(arrays))
     scores.check()
     return scoring.figures(scores, cut, dataset)
+
+
+def tasks(
+    engine: Engine,
+    tokenizer: Any,
+    *,
+    folder: str,
+    answers: str,
+    spec: str,
+    options: Mapping[str, object],
+    repeat: int,
+) -> EvaluatedSuite:
+    """Evaluate a task or group of the harness.
+
+    Args:
+        folder: where its results and samples are written.
+        answers: the file of the model's answers. What it holds already is not asked again.
+    """
+    from moe_eval.evaluators import tasks as harness
+    from moe_eval.evaluators.engine_model import EngineLM
+
+    place = harness.Place(Path(folder), Path(answers))
+    task_options = msgspec.convert(options, TaskOptions)
+    return harness.evaluate(EngineLM(engine, tokenizer), engine.facts, spec, task_options, place=place, repeat=repeat)
 
 
 @cache

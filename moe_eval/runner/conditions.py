@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import Shape
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.runner.arm_process import Load
@@ -52,6 +53,7 @@ class Conditions:
         iterations, warm_ups: of a latency task.
         together: how many arms stay loaded at once, 1 where each is loaded alone.
         patience: seconds that an arm may take for one task.
+        tasks: how arms are evaluated on tasks of the harness. `suites`: what --tasks names, by the names of suites.
     """
 
     arms: Mapping[str, ArmConditions]
@@ -66,3 +68,5 @@ class Conditions:
     together: int
     patience: float
     nsys: NsysSettings | None = None
+    tasks: TaskOptions | None = None
+    suites: Mapping[str, str] = field(default_factory=dict)

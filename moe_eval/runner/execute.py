@@ -16,6 +16,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.samples import Sample, WarmUp
 from moe_eval.records.shape_latency import Routing
+from moe_eval.records.tasks import EvaluatedSuite
 from moe_eval.runner.arm_process import ArmDied, ArmFailed
 from moe_eval.runner.conditions import Conditions
 from moe_eval.runner.folder import LOG, RunFolder
@@ -139,6 +140,17 @@ class Executor:
                 reference=self._reference(task),
             )
             return TaskResult(Status.FINISHED, quality=figures)
+        if task.suite is not None:
+            evaluated = ask(
+                "tasks",
+                EvaluatedSuite,
+                folder=str(self._folder.harness_results(task.arm)),
+                answers=str(self._folder.answers(task)),
+                spec=conditions.suites[task.suite],
+                options=conditions.tasks,
+                repeat=task.repeat,
+            )
+            return TaskResult(Status.FINISHED, tasks=evaluated)
         workload = str(conditions.workload)
         if task.kind == "routing":
             routing = ask(

@@ -195,7 +195,12 @@ def capacity(arm: Arm, gpus: Sequence[Gpu]) -> Capacity:
 
 
 def fitted(
-    planned: Sequence[Arm | Skipped], shapes: Sequence[Shape], gpus: Sequence[Gpu], *, are_named: bool = False
+    planned: Sequence[Arm | Skipped],
+    shapes: Sequence[Shape],
+    gpus: Sequence[Gpu],
+    *,
+    are_named: bool = False,
+    window: int = 0,
 ) -> list[Arm | Skipped]:
     """The arms with limits that suit the shapes. One that the memory cannot hold is skipped.
 
@@ -203,6 +208,7 @@ def fitted(
 
     Args:
         are_named: none of the arms may be left out.
+        window: tokens that tasks of the harness read at most, as far as the models can.
 
     Raises:
         UsageError: a shape is longer than a model's window, or no arm at all fits.
@@ -226,19 +232,20 @@ def fitted(
         elif isinstance(entry, Skipped) or entry.settings.options.get("emulate"):
             entries.append(entry)
         else:
-            entries.append(_limited(entry, shapes, heaviest))
+            entries.append(_limited(entry, shapes, heaviest, window))
     return entries
 
 
-def _limited(arm: Arm, shapes: Sequence[Shape], heaviest: int | None) -> Arm:
-    """The arm with a window of the longest shape, and of no fewer tokens than engines take if the model has as many."""
+def _limited(arm: Arm, shapes: Sequence[Shape], heaviest: int | None, window: int) -> Arm:
+    """The arm with a window of the longest shape or text, of as many tokens as engines need if it has them."""
     longest = max(shape.input_len + shape.output_len for shape in shapes)
-    least = positions(contents.read_config(folder(arm))) or _LEAST_WINDOW
+    limit = positions(contents.read_config(folder(arm))) or max(window, _LEAST_WINDOW)
+    text = min(window, limit)
     limits = replace(
         arm.settings,
-        max_length=max(longest, min(_LEAST_WINDOW, least)),
+        max_length=max(longest, text, min(_LEAST_WINDOW, limit)),
         batch_size=max(shape.batch_size for shape in shapes),
-        kv_tokens=cache_tokens(shapes),
+        kv_tokens=max(cache_tokens(shapes), text and text + _SLACK_TOKENS),
         heaviest_bytes=heaviest,
     )
     return replace(arm, settings=limits)

@@ -156,6 +156,14 @@ class RunFolder:
         """The scores that a task of this kind leaves. A noise task scores windows in batches of one."""
         return self.path / f"ppl_{arm}_{self.where}{'.batch1' if kind == 'noise' else ''}.npz"
 
+    def harness_results(self, arm: str) -> Path:
+        """The folder of the harness's results and samples of an arm."""
+        return self.of_arm(arm) / "tasks"
+
+    def answers(self, task: Task) -> Path:
+        """What a model has answered in a tasks task."""
+        return self.of_arm(task.arm) / f"{task.name}.answers.jsonl"
+
     def result(self, task: Task) -> TaskResult | None:
         """What a task has left. None where it has not run, or its file is damaged."""
         result = _read(self.file(task), TaskResult)
@@ -187,6 +195,8 @@ class RunFolder:
                     damaged = load
                 elif task.kind in ("quality", "noise") and not _opens(arrays):
                     damaged = arrays
+                elif result.tasks and not (results := self.harness_results(task.arm) / result.tasks.file).is_file():
+                    damaged = results
             if damaged is not None:
                 file.unlink()
                 yield task, damaged

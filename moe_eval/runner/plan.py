@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data import prompts, scoring_windows
+from moe_eval.data.harness_tasks import Suite
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
@@ -17,7 +18,7 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.run import EvaluatorName, Mode, RunRecord, Schedule, Skipped
-from moe_eval.runner import arm_plan, fit, placement, scatter, tasks
+from moe_eval.runner import arm_plan, fit, placement, scatter, suites, tasks
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.placement import Indices, Placement
 from moe_eval.runner.recording import HOLDS
@@ -46,6 +47,7 @@ class Plan:
         traced: the shapes that are traced.
         routed_as: by timed arm, the arm whose routing is its own as well: the first that is loaded alike.
         placement: the GPUs of every arm, as indices into those of the run.
+        suites: what --tasks names.
     """
 
     arms: tuple[Arm, ...]
@@ -57,6 +59,7 @@ class Plan:
     tasks: tuple[Task, ...]
     routed_as: Mapping[str, str]
     placement: Placement
+    suites: tuple[Suite, ...] = ()
 
     def until(self, loads: int) -> Plan:
         """The plan that ends after so many loads of every arm."""
@@ -82,8 +85,10 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
     if "quality" in request.evaluators:
         scoring_windows.check(request.input_len, request.num_chunks)
         scoring_windows.read_documents(request.dataset)
+    built = suites.built(request, [entry for entry in planned if isinstance(entry, Arm)])
     if {"latency", "kernels"} & set(request.evaluators):
-        planned = fit.fitted(planned, request.shapes, gpus, are_named=bool(request.arms.arms))
+        window = suites.window(request, built, planned)
+        planned = fit.fitted(planned, request.shapes, gpus, are_named=bool(request.arms.arms), window=window)
     arms, skipped = _chosen(planned, request, before)
     evaluators = {arm.name: _evaluators(arm, request) for arm in arms}
     timed = [arm for arm in arms if "latency" in evaluators[arm.name]]
@@ -94,9 +99,21 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
     routed_as = {arm.name: next(twin.name for twin in timed if twin.is_like(arm)) for arm in timed}
     routed = [routed_as[arm.name] for arm in timed if registry.named(arm.engine).routing is not None]
     is_recorded = request.nsys is not None
-    order = tasks.order(evaluators, request.shapes, traced, iterations, routed=routed, is_recorded=is_recorded)
+    repeats = {suite.name: request.tasks.repeats if request.tasks and suite.is_sampled else 1 for suite in built}
+    order = tasks.order(
+        evaluators, request.shapes, traced, iterations, routed=routed, is_recorded=is_recorded, suites=repeats
+    )
     return Plan(
-        tuple(arms), evaluators, tuple(skipped), iterations, request.shapes, traced, tuple(order), routed_as, where
+        arms=tuple(arms),
+        evaluators=evaluators,
+        skipped=tuple(skipped),
+        schedule=iterations,
+        shapes=request.shapes,
+        traced=traced,
+        tasks=tuple(order),
+        routed_as=routed_as,
+        placement=where,
+        suites=tuple(built),
     )
 
 
@@ -153,18 +170,26 @@ def _chosen(
         elif before is not None and entry.name not in before.evaluators:
             skipped.append(Skipped(entry.name, None, "the run that goes on here began without it"))
         else:
-            evaluators = _evaluators(entry, request)
-            reason = "it is emulated, so its speed says nothing"
-            skipped += [Skipped(entry.name, name, reason) for name in request.evaluators if name not in evaluators]
-            arms += [entry] * bool(evaluators)
+            reasons = {name: reason for name in request.evaluators if (reason := _why_not(entry, name))}
+            skipped += [Skipped(entry.name, name, reason) for name, reason in reasons.items()]
+            arms += [entry] * (len(reasons) < len(request.evaluators))
     if request.repeat_reference and arms:
         arms.insert(1, replace(arms[0], name=arms[0].name + REPEAT_SUFFIX))
     return arms, skipped
 
 
 def _evaluators(arm: Arm, request: RunRequest) -> tuple[EvaluatorName, ...]:
-    """Emulated arms are scored and nothing else."""
-    return tuple(name for name in request.evaluators if name == "quality" or not arm.settings.options.get("emulate"))
+    return tuple(name for name in request.evaluators if _why_not(arm, name) is None)
+
+
+def _why_not(arm: Arm, evaluator: EvaluatorName) -> str | None:
+    """Why an evaluator measures nothing of an arm. None where it does."""
+    options = arm.settings.options
+    if options.get("emulate") and evaluator in ("latency", "kernels"):
+        return "it is emulated, so its speed says nothing"
+    if options.get("weights") == "random" and evaluator == "tasks":
+        return "its weights are random, so its answers say nothing"
+    return None
 
 
 def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
@@ -188,6 +213,9 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         loads = f"{'up to ' * schedule.until_decided}{_counted(schedule.loads, 'load')}"
         iterations = _counted(schedule.per_load, "iteration")
         lines.append(f"  shapes: {names}; {loads} of {iterations}, {_MODES[schedule.mode]}")
+    if plan.suites:
+        counts = [f"{name} ({count:,} documents)" for suite in plan.suites for name, count in suite.tasks.items()]
+        lines.append(f"  tasks of lm-eval: {', '.join(counts)}")
     if any(task.kind == "kernels" for task in plan.tasks):
         lines.append(f"  kernels: {_traced(request.nsys)}")
     others = len(plan.timed) - 1
@@ -236,6 +264,7 @@ def _estimate(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:
     return (
         f"about {minutes} for {count} ({seconds / 60 / max(1, len(loads)):.1f} a load), if loading takes "
         f"{_LOAD_SECONDS[gpu]:.0f} s and weights are read at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
+        f"{', beside tasks of lm-eval' * bool(plan.suites)}"
     )
 
 

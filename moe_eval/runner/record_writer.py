@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.engines import registry
 from moe_eval.evaluators import latency_record, quality
+from moe_eval.evaluators import tasks as harness
 from moe_eval.evaluators.latency_record import Context, Measured
 from moe_eval.evaluators.quality import Scores
+from moe_eval.imports import harness_samples
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
@@ -41,7 +43,7 @@ class RecordWriter:
     geometries: Mapping[str, Geometry | None]
 
     def write(self, kind: Kind | None = None) -> None:
-        """Write perf_*, ppl_* and kernels_* records beside the plan.
+        """Write perf_*, ppl_*, tasks_* and kernels_* records beside the plan.
 
         Args:
             kind: of a task that has just ended, whose results alone are new. None for all of them.
@@ -53,6 +55,8 @@ class RecordWriter:
             result = self.folder.result(Task("quality", arm)) if self._tasks(arm, "quality") else None
             if result is not None and kind in (None, "quality", "noise"):
                 self._write_quality(arm, precision, result)
+            if kind in (None, "tasks"):
+                self._write_tasks(arm, precision)
         if kind in (None, "kernels"):
             self._write_kernels()
 
@@ -135,6 +139,23 @@ class RecordWriter:
             fusion_disabled=self.context.fusion_disabled,
         )
         self._write(f"ppl_{arm}", record)
+
+    def _write_tasks(self, arm: str, precision: str) -> None:
+        results = [self.folder.result(task) for task in self._tasks(arm, "tasks")]
+        if not any(results):
+            return
+        failed = [result.error if result else UNMEASURED for result in results if not (result and result.is_finished)]
+        are_some = any(result and result.is_finished for result in results)
+        record = harness.record(
+            arm,
+            precision,
+            Status.FAILED if failed else Status.FINISHED,
+            failed[0] if failed else None,
+            origin=self._origin(arm),
+            labels=self._labels(arm),
+            results=harness_samples.read(self.folder.harness_results(arm)) if are_some else None,
+        )
+        self._write(f"tasks_{arm}", record)
 
     def _noise_floor(self, arm: str) -> NoiseFloor | None:
         tasks = self._tasks(arm, "noise")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import Shape
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.labels import OptionValue
@@ -81,6 +82,7 @@ class RunRequest:
         timeout_s: seconds that an arm may take for one task.
         resume: go on with the run that is in the folder.
         nsys: how Nsight Systems traces kernels. None for torch's profiler.
+        tasks: of the harness. None where arms are evaluated on none.
     """
 
     command: Command
@@ -105,3 +107,4 @@ class RunRequest:
     timeout_s: float
     resume: bool
     nsys: NsysSettings | None = None
+    tasks: TaskOptions | None = None

@@ -226,6 +226,8 @@ class Run:
             together=len(self.plan.arms) if self._takes_turns else 1,
             patience=request.timeout_s,
             nsys=request.nsys,
+            tasks=request.tasks,
+            suites={suite.name: suite.spec for suite in self.plan.suites},
         )
 
     def _of_arm(self, arm: Arm) -> ArmConditions:

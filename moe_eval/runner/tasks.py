@@ -14,8 +14,9 @@ from moe_eval.records.quality import QualityFigures
 from moe_eval.records.run import EvaluatorName, Schedule
 from moe_eval.records.samples import Sample, WarmUp
 from moe_eval.records.shape_latency import Routing
+from moe_eval.records.tasks import EvaluatedSuite
 
-Kind = Literal["quality", "noise", "latency", "kernels", "routing"]
+Kind = Literal["quality", "noise", "tasks", "latency", "kernels", "routing"]
 ROUTING_LOAD, RECORDED_LOAD = -1, -2
 
 
@@ -29,6 +30,7 @@ class Task:
             with the options that make an engine name the experts it routes to, RECORDED_LOAD the one under Nsight
             Systems.
         shape, turn: of a latency task. A kernels task has a shape.
+        suite: the name of an entry of --tasks, which is evaluated for the time `repeat` + 1.
     """
 
     kind: Kind
@@ -36,6 +38,8 @@ class Task:
     load: int = 0
     shape: Shape | None = None
     turn: int = 0
+    suite: str | None = None
+    repeat: int = 0
 
     @property
     def name(self) -> str:
@@ -45,6 +49,8 @@ class Task:
             parts.append(self.shape.name)
         if self.kind == "latency":
             parts += [self.load, self.turn]
+        if self.suite is not None:
+            parts += [self.suite, self.repeat]
         return "_".join(map(str, parts))
 
 
@@ -67,6 +73,7 @@ class TaskResult:
         error: why it failed. `output`: the last lines that the arm printed before.
         seconds: that it took, and `ended`: when it did, UTC, ISO 8601.
         quality: of a quality or noise task, which leave their scores in a file of their own.
+        tasks: of a tasks task, which leaves the harness's results and samples in a folder of the arm.
     """
 
     status: Status
@@ -78,6 +85,7 @@ class TaskResult:
     kernels: KernelsRecord | None = None
     routing: Mapping[int, Routing] | None = None
     ended: str | None = None
+    tasks: EvaluatedSuite | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -91,6 +99,7 @@ class TaskResult:
         results = {
             "quality": self.quality,
             "noise": self.quality,
+            "tasks": self.tasks,
             "latency": self.latency,
             "kernels": self.kernels,
             "routing": self.routing,
@@ -123,6 +132,7 @@ def order(
     *,
     routed: Sequence[str],
     is_recorded: bool = False,
+    suites: Mapping[str, int] | None = None,
 ) -> list[Task]:
     """All tasks of a plan.
 
@@ -134,11 +144,17 @@ def order(
         traced: shapes of the kernels evaluator.
         routed: arms whose routing is counted.
         is_recorded: kernels are traced by Nsight Systems, in a load of its own.
+        suites: entries of --tasks by name, with how often they are evaluated. Scores do not depend on the load, so that
+            all of it is done in the first one.
     """
     arms = list(evaluators)
     kernels_load = RECORDED_LOAD if is_recorded else 0
     timed = [arm for arm in arms if "latency" in evaluators[arm]]
-    first = {arm: (_quality(arm, evaluators, arms[0]), _kernels(arm, evaluators, traced, kernels_load)) for arm in arms}
+    suites = suites or {}
+    first = {
+        arm: (_scores(arm, evaluators, arms[0], suites), _kernels(arm, evaluators, traced, kernels_load))
+        for arm in arms
+    }
     tasks: list[Task] = []
     if schedule.mode == "turns":
         tasks += [task for scores, _ in first.values() for task in scores]
@@ -156,10 +172,17 @@ def order(
     return tasks
 
 
-def _quality(arm: str, evaluators: Mapping[str, Sequence[EvaluatorName]], reference: str) -> list[Task]:
-    if "quality" not in evaluators[arm]:
-        return []
-    return [Task("quality", arm)] + ([Task("noise", arm)] if arm == reference else [])
+def _scores(
+    arm: str, evaluators: Mapping[str, Sequence[EvaluatorName]], reference: str, suites: Mapping[str, int]
+) -> list[Task]:
+    tasks: list[Task] = []
+    if "quality" in evaluators[arm]:
+        tasks += [Task("quality", arm)] + ([Task("noise", arm)] if arm == reference else [])
+    if "tasks" in evaluators[arm]:
+        tasks += [
+            Task("tasks", arm, suite=suite, repeat=repeat) for suite, count in suites.items() for repeat in range(count)
+        ]
+    return tasks
 
 
 def _kernels(

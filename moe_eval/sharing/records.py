@@ -16,14 +16,15 @@ from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
 from moe_eval.records.run import RUN_SCHEMA
+from moe_eval.records.tasks import TASKS_RECORD_SCHEMA, TasksRecord
 from moe_eval.sharing import anonymous, traces
 from moe_eval.sharing.anonymous import Identity
 
-_Record = LatencyRecord | QualityRecord | KernelsRecord
-_SCHEMAS: dict[type[_Record], int] = {
+_SCHEMAS: dict[type[by_arm.Record], int] = {
     LatencyRecord: LATENCY_SCHEMA,
     QualityRecord: QUALITY_SCHEMA,
     KernelsRecord: KERNELS_SCHEMA,
+    TasksRecord: TASKS_RECORD_SCHEMA,
 }
 _TRACE = re.compile(r"(trace_[^/]+?)\.(?:json|sqlite)\.gz")
 _CHUNK, _OVERLAP = 1 << 24, 1 << 12  # bytes of a trace that are searched at once, and of the part before

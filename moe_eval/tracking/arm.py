@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -19,14 +20,21 @@ from moe_eval.records.labels import EngineFacts, Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import UNMEASURED, EvaluatorName
+from moe_eval.records.task_results import TaskResults
+from moe_eval.records.tasks import TasksRecord
 from moe_eval.tracking import headlines, keys
 from moe_eval.tracking.title import Title, label
 
-_FILES: Mapping[EvaluatorName, str] = {"quality": "ppl", "latency": "perf", "kernels": "kernels"}
+_FILES: Mapping[EvaluatorName, str] = {
+    "quality": "ppl",
+    "tasks": "tasks",
+    "latency": "perf",
+    "kernels": "kernels",
+}
+_ARTIFACTS = {LatencyRecord: "latency.json", QualityRecord: "quality.json", TasksRecord: "tasks.json"}
 _LONGEST_ERROR = 5000
 ARM_TAG = "moe_eval.arm"
 BREAKDOWN_FILE = "breakdown.csv"
-Record = LatencyRecord | QualityRecord | KernelsRecord
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Arm:
     """
 
     name: str
-    records: Sequence[Record]
+    records: Sequence[by_arm.Record]
     files: Sequence[Path]
     traces: Sequence[Path]
     is_whole: bool
@@ -102,6 +110,8 @@ class Arm:
                 figures |= keys.of_latency(record, self.comparison)
             elif isinstance(record, QualityRecord):
                 figures |= keys.of_quality(record, self.comparison)
+            elif isinstance(record, TasksRecord):
+                figures |= keys.of_tasks(record)
             else:
                 counts |= keys.of_kernels(record, important)
         compared = self.comparison.arms if self.comparison else ()
@@ -118,7 +128,7 @@ class Arm:
             if isinstance(record, KernelsRecord):
                 names[f"kernels/{record.shape or 'trace'}.json"] = file
             else:
-                names["latency.json" if isinstance(record, LatencyRecord) else "quality.json"] = file
+                names[_ARTIFACTS[type(record)]] = file
         return {**names, **{file.name: file for file in self.traces}}
 
     @property
@@ -149,13 +159,15 @@ class Arm:
             if isinstance(record, LatencyRecord) and record.workload is not None:
                 source, digest = f"local:{record.workload.source}", record.workload.digest
                 facts.append(DatasetFacts("prompts", "1", source, "test", 1, digest))
+            if isinstance(record, TasksRecord) and record.results is not None:
+                facts += [_dataset(task) for task in record.results.tasks]
         return facts
 
     @property
     def precision(self) -> str:
         """That was asked for. Its name where no record tells."""
         timed = (record.precision_planned for record in self.records if isinstance(record, LatencyRecord))
-        scored = (record.precision for record in self.records if isinstance(record, QualityRecord))
+        scored = (record.precision for record in self.records if isinstance(record, (QualityRecord, TasksRecord)))
         return next(filter(None, (*timed, *scored)), self.name)
 
     @property
@@ -202,3 +214,9 @@ class Arm:
             return "FINISHED"
         broken = any(record.status is not Status.FINISHED and record.error != UNMEASURED for record in self.records)
         return "FAILED" if broken or run in (Status.FINISHED, Status.FAILED) else "KILLED"
+
+
+def _dataset(task: TaskResults) -> DatasetFacts:
+    documents = {row.number: row.document for row in task.documents}
+    digest = hashlib.sha256("".join(documents[number] for number in sorted(documents)).encode()).hexdigest()[:16]
+    return DatasetFacts(task.task, task.version, f"harness:{task.task}", "", len(documents), digest)

@@ -6,6 +6,7 @@ A figure that an arm does not have has no key.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
 
@@ -17,6 +18,7 @@ from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.samples import LatencyMetrics, Metric
+from moe_eval.records.tasks import TasksRecord
 from moe_eval.records.verdicts import Verdict
 from moe_eval.stats import Estimate
 
@@ -62,6 +64,20 @@ def of_latency(record: LatencyRecord, comparison: ComparisonRecord | None = None
                 keys |= _bounded(f"latency/{compared.name}/{name}", getattr(compared.speed, figure))
     touched = {f"fairness/{shape.name}/experts_per_layer_step": shape.experts_per_layer_step for shape in record.shapes}
     return keys | _finite(touched)
+
+
+def of_tasks(record: TasksRecord) -> dict[str, float]:
+    """Scores of tasks and groups, as `lm_eval --model trtllm_moe` calls them: harness/TASK/METRIC[/FILTER]."""
+    keys: dict[str, float | None] = {}
+    results = record.results
+    scored = [(task.task, task.metrics) for task in results.tasks] if results else []
+    scored += [(group.group, group.metrics) for group in results.groups] if results else []
+    for name, metrics in scored:
+        for key, metric in metrics.items():
+            figure, _, filtered = key.partition(",")
+            whole = f"harness/{name}/{figure}" + ("" if filtered == "none" else f"/{filtered}")
+            keys[re.sub(r"[^\w.:/ -]", "_", whole)] = metric.score
+    return _finite(keys)
 
 
 def of_quality(record: QualityRecord, comparison: ComparisonRecord | None = None) -> dict[str, float]:

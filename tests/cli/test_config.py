@@ -83,7 +83,7 @@ def test_texts_with_commas_are_lists_as_on_the_command_line(tmp_path: Path) -> N
         ("timeout: 1e3\n", "timeout has to be a number"),
         ("timeout: 0\n", "timeout has to be 1 to 1000000"),
         (f"scope: {SECRET}\n", "scope has to be one of experts, all"),
-        (f"evaluators: [quality, {SECRET}]\n", "evaluators has to be some of quality, latency, kernels"),
+        (f"evaluators: [quality, {SECRET}]\n", "evaluators has to be some of quality, tasks, latency, kernels"),
         ("evaluators: perplexity\n", "Did you mean quality?"),
         (f"model_path: [{SECRET}\n", "no YAML"),
     ],

@@ -35,6 +35,7 @@ PATIENCE = 480  # seconds, on a machine that does other things as well
 OPTIONS = [
     *("--emulate", "--precisions", "bf16,fp8", "--dataset", "moe_sample", "--input_len", "32", "--num_chunks", "6"),
     *("--batch_size", "1,2", "--output_len", "4", "--num_iterations", "2", "--loads", "1"),
+    *("--tasks", "moe_sample", "--limit", "2"),
 ]
 
 
@@ -78,7 +79,7 @@ def ran(
 def test_every_record_is_there(ran: tuple[Path, str]) -> None:
     folder, _ = ran
     run = read(folder / "run.json")
-    assert (run["status"], run["evaluators"]["fp8"]) == ("finished", ["quality"])
+    assert (run["status"], run["evaluators"]["fp8"]) == ("finished", ["quality", "tasks"])
     reason = "it is emulated, so its speed says nothing"
     assert {"arm": "fp8", "evaluator": "latency", "reason": reason} in run["skipped"]
     perf = read(folder / "perf_bf16_cpu.json")
@@ -97,9 +98,9 @@ def test_every_record_is_there(ran: tuple[Path, str]) -> None:
     kernels = read(folder / "kernels_bf16_cpu_b2_i32_o4.json")
     assert (kernels["status"], set(kernels["phases"]) >= {"prefill", "decode"}) == ("finished", True)
     assert (folder / "arms" / "bf16" / kernels["trace"]).is_file()
-    assert {
-        read(file)["origin"]["run_id"] for kind in ("perf", "ppl", "kernels") for file in folder.glob(f"{kind}_*.json")
-    } == {run["run_id"]}
+    kinds = ("perf", "ppl", "tasks", "kernels")
+    files = [file for kind in kinds for file in folder.glob(f"{kind}_*.json")]
+    assert {read(file)["origin"]["run_id"] for file in files} == {run["run_id"]}
 
 
 def runs(folder: Path) -> dict[str, Run]:
@@ -131,8 +132,14 @@ def test_mlflow_has_one_parent_and_a_child_for_each_arm(ran: tuple[Path, str]) -
     divergence = read(folder / "comparison.json")["pairs"][0]["quality"]["divergence"]
     assert fp8["quality/kld_mean"] == divergence["mean"]
     assert bf16["kernels/b1_i32_o4/decode/expert_gemm_ms"] > 0
-    inputs = [entry.dataset.digest for entry in logged["fp8"].inputs.dataset_inputs]
-    assert inputs == [ppl["figures"]["dataset_digest"][:16]]
+    inputs = {entry.dataset.digest for entry in logged["fp8"].inputs.dataset_inputs}
+    assert (len(inputs), ppl["figures"]["dataset_digest"][:16] in inputs) == (2, True)
+    for arm in ("bf16", "fp8"):
+        (task,) = read(folder / f"tasks_{arm}_cpu.json")["results"]["tasks"]
+        assert (
+            logged[arm].data.metrics["harness/moe_sample/word_perplexity"]
+            == (task["metrics"]["word_perplexity,none"]["score"])
+        )
 
 
 def test_artifacts_are_the_records_and_traces_and_hold_no_secret(ran: tuple[Path, str], tmp_path: Path) -> None:
@@ -148,8 +155,8 @@ def test_artifacts_are_the_records_and_traces_and_hold_no_secret(ran: tuple[Path
         for name, run in runs(folder).items()
     }
     assert {"run.json", "rates.json"} <= stored["parent"]
-    assert stored["fp8"] == {"quality.json"}
-    records = {"quality.json", "latency.json", "kernels/b1_i32_o4.json", "breakdown.csv"}
+    assert stored["fp8"] == {"quality.json", "tasks.json"}
+    records = {"quality.json", "tasks.json", "latency.json", "kernels/b1_i32_o4.json", "breakdown.csv"}
     assert {*records, "trace_b1_i32_o4.json.gz"} <= stored["bf16"]
     for name, run in runs(folder).items():
         here = tmp_path / name
@@ -247,7 +254,7 @@ def test_what_cannot_be_compared_is_one_sentence(
 
 def test_the_plan_was_shown_first(ran: tuple[Path, str]) -> None:
     _, out = ran
-    assert out.startswith("Plan:\n  bf16: quality, latency, kernels; about ")
+    assert out.startswith("Plan:\n  bf16: quality, tasks, latency, kernels; about ")
     assert "skipped: fp8 kernels: it is emulated" in out
     assert "b1_i32_o4, b2_i32_o4; 1 load of 2 iterations, one arm loaded at a time\n" in out
 
@@ -312,8 +319,8 @@ def test_the_example_in_the_repository_is_a_plan(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--evaluators", "speed"], "quality, latency, kernels. Did you mean latency?"),
-        (["--evaluators", ""], "quality, latency, kernels"),
+        (["--evaluators", "speed"], "quality, tasks, latency, kernels. Did you mean latency?"),
+        (["--evaluators", ""], "quality, tasks, latency, kernels"),
         (["--num_iterations", "0"], "--num_iterations 0 is out of range"),
         (["--warmup_iterations", "4", "--until", "decided"], "which --until decided never ends"),
         (["--timeout", "0"], "--timeout 0"),

@@ -22,8 +22,9 @@ from moe_eval.records.labels import ArmLabels, EngineFacts
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.samples import Sample, WarmUp
 from moe_eval.records.shape_latency import Routing
+from moe_eval.records.tasks import EvaluatedSuite
 from moe_eval.runner.arm_process import ArmFailed, Load
-from tests.doubles import nsys
+from tests.doubles import harness_results, nsys
 from tests.doubles.nvml import Card
 
 Result = TypeVar("Result")
@@ -191,6 +192,15 @@ class Process:
             byte_ppl=figure,
             bits_per_byte=figure,
         )
+
+    def _do_tasks(self, arguments: Mapping[str, Any]) -> EvaluatedSuite:
+        """Ten documents, right or wrong by the arm, the suite and the repeat."""
+        suite, repeat = Path(arguments["spec"]).stem, arguments["repeat"]
+        scores = [float(number(self.name, suite, repeat, document) < 0.5) for document in range(10)]
+        minute = sum(task == "tasks" for name, task in self._stage.events if name == self.name)
+        date = f"2026-01-02T03-{minute:02}-05.678901"
+        harness_results.write(Path(arguments["folder"]), {suite: scores}, date=date, config={"random_seed": repeat})
+        return EvaluatedSuite(f"results_{date}.json", len(scores), 0)
 
     def _do_warm_up(self, arguments: Mapping[str, Any]) -> WarmUp:
         return WarmUp((1.0,) * arguments["minimum"], "noise below 0.5 %")

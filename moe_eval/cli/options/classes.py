@@ -9,10 +9,10 @@ from typing import Literal
 from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.option import COMMAND, PRINTED, option
 from moe_eval.data.scoring_windows import DATASETS
-from moe_eval.records.run import EVALUATORS, LEAST_WARM_UPS, EvaluatorName
+from moe_eval.records.run import LEAST_WARM_UPS, EvaluatorName
 
 _INPUT, _OUTPUT = "input", "output"
-_ARMS, _EVALUATORS, _TEXT, _QUALITY = "arms", "evaluators", "text", "quality"
+_ARMS, _EVALUATORS, _TEXT, _QUALITY, _TASKS = "arms", "evaluators", "text", "quality", "tasks of lm-eval"
 _LATENCY, _VERDICT = "latency and kernels", "verdict"
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
@@ -88,7 +88,11 @@ class EvaluatorOptions:
     """Which evaluators run."""
 
     evaluators: tuple[EvaluatorName, ...] = option(
-        EVALUATORS, "what to measure", _EVALUATORS, metavar="NAME,...", synonyms=_SYNONYMS
+        ("quality", "latency", "kernels"),
+        "what to measure, beside --tasks",
+        _EVALUATORS,
+        metavar="NAME,...",
+        synonyms=_SYNONYMS,
     )
 
 
@@ -178,6 +182,35 @@ class VerdictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DropOptions:
+    """By which rule tasks have a verdict."""
+
+    max_drop: float = option(
+        0.01, "the loss in a task of lm-eval that is allowed, in its metric", _VERDICT, minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(DropOptions):
+    """Which tasks of lm-eval arms are evaluated on. Names are lm-eval's own."""
+
+    tasks: tuple[str, ...] = option(
+        (), "tasks, groups and YAML files that every arm is evaluated on", _TASKS, metavar="NAME,...", is_path=True
+    )
+    limit: float | None = option(None, "documents of each task. Below 1 it is a share", _TASKS, metavar="N")
+    num_fewshot: int | None = option(
+        None, "examples in every prompt. Without it what each task says", _TASKS, minimum=0, metavar="N"
+    )
+    apply_chat_template: bool = option(False, "put prompts into the model's chat template", _TASKS)
+    gen_kwargs: str = option(
+        "", "generation arguments in place of the tasks' own", _TASKS, metavar="KEY=VALUE,...", is_verbatim=True
+    )
+    repeats: int = option(
+        1, "evaluate tasks with sampled answers so often, each time with other seeds", _TASKS, minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CommandOptions(OutputOptions):
     """Where records go, and how the command works."""
 
@@ -211,6 +244,7 @@ class RunOptions(
     VerdictOptions,
     ProfilerOptions,
     LatencyOptions,
+    TaskOptions,
     QualityOptions,
     EvaluatorOptions,
     EmulationOptions,
@@ -225,7 +259,7 @@ MeasuringOptions = RunOptions | PerfOptions | PplOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(OutputOptions, VerdictOptions):
+class CompareOptions(OutputOptions, DropOptions, VerdictOptions):
     """What `moe-eval compare` can be asked."""
 
     sources: tuple[str, ...] = option(
@@ -239,9 +273,6 @@ class CompareOptions(OutputOptions, VerdictOptions):
     )
     across: tuple[Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"], ...] = option(
         (), "what may differ between arms of several runs", _INPUT, metavar="NAME,..."
-    )
-    max_drop: float = option(
-        0.01, "the loss in a task of lm-eval that is allowed, in its metric", _VERDICT, minimum=0, maximum=1
     )
     gate: str | None = option(None, _GATE, _OUTPUT, metavar="CONDITIONS")
     output_dir: Path = option(Path("."), "the folder of the comparison and the report", _OUTPUT)

@@ -1,0 +1,179 @@
+"""The tasks evaluator on a loaded engine: scores by document equal those of the harness's own `hf` model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from moe_eval.data import harness_tasks
+from moe_eval.data.harness_tasks import TaskOptions
+from moe_eval.evaluators import answers, tasks
+from moe_eval.evaluators.engine_model import EngineLM
+from moe_eval.evaluators.tasks import Place
+from moe_eval.harness.model import MoeLM
+from moe_eval.imports import harness_samples
+from moe_eval.records.task_results import TaskResults
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples" / "tasks"
+Evaluate = Callable[..., Any]
+
+
+@pytest.fixture
+def spec(task_manager: TaskManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """The file of a task, also of the examples, with a manager that reads few tasks."""
+    folder = Path(str(task_manager.include_path[-1] if isinstance(task_manager.include_path, list) else ""))
+    monkeypatch.setattr(harness_tasks, "_manager", lambda has_all: task_manager)
+
+    def find(name: str) -> str:
+        files = [parent / f"{name}.yaml" for parent in (folder, EXAMPLES)]
+        return next((str(file) for file in files if file.is_file()), name)
+
+    return find
+
+
+def results(folder: Path, task: str) -> TaskResults:
+    return next(entry for entry in harness_samples.read(folder).tasks if entry.task == task)
+
+
+def place(folder: Path) -> Place:
+    return Place(folder / "tasks", folder / "answers.jsonl")
+
+
+CASES = [
+    ("choice_local", TaskOptions(())),
+    ("choice_local", TaskOptions((), num_fewshot=2)),
+    ("choice_local", TaskOptions((), apply_chat_template=True, num_fewshot=1)),
+    ("cloze_local", TaskOptions(())),
+    ("pages_local", TaskOptions(())),
+    ("generate_local", TaskOptions(())),
+    ("generate_local", TaskOptions((), gen_kwargs={"max_gen_toks": 3, "until": ["e"]})),
+    ("choose_word", TaskOptions((), limit=24)),
+    ("write_word", TaskOptions((), limit=0.1)),
+    ("moe_sample", TaskOptions((), limit=3)),
+]
+
+
+@pytest.fixture
+def oracle(evaluate: Evaluate, hf: HFLM) -> Callable[[str, TaskOptions], Any]:
+    """The harness's evaluation of its own model."""
+
+    def run(spec: str, options: TaskOptions) -> Any:
+        return evaluate(
+            hf,
+            tasks=[spec],
+            limit=options.limit,
+            num_fewshot=options.num_fewshot,
+            apply_chat_template=options.apply_chat_template,
+            gen_kwargs=dict(options.gen_kwargs) or None,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_documents_score_as_with_hf(
+    case: tuple[str, TaskOptions],
+    spec: Callable[[str], str],
+    moe: MoeLM,
+    oracle: Callable[[str, TaskOptions], Any],
+    tmp_path: Path,
+) -> None:
+    name, options = case
+    summary = tasks.evaluate(EngineLM(moe.engine, moe.tokenizer), moe.facts, spec(name), options, place=place(tmp_path))
+    theirs = oracle(spec(name), options)
+    (task,) = theirs["samples"]
+    mine = results(tmp_path / "tasks", task)
+    by_document: dict[int, dict[str, Any]] = {}
+    for row in theirs["samples"][task]:
+        scores = {f"{metric},{row['filter']}": row[metric] for metric in row["metrics"]}
+        by_document.setdefault(row["doc_id"], {**row, "scores": {}})["scores"] |= scores
+    assert summary.documents == len(mine.documents) == len(by_document) > 2
+    for document in mine.documents:
+        row = by_document[document.number]
+        hashes = (row["doc_hash"], row["prompt_hash"], row["target_hash"])
+        assert (document.document, document.prompt, document.target) == hashes
+        for key, score in document.scores.items():
+            value = row["scores"][key]
+            sides = (score.value, score.weight) if isinstance(value, (list, tuple)) else score.value
+            assert sides == pytest.approx(tuple(value) if isinstance(value, (list, tuple)) else float(value), rel=1e-4)
+    for key, metric in mine.metrics.items():
+        assert metric.score == pytest.approx(theirs["results"][task][key], rel=1e-4)
+
+
+class Killed(EngineLM):
+    """A loaded engine whose process is killed after so many answers."""
+
+    left = 10**9
+    heard = 0
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        hear = cache_hook.add_partial
+
+        def counted(*arguments: Any) -> None:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left, self.heard = self.left - 1, self.heard + 1
+            hear(*arguments)
+
+        super().set_cache_hook(cache_hook)
+        self.cache_hook = type("Hook", (), {"add_partial": staticmethod(counted)})
+
+
+@pytest.mark.parametrize("name", ["choice_local", "pages_local", "generate_local"])
+def test_a_killed_evaluation_goes_on_with_the_documents_that_are_missing(
+    name: str, spec: Callable[[str], str], moe: MoeLM, tmp_path: Path
+) -> None:
+    whole = Killed(moe.engine, moe.tokenizer)
+    tasks.evaluate(whole, moe.facts, spec(name), TaskOptions(()), place=place(tmp_path / "whole"))
+    killed = Killed(moe.engine, moe.tokenizer)
+    killed.left = 2
+    with pytest.raises(KeyboardInterrupt):
+        tasks.evaluate(killed, moe.facts, spec(name), TaskOptions(()), place=place(tmp_path))
+    with (tmp_path / "answers.jsonl").open("a", encoding="utf-8") as torn:
+        torn.write('{"task": "x", "docum')
+    again = Killed(moe.engine, moe.tokenizer)
+    summary = tasks.evaluate(again, moe.facts, spec(name), TaskOptions(()), place=place(tmp_path))
+    assert (summary.answered_before, again.heard) == (2, whole.heard - 2)
+    sides = [results(folder / "tasks", name).documents for folder in (tmp_path, tmp_path / "whole")]
+    assert [row.answer[:4] for row in sides[0]] == [row.answer[:4] for row in sides[1]]
+    scores = [[score.value for row in side for score in row.scores.values()] for side in sides]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5), "other batches"
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert {(line["task"], line["document"]) for line in lines} == {(name, number) for number in range(3)}
+    assert len(lines) == whole.heard
+
+
+def test_one_request_asked_several_times_has_as_many_answers(
+    requests_of: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    class Counting:
+        calls = 0
+
+        def set_cache_hook(self, hook: Any) -> None:
+            self.hook = hook
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            self.calls += len(requests)
+            return [f"answer {self.calls - at}" for at in range(len(requests))]
+
+    same = requests_of("generate_until", *[("text", {"do_sample": True})] * 3)
+    model = Counting()
+    first = answers.AnsweredModel(model, tmp_path / "a.jsonl").generate_until(same[:2])
+    again = answers.AnsweredModel(model, tmp_path / "a.jsonl").generate_until(same)
+    assert (len(set(again)), again[:2], model.calls) == (3, first, 3)
+
+
+def test_a_score_that_is_no_number_fails_the_arm(
+    spec: Callable[[str], str], moe: MoeLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = EngineLM(moe.engine, moe.tokenizer)
+    monkeypatch.setattr(model, "loglikelihood", lambda requests: [(float("nan"), False)] * len(requests))
+    with pytest.raises(Exception, match="are no numbers"):
+        tasks.evaluate(model, moe.facts, spec("choice_local"), TaskOptions(()), place=place(tmp_path))
