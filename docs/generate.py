@@ -33,6 +33,7 @@ from moe_eval.records import (
     shape_latency,
     task_comparison,
     task_results,
+    tasks,
     verdicts,
 )
 
@@ -51,6 +52,7 @@ _MODULES = (
     verdicts,
     task_comparison,
     task_results,
+    tasks,
     harness,
     labels,
 )
