@@ -16,6 +16,7 @@ from moe_eval.runner.request import NamedArm, SharedSettings
 
 # settings that are no engine's own
 KEYS = ("engine", "checkpoint", "pretrained", "precision", "expert_parallel", "dtype", "revision", "trust_remote_code")
+_OF_ENDPOINT = ("model", "precision")
 _SHARED = ("device", "tokenizer")  # that all arms have alike
 _VARIABLE = "env."
 TakeSettings = Callable[[dict[str, object]], SharedSettings]
@@ -66,6 +67,8 @@ def _arm(name: str, given_values: Mapping[str, str], common: Common) -> NamedArm
     environment = {key.removeprefix(_VARIABLE): given_values[key] for key in given_values if key.startswith(_VARIABLE)}
     _check_variables(name, engine, environment)
     options = {key: value for key, value in values.items() if not key.startswith(_VARIABLE)}
+    if kind.is_endpoint:
+        return _endpoint(name, engine, options)
     _check_keys(name, engine, options)
     checkpoint = [options.pop(key) for key in ("checkpoint", "pretrained") if key in options]
     if len(checkpoint) > 1:
@@ -81,6 +84,23 @@ def _arm(name: str, given_values: Mapping[str, str], common: Common) -> NamedArm
     options = {**common.options, **of_engine, **options}
     options = _with_experts(name, options, kind)
     return NamedArm(name, engine, path, None if held is None else str(held), options, settings, environment)
+
+
+def _endpoint(name: str, engine: str, options: dict[str, object]) -> NamedArm:
+    """An arm that is a server. What other arms share is nothing to it."""
+    accepted = {*registry.settings_of(engine), *_OF_ENDPOINT}
+    for key in options:
+        if key.lower().endswith(("key", "token", "secret", "password", "header")):
+            raise UsageError(f"A key is no setting of an arm. Leave {key} out of {name}, and set OPENAI_API_KEY.")
+        if key not in accepted:
+            raise UsageError(no_such("setting", key, accepted, f"A server has {', '.join(sorted(accepted))}."))
+    model = options.pop("model", None)
+    if model is None:
+        raise UsageError(f"The arm {name} names no model of its server. Give model=NAME.")
+    stated = options.pop("precision", None) or (name if name in precision.PRECISIONS else None)
+    if stated is not None:
+        precision.check_name(str(stated))
+    return NamedArm(name, engine, str(model), None if stated is None else str(stated), options)
 
 
 def _check_keys(name: str, engine: str, options: Mapping[str, object]) -> None:

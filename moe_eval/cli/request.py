@@ -198,6 +198,8 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
             titles = " and ".join(registry.named(accepting).title for accepting in _ENGINES_OF[name])
             raise UsageError(f"--{name} is a setting of {titles}. Leave it out.")
     if not named_arms:
+        if registry.named(engine).is_endpoint:
+            raise UsageError(f"--engine {engine} is for arms. Give --arm NAME:engine={engine},base_url=URL,model=NAME.")
         arguments |= of_engines
         check(engine)
         registry.check_options(engine, arguments)
@@ -228,7 +230,7 @@ def _named(options: MeasuringOptions, common: Common) -> list[NamedArm]:
 def _have_checkpoints(texts: Sequence[str]) -> bool:
     """Whether arms name all the checkpoints there are."""
     settings = [arm_text.read(text)[1] for text in texts]
-    return bool(settings) and all({"checkpoint", "pretrained"} & set(keys) for keys in settings)
+    return bool(settings) and all({"checkpoint", "pretrained", "base_url"} & set(keys) for keys in settings)
 
 
 def _settings(arguments: dict[str, object]) -> SharedSettings:

@@ -36,6 +36,7 @@ class EngineKind:
         layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
         expert_parallel: the option that splits experts over GPUs. `is_expert_switch`: it is a switch, not a size.
         traits: the module and name of a served engine's traits, MODULE:NAME.
+        is_endpoint: it is a server that somebody else started, of which tasks alone are evaluated.
     """
 
     title: str
@@ -52,6 +53,7 @@ class EngineKind:
     expert_parallel: str | None = None
     is_expert_switch: bool = False
     traits: str | None = None
+    is_endpoint: bool = False
 
     @property
     def version(self) -> str | None:
@@ -111,11 +113,22 @@ ENGINES = {
         routing={},
     ),
 }
+# no engines, but arms all the same
+ENDPOINTS = {
+    "openai": EngineKind(
+        "lm-eval's models of OpenAI's interface",
+        "tenacity",
+        "pip install 'moe-eval[openai]'",
+        ("base_url", "chat", "max_length", "num_concurrent", "tokenizer"),
+        "moe_eval.engines.endpoint.load",
+        is_endpoint=True,
+    ),
+}
 
 
 def named(name: str) -> EngineKind:
     """Return the engine of this name, whether or not it can run here."""
-    kind = ENGINES.get(name)
+    kind = ENGINES.get(name) or ENDPOINTS.get(name)
     if kind is None:
         fix = mended(_SYNONYMS.get(name.lower(), name), ENGINES, f"Choose {', '.join(ENGINES)}.")
         raise UsageError(f"There is no engine {name!r}. {fix}")

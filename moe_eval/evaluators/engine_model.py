@@ -40,6 +40,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         prefix_token_id: int | None = None,
         enable_thinking: bool | None = None,
         think_end_token: int | str | None = None,
+        window: int | None = None,
     ) -> None:
         """Wrap an engine.
 
@@ -49,6 +50,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             prefix_token_id: conditions the first token of a text. None for BOS, or EOS without BOS.
             enable_thinking: passed to the chat template. None leaves the template's default.
             think_end_token: the id or the text of what ends a thought. An answer is what follows the last one.
+            window: the most tokens of a text, None for those of the engine.
 
         Raises:
             UsageError: the tokenizer or a token does not fit the model.
@@ -57,7 +59,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.engine, self.facts, self.tokenizer = engine, engine.facts, tokenizer
         self.max_gen_toks = max_gen_toks
         self.add_bos_token, self.enable_thinking = add_bos_token, enable_thinking
-        self._prefix_token_id = prefix_token_id
+        self._prefix_token_id, self._window = prefix_token_id, window
         tokenizers.check(tokenizer, self.facts.vocabulary, self.facts.checkpoint)
         for name, token in (("prefix_token_id", self.prefix_token_id), ("think_end_token", think_end_token)):
             if isinstance(token, int) and not 0 <= token < self.facts.vocabulary:
@@ -83,7 +85,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     @property
     def max_length(self) -> int:
         """The window in tokens."""
-        return self.facts.max_length
+        return min(self.facts.max_length, self._window or self.facts.max_length)
 
     @property
     def eot_token_id(self) -> int:

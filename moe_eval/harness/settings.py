@@ -94,8 +94,8 @@ def read(arguments: Mapping[str, object]) -> ModelSettings:
 def _engine(options: dict[str, object]) -> tuple[str, bool]:
     """The engine's name, and whether the shipped model stands in for a checkpoint."""
     engine = options.pop("engine", None)
-    if engine is not None:
-        registry.named(str(engine))
+    if engine is not None and registry.named(str(engine)).is_endpoint:
+        raise UsageError(f"engine={engine} is for arms of moe-eval run. Use lm_eval's --model local-completions.")
     if "pretrained" in options:
         return str(engine or "trtllm"), False
     if engine not in (None, "transformers"):

@@ -13,6 +13,9 @@ from moe_eval.machine.hardware import Machine
 OptionValue = bool | int | float | str | tuple[int | float | str, ...] | None
 
 
+UNKNOWN = "not known"  # a label of what cannot be asked
+
+
 @dataclass(frozen=True)
 class EngineFacts:
     """The labels of whatever this engine measures. None means that the engine cannot know it.

@@ -13,7 +13,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
-from moe_eval.records.labels import ArmSettings, OptionValue
+from moe_eval.records.labels import UNKNOWN, ArmSettings, OptionValue
 from moe_eval.records.run import Skipped
 from moe_eval.runner.request import ArmsRequest, NamedArm
 
@@ -35,6 +35,11 @@ class Arm:
     settings: EngineSettings
     engine: str
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether it is a server that somebody else started."""
+        return registry.named(self.engine).is_endpoint
 
     def is_like(self, arm: Arm) -> bool:
         """Whether both are one arm under two names."""
@@ -123,6 +128,9 @@ def _of_name(entry: NamedArm, gpus: Sequence[Gpu]) -> Arm:
         UsageError: why it cannot run here, whatever else does.
     """
     settings = EngineSettings(checkpoint=entry.checkpoint, options=entry.options, **entry.settings)
+    if registry.named(entry.engine).is_endpoint:
+        stated = entry.precision or UNKNOWN
+        return Arm(entry.name, stated, replace(settings, precision=entry.precision), entry.engine, entry.environment)
     contents.local_folder(entry.checkpoint)
     held, executed = _precisions(entry, settings, gpus)
     return Arm(entry.name, executed, replace(settings, precision=held), entry.engine, entry.environment)

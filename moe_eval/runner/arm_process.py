@@ -45,13 +45,13 @@ class Load:
     """What an arm's process loads: a checkpoint on an engine.
 
     Attributes:
-        tokenizer: the folder or hub name.
+        tokenizer: the folder or hub name. None for an endpoint, which has its own.
         environment: variables that the process has beside those of this one.
     """
 
     engine: str
     settings: EngineSettings
-    tokenizer: str
+    tokenizer: str | None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -15,6 +15,7 @@ from moe_eval.data import scoring_windows
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import Shape, Workload, from_json
 from moe_eval.engines.base import Engine
+from moe_eval.engines.endpoint.load import Endpoint
 from moe_eval.evaluators import kernels as tracing
 from moe_eval.evaluators import latency
 from moe_eval.evaluators import quality as scoring
@@ -76,7 +77,7 @@ def quality(
 
 
 def tasks(
-    engine: Engine,
+    engine: Engine | Endpoint,
     tokenizer: Any,
     *,
     folder: str,
@@ -84,19 +85,27 @@ def tasks(
     spec: str,
     options: Mapping[str, object],
     repeat: int,
+    window: int | None,
 ) -> EvaluatedSuite:
     """Evaluate a task or group of the harness.
 
     Args:
         folder: where its results and samples are written.
         answers: the file of the model's answers. What it holds already is not asked again.
+        window: the most tokens of a text, None for those of the model.
     """
     from moe_eval.evaluators import tasks as harness
+    from moe_eval.evaluators.endpoint_model import endpoint_model, failures
     from moe_eval.evaluators.engine_model import EngineLM
 
     place = harness.Place(Path(folder), Path(answers))
     task_options = msgspec.convert(options, TaskOptions)
-    return harness.evaluate(EngineLM(engine, tokenizer), engine.facts, spec, task_options, place=place, repeat=repeat)
+    if isinstance(engine, Endpoint):
+        with failures(engine):
+            model = endpoint_model(engine, repeat, window)
+            return harness.evaluate(model, engine.facts, spec, task_options, place=place, repeat=repeat)
+    model = EngineLM(engine, tokenizer, window=window)
+    return harness.evaluate(model, engine.facts, spec, task_options, place=place, repeat=repeat)
 
 
 @cache

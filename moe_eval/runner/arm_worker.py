@@ -32,11 +32,14 @@ class _Arm:
     engine: Any = None
     tokenizer: Any = None
 
-    def load(self, engine: str, settings: Mapping[str, object], tokenizer: str) -> ArmLabels:
+    def load(self, engine: str, settings: Mapping[str, object], tokenizer: str | None) -> ArmLabels:
         from moe_eval.checkpoint import tokenizer as tokenizers
         from moe_eval.engines import registry
 
         of_arm = msgspec.convert(settings, EngineSettings)
+        if tokenizer is None:
+            self.engine = registry.load(engine, of_arm, None)
+            return ArmLabels(self.engine.facts)
         self.tokenizer = tokenizers.load(tokenizer, of_arm.revision, of_arm.trust_remote_code)
         self.engine = registry.load(engine, of_arm, self.tokenizer)
         facts = self.engine.facts

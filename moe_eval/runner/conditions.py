@@ -54,6 +54,7 @@ class Conditions:
         together: how many arms stay loaded at once, 1 where each is loaded alone.
         patience: seconds that an arm may take for one task.
         tasks: how arms are evaluated on tasks of the harness. `suites`: what --tasks names, by the names of suites.
+        window: tokens in which tasks are scored, None for those of each model.
     """
 
     arms: Mapping[str, ArmConditions]
@@ -70,3 +71,4 @@ class Conditions:
     nsys: NsysSettings | None = None
     tasks: TaskOptions | None = None
     suites: Mapping[str, str] = field(default_factory=dict)
+    window: int | None = None

@@ -149,6 +149,7 @@ class Executor:
                 spec=conditions.suites[task.suite],
                 options=conditions.tasks,
                 repeat=task.repeat,
+                window=conditions.window,
             )
             return TaskResult(Status.FINISHED, tasks=evaluated)
         workload = str(conditions.workload)

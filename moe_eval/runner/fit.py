@@ -181,7 +181,9 @@ def folder(arm: Arm) -> Path:
 
 
 def need_of(arm: Arm, shapes: Sequence[Shape], gpus: Sequence[Gpu]) -> Need:
-    """The memory that an arm needs."""
+    """The memory that an arm needs. That of an endpoint is its server's."""
+    if arm.is_endpoint:
+        return Need(None, None, 0)
     return need(folder(arm), arm.precision, shapes, arm.settings.options, gpu=bool(gpus))
 
 

@@ -51,6 +51,7 @@ def place(
     counts = {arm.name: fit.gpu_count(arm.settings.options) for arm in arms}
     heaviest = max((need.total or 0 for need in needs.values()), default=0)
     alone = {name: _window(free, counts[name], (heaviest, needs[name].total or 0)) for name in needs}
+    alone |= dict.fromkeys((arm.name for arm in arms if arm.is_endpoint), ())
     rounds = [alone]
     names = [arm.name for arm in arms if arm.name in timed]
     bytes_of = {name: needs[name].total for name in names if needs[name].cache is not None}

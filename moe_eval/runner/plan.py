@@ -82,6 +82,7 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
         UsageError: the model, the data or the shapes cannot be what the request names.
     """
     planned = arm_plan.plan(request.arms, gpus)
+    suites.check_endpoints([entry for entry in planned if isinstance(entry, Arm)], request.evaluators)
     if "quality" in request.evaluators:
         scoring_windows.check(request.input_len, request.num_chunks)
         scoring_windows.read_documents(request.dataset)
@@ -199,7 +200,13 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         need = fit.need_of(arm, plan.shapes, gpus)
         spread = f" on each of {count} GPUs" if (count := fit.gpu_count(arm.settings.options)) > 1 else ""
         emulated = " (emulated)" if arm.settings.options.get("emulate") else ""
-        takes = "memory not known" if need.total is None else f"about {need.total / 2**30:.1f} GiB{spread}"
+        takes = (
+            "a server"
+            if arm.is_endpoint
+            else "memory not known"
+            if need.total is None
+            else f"about {need.total / 2**30:.1f} GiB{spread}"
+        )
         where = _where(plan.placement.of_arm(arm.name), gpus, hardware.first_index(arm.settings.device))
         parts = [", ".join(plan.evaluators[arm.name]), takes, *where]
         if request.arms.arms:
@@ -273,6 +280,8 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _arm_seconds(arm: Arm, plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> float:
+    if arm.is_endpoint:
+        return 0.0
     gpu = bool(gpus)
     sizes = geometry.read(contents.read_config(fit.folder(arm)))
     weights = fit.need_of(arm, plan.shapes, gpus).weights or 0

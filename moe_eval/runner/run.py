@@ -27,7 +27,7 @@ from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord
-from moe_eval.runner import arm_plan, fit, placement, resume
+from moe_eval.runner import arm_plan, fit, placement, resume, suites
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
@@ -71,6 +71,7 @@ class Run:
             UsageError: with the reason. One that several arms share stands there once.
         """
         self.check_arms()
+        suites.check_scores(self.plan.arms, self.plan.suites)
         if "latency" in self.request.evaluators:
             latency.refuse_profiler()
         _ = self.workload  # a text that is too short for it is refused here
@@ -209,7 +210,10 @@ class Run:
     @cached_property
     def _geometries(self) -> dict[str, geometry.Geometry | None]:
         """The sizes of every arm's model."""
-        return {arm.name: geometry.read(contents.read_config(fit.folder(arm))) for arm in self.plan.arms}
+        return {
+            arm.name: None if arm.is_endpoint else geometry.read(contents.read_config(fit.folder(arm)))
+            for arm in self.plan.arms
+        }
 
     def _conditions(self) -> Conditions:
         request = self.request
@@ -228,12 +232,13 @@ class Run:
             nsys=request.nsys,
             tasks=request.tasks,
             suites={suite.name: suite.spec for suite in self.plan.suites},
+            window=suites.common_window(self.plan.arms, self.plan.suites),
         )
 
     def _of_arm(self, arm: Arm) -> ArmConditions:
         kind, sizes = registry.named(arm.engine), self._geometries[arm.name]
         rounds = self.plan.placement.of_arm(arm.name)
-        tokenizer = self.request.tokenizer or arm.settings.checkpoint
+        tokenizer = None if arm.is_endpoint else self.request.tokenizer or arm.settings.checkpoint
         first = hardware.first_index(arm.settings.device)
         loads = []
         for gpus in rounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,11 +35,13 @@ def command(
     monkeypatch.setattr(registry, "check", registry.named)
     folder = tmp_path / "out"
 
-    def run(*arguments: str, stage: Stage | None = None, gpus: tuple[Gpu, ...] = ()) -> Ended:
+    def run(
+        *arguments: str, stage: Stage | None = None, gpus: tuple[Gpu, ...] = (), defaults: Sequence[str] = ()
+    ) -> Ended:
         for place in ("loads", "run"):
             monkeypatch.setattr(f"moe_eval.runner.{place}.ArmProcess", stage or Stage())
         monkeypatch.setattr(hardware, "gpus", lambda: gpus)
-        code = main([*request.module.COMMAND, "--output_dir", str(folder), *arguments])
+        code = main([*(defaults or request.module.COMMAND), "--output_dir", str(folder), *arguments])
         return Ended(code, folder, *capsys.readouterr())
 
     return run

@@ -11,7 +11,9 @@ from lm_eval.tasks import TaskManager
 
 from moe_eval.data import harness_tasks
 from tests.cli.commands import Command, Ended
+from tests.conftest import SHIPPED
 from tests.doubles.arm_process import Stage, number
+from tests.doubles.openai_server import Service, served
 
 COMMAND = ("run", "--precisions", "bf16,fp32", "--evaluators", "tasks")
 CHOICE = """
@@ -136,3 +138,56 @@ def test_what_cannot_be_evaluated_is_told_before_a_load(
     (files / "hub.yaml").write_text(hub, encoding="utf-8")
     words = [argument.replace("OWN", str(files)) for argument in arguments]
     assert sentence.replace("OWN", str(files)) in refused(command(*words))
+
+
+ARM = f"fp32:checkpoint={SHIPPED},engine=transformers,precision=fp32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "sentence"),
+    [
+        ("model=tiny", ("--evaluators", "tasks,latency"), "server is a server, of which latency cannot be measured"),
+        ("model=tiny", ("--evaluators", "quality,tasks"), "server is a server, of which quality cannot be measured"),
+        ("model=tiny", (), "words scores log-likelihoods, for which server needs a tokenizer."),
+        ("model=tiny,chat=true", (), "server is asked by chats. Add --apply_chat_template"),
+        ("model=tiny,chat=true", ("--apply_chat_template",), "server is asked by chats and other arms by texts"),
+        ("model=tiny", ("--apply_chat_template",), "--apply_chat_template needs a tokenizer. Give server tokenizer="),
+        ("model=huge", (), "has no model huge. It has tiny."),
+        ("", (), "The arm server names no model of its server. Give model=NAME."),
+        ("model=tiny,api_key=sk-secret", (), "Leave api_key out of server, and set OPENAI_API_KEY."),
+        ("model=tiny,tokeniser=x", (), "There is no setting tokeniser. Did you mean tokenizer?"),
+        ("model=tiny,moe_backend=x", (), "There is no setting moe_backend."),
+        ("model=tiny,precision=fp9", (), "fp9"),
+    ],
+)
+def test_what_an_endpoint_cannot_be_asked_is_told_before_a_load(
+    settings: str, options: tuple[str, ...], sentence: str, command: Command, files: Path
+) -> None:
+    with served(Service()) as service:
+        arm = f"server:engine=openai,base_url={service.url},{settings}".rstrip(",")
+        words = ["--arm", ARM, "--arm", arm, "--tasks", str(files / "words.yaml"), *options]
+        ended = command(*words, defaults=("run", "--evaluators", "tasks"))
+    assert sentence in refused(ended)
+    assert "sk-secret" not in ended.out + ended.err
+
+
+def test_an_endpoint_is_an_arm_that_says_what_is_not_known(command: Command, files: Path) -> None:
+    stage = Stage()
+    with served(Service()) as service:
+        server = f"server:engine=openai,base_url={service.url},model=tiny,tokenizer={SHIPPED},max_length=100"
+        tasks = ("--tasks", str(files / "words.yaml"))
+        ended = command("--arm", ARM, "--arm", server, *tasks, stage=stage, defaults=("run", "--evaluators", "tasks"))
+    assert ended.code == 0, ended.err
+    assert "server: tasks; a server; openai, not known," in ended.out
+    loads = {request.arm: request.load for request in stage.asked}
+    assert loads["tiny"] is not None
+    assert (loads["tiny"].tokenizer, loads["tiny"].settings.precision) == (None, None)
+    windows = {request.arguments["window"] for request in stage.asked if request.task == "tasks"}
+    assert windows == {98}, "all arms score in the smallest window"
+    arm = json.loads((ended.folder / "run.json").read_text())["arms"]["server"]
+    assert (arm["engine"], arm["checkpoint"], arm["precision"], arm["gpus"]) == ("openai", "tiny", "not known", [])
+
+
+def test_an_endpoint_needs_an_arm(command: Command) -> None:
+    ended = command("--engine", "openai", "--tasks", "moe_sample", defaults=("run",))
+    assert "--engine openai is for arms. Give --arm NAME:engine=openai" in refused(ended)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,18 @@ from lm_eval.tasks import TaskManager
 
 from moe_eval.data import harness_tasks
 from moe_eval.data.harness_tasks import TaskOptions
+from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.endpoint.load import Endpoint, load
+from moe_eval.errors import EngineError
 from moe_eval.evaluators import answers, tasks
+from moe_eval.evaluators.endpoint_model import endpoint_model, failures
 from moe_eval.evaluators.engine_model import EngineLM
 from moe_eval.evaluators.tasks import Place
 from moe_eval.harness.model import MoeLM
 from moe_eval.imports import harness_samples
 from moe_eval.records.task_results import TaskResults
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHIPPED
+from tests.doubles.openai_server import NAME, Service, served
 
 EXAMPLES = ROOT / "examples" / "tasks"
 Evaluate = Callable[..., Any]
@@ -177,3 +182,65 @@ def test_a_score_that_is_no_number_fails_the_arm(
     monkeypatch.setattr(model, "loglikelihood", lambda requests: [(float("nan"), False)] * len(requests))
     with pytest.raises(Exception, match="are no numbers"):
         tasks.evaluate(model, moe.facts, spec("choice_local"), TaskOptions(()), place=place(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def endpoint(hf: HFLM) -> Iterator[Endpoint]:
+    """A server of the shipped model."""
+    with served(Service(hf.model, hf.tokenizer)) as service:
+        options = {"base_url": service.url, "tokenizer": str(SHIPPED), "max_length": 514}
+        yield load(EngineSettings(NAME, options=options), None)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [("choice_local", None), ("cloze_local", None), ("pages_local", None), ("pages_local", 5), ("generate_local", 40)],
+)
+def test_an_endpoint_of_a_model_scores_as_the_model_on_an_engine(
+    case: tuple[str, int | None], spec: Callable[[str], str], moe: MoeLM, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    name, window = case
+    sides = []
+    for model, facts in (
+        (EngineLM(moe.engine, moe.tokenizer, window=window), moe.facts),
+        (endpoint_model(endpoint, window=window), endpoint.facts),
+    ):
+        folder = tmp_path / facts.name
+        with failures(endpoint):
+            tasks.evaluate(model, facts, spec(name), TaskOptions(()), place=place(folder))
+        sides.append(results(folder / "tasks", name))
+    for first, second in zip(sides[0].documents, sides[1].documents, strict=True):
+        assert (first.document, first.prompt, first.target) == (second.document, second.prompt, second.target)
+        for key, score in first.scores.items():
+            assert second.scores[key].value == pytest.approx(score.value, rel=1e-4)
+    assert harness_samples.read(tmp_path / "openai" / "tasks").precision == "not known"
+
+
+def test_an_endpoint_that_breaks_goes_on_with_what_is_missing(
+    spec: Callable[[str], str], hf: HFLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # of retries
+    with served(Service(hf.model, hf.tokenizer, failing_after=2)) as service:
+        options = {"base_url": service.url, "tokenizer": str(SHIPPED), "max_length": 514}
+        broken = load(EngineSettings(NAME, options=options), None)
+        with pytest.raises(EngineError, match=r"failed at a request.*500.*--resume"), failures(broken):
+            tasks.evaluate(
+                endpoint_model(broken), broken.facts, spec("choice_local"), TaskOptions(()), place=place(tmp_path)
+            )
+        service.failing_after = None
+        summary = tasks.evaluate(
+            endpoint_model(broken), broken.facts, spec("choice_local"), TaskOptions(()), place=place(tmp_path)
+        )
+    assert summary.answered_before == 2
+
+
+def test_a_chat_endpoint_gets_chats(spec: Callable[[str], str], tmp_path: Path) -> None:
+    with served(Service()) as service:
+        endpoint = load(EngineSettings(NAME, options={"base_url": service.url, "chat": True}), None)
+        options = TaskOptions((), apply_chat_template=True, num_fewshot=1)
+        tasks.evaluate(
+            endpoint_model(endpoint, 1), endpoint.facts, spec("generate_local"), options, place=place(tmp_path)
+        )
+    assert {row.answer for row in results(tmp_path / "tasks", "generate_local").documents} == {"heard 3"}
+    assert [message["role"] for message in service.asked[0]["messages"]] == ["user", "assistant", "user"]
+    assert service.asked[0]["seed"] == 1235, "of the second repeat"
