@@ -12,6 +12,7 @@ from typing import Any
 from moe_eval.checkpoint.hub import unreachable
 from moe_eval.errors import UsageError, mended
 
+_SEED = 1234  # of sampled answers, the harness's own
 FEWSHOT_SEED = 1234  # the harness's own: the same examples in every run and repeat
 # what measures an engine's speed, which is an evaluator of its own here
 _OF_SPEED = {"moe_latency": "latency", "moe_kernels": "kernels"}
@@ -92,8 +93,10 @@ def build(options: TaskOptions, render_chat: RenderChat | None) -> list[Suite]:
     return suites
 
 
-def loaded(spec: str, options: TaskOptions) -> Mapping[str, Any]:
+def loaded(spec: str, options: TaskOptions, repeat: int = 0) -> Mapping[str, Any]:
     """A task or group with these options, as the harness's `evaluate` takes it.
+
+    Answers that are sampled have a seed, which is another one in every repeat.
 
     Raises:
         UsageError: it does not exist, or needs what is not here.
@@ -102,6 +105,10 @@ def loaded(spec: str, options: TaskOptions) -> Mapping[str, Any]:
     for task in tasks["tasks"].values():
         if options.gen_kwargs and task.get_config("output_type") == "generate_until":
             task.set_config(key="generation_kwargs", value=dict(options.gen_kwargs), update=True)
+        drawn = task.get_config("generation_kwargs") or {}
+        if task.get_config("output_type") == "generate_until" and samples(drawn):
+            seed = int(drawn.get("seed") or _SEED) + repeat
+            task.set_config(key="generation_kwargs", value={"seed": seed}, update=True)
         if options.num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=options.num_fewshot)
         elif task.get_config("num_fewshot") is None:

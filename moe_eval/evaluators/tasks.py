@@ -55,7 +55,7 @@ def evaluate(
 
     seeds = [seed + repeat for seed in _SEEDS]
     _seed(seeds)
-    tasks = harness_tasks.loaded(spec, options)
+    tasks = harness_tasks.loaded(spec, options, repeat)
     place.answers.parent.mkdir(parents=True, exist_ok=True)
     answered = AnsweredModel(model, place.answers)
     started = time.time()

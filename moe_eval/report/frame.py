@@ -21,7 +21,7 @@ def dataframe(arms: Sequence[ArmRecords], comparison: ComparisonRecord | None) -
     """One row for every arm, shape and metric, see interface.Results.to_dataframe."""
     import pandas
 
-    rows = [row for arm in arms for row in (*_quality(arm, comparison), *_latency(arm), *_kernels(arm))]
+    rows = [row for arm in arms for row in (*_quality(arm, comparison), *_tasks(arm), *_latency(arm), *_kernels(arm))]
     frame = pandas.DataFrame(rows, columns=list(_COLUMNS))
     return frame.astype({"median": float, "low": float, "high": float})
 
@@ -39,6 +39,16 @@ def _quality(arm: ArmRecords, comparison: ComparisonRecord | None) -> Iterator[R
             yield arm.name, arm.precision, "quality", "", "ln_ppl_ratio", ratio.value, ratio.low, ratio.high
         if quality and quality.divergence:
             yield arm.name, arm.precision, "quality", "", "kld_mean", quality.divergence.mean, None, None
+
+
+def _tasks(arm: ArmRecords) -> Iterator[Row]:
+    """Scores of tasks and groups, as TASK/METRIC,FILTER."""
+    names = {task.task: task.metrics for task in arm.tasks.tasks} if arm.tasks else {}
+    names |= {group.group: group.metrics for group in arm.tasks.groups} if arm.tasks else {}
+    for name, metrics in names.items():
+        for metric, figure in metrics.items():
+            if figure.score is not None:
+                yield arm.name, arm.precision, "tasks", "", f"{name}/{metric}", figure.score, None, None
 
 
 def _latency(arm: ArmRecords) -> Iterator[Row]:

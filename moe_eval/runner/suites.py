@@ -47,14 +47,22 @@ def built(request: RunRequest, arms: Sequence[Arm]) -> list[Suite]:
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise UsageError(f"Two entries of --tasks are called {doubled}. Rename one of the files.")
-    if any(not arm.is_endpoint for arm in arms):
-        _check_generation(entries)
+    for arm in arms:
+        if not arm.is_endpoint:
+            _check_generation(arm, entries)
     return entries
 
 
-def _check_generation(entries: Sequence[Suite]) -> None:
+def _check_generation(arm: Arm, entries: Sequence[Suite]) -> None:
+    """Refuse generation arguments that an arm's engine does not take, or that leave no room for a prompt."""
+    limit = fit.positions(contents.read_config(fit.folder(arm)))
     for arguments in (arguments for suite in entries for arguments in suite.generation):
-        generation.read(arguments, _TOKENS)
+        tokens = generation.read(arguments, _TOKENS, arm.engine).request.max_new_tokens
+        if limit is not None and tokens >= limit:
+            raise UsageError(
+                f"max_gen_toks={tokens} leaves no room for a prompt in the window of {limit} tokens of {arm.name}. "
+                "Give a smaller number."
+            )
 
 
 def _as_json(chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
+from moe_eval.checkpoint.tokenizer import load
 from moe_eval.data import harness_tasks
 from tests.cli.commands import Command, Ended
 from tests.conftest import SHIPPED
@@ -124,7 +125,10 @@ def test_sampled_answers_are_repeated_with_other_seeds(command: Command, files: 
         (("--tasks", "moe_sample", "--repeats", "2"), "--repeats 2 is for sampled answers, and no task here samples."),
         (("--tasks", "moe_sample", "--gen_kwargs", "{"), "--gen_kwargs cannot be read."),
         ((), "--evaluators has tasks, and --tasks names none."),
-        (("--tasks", "OWN/writing.yaml", "--gen_kwargs", "num_beams=4"), "Beam search is not supported."),
+        (
+            ("--tasks", "OWN/writing.yaml", "--gen_kwargs", "num_beams=4"),
+            "num_beams=4 cannot be set, because beam search is not supported.",
+        ),
         (("--tasks", "OWN/broken.yaml"), "The task OWN/broken.yaml cannot be built"),
         (("--tasks", "OWN/hub.yaml"), "The data set of OWN/hub.yaml cannot be fetched"),
         (("--tasks", "OWN/words.yaml", "--num_fewshot", "50"), "The task OWN/words.yaml cannot be built"),
@@ -191,3 +195,21 @@ def test_an_endpoint_is_an_arm_that_says_what_is_not_known(command: Command, fil
 def test_an_endpoint_needs_an_arm(command: Command) -> None:
     ended = command("--engine", "openai", "--tasks", "moe_sample", defaults=("run",))
     assert "--engine openai is for arms. Give --arm NAME:engine=openai" in refused(ended)
+
+
+def test_arms_that_are_timed_read_the_longest_prompt_whole(command: Command, files: Path) -> None:
+    """Their window is that of the shapes, which would cut prompts of tasks."""
+    text = DATA.replace("question {number}", "{'word ' * 20 * number}")
+    (files / "data.py").write_text(text, encoding="utf-8")
+    stage = Stage()
+    shapes = ("--input_len", "8", "--output_len", "4", "--num_iterations", "1", "--dataset", "moe_sample")
+    words = ("--evaluators", "latency", "--tasks", str(files / "writing.yaml"), *shapes)
+    assert command(*words, stage=stage).code == 0
+    tokens = len(load(str(SHIPPED), None, False).encode("word " * 180)) + 256  # the longest prompt, and an answer
+    settings = [request.load.settings for request in stage.asked if request.load]
+    assert {entry.max_length for entry in settings} == {entry.max_length for entry in settings if entry.max_length}
+    assert all(tokens <= (entry.max_length or 0) < 2 * tokens for entry in settings)
+    assert all((entry.kv_tokens or 0) >= (entry.max_length or 0) for entry in settings)
+    stage = Stage()
+    command("--tasks", str(files / "writing.yaml"), "--resume", "--output_dir", str(files / "alone"), stage=stage)
+    assert {request.load.settings.max_length for request in stage.asked if request.load} == {None}

@@ -244,3 +244,21 @@ def test_a_chat_endpoint_gets_chats(spec: Callable[[str], str], tmp_path: Path) 
     assert {row.answer for row in results(tmp_path / "tasks", "generate_local").documents} == {"heard 3"}
     assert [message["role"] for message in service.asked[0]["messages"]] == ["user", "assistant", "user"]
     assert service.asked[0]["seed"] == 1235, "of the second repeat"
+
+
+def test_repeats_of_sampled_answers_have_other_seeds_and_the_same_prompts(
+    spec: Callable[[str], str], moe: MoeLM, tmp_path: Path
+) -> None:
+    options = TaskOptions((), gen_kwargs={"do_sample": True, "temperature": 1.5, "max_gen_toks": 8})
+    model = EngineLM(moe.engine, moe.tokenizer)
+    for folder, repeat in (("first", 0), ("again", 0), ("first", 1)):
+        own = Place(tmp_path / folder, tmp_path / f"{folder}{repeat}.jsonl")
+        tasks.evaluate(model, moe.facts, spec("generate_local"), options, place=own, repeat=repeat)
+    repeats = results(tmp_path / "first", "generate_local").documents
+    assert sorted((row.number, row.repeat) for row in repeats) == [(at, repeat) for at in range(3) for repeat in (0, 1)]
+    assert len({row.prompt for row in repeats}) == 3
+    texts = [json.loads(line)["answer"] for line in (tmp_path / "first0.jsonl").read_text().splitlines()]
+    others = [json.loads(line)["answer"] for line in (tmp_path / "first1.jsonl").read_text().splitlines()]
+    again = [json.loads(line)["answer"] for line in (tmp_path / "again0.jsonl").read_text().splitlines()]
+    assert texts == again
+    assert texts != others
