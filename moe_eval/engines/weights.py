@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 # shared experts, which every token goes through, may lie in the same module
 _EXPERT = re.compile(r"\.experts\.(?!.*shared)|\.block_sparse_moe\.(input|output)_linear\.")
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings)\.weight$")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings?)\.weight$")
 # further tables, which are no head in any model
 _TABLE = re.compile(r"(^|\.)embed_tokens_per_layer\.weight$")
 # parts for images and sound, which token ids do not go through

@@ -120,6 +120,14 @@ def test_a_type_that_is_not_stated_is_read_from_the_size_of_the_files(
     assert fit.need(here, runs, ONE, {}, gpu=True).weights == QWEN3_BYTES // 2 * held
 
 
+def test_states_of_sequences_take_memory_beside_their_tokens(tmp_path: Path) -> None:
+    config = json.loads(PUBLISHED.read_text())["Qwen3-Next-80B-A3B"]
+    need = fit.need(folder(tmp_path, {**config, "torch_dtype": "bfloat16"}, 160 << 30), "bf16", ONE, {}, gpu=True)
+    # 12 layers have keys and values of 2 heads of 256; 36 a matrix for each of 32 heads and a convolution's 3 inputs
+    state = 36 * (32 * 128 * 128 + 3 * (2 * 16 * 128 + 32 * 128))
+    assert need.cache == 8 * (768 + 64) * 12 * 2 * 2 * 256 * 2 + 8 * state * 4
+
+
 def test_a_parallel_size_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="tensor_parallel_size=two is not a whole number above 0"):
         fit.gpu_count({"tensor_parallel_size": "two"})

@@ -70,6 +70,11 @@ class Geometry:
         chosen = self.moe_layers * self.top_k * self.expert_params
         return self.params.total - self.params.experts - self.params.embedding + chosen
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all layers cache the same for every token, and nothing else."""
+        return len(self.mixers) == 1 and self.mixers[0].layers == self.layers and len(self.mixers[0].entries) == 1
+
     def kv_bytes_per_token(self, dtype_bytes: float) -> float:
         """Bytes that one token adds to the cache of all layers, as long as no window is full."""
         return self.kv_bytes_per_gpu(dtype_bytes)

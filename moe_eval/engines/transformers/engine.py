@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # arguments of `generate` that look at the prompt
 _OF_PROMPT = {"repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "min_length"}
 
+
 @dataclass
 class TransformersEngine:
     """A model of Transformers behind the Engine protocol."""

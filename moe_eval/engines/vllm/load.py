@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_eval.checkpoint import precision
+from moe_eval.checkpoint import contents, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number, seconds
 from moe_eval.engines.requests import end_tokens, stated_ends
@@ -50,6 +50,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
         os.environ[installed.STEP_LIMIT] = str(math.ceil(stall_seconds))
     place = plans.take_placement(VLLM, options)
     plan = plans.make(VLLM, settings, options, place, tokenizer, weights=weights)
+    if weights == "random":
+        random_weights.check(plan.model.config, place.world)
     library = installed.load(in_process=place.in_process)
     limits = sizing.limits(options, settings.max_length, plan.model.positions)
     library_options = options | {"max_model_len": limits.max_model_len}
@@ -94,6 +96,9 @@ def check(settings: EngineSettings, gpus: Sequence[hardware.Gpu], *, reads_weigh
         weights=weights,
         reads_weights=reads_weights,
     )
+    if weights == "random":
+        folder = contents.settings_folder(settings.checkpoint, settings.revision)
+        random_weights.check(contents.read_config(folder), place.world)
 
 
 def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:

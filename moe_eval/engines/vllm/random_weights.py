@@ -11,22 +11,33 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from moe_eval.checkpoint import contents, geometry
 from moe_eval.engines.vllm import shards
 from moe_eval.errors import UsageError
+
+Kind = Literal["ones", "zeros", "rate", "step", "normal"]
 
 LOAD_FORMAT = "moe_eval_random"
 _STD = 0.02
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+)\.weight$|(^|\.)(\w*norm)$")
-_BIAS = re.compile(r"(^|[._])(bias|\w+_bias)$")
-
-Kind = Literal["ones", "zeros", "normal"]
+_BIAS = re.compile(r"(^|[._])(bias|\w+_bias|sinks)$")
+# Recurrent layers: all heads forget alike, so that every parallel size has parts of the same tensor. The rate A is -1,
+# of which vLLM keeps the logarithm of its negative or itself, and the step is softplus(-4.6) = 0.01.
+_STATES: tuple[tuple[str, Kind], ...] = (("A_log", "zeros"), ("A", "rate"), ("dt_bias", "step"), ("D", "ones"))
+_SCALE = re.compile(r"(^|[._])(scale|scalar)$")
+# vLLM's norms that multiply with 1 + weight
+_FROM_ONE = ("GemmaRMSNorm",)
+_VALUES: dict[Kind, float] = {"ones": 1.0, "zeros": 0.0, "rate": -1.0, "step": -4.6}
+# model types with tensors in vLLM that are neither matrices nor any of these: tables of experts by token, among others
+_STRANGE = ("deepseek_v4", "minimax_m3_vl", "minimax_m3_vl_text")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def take_weights(options: dict[str, object]) -> Literal["checkpoint", "random"]:
@@ -39,20 +50,53 @@ def take_weights(options: dict[str, object]) -> Literal["checkpoint", "random"]:
     return "random" if weights == "random" else "checkpoint"
 
 
+def check(config: Mapping[str, object], ranks: int) -> None:
+    """Refuse a model that random weights do not suit, before it is loaded.
+
+    Args:
+        config: config.json.
+        ranks: that share the model.
+
+    Raises:
+        UsageError: its tensors in vLLM, or how vLLM cuts them, are not known here.
+    """
+    merged, sizes = contents.text_config(config), geometry.read(config)
+    kind = merged.get("model_type")
+    if kind in _STRANGE or (sizes is None and any(merged.get(name) for name in _EXPERTS)):
+        raise UsageError(
+            f"weights=random does not know the tensors that vLLM has for the model type {kind}. Give a checkpoint with "
+            "weights."
+        )
+    if ranks > 1 and sizes is not None and any(mixer.state_values for mixer in sizes.mixers):
+        raise UsageError(
+            f"weights=random does not know how vLLM cuts the recurrent layers of the model type {kind}. Give one GPU, "
+            "or a checkpoint with weights."
+        )
+
+
 def seed(name: str) -> int:
     """The seed of a tensor, from its qualified name. It is the same on every machine and in every arm."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
-def kind(name: str) -> Kind:
-    """The content of a tensor of this name: 1 for the weights of norms, 0 for biases, else normal draws."""
+def kind(name: str, module: nn.Module | None = None) -> Kind:
+    """The content of a tensor of this name: numbers of `_VALUES`, or normal draws.
+
+    It is 1 for the weights of norms and for scales, where the module does not add 1 itself, and 0 for biases.
+    """
+    last = name.rpartition(".")[2]
+    for state, content in _STATES:
+        if last == state:
+            return content
     if _BIAS.search(name):
         return "zeros"
-    return "ones" if _NORM.search(name) else "normal"
+    if _NORM.search(name):
+        return "zeros" if type(module).__name__ in _FROM_ONE else "ones"
+    return "ones" if _SCALE.search(name) else "normal"
 
 
 @torch.no_grad()
-def fill(name: str, tensor: Tensor) -> bool:
+def fill(name: str, tensor: Tensor, module: nn.Module | None = None) -> bool:
     """Fill a tensor by its name, and return whether it could be: it is floating and has memory of its own.
 
     A quantised type is a UsageError, because random values mean nothing for it.
@@ -61,10 +105,11 @@ def fill(name: str, tensor: Tensor) -> bool:
         return False
     if torch.finfo(tensor.dtype).bits < 16:
         raise UsageError(f"weights=random cannot fill {name}, which is quantised already. Give a BF16 configuration.")
-    if kind(name) == "normal":
+    content = kind(name, module)
+    if content == "normal":
         tensor.data.normal_(0.0, _STD, generator=torch.Generator(tensor.device).manual_seed(seed(name)))
     else:
-        tensor.data.fill_(1.0 if kind(name) == "ones" else 0.0)
+        tensor.data.fill_(_VALUES[content])
     return True
 
 
@@ -80,7 +125,7 @@ def fill_part(module: nn.Module, name: str, parameter: nn.Parameter, ranks: int)
     parts = shards.pieces(module, name, parameter) if kind(name) == "normal" and not parameter.is_meta else None
     if parts is None:
         is_local = ranks == 1 or kind(name) != "normal" or not shards.is_cut(parameter)
-        return is_local and fill(name, parameter)
+        return is_local and fill(name, parameter, module)
     loader: Any = parameter.weight_loader  # type: ignore[attr-defined]  # checked above
     if torch.finfo(parameter.dtype).bits >= 16:
         parameter.data.zero_()  # kernels may want padding, which no checkpoint fills

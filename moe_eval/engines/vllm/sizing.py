@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moe_eval.checkpoint import geometry
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
 
@@ -87,6 +88,9 @@ def cache_bytes(
     """
     layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
     if not layers or not heads or "index_topk" in config or len(set(config.get("layer_types") or ())) > 1:
+        return None
+    sizes = geometry.read(config)
+    if sizes is not None and not sizes.is_plain:
         return None
     head_dim = config.get("head_dim") or int(config.get("hidden_size") or 0) // int(heads)
     if not head_dim or "linear" in str(config.get("layer_types")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from moe_eval.checkpoint import contents
 from moe_eval.engines.vllm import installed, observe, sizing
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
-from tests.conftest import SHIPPED
+from tests.conftest import ROOT, SHIPPED
 from tests.engines.vllm.conftest import Load
 
 H100 = Gpu("NVIDIA H100", "9.0", 80 << 30, None)
@@ -283,6 +285,14 @@ def test_the_cache_counts_what_the_model_and_the_settings_say() -> None:
     mixed = {"layer_types": ["full_attention", "sliding_attention"]}
     assert sizing.cache_bytes(config | mixed, {}, "bfloat16", 1000, 4) is None
     assert sizing.cache_bytes({"num_hidden_layers": 2}, {}, "bfloat16", 1000, 4) is None
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Next-80B-A3B", "Nemotron-3-Nano-30B-A3B", "Llama-4-Scout-17B-16E"])
+def test_layers_that_cache_otherwise_are_left_to_vllm(name: str) -> None:
+    published = json.loads((ROOT / "tests/checkpoint/published_configs.json").read_text())[name]
+    config = contents.text_config(published)
+    assert "layer_types" not in config, "it says so by other settings"
+    assert sizing.cache_bytes(config, {}, "bfloat16", 1000, 4) is None
 
 
 def test_memory_is_left_for_the_logits_of_a_window() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from moe_eval.data.window import Window
 from moe_eval.engines.base import GenerationRequest
+from moe_eval.engines.transformers import routing
 from moe_eval.engines.vllm import observe, random_weights
 from moe_eval.engines.vllm.engine import VllmEngine
 from moe_eval.errors import UsageError
+from tests.conftest import ROOT
 from tests.engines.vllm.conftest import Load
 
 RANDOM = {"weights": "random"}
@@ -32,6 +36,15 @@ RANDOM = {"weights": "random"}
         ("model.layers.0.self_attn.qkv_proj.bias", "zeros"),
         ("model.layers.0.mlp.experts.w13_bias", "zeros"),
         ("model.layers.0.mlp.gate.e_score_correction_bias", "zeros"),
+        ("model.layers.0.attn.sinks", "zeros"),
+        ("model.layers.0.linear_attn.A_log", "zeros"),
+        ("model.layers.0.mixer.A", "rate"),
+        ("model.layers.0.linear_attn.dt_bias", "step"),
+        ("model.layers.0.mixer.D", "ones"),
+        ("model.layers.0.router.per_expert_scale", "ones"),
+        ("model.layers.0.linear_attn.conv1d.weight", "normal"),
+        ("model.layers.0.self_attn.kv_b_proj.weight", "normal"),
+        ("model.layers.0.self_attn.indexer.k_norm.bias", "zeros"),
         ("model.layers.0.mlp.experts.w13_weight", "normal"),
         ("model.layers.0.mlp.gate.weight", "normal"),
         ("model.embed_tokens.weight", "normal"),
@@ -40,6 +53,68 @@ RANDOM = {"weights": "random"}
 )
 def test_what_a_tensor_is_filled_with_follows_from_its_name(name: str, kind: str) -> None:
     assert random_weights.kind(name) == kind
+
+
+def test_a_norm_that_adds_one_itself_gets_none() -> None:
+    class GemmaRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(4))
+
+    model = nn.Module()
+    model.input_layernorm, model.q_norm = GemmaRMSNorm(), nn.RMSNorm(4)
+    random_weights.fill_model(model, lambda _: False, lambda *_: None)
+    assert model.input_layernorm.weight.tolist() == [0] * 4
+    assert model.q_norm.weight.tolist() == [1] * 4
+
+
+SMALL = json.loads((ROOT / "tests/checkpoint/small_configs.json").read_text())
+
+
+@pytest.mark.parametrize(("kind", "settings"), [row for row in SMALL if row[0] not in ("minimax_m3_vl", "deepseek_v4")])
+def test_every_tensor_of_other_shapes_is_filled_and_the_load_is_spread(kind: str, settings: dict[str, Any]) -> None:
+    """On Transformers' classes, whose tensors have the names that vLLM's have or those that it joins."""
+    config = AutoConfig.for_model(kind, **{**settings, "vocab_size": 96})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    buffers = dict(AutoModelForCausalLM.from_config(config).named_buffers())
+    model = model.to_empty(device="cpu").eval()
+    for tensor in model.parameters():
+        tensor.data.fill_(torch.nan)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    model.tie_weights()
+    random_weights.fill_model(model, lambda _: False, lambda *_: None)
+    random_weights.check(json.loads(config.to_json_string()), 1)
+    with torch.no_grad():
+        logits = model(input_ids=torch.arange(1, 90)[None], use_cache=False).logits
+    assert logits.isfinite().all()
+    assert logits.std() > 0
+    chosen = routing.experts(model, list(range(1, 90)))
+    load = torch.stack([torch.bincount(layer.flatten().int(), minlength=6) for layer in chosen.unbind(1)])
+    assert load.sum(dim=1).tolist() == [2 * 89] * len(load)
+    used = (load > 0).sum(dim=1).float().mean()
+    assert used > 4, "of 6 experts"
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "sentence"),
+    [
+        ({"model_type": "deepseek_v4", "n_routed_experts": 8}, 1, "the tensors that vLLM has for the model type deeps"),
+        ({"model_type": "of the future", "num_experts": 8}, 1, "the tensors that vLLM has for the model type of the f"),
+        ({"text_config": {"model_type": "nested", "num_experts": 8}}, 1, "for the model type nested"),
+        (dict(reversed(SMALL))["qwen3_next"] | {"model_type": "qwen3_next"}, 2, "how vLLM cuts the recurrent layers"),
+    ],
+)
+def test_tensors_that_are_not_known_are_refused(config: dict[str, Any], ranks: int, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as refused:
+        random_weights.check(config, ranks)
+    assert "\n" not in str(refused.value)
+
+
+def test_models_without_experts_and_states_on_one_gpu_are_not_refused() -> None:
+    random_weights.check({"model_type": "llama"}, 8)
+    random_weights.check(dict(SMALL)["qwen3_next"] | {"model_type": "qwen3_next"}, 1)
 
 
 def test_every_name_has_a_seed_of_its_own() -> None:

@@ -42,7 +42,11 @@ def test_no_two_matrices_are_alike_and_padding_is_zero() -> None:
 def test_the_memory_beside_a_parameter_is_one_unsharded_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     fill = random_weights.fill
-    monkeypatch.setattr(random_weights, "fill", lambda name, tensor: sizes.append(tensor.numel()) or fill(name, tensor))
+    monkeypatch.setattr(
+        random_weights,
+        "fill",
+        lambda name, tensor, *module: sizes.append(tensor.numel()) or fill(name, tensor, *module),
+    )
     _filled(Place(1, 2))
     assert max(sizes) == sharded_layers.VOCABULARY * sharded_layers.HIDDEN
 
