@@ -97,7 +97,7 @@ def _help() -> str:
         "Speed and quality of mixture-of-experts models by precision of their experts.",
         "",
         "commands:",
-        *(f"  {command.name:<12}{command.help}" for command in COMMANDS.values()),
+        *(f"  {command.name:<13}{command.help}" for command in COMMANDS.values()),
         "",
         "options:",
         "  -h, --help  show this, or a command's options after its name",

@@ -21,6 +21,7 @@ from moe_eval.cli.options.classes import (
     ProfilerOptions,
     QualityOptions,
     RunOptions,
+    SensitivityOptions,
     VerdictOptions,
 )
 from moe_eval.cli.options.commands import DEMO
@@ -181,7 +182,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     for name in arguments:
         if name in _OPTIONS:
             raise UsageError(f"--model_args has {name}, which is an option of its own here. Give {_OPTIONS[name]}.")
-    settings = _settings(arguments)
+    settings = shared_settings(arguments)
     if options.moe_backend != "auto":
         arguments["moe_backend"] = options.moe_backend
     paths = {
@@ -191,7 +192,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     }
     of_engines = {name: value for name in _ENGINES_OF if (value := getattr(options, name))}
     check = registry.named if options.dry_run else registry.check
-    named_arms = _named(options, Common(engine, paths, arguments, of_engines, settings, check, _settings))
+    named_arms = _named(options, Common(engine, paths, arguments, of_engines, settings, check, shared_settings))
     engines = [arm.engine for arm in named_arms] or [engine]
     for name in of_engines:
         if not {*_ENGINES_OF[name]} & {*engines}:
@@ -233,7 +234,7 @@ def _have_checkpoints(texts: Sequence[str]) -> bool:
     return bool(settings) and all({"checkpoint", "pretrained", "base_url"} & set(keys) for keys in settings)
 
 
-def _settings(arguments: dict[str, object]) -> SharedSettings:
+def shared_settings(arguments: dict[str, object]) -> SharedSettings:
     """Take what is no engine's own but a field of EngineSettings out of the model arguments.
 
     Raises:
@@ -258,7 +259,7 @@ def _settings(arguments: dict[str, object]) -> SharedSettings:
     return settings
 
 
-def recorded(options: MeasuringOptions) -> dict[str, OptionValue]:
+def recorded(options: MeasuringOptions | SensitivityOptions) -> dict[str, OptionValue]:
     """The options by name as records keep them: secrets removed, without those that have no value."""
     from lm_eval.utils import simple_parse_args_string
 
@@ -269,7 +270,7 @@ def recorded(options: MeasuringOptions) -> dict[str, OptionValue]:
         if option.group != PRINTED
     }
     values["model_args"] = ",".join(f"{key}={value}" for key, value in arguments.items())
-    texts = map(arm_text.read, options.arms)
+    texts = map(arm_text.read, getattr(options, "arms", ()))
     values["arms"] = tuple(arm_text.write(name, disk.redact(settings)) for name, settings in texts) or None
     redacted = disk.redact({name: value for name, value in values.items() if value is not None})
     return {name: _plain(value) for name, value in redacted.items()}

@@ -19,6 +19,8 @@ E4M3_SMALLEST = 2.0**-9
 E2M1_MAX = 6.0
 NVFP4_BLOCK = 16
 FP8_BLOCK = 128
+# bits of a stored weight with its block's scale, by precision. Scales of whole matrices are below 0.01 %
+STORED_BITS = {"fp8": 8.0, "fp8_block": 8 + 32 / FP8_BLOCK**2, "nvfp4": 4 + 8 / NVFP4_BLOCK}
 
 
 def round_e4m3(values: Tensor) -> Tensor:

@@ -42,11 +42,15 @@ class Emulation:
 
 @dataclass
 class Site:
-    """One place where activations enter matrix products, and the scale that products of a layer share there."""
+    """One place where activations enter matrix products, and the scale that products of a layer share there.
+
+    While it is `idle` values pass unchanged and unobserved.
+    """
 
     quantise: Callable[[Tensor, Tensor | None], Tensor]
     needs_amax: bool
     observing: bool = True
+    idle: bool = False
     visited: bool = False
     amax: Tensor | None = None
 
@@ -56,6 +60,8 @@ class Site:
         return self.visited and not (self.needs_amax and self.amax is None)
 
     def __call__(self, values: Tensor) -> Tensor:
+        if self.idle:
+            return values
         self.visited = True
         if not self.observing:
             return self.quantise(values, self.amax)
@@ -65,12 +71,28 @@ class Site:
         return values
 
 
+@dataclass(frozen=True)
+class Group:
+    """Matrices that share their largest magnitude, by name.
+
+    Attributes:
+        module: the experts that they belong to, or a linear layer of its own.
+        expert: its number. None for such a layer.
+    """
+
+    module: str
+    expert: int | None
+    weights: Mapping[str, Tensor]
+
+
 @dataclass
 class Applied:
-    """An emulation at work in a model."""
+    """An emulation at work in a model. `fused` has experts by name that are three-dimensional parameters."""
 
     emulation: Emulation
     sites: dict[str, Site] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    fused: dict[str, nn.Module] = field(default_factory=dict)
     matrices: int = 0
 
 
@@ -82,16 +104,32 @@ def apply(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> 
         model: of Transformers. Its experts may be lists of linear layers or fused three-dimensional parameters.
         calibrate: runs text through the model. It has to pass every site at least once.
     """
-    applied = Applied(emulation)
-    fused = list(_fused(model))
-    linear = list(_linear(model, emulation.scope, [name for name, _ in fused]))
-    if not fused and not any(_NUMBER.search(name) for name, _ in linear):
+    applied = calibrated(model, emulation, calibrate)
+    for group in applied.groups:
+        round_weights(emulation.precision, group.weights)
+        applied.matrices += len(group.weights)
+    for site in applied.sites.values():
+        site.idle = False
+    return applied
+
+
+@torch.no_grad()
+def calibrated(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> Applied:
+    """Make the places where a model will be rounded, and their scales. Nothing is rounded yet: all sites are idle.
+
+    Args and errors as of apply.
+    """
+    applied = Applied(emulation, fused=dict(_fused(model)))
+    linear = list(_linear(model, emulation.scope, list(applied.fused)))
+    if not applied.fused and not any(_NUMBER.search(name) for name, _ in linear):
         raise UsageError(f"{type(model).__name__} has no experts to emulate {emulation.precision} in.")
-    for name, module in fused:
+    for name, module in applied.fused.items():
         _instrument_fused(applied, name, module)
+        applied.groups += _fused_groups(name, module)
     for name, module in linear:
         site = _site(applied, _NUMBER.sub(r"\1", name))
         module.register_forward_pre_hook(lambda _module, args, site=site: (site(args[0]), *args[1:]))
+    applied.groups += _linear_groups(linear)
     calibrate()
     unvisited = [name for name, site in applied.sites.items() if not site.calibrated]
     if unvisited:
@@ -99,12 +137,8 @@ def apply(model: Any, emulation: Emulation, calibrate: Callable[[], object]) -> 
             f"Calibration never passed {unvisited[0]} ({len(unvisited)} of {len(applied.sites)} places). Give more "
             "calibration_windows, or moe_backend=grouped_mm."
         )
-    for name, module in fused:
-        _round_fused(applied, name, module)
-    for weights in _sharing(linear):
-        _round(applied, weights)
     for site in applied.sites.values():
-        site.observing = False
+        site.observing, site.idle = False, True
     return applied
 
 
@@ -149,32 +183,33 @@ def _site(applied: Applied, name: str) -> Site:
     return applied.sites[name]
 
 
-def _sharing(linear: Sequence[tuple[str, nn.Linear]]) -> Iterator[dict[str, Tensor]]:
+def _fused_groups(name: str, module: nn.Module) -> Iterator[Group]:
+    for part in ("gate_up_proj", "down_proj"):
+        for number, weight in enumerate(getattr(module, part)):
+            yield Group(name, number, {f"{name}.{part}[{number}]": weight})
+
+
+def _linear_groups(linear: Sequence[tuple[str, nn.Linear]]) -> Iterator[Group]:
     """An expert's gate and up projections together, which engines run as one product with one scale."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, module in linear:
         key = re.sub(r"\.(gate_proj|up_proj|w1|w3)$", ".gate_up_proj", name) if _NUMBER.search(name) else name
         groups.setdefault(key, {})[f"{name}.weight"] = module.weight
-    yield from groups.values()
+    for key, weights in groups.items():
+        match = _NUMBER.search(key)
+        module_name = key[: match.end(1)] if match else key
+        yield Group(module_name, int(match[0].rpartition(".")[2]) if match else None, weights)
 
 
-def _round_fused(applied: Applied, name: str, module: nn.Module) -> None:
-    for part in ("gate_up_proj", "down_proj"):
-        for number, weight in enumerate(getattr(module, part)):
-            _round(applied, {f"{name}.{part}[{number}]": weight})
-
-
-def _round(applied: Applied, weights: Mapping[str, Tensor]) -> None:
+def round_weights(precision: str, weights: Mapping[str, Tensor]) -> None:
     """Round matrices that share their largest magnitude, in place."""
     largest = {name: weight.abs().amax().float() for name, weight in weights.items()}
     for name, magnitude in largest.items():
         if not torch.isfinite(magnitude):
             raise UsageError(f"The weight {name} holds values that are no numbers. Copy the checkpoint again.")
     amax = torch.stack(list(largest.values())).amax()
-    precision = applied.emulation.precision
     for weight in weights.values():
         if precision == "fp8_block":
             weight.copy_(formats.fp8_blocks(weight))
         else:
             weight.copy_((formats.fp8 if precision == "fp8" else formats.nvfp4)(weight, amax))
-        applied.matrices += 1

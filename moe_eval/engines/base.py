@@ -215,3 +215,81 @@ class StepReporter(Protocol):
     def steps(self) -> EngineSteps | None:
         """What the engine says of its steps since the last call. None where it was not loaded to report them."""
         ...
+
+
+@dataclass(frozen=True)
+class ExpertsOfLayer:
+    """The experts of one decoder layer.
+
+    Attributes:
+        layer: its index in the model. `module`: the path of the experts.
+        experts: how many a router chooses from. `weights`: parameters of all of them, of `bytes_per_weight` each.
+        is_fused: one tensor holds a matrix of all experts. Else they are separate layers, which cannot be quantised one
+            at a time, and whose tokens are not counted.
+    """
+
+    layer: int
+    module: str
+    experts: int
+    weights: int
+    bytes_per_weight: int
+    is_fused: bool
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of which the experts of one layer are quantised, or one of them. `expert` is None for all."""
+
+    layer: int
+    expert: int | None = None
+
+
+class LayerwiseArm(Protocol):
+    """A loaded arm whose experts are quantised a layer at a time, by emulation."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """The labels of every variant."""
+
+    @property
+    def layers(self) -> Sequence[ExpertsOfLayer]:
+        """The layers with experts, in the order of the model."""
+
+    def score(
+        self,
+        windows: Sequence[Window],
+        variants: Sequence[Variant],
+        top_k: int,
+        done: Callable[[Variant | None, int, WindowScores], None],
+    ) -> npt.NDArray[np.int64]:
+        """Score windows without quantisation and by every variant.
+
+        Args:
+            top_k: most probable tokens of the unquantised model, which every variant scores as well (of_ids). Variants
+                return the most probable one alone.
+            done: called with the variant, or None for the unquantised model, a window's index and its scores. The
+                unquantised scores of a window come first.
+
+        Returns:
+            Tokens that the unquantised routers sent to every expert, shape (layers, experts). 0 where not counted.
+        """
+        ...
+
+    def joint(self, windows: Sequence[Window], layers: Sequence[int], ids: Sequence[PositionIds]) -> list[WindowScores]:
+        """Score windows in whole passes with the experts of several layers quantised. `ids` as of Engine.score."""
+        ...
+
+
+class LayerwiseEngine(Protocol):
+    """An engine that emulates precisions, a layer at a time as well."""
+
+    def by_layer(self, settings: EngineSettings) -> LayerwiseArm:
+        """This arm with experts that are emulated a layer at a time. It is calibrated here, and stays unquantised.
+
+        Args:
+            settings: of the arm whose experts would all be emulated.
+
+        Raises:
+            UsageError: it has no experts, or layers that cannot be run by themselves.
+        """
+        ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -55,14 +55,39 @@ def between(
             q = np.exp(of_reference_ids[part].astype(np.float64))
         nats[part] = _nats(p, q)
     same = reference_ids[:, 0] == arm_ids[:, 0]
+    kind: Literal["capped", "reference ids"] = "capped" if of_reference_ids is None else "reference ids"
+    return of_positions(nats, same, documents=documents, k=k, covered=covered(reference_logprobs), kind=kind)
+
+
+def covered(logprobs: Array) -> float:
+    """The mean share of probability that the tokens of positions hold: natural logs, shape (positions, k)."""
+    return float(np.exp(logprobs.astype(np.float64)).sum(axis=1).mean())
+
+
+def at_positions(reference_logprobs: Array, of_reference_ids: Array) -> Array:
+    """The divergence at every position in nats, shape (positions,), of an arm that scored the reference's tokens."""
+    p, q = (np.exp(logprobs.astype(np.float64)) for logprobs in (reference_logprobs, of_reference_ids))
+    return _nats(p, q)
+
+
+def of_positions(
+    nats: Array,
+    same: Array,
+    *,
+    documents: Sequence[int],
+    k: int,
+    covered: float,
+    kind: Literal["capped", "reference ids"] = "reference ids",
+) -> Divergence:
+    """The divergence over positions. `same`: whether the most probable token is the reference's, at each of them."""
     return Divergence(
         mean=float(nats.mean()),
         median=float(np.median(nats)),
         p99=float(np.quantile(nats, 0.99)),
         k=k,
-        covered=float(np.exp(reference_logprobs.astype(np.float64)).sum(axis=1).mean()),
+        covered=covered,
         same_top1=float(same.mean()),
-        kind="capped" if of_reference_ids is None else "reference ids",
+        kind=kind,
         kld=_by_document(nats, documents, highest=math.inf),
         top1=_by_document(same, documents, highest=1.0),
     )

@@ -13,21 +13,25 @@ import msgspec
 from moe_eval.checkpoint.contents import read_object
 from moe_eval.data import scoring_windows
 from moe_eval.data.harness_tasks import TaskOptions
+from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.data.workload import Shape, Workload, from_json
-from moe_eval.engines.base import Engine
+from moe_eval.engines.base import Engine, EngineSettings, LayerwiseEngine
 from moe_eval.engines.endpoint.load import Endpoint
 from moe_eval.evaluators import kernels as tracing
 from moe_eval.evaluators import latency
 from moe_eval.evaluators import quality as scoring
 from moe_eval.evaluators import routing as router
+from moe_eval.evaluators import sensitivity as layerwise
 from moe_eval.evaluators.kernels import CapturedRun
 from moe_eval.evaluators.quality import Scores
 from moe_eval.machine import links
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.rates import Rates, measure_rates
 from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.labels import EngineFacts
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.samples import Sample, WarmUp
+from moe_eval.records.sensitivity import SensitivityFigures
 from moe_eval.records.shape_latency import Routing
 from moe_eval.records.tasks import EvaluatedSuite
 
@@ -54,14 +58,7 @@ def quality(
     """
     from tqdm import tqdm
 
-    bos = tokenizer.bos_token_id
-    cut = scoring_windows.cut(
-        scoring_windows.read_documents(dataset),
-        lambda text: list(tokenizer.encode(text, verbose=False)),
-        int(tokenizer.eos_token_id if bos is None else bos),
-        input_len,
-        num_chunks,
-    )
+    cut = _windows(tokenizer, dataset, input_len, num_chunks)
     facts = engine.facts
     with tqdm(total=len(cut.windows), desc=f"{facts.precision} on {facts.name}", unit="window", disable=None) as bar:
         scores = scoring.measure(
@@ -106,6 +103,42 @@ def tasks(
             return harness.evaluate(model, engine.facts, spec, task_options, place=place, repeat=repeat)
     model = EngineLM(engine, tokenizer, window=window)
     return harness.evaluate(model, engine.facts, spec, task_options, place=place, repeat=repeat)
+
+
+def _windows(tokenizer: Any, dataset: str, input_len: int, num_chunks: int) -> WindowSet:
+    bos = tokenizer.bos_token_id
+    return scoring_windows.cut(
+        scoring_windows.read_documents(dataset),
+        lambda text: list(tokenizer.encode(text, verbose=False)),
+        int(tokenizer.eos_token_id if bos is None else bos),
+        input_len,
+        num_chunks,
+    )
+
+
+def sensitivity(
+    engine: LayerwiseEngine,
+    tokenizer: Any,
+    *,
+    settings: Mapping[str, object],
+    dataset: str,
+    input_len: int,
+    num_chunks: int,
+    max_kld: float,
+    experts: int,
+) -> tuple[SensitivityFigures, EngineFacts]:
+    """Quantise the experts of every layer alone. `settings`: of the arm whose experts would all be emulated.
+
+    Returns:
+        The figures, and the labels of the emulated variants.
+    """
+    from tqdm import tqdm
+
+    arm = engine.by_layer(msgspec.convert(settings, EngineSettings))
+    cut = _windows(tokenizer, dataset, input_len, num_chunks)
+    with tqdm(desc=f"{arm.facts.precision} by layer", unit="window", disable=None) as bar:
+        figures = layerwise.measure(arm, cut, dataset, max_kld=max_kld, experts=experts, done=bar.update)
+    return figures, arm.facts
 
 
 @cache

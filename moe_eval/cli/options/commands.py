@@ -16,6 +16,7 @@ from moe_eval.cli.options.classes import (
     PerfOptions,
     PplOptions,
     RunOptions,
+    SensitivityOptions,
 )
 from moe_eval.cli.options.command_line import Command
 from moe_eval.cli.options.option import Value
@@ -79,6 +80,23 @@ PPL = Command(
     (
         ("the shipped model and its text, on any machine", "moe-eval ppl --emulate --dataset moe_sample"),
         ("all of WikiText-2 on TensorRT-LLM", "moe-eval ppl --model_path M --nvfp4_model_path M4 --num_chunks 0"),
+    ),
+)
+SENSITIVITY = Command(
+    "sensitivity",
+    "sensitivity",
+    SensitivityOptions,
+    "which layers cost quality when their experts are quantised, and which may be",
+    "Round the experts of one layer at a time on the Transformers engine, and rank the layers by the KLD from the "
+    "unquantised model, with intervals over documents. Then find the most of the least sensitive layers that keep "
+    "--max_kld together, measured with all of them rounded. Write a record (sensitivity_PRECISION_smXY.json, or _cpu) "
+    "and a recipe for llm-compressor that quantises these layers alone. What lies before a layer is computed once.",
+    (
+        ("the shipped model and its text, on any machine", "moe-eval sensitivity --dataset moe_sample --max_kld 0.05"),
+        (
+            "a checkpoint in FP8, with the four busiest experts of every layer",
+            "moe-eval sensitivity --model_path M --precision fp8 --experts 4",
+        ),
     ),
 )
 COMPARE = Command(
@@ -180,5 +198,6 @@ COMPLETION = Command(
 
 # the commands differ in their options; what takes one takes any
 COMMANDS: dict[str, Command[Any]] = {
-    command.name: command for command in (RUN, COMPARE, PPL, PERF, KERNELS, EXPORT, IMPORT, LOG, DOCTOR, COMPLETION)
+    command.name: command
+    for command in (RUN, COMPARE, PPL, PERF, SENSITIVITY, KERNELS, EXPORT, IMPORT, LOG, DOCTOR, COMPLETION)
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from moe_eval.checkpoint import precision
 from moe_eval.emulation import PRECISIONS
 from moe_eval.emulation import model as emulation
-from moe_eval.emulation.model import Emulation
+from moe_eval.emulation.model import Applied, Emulation
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number
 from moe_eval.engines.registry import EMULATION
@@ -57,6 +57,30 @@ def _choice(options: Mapping[str, object], name: str, choices: tuple[str, ...], 
 @torch.inference_mode()
 def start(model: Any, request: Emulation, tokenizer: Any, window: int) -> dict[str, object]:
     """Put an emulation into a loaded model, calibrated on the package's sample articles, and return its labels."""
+    return labels(emulation.apply(model, request, _calibration(model, request, tokenizer, window)), window)
+
+
+@torch.inference_mode()
+def prepare(model: Any, request: Emulation, tokenizer: Any, window: int) -> Applied:
+    """Calibrate an emulation of a loaded model like `start`, and leave the model unquantised."""
+    return emulation.calibrated(model, request, _calibration(model, request, tokenizer, window))
+
+
+def labels(applied: Applied, window: int) -> dict[str, object]:
+    """The labels of an emulation."""
+    request = applied.emulation
+    return {
+        "emulated_scope": request.scope,
+        "emulated_matrices": applied.matrices,
+        "activations": request.activations,
+        "calibration": f"{request.windows} windows of {min(window, _WINDOW_TOKENS)} tokens of moe_sample"
+        if request.windows
+        else "none",
+    }
+
+
+def _calibration(model: Any, request: Emulation, tokenizer: Any, window: int) -> Callable[[], None]:
+    """A function that runs the calibration text through a model."""
     text = resources.files("moe_eval").joinpath("assets/moe_sample.raw").read_text(encoding="utf-8")
     tokens = tokenizer.encode(text, verbose=False)
     size = min(window, _WINDOW_TOKENS)
@@ -72,10 +96,4 @@ def start(model: Any, request: Emulation, tokenizer: Any, window: int) -> dict[s
             ids = torch.tensor([tokens[at * size : (at + 1) * size]], device=model.device)
             model.base_model(input_ids=ids, use_cache=False)
 
-    applied = emulation.apply(model, request, calibrate)
-    return {
-        "emulated_scope": request.scope,
-        "emulated_matrices": applied.matrices,
-        "activations": request.activations,
-        "calibration": f"{count} windows of {size} tokens of moe_sample" if request.windows else "none",
-    }
+    return calibrate

@@ -18,6 +18,7 @@ from moe_eval.data.window import Window
 from moe_eval.engines import requests, torch_profiler
 from moe_eval.engines.base import (
     Completion,
+    EngineSettings,
     GenerationRequest,
     PositionIds,
     TokenIds,
@@ -25,9 +26,12 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
-from moe_eval.engines.head import Head, body
+from moe_eval.engines.head import Head
+from moe_eval.engines.transformers import emulation as transformers_emulation
 from moe_eval.engines.transformers import routing, tracing
 from moe_eval.engines.transformers.batching import batches_in_slabs
+from moe_eval.engines.transformers.layerwise import Layerwise
+from moe_eval.engines.transformers.rows import Rows
 from moe_eval.errors import UsageError
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
@@ -78,7 +82,7 @@ class TransformersEngine:
                 scores[index] = result
                 done(index, result)
 
-        for batch in batches_in_slabs([len(key) for key in inputs], self.max_tokens, self.max_rows):
+        for batch in self._batches([len(key) for key in inputs]):
             self._splitting(batch, run)
         return [scores[index] for index in range(len(windows))]
 
@@ -86,23 +90,18 @@ class TransformersEngine:
     def _score_batch(
         self, inputs: list[tuple[int, ...]], readers: list[tuple[int, Window]], top_k: int, ids: PositionIds | None
     ) -> list[WindowScores]:
-        device = self.model.device
-        width = max(map(len, inputs))
-        # Padding is on the right and attention is causal: no real token sees it, so no mask is needed.
-        tokens = np.zeros((len(inputs), width), dtype=np.int64)
-        for row, token_ids in enumerate(inputs):
-            tokens[row, : len(token_ids)] = token_ids
-        hidden = body(self.model)(input_ids=torch.from_numpy(tokens).to(device), use_cache=False).last_hidden_state
-        ends = [row * width + len(window.inputs) for row, window in readers]
-        sizes = [len(window.continuation) for _, window in readers]
-        where = np.concatenate([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
-        targets = torch.tensor([token for _, window in readers for token in window.continuation], device=device)
-        rows = hidden.flatten(0, 1)[torch.from_numpy(where).to(device)]
-        splits = np.cumsum(sizes)[:-1]
-        further = None if ids is None else torch.from_numpy(ids.astype(np.int64)).to(device)
-        scores = self.head.score(rows, targets, top_k, further)
-        parts = (np.split(part.cpu().numpy(), splits) for part in scores)
-        return [WindowScores(*window) for window in zip(*parts, strict=True)]
+        rows = Rows.of(inputs, readers, self.model.device)
+        return rows.scores(self.head, rows.hidden(self.model), top_k, ids)
+
+    def by_layer(self, settings: EngineSettings) -> Layerwise:
+        emulation = transformers_emulation.requested(settings)
+        assert emulation is not None
+        return Layerwise.start(
+            self.model, self.head, self.facts, self.tokenizer, emulation=emulation, batches=self._batches
+        )
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        return batches_in_slabs(lengths, self.max_tokens, self.max_rows)
 
     def generate(
         self,
