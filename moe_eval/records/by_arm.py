@@ -108,7 +108,8 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
         run_id: read the records of this run alone, of which there may be none.
 
     Raises:
-        UsageError: there is no record, one cannot be read or is none, or one arm was recorded on two machines.
+        UsageError: there is no record, one cannot be read or is none, one arm was recorded on two machines, or records
+            of one name are of arms that differ.
     """
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}. Give the --output_dir of moe-eval run, perf or ppl.")
@@ -119,6 +120,7 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
         first = entries.setdefault((entry.arm, entry.kind, entry.shape), entry)
         if first is not entry:
             raise UsageError(f"{first.file} and {entry.file.name} are of the same arm. Keep one of them in the folder.")
+        _refuse_stranger(entry, entries.values())
     if not entries and run_id is None:
         raise UsageError(
             f"{folder} holds no record (perf_*.json, ppl_*.json, tasks_*.json, kernels_*.json). "
@@ -126,6 +128,39 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
         )
     arms = in_order(_arm(name, folder, entries.values()) for name in {entry.arm for entry in entries.values()})
     return _with_comparisons(folder, in_order(arms, _reference(folder, arms, entries.values())))
+
+
+def _refuse_stranger(entry: _Entry, entries: Collection[_Entry]) -> None:
+    """Refuse a record that has the name of an arm and is of another one."""
+    for first in entries:
+        difference = None if first.arm != entry.arm else _difference(first.record, entry.record)
+        if difference is not None:
+            raise UsageError(
+                f"{first.file} and {entry.file.name} have one arm's name and are of two arms, which differ in "
+                f"{difference}. Move one of them to another folder, or name the arms apart with --arm."
+            )
+
+
+def _difference(first: Record, second: Record) -> str | None:
+    """What two records of different runs show their arms to differ in. None where they show nothing."""
+    if first.origin.run_id is not None and first.origin.run_id == second.origin.run_id:
+        return None
+    facts = [None if isinstance(record, KernelsRecord) else record.labels.engine for record in (first, second)]
+    settings = [record.origin.arm for record in (first, second)]
+    names = {"fingerprint": "fingerprint", "weights": "weights", "precision": "precision", "engine": "name"}
+    sides = [{name: getattr(side, fact) for name, fact in names.items()} if side else {} for side in facts]
+    if None in settings or None in facts:
+        sides = [{} if side is None else {"checkpoint": side.checkpoint, "engine": side.engine} for side in settings]
+    for side, planned in zip(sides, settings, strict=True):
+        if None not in settings and planned is not None:
+            side.update({**planned.options, **planned.environment})
+    differing = sorted(name for name in {**sides[0], **sides[1]} if sides[0].get(name) != sides[1].get(name))
+    if not all(sides) or not differing:
+        return None
+    return ", ".join(
+        "checkpoint" if name == "fingerprint" else f"{name} ({sides[0].get(name)} and {sides[1].get(name)})"
+        for name in differing
+    )
 
 
 def holds_records(folder: Path) -> bool:

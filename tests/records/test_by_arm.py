@@ -20,7 +20,7 @@ from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.kernels import KernelsRecord
-from moe_eval.records.labels import Status
+from moe_eval.records.labels import ArmLabels, ArmSettings, Status
 from moe_eval.records.run import RunRecord
 from moe_eval.records.verdicts import Verdict
 from tests.doubles import recorded_arms as made
@@ -245,3 +245,49 @@ def test_a_perplexity_that_is_no_number_is_missing_and_broken(tmp_path: Path) ->
     comparison = pairs.compare(by_arm.read(tmp_path))
     assert comparison.arms[1].token_ppl is None
     assert comparison.pairs[0].verdict is Verdict.BROKEN
+
+
+MODEL = ArmSettings("vllm", "/models/a", "bf16", {"tensor_parallel_size": 1})
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "words"),
+    [
+        ({}, {}, None),
+        ({}, {"gpus": (1,)}, None),
+        ({}, {"checkpoint": "a, by another path"}, None),
+        ({"fingerprint": "other"}, {}, "differ in checkpoint"),
+        ({"weights": "random"}, {}, "weights (checkpoint and random)"),
+        ({"name": "transformers"}, {}, "engine (vllm and transformers)"),
+        ({}, {"options": {"tensor_parallel_size": 2}}, "tensor_parallel_size (1 and 2)"),
+        ({}, {"options": {}}, "tensor_parallel_size (1 and None)"),
+        ({}, {"environment": {"VLLM_X": "1"}}, "VLLM_X (None and 1)"),
+    ],
+)
+@pytest.mark.parametrize("loaded", [True, False])
+def test_records_of_two_runs_are_one_arm_only_where_checkpoint_and_settings_agree(
+    tmp_path: Path, facts: dict[str, Any], settings: dict[str, Any], words: str | None, *, loaded: bool
+) -> None:
+    engine = replace(made.TIMED_ON, fingerprint="same", weights="checkpoint", name="vllm")
+    timed = made.latency("bf16", TWO, run_id="1" * 32)
+    scored = made.quality("bf16", made.scores(), run_id="2" * 32)
+    timed, scored = (
+        replace(
+            record,
+            origin=replace(record.origin, arm=replace(MODEL, **planned)),
+            labels=replace(record.labels, engine=replace(engine, **seen)),
+        )
+        for record, planned, seen in ((timed, {}, {}), (scored, settings, facts))
+    )
+    if not loaded:  # then the plan alone tells
+        scored = replace(scored, labels=ArmLabels(), status=Status.FAILED, figures=None)
+        is_checkpoint = "checkpoint" in settings
+        words = "checkpoint (/models/a and a, by another path)" if is_checkpoint else words if settings else None
+    made.write(tmp_path, [ArmRecords("bf16", "bf16", timed, scored)])
+    if words is None:
+        assert [(arm.latency, arm.quality) for arm in by_arm.read(tmp_path)] == [(timed, scored)]
+    else:
+        with pytest.raises(UsageError, match="have one arm's name and are of two arms") as refused:
+            by_arm.read(tmp_path)
+        assert words in str(refused.value)
+    assert len(by_arm.read(tmp_path, "1" * 32)) == 1, "each run can still be read by itself"
