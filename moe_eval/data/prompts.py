@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from moe_eval.data import scoring_windows, workload
+from moe_eval.data import documents, scoring_windows, workload
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.errors import UsageError, mended
 
 SOURCES = (*scoring_windows.DATASETS, "random")
+
+
+def default_source() -> str:
+    """The standard wikitext documents: of the raw file that is named by the variable, else of the hub."""
+    return "wikitext_local" if os.environ.get(documents.VARIABLE) else "wikitext"
 
 
 def make_workload(dataset: str, seed: int, shapes: tuple[Shape, ...], tokenizer: Any, vocabulary: int) -> Workload:

@@ -35,7 +35,7 @@ class MoeKernels(ShapesTask):
         "batch_sizes": [1],
         "input_len": 512,
         "output_len": 9,
-        "prompts": "wikitext",
+        "prompts": None,
     }
     metrics: ClassVar[Mapping[str, bool]] = {
         f"{phase}_{name}": name == "ceiling" for phase in _PHASES for name in _FIGURES

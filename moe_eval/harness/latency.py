@@ -34,7 +34,7 @@ class MoeLatency(ShapesTask):
         "output_len": 256,
         "num_iterations": 20,
         "warmup_iterations": LEAST_WARM_UPS,
-        "prompts": "wikitext",
+        "prompts": None,
     }
     metrics: ClassVar[Mapping[str, bool]] = {name: name in ("output_tok_s", "prefill_tok_s") for name in speed.METRICS}
 

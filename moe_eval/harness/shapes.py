@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from moe_eval.data import workload
+from moe_eval.data import prompts, workload
 from moe_eval.errors import UsageError
 from moe_eval.harness.untyped import Answer, Arguments, Dictionary, Document
 
@@ -20,7 +20,8 @@ class ShapesTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no type
 
     Attributes:
         kind: the task's name, and the kind of its requests, which other models do not know.
-        defaults: of the metadata: batch_sizes, input_len, output_len, prompts, and the task's own whole numbers.
+        defaults: of the metadata: batch_sizes, input_len, output_len, prompts, and the task's own whole numbers. For
+            prompts None is prompts.default_source.
         metrics: names of its metrics, and whether a higher one is better.
     """
 
@@ -78,10 +79,14 @@ class ShapesTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no type
             ) from None
         return workload.shapes(batch_sizes, counts.pop("input_len"), counts.pop("output_len")), counts
 
+    def download(self, *_: object, **__: object) -> None:
+        """Make the documents. The harness's own method warns that a function could take settings."""
+        self.dataset = self._documents()
+
     def _documents(self, **_: object) -> Any:
         from datasets import Dataset
 
-        settings = {**self._counts, "prompts": str(self._metadata["prompts"])}
+        settings = {**self._counts, "prompts": str(self._metadata["prompts"] or prompts.default_source())}
         return {"test": Dataset.from_list([{**asdict(shape), **settings} for shape in self._shapes])}
 
     def build_all_requests(self, **options: Any) -> None:

@@ -28,7 +28,7 @@ from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.run import CUT_SHORT
-from tests.conftest import SHIPPED
+from tests.conftest import SAMPLE, SHIPPED
 from tests.contract.commands import Commands
 from tests.doubles.timed_engine import MadeUp
 from tests.engines.trtllm.conftest import installed
@@ -251,3 +251,20 @@ def test_however_another_model_is_given_the_task_it_is_refused(form: str, tmp_pa
     task = named.get(form) or MoeLatency({"task": "moe_latency", "metadata": {"version": 1.0}})
     with pytest.raises(UsageError, match="--model trtllm_moe"):
         lm_eval.simple_evaluate(model="dummy", tasks=[task], task_manager=manager)
+
+
+def test_prompts_come_from_the_raw_file_that_the_variable_names(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOE_EVAL_WIKITEXT", str(SAMPLE))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("the hub was asked"))
+    shape = {"input_len": 16, "output_len": 2, "num_iterations": 1, "warmup_iterations": 1}
+    model = ("--model", "trtllm_moe", "--model_args", OURS, "--metadata", json.dumps(shape))
+    ended = command(*model, "--tasks", "wikitext_local,moe_latency", "--limit", "1")
+    assert ended.code == 0, ended.err
+    assert "Custom kwargs" not in ended.err
+    (run,) = run_folders(tmp_path)
+    (answer,) = samples(run, "moe_latency")[0]["filtered_resps"]
+    assert answer["workload"]["source"].startswith("wikitext_local, ")
+    assert len(answer["warm_up"]["seconds"]) == 1
+    assert any("quick look" in note for note in record(run)["notes"])
