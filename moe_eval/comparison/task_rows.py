@@ -117,7 +117,7 @@ def _filled(row: TaskComparison, scores: Paired | None, tasks: Sequence[_Tasks])
         is_share=scores.is_share,
         recovery=_recovery(row, means),
     )
-    row = _with_documents(row, scores, tasks)
+    row = _with_errors(_with_documents(row, scores, tasks), scores)
     if row.flips and scores.is_single and bool((scores.weights == 1).all()):
         low, high = flips.interval(int((sums < 0).sum()), int((sums > 0).sum()), len(sums))
         return replace(row, low=low, high=high)
@@ -127,6 +127,15 @@ def _filled(row: TaskComparison, scores: Paired | None, tasks: Sequence[_Tasks])
 def _split(tasks: Sequence[_Tasks]) -> int | None:
     sizes = [task.split_documents for task, _ in tasks]
     return sum(size for size in sizes if size) if all(sizes) else None
+
+
+def _with_errors(row: TaskComparison, scores: Paired) -> TaskComparison:
+    """A row with both standard errors, where the harness gave none and the score is a plain mean over documents."""
+    if row.is_group or scores.aggregation != "mean" or len(scores.weights) < 2:
+        return row
+    sides = ((row.reference_error, scores.reference), (row.other_error, scores.candidate))
+    errors = [float(side.std(ddof=1)) / math.sqrt(len(side)) if error is None else error for error, side in sides]
+    return replace(row, reference_error=errors[0], other_error=errors[1])
 
 
 def _with_documents(row: TaskComparison, scores: Paired, tasks: Sequence[_Tasks]) -> TaskComparison:

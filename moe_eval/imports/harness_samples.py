@@ -58,6 +58,7 @@ def read(folder: Path) -> ArmTaskResults:
     """Read the results of one model.
 
     Of a task that was evaluated several times the newest results count. Those that differ in seeds alone are repeats.
+    Tasks are in the order in which they were evaluated.
 
     Raises:
         UsageError: a file is damaged, or there are no samples.
@@ -69,9 +70,11 @@ def read(folder: Path) -> ArmTaskResults:
     tasks: dict[str, TaskResults] = {}
     origins: dict[str, list[Results]] = {}
     scored: dict[str, TaskGroup] = {}
-    for file in files:
+    places: dict[str, tuple[int, int]] = {}
+    for age, file in enumerate(files):
         results = newest if file is files[0] else _read(file)
-        for task in _tasks(file, results):
+        for place, task in enumerate(_tasks(file, results)):
+            places.setdefault(task.task, (-age, place))
             before = origins.setdefault(task.task, [])
             if not before:
                 tasks[task.task] = task
@@ -90,7 +93,7 @@ def read(folder: Path) -> ArmTaskResults:
         _checkpoint(newest) or checkpoint,
         precision,
         newest.date,
-        tuple(tasks.values()),
+        tuple(sorted(tasks.values(), key=lambda task: places[task.task])),
         tuple(group for group in scored.values() if set(group.tasks) <= set(tasks)),
     )
 

@@ -71,8 +71,9 @@ class TaskComparison:
         group: that the task is a part of. None where the task stands for itself.
         is_group: whether the row is a group's own.
         documents: that both arms answered, of `split_documents` that there are. None where that is not known.
-        reference, other: the scores, over all repeats. The harness's standard errors of these are `reference_error` and
-            `other_error`, of the first repeat.
+        reference, other: the scores, over all repeats.
+        reference_error, other_error: the harness's standard errors of these, else those over documents. None where
+            there are none.
         difference: other - reference in the metric, ln(other / reference) where `is_logarithm`. `low` and `high` are
             its 95 % interval over documents. None where there is none.
         error, df: of Student's t that the interval is of. None where it is Tango's, of `flips`.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lm_eval.api.metrics import mean_stderr
 from scipy import stats as distributions
 
 from moe_eval.comparison import task_gate, task_quality, task_rows
@@ -46,6 +47,8 @@ def test_scores_flips_and_recovery_are_those_of_the_documents(tmp_path: Path) ->
     assert row.flips is not None
     assert (row.flips.losses, row.flips.gains) == (25, 5)
     assert row.recovery == pytest.approx(2 / 3)
+    errors = [mean_stderr(scores) for scores in (before, after)]  # lm-eval's own, where a run computed none
+    assert [row.reference_error, row.other_error] == pytest.approx(errors)
     assert judged(row).verdict is TaskVerdict.DROPS
     assert judged(row, 0.5).verdict is TaskVerdict.HOLDS
     swapped = rows([tmp_path / "b", tmp_path / "a"])["t"]

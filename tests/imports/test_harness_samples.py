@@ -201,6 +201,14 @@ def test_text_that_breaks_lines_elsewhere_is_one_line_of_samples(tmp_path: Path)
     assert task.documents[0].answer == "half a pair ?"
 
 
+def test_tasks_are_in_the_order_of_their_evaluation(tmp_path: Path) -> None:
+    for day, names in enumerate((("b", "c"), ("a", "b"), ("d",)), 1):
+        made.write(
+            tmp_path / "m", dict.fromkeys(names, [1.0]), date=f"2026-01-0{day}T00-00-00.0", config={"limit": day}
+        )
+    assert [task.task for task in read(tmp_path / "m").tasks] == ["c", "a", "b", "d"]
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
