@@ -204,7 +204,7 @@ def test_text_that_breaks_lines_elsewhere_is_one_line_of_samples(tmp_path: Path)
 def test_tasks_are_in_the_order_of_their_evaluation(tmp_path: Path) -> None:
     for day, names in enumerate((("b", "c"), ("a", "b"), ("d",)), 1):
         made.write(
-            tmp_path / "m", dict.fromkeys(names, [1.0]), date=f"2026-01-0{day}T00-00-00.0", config={"limit": day}
+            tmp_path / "m", {name: [1.0] for name in names}, date=f"2026-01-0{day}T00-00-00.0", config={"limit": day}
         )
     assert [task.task for task in read(tmp_path / "m").tasks] == ["c", "a", "b", "d"]
 
