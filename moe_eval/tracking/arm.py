@@ -22,7 +22,7 @@ from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import UNMEASURED, EvaluatorName
 from moe_eval.records.task_results import TaskResults
 from moe_eval.records.tasks import TasksRecord
-from moe_eval.tracking import headlines, keys
+from moe_eval.tracking import headlines, keys, task_tables
 from moe_eval.tracking.title import Title, label
 
 _FILES: Mapping[EvaluatorName, str] = {
@@ -130,6 +130,12 @@ class Arm:
             else:
                 names[_ARTIFACTS[type(record)]] = file
         return {**names, **{file.name: file for file in self.traces}}
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """Its answers to tasks of the harness, by the names that tables have in MLflow."""
+        results = (record.results for record in self.records if isinstance(record, TasksRecord))
+        return task_tables.samples(next(results, None))
 
     @property
     def breakdown(self) -> str:

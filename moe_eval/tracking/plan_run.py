@@ -159,8 +159,9 @@ class _Books:
             ended=ended,
             model_id=model_id,
         )
-        texts = {BREAKDOWN_FILE: arm.breakdown} if arm.breakdown else {}
-        store.log_files(self.client, child, arm.artifacts, texts)
+        texts, tables = {BREAKDOWN_FILE: arm.breakdown} if arm.breakdown else {}, arm.tables
+        store.log_files(self.client, child, arm.artifacts, texts | tables)
+        store.set_tags(self.client, child, task_tables.tags(tables))
         self.client.set_terminated(child, arm.ended(run.status), ended)
         return model_id
 

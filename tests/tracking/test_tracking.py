@@ -16,9 +16,12 @@ import pandas
 import pytest
 
 from moe_eval import cli, tracking
+from moe_eval.imports import harness_samples
 from moe_eval.records.harness import HarnessRecord
 from moe_eval.records.labels import Status
+from moe_eval.records.tasks import TasksRecord
 from moe_eval.tracking import task_tables
+from moe_eval.tracking.arm import Arm
 from tests.doubles import compared_tasks, harness_results
 from tests.doubles.harness_runs import DATASET, METRICS, PARAMS, RECORD, runs, written
 
@@ -182,6 +185,16 @@ def test_samples_are_tables_that_mlflow_reads(store: Path, tmp_path: Path) -> No
     table = mlflow.MlflowClient().load_table(logged.experiment_id, "samples/t.json", [logged.run_id])
     assert table["acc,none"].tolist() == [1.0, 0.0, 1.0]
     assert table["prompt"].tolist() == ["question 0", "question 1", "question 2"]
+
+
+def test_an_arm_has_a_table_of_every_task(tmp_path: Path) -> None:
+    folder = harness_results.write(tmp_path / "m", {"x": [1.0], "y": [0.0] * 1500})
+    record = TasksRecord("fp8", "fp8", Status.FINISHED, results=harness_samples.read(folder))
+    tables = Arm("fp8", [record], [], [], is_whole=True).tables
+    assert tables.keys() == {"samples/x.json", "samples/y.json"}
+    table = json.loads(tables["samples/y.json"])
+    assert len(table["data"]) == 1000
+    assert {len(row) for row in table["data"]} == {len(table["columns"])}
 
 
 def test_flips_are_a_table_and_the_tag_of_tables_stays_small() -> None:
