@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 from moe_eval.comparison.task_flips import LONGEST_ANSWER, LONGEST_PROMPT, MOST_CHANGED
 from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.task_comparison import ChangedDocument, TaskComparison
-from moe_eval.report.text import NONE, Row, Table, block, named, names_of, number, plain, without_empty_columns
+from moe_eval.report.text import Row, Table, block, named, names_of, number, plain, without_empty_columns
 
 _FEW, _FEW_IN_ALL = 3, 9
 _SHORT = 40
@@ -78,7 +78,7 @@ def _row(pair: Pair, row: TaskComparison, document: ChangedDocument) -> Row:
     return [
         ("document", _place(row, document)),
         ("change", _change(row, document)),
-        ("margin in nats", f"{margins[0]:+.2f} to {margins[1]:+.2f}" if margins else NONE),
+        ("margin in nats", f"{margins[0]:+.2f} to {margins[1]:+.2f}" if margins else ""),
         ("prompt", f"...{tail}" if (tail := plain(document.prompt[-_SHORT:], _SHORT)) else ""),
         ("target", plain(document.target, _SHORT)),
         (named(pair.reference), plain(first, _SHORT)),

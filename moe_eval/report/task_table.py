@@ -9,7 +9,6 @@ from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.task_comparison import TaskComparison
 from moe_eval.report.text import (
     LONGEST_SENTENCE,
-    NONE,
     Row,
     Table,
     named,
@@ -60,7 +59,7 @@ def _scores(pair: Pair, row: TaskComparison) -> Row:
         ("metric", plain(row.metric.removesuffix(",none"))),
         (named(pair.reference), _with_error(row.reference, row.reference_error)),
         (named(pair.other), _with_error(row.other, row.other_error)),
-        ("recovery", number(percent(row.recovery), 1, unit=" %")),
+        ("recovery", _percent(row.recovery)),
     ]
 
 
@@ -76,8 +75,7 @@ def _average(pair: Pair) -> list[Row]:
         return []
     reference = sum(row.reference or 0.0 for row in rows) / len(rows)
     other = sum(row.other or 0.0 for row in rows) / len(rows)
-    recovery = percent(other / reference) if reference else None
-    cells = (number(reference, 4), number(other, 4), number(recovery, 1, unit=" %"))
+    cells = (number(reference, 4), number(other, 4), _percent(other / reference if reference else None))
     heads = ("task", "metric", named(pair.reference), named(pair.other), "recovery")
     return [list(zip(heads, ("average", "", *cells), strict=True))]
 
@@ -86,18 +84,23 @@ def _row(row: TaskComparison) -> Row:
     is_interval = row.low is not None and row.high is not None
     digits = digits_of(row.low or 0.0, row.high or 0.0)
     flips = row.flips
-    difference = number(row.difference, digits, signed=True)
+    difference = "" if row.difference is None else number(row.difference, digits, signed=True)
     return [
         ("task", plain(row.task)),
         ("group", plain(row.group or "")),
         ("metric", plain(row.metric.removesuffix(",none"))),
-        ("documents", f"{row.documents:,}" if row.documents else NONE),
+        ("documents", f"{row.documents:,}" if row.documents else ""),
         ("difference", f"{difference} (ln)" if row.is_logarithm else difference),
-        ("95 % interval", span(row.low, row.high, digits, signed=True) if is_interval else NONE),
-        ("right to wrong", f"{flips.losses}" if flips else NONE),
-        ("wrong to right", f"{flips.gains}" if flips else NONE),
-        ("McNemar p", f"{flips.p_value:.3g}" if flips else NONE),
-        ("flips between repeats", number(percent(flips.noise), 1, unit=" %") if flips else NONE),
+        ("95 % interval", span(row.low, row.high, digits, signed=True) if is_interval else ""),
+        ("right to wrong", f"{flips.losses}" if flips else ""),
+        ("wrong to right", f"{flips.gains}" if flips else ""),
+        ("McNemar p", f"{flips.p_value:.3g}" if flips else ""),
+        ("flips between repeats", _percent(flips.noise) if flips else ""),
         ("verdict", row.verdict.value),
         ("remark", plain(row.reason, LONGEST_SENTENCE)),
     ]
+
+
+def _percent(share: float | None) -> str:
+    """Empty where there is no such figure: it is nothing that was not measured."""
+    return "" if share is None else number(percent(share), 1, unit=" %")
