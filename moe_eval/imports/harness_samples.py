@@ -145,7 +145,7 @@ def _repeated(task: TaskResults, again: TaskResults, repeat: int) -> TaskResults
 def _tasks(file: Path, results: Results) -> Iterator[TaskResults]:
     """The tasks whose samples lie beside the results."""
     for name in results.results:
-        samples = file.with_name(f"samples_{name}{_suffix(file)}.jsonl")
+        samples = file.parent / f"samples_{name}{_suffix(file)}.jsonl"
         metrics = results.metrics(name)
         if not samples.is_file() or not metrics:
             continue

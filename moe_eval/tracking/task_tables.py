@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from moe_eval.records.comparison import ComparisonRecord
@@ -12,13 +13,15 @@ TABLES_TAG = "mlflow.loggedArtifacts"  # MLflow's own: which artifacts are table
 FLIPS_FILE = "flips.json"
 MOST_ROWS = 1000
 _LONGEST_CELL = 1000
+_NO_NAME = re.compile(r"[^\w.-]")  # in the name of a file
 _MOST_TAG = 5000  # characters, the most that every store takes
 _FLIPS = ("arm", "task", "document", "repeat", "change", "prompt", "target")
 
 
 def samples(results: ArmTaskResults | None) -> dict[str, str]:
     """The first MOST_ROWS documents of every task of an arm, by the names of their tables in MLflow."""
-    return {f"samples/{task.task}.json": _samples(task) for task in results.tasks} if results else {}
+    tasks = results.tasks if results else ()
+    return {f"samples/{_NO_NAME.sub('_', task.task)}.json": _samples(task) for task in tasks}
 
 
 def _samples(task: TaskResults) -> str:

@@ -228,6 +228,15 @@ def test_damaged_samples_are_refused_in_a_sentence(tmp_path: Path, damage: Any, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_that_is_no_file_s_has_no_samples(tmp_path: Path) -> None:
+    folder = made.write(tmp_path / "m", {"t": [1.0, 0.0]})
+    (file,) = folder.glob("results_*")
+    content = json.loads(file.read_text())
+    content["results"] |= {name: {"acc,none": 0.5} for name in ("a/../b", "/", "\0")}
+    file.write_text(json.dumps(content))
+    assert [task.task for task in read(folder).tasks] == ["t"]
+
+
 def test_results_without_samples_and_damaged_results_are_refused(tmp_path: Path) -> None:
     folder = made.write(tmp_path / "m", {"t": [1.0, 0.0]})
     next(folder.glob("samples_*")).unlink()

@@ -189,9 +189,12 @@ def test_samples_are_tables_that_mlflow_reads(store: Path, tmp_path: Path) -> No
 
 def test_an_arm_has_a_table_of_every_task(tmp_path: Path) -> None:
     folder = harness_results.write(tmp_path / "m", {"x": [1.0], "y": [0.0] * 1500})
-    record = TasksRecord("fp8", "fp8", Status.FINISHED, results=harness_samples.read(folder))
+    results = harness_samples.read(folder)
+    record = TasksRecord("fp8", "fp8", Status.FINISHED, results=results)
     tables = Arm("fp8", [record], [], [], is_whole=True).tables
     assert tables.keys() == {"samples/x.json", "samples/y.json"}
+    hostile = replace(results, tasks=(replace(results.tasks[0], task="../../etc/x y"),))
+    assert task_tables.samples(hostile).keys() == {"samples/.._.._etc_x_y.json"}
     table = json.loads(tables["samples/y.json"])
     assert len(table["data"]) == 1000
     assert {len(row) for row in table["data"]} == {len(table["columns"])}
