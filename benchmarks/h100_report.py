@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_eval.comparison import pairs
-from moe_eval.records import by_arm, disk, run_files
+from moe_eval.records import anonymous, by_arm, disk, run_files
 from moe_eval.records.comparison import COMPARISON_SCHEMA, ComparisonRecord
 from moe_eval.records.run import RUN_SCHEMA, RunRecord
 from moe_eval.report import write
-from moe_eval.sharing import anonymous
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 COMPARISON, RUN = RESULTS / "h100-run.json", RESULTS / "h100-run-record.json"

@@ -11,11 +11,11 @@ from moe_eval.cli.options.classes import ExportOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.sources import folders
 from moe_eval.errors import UsageError
-from moe_eval.records import by_arm, disk
+from moe_eval.records import anonymous, by_arm, disk
 from moe_eval.records.comparison import COMPARISON_FILE
 from moe_eval.records.verdicts import Rules
 from moe_eval.report import frame, write
-from moe_eval.sharing import anonymous, archive, records
+from moe_eval.sharing import archive, records
 
 _FORMATS = ("zip", "csv", "parquet")
 

@@ -37,7 +37,7 @@ class NsysSettings:
 
     Attributes:
         options: the user's own ones of `nsys profile`.
-        keep_report: log the raw report, which holds the environment of the traced process.
+        keep_report: keep the raw report beside the trace, which holds the environment of the traced process.
     """
 
     options: tuple[str, ...] = ()

@@ -258,7 +258,7 @@ def _traced(nsys: NsysSettings | None) -> str:
     if nsys is None:
         return "traced by torch's profiler"
     by = "traced by Nsight Systems, in a load of its own"
-    return f"{by}; raw reports are logged, which hold {HOLDS}" if nsys.keep_report else by
+    return f"{by}; raw reports are kept, which hold {HOLDS}" if nsys.keep_report else by
 
 
 def _estimate(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:

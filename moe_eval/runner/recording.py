@@ -102,9 +102,9 @@ class Recording:
             raise UsageError(self._why_no_report())
         name = f"trace_{task.shape.name}"
         arm_folder = self.folder.of_arm(task.arm)
-        if self.settings.keep_report:  # beside what is logged
+        if self.settings.keep_report:  # it is never logged
             report = report.replace(arm_folder / f"{name}.nsys-rep")
-            say(f"{report} is logged to MLflow. It holds {HOLDS}. Leave out --keep_report to log the copy alone.")
+            say(f"{report} stays here. It holds {HOLDS}. Share {name}.sqlite.gz in its place.")
         else:
             report = report.replace(self.folder.reports / f"{task.arm}_{task.shape.name}.nsys-rep")
             say(f"Nsight Systems wrote {report}. It holds {HOLDS}. Share {name}.sqlite.gz in its place.")

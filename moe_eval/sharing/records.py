@@ -10,15 +10,15 @@ from pathlib import Path
 
 from moe_eval.errors import UsageError
 from moe_eval.evaluators.quality import Scores
-from moe_eval.records import by_arm, disk, run_files
+from moe_eval.records import anonymous, by_arm, disk, run_files
+from moe_eval.records.anonymous import Identity
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
 from moe_eval.records.run import RUN_SCHEMA
 from moe_eval.records.tasks import TASKS_RECORD_SCHEMA, TasksRecord
-from moe_eval.sharing import anonymous, traces
-from moe_eval.sharing.anonymous import Identity
+from moe_eval.traces import numbered
 
 _SCHEMAS: dict[type[by_arm.Record], int] = {
     LatencyRecord: LATENCY_SCHEMA,
@@ -74,7 +74,7 @@ def _copy_traces(source: Path, target: Path) -> None:
     for trace in sorted(source.glob("trace_*.gz")):
         if match := _TRACE.fullmatch(trace.name):
             target.mkdir(parents=True, exist_ok=True)
-            traces.write(trace, target, match[1])
+            numbered.write(trace, target, match[1])
 
 
 def check(folder: Path, identity: Identity) -> None:

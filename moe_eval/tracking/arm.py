@@ -43,7 +43,7 @@ class Arm:
 
     Attributes:
         records: of every evaluator, quality first. `files`: where they are.
-        traces: files of a profiler.
+        traces: files of a profiler, without raw reports: those hold the environment.
         is_whole: whether everything that was planned has been measured.
         comparison: of its run, None where there is none yet.
     """
@@ -80,7 +80,7 @@ class Arm:
         measured = {file.name.partition("_")[0] for file in files}
         is_whole = all(record.status is Status.FINISHED for record in records)
         is_whole &= measured >= {_FILES[evaluator] for evaluator in evaluators}
-        return cls(name, records, files, sorted((arms / name).glob("trace_*")), is_whole, comparison)
+        return cls(name, records, files, sorted((arms / name).glob("trace_*.gz")), is_whole, comparison)
 
     @property
     def kernels(self) -> list[KernelsRecord]:

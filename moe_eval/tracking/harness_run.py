@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,15 +11,16 @@ import msgspec
 
 from moe_eval.errors import UsageError
 from moe_eval.imports import harness_samples
-from moe_eval.records import harness
+from moe_eval.records import anonymous, harness
 from moe_eval.records.harness import HarnessRecord
-from moe_eval.tracking import headlines, link, models, store, task_tables
+from moe_eval.tracking import headlines, link, models, published, store, task_tables
 from moe_eval.tracking.link import Logged
 from moe_eval.tracking.run_files import milliseconds
 from moe_eval.tracking.store import CONTENT_TAG, ENDED, ID_TAG, NOTE_TAG, STATUS_TAG
 from moe_eval.tracking.title import CPU, Title, short, source_tags
 
 _FORM = b"3"  # of what is logged: a run in another form is logged anew
+_LOGGED = (".json", ".jsonl", ".gz")
 
 
 def log(folder: Path) -> Logged:
@@ -29,15 +31,20 @@ def log(folder: Path) -> Logged:
         UsageError: the folder holds no record.
     """
     record = harness.read(folder)
-    return store.reach(folder, lambda: _log(record, folder))
+    identity = anonymous.of_publication([record])
+    content = hashlib.sha256(_FORM + msgspec.json.encode(record, order="sorted")).hexdigest()[:16]
+    with tempfile.TemporaryDirectory() as scratch:  # before MLflow is waited for
+        for file in sorted(folder.iterdir()):
+            if file.name.endswith(_LOGGED):
+                published.copy(file, Path(scratch), identity)
+        return store.reach(folder, lambda: _log(anonymous.anonymous(record, identity), content, scratch))
 
 
-def _log(record: HarnessRecord, folder: Path) -> Logged:
+def _log(record: HarnessRecord, content: str, artifacts: str) -> Logged:
     import mlflow
 
     client = mlflow.MlflowClient()
     name, experiment_id = store.experiment(client)
-    content = hashlib.sha256(_FORM + msgspec.json.encode(record, order="sorted")).hexdigest()[:16]
     for logged in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
         if logged.info.status != "RUNNING" and logged.data.tags.get(CONTENT_TAG) == content:
             return Logged(store.name(), name, logged.info.run_id, experiment_id)
@@ -58,8 +65,8 @@ def _log(record: HarnessRecord, folder: Path) -> Logged:
             ended=ended,
             model_id=models.create(client, experiment_id, run_id, _title(record).model, _engine(record)),
         )
-        client.log_artifacts(run_id, str(folder))
-        tables = _tables(folder)
+        client.log_artifacts(run_id, artifacts)
+        tables = _tables(Path(artifacts))
         store.log_files(client, run_id, {}, tables)
         store.set_tags(client, run_id, task_tables.tags(tables))
         link.share_view(client, experiment_id, headlines.COLUMNS)

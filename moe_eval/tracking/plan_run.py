@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ def open_run(folder: Path, command: str = "run") -> Logged:
     files = RunFiles.read(folder, command)
 
     def show() -> Logged:
-        books = _Books.open(files)
+        books = _Books.open(files, {})
         finished = files.run.status.value == "finished"
         logged = [run for run in books.runs(files.run.run_id) if finished or run.info.status == "RUNNING"]
         return books.logged(logged[0].info.run_id if logged else books.create_parent(()))
@@ -56,7 +57,7 @@ def log(folder: Path, command: str = "run") -> Logged:
     content = files.digest(arms)
 
     def write() -> Logged:
-        books = _Books.open(files)
+        books = _Books.open(files, parent_files)
         logged = books.runs(files.run.run_id)
         going = [run for run in logged if run.info.status == "RUNNING"]
         for run in logged:
@@ -69,7 +70,9 @@ def log(folder: Path, command: str = "run") -> Logged:
         books.delete_all(logged, besides=parent)
         return books.write(parent or books.create_parent(arms), arms, content)
 
-    return store.reach(folder, write)
+    with tempfile.TemporaryDirectory() as scratch:  # before MLflow is waited for
+        arms, parent_files = files.staged(arms, Path(scratch))
+        return store.reach(folder, write)
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,14 @@ class _Books:
     experiment: str
     experiment_id: str
     files: RunFiles
+    artifacts: Mapping[str, Path]  # of the parent
 
     @classmethod
-    def open(cls, files: RunFiles) -> _Books:
+    def open(cls, files: RunFiles, artifacts: Mapping[str, Path]) -> _Books:
         import mlflow
 
         client = mlflow.MlflowClient()
-        return cls(client, *store.experiment(client), files)
+        return cls(client, *store.experiment(client), files, artifacts)
 
     def logged(self, run_id: str) -> Logged:
         return Logged(store.name(), self.experiment, run_id, self.experiment_id)
@@ -189,4 +193,4 @@ class _Books:
         tables = task_tables.flips(files.comparison)
         tags |= task_tables.tags(tables)
         store.set_tags(self.client, parent, {key: value for key, value in tags.items() if value})
-        store.log_files(self.client, parent, files.artifacts(), tables)
+        store.log_files(self.client, parent, self.artifacts, tables)

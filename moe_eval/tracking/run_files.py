@@ -12,15 +12,16 @@ from pathlib import Path
 import msgspec
 
 from moe_eval.errors import UsageError
-from moe_eval.records import disk
+from moe_eval.records import anonymous, disk
+from moe_eval.records.anonymous import Identity
 from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord
 from moe_eval.records.run import RUN_FILE, RunRecord
 from moe_eval.records.run_files import prefix, read_run
-from moe_eval.tracking import headlines, store
+from moe_eval.tracking import headlines, published, store
 from moe_eval.tracking.arm import Arm
 from moe_eval.tracking.title import CPU, Title, short
 
-_FORM = b"2"  # of what is logged: a run of another form is logged anew
+_FORM = b"3"  # of what is logged: a run of another form is logged anew
 _TEXT = "report.md"
 # what a parent run shows of its folder; logs stay where they are
 _VIEWS = (COMPARISON_FILE, "report.html", _TEXT)
@@ -38,10 +39,14 @@ class StepTime:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The folder of a run."""
+    """The folder of a run.
+
+    Attributes:
+        recorded: the run as it is on disk. `run`: as MLflow gets it.
+    """
 
     folder: Path
-    run: RunRecord
+    recorded: RunRecord
 
     @classmethod
     def read(cls, folder: Path, command: str) -> RunFiles:
@@ -57,28 +62,77 @@ class RunFiles:
 
     @property
     def _arms(self) -> Path:
-        return self.folder / f"{prefix(self.run.command)}arms"
+        return self.folder / f"{prefix(self.recorded.command)}arms"
+
+    @cached_property
+    def run(self) -> RunRecord:
+        return anonymous.anonymous(self.recorded, self.identity)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the run's records tell of."""
+        comparison = () if self._compared is None else (self._compared,)
+        return anonymous.of_publication(
+            [self.recorded, *comparison, *(record for arm in self._recorded_arms for record in arm.records)]
+        )
 
     @cached_property
     def comparison(self) -> ComparisonRecord | None:
-        """None where there is none yet: it is a view of the records, which can be made again."""
-        file = self.folder / f"{prefix(self.run.command)}{COMPARISON_FILE}"
+        """None where there is none yet."""
+        return self._compared and anonymous.anonymous(self._compared, self.identity)
+
+    @cached_property
+    def _compared(self) -> ComparisonRecord | None:
+        """It is a view of the records, which can be made again."""
+        file = self.folder / f"{prefix(self.recorded.command)}{COMPARISON_FILE}"
         try:
             schemas, maker = (COMPARISON_SCHEMA,), "moe-eval compare"
             return disk.read_record(file, ComparisonRecord, schemas=schemas, maker=maker) if file.is_file() else None
         except UsageError:
             return None
 
-    def arms(self) -> list[Arm]:
-        """The arms as their records stand, the reference first."""
+    @cached_property
+    def _recorded_arms(self) -> list[Arm]:
         return [
-            Arm.read(self.folder, name, evaluators, self._arms, self.comparison)
-            for name, evaluators in self.run.evaluators.items()
+            Arm.read(self.folder, name, evaluators, self._arms, None)
+            for name, evaluators in self.recorded.evaluators.items()
         ]
+
+    def arms(self) -> list[Arm]:
+        """The arms as their records stand, the reference first, as MLflow gets them.
+
+        Raises:
+            UsageError: a record is damaged.
+        """
+        return [
+            replace(
+                arm,
+                records=[anonymous.anonymous(record, self.identity) for record in arm.records],
+                comparison=self.comparison,
+            )
+            for arm in self._recorded_arms
+        ]
+
+    def staged(self, arms: Sequence[Arm], folder: Path) -> tuple[list[Arm], dict[str, Path]]:
+        """Arms, and artifacts of the parent, with copies of their files for others.
+
+        Args:
+            folder: where these are written.
+        """
+
+        def copies(files: Sequence[Path], name: str) -> list[Path]:
+            return [published.copy(file, folder / name, self.identity) for file in files]
+
+        of_arms = [
+            replace(arm, files=copies(arm.files, f"arm {arm.name}"), traces=copies(arm.traces, f"arm {arm.name}"))
+            for arm in arms
+        ]
+        names = self.artifacts()
+        return of_arms, dict(zip(names, copies(list(names.values()), "parent"), strict=True))
 
     def artifacts(self) -> dict[str, Path]:
         """What is logged on the parent, by names that are the same for every command."""
-        start = prefix(self.run.command)
+        start = prefix(self.recorded.command)
         names = [
             name for name in (RUN_FILE, "rates.json", *_VIEWS, _PICTURE) if (self.folder / f"{start}{name}").is_file()
         ]
@@ -89,7 +143,7 @@ class RunFiles:
 
     def digest(self, arms: Sequence[Arm]) -> str:
         """Of everything that is logged but when it ended: another digest means that it has to be logged anew."""
-        digest = hashlib.sha256(_FORM + msgspec.json.encode(replace(self.run, ended=None), order="sorted"))
+        digest = hashlib.sha256(_FORM + msgspec.json.encode(replace(self.recorded, ended=None), order="sorted"))
         of_all = [file for name, file in self.artifacts().items() if name not in (RUN_FILE, _PICTURE)]
         for file in sorted({*of_all, *(file for arm in arms for file in arm.files)}):
             digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
@@ -127,7 +181,7 @@ class RunFiles:
         """The verdict and its table, as Markdown."""
         file = self.artifacts().get(_TEXT)
         if file is not None:
-            text = file.read_text(encoding="utf-8")
+            text = anonymous.without_names(file.read_text(encoding="utf-8"), self.identity)
         else:
             text = "\n\n".join(pair.sentence for pair in self.comparison.pairs) if self.comparison else ""
         return store.description(text)

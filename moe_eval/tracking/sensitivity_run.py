@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from moe_eval.records import disk
+from moe_eval.records import anonymous, disk
 from moe_eval.records.sensitivity import SENSITIVITY_SCHEMA, SensitivityRecord
 from moe_eval.stats import Divergence
-from moe_eval.tracking import models, store
+from moe_eval.tracking import models, published, store
 from moe_eval.tracking.link import Logged
 from moe_eval.tracking.run_files import milliseconds
 from moe_eval.tracking.store import ID_TAG, STATUS_TAG
@@ -28,10 +29,14 @@ def log(file: Path) -> Logged:
     """
     schemas, maker = (SENSITIVITY_SCHEMA,), "moe-eval sensitivity"
     record = disk.read_record(file, SensitivityRecord, schemas=schemas, maker=maker)
-    return store.reach(file.parent, lambda: _log(record, file))
+    identity = anonymous.of_publication([record])
+    recipe = file.with_name(f"{file.stem}_recipe.yaml")
+    with tempfile.TemporaryDirectory() as scratch:  # before MLflow is waited for
+        files = [published.copy(entry, Path(scratch), identity) for entry in (file, recipe) if entry.is_file()]
+        return store.reach(file.parent, lambda: _log(anonymous.anonymous(record, identity), files))
 
 
-def _log(record: SensitivityRecord, file: Path) -> Logged:
+def _log(record: SensitivityRecord, files: Sequence[Path]) -> Logged:
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -57,8 +62,7 @@ def _log(record: SensitivityRecord, file: Path) -> Logged:
             ended=ended,
             model_id=models.create(client, experiment_id, run_id, title.model, _engine(labels)),
         )
-        recipe = file.with_name(f"{file.stem}_recipe.yaml")
-        store.log_files(client, run_id, {entry.name: entry for entry in (file, recipe) if entry.is_file()})
+        store.log_files(client, run_id, {entry.name: entry for entry in files})
         client.set_terminated(run_id, "FINISHED", ended)
     except BaseException:
         models.delete_run(client, experiment_id, run_id)

@@ -161,7 +161,7 @@ class ProfilerOptions:
     )
     keep_report: bool = option(
         False,
-        "log raw reports of nsys to MLflow. They hold the environment and what was printed, with secrets",
+        "keep raw reports of nsys beside traces. They hold the environment and what was printed, with secrets",
         _LATENCY,
     )
 

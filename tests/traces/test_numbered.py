@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_eval.evaluators import kernels_record
 from moe_eval.records.kernels import KernelsRecord
-from moe_eval.sharing import traces
+from moe_eval.traces import numbered
 from moe_eval.traces.readers import files
 from tests.doubles import chrome_trace, nsys_database
 
@@ -21,7 +21,7 @@ def record(trace: Path) -> KernelsRecord:
 def test_an_export_of_nsight_systems(tmp_path: Path) -> None:
     source, plain = tmp_path / "source.sqlite", tmp_path / "plain.sqlite"
     nsys_database.write(source)
-    shared = traces.write(source, tmp_path, "trace_b1")
+    shared = numbered.write(source, tmp_path, "trace_b1")
     before, after = record(source), record(shared)
     assert before == after
     plain.write_bytes(gzip.decompress(shared.read_bytes()))
@@ -30,13 +30,13 @@ def test_an_export_of_nsight_systems(tmp_path: Path) -> None:
         tids = database.execute("SELECT DISTINCT globalTid & 0xFFFFFF FROM CUPTI_ACTIVITY_KIND_RUNTIME").fetchall()
     assert (sorted(pids), sorted(tids)) == ([(0,), (1,)], [(1,), (2,)])
     first = shared.read_bytes()
-    assert traces.write(source, tmp_path, "trace_b1").read_bytes() == first
+    assert numbered.write(source, tmp_path, "trace_b1").read_bytes() == first
 
 
 def test_a_chrome_trace(tmp_path: Path) -> None:
     source = tmp_path / "source.json"
     chrome_trace.write(source)
-    shared = traces.write(source, tmp_path, "trace_b1")
+    shared = numbered.write(source, tmp_path, "trace_b1")
     assert record(source) == record(shared)
     document = json.loads(gzip.decompress(shared.read_bytes()))
     numbers = {event[name] for event in document["traceEvents"] for name in ("pid", "tid") if name in event}
@@ -46,5 +46,5 @@ def test_a_chrome_trace(tmp_path: Path) -> None:
 
 def test_ids_with_labels_stay_apart(tmp_path: Path) -> None:
     source = chrome_trace.save(tmp_path / "merged.json", chrome_trace.merged())
-    shared = traces.write(source, tmp_path, "trace_b1")
+    shared = numbered.write(source, tmp_path, "trace_b1")
     assert record(source) == record(shared)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
+from moe_eval.records import anonymous
+from moe_eval.records.anonymous import Identity
 from moe_eval.records.labels import Origin
-from moe_eval.sharing import anonymous
-from moe_eval.sharing.anonymous import Identity
 from tests.doubles import recorded_arms as made
 
 UUID = "GPU-12345678-9abc-def0-1234-56789abcdef0"

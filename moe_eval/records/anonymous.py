@@ -6,8 +6,8 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,7 +73,35 @@ def of_records(records: Iterable[object], identity: Identity) -> Identity:
     texts = [entry for record in records for entry in _texts(msgspec.to_builtins(record))]
     users = _telling([*identity.users, *(name for _, text in texts for name in _HOME.findall(text))])
     uuids = tuple(dict.fromkeys(text for key, text in texts if key == "uuid" and not _TOKEN.fullmatch(text)))
-    return Identity(identity.hosts, users, identity.folders, uuids)
+    chips = {word.lower() for key, text in texts if key == "device_name" for word in text.split()}
+    hosts = tuple(host for host in identity.hosts if host.lower() not in chips)  # a machine may be called h100
+    return Identity(hosts, users, identity.folders, uuids)
+
+
+def of_publication(records: Sequence[object]) -> Identity:
+    """What records tell of that are always published: names that records cannot be without stay as they are."""
+    identity = of_records(records, here())
+    try:
+        for record in records:
+            anonymous(record, identity)
+    except UsageError:
+        return replace(identity, hosts=(), users=())
+    return identity
+
+
+def content(document: object, identity: Identity) -> object:
+    """The same of JSON."""
+    return _clean(document, "", identity)
+
+
+def without_names(text: str, identity: Identity) -> str:
+    """A text of another format, such as HTML, without names and folders of this machine and UUIDs."""
+    for folder in sorted(identity.folders, key=len, reverse=True):
+        text = text.replace(folder, "[folder]")
+    for token, names in (("[host]", identity.hosts), ("[user]", identity.users)):
+        word = _word(names)
+        text = word.sub(token, text) if word else text
+    return UUID.sub("[gpu]", text)
 
 
 def anonymous(record: Record, identity: Identity) -> Record:
