@@ -1,4 +1,4 @@
-"""Writes options.md, records.md and checkpoints.md of docs/reference: run `python docs/generate.py` after a change.
+"""Writes pages of docs/reference: run `python docs/generate.py` after a change.
 
 A test holds that the pages are what this writes.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 from moe_eval import stats
+from moe_eval.checkpoint import geometry
+from moe_eval.checkpoint.geometry.families import FAMILIES
 from moe_eval.cli.options.command_line import Command, default_text
 from moe_eval.cli.options.commands import COMMANDS
 from moe_eval.cli.options.option import Option, options_of
@@ -189,6 +191,53 @@ def checkpoints_page() -> str:
     return _CHECKPOINTS + "".join(rows)
 
 
+_DATA = REFERENCE.parents[1] / "tests/checkpoint"
+_MODEL_TYPES = """# Model types
+
+<!-- Written by docs/generate.py from moe_eval/checkpoint/geometry and tests/checkpoint/published_*.json. -->
+
+`moe-eval doctor --checkpoint PATH` says which sizes `config.json` gives. Floors, counts of experts and the memory of
+random weights follow from them. A model of another type has no floor, and the record says so.
+
+These types of `config.json` are known, at the top or in `text_config`: {types}.
+
+Tests hold parameters and caches against Transformers' own model of every type, where it has one.
+Those of the releases below are held against published counts. No release was compared with its own files.
+
+- Parameters are in billions, without norms, biases, encoders and layers of multi-token prediction.
+- A token's parameters leave out the experts that it does not use and the tables of token vectors.
+- The cache is that of one sequence in 16 bits, in MiB. States that do not grow are in it.
+
+| release | model type | layers, with router | experts, of a token | parameters, published | of a token, published \
+| cache of 1,024 tokens | of 32,768 | sizes from | counts from |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def model_types_page() -> str:
+    """The model types with known sizes, and those of public releases."""
+    configs = json.loads((_DATA / "published_configs.json").read_text(encoding="utf-8"))
+    rows = []
+    for count in json.loads((_DATA / "published_counts.json").read_text(encoding="utf-8")):
+        config = configs[count["model"]]
+        sizes = geometry.read(config)
+        assert sizes is not None
+        caches = (f"{sizes.sequence_bytes(tokens, 2) / 2**20:,.0f}" for tokens in (1024, 32768))
+        cells = (
+            count["model"],
+            f"`{config['model_type']}`",
+            f"{sizes.layers}, {sizes.moe_layers}",
+            f"{sizes.experts}, {sizes.top_k}",
+            f"{sizes.params.total / 1e9:.1f}, {count['total']}",
+            f"{sizes.active_params / 1e9:.1f}, {count['active']}",
+            *caches,
+            count["config"],
+            count["counts"],
+        )
+        rows.append(f"| {' | '.join(cells)} |\n")
+    return _MODEL_TYPES.format(types=", ".join(f"`{name}`" for name in FAMILIES)) + "".join(rows)
+
+
 def _notes(attributes: str) -> list[str]:
     """The entries of an Attributes section, each on one line."""
     notes: list[str] = []
@@ -213,3 +262,4 @@ if __name__ == "__main__":
     (REFERENCE / "options.md").write_text(options_page(), encoding="utf-8")
     (REFERENCE / "records.md").write_text(records_page(), encoding="utf-8")
     (REFERENCE / "checkpoints.md").write_text(checkpoints_page(), encoding="utf-8")
+    (REFERENCE / "model-types.md").write_text(model_types_page(), encoding="utf-8")

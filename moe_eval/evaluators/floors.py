@@ -134,11 +134,12 @@ class LoadedModel:
             raise UsageError(f"{tokens} tokens are no whole number of prompts of {input_len}. Give batch * input_len.")
         sequences = tokens // input_len
         positions = np.arange(1, input_len + 1)
-        cache, attended = self.geometry.state_bytes(STATE_WIDTHS[0]), 0.0
-        for mixer in self.geometry.mixers:
-            for entries in mixer.entries:
-                cache += mixer.layers * float(entries.kept(positions[-1:])[0]) * entries.bytes(self.cache_width)
-                attended += mixer.layers * entries.flops * float(entries.seen(positions).sum())
+        cache = self.geometry.sequence_bytes(input_len, self.cache_width)
+        attended = sum(
+            mixer.layers * entries.flops * float(entries.seen(positions).sum())
+            for mixer in self.geometry.mixers
+            for entries in mixer.entries
+        )
         return self._floor(tokens, sequences, sequences * attended, sequences * cache, distinct_experts)
 
     def _floor(self, rows: int, sequences: int, attended: float, cache: float, counted: float | None) -> Floor:

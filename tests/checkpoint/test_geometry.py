@@ -15,8 +15,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from docs.generate import model_types_page
 from moe_eval.checkpoint import geometry
 from moe_eval.checkpoint.geometry import Entries
+from tests.conftest import ROOT
 
 Settings = dict[str, Any]
 DATA = Path(__file__).parent
@@ -148,6 +150,22 @@ def test_published_counts(row: Settings) -> None:
     assert active == pytest.approx(row["active"], rel=0.025, abs=0.5)
     assert row["config"]
     assert row["counts"]
+
+
+def test_the_page_of_model_types_is_what_the_generator_writes() -> None:
+    page = ROOT / "docs" / "reference" / "model-types.md"
+    assert page.read_text() == model_types_page(), "run python docs/generate.py"
+
+
+def test_a_sequence_keeps_what_its_layers_keep() -> None:
+    oss = geometry.read(PUBLISHED["gpt-oss-120b"])
+    token = 2 * 8 * 64 * 2  # keys and values of 8 heads in 16 bits
+    assert oss.sequence_bytes(100, 2) == 36 * 100 * token
+    assert oss.sequence_bytes(1000, 2) == 18 * (1000 + 128) * token
+    # 43 layers keep 128 keys; 21 keep one for 4 tokens with an indexer's in FP4, 20 one for 128
+    flash = geometry.read(PUBLISHED["DeepSeek-V4-Flash"])
+    kept = 43 * 128 * 512 * 2 + 21 * 250 * (512 * 2 + 128 / 2) + 20 * 7 * 512 * 2
+    assert flash.sequence_bytes(1000, 2) == kept
 
 
 def test_every_published_configuration_is_counted() -> None:

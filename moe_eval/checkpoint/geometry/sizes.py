@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from moe_eval.checkpoint.geometry.mixers import Mixer
 
 # of a number in a state that does not grow: engines keep it in 16 or 32 bits
@@ -97,3 +99,10 @@ class Geometry:
     def state_bytes(self, number_bytes: float) -> float:
         """Bytes of a sequence's states that do not grow, all layers together."""
         return number_bytes * sum(mixer.layers * mixer.state_values for mixer in self.mixers)
+
+    def sequence_bytes(self, tokens: int, dtype_bytes: float) -> float:
+        """The least bytes that a sequence of so many tokens keeps: entries of the cache, and states in 16 bits."""
+        count = np.array(tokens)
+        entries = ((mixer.layers, entries) for mixer in self.mixers for entries in mixer.entries)
+        kept = sum(layers * float(part.kept(count)) * part.bytes(dtype_bytes) for layers, part in entries)
+        return kept + self.state_bytes(STATE_WIDTHS[0])

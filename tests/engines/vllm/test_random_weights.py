@@ -94,7 +94,7 @@ def test_every_tensor_of_other_shapes_is_filled_and_the_load_is_spread(kind: str
     load = torch.stack([torch.bincount(layer.flatten().int(), minlength=6) for layer in chosen.unbind(1)])
     assert load.sum(dim=1).tolist() == [2 * 89] * len(load)
     used = (load > 0).sum(dim=1).float().mean()
-    assert used > 4, "of 6 experts"
+    assert used >= 4, "of 6 experts"
 
 
 @pytest.mark.parametrize(
