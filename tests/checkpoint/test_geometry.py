@@ -252,6 +252,15 @@ def test_a_window_in_all_layers_is_one_kind_of_layer() -> None:
     assert geometry.read({}) is None
 
 
+def test_which_layers_have_a_router() -> None:
+    assert geometry.routers(PUBLISHED["DeepSeek-V3"]) == tuple(range(3, 61))
+    assert geometry.routers(PUBLISHED["Llama-4-Maverick-17B-128E"]) == tuple(range(1, 48, 2))
+    nano = PUBLISHED["Nemotron-3-Nano-30B-A3B"]
+    places = tuple(place for place, block in enumerate(nano["hybrid_override_pattern"]) if block == "E")
+    assert geometry.routers(nano) == places
+    assert geometry.routers({"model_type": "llama", "num_hidden_layers": 2}) is None
+
+
 def test_layers_are_the_same_however_a_file_lists_them() -> None:
     """Released files state intervals, ratios and patterns, and Transformers writes lists."""
     next_80b, delta = PUBLISHED["Qwen3-Next-80B-A3B"], ["linear_attention"] * 3 + ["full_attention"]

@@ -31,6 +31,15 @@ def read(config: Mapping[str, object]) -> Geometry | None:
         return None
 
 
+def routers(config: Mapping[str, object]) -> tuple[int, ...] | None:
+    """The indices of layers with a router. None where `read` gives none."""
+    merged = text_config(config)
+    if read(config) is None:
+        return None
+    routed = routed_layers(merged, leads_dense=FAMILIES[str(merged.get("model_type"))].leads_dense)
+    return tuple(layer for layer, has_router in enumerate(routed) if has_router)
+
+
 def _read(config: Json, family: Family, tied: bool) -> Geometry:
     hidden, vocabulary = size(config, "hidden_size"), size(config, "vocab_size")
     experts = size(config, "num_experts", "num_local_experts", "n_routed_experts")

@@ -152,6 +152,7 @@ class VllmEngine:
         reports_experts: whether it was loaded with enable_return_routed_experts.
         trace_folder: where vLLM's own profiler writes, if it was configured.
         opens_captures: whether vLLM's own profiler opens the captures of Nsight Systems, and names steps inside.
+        routers: the layers that have one. None where they are not known.
     """
 
     facts: EngineFacts
@@ -160,6 +161,7 @@ class VllmEngine:
     reports_experts: bool
     trace_folder: Path | None
     opens_captures: bool = False
+    routers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         # at the end of the process, or as soon as nobody holds this engine: the next engine needs its memory
@@ -245,7 +247,7 @@ class VllmEngine:
         with closing(self.session.stream(prompts, sampling, "tracing the experts of")) as outputs:
             for index, output, _ in outputs:
                 chosen[index] = readers.experts(output, len(prompts[index]))
-        return readers.routed_layers([chosen[index] for index in range(len(prompts))])
+        return readers.routed_layers([chosen[index] for index in range(len(prompts))], self.routers)
 
     @contextmanager
     def trace(self, target: Path) -> Iterator[TraceHandle]:

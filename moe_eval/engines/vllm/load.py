@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_eval.checkpoint import contents, precision
+from moe_eval.checkpoint import contents, geometry, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number, seconds
 from moe_eval.engines.requests import end_tokens, stated_ends
@@ -74,6 +74,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
         reports_experts=bool(constructor.get("enable_return_routed_experts")),
         trace_folder=Path(trace_folder) if trace_folder else None,
         opens_captures=profiler.get("profiler") == "cuda",
+        routers=geometry.routers(plan.model.config),
     )
 
 

@@ -7,6 +7,7 @@ one by one. Where `keep_tensors` gets hold of the tensors, numpy reads them, els
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -120,14 +121,22 @@ def experts(output: Any, prompt: int) -> npt.NDArray[np.int16]:
     return chosen
 
 
-def routed_layers(chosen: list[npt.NDArray[np.int16]]) -> list[npt.NDArray[np.int16]]:
-    """The experts without layers that have no router, for which vLLM returns zeros."""
-    top_k = chosen[0].shape[2] if chosen else 0
+def routed_layers(
+    chosen: list[npt.NDArray[np.int16]], routers: Collection[int] | None = None
+) -> list[npt.NDArray[np.int16]]:
+    """The experts without layers that have no router, for which vLLM returns zeros.
+
+    Args:
+        routers: the layers that have one. None where they are not known: then it is those that are not all 0, and all
+            of a model that takes one expert for a token.
+    """
+    layers, top_k = chosen[0].shape[1:] if chosen else (0, 0)
+    known = [layer in routers for layer in range(layers)] if routers and max(routers) < layers else None
     if top_k < 2:  # one expert of index 0 for every token is possible
-        return chosen
+        return chosen if known is None else [np.ascontiguousarray(rows[:, known]) for rows in chosen]
     routed = np.any([prompt_experts.any(axis=(0, 2)) for prompt_experts in chosen], axis=0)
     if not routed.any():
         raise EngineError(
             "vLLM returned no routed experts: this moe_backend routes inside its kernel. Give moe_backend=triton."
         )
-    return [np.ascontiguousarray(prompt_experts[:, routed]) for prompt_experts in chosen]
+    return [np.ascontiguousarray(prompt_experts[:, routed if known is None else known]) for prompt_experts in chosen]

@@ -146,6 +146,14 @@ def test_layers_without_a_router_have_no_experts() -> None:
     chosen = [np.array([[[0, 0], [3, 1]], [[0, 0], [0, 2]]], dtype=np.int16)]
     assert readers.routed_layers(chosen)[0].tolist() == [[[3, 1]], [[0, 2]]]
     assert readers.routed_layers([]) == []
+    assert readers.routed_layers(chosen, (1,))[0].tolist() == [[[3, 1]], [[0, 2]]]
+
+
+def test_layers_with_a_router_that_takes_one_expert_are_those_of_the_configuration() -> None:
+    chosen = [np.array([[[0], [0], [0], [5]], [[0], [2], [0], [0]]], dtype=np.int16)]
+    assert readers.routed_layers(chosen)[0].shape == (2, 4, 1), "zeros may be a choice"
+    assert readers.routed_layers(chosen, (1, 3))[0].tolist() == [[[0], [5]], [[2], [0]]]
+    assert readers.routed_layers(chosen, (1, 3, 5))[0].shape == (2, 4, 1), "another model's layers"
 
 
 def test_an_engine_that_was_not_loaded_to_tell_experts_says_how(engine: VllmEngine) -> None:
