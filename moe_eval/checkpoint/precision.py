@@ -40,6 +40,7 @@ _CACHE_BYTES = {
     **dict.fromkeys(("float16", "bfloat16"), 2.0),
     **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "int8"), 1.0),
     "nvfp4": 0.5 + 1 / 16,  # a byte of scale for 16 numbers
+    "fp8_ds_mla": 656 / 576,  # vLLM's for DeepSeek: 512 numbers in FP8, 4 scales in float32, 64 numbers in 16 bits
 }
 
 

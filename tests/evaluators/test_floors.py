@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moe_eval.checkpoint import geometry
+from moe_eval.checkpoint import geometry, precision
 from moe_eval.checkpoint.geometry import Entries, Geometry, Mixer
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import floors
@@ -235,6 +235,10 @@ def test_a_token_of_latent_attention_reads_the_latent_alone() -> None:
     assert sizes is not None
     near, far = (model(sizes, TOY_BYTES).decode_step(4, context, 8.0) for context in (1000, 3000))
     assert far.bytes - near.bytes == 4 * 2000 * 61 * 576 * 2
+    # vLLM's cache of DeepSeek in FP8 has 656 bytes for a token and layer
+    width = precision.cache_bytes("fp8_ds_mla")
+    near, far = (model(sizes, TOY_BYTES, cache_width=width).decode_step(1, tokens, 8.0) for tokens in (0, 1000))
+    assert far.bytes - near.bytes == pytest.approx(1000 * 61 * 656)
 
 
 def test_mxfp4_experts_are_read_in_four_and_a_quarter_bits() -> None:

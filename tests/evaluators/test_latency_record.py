@@ -129,7 +129,7 @@ def test_gpus_that_share_a_model_are_that_much_faster_together() -> None:
     [
         (replace(CONTEXT, geometry=None), ENGINE, "the sizes of X are not known"),
         (replace(CONTEXT, rates="no rates (why)"), ENGINE, "no rates (why)"),
-        (CONTEXT, replace(ENGINE, kv_cache_dtype="fp8_ds_mla"), "the width of a key-value cache of fp8_ds_mla is not"),
+        (CONTEXT, replace(ENGINE, kv_cache_dtype="int3"), "the width of a key-value cache of int3 is not"),
         (CONTEXT, replace(ENGINE, weight_bytes=None), "does not tell the bytes of the loaded weights"),
     ],
 )

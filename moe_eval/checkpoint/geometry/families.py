@@ -62,6 +62,7 @@ _GEMMA4 = Family(mixer=attention.gemma, pattern=(_SLIDING,) * 5 + (_FULL,), has_
 _MINIMAX_M3 = Family(mixer=attention.blocks, shared=1, shared_width="shared_intermediate_size")
 
 FAMILIES: dict[str, Family] = {
+    "axk1": _LATENT,
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
     "deepseek_v32": _LATENT,
