@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from moe_eval.comparison import (
     comparable,
+    compared_arm,
     contrast,
     explained,
     headlines,
@@ -18,14 +18,13 @@ from moe_eval.comparison import (
     task_rows,
     verdict,
 )
-from moe_eval.comparison.comparable import Record, engine, measured, scored
+from moe_eval.comparison.comparable import measured
+from moe_eval.comparison.compared_arm import categories, interval, timed
 from moe_eval.data.workload import Shape
 from moe_eval.records.by_arm import ArmRecords
-from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, PairSchedule
+from moe_eval.records.comparison import ComparisonRecord, Pair, PairSchedule
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
-from moe_eval.records.labels import EngineFacts, Status
-from moe_eval.records.latency import Capacity, LatencyRecord
-from moe_eval.records.quality import NO_NUMBERS, QualityRecord
+from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.ratios import Interval, Sides
 from moe_eval.records.run import RunRecord, Skipped
 from moe_eval.records.shape_comparison import CeilingOfPhase, ShapeComparison
@@ -56,7 +55,7 @@ def compare(
         UsageError: the arrays of a quality record are damaged, or documents or prompts of a task differ.
     """
     rules = rules or Rules()
-    compared = tuple(_arm(arm, rules.price_per_gpu_hour) for arm in arms)
+    compared = tuple(compared_arm.of_records(arm, rules.price_per_gpu_hour) for arm in arms)
     by_name = {arm.name: arm for arm in compared}
     tasks = task_quality.judged([_tasks(arms[0], candidate) for candidate in arms[1:]], rules.max_drop)
     undecided = [
@@ -87,90 +86,6 @@ def left_out(runs: Sequence[RunRecord], recorded: Collection[str]) -> tuple[Skip
     ]
     absent = [name for run in runs for name in run.evaluators if name not in recorded]
     return (*skipped, *(Skipped(name, None, "it was not measured") for name in absent))
-
-
-def _arm(arm: ArmRecords, price: float | None) -> ComparedArm:
-    records: list[Record] = [record for record in (arm.latency, arm.quality, arm.evaluated) if record]
-    first = next(iter([*filter(engine, records), *records]), None)
-    facts = engine(first)
-    capacity, tool = (arm.latency.capacity, arm.latency.tool) if arm.latency else (None, None)
-    checkpoint = facts.checkpoint if facts else tool.model if tool else None
-    precisions = [record.precision_seen for record in arm.kernels.values() if record.precision_seen]
-    status, error = _status(records)
-    figures = scored(arm.quality)
-    return ComparedArm(
-        name=arm.name,
-        precision=arm.precision,
-        status=status,
-        error=error,
-        broken=_broken(arm.quality),
-        precision_seen=", ".join(dict.fromkeys(precisions)) or None,
-        engine=first.engine if first else None,
-        engine_version=facts.version if facts else tool.engine_version if tool else None,
-        gpu=first.gpu_name if first else None,
-        emulated=any(facts.emulated for facts in map(engine, records) if facts),
-        model=re.split(r"[/\\]", checkpoint.rstrip("/\\"))[-1] if checkpoint else None,
-        gpus=facts.gpus if facts else tool.gpus if tool else None,
-        random_weights=any(facts.weights == "random" for facts in map(engine, records) if facts),
-        moe_backend=first.moe_backend if first else None,
-        weights_gib=_weights_gib(facts, capacity),
-        kv_cache_tokens=capacity.kv_cache_tokens if capacity else None,
-        token_ppl=figures.perplexity if figures else None,
-        word_ppl=figures.word_ppl if figures else None,
-        bits_per_byte=figures.bits_per_byte if figures else None,
-        taken_gib=_taken_gib(arm.latency),
-        cost={} if price is None or facts is None or not facts.gpus else _cost(arm, price * facts.gpus),
-        speed={
-            name: {field.name: figure for field in fields(row.metrics) if (figure := _interval(row, field.name))}
-            for name, row in _timed(arm).items()
-        },
-        kernels={shape: _categories(record) for shape, record in arm.kernels.items()},
-    )
-
-
-def _taken_gib(record: LatencyRecord | None) -> float | None:
-    taken = [use.taken for use in (record.memory if record else ()) if use.taken is not None]
-    return max(taken) / 2**30 if taken else None
-
-
-def _cost(arm: ArmRecords, price_per_hour: float) -> dict[str, Interval]:
-    """What a million output tokens cost by shape, at the price of all GPUs of the arm together."""
-    per_hour = price_per_hour * 1e6 / 3600  # over tokens per second
-    return {
-        name: Interval(
-            per_hour / rate.median,
-            per_hour / rate.high if rate.high else None,
-            per_hour / rate.low if rate.low else None,
-            rate.loads,
-        )
-        for name, row in _timed(arm).items()
-        if (rate := row.metrics.output_tok_s)
-    }
-
-
-def _broken(record: QualityRecord | None) -> str | None:
-    """Why an arm's scores are no numbers. None where they are, or there are none."""
-    if record is None:
-        return None
-    if record.error and NO_NUMBERS in record.error:
-        return record.error
-    is_number = record.figures is None or record.figures.perplexity is not None
-    return None if is_number else "its perplexity is no number"
-
-
-def _weights_gib(facts: EngineFacts | None, capacity: Capacity | None) -> float | None:
-    """The weights on each GPU: as loaded, where the engine sees them, else by the files."""
-    if facts and facts.weight_bytes:  # an engine sees those of its own rank
-        return sum(facts.weight_bytes.values()) / 2**30
-    return capacity.weights_bytes / 2**30 if capacity and capacity.weights_bytes else None
-
-
-def _status(records: Sequence[Record]) -> tuple[Status, str | None]:
-    """The worst that happened to an arm. Being left out of one evaluator is not bad where another one finished."""
-    broken = [record for record in records if record.status not in (Status.FINISHED, Status.SKIPPED)]
-    finished = [record for record in records if record.status is Status.FINISHED]
-    record = next(iter([*broken, *finished, *records]), None)
-    return (record.status, record.error) if record else (Status.FINISHED, None)
 
 
 def _pair(reference: ArmRecords, candidate: ArmRecords, across: Collection[str]) -> Pair:
@@ -212,15 +127,11 @@ def _schedule(reference: LatencyRecord | None, candidate: LatencyRecord | None) 
     return replace(schedule, look=max(1, loads - LEAST_LOADS + 1), looks=looks)
 
 
-def _timed(arm: ArmRecords) -> dict[str, ShapeLatency]:
-    return {shape.name: shape for shape in arm.latency.shapes} if arm.latency and measured(arm.latency) else {}
-
-
 def _shapes(reference: ArmRecords, candidate: ArmRecords, schedule: PairSchedule | None) -> Iterator[ShapeComparison]:
     """Timed shapes of either arm by size, then traced ones that belong to none of them."""
-    timed = {name: shape.shape for name, shape in {**_timed(reference), **_timed(candidate)}.items()}
+    sizes_of = {name: shape.shape for name, shape in {**timed(reference), **timed(candidate)}.items()}
     used: set[str] = set()
-    for name, shape in sorted(timed.items(), key=lambda item: tuple(vars(item[1]).values())):
+    for name, shape in sorted(sizes_of.items(), key=lambda item: tuple(vars(item[1]).values())):
         traced = [kernels.matching(name, arm.kernels) for arm in (reference, candidate)]
         used |= {trace for trace in traced if trace is not None}
         yield _shape(name, shape, (reference, candidate), traced, schedule)
@@ -236,13 +147,13 @@ def _shape(
     schedule: PairSchedule | None,
 ) -> ShapeComparison:
     """Two arms at one shape, without a verdict. `traced` are the names of the traces that belong to it."""
-    (reference, candidate), rows = arms, [_timed(arm).get(name) for arm in arms]
+    (reference, candidate), rows = arms, [timed(arm).get(name) for arm in arms]
     comparison = ShapeComparison(
         name,
         shape.batch_size if shape else None,
         shape.input_len if shape else None,
         shape.output_len if shape else None,
-        figures={metric: Sides(*(_interval(row, metric) for row in rows)) for metric in _METRICS} if any(rows) else {},
+        figures={metric: Sides(*(interval(row, metric) for row in rows)) for metric in _METRICS} if any(rows) else {},
     )
     before, after = rows
     if before and after and reference.latency and candidate.latency and schedule:
@@ -287,31 +198,18 @@ def _with_kernels(
     return replace(shape, kernels=changes, breakdown=_breakdown(before, after))
 
 
-def _interval(row: ShapeLatency | None, name: str) -> Interval | None:
-    metric = getattr(row.metrics, name) if row else None
-    return Interval(metric.median, metric.low, metric.high, metric.loads) if metric else None
-
-
 def _per_gpu(row: ShapeLatency | None, gpus: int) -> Interval | None:
     """Output tokens per second and GPU."""
-    rate = _interval(row, "output_tok_s")
+    rate = interval(row, "output_tok_s")
     if rate is None:
         return None
     low, high = (bound and bound / gpus for bound in (rate.low, rate.high))
     return Interval(rate.median / gpus, low, high, rate.loads)
 
 
-def _categories(record: KernelsRecord) -> dict[str, dict[str, float]]:
-    """The ms by phase and category."""
-    return {
-        phase: {category: time.ms for category, time in times.categories.items()}
-        for phase, times in record.phases.items()
-    }
-
-
 def _breakdown(before: KernelsRecord, after: KernelsRecord) -> dict[str, dict[str, tuple[float, float]]]:
     """Both arms' ms by phase and category. It is 0 where a traced phase has none of a category."""
-    sides = _categories(before), _categories(after)
+    sides = categories(before), categories(after)
     return {
         phase: {
             name: (sides[0][phase].get(name, 0.0), sides[1][phase].get(name, 0.0))

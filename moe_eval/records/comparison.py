@@ -10,6 +10,7 @@ from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Interval
 from moe_eval.records.run import Mode, Skipped
 from moe_eval.records.shape_comparison import ShapeComparison
+from moe_eval.records.shape_latency import FloorReached
 from moe_eval.records.task_comparison import TaskComparison
 from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
 from moe_eval.stats import Divergence, Estimate
@@ -132,6 +133,7 @@ class ComparedArm:
         taken_gib: memory that the loaded arm took of the GPU that it takes most of.
         cost: of a million output tokens by shape, at Rules.price_per_gpu_hour. Empty without a price.
         speed: by shape and metric. `kernels`: ms by shape, phase and category.
+        floors: by shape and step.
     """
 
     name: str
@@ -157,6 +159,7 @@ class ComparedArm:
     cost: Mapping[str, Interval] = field(default_factory=dict)
     speed: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     kernels: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    floors: Mapping[str, Mapping[str, FloorReached]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,12 @@ class FloorReached:
     measured_ms: float | None
     fraction: float | None
 
+    @property
+    def on_link(self) -> float | None:
+        """The share of the measured time that the bytes of collectives take at the link's rate. None on one GPU."""
+        seconds = self.floor.link_seconds
+        return 1000 * seconds / self.measured_ms if seconds and self.measured_ms else None
+
 
 @dataclass(frozen=True)
 class Floors:

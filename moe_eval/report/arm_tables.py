@@ -14,6 +14,7 @@ from moe_eval.report.text import (
     LONGEST_SENTENCE,
     METRICS,
     MODES,
+    NONE,
     UNITS,
     Table,
     comparable,
@@ -22,6 +23,7 @@ from moe_eval.report.text import (
     named,
     names_of,
     number,
+    percent,
     plain,
     without_empty_columns,
 )
@@ -146,6 +148,31 @@ def speed(comparison: ComparisonRecord) -> list[Table]:
         if (figure := figures.get(metric)) is not None
     ]
     return without_empty_columns("Speed of single arms (medians)", rows)
+
+
+def floors(comparison: ComparisonRecord) -> list[Table]:
+    """The least time of every step by what bounds it, beside the measured one."""
+    rows = [
+        [
+            ("arm", named(arm.name)),
+            ("shape", shape_words(shape)),
+            ("step", step.replace("_", " ")),
+            ("memory, ms", number(1000 * reached.floor.memory_seconds, 3)),
+            ("arithmetic, ms", number(_ms(reached.floor.flops_seconds), 3)),
+            ("link, ms", number(_ms(reached.floor.link_seconds), 3) if reached.floor.link_bytes else NONE),
+            ("measured, ms", number(reached.measured_ms, 3)),
+            ("of floor", number(percent(reached.fraction), 0, unit=" %")),
+            ("link, of the measured", number(percent(reached.on_link), 1, unit=" %")),
+        ]
+        for arm in comparison.arms
+        for shape, steps in arm.floors.items()
+        for step, reached in steps.items()
+    ]
+    return without_empty_columns("Floors: the least time of a step, and the measured one", rows)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds
 
 
 def traced(comparison: ComparisonRecord) -> Iterator[tuple[ComparedArm, str, str, Mapping[str, float]]]:

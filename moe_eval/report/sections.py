@@ -172,6 +172,7 @@ def _speed(comparison: ComparisonRecord) -> Iterator[Table]:
     for pair in with_speed(comparison):
         yield from pair_tables.of_speed(pair, comparison.rules)
     yield from arm_tables.speed(comparison)
+    yield from arm_tables.floors(comparison)
 
 
 def _steps(comparison: ComparisonRecord) -> Iterator[str | Table]:

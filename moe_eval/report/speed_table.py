@@ -27,6 +27,7 @@ from moe_eval.report.text import (
 )
 
 _DRIVERS_SHARE = 256 << 20  # bytes that a driver may hold for itself
+_LINK = "link"
 _FIGURES = {"e2e_ms": "e2e", "ttft_ms": "TTFT", "tpot_ms": "TPOT", "j_per_tok": "J/tok"}
 
 
@@ -49,6 +50,10 @@ def render(records: Sequence[LatencyRecord], comparison: ComparisonRecord) -> Re
     ]
     e2e = f"e2e: {interval_head(shape.metrics.e2e_ms for _, shape, _ in timed)}"
     figures = [_figures(record, shape, e2e) for record, shape, _ in timed]
+    if not any(
+        shape.floors.decode_step and shape.floors.decode_step.on_link for _, shape, _ in timed
+    ):  # a column for arms on several GPUs alone
+        figures = [[cell for cell in row if cell[0] != _LINK] for row in figures]
     compared = [
         (pair, matching[0])
         for _, shape, pair in timed
@@ -75,6 +80,7 @@ def _figures(record: LatencyRecord, shape: ShapeLatency, interval: str) -> Row:
         ("J/tok", figure_cells(metrics.j_per_tok)[0]),
         ("experts", number(shape.experts_per_layer_step, 1)),
         ("of floor", number(percent(step.fraction if step else None), 0, unit=" %")),
+        (_LINK, number(percent(step.on_link if step else None), 1, unit=" %")),
     ]
 
 
@@ -125,8 +131,9 @@ def _labels(records: Sequence[LatencyRecord]) -> list[str]:
     return [
         *lines,
         f"Clocks: {', '.join(clocks)}.",
-        "Experts: distinct ones per layer and decode step. Of floor: the least time of a decode step, by measured copy "
-        "and matrix rates, over the measured time.",
+        "Experts: distinct ones per layer and decode step. Of floor: the least time of a decode step, by measured "
+        "rates of copies, matrix products and the link between GPUs, over the measured time. Link: the part of the "
+        "latter that the bytes of collectives take at the link's rate.",
     ]
 
 
@@ -141,6 +148,10 @@ def _memory(record: LatencyRecord) -> Iterable[str]:
 
 def _notes(record: LatencyRecord, shape: ShapeLatency) -> Iterable[str]:
     """What a reader of the numbers has to know."""
+    step = shape.floors.decode_step
+    if step is not None and step.floor.link_bytes and step.floor.link_seconds is None:
+        reason = (record.rates and record.rates.no_links) or "the link between its GPUs was not measured"
+        yield f"{record.arm}: its floor leaves collectives out. {paragraph(reason[0].upper() + reason[1:])}"
     for note in shape.notes:
         yield f"{record.arm} at batch {shape.batch_size}: {paragraph(note)}"
 

@@ -11,8 +11,9 @@ from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.latency import LatencyRecord, MemoryUse
 from moe_eval.records.shape_comparison import Fairness
+from moe_eval.records.shape_latency import Floor, FloorReached, Floors
 from moe_eval.records.verdicts import Verdict
-from moe_eval.report import quality_table, speed_table
+from moe_eval.report import arm_tables, quality_table, speed_table
 from moe_eval.report.console import plain_text
 from tests.doubles import recorded_arms
 from tests.doubles.recorded_arms import latency, quality, scores
@@ -149,3 +150,20 @@ def test_quality_stands_with_its_interval_noise_floor_and_divergence() -> None:
     assert "moe_sample: 5 windows of at most 128 tokens, spread over 100." in text
     assert "Noise floor (bf16 again with batch size 1): ln(ppl ratio) +1.0e-04" in text
     assert "fp8: no interval." in text, "the scores of the tokens are not at hand"
+
+
+def test_arms_on_several_gpus_show_the_share_of_the_link_and_others_have_no_such_column() -> None:
+    """Half of the floor's roof is memory, 0.4 ms of a step of 2 ms are on the link: 20 %."""
+    alone = two_arms()[0]
+    floor = Floor(1e9, 1e9, 1e-3, 1e-4, 1e-3, "memory", 4.0, "counted", link_bytes=1e6, link_seconds=4e-4)
+    reached = Floors(decode_step=FloorReached(floor, 1.0, 2.0, 0.5))
+    spread = replace(alone, arm="tp2", shapes=tuple(replace(shape, floors=reached) for shape in alone.shapes))
+    figures = tables(speed([alone, spread]))[0]
+    assert [(row["of floor"], row["link"]) for row in figures if row["arm"] == "tp2"] == [("50 %", "20.0 %")] * 2
+    assert "link" not in tables(speed([alone]))[0][0]
+    unknown = replace(reached, decode_step=FloorReached(replace(floor, link_seconds=None), 1.0, 2.0, 0.5))
+    lacking = replace(spread, shapes=tuple(replace(shape, floors=unknown) for shape in spread.shapes))
+    assert "tp2: its floor leaves collectives out. The link between its GPUs was not measured." in speed([lacking])
+    page = pairs.compare([ArmRecords(record.arm, "bf16", record) for record in (alone, spread)])
+    (rows,) = [table.rows for table in arm_tables.floors(page)]
+    assert {"1.000", "0.400", "20.0 %"} <= set(rows[-1])
