@@ -27,6 +27,7 @@ _EXPERT_BYTES = {"mxfp4": 0.5 + 1 / 32, "mxfp8": 1 + 1 / 32}
 # what an arm takes beside weights and cache: context, libraries, CUDA graphs, activations of a prefill
 _BESIDE_GPU, _BESIDE_CPU = 8 << 30, 1 << 30
 _USABLE = 0.97  # drivers and other processes hold the rest
+_IDLE_BYTES = 1 << 30  # in use on an idle GPU at most
 # engines hand the cache out in blocks, so that every sequence may leave most of one empty
 _SLACK_TOKENS = 64
 _LEAST_WINDOW = 64  # engines refuse windows of a few tokens
@@ -165,14 +166,36 @@ def _room(free_bytes: Sequence[int], count: int) -> int:
     return max(min(free_bytes[first : first + count]) for first in starts)
 
 
-def too_large(required: Need, available: int) -> str | None:
-    """Why an arm cannot be loaded here. None where it can, or where nobody can tell."""
-    if required.total is None or required.total <= available:
+def too_large(required: Need, available: int, gpus: Sequence[Gpu] = (), share: float | None = None) -> str | None:
+    """Why an arm cannot be loaded here. None where it can, or where nobody can tell.
+
+    Args:
+        gpus: of the machine.
+        share: of a GPU's memory that the arm takes whatever it needs.
+    """
+    whole = max((gpu.memory_bytes for gpu in gpus), default=0)
+    others = int(_USABLE * whole) - available
+    fix = "give smaller or fewer sequences, or use a larger GPU"
+    used = ""
+    if whole and others > _IDLE_BYTES:  # NVML tells what is in use, by whomever
+        used = f" ({others / 2**30:.1f} GiB are in use by other programs)"
+        fix = "end other programs on the GPU, or choose another one with CUDA_VISIBLE_DEVICES"
+    if required.total is not None and required.total > available:
+        return f"it needs {required}, and {available / 2**30:.1f} GiB can be used here{used}; {fix}"
+    if share is not None and used and share * whole > whole - others:
+        return (
+            f"gpu_memory_utilization={share:g} asks for {share * whole / 2**30:.1f} GiB, and "
+            f"{(whole - others) / 2**30:.1f} GiB are free{used}; {fix}"
+        )
+    return None
+
+
+def _share(value: object) -> float | None:
+    """A share of memory. None where it is no number, which the engine tells."""
+    try:
+        return float(str(value))
+    except ValueError:
         return None
-    return (
-        f"it needs {required}, and {available / 2**30:.1f} GiB can be used here; give smaller or fewer sequences, or "
-        "use a larger GPU"
-    )
 
 
 def folder(arm: Arm) -> Path:
@@ -220,7 +243,12 @@ def fitted(
     for arm in arms:
         check_window(arm.settings.checkpoint, contents.read_config(folder(arm)), shapes)
     reasons = {
-        arm.name: too_large(need_of(arm, shapes, gpus), _room(available, gpu_count(arm.settings.options)))
+        arm.name: too_large(
+            need_of(arm, shapes, gpus),
+            _room(available, gpu_count(arm.settings.options)),
+            gpus,
+            _share(arm.settings.options.get("gpu_memory_utilization")),
+        )
         for arm in arms
     }
     if arms and (all(reasons.values()) or (are_named and any(reasons.values()))):

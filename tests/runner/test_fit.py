@@ -194,3 +194,18 @@ def test_shapes_that_are_longer_than_the_window_are_refused_with_both_lengths(co
 
 def test_a_window_that_is_not_stated_refuses_nothing() -> None:
     fit.check_window("m", {}, (Shape(1, 10**9, 1),))
+
+
+def test_memory_that_others_use_is_named_before_a_load_with_a_fix() -> None:
+    need = Need(40 << 30, 0, 8 << 30)
+    free = int(0.97 * H100.memory_bytes)
+    assert fit.too_large(need, free, (H100,)) is None
+    reason = fit.too_large(need, free - (40 << 30), (H100,))
+    assert reason is not None
+    assert "37.6 GiB can be used here (40.0 GiB are in use by other programs)" in reason
+    assert reason.endswith("choose another one with CUDA_VISIBLE_DEVICES")
+    small = Need(1 << 30, 0, 1 << 30)
+    assert fit.too_large(small, free - (40 << 30), (H100,), 0.5) is None, "0.5 of 80 GiB are free"
+    reason = fit.too_large(small, free - (40 << 30), (H100,), 0.9)
+    assert reason is not None
+    assert reason.startswith("gpu_memory_utilization=0.9 asks for 72.0 GiB, and 40.0 GiB are free")

@@ -150,6 +150,12 @@ def _check_split(plan: Plan, experts_over: int) -> None:
         raise UsageError(
             f"tensor_parallel_size={tensor} does not divide the {heads} attention heads of {name}. Give a divisor."
         )
+    kv_heads = config.get("num_key_value_heads")
+    if isinstance(kv_heads, int) and kv_heads % tensor and tensor % kv_heads:
+        raise UsageError(
+            f"tensor_parallel_size={tensor} neither divides the {kv_heads} key-value heads of {name} nor is a multiple "
+            "of them. Give a divisor."
+        )
     experts = next((config[size] for size in _EXPERTS if config.get(size)), None)
     if isinstance(experts, int) and experts % experts_over:
         raise UsageError(
