@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
 from moe_eval.cli import execute
+from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import PerfOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.request import gpus_of, make_folder, request_of, say_what_runs
@@ -42,8 +44,6 @@ def _record(options: PerfOptions) -> Conclusion:
         UsageError: the engine runs in another process, more than one iteration is asked for, or there is no GPU.
     """
     request = request_of(options)
-    if request.arms.arms:
-        raise UsageError("--mode nsys takes --precisions. For an --arm use moe-eval run --profiler nsys.")
     gpus = gpus_of(request)
     plan = planning.make(request, gpus)
     work = planning.workload(request, plan.arms) if plan.arms else None
@@ -52,41 +52,56 @@ def _record(options: PerfOptions) -> Conclusion:
     for skipped in plan.skipped:
         if not options.quiet:  # standard output is for commands
             print(f"Skipping {skipped.arm}: {skipped.reason}", file=sys.stderr)
-    kind = registry.named(request.arms.engine)
-    if options.layerwise_nvtx and kind.layer_ranges is None:
-        raise UsageError(f"{kind.title} puts no ranges around its layers. Leave out --layerwise_nvtx.")
+    for kind in (registry.named(arm.engine) for arm in plan.arms):
+        if options.layerwise_nvtx and kind.layer_ranges is None:
+            raise UsageError(f"{kind.title} puts no ranges around its layers. Leave out --layerwise_nvtx.")
     commands = []
     if work is not None and not nsys.inside():
         for arm in plan.arms:
             for shape in work.shapes:
-                report = request.folder / f"profile_{arm.precision}_{place(gpus)}.nsys-rep"
+                report = request.folder / f"profile_{arm.name}_{place(gpus)}.nsys-rep"
                 if len(work.shapes) > 1:
                     report = report.with_stem(f"{report.stem}_{shape.name}")
-                commands.append(str(nsys.NsysCommand({}, nsys.arguments(_repeated(arm, shape), report), report)))
+                commands.append(
+                    str(nsys.NsysCommand({}, nsys.arguments(_repeated(options, arm, shape), report), report))
+                )
                 print(commands[-1])
     if work is None or commands:
         return Conclusion({"commands": commands, "skipped": plan.skipped}, commands)
     nsys.check_gpu()
     if len(plan.arms) > 1 or len(work.shapes) > 1:
         raise UsageError(
-            "Nsight Systems records one iteration a session. Give one of --precisions and one --batch_size."
+            "Nsight Systems records one iteration a session. Give one of --precisions or one --arm, and one "
+            "--batch_size."
         )
     sentence = _run_once(plan.arms[0], options, request, work)
     print(sentence)
     return Conclusion({"arm": plan.arms[0].name, "shape": work.shapes[0].name, "recorded": sentence}, [sentence])
 
 
-def _repeated(arm: Arm, shape: Shape) -> list[str]:
-    """This command for one precision and batch size. What stands last wins, so the rest is repeated as it was typed."""
-    single = ["--precisions", arm.precision.partition("-")[0], "--batch_size", str(shape.batch_size)]
-    return ["moe-eval", *sys.argv[1:], *single]
+def _repeated(options: PerfOptions, arm: Arm, shape: Shape) -> list[str]:
+    """This command for one arm and batch size. What stands last wins, so the rest is repeated as it was typed.
+
+    Arms add up, so they are left out but for the one.
+    """
+    typed, single = sys.argv[1:], ["--precisions", arm.precision.partition("-")[0]]
+    if options.arms:
+        places = [at for at, text in enumerate(typed) if text == "--arm"]
+        typed = [
+            text
+            for at, text in enumerate(typed)
+            if at not in places and at - 1 not in places and not text.startswith("--arm=")
+        ]
+        single = ["--arm", next(text for text in options.arms if arm_text.read(text)[0] == arm.name)]
+    return ["moe-eval", *typed, *single, "--batch_size", str(shape.batch_size)]
 
 
 def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workload) -> str:
     """Run one iteration for Nsight Systems, and say so."""
     from moe_eval.checkpoint import tokenizer
 
-    kind = registry.named(request.arms.engine)
+    kind = registry.named(arm.engine)
+    os.environ.update(arm.environment)  # before the engine's library is imported
     arguments = dict(arm.settings.options)
     if not kind.cpu:  # a capture range opened in another process than the engine's would record nothing of it
         if fit.gpu_count(arguments) > 1:
@@ -102,16 +117,16 @@ def _run_once(arm: Arm, options: PerfOptions, request: RunRequest, work: Workloa
     batch = work.prompts(shape)
     generation = GenerationRequest(max_new_tokens=shape.output_len, ignore_eos=True)
     tokens = tokenizer.load(_tokenizer(request, arm), settings.revision, settings.trust_remote_code)
-    engine = registry.load(request.arms.engine, settings, tokens)
+    engine = registry.load(arm.engine, settings, tokens)
     try:
         latency.check(engine, shape)
         for _ in range(request.warm_ups):
             engine.generate(batch, generation)
-        with nsys.capture(f"moe_eval {arm.precision} {shape.name}"):
+        with nsys.capture(f"moe_eval {arm.name} {shape.name}"):
             engine.generate(batch, generation)
     finally:
         engine.close()
-    return f"Recorded one iteration of {shape.name} on {arm.precision} after {request.warm_ups} of warm-up."
+    return f"Recorded one iteration of {shape.name} on {arm.name} after {request.warm_ups} of warm-up."
 
 
 def _tokenizer(request: RunRequest, arm: Arm) -> str:

@@ -189,8 +189,8 @@ def test_layers_get_their_ranges_on_request(command: Command, inside: Inside, en
 @pytest.mark.parametrize(
     ("arguments", "gpu", "sentence"),
     [
-        (["--precisions", "bf16,fp16"], True, "one of --precisions and one --batch_size"),
-        ([*GPU, "--batch_size", "1,2"], True, "one of --precisions and one --batch_size"),
+        (["--precisions", "bf16,fp16"], True, "one of --precisions or one --arm, and one --batch_size"),
+        ([*GPU, "--batch_size", "1,2"], True, "one of --precisions or one --arm, and one --batch_size"),
         ([*GPU, "--model_args", "tensor_parallel_size=2"], True, "on several GPUs it is in others"),
         (GPU, False, "records kernels of a GPU and there is none here"),
         (["--precisions", "bf16", "--layerwise_nvtx"], True, "Transformers puts no ranges around its layers"),
@@ -273,3 +273,24 @@ def test_what_is_for_a_trace_alone_is_refused_where_time_is_measured(
     assert ended.code == 2
     assert sentence in ended.err.splitlines()[-1]
     assert not ended.folder.exists()
+
+
+def test_arms_by_name_have_a_command_each_that_does_just_that_one(command: Command) -> None:
+    arms = [
+        "--arm",
+        "a:engine=transformers",
+        "--arm=b:engine=transformers,dtype=float32,env.CUDA_DEVICE_MAX_CONNECTIONS=2",
+    ]
+    ended = command("--model_path", str(SHIPPED), *arms)
+    assert (ended.code, ended.err) == (0, "")
+    named = []
+    for line in ended.out.splitlines():
+        words = shlex.split(line)
+        options, request = parsed(words[words.index("moe-eval") :][1:])
+        assert options.mode == "nsys"
+        named.append([(arm.name, arm.settings, dict(arm.environment)) for arm in request.arms])
+        assert f"profile_{request.arms[0].name}_" in line
+    assert named == [
+        [("a", {}, {})],
+        [("b", {"dtype": "float32"}, {"CUDA_DEVICE_MAX_CONNECTIONS": "2"})],
+    ]

@@ -64,6 +64,17 @@ def test_what_an_engine_could_not_load_is_refused(
         check(engine, folder, **options)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "trtllm"])
+def test_key_value_heads_are_divided_or_repeated_as_wholes(tmp_path: Path, engine: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_key_value_heads": 4}))
+    for size in (1, 2, 4):
+        check(engine, tmp_path, tensor_parallel_size=size)
+    with pytest.raises(UsageError, match="tensor_parallel_size=6 neither divides the 4 key-value heads"):
+        check(engine, tmp_path, tensor_parallel_size=6)
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_key_value_heads": 2}))
+    check(engine, tmp_path, tensor_parallel_size=4)
+
+
 @pytest.mark.parametrize(
     ("engine", "options"),
     [
