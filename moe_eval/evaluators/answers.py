@@ -69,8 +69,14 @@ class AnsweredModel(LM):  # type: ignore[misc]  # lm-eval has no types
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         return self._answers("generate_until", requests)
 
-    def add_partial(self, kind: str, arguments: Iterable[Any], answer: Answer) -> None:
-        """Hear of an answer as the model gives it, in place of the harness's own cache."""
+    def add_partial(self, kind: str, arguments: Iterable[Any] | None, answer: Answer) -> None:
+        """Hear of an answer as the model gives it, in place of the harness's own cache.
+
+        Args:
+            arguments: of the request. None for a window, which is only a part of one.
+        """
+        if arguments is None:
+            return
         key = _key(kind, arguments)
         if self._waiting[key]:
             self._write(key, self._waiting[key].popleft(), kind, answer)

@@ -184,12 +184,12 @@ def test_a_score_that_is_no_number_fails_the_arm(
         tasks.evaluate(model, moe.facts, spec("choice_local"), TaskOptions(()), place=place(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def endpoint(hf: HFLM) -> Iterator[Endpoint]:
+@pytest.fixture(scope="module", params=[1, 3], ids=["one_request_at_once", "three"])
+def endpoint(hf: HFLM, request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     """A server of the shipped model."""
     with served(Service(hf.model, hf.tokenizer)) as service:
         options = {"base_url": service.url, "tokenizer": str(SHIPPED), "max_length": 514}
-        yield load(EngineSettings(NAME, options=options), None)
+        yield load(EngineSettings(NAME, options={**options, "num_concurrent": request.param}), None)
 
 
 @pytest.mark.parametrize(
