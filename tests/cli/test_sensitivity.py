@@ -15,6 +15,7 @@ from moe_eval.records.sensitivity import SensitivityRecord
 from moe_eval.runner import arm_process
 from tests.cli.commands import Ended, cells, start
 from tests.conftest import SHIPPED
+from tests.engines.conftest import add_scales
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,8 @@ def changed(folder: Path, **settings: object) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = {name: value for name, value in (config | settings).items() if value is not None}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if "quantization_config" in settings:
+        add_scales(folder / "model.safetensors")
     return str(folder)
 
 

@@ -1,11 +1,10 @@
-"""Sensitivity by layer against brute force: layers of an emulated model inside the plain one, scored in whole passes."""
+"""Sensitivity by layer against brute force: an emulated model's layers inside the plain one, in whole passes."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
