@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"{args.model_path}: {len(arm.layers)} layers, {args.precision}, {arm.facts.dtype} on {arm.facts.device_name}, "
         f"torch {torch.__version__}. {args.dataset}: {len(cut.windows)} windows, "
-        f"{figures.reference.tokens:,} tokens. Ranking as by brute force: {is_same}. KLDs differ by at most {worst:.1e}."
+        f"{figures.reference.tokens:,} tokens. Ranking as by brute force: {is_same}. KLDs differ by at most "
+        f"{worst:.1e}."
     )
     print("| what | seconds | sensitivity / brute force |")
     print("|---|---|---|")
