@@ -203,7 +203,8 @@ def suggest(
     """The most of the least sensitive layers whose experts keep a bound together, by passes of the whole model.
 
     The sum of what the layers cost alone says which number of layers is tried first. What a pass measures scales that
-    sum for the next one. A number of layers is taken for too many where fewer were measured to be too many.
+    sum for the next one. A number of layers is taken for too many where fewer were measured to be too many. One layer
+    needs no pass of its own.
 
     Args:
         layers: the most sensitive first.
@@ -212,12 +213,12 @@ def suggest(
     """
     order = [layer.layer for layer in reversed(layers)]
     sums = [0.0, *itertools.accumulate(layer.divergence.mean for layer in reversed(layers))]
-    measured: dict[int, Divergence] = {}
+    measured = {1: layers[-1].divergence}
     fitting, over, scale = 0, len(order) + 1, 1.0
     while over - fitting > 1:
         expected = max(count for count, total in enumerate(sums) if total * scale <= max_kld)
         count = min(max(expected, fitting + 1), over - 1)
-        measured[count] = joint(order[:count])
+        measured[count] = measured.get(count) or joint(order[:count])
         upper = upper_end(measured[count])
         scale = upper / sums[count] if sums[count] > 0 else scale
         fitting, over = (count, over) if upper <= max_kld else (fitting, count)
@@ -229,7 +230,7 @@ def suggest(
         divergence=measured.get(fitting),
         sum_of_klds=sums[fitting],
         least_over=measured.get(over),
-        passes=len(measured),
+        passes=len(measured) - 1,
         saved_bytes=sum(saved[layer] for layer in order[:fitting]),
         expert_bytes=weight_bytes.get("experts", 0),
     )

@@ -60,7 +60,8 @@ class Suggestion:
     Attributes:
         max_kld: the bound in nats for a token. The upper end of the interval keeps it, or the mean without interval.
         layers: whose experts are quantised: the least sensitive ones. `excluded`: whose experts are left as they are.
-        divergence: measured with all of `layers` quantised at once, in a pass of the whole model. None without any.
+        divergence: measured with all of `layers` quantised at once. Of several layers that is a pass of the whole
+            model. None without any.
         sum_of_klds: of these layers alone, for comparison.
         least_over: measured with one layer more, which is over the bound. None where all layers keep it.
         passes: of the whole model, that the search took.

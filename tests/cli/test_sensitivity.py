@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from moe_eval import tracking
 from moe_eval.cli import main
 from moe_eval.records import disk
 from moe_eval.records.sensitivity import SensitivityRecord
@@ -29,7 +30,7 @@ def ended(empty_store: Path, forked: Path, tmp_path_factory: pytest.TempPathFact
     return start(words, scratch, forked)
 
 
-def test_it_leaves_a_record_with_every_label_a_recipe_and_a_run(ended: Ended) -> None:
+def test_it_leaves_a_record_with_every_label_a_recipe_and_a_run(ended: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended.code == 0, ended.err[-2000:]
     file = ended.folder / "sensitivity_fp8_cpu.json"
     record = disk.read_record(file, SensitivityRecord, schemas=(1,), maker="moe-eval sensitivity")
@@ -53,6 +54,8 @@ def test_it_leaves_a_record_with_every_label_a_recipe_and_a_run(ended: Ended) ->
     first = record.figures.layers[0]
     assert run.data.metrics[f"sensitivity/layer_{first.layer}/kld"] == pytest.approx(first.divergence.mean)
     assert run.data.tags["moe_eval.suggested_layers"] == ",".join(map(str, suggested))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{ended.folder.parent / 'own.db'}")
+    assert tracking.log_run(ended.folder).run_id == run.info.run_id, "what is there is left alone"
 
 
 def changed(folder: Path, **settings: object) -> str:

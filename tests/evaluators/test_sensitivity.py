@@ -233,7 +233,7 @@ def cost(mean: float, reach: float = 0.0) -> Divergence:
 
 
 def layer_of(index: int, mean: float) -> LayerSensitivity:
-    return LayerSensitivity(index, f"model.layers.{index}.mlp.experts", 8, cost(mean), None, None, 10)
+    return LayerSensitivity(index, f"model.layers.{index}.mlp.experts", 8, cost(mean, 0.1), None, None, 10)
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 7.0])
@@ -247,11 +247,13 @@ def test_a_suggestion_is_the_largest_that_was_measured_to_fit(scale: float, boun
         return cost(scale * sum(layers[index].divergence.mean for index in chosen), reach=0.1)
 
     suggestion = sensitivity.suggest(layers, bound, joint, {"experts": 480})
-    fitting = sum(scale * total + 0.1 <= bound for total in itertools.accumulate(range(1, 49)))
+    # the least sensitive layer alone costs 1, whatever several cost together
+    totals = [1.0, *(scale * total for total in itertools.accumulate(range(1, 49)) if total > 1)]
+    fitting = sum(total + 0.1 <= bound for total in totals)
     assert len(suggestion.layers) == fitting
     assert (suggestion.divergence is None) == (fitting == 0)
     assert (suggestion.least_over is None) == (fitting == 48)
-    assert suggestion.passes == len(passes) == len(set(passes)) <= 5
+    assert suggestion.passes == len(passes) == len(set(passes) - {1}) <= 5
     assert suggestion.saved_bytes == 10 * fitting
 
 

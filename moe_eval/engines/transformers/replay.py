@@ -92,7 +92,8 @@ class Replay:
     @torch.inference_mode()
     def _check(self) -> None:
         """Compare both ways on one short sequence: a family may pass more between layers than their outputs."""
-        tokens = torch.arange(1, 9, device=self._model.device)[None] * 13 % self._model.config.vocab_size
+        vocabulary = self._model.config.get_text_config().vocab_size
+        tokens = torch.arange(1, 9, device=self._model.device)[None] * 13 % vocabulary
 
         def hidden() -> Tensor:
             states: Tensor = self._model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
@@ -100,9 +101,11 @@ class Replay:
 
         with self.recorded() as states:
             expected = hidden()
+        # kernels of a GPU may add in another order every time
+        allowed = 16 * torch.finfo(expected.dtype).eps * expected.norm() if expected.is_cuda else 0.0
         for index in self._indices:
             with self.started(states, index):
-                if not torch.equal(hidden(), expected):
+                if not (hidden() - expected).norm() <= allowed:
                     raise UsageError(
                         f"{type(self._model).__name__} passes more between its layers than their outputs, so no pass "
                         f"can start at layer {index}. Compare whole arms with moe-eval ppl --emulate."
