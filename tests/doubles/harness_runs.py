@@ -32,13 +32,13 @@ RECORD = HarnessRecord(
     notes=("first note", "second note"),
 )
 PARAMS = {
-    "model_args.pretrained": "/models/tiny-moe",
+    "model_args.pretrained": "tiny-moe",
     "model_args.dtype": "bfloat16",
     "harness.tasks": "moe_sample",
     "harness.limit": "None",
     "engine.name": "transformers",
     "engine.precision": "bf16",
-    "engine.checkpoint": "/models/tiny-moe",
+    "engine.checkpoint": "tiny-moe",
     "engine.graphs": "",
     "prefix_token_id": "0",
     "machine.cores": "2",
