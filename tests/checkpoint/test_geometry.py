@@ -224,6 +224,8 @@ def test_layers_of_which_every_other_one_has_a_router() -> None:
         {"layer_types": ["full_attention", "lightning_attention"] * 24},
         {"layer_types": ["full_attention"]},
         {"num_hidden_layers": 10**12},
+        {"hidden_size": 10**400},
+        {"layer_types": {"0": "full_attention"}},
         {"sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 28},
         {"model_type": None},
         {"layer_types": ["full_attention", "sliding_attention"] * 24},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from moe_eval.checkpoint.contents import Json
 
-_MOST_LAYERS = 4096  # above any model, so that a damaged file takes no memory
+# above any model, so that a damaged file takes neither memory nor numbers that no float holds
+_MOST_LAYERS, _LARGEST = 4096, 1 << 40
 
 
 def size(config: Json, *names: str) -> int:
@@ -16,7 +17,7 @@ def size(config: Json, *names: str) -> int:
     """
     name = next((name for name in names if config.get(name) is not None), names[0])
     number = int(config[name])
-    if number < 1:
+    if not 1 <= number <= _LARGEST:
         raise ValueError(name)
     return number
 
@@ -37,12 +38,12 @@ def listed(config: Json, name: str) -> list[object] | None:
     """A setting with an entry for every layer, and none for layers of multi-token prediction behind them.
 
     Raises:
-        ValueError: it has too few.
+        ValueError: it is no list, or has too few.
     """
     entries = config.get(name)
-    if not isinstance(entries, (list, str)) or not entries:
+    if not entries or isinstance(entries, int):  # or the same for all layers
         return None
     layers = layer_count(config)
-    if len(entries) < layers:
+    if not isinstance(entries, (list, str)) or len(entries) < layers:
         raise ValueError(name)
     return list(entries[:layers])
