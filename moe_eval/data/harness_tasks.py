@@ -164,6 +164,8 @@ def _suite(spec: str, options: TaskOptions, render_chat: RenderChat | None) -> S
     tasks = loaded(spec, options)["tasks"]
     instances = []
     for name, task in tasks.items():
+        if "/" in name:
+            raise UsageError(f"The task {name} cannot name a file. Give it a name without a slash.")
         for flag, what_it_does in (
             ("UNSAFE_CODE", "runs code of the model"),
             ("MULTIMODAL", "shows pictures or sound"),

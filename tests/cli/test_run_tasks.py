@@ -130,6 +130,7 @@ def test_sampled_answers_are_repeated_with_other_seeds(command: Command, files: 
             "num_beams=4 cannot be set, because beam search is not supported.",
         ),
         (("--tasks", "OWN/broken.yaml"), "The task OWN/broken.yaml cannot be built"),
+        (("--tasks", "OWN/slash.yaml"), "The task of/words cannot name a file."),
         (("--tasks", "OWN/hub.yaml"), "The data set of OWN/hub.yaml cannot be fetched"),
         (("--tasks", "OWN/words.yaml", "--num_fewshot", "50"), "The task OWN/words.yaml cannot be built"),
     ],
@@ -140,6 +141,7 @@ def test_what_cannot_be_evaluated_is_told_before_a_load(
     (files / "broken.yaml").write_text(CHOICE.replace("{{text}}", "{{text"), encoding="utf-8")
     hub = CHOICE.replace("custom_dataset: !function data.rows", "dataset_path: nobody/has-such-a-data-set")
     (files / "hub.yaml").write_text(hub, encoding="utf-8")
+    (files / "slash.yaml").write_text(CHOICE.replace("task: words", "task: of/words"), encoding="utf-8")
     words = [argument.replace("OWN", str(files)) for argument in arguments]
     assert sentence.replace("OWN", str(files)) in refused(command(*words))
 
