@@ -83,11 +83,7 @@ def run(**options: object) -> Results:
     for name in options:
         if name not in names:
             raise UsageError(no_such("option", name, names, "docs/reference/options.md lists them."))
-    values = config.checked(options, RunOptions)
-    file = values.get("config")
-    if isinstance(file, Path):
-        values = {**config.read(file, "run", RunOptions), **values}
-    run_options = RunOptions(**RUN.filled(values))  # type: ignore[arg-type]  # every value was read as its field's type
+    run_options = RUN.filled(config.checked(options, RunOptions))
     outcome = measure(run_options, lambda _: None)
     if outcome.failures and not outcome.arms:
         raise EngineError(f"No task finished. The first reason: {outcome.failures[0]}.")

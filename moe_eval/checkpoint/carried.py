@@ -13,6 +13,7 @@ from moe_eval.checkpoint.declared import Declaration, Form
 from moe_eval.checkpoint.headers import Header
 from moe_eval.checkpoint.precision import DTYPE_OF, OF_DTYPE
 from moe_eval.errors import UsageError
+from moe_eval.outside import files
 
 # where a quantisation stands in config.json and its sections
 _KEYS = ("quantization", "quantization_config", "compression_config")  # MLX writes the first two
@@ -93,7 +94,7 @@ def _statements(folder: Path, config: Mapping[str, object]) -> list[tuple[str, D
     """Every declaration of the folder and the name of its file, those that go before others first."""
     statements = []
     for name, method in _FILES.items():
-        if (folder / name).is_file():
+        if files.is_there(folder / name):
             content = {"quant_method": method, **read_object(folder / name)}
             statements.append((name, declared.read(content, name)))
     sections = [section for section in (config, *map(config.get, SECTIONS)) if isinstance(section, Mapping)]

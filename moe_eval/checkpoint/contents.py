@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint import hub
 from moe_eval.errors import UsageError
+from moe_eval.outside import documents, files
 
 _WHOLE = 64 << 20  # bytes up to which a file's whole content goes into the fingerprint
 _ENDS = 1 << 20  # bytes from either end of a larger one
 _COUNTED = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")  # weights, settings and tokenizers
 
 SECTIONS = ("text_config", "language_config", "llm_config")  # of the language model in larger models
+AGAIN = "Copy the checkpoint again."  # what mends a damaged file
 Json = dict[str, Any]  # a JSON file as it stands: every architecture and tool has its own keys
 
 
@@ -25,10 +26,7 @@ def local_folder(name: str) -> Path | None:
     Raises:
         UsageError: the name is a path without a checkpoint.
     """
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError:  # no such user
-        path = Path(name)
+    path = files.at_home(name)
     if path.is_dir():
         if (path / "config.json").is_file():
             return path
@@ -51,15 +49,7 @@ def read_object(file: Path) -> Json:
     Raises:
         UsageError: the file does not hold one.
     """
-    try:
-        if not file.is_file():
-            raise FileNotFoundError("there is no such file")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # numbers of too many digits are a ValueError
-        raise UsageError(f"{file} is not JSON ({error}). Copy the checkpoint again.") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{file} does not hold a JSON object. Copy the checkpoint again.")
-    return content
+    return documents.read_object(file, AGAIN)
 
 
 def text_config(config: Mapping[str, object]) -> Json:

@@ -6,7 +6,6 @@ Format: https://huggingface.co/docs/safetensors, a JSON object behind its length
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from moe_eval.checkpoint.contents import AGAIN
 from moe_eval.errors import UsageError
+from moe_eval.outside import documents, files
 
 LONGEST_HEADER = 100_000_000  # bytes, as the library has it
 _ROUTED = re.compile(r"(?:^|\.)experts\.")
@@ -26,7 +27,6 @@ class _Tensor(msgspec.Struct):
     shape: tuple[int, ...]
 
 
-_TENSOR = msgspec.json.Decoder(_Tensor)
 Tensor = tuple[str, tuple[int, ...]]  # the type as safetensors names it, and the shape
 
 
@@ -108,28 +108,24 @@ def read(folder: Path) -> Header | None:
         UsageError: a header is damaged.
     """
     modules: dict[str, dict[str, Tensor]] = {}
-    for file in sorted(filter(Path.is_file, folder.glob("*.safetensors"))):
+    for file in sorted(folder.glob("*.safetensors")):
         for tensor, (dtype, shape) in _read(file).items():
             module, name = _place(tensor)
             modules.setdefault(module, {})[name] = (dtype, shape)
     return Header(modules) if modules else None
 
 
-_DAMAGE = (OSError, struct.error, ValueError, AttributeError, TypeError, RecursionError, msgspec.ValidationError)
-
-
 def _read(file: Path) -> dict[str, Tensor]:
+    with files.opened(file, AGAIN) as content:
+        start = content.read(8)
+        length = int.from_bytes(start, "little")
+        text = content.read(length) if len(start) == 8 and length <= LONGEST_HEADER else b""
+    if not text or len(text) < length:
+        raise UsageError(f"{file} is corrupt or cut short. {AGAIN}")
     try:
-        with file.open("rb") as content:
-            (length,) = struct.unpack("<Q", content.read(8))
-            if length > LONGEST_HEADER:
-                raise ValueError("its header is too long")
-            text = content.read(length)
-        if len(text) < length:
-            raise ValueError("its header ends too early")
-        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        header = documents.parse_object(text.decode())
         header.pop("__metadata__", None)
-        tensors = [(name, _TENSOR.decode(tensor)) for name, tensor in header.items()]
-    except _DAMAGE as error:
-        raise UsageError(f"{file} is corrupt or cut short ({error}). Copy the checkpoint again.") from error
+        tensors = [(name, msgspec.convert(tensor, _Tensor)) for name, tensor in header.items()]
+    except (documents.Damaged, documents.Unfit, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(f"{file} is corrupt or cut short ({error}). {AGAIN}") from None
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors}

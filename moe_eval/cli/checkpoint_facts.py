@@ -5,6 +5,7 @@ from __future__ import annotations
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.checkpoint.carried import Carried, read_carried
 from moe_eval.cli.output import Conclusion
+from moe_eval.outside.words import one_line
 
 
 def run(checkpoint: str) -> Conclusion:
@@ -18,7 +19,7 @@ def run(checkpoint: str) -> Conclusion:
     config = contents.read_config(folder)
     sizes = geometry.read(config)
     described = _sizes(sizes) if sizes else [_NO_SIZES.format(contents.text_config(config).get("model_type"))]
-    print("\n".join([f"# {checkpoint}", "", *_precisions(carried), *described]))
+    print("\n".join(map(one_line, [f"# {checkpoint}", "", *_precisions(carried), *described])))
     line = f"{checkpoint} carries experts in {carried.precision or f'a form without a name here ({carried.method})'}."
     return Conclusion({"checkpoint": checkpoint, "carried": carried, "geometry": sizes}, [line])
 

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from moe_eval.cli.output import Conclusion
 from moe_eval.comparison import gate, pairs, verdict, wording
 from moe_eval.exits import code
+from moe_eval.outside.words import lines
 from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
@@ -74,9 +75,9 @@ def concluded(
         for renderable in (table, tile_table.render(comparison)):
             if renderable is not None:
                 print_renderable(renderable)
-        print(wording.summary(comparison))
+        print(lines(wording.summary(comparison)))
     places = {"Report": page, "MLflow": logged and logged.describe()}
-    print("\n".join([*reasons, *(f"{name}: {place}" for name, place in places.items() if place)]))
+    print(lines("\n".join([*reasons, *(f"{name}: {place}" for name, place in places.items() if place)])))
     beside: dict[str, object] = {"report": page, "mlflow": logged and asdict(logged), "failures": failures}
     if conditions:
         beside["gate"] = {"result": result.text, "reasons": reasons}

@@ -19,6 +19,7 @@ from moe_eval.comparison import gate
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import terminable
 from moe_eval.machine import named_gpus
+from moe_eval.outside.words import lines
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
@@ -70,7 +71,7 @@ def run(options: MeasuringOptions) -> Conclusion:
 
     def out(text: str) -> None:
         plan_lines.append(text)
-        print(text, flush=True)
+        print(lines(text), flush=True)
 
     outcome = measure(options, out, conditions)
     if options.dry_run:

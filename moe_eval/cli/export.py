@@ -11,6 +11,7 @@ from moe_eval.cli.options.classes import ExportOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.sources import folders
 from moe_eval.errors import UsageError
+from moe_eval.outside import words
 from moe_eval.records import anonymous, by_arm, disk
 from moe_eval.records.comparison import COMPARISON_FILE
 from moe_eval.records.verdicts import Rules
@@ -36,7 +37,7 @@ def run(options: ExportOptions) -> Conclusion:
         _share(options.source, target)
     else:
         _tabulate(options.source, target, kind)
-    line = f"{target}: {target.stat().st_size:,} bytes."
+    line = words.one_line(f"{target}: {target.stat().st_size:,} bytes.")
     print(line)
     return Conclusion({"file": target, "bytes": target.stat().st_size}, [line])
 

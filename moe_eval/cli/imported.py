@@ -12,6 +12,7 @@ from moe_eval.cli.request import make_folder
 from moe_eval.errors import UsageError
 from moe_eval.imports import files
 from moe_eval.imports.record import Statement, record
+from moe_eval.outside.words import one_line
 from moe_eval.records import disk
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,99}")
@@ -38,7 +39,7 @@ def run(options: ImportOptions) -> Conclusion:
     make_folder(options.output_dir)
     disk.write_record(target, latency)
     line = f"{target}: {', '.join(shape.name for shape in latency.shapes)}."
-    print(line)
+    print(one_line(line))
     for note in latency.shapes[0].notes:
-        print(f"{options.arm}: {note}.")
+        print(one_line(f"{options.arm}: {note}."))
     return Conclusion({"file": target, **vars(latency)}, [line])

@@ -16,6 +16,7 @@ from moe_eval.cli.options.classes import KernelsOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import meant
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.outside.words import lines
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
 
@@ -153,6 +154,6 @@ def _classify() -> Conclusion:
         labels.append((name, label))
         rows.append("\t".join((label.category, ",".join(label.fused_with), label.rule, name)))
         # as UTF-8 whatever the terminal's encoding: a name that was read has to be one that can be written
-        sys.stdout.buffer.write(rows[-1].encode("utf-8", "replace") + b"\n")
+        sys.stdout.buffer.write(lines(rows[-1]).encode() + b"\n")
     sys.stdout.buffer.flush()
     return Conclusion({"kernels": [{"name": name, **asdict(label)} for name, label in labels]}, rows)

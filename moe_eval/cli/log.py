@@ -9,6 +9,7 @@ from moe_eval.cli.options.classes import LogOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import meant
 from moe_eval.errors import TrackingError, UsageError
+from moe_eval.outside import words
 from moe_eval.tracking import patience
 
 
@@ -19,7 +20,7 @@ def run(options: LogOptions) -> Conclusion:
     for folder in options.folders:
         try:
             for logged in tracking.log_all(folder):
-                lines.append(f"{folder}: {logged.describe()}")
+                lines.append(words.one_line(f"{folder}: {logged.describe()}"))
                 runs.append({"folder": folder, **asdict(logged)})
                 print(lines[-1])
         except (UsageError, TrackingError) as error:  # of one run: the others are logged all the same

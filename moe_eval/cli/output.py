@@ -11,9 +11,8 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import IO
 
-import msgspec
-
 from moe_eval.cli.options.classes import OutputOptions
+from moe_eval.outside import documents, words
 from moe_eval.records import disk
 
 
@@ -72,7 +71,7 @@ def conclude(conclusion: Conclusion, options: OutputOptions) -> int:
     if options.json:
         print_object(conclusion.record, conclusion.errors)
     elif options.quiet:
-        print("\n".join(conclusion.lines))
+        print(words.lines("\n".join(conclusion.lines)))
     print_errors(conclusion.errors)
     return conclusion.code
 
@@ -80,11 +79,11 @@ def conclude(conclusion: Conclusion, options: OutputOptions) -> int:
 def print_object(content: Mapping[str, object], errors: Sequence[str]) -> None:
     """Print one JSON object: a number that is none (NaN, infinity) is null, and no address has a password."""
     content = {**content, "error": " ".join(errors)} if errors else content
-    text = disk.without_credentials(msgspec.json.encode(content, enc_hook=str).decode())
+    text = disk.without_credentials(documents.encoded(content, str).decode())
     print(json.dumps(json.loads(text), indent=1), flush=True)
 
 
 def print_errors(errors: Sequence[str]) -> None:
     """Print messages on standard error, a line each."""
     for error in errors:
-        print(f"moe-eval: {error}", file=sys.stderr)
+        print(f"moe-eval: {words.one_line(error)}", file=sys.stderr)

@@ -17,6 +17,7 @@ from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency
 from moe_eval.machine import nsys
+from moe_eval.outside.words import one_line
 from moe_eval.runner import fit
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
@@ -32,8 +33,6 @@ def run(options: PerfOptions) -> Conclusion:
     """
     if options.mode == "nsys":
         return _record(options)
-    if options.layerwise_nvtx:
-        raise UsageError("--layerwise_nvtx slows every layer down. Give it with --mode nsys.")
     return execute.run(options)
 
 
@@ -51,7 +50,7 @@ def _record(options: PerfOptions) -> Conclusion:
     make_folder(request.folder)
     for skipped in plan.skipped:
         if not options.quiet:  # standard output is for commands
-            print(f"Skipping {skipped.arm}: {skipped.reason}", file=sys.stderr)
+            print(one_line(f"Skipping {skipped.arm}: {skipped.reason}"), file=sys.stderr)
     for kind in (registry.named(arm.engine) for arm in plan.arms):
         if options.layerwise_nvtx and kind.layer_ranges is None:
             raise UsageError(f"{kind.title} puts no ranges around its layers. Leave out --layerwise_nvtx.")
@@ -65,7 +64,7 @@ def _record(options: PerfOptions) -> Conclusion:
                 commands.append(
                     str(nsys.NsysCommand({}, nsys.arguments(_repeated(options, arm, shape), report), report))
                 )
-                print(commands[-1])
+                print(one_line(commands[-1]))
     if work is None or commands:
         return Conclusion({"commands": commands, "skipped": plan.skipped}, commands)
     nsys.check_gpu()

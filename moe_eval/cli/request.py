@@ -61,15 +61,11 @@ def request_of(options: MeasuringOptions) -> RunRequest:
     Raises:
         UsageError: options that contradict each other, or that the engine does not take.
     """
-    if isinstance(options, LatencyOptions) and options.max_minutes is not None and options.until is None:
-        raise UsageError("--max_minutes ends a run --until decided. Give both, or neither.")
     if isinstance(options, LatencyOptions) and options.until and options.warmup_iterations < LEAST_WARM_UPS:
         raise UsageError(
             f"Fewer than {LEAST_WARM_UPS} --warmup_iterations are a quick look, which --until decided never ends. Give "
             "more, or leave --until out."
         )
-    if options.gpu is not None and not options.dry_run:
-        raise UsageError("--gpu plans for GPUs that are not here. Add --dry_run, or leave it out.")
     arms_request, tokenizer = _arms(options)
     latency = options if isinstance(options, LatencyOptions) else None
     quality = options if isinstance(options, QualityOptions) else None

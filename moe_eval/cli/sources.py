@@ -9,6 +9,7 @@ from pathlib import Path
 from moe_eval.cli.paths import meant
 from moe_eval.errors import UsageError
 from moe_eval.imports import harness_samples
+from moe_eval.outside import files
 from moe_eval.records import by_arm
 from moe_eval.sharing import archive
 from moe_eval.tracking import fetch
@@ -28,7 +29,7 @@ def folders(source: str, scratch: Path) -> list[tuple[str, Path]]:
         UsageError: it is none of these.
     """
     folder = Path(source)
-    if folder.is_file():
+    if files.is_there(folder) and not folder.is_dir():
         target = Path(tempfile.mkdtemp(dir=scratch))
         archive.unpack(folder, target)
         return [(source, target)]

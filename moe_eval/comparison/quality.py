@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_eval import stats
@@ -47,7 +46,9 @@ def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison |
     one_run = is_one_run(first, second)
     files = reference.arrays, candidate.arrays
     if files[0] and files[1]:
-        comparison = of_scores(_scores(files[0]), _scores(files[1]), noise_floor)
+        from moe_eval.evaluators.quality import Scores
+
+        comparison = of_scores(Scores.load(files[0]), Scores.load(files[1]), noise_floor)
     else:
         comparison = (candidate.compared.get(reference.name) if one_run else None) or _PLAIN
     ratio = _finite(comparison.ln_ppl_ratio)
@@ -124,14 +125,3 @@ def of_scores(reference: Scores, candidate: Scores, noise_floor: stats.Estimate 
     noise = comparison.largest_noise if noise_floor else None
     flag = stats.implausible_gain(ratio, noise) if math.isfinite(ratio.high) else None
     return replace(comparison, ln_ppl_ratio=ratio, flag=flag)
-
-
-def _scores(file: Path) -> Scores:
-    from zipfile import BadZipFile
-
-    from moe_eval.evaluators.quality import Scores
-
-    try:
-        return Scores.load(file)
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise UsageError(f"{file} is damaged ({error}). Run moe-eval ppl again.") from None

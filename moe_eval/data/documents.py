@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,14 +44,8 @@ def split_pages(text: str) -> Iterator[str]:
 def _read(path: Path) -> dict[str, Dataset]:
     from datasets import Dataset
 
-    try:
-        # newline="" keeps stray carriage returns inside a page, as the hub's data set has them
-        with path.open(encoding="utf-8", newline="") as file:
-            text = file.read()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}). Give a raw WikiText file.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text. Give a raw WikiText file such as wiki.test.raw.") from error
+    # stray carriage returns inside a page stay, as the hub's data set has them
+    text = files.read_text(path, "Give a raw WikiText file such as wiki.test.raw.")
     if not text.strip():
         raise UsageError(f"{path} is empty. Give a raw WikiText file such as wiki.test.raw.")
     return {"test": Dataset.from_dict({"page": list(split_pages(text))})}
@@ -68,7 +63,7 @@ def wikitext_local(**_: object) -> dict[str, Dataset]:
             f"wikitext_local needs a raw WikiText file. Set {VARIABLE} to its path (for example wiki.test.raw of "
             "WikiText-2), or give moe_sample in its place, which ships with moe_eval."
         )
-    return _read(Path(path).expanduser())
+    return _read(files.at_home(path))
 
 
 def moe_sample(**_: object) -> dict[str, Dataset]:

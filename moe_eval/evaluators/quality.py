@@ -17,6 +17,7 @@ from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.engines.base import Engine, WindowScores, unheard
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import divergence
+from moe_eval.outside import files
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.quality import NO_NUMBERS, NoiseFloor, QualityFigures, QualityRecord
 from moe_eval.stats import Divergence
@@ -97,11 +98,35 @@ class Scores:
 
     @classmethod
     def load(cls, file: Path) -> Scores:
-        """Read what `save` wrote."""
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        texts = {name: str(arrays[name]) for name in ("digest", "reference_digest") if name in arrays}
-        return cls(**{**arrays, **texts})
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: it cannot be read, is damaged, or holds arrays that do not fit each other.
+        """
+        fix = "Score the arm again, or take the file out of the folder."
+        with files.opened(file, fix) as content:
+            try:
+                with np.load(content, allow_pickle=False) as archive:
+                    arrays = dict(archive)
+                texts = {name: str(arrays[name]) for name in ("digest", "reference_digest") if name in arrays}
+                scores = cls(**{**arrays, **texts})
+                scores._check_shapes()
+            # zipfile, zlib and NumPy raise whatever they like at a damaged archive
+            except Exception as error:
+                raise UsageError(f"{file} is damaged ({' '.join(str(error).split())[:200]}). {fix}") from None
+        return scores
+
+    def _check_shapes(self) -> None:
+        tokens, windows = len(self.logprobs), len(self.lengths)
+        numbers = {"logprobs": "f", "lengths": "iu", "documents": "iu", "top_ids": "iu", "top_logprobs": "f"}
+        shapes = {"logprobs": (tokens,), "lengths": (windows,), "documents": (windows,)}
+        shapes |= dict.fromkeys(("top_ids", "top_logprobs"), (tokens, *self.top_ids.shape[1:2]))
+        for name, kinds in numbers.items():
+            array = getattr(self, name)
+            if array.shape != shapes[name] or array.dtype.kind not in kinds:
+                raise ValueError(f"{name} does not fit")
+        if not windows or (self.lengths < 0).any() or self.lengths.sum() != tokens:
+            raise ValueError("lengths do not fit")
 
 
 def measure(

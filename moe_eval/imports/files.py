@@ -9,9 +9,9 @@ import msgspec
 from moe_eval.errors import UsageError
 from moe_eval.imports import aiperf, trtllm_bench, vllm_bench
 from moe_eval.imports.result import ToolResult
-from moe_eval.records import disk
+from moe_eval.outside import documents
 
-_LARGEST = 256 << 20  # bytes. Files with every request have some dozen MB
+_FIX = "Give the JSON that a tool wrote, without the details of requests."
 _Form = vllm_bench.Latency | vllm_bench.Throughput | vllm_bench.Serving | trtllm_bench.Report | aiperf.Summary
 # by fields that no other tool's file has together
 _FORMS: tuple[tuple[frozenset[str], type[_Form], str], ...] = (
@@ -29,11 +29,7 @@ def read(file: Path) -> ToolResult:
     Raises:
         UsageError: it cannot be read, is of no tool that is known here, or states what cannot be.
     """
-    if not file.is_file():
-        raise UsageError(f"There is no file {file}. Give the JSON that a tool wrote.")
-    if file.stat().st_size > _LARGEST:
-        raise UsageError(f"{file} is larger than {_LARGEST >> 20} MiB. Give a file without the details of requests.")
-    content = disk.read_object(file, "the tool")
+    content = documents.read_object(file, _FIX, documents.FIGURE)
     match = next((entry for entry in _FORMS if entry[0] <= content.keys()), None)
     if match is None:
         raise UsageError(
@@ -42,7 +38,7 @@ def read(file: Path) -> ToolResult:
         )
     _, form, tool = match
     try:
-        return disk.decoded(content, form).result()
+        return msgspec.convert(content, form, str_keys=True).result()
     except UsageError as problem:
         raise UsageError(f"{file} {problem}") from None
     except msgspec.ValidationError as error:

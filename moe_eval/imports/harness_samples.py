@@ -5,7 +5,6 @@ What `lm_eval --model trtllm_moe` records (record.json, results.json, samples_TA
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 from moe_eval.errors import UsageError
 from moe_eval.imports import harness_documents
 from moe_eval.imports.harness_groups import Results, groups
+from moe_eval.outside import documents, files
 from moe_eval.records import disk
 from moe_eval.records import harness as harness_records
 from moe_eval.records.task_results import ArmTaskResults, TaskGroup, TaskResults
@@ -147,7 +147,7 @@ def _tasks(file: Path, results: Results) -> Iterator[TaskResults]:
     for name in results.results:
         samples = file.parent / f"samples_{name}{_suffix(file)}.jsonl"
         metrics = results.metrics(name)
-        if not samples.is_file() or not metrics:
+        if not files.is_there(samples) or not metrics:
             continue
         lines = list(_lines(samples))
         documents = harness_documents.results(lines, list(metrics))
@@ -161,16 +161,12 @@ def _tasks(file: Path, results: Results) -> Iterator[TaskResults]:
 
 
 def _lines(file: Path) -> Iterator[Mapping[str, object]]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read ({error}). Run {_MAKER} again.") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(files.read_text(file, f"Run {_MAKER} again.").split("\n"), 1):
         if not line.strip():
             continue
         try:
-            content = json.loads(line, parse_constant=lambda _: None)
+            content = documents.parse_object(line)
             msgspec.convert(content, harness_documents.Sample)
-        except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        except (documents.Damaged, documents.Unfit, msgspec.ValidationError) as error:
             raise UsageError(f"{file} is damaged in line {number} ({error}). Run {_MAKER} again.") from None
         yield content

@@ -13,19 +13,19 @@ from typing import TypeVar
 import msgspec
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import documents, files
 
 _REDACTED = "[redacted]"
 _SECRET = re.compile(r"token|secret|password|passwd|(api|access|private)_?key|credential|env_overrides", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/\s\"'@]+(?=@)")  # user and password of an address
 _NOT_SECRET = re.compile(r"toks?$|tokens|_token_id$|add_bos_token|tokenizer", re.IGNORECASE)
-_LARGEST = 1e24  # no time, count of operations or perplexity is larger
 
 Record = TypeVar("Record")
 
 
 def write_record(file: Path, record: object) -> None:
     """Write a frozen dataclass as JSON. A number that is none (NaN, infinity) is written as null."""
-    write_text(file, msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
+    write_text(file, msgspec.json.format(documents.encoded(record), indent=1).decode())
 
 
 def read_record(
@@ -54,20 +54,19 @@ def read_record(
 
 
 def read_object(file: Path, maker: str) -> dict[str, object]:
-    """A JSON object. NaN and infinity, which are no JSON, are read as null.
+    """A record as it stands.
 
     Raises:
         UsageError: the file cannot be read, or holds none.
     """
+    again = f"Run {maker} again."
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read ({error.strerror}). Make it readable.") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is damaged ({error}). Run {maker} again.") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{file} is not a record of {maker}. Take it out of the folder.")
-    return content
+        return documents.parse_object(files.read_text(file, again), documents.FIGURE)
+    except documents.Damaged as error:
+        raise UsageError(f"{file} is damaged ({error}). {again}") from None
+    except documents.Unfit as error:
+        reason = f" ({error})" if str(error) else ""
+        raise UsageError(f"{file} is not a record of {maker}{reason}. Take it out of the folder.") from None
 
 
 def convert(content: Mapping[str, object], kind: type[Record], file: Path, maker: str) -> Record:
@@ -77,33 +76,9 @@ def convert(content: Mapping[str, object], kind: type[Record], file: Path, maker
         UsageError: it does not fit, with the path of the first value that does not.
     """
     try:
-        return decoded(content, kind)
+        return msgspec.convert(content, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise UsageError(f"{file} is not a record of {maker} ({error}). Take it out of the folder.") from None
-
-
-def decoded(content: Mapping[str, object], kind: type[Record]) -> Record:
-    """A JSON object as a dataclass.
-
-    Raises:
-        msgspec.ValidationError: it does not fit, with the path of the first value that does not.
-    """
-    try:
-        record = msgspec.convert(content, kind, str_keys=True)
-        path = _too_large(content)
-    except RecursionError:
-        raise msgspec.ValidationError("it is nested too deeply") from None
-    if path:
-        raise msgspec.ValidationError(f"no figure is as large as {path}")
-    return record
-
-
-def _too_large(value: object, path: str = "$") -> str | None:
-    """The path of a number that no measurement can have."""
-    if isinstance(value, (int, float)) and abs(value) > _LARGEST:
-        return path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return next((wrong for key, item in inner if (wrong := _too_large(item, f"{path}.{key}"))), None)
 
 
 def write_json(file: Path, content: object, default: Callable[[object], object] | None = None) -> None:
@@ -118,7 +93,7 @@ def write_text(file: Path, text: str) -> None:
     """Write a text beside `file` and move it into place. Addresses lose their user and password."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as out:
             out.write(without_credentials(text) + "\n")
             out.flush()
             os.fsync(out.fileno())

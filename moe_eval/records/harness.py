@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import files
 from moe_eval.records import disk
 from moe_eval.records.labels import Status
 
@@ -76,6 +77,6 @@ def read(folder: Path) -> HarnessRecord:
         UsageError: there is none, it is damaged, or it is of another schema.
     """
     file = folder / RECORD_FILE
-    if not file.is_file():
+    if not files.is_there(file):
         raise UsageError(f"{folder} holds no {RECORD_FILE}. Give the folder of a run.")
     return disk.read_record(file, HarnessRecord, schemas=(1, HARNESS_SCHEMA), maker="lm_eval --model trtllm_moe")

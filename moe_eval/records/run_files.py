@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe_eval.outside import files
 from moe_eval.records import disk, schema_1
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 
@@ -20,7 +21,7 @@ def read_run(folder: Path) -> list[RunRecord]:
     return [
         disk.read_record(file, RunRecord, schemas=schemas, maker=f"moe-eval {command}", upgrade=schema_1.run)
         for command, name in FILES.items()
-        if (file := folder / name).is_file()
+        if files.is_there(file := folder / name)
     ]
 
 

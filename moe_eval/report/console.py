@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from moe_eval.outside.words import one_line
 from moe_eval.report.text import NONE, Row, plain
 
 Part = TypeVar("Part")
@@ -37,7 +38,7 @@ class NamedTask(Protocol):
 
 def say(sentence: str) -> None:
     """Print a sentence on standard error, above a progress display where there is one."""
-    line = f"moe-eval: {_one_line(sentence)}"
+    line = f"moe-eval: {one_line(sentence)}"
     if sys.stderr.isatty():
         _errors().print(line, soft_wrap=True)
     else:
@@ -63,7 +64,7 @@ def plain_text(renderable: RenderableType) -> str:
 
 def lines_of(lines: Sequence[str]) -> Text:
     """Lines of text for print_renderable, without markup and characters that move a cursor."""
-    return Text("\n".join(map(_one_line, lines)))
+    return Text("\n".join(map(one_line, lines)))
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
@@ -72,7 +73,7 @@ def rich_table(rows: Sequence[Row]) -> Table:
     for head, _ in rows[0]:
         table.add_column(Text(head), overflow="fold")
     for row in rows:
-        table.add_row(*(Text("-" if cell == NONE else _one_line(cell)) for _, cell in row))
+        table.add_row(*(Text("-" if cell == NONE else one_line(cell)) for _, cell in row))
     return table
 
 
@@ -127,7 +128,7 @@ def _frame() -> Table:
 
 def _cell(text: str) -> str:
     """Text that breaks no table of Markdown."""
-    return _one_line(text).replace("|", "/")
+    return one_line(text).replace("|", "/")
 
 
 class TaskProgress:
@@ -167,7 +168,7 @@ class TaskProgress:
     def begun(self, task: NamedTask) -> None:
         """A task has begun."""
         self._begun_at = time.monotonic()
-        self._display.update(self._bar, description=_one_line(f"{task.arm} {task.name}"))
+        self._display.update(self._bar, description=one_line(f"{task.arm} {task.name}"))
         if self._says:
             say(f"{task.arm} {task.name} began, task {self._ended + 1} of {self._total}.")
 
@@ -186,8 +187,3 @@ class TaskProgress:
 def _errors() -> Console:
     """The console that sentences and displays share, so that sentences stand above a display."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
-
-
-def _one_line(text: str) -> str:
-    """Text without line breaks and characters that move a terminal's cursor."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_eval.comparison.wording import interval_digits
+from moe_eval.outside.words import one_line
 from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.ratios import Interval, Ratio
 from moe_eval.records.run import Mode
@@ -55,7 +56,7 @@ def plain(value: object, longest: int = LONGEST_NAME) -> str:
     """Text from outside on one line, without control characters, changes of direction or UUIDs of GPUs, and cut."""
     text = value if isinstance(value, str) else str(value)
     cut = text[: longest + 1]  # before the loop: a name may have any length
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in cut).split())
+    line = one_line(cut)
     return _UUID.sub(r"\1", f"{line[: longest - 3]}..." if len(text) > longest else line)
 
 

@@ -17,6 +17,7 @@ import msgspec
 from moe_eval.errors import UsageError
 from moe_eval.evaluators.quality import Scores
 from moe_eval.machine.hardware import Gpu
+from moe_eval.outside.words import one_line
 from moe_eval.records import disk
 from moe_eval.records.by_arm import EARLIER
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
@@ -32,7 +33,7 @@ Result = TypeVar("Result", TaskResult, LoadResult)
 
 def say(sentence: str) -> None:
     """Print a sentence to standard error."""
-    print(f"moe-eval: {sentence}", file=sys.stderr, flush=True)
+    print(f"moe-eval: {one_line(sentence)}", file=sys.stderr, flush=True)
 
 
 def place(gpus: Sequence[Gpu]) -> str:
@@ -237,6 +238,6 @@ def _read(file: Path, kind: type[Result]) -> Result | None:
 def _opens(arrays: Path) -> bool:
     try:
         Scores.load(arrays)
-    except Exception:  # zipfile, zlib and NumPy raise whatever they like at a damaged archive
+    except UsageError:
         return False
     return True

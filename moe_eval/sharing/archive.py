@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import files
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the first that the format has
 # what `compare` reads. Other files of an archive stay in it
@@ -49,7 +50,7 @@ def unpack(source: Path, folder: Path) -> None:
         UsageError: it is no .zip, is damaged, or holds what `pack` does not write.
     """
     try:
-        with zipfile.ZipFile(source) as archive:
+        with files.opened(source, "Give a file of moe-eval export.") as content, zipfile.ZipFile(content) as archive:
             entries = archive.infolist()
             problem = _problem(entries)
             if problem:
@@ -62,8 +63,6 @@ def unpack(source: Path, folder: Path) -> None:
                 target.write_bytes(archive.read(entry))
                 if target.suffix == ".npz":
                     _check_arrays(target, source)
-    except OSError as error:
-        raise UsageError(f"{source} cannot be read ({error.strerror or error}). Make it readable.") from None
     # what zipfile and zlib raise at damage, at a method that is not there, and at a name that cannot be
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
         raise UsageError(f"{source} is damaged, or no .zip ({error}). Ask for it again.") from None

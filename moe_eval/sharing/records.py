@@ -56,17 +56,10 @@ def write(source: Path, target: Path, identity: Identity) -> Identity:
         disk.write_record(target / f"{evaluator}_{name}_{place}{f'_{shape}' if shape else ''}.json", copy)
         arrays = ArmRecords(arm, "", folder=source).arrays if evaluator == "ppl" else None
         if arrays:
-            _copy_arrays(arrays, target / f"ppl_{name}_{place}.npz")
+            Scores.load(arrays).save(target / f"ppl_{name}_{place}.npz")
     for folder in sorted(source.glob("*arms/*/")):
         _copy_traces(folder, target / "traces" / anonymous.text_of(folder.name, identity))
     return identity
-
-
-def _copy_arrays(source: Path, target: Path) -> None:
-    try:
-        Scores.load(source).save(target)
-    except Exception:  # zipfile, zlib and NumPy raise whatever they like at a damaged archive
-        raise UsageError(f"{source} is damaged. Take it out of the folder.") from None
 
 
 def _copy_traces(source: Path, target: Path) -> None:

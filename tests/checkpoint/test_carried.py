@@ -101,7 +101,7 @@ def test_the_file_of_modelopt_and_the_config_may_agree_and_not_contradict(folder
         "right. Give a copy with its weights, or one whose files agree."
     )
     file.write_text("{quantization")
-    with pytest.raises(UsageError, match=r"hf_quant_config.json is not JSON"):
+    with pytest.raises(UsageError, match=r"hf_quant_config.json is damaged"):
         read_carried(folder)
 
 

@@ -79,7 +79,7 @@ def test_texts_with_commas_are_lists_as_on_the_command_line(tmp_path: Path) -> N
         ("loads: 1.5\n", "loads has to be a whole number"),
         ("loads: [1, 2]\n", "loads has to be a whole number"),
         ("loads: true\n", "loads has to be a whole number"),
-        ("loads: 0\n", "loads has to be 1 or more"),
+        ("loads: 0\n", "loads has to be 1 to 1000"),
         ("timeout: 1e3\n", "timeout has to be a number"),
         ("timeout: 0\n", "timeout has to be 1 to 1000000"),
         (f"scope: {SECRET}\n", "scope has to be one of experts, all"),
@@ -104,11 +104,11 @@ def test_two_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file = tmp_path / "run.yaml"
     file.write_text("loads: 2\n")
     assert main(["run", "--config", str(file), f"--config={file}"]) == 2
-    assert capsys.readouterr().err == "moe-eval: --config is given twice. Write all options into one file.\n"
+    assert capsys.readouterr().err == "moe-eval: --config is given twice. Give it once.\n"
 
 
 def test_a_file_that_is_not_there_ends_the_command_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--config", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err == (
-        "moe-eval: --config nowhere.yaml cannot be read (No such file or directory). Give another file.\n"
+        "moe-eval: nowhere.yaml does not exist. Give a YAML file of options.\n"
     )

@@ -100,11 +100,11 @@ def test_variable_unset_is_explained(monkeypatch: pytest.MonkeyPatch, value: str
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("absent.raw", None, "cannot be read"),
-        ("", None, "cannot be read"),
+        ("absent.raw", None, "does not exist"),
+        ("", None, "is a folder"),
         ("empty.raw", b"", "is empty"),
         ("blank.raw", b" \n \n", "is empty"),
-        ("latin1.raw", "= Zürich =".encode("latin-1"), "not UTF-8"),
+        ("latin1.raw", "= Zürich =".encode("latin-1"), "no UTF-8"),
     ],
 )
 def test_unusable_file_or_folder_is_explained(

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "moe_eval"
 # from low to high; rooms of one line know nothing of each other
 STOREYS = (
     ("errors",),
-    ("exits", "stats"),
+    ("exits", "stats", "outside"),
     ("machine",),
     ("checkpoint",),
     ("data",),

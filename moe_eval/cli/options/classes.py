@@ -15,6 +15,8 @@ _INPUT, _OUTPUT = "input", "output"
 _ARMS, _EVALUATORS, _TEXT, _QUALITY, _TASKS = "arms", "evaluators", "text", "quality", "tasks of lm-eval"
 _LATENCY, _VERDICT = "latency and kernels", "verdict"
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
+_MOST_LOADS = 1000
+_UNTIL = ("until", "decided")
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
 # those of their rooms, which are imported where they are needed
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_channel", "fp8_block", "nvfp4")
@@ -80,7 +82,7 @@ class EmulationOptions:
     """Whether low precisions are computed from the checkpoint in BF16."""
 
     emulate: bool = option(False, "compute FP8 and NVFP4 from --model_path by rounding, for quality alone", _ARMS)
-    scope: Literal["experts", "all"] = option("experts", "what --emulate rounds", _ARMS)
+    scope: Literal["experts", "all"] = option("experts", "what --emulate rounds", _ARMS, needs=("emulate", True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class TextOptions:
 class QualityOptions(TextOptions):
     """What is scored."""
 
-    num_chunks: int = option(100, "windows to score, spread over all documents, 0 for all", _QUALITY)
+    num_chunks: int = option(100, "windows to score, spread over all documents, 0 for all", _QUALITY, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +139,17 @@ class LatencyOptions(TextOptions):
         f"times that each arm is loaded. Fewer than {_LEAST_LOADS} are a quick look without a verdict",
         _LATENCY,
         minimum=1,
+        maximum=_MOST_LOADS,
     )
     until: Literal["decided"] | None = option(None, "load again until every verdict is decided", _LATENCY)
-    max_loads: int = option(8, "with --until: load no more often", _LATENCY, minimum=_LEAST_LOADS)
-    max_minutes: float | None = option(None, "with --until: begin no load after so many minutes", _LATENCY, minimum=1)
+    max_loads: int = option(
+        8, "with --until: load no more often", _LATENCY, minimum=_LEAST_LOADS, maximum=_MOST_LOADS, needs=_UNTIL
+    )
+    max_minutes: float | None = option(
+        None, "with --until: begin no load after so many minutes", _LATENCY, minimum=1, needs=_UNTIL
+    )
     aa: bool = option(False, "measure the first arm a second time as well, as a check", _LATENCY)
-    seed: int = option(0, "of --dataset random", _LATENCY)
+    seed: int = option(0, "of --dataset random", _LATENCY, minimum=0, needs=("dataset", "random"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +227,11 @@ class CommandOptions(OutputOptions):
     timeout: float = option(3600.0, "seconds that an arm may take for one task", COMMAND, minimum=1, maximum=1_000_000)
     dry_run: bool = option(False, "show the plan and stop. No engine needs to be installed", COMMAND)
     gpu: str | None = option(
-        None, "with --dry_run: plan for GPUs that are not here, such as H100 or 8xB200", COMMAND, metavar="NAME"
+        None,
+        "with --dry_run: plan for GPUs that are not here, such as H100 or 8xB200",
+        COMMAND,
+        metavar="NAME",
+        needs=("dry_run", True),
     )
     resume: bool = option(False, "go on with what --output_dir holds", COMMAND)
 
@@ -235,7 +246,9 @@ class PerfOptions(CommandOptions, VerdictOptions, LatencyOptions, ArmOptions):
     """What `moe-eval perf` can be asked."""
 
     mode: Literal["perf", "nsys"] = option("perf", "nsys: record one iteration of each shape instead", _LATENCY)
-    layerwise_nvtx: bool = option(False, "with --mode nsys: put an NVTX range around every layer", _LATENCY)
+    layerwise_nvtx: bool = option(
+        False, "with --mode nsys: put an NVTX range around every layer", _LATENCY, needs=("mode", "nsys")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,4 +426,5 @@ class DoctorOptions(OutputOptions):
         "model arguments of --selftest, as lm_eval takes them. Without pretrained= the shipped model is used",
         _INPUT,
         metavar="KEY=VALUE,...",
+        needs=("selftest", True),
     )

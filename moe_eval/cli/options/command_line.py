@@ -57,22 +57,31 @@ class Command(Generic[Options]):
         """
         options = options_of(self.options)
         words = self._spelled(arguments, options.values())
-        if sum(word.partition("=")[0] == "--config" for word in words) > 1:
-            raise UsageError("--config is given twice. Write all options into one file.")
+        _check_once(words, options.values())
         parsed = vars(self._parser(options.values()).parse_intermixed_args(words))
         values = {name: _value(options[name], typed) for name, typed in parsed.items() if typed not in (None, [])}
-        file = values.get("config")
-        if isinstance(file, Path):
-            values = {**config.read(file, self.name, self.options), **values}
-        if values.get("quiet") and values.get("verbose"):
-            raise UsageError("--quiet prints less and --verbose prints more. Give one of them.")
-        return self.options(**self.filled(values))
+        return self.filled(values)
 
-    def filled(self, values: Mapping[str, Value]) -> Mapping[str, Value]:
-        """These values, and those of the demo where all of them are of the command itself and of what is printed."""
-        options = options_of(self.options)
-        is_demo = all(options[name].group in (COMMAND, PRINTED) for name in values)
-        return {**self.demo, **values} if is_demo else values
+    def filled(self, values: Mapping[str, Value]) -> Options:
+        """The options of these values, with those of the file that `config` names.
+
+        Those of the demo join them where all of them are of the command itself and of what is printed.
+
+        Raises:
+            UsageError: the file cannot be read, or an option says nothing without another one.
+        """
+        options, file = options_of(self.options), values.get("config")
+        of_file = config.read(file, self.name, self.options) if isinstance(file, Path) else {}
+        together = {**of_file, **values}
+        if together.get("quiet") and together.get("verbose"):
+            raise UsageError("--quiet prints less and --verbose prints more. Give one of them.")
+        for name, value in together.items():
+            needs = options[name].needs
+            # what a file says beside an option that the command line overrules is for another time
+            if needs and value != options[name].default and (name in values or needs[0] not in values):
+                _check_needs(options[name], options[needs[0]], needs[1:], together)
+        is_demo = all(options[name].group in (COMMAND, PRINTED) for name in together)
+        return self.options(**({**self.demo, **together} if is_demo else together))
 
     def _spelled(self, arguments: Sequence[str], options: Collection[Option]) -> list[str]:
         """The words with the options' own names: a dash in a name counts as an underscore."""
@@ -128,6 +137,27 @@ class Command(Generic[Options]):
                 action = group.add_argument(option.label, nargs=option.word_count, metavar=metavar, help=text)
             actions[option.name] = action
         return actions
+
+
+def _check_once(words: Sequence[str], options: Collection[Option]) -> None:
+    """Refuse an option that is given twice, and one with dashes for a value, which argparse takes for none."""
+    labels = [option.label for option in options if option.kind is not bool and option.spelling is None]
+    names = [word.partition("=")[0] for word in words]
+    for label in labels:
+        if names.count(label) > 1:
+            raise UsageError(f"{label} is given twice. Give it once.")
+    for word in words:
+        label, _, value = word.partition("=")
+        if value == "--" and label.startswith("--"):
+            raise UsageError(f"{label} needs a value. Write it after the name.")
+
+
+def _check_needs(option: Option, needed: Option, fitting: Sequence[Value], values: Mapping[str, Value]) -> None:
+    """Refuse an option that says nothing without a value of another one."""
+    value = values.get(needed.name, needed.default)
+    if not {*fitting} & {*(value if isinstance(value, tuple) else (value,))}:
+        names = needed.label if needed.kind is bool else f"{needed.label} {' or '.join(map(str, fitting))}"
+        raise UsageError(f"{option.label} is for {names}. Give both, or leave {option.label} out.")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from moe_eval.errors import nearest
+from moe_eval.outside import words
 
 Scalar = bool | int | float | str | Path
 Value = Scalar | tuple[Scalar, ...] | None
@@ -18,8 +18,10 @@ T = TypeVar("T")
 # groups of options: those that say nothing of what is done, and those that every command has
 COMMAND, PRINTED = "the command itself", "what is printed"
 
+_LARGEST = 1_000_000_000  # of a number that says nothing else
 _SCALARS = {int: "a whole number", float: "a number", str: "text, a number or a list of them", Path: "a path"}
-_LISTS = {int: "a whole number or a list of them", str: "text or a list of it"}
+_READERS: Mapping[type, Callable[[str], Scalar]] = {int: words.whole, float: words.real, str: str, Path: Path}
+_LISTS = {int: "a whole number or a list of them", float: "numbers", Path: "paths", str: "text or a list of it"}
 
 
 class Misfit(ValueError):
@@ -48,8 +50,9 @@ class Option:
         suggestions: values that a shell completes where there are no choices. `is_path`: it completes paths.
         group: the heading in --help.
         metavar: stands for the value in --help. None for the name.
-        minimum: of a number, up to `maximum`. None for any number.
+        minimum: of a number, up to `maximum`. None for a negative one too.
         meaning: of a number, told with these limits. None where it needs no word.
+        needs: the name of the option without which this one says nothing, and those of its values that go with it.
         synonyms: names that people try, and what they mean here.
         is_positional: the values stand without the option's name.
         is_verbatim: the next word is its value, also where it begins with dashes.
@@ -68,8 +71,9 @@ class Option:
     group: str
     metavar: str | None = None
     minimum: int | None = None
-    maximum: float = math.inf
+    maximum: float = _LARGEST
     meaning: str | None = None
+    needs: tuple[str, ...] | tuple[str, bool] | None = None
     synonyms: Mapping[str, str] = field(default_factory=dict)
     suggestions: tuple[str, ...] = ()
     is_path: bool = False
@@ -87,6 +91,8 @@ class Option:
     @property
     def expected(self) -> str:
         """What its value has to be, in words."""
+        if self.kind is bool:
+            return "nothing"
         if self.choices:
             return f"{'some' if self.is_list else 'one'} of {', '.join(self.choices)}"
         return (_LISTS if self.is_list else _SCALARS)[self.kind]
@@ -133,16 +139,26 @@ class Option:
         Raises:
             Misfit: it is no such value.
         """
+        if self.kind in (str, Path):
+            self._check_text(word)
         try:
-            value: Scalar = word if self.kind is str else self.kind(word)
+            value = _READERS[self.kind](word)
         except ValueError:
             raise Misfit(self.expected) from None
         if self.choices and word not in self.choices:
             raise Misfit(self.expected, "is unknown", self.synonyms.get(word.lower()) or nearest(word, self.choices))
-        if self.minimum is not None and not (isinstance(value, (int, float)) and self.minimum <= value <= self.maximum):
-            limits = f"{self.minimum} or more" if self.maximum == math.inf else f"{self.minimum} to {self.maximum}"
+        minimum = -self.maximum if self.minimum is None else self.minimum
+        if isinstance(value, (int, float)) and not minimum <= value <= self.maximum:
+            is_open = self.maximum == _LARGEST
+            limits = f"{minimum:g} or more" if is_open and value < minimum else f"{minimum} to {self.maximum}"
             raise Misfit(f"{limits} ({self.meaning})" if self.meaning else limits, "is out of range")
         return value
+
+    def _check_text(self, word: str) -> None:
+        if not word.strip() and (self.default != "" or self.is_positional):
+            raise Misfit("text that is not empty", "is empty")
+        if not words.is_writable(word):
+            raise Misfit("text that can be written", "holds what is no character")
 
 
 def option(default: T, text: str, group: str, **details: object) -> T:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import files
 from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Trace, kernels, ranges
 from moe_eval.traces.readers.nsys_cells import MAKE, Table, encoded, number
@@ -48,10 +49,7 @@ def read(path: Path) -> Trace:
     Raises:
         UsageError: the file cannot be read, or holds neither of the two reports.
     """
-    try:
-        raw = as_utf8(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}). Give the CSV that nsys stats wrote.") from error
+    raw = as_utf8(files.read_bytes(path, "Give the CSV that nsys stats wrote."))
     headers: dict[str, _Header] = {}
     for header in _headers(raw):
         names = header.units.keys()

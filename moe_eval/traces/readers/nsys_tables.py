@@ -6,6 +6,7 @@ version and with what was recorded, so everything is looked up by name and may b
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import files
 
 KERNEL = "CUPTI_ACTIVITY_KIND_KERNEL"
 MEMCPY = "CUPTI_ACTIVITY_KIND_MEMCPY"
@@ -134,14 +136,9 @@ def connect(uri: str) -> sqlite3.Connection:
 
 
 def _check_file(path: Path) -> None:
-    with one_sentence(path):
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder. Give the .sqlite file that nsys export wrote.")
-        if not path.is_file():
-            raise UsageError(f"There is no file {path}. Give the .sqlite file that nsys export wrote.")
-        with path.open("rb") as file:
-            header = file.read(100)
-        size = path.stat().st_size
+    with files.opened(path, "Give the .sqlite file that nsys export wrote.") as file:
+        header = file.read(100)
+        size = os.fstat(file.fileno()).st_size
     again = "Export it again with nsys export --type sqlite"
     if not size:
         raise UsageError(f"{path} is empty (0 bytes). {again}.")

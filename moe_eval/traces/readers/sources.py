@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import files
 from moe_eval.traces.readers import nsys_stats
 
 LIMIT = 4 << 30  # bytes of content. Reading JSON takes about two and a half times as much memory
@@ -132,17 +133,8 @@ def _too_large(path: Path, limit: int) -> UsageError:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """A file that exists and has content. Every failure of the system becomes one sentence."""
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}. Give the trace itself.")
-        with path.open("rb", buffering=0) as file:
-            if not file.read(1):
-                raise UsageError(f"{path} is empty. Record it again and let the profiler finish writing.")
-            file.seek(0)
-            yield file
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist. Check the path.") from None
-    except PermissionError:
-        raise UsageError(f"{path} may not be read by this user. Change its permissions.") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror or error}). Check the file.") from None
+    with files.opened(path, "Give the trace itself.") as file:
+        if not file.read(1):
+            raise UsageError(f"{path} is empty. Record it again and let the profiler finish writing.")
+        file.seek(0)
+        yield file

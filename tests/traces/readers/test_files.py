@@ -147,7 +147,7 @@ def test_a_trace_shrinks_far_less_than_that(tmp_path: Path) -> None:
 def test_a_folder_a_pipe_and_a_missing_file_get_one_sentence(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for path, sentence in ((tmp_path, "is a folder"), (pipe, "no regular file"), (tmp_path / "no", "does not exist")):
+    for path, sentence in ((tmp_path, "is a folder"), (pipe, "is a pipe"), (tmp_path / "no", "does not exist")):
         with pytest.raises(UsageError, match=sentence):
             files.read(path)
 

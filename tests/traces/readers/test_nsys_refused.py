@@ -109,7 +109,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "view": (statement("DROP TABLE KERNELS", VIEW), "--trace=cuda"),
     "words for numbers": (statement("UPDATE KERNELS SET start = 'soon' WHERE rowid = 20"), "is damaged"),
     "folder": (a_folder, "is a folder"),
-    "absent": (Path.unlink, "no file"),
+    "absent": (Path.unlink, "does not exist"),
 }
 
 

@@ -1,0 +1,49 @@
+"""Reads numbers and text of a word that somebody typed, as strictly as JSON does."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
+_REAL = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?|nan|inf)", re.IGNORECASE)
+
+
+def whole(word: str) -> int:
+    """A whole number in digits. Python's int reads `1_0` and digits of other scripts too, which are slips of a hand.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _WHOLE.fullmatch(word.strip(" ")):
+        raise ValueError("no whole number")
+    return int(word)
+
+
+def real(word: str) -> float:
+    """A number in digits, with a point and an exponent, or `nan` and `inf`, which are out of any range.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _REAL.fullmatch(word.strip(" ")):
+        raise ValueError("no number")
+    return float(word)
+
+
+def is_writable(text: str) -> bool:
+    """Whether a text can be the name of a file: it has no NUL, and no half of a character."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def lines(text: str) -> str:
+    """Text for a terminal, with its lines and tabs. A space stands for all that moves a cursor, colours or turns."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
+
+
+def one_line(text: str) -> str:
+    """Text for a terminal on one line, see `lines`."""
+    return " ".join(lines(text).split())
