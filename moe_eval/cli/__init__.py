@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.exits import settle
 
 _JSON = "--json"
+_OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # a path that was given cannot be one
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             "are whole.",
             arguments,
         )
-        return 1
+        return 2 if error.errno in _OF_NAMES else 1
     except BaseException as error:  # a fault of the program, or a signal
         if not isinstance(error, SystemExit) or error.code:
             _print_failure(f"{type(error).__name__}: {error}", arguments, is_told=True)

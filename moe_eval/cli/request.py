@@ -174,6 +174,10 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     is_shipped = options.model_path is None and not _have_checkpoints(options.arms)
     engine = options.engine or ("transformers" if emulate or is_shipped else "trtllm")
     arguments: dict[str, object] = dict(simple_parse_args_string(options.model_args))
+    names = [part.partition("=")[0].strip() for part in options.model_args.split(",") if "=" in part]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise UsageError(f"--model_args has {doubled} twice. Give it once.")
     tokenizer = arguments.pop("tokenizer", None)
     for name in arguments:
         if name in _OPTIONS:

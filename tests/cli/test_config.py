@@ -104,11 +104,9 @@ def test_two_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file = tmp_path / "run.yaml"
     file.write_text("loads: 2\n")
     assert main(["run", "--config", str(file), f"--config={file}"]) == 2
-    assert capsys.readouterr().err == "moe-eval: --config is given twice. Give it once.\n"
+    assert capsys.readouterr().err == "moe-eval: --config is given twice. Write all options into one file.\n"
 
 
 def test_a_file_that_is_not_there_ends_the_command_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--config", "nowhere.yaml"]) == 2
-    assert capsys.readouterr().err == (
-        "moe-eval: nowhere.yaml does not exist. Give a YAML file of options.\n"
-    )
+    assert capsys.readouterr().err == ("moe-eval: nowhere.yaml does not exist. Give a YAML file of options.\n")

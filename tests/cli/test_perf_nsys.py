@@ -232,7 +232,7 @@ def test_a_shape_that_the_loaded_engine_cannot_run_is_refused(command: Command, 
         (["--input_len", "1021", "--output_len", "4"], "make 1025 tokens and "),
         (["--input_len", "512", "--batch_size", "999"], "the largest batch needs 999"),
         (["--dataset", "c4"], "no data set 'c4'"),
-        (["--dataset", "random", "--seed", "-1"], "The seed is -1"),
+        (["--dataset", "random", "--seed", "-1"], "--seed -1 is out of range"),
         (["--precisions", "int4"], "no precision 'int4'"),
         (["--precisions", "bf16,bf16"], "Give each name once."),
         (["--model_args", "nonsense=1"], "knows no argument 'nonsense'"),
@@ -261,7 +261,7 @@ def test_what_cannot_be_measured_is_refused_before_any_arm(
     ("session", "arguments", "sentence"),
     [
         ("7", [], "timed under Nsight Systems"),
-        ("", ["--layerwise_nvtx"], "--layerwise_nvtx slows every layer down. Give it with --mode nsys."),
+        ("", ["--layerwise_nvtx"], "--layerwise_nvtx is for --mode nsys. Give both, or leave --layerwise_nvtx out."),
     ],
 )
 def test_what_is_for_a_trace_alone_is_refused_where_time_is_measured(

@@ -57,7 +57,7 @@ class Command(Generic[Options]):
         """
         options = options_of(self.options)
         words = self._spelled(arguments, options.values())
-        _check_once(words, options.values())
+        _check_words(words)
         parsed = vars(self._parser(options.values()).parse_intermixed_args(words))
         values = {name: _value(options[name], typed) for name, typed in parsed.items() if typed not in (None, [])}
         return self.filled(values)
@@ -139,13 +139,10 @@ class Command(Generic[Options]):
         return actions
 
 
-def _check_once(words: Sequence[str], options: Collection[Option]) -> None:
-    """Refuse an option that is given twice, and one with dashes for a value, which argparse takes for none."""
-    labels = [option.label for option in options if option.kind is not bool and option.spelling is None]
-    names = [word.partition("=")[0] for word in words]
-    for label in labels:
-        if names.count(label) > 1:
-            raise UsageError(f"{label} is given twice. Give it once.")
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse two files, and dashes for a value, which argparse takes for none."""
+    if sum(word.partition("=")[0] == "--config" for word in words) > 1:
+        raise UsageError("--config is given twice. Write all options into one file.")
     for word in words:
         label, _, value = word.partition("=")
         if value == "--" and label.startswith("--"):

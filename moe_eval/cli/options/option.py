@@ -119,7 +119,7 @@ class Option:
             Misfit: it is no such value.
         """
         if self.reader is not None:
-            return self.reader(value)
+            return tuple(str(self.scalar(text)) for text in self.reader(value))
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise Misfit("true or false, without quotes")

@@ -164,9 +164,10 @@ def test_a_file_that_the_system_refuses_gets_one_sentence(
     def refuse(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(UsageError, match=rf"a\.json.*{sentence}"):
-        files.read(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(UsageError, match=rf"a\.json.*{sentence}"):
+            files.read(path)
 
 
 def test_a_trace_of_torch_is_read_whatever_its_name(tmp_path: Path) -> None:
