@@ -12,7 +12,7 @@ from moe_eval.engines import registry, tables
 from tests.fuzz.hostile import TEXTS
 
 # nothing of these loads an engine, writes elsewhere than `out`, or waits for a network
-_FIRST: Mapping[str, Sequence[str]] = {name: ("--dry_run",) for name in ("run", "perf", "ppl")}
+_FIRST: Mapping[str, Sequence[str]] = dict.fromkeys(("run", "perf", "ppl"), ("--dry_run",))
 _PLACES = (
     "../out",
     "../out/deep",
@@ -46,8 +46,34 @@ _VALID: Mapping[str, Sequence[str]] = {
     "folders": ("first", "."),
     "model_args": ("dtype=float32", "revision=main,trust_remote_code=on"),
 }
-_NUMBERS = ("0", "-1", "1", "2", "8", "64", "0.5", "1.5", "1e3", "1e999", "nan", "-inf", "1_0", "\u0661", "+1", " 1", "0x10",
-            "1e-320", "9" * 30, "9" * 5000, "1,2", "1,,2", "1,1", ",", "1,nan", "1" * 400)  # fmt: skip
+_NUMBERS = (
+    "0",
+    "-1",
+    "1",
+    "2",
+    "8",
+    "64",
+    "0.5",
+    "1.5",
+    "1e3",
+    "1e999",
+    "nan",
+    "-inf",
+    "1_0",
+    "\u0661",
+    "+1",
+    " 1",
+    "0x10",
+    "1e-320",
+    "9" * 30,
+    "9" * 5000,
+    "1,2",
+    "1,,2",
+    "1,1",
+    ",",
+    "1,nan",
+    "1" * 400,
+)
 words_of_text = st.sampled_from(
     [text.replace("\x00", "") for text in TEXTS] + ["--", "-", "-1", "--json", "\udc80"]
 ) | st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=5)

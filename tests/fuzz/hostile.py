@@ -16,15 +16,68 @@ Step = str | int
 Place = tuple[Step, ...]
 
 TEXTS = (
-    "", " ", "0", "-1", "1e999", "nan", "1_0", "\u0661\u0662", "true", "null", ".", "..", "/", "~nobody/x", "a" * 5000,
-    "\ud800", "\x00", "\x1b[31mred\x1b[0m", "\u202eabc\u2066", "a\nb\r\nc", "a\tb|c", "<script>alert(1)</script>",
-    "{{ 7*7 }}", "[bold]x[/bold]", "`x`*y*_z_", "=1+1", "../../etc/passwd", "\U0001f600", "e\u0301", "\ufeff", "bf16",
-    "fp8", "2", "b1_i512_o257", "none", "%s%n", "a:b=c,d", "NaN", "Infinity",
-)  # fmt: skip
+    "",
+    " ",
+    "0",
+    "-1",
+    "1e999",
+    "nan",
+    "1_0",
+    "\u0661\u0662",
+    "true",
+    "null",
+    ".",
+    "..",
+    "/",
+    "~nobody/x",
+    "a" * 5000,
+    "\ud800",
+    "\x00",
+    "\x1b[31mred\x1b[0m",
+    "\u202eabc\u2066",
+    "a\nb\r\nc",
+    "a\tb|c",
+    "<script>alert(1)</script>",
+    "{{ 7*7 }}",
+    "[bold]x[/bold]",
+    "`x`*y*_z_",
+    "=1+1",
+    "../../etc/passwd",
+    "\U0001f600",
+    "e\u0301",
+    "\ufeff",
+    "bf16",
+    "fp8",
+    "2",
+    "b1_i512_o257",
+    "none",
+    "%s%n",
+    "a:b=c,d",
+    "NaN",
+    "Infinity",
+)
 NUMBERS = (
-    0, 1, -1, 2, 7, 0.5, -0.0, 1e-320, 1e24, 1e308, float("nan"), float("inf"), float("-inf"), 2**31, 2**53 + 1, 2**63,
-    2**64, -(2**63) - 1, 10**40, 10**400,
-)  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    7,
+    0.5,
+    -0.0,
+    1e-320,
+    1e24,
+    1e308,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    2**31,
+    2**53 + 1,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    10**40,
+    10**400,
+)
 # texts of JSON and YAML that no value has: they take the place of a marker
 RAW = (
     "9" * 5000,
@@ -115,7 +168,7 @@ def written(document: Any) -> bytes:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+def damaged(draw: st.DrawFn, content: bytes) -> bytes:  # noqa: PLR0911
     """Bytes that were cut, turned or written in another encoding."""
     kind = draw(
         st.sampled_from(
