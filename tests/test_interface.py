@@ -137,7 +137,7 @@ def test_run_takes_the_options_of_the_command(
         ({"dry_run": True}, "There is no option dry_run."),
         ({"gate": "speed>=1"}, "There is no option gate."),
         ({"emulate": "yes"}, "emulate has to be true or false"),
-        ({"loads": 0}, "loads has to be 1 or more."),
+        ({"loads": 0}, "loads has to be 1 to 1000."),
         ({"min_gain": 1}, "min_gain has to be 0 to 0.5 (0.01 is 1 %)."),
         ({"evaluators": ["perplexity"]}, "evaluators has to be some of quality, tasks, latency, kernels."),
     ],

@@ -103,7 +103,7 @@ class Scores:
         Raises:
             UsageError: it cannot be read, is damaged, or holds arrays that do not fit each other.
         """
-        fix = "Score the arm again, or take the file out of the folder."
+        fix = "Run moe-eval ppl again, or take the file out of the folder."
         with files.opened(file, fix) as content:
             try:
                 with np.load(content, allow_pickle=False) as archive:
