@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from moe_eval.cli import main
@@ -38,6 +38,8 @@ def share(percent: float) -> settings:
     """The settings of a test that has so many of all examples."""
     return settings(
         max_examples=max(1, round(_EXAMPLES * percent / 100)), derandomize=not _BY_HAND, database=None, deadline=None,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),  # to explain, every line would be traced
+       
         suppress_health_check=_NEVER,
     )  # fmt: skip
 
