@@ -37,11 +37,13 @@ _NEVER = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck
 def share(percent: float) -> settings:
     """The settings of a test that has so many of all examples."""
     return settings(
-        max_examples=max(1, round(_EXAMPLES * percent / 100)), derandomize=not _BY_HAND, database=None, deadline=None,
+        max_examples=max(1, round(_EXAMPLES * percent / 100)),
+        derandomize=not _BY_HAND,
+        database=None,
+        deadline=None,
         phases=(Phase.explicit, Phase.generate, Phase.shrink),  # to explain, every line would be traced
-       
         suppress_health_check=_NEVER,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,9 +133,11 @@ def _database(data: st.DataObject, file: Path) -> bytes:
     )
     statements = {
         "value": f'UPDATE "{table}" SET "{column}" = ? WHERE rowid = (SELECT max(rowid) FROM "{table}")',
-        "all": f'UPDATE "{table}" SET "{column}" = ?', "drop": f'DROP TABLE "{table}"',
-        "rename": f'ALTER TABLE "{table}" RENAME COLUMN "{column}" TO "renamed"', "empty": f'DELETE FROM "{table}"',
-    }  # fmt: skip
+        "all": f'UPDATE "{table}" SET "{column}" = ?',
+        "drop": f'DROP TABLE "{table}"',
+        "rename": f'ALTER TABLE "{table}" RENAME COLUMN "{column}" TO "renamed"',
+        "empty": f'DELETE FROM "{table}"',
+    }
     try:
         database.execute(statements[action], [value] if "?" in statements[action] else [])
         database.commit()
@@ -229,10 +233,16 @@ def test_checkpoints(data: st.DataObject, stage: Stage, folders: Path) -> None:
 @given(data=st.data())
 @share(18)
 def test_files_of_options(data: st.DataObject, stage: Stage, folders: Path) -> None:
-    _play(data, stage, folders / "yaml", [
-        [command, "--dry_run", "--config", file, "--output_dir", "../out"]
-        for command in ("run", "perf", "ppl") for file in ("run.yaml", "arms.yaml")
-    ])  # fmt: skip
+    _play(
+        data,
+        stage,
+        folders / "yaml",
+        [
+            [command, "--dry_run", "--config", file, "--output_dir", "../out"]
+            for command in ("run", "perf", "ppl")
+            for file in ("run.yaml", "arms.yaml")
+        ],
+    )
 
 
 @given(data=st.data())
