@@ -33,18 +33,23 @@ LIMIT = 240.0  # seconds, more than any case should take
 
 
 def write(shape: Path, out: Path) -> None:
+    """Every case, each on disk as soon as it has ended."""
     out.mkdir(parents=True, exist_ok=True)
-    cases: dict[str, Any] = {
-        "heads that three GPUs do not divide": refused(shape, out / "odd", f"a:{TWO[:-1]}3"),
-        "more GPUs than there are": refused(shape, out / "many", f"a:{TWO[:-1]}16"),
-        "an arm that one GPU does not hold": refused(shape, out / "large", "a:kv_cache_memory_bytes=900000000000"),
-    }
-    with filled():
-        cases["a GPU that another process fills"] = refused(shape, out / "full", f"a:{TWO}")
-    cases["a rank that is killed (SIGKILL)"] = failing(shape, out / "killed", signal.SIGKILL)
+    results: dict[str, Any] = {}
+    for case, result in cases(shape, out):
+        results[case] = result
+        (out / "failures.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def cases(shape: Path, out: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    yield "a rank that is killed (SIGKILL)", failing(shape, out / "killed", signal.SIGKILL)
     stopped = failing(shape, out / "stopped", signal.SIGSTOP, "--stall_timeout", "20")
-    cases["a rank that stops (SIGSTOP), --stall_timeout 20"] = stopped
-    (out / "failures.json").write_text(json.dumps(cases, indent=1) + "\n")
+    yield "a rank that stops (SIGSTOP), --stall_timeout 20", stopped
+    yield "heads that three GPUs do not divide", refused(shape, out / "odd", f"a:{TWO[:-1]}3")
+    yield "more GPUs than there are", refused(shape, out / "many", f"a:{TWO[:-1]}16")
+    yield "an arm that one GPU does not hold", refused(shape, out / "large", "a:kv_cache_memory_bytes=900000000000")
+    with filled():
+        yield "a GPU that another process fills", refused(shape, out / "full", f"a:{TWO}")
 
 
 def refused(shape: Path, folder: Path, arm: str) -> Mapping[str, object]:
