@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint import precision
-from moe_eval.cli import checkpoint_facts
 from moe_eval.cli.options.classes import DoctorOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.emulation import PRECISIONS as EMULATED
@@ -30,6 +29,8 @@ def run(options: DoctorOptions) -> Conclusion:
     if options.checkpoint is not None:
         if options.selftest or options.model_args:
             raise UsageError("--checkpoint only reads files. Leave out --selftest and --model_args.")
+        from moe_eval.cli import checkpoint_facts
+
         return checkpoint_facts.run(options.checkpoint)
     machine = hardware.machine()
     versions = {name: _version(kind.package) for name, kind in registry.ENGINES.items()}

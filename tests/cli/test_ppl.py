@@ -207,7 +207,7 @@ def test_an_arm_that_a_gpu_cannot_run_is_a_line_and_a_record_and_the_others_go_o
         (["--disable_fusion"], "--disable_fusion is a setting of TensorRT-LLM"),
         (["--engine", "foo"], "no engine 'foo'"),
         (["--input_len", "0"], "--input_len 0 --num_chunks 100 make no windows"),
-        (["--num_chunks", "-1"], "--input_len 512 --num_chunks -1 make no windows"),
+        (["--num_chunks", "-1"], "--num_chunks -1 is out of range"),
         (["--model_path", "/no/where", "--emulate"], "There is no folder /no/where"),
         (["--fp8_model_path", str(SHIPPED), "--precisions", "fp8"], "was given for fp8 and holds"),
     ],

@@ -35,7 +35,9 @@ def _nothing_is_left() -> Iterator[None]:
     """Whatever a test starts has ended when it is over; other tests may have processes of their own here."""
     before = psutil.Process().children(recursive=True)
     yield
-    assert set(psutil.Process().children(recursive=True)) <= set(before)
+    left = set(psutil.Process().children(recursive=True)) - set(before)
+    _, alive = psutil.wait_procs(left, timeout=10)  # a guard looks four times a second whether its arm has gone
+    assert not alive
 
 
 @pytest.fixture
