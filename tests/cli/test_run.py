@@ -345,6 +345,6 @@ def test_a_plan_needs_neither_the_engine_nor_a_gpu(capsys: pytest.CaptureFixture
     assert main([*arguments, "--dry_run"]) == 0
     assert "bf16: quality, latency, kernels; about 8.0 GiB" in capsys.readouterr().out
     assert main(arguments) == 2
-    assert "Add --dry_run, or leave it out" in capsys.readouterr().err
+    assert "--gpu is for --dry_run. Give both, or leave --gpu out." in capsys.readouterr().err
     assert main([*arguments[:-1], "Z9", "--dry_run"]) == 2
     assert "There is no GPU 'Z9' to plan for. Give one of A100" in capsys.readouterr().err
