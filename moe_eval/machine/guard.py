@@ -36,12 +36,19 @@ def start(*pids: int) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def started_meanwhile() -> Iterator[None]:
-    """Guard what this process starts inside, such as the workers of an engine, for as long as it lives."""
+    """Guard what this process starts inside, such as the workers of an engine, for as long as it lives.
+
+    What fails inside has ended what it started.
+    """
     guard = start(os.getpid())
     _guards.append(guard)
     assert guard.stdin is not None
     try:
         yield
+    except BaseException:
+        guard.kill()
+        guard.wait()
+        raise
     finally:
         with contextlib.suppress(OSError), guard.stdin as opened:  # closed it would be too, but a fork may hold it open
             opened.write(b"\n")
