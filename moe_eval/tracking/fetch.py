@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from moe_eval.errors import UsageError
 from moe_eval.records.comparison import COMPARISON_FILE
 from moe_eval.records.run import RUN_FILE
-from moe_eval.tracking import patience, store
+from moe_eval.tracking import owner, patience, store
 from moe_eval.tracking.arm import ARM_TAG
 from moe_eval.tracking.plan_run import PARENT_TAG
 
@@ -84,6 +84,7 @@ def _fetch(name: str, folder: Path) -> None:
 
     client = mlflow.MlflowClient()
     runs = _run(client, name) if RUN_ID.fullmatch(name) else _experiment(client, name)
+    owner.end_killed(client, runs[0].info.experiment_id)
     for run in runs:
         _download(client, run.info.run_id, folder, _OF_RUN, _RECORD, _OF_TASKS)
         _download_arm(client, run, folder)

@@ -13,7 +13,7 @@ from moe_eval.errors import UsageError
 from moe_eval.imports import harness_samples
 from moe_eval.records import anonymous, harness
 from moe_eval.records.harness import HarnessRecord
-from moe_eval.tracking import headlines, link, models, published, store, task_tables
+from moe_eval.tracking import headlines, link, models, owner, published, store, task_tables
 from moe_eval.tracking.link import Logged
 from moe_eval.tracking.run_files import milliseconds
 from moe_eval.tracking.store import CONTENT_TAG, ENDED, ID_TAG, NOTE_TAG, STATUS_TAG
@@ -45,6 +45,7 @@ def _log(record: HarnessRecord, content: str, artifacts: str) -> Logged:
 
     client = mlflow.MlflowClient()
     name, experiment_id = store.experiment(client)
+    owner.end_killed(client, experiment_id)
     for logged in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.run_id}'"):
         if logged.info.status != "RUNNING" and logged.data.tags.get(CONTENT_TAG) == content:
             return Logged(store.name(), name, logged.info.run_id, experiment_id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from moe_eval.tracking import headlines, keys, link, models, store, task_tables
+from moe_eval.tracking import headlines, keys, link, models, owner, store, task_tables
 from moe_eval.tracking.arm import BREAKDOWN_FILE, Arm
 from moe_eval.tracking.link import Logged
 from moe_eval.tracking.run_files import RunFiles, milliseconds
@@ -38,6 +38,8 @@ def open_run(folder: Path, command: str = "run") -> Logged:
         books = _Books.open(files, {})
         finished = files.run.status.value == "finished"
         logged = [run for run in books.runs(files.run.run_id) if finished or run.info.status == "RUNNING"]
+        if logged and not finished:  # it may have begun on another machine
+            store.set_tags(books.client, logged[0].info.run_id, owner.tags())
         return books.logged(logged[0].info.run_id if logged else books.create_parent(()))
 
     return store.reach(folder, show, store.OPENING)
@@ -90,7 +92,9 @@ class _Books:
         import mlflow
 
         client = mlflow.MlflowClient()
-        return cls(client, *store.experiment(client), files, artifacts)
+        name, experiment_id = store.experiment(client)
+        owner.end_killed(client, experiment_id)
+        return cls(client, name, experiment_id, files, artifacts)
 
     def logged(self, run_id: str) -> Logged:
         return Logged(store.name(), self.experiment, run_id, self.experiment_id)

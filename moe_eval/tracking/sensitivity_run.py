@@ -11,7 +11,7 @@ import msgspec
 from moe_eval.records import anonymous, disk
 from moe_eval.records.sensitivity import SENSITIVITY_SCHEMA, SensitivityRecord
 from moe_eval.stats import Divergence
-from moe_eval.tracking import models, published, store
+from moe_eval.tracking import models, owner, published, store
 from moe_eval.tracking.link import Logged
 from moe_eval.tracking.run_files import milliseconds
 from moe_eval.tracking.store import ID_TAG, STATUS_TAG
@@ -41,6 +41,7 @@ def _log(record: SensitivityRecord, files: Sequence[Path]) -> Logged:
 
     client = mlflow.MlflowClient()
     name, experiment_id = store.experiment(client)
+    owner.end_killed(client, experiment_id)
     for logged in client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{record.origin.run_id}'"):
         if logged.info.status == "FINISHED":
             return Logged(store.name(), name, logged.info.run_id, experiment_id)

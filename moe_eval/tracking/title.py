@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from moe_eval.records.labels import EngineFacts
+from moe_eval.tracking import owner
 
 CPU = "CPU"
 
@@ -53,9 +54,9 @@ def label(engine: EngineFacts | None) -> str | None:
 
 
 def source_tags(command: str, git: str | None, versions: Mapping[str, str]) -> dict[str, str]:
-    """MLflow's own tags of source and version, and ours of the libraries."""
+    """MLflow's own tags of source and version, and ours of the libraries and of this process."""
     listed = ", ".join(f"{library} {version}" for library, version in versions.items())
-    tags = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL", "moe_eval.versions": listed}
+    tags = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL", "moe_eval.versions": listed, **owner.tags()}
     if git:
         tags |= {"mlflow.source.git.commit": git.removesuffix("-dirty"), "moe_eval.git": git}
     return {key: value for key, value in tags.items() if value}

@@ -23,7 +23,7 @@ from moe_eval.records.headline import Headline, HeadlineFigure
 from moe_eval.records.verdicts import Verdict
 from moe_eval.tracking import fetch, headlines, store
 from moe_eval.tracking.link import Logged
-from tests.doubles import recorded_arms
+from tests.doubles import chrome_trace, recorded_arms
 from tests.doubles.harness_runs import arm_of, runs
 from tests.doubles.recorded_arms import GPU, RUN
 from tests.doubles.servers import recorded_run
@@ -42,7 +42,7 @@ def made(folder: Path) -> Path:
         disk.write_record(folder / f"kernels_{arm}_sm90_{record.shape}.json", record)
         of_arm = folder / "arms" / arm
         of_arm.mkdir(parents=True)
-        (of_arm / "trace_b1_i512_o9.json.gz").write_bytes(b"trace")
+        chrome_trace.write(of_arm / "trace_b1_i512_o9.json.gz", layers=1, steps=1)
         (of_arm / "load_0.json").write_text("{}")
     for arm, name, step in (
         ("bf16", "quality", {"ended": "2026-01-01T00:10:00.500+00:00", "seconds": 60.0}),
