@@ -94,7 +94,7 @@ def test_a_server_costs_the_limit_in_all_commands_of_a_run(
         sentences.append(str(caught.value))
     with pytest.raises(TrackingError) as caught:
         tracking.log_run(harness_run)
-    assert time.monotonic() - began < LIMIT + 2
+    assert time.monotonic() - began < LIMIT + 15  # on a busy machine; without a limit it is minutes
     for sentence in sentences:
         assert f"MLflow at {address} did not " in sentence
         assert sentence.endswith(f"Nothing is lost: log it later with `moe-eval log {recorded}`.")
@@ -112,7 +112,7 @@ def test_reading_costs_the_limit_too(
     serve(behaviour)
     began = time.monotonic()
     assert main(["compare", "0" * 32, "1" * 32, "--output_dir", str(tmp_path / "out")]) == 2
-    assert time.monotonic() - began < LIMIT + 2
+    assert time.monotonic() - began < LIMIT + 15  # on a busy machine; without a limit it is minutes
     (line,) = capsys.readouterr().err.splitlines()
     assert "did not answer within 1 s in all" in line
     assert not (tmp_path / "out").exists()
