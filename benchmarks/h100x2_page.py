@@ -81,9 +81,11 @@ def ranks(arms: Sequence[ArmRecords]) -> str:
             imbalance = "-" if fullest is None else f"{fullest:.3f}"
             rows.append((record.arm, str(shape.batch_size), experts, imbalance, *roofs))
     links = "not measured"
-    if (rates := latency(arms)[0].rates) is not None:
-        speeds = [f"{rate / 1e9:.0f} GB/s over {count} GPUs" for count, rate in rates.link_bytes_per_s.items()]
-        links = ", ".join(speeds) or rates.no_links or links
+    measured = [record.rates for record in latency(arms) if record.rates is not None]
+    speeds = {count: rate for rates in measured for count, rate in rates.link_bytes_per_s.items()}
+    if measured:
+        figures = ", ".join(f"{rate / 1e9:.0f} GB/s over {count} GPUs" for count, rate in speeds.items())
+        links = figures or next((rates.no_links for rates in measured if rates.no_links), links)
     heads = ("arm", "batch", "experts a layer", "fullest rank / mean", "memory ms", "compute ms", "link ms", "of floor")
     return f"Link: {links}. The roofs are of a decode step.\n\n{columns(heads, rows)}"
 

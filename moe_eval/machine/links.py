@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 _BYTES = 256 << 20  # far beyond what the start of a collective costs
@@ -24,13 +25,15 @@ def ring_bytes(size: float, count: int) -> float:
     return 2 * (count - 1) / count * size
 
 
-def measure(count: int, backend: str = "nccl", size: int = _BYTES) -> float | str:
-    """Bytes a second that every GPU of the first `count` sends in a large all-reduce, or why there is no figure.
+def measure(gpus: Sequence[int], backend: str = "nccl", size: int = _BYTES) -> float | str:
+    """Bytes a second that every one of some GPUs sends in a large all-reduce, or why there is no figure.
 
     Args:
+        gpus: torch's indices of them.
         backend: of torch.distributed. gloo is for a CPU.
         size: of the tensor in bytes.
     """
+    count = len(gpus)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seconds.json"
         arguments = [backend, str(count), str(size), str(Path(folder) / "meeting"), str(file)]
@@ -38,7 +41,8 @@ def measure(count: int, backend: str = "nccl", size: int = _BYTES) -> float | st
         # output goes nowhere, since NCCL is talkative and a pipe that nobody reads fills up
         quiet = subprocess.DEVNULL
         ranks = [
-            subprocess.Popen([*command, str(rank)], stdin=quiet, stdout=quiet, stderr=quiet) for rank in range(count)
+            subprocess.Popen([*command, str(rank), str(gpu)], stdin=quiet, stdout=quiet, stderr=quiet)
+            for rank, gpu in enumerate(gpus)
         ]
         try:
             failed = _wait(ranks)
@@ -49,6 +53,17 @@ def measure(count: int, backend: str = "nccl", size: int = _BYTES) -> float | st
         if failed is not None:
             return f"the link between {count} GPUs was not measured ({failed})"
         return ring_bytes(size, count) / float(json.loads(file.read_text()))
+
+
+def slowest(gpus: Sequence[int], count: int) -> float | str:
+    """As measure, of the slowest of the parts of `count` GPUs that follow each other, such as stages of a pipeline."""
+    rates: list[float] = []
+    for first in range(0, len(gpus), count):
+        rate = measure(gpus[first : first + count])
+        if isinstance(rate, str):
+            return rate
+        rates.append(rate)
+    return min(rates)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> str | None:
@@ -65,13 +80,13 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> str | None:
         time.sleep(0.05)
 
 
-def _run(rank: int, count: int, size: int, *, backend: str, meeting: str, file: str) -> None:
+def _run(rank: int, gpu: int, count: int, size: int, *, backend: str, meeting: str, file: str) -> None:
     import torch
     from torch import distributed
 
     cuda = backend == "nccl"
     if cuda:
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(gpu)
     distributed.init_process_group(backend, init_method=f"file://{meeting}", world_size=count, rank=rank)
     tensor = torch.ones(size // 2, dtype=torch.bfloat16, device="cuda" if cuda else "cpu")
 
@@ -96,5 +111,5 @@ def _run(rank: int, count: int, size: int, *, backend: str, meeting: str, file: 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _backend, _count, _size, _meeting, _file, _rank = sys.argv[1:]
-    _run(int(_rank), int(_count), int(_size), backend=_backend, meeting=_meeting, file=_file)
+    _backend, _count, _size, _meeting, _file, _rank, _gpu = sys.argv[1:]
+    _run(int(_rank), int(_gpu), int(_count), int(_size), backend=_backend, meeting=_meeting, file=_file)

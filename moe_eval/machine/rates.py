@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ class Rates:
         copy_bytes_per_s: of a large copy in its memory. Bytes read and bytes written both count.
         matrix_flops_per_s: of a large square matrix product of random numbers, by torch's name of the factors' type.
         device: the hardware's name.
+        gpus: indices of the run's GPUs that were measured, of which the slowest counts. Empty on a CPU.
         link_bytes_per_s: that every GPU of a group sends in a large all-reduce, by the number of GPUs (machine.links).
         no_links: why a group is missing. None where none is.
     """
@@ -34,6 +35,7 @@ class Rates:
     copy_bytes_per_s: float
     matrix_flops_per_s: Mapping[str, float]
     device: str
+    gpus: tuple[int, ...] = ()
     link_bytes_per_s: Mapping[int, float] = field(default_factory=dict)
     no_links: str | None = None
 
@@ -71,6 +73,21 @@ def measure_rates(device: str) -> Rates:
     if cuda:
         torch.cuda.empty_cache()
     return Rates(copied, products, torch.cuda.get_device_name(where) if cuda else "cpu")
+
+
+def slowest(measured: Sequence[Rates]) -> Rates:
+    """The rates that all of several GPUs, or groups of them, reach. A type or link that one lacks is left out."""
+    types = set.intersection(*({*rates.matrix_flops_per_s} for rates in measured))
+    counts = {count for rates in measured for count in rates.link_bytes_per_s}
+    links = {n: [rates.link_bytes_per_s[n] for rates in measured if n in rates.link_bytes_per_s] for n in counts}
+    return Rates(
+        min(rates.copy_bytes_per_s for rates in measured),
+        {name: min(rates.matrix_flops_per_s[name] for rates in measured) for name in sorted(types)},
+        measured[0].device,
+        tuple(sorted({gpu for rates in measured for gpu in rates.gpus})),
+        {count: min(links[count]) for count in sorted(counts) if len(links[count]) == len(measured)},
+        next((rates.no_links for rates in measured if rates.no_links), None),
+    )
 
 
 def _fp8_seconds(side: int, where: torch.device) -> float | None:

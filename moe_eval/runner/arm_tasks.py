@@ -24,9 +24,9 @@ from moe_eval.evaluators import routing as router
 from moe_eval.evaluators import sensitivity as layerwise
 from moe_eval.evaluators.kernels import CapturedRun
 from moe_eval.evaluators.quality import Scores
-from moe_eval.machine import links
+from moe_eval.machine import hardware, links
 from moe_eval.machine.nvml import Nvml
-from moe_eval.machine.rates import Rates, measure_rates
+from moe_eval.machine.rates import Rates, measure_rates, slowest
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import EngineFacts
 from moe_eval.records.quality import QualityFigures
@@ -189,12 +189,29 @@ def capture(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int]) 
     return tracing.capture(engine, _frozen(workload).prompts(sizes), sizes)
 
 
-def rates(_engine: None, _: None, *, device: str, groups: Sequence[int] = ()) -> Rates:
-    """Measure what the machine can do at most, and its links in groups of so many GPUs. It needs no loaded arm."""
-    measured = measure_rates(device)
-    measured_links = {count: links.measure(count) for count in groups if count > 1}
-    return replace(
-        measured,
-        link_bytes_per_s={count: rate for count, rate in measured_links.items() if isinstance(rate, float)},
-        no_links=next((reason for reason in measured_links.values() if isinstance(reason, str)), None),
-    )
+def rates(
+    _engine: None, _: None, *, device: str, groups: Sequence[tuple[Sequence[int], Sequence[int]]] = ()
+) -> list[Rates]:
+    """Measure what groups of GPUs can do at most. It needs no loaded arm.
+
+    Args:
+        device: torch's name of the run's first GPU, or of what is measured where there are no groups.
+        groups: indices of the run's GPUs, and how many neighbours among them share a layer.
+    """
+    if not groups:
+        return [measure_rates(device)]
+    first = hardware.first_index(device)
+    gpus = sorted({gpu for group, _ in groups for gpu in group})
+    alone = {gpu: measure_rates(f"cuda:{first + gpu}") for gpu in gpus}  # once, also where groups share it
+    measured = []
+    for group, counts in groups:
+        rates_of_link = {count: links.slowest([first + gpu for gpu in group], count) for count in counts}
+        measured.append(
+            replace(
+                slowest([alone[gpu] for gpu in group]),
+                gpus=tuple(group),
+                link_bytes_per_s={count: rate for count, rate in rates_of_link.items() if isinstance(rate, float)},
+                no_links=next((reason for reason in rates_of_link.values() if isinstance(reason, str)), None),
+            )
+        )
+    return measured

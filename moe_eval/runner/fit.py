@@ -100,6 +100,11 @@ def gpu_count(options: Mapping[str, object]) -> int:
     return math.prod(number(options, name) or 1 for name in _PARALLEL)
 
 
+def layer_gpus(options: Mapping[str, object]) -> int:
+    """How many of an arm's GPUs share a layer: all but those of other stages of a pipeline."""
+    return gpu_count(options) // (number(options, "pipeline_parallel_size") or 1)
+
+
 def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str, object], *, gpu: bool) -> Need:
     """What an arm needs.
 

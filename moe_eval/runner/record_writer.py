@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moe_eval.checkpoint.geometry import Geometry
@@ -13,6 +13,7 @@ from moe_eval.evaluators.latency_record import Context, Measured
 from moe_eval.evaluators.quality import Scores
 from moe_eval.imports import harness_samples
 from moe_eval.machine.hardware import Gpu
+from moe_eval.machine.rates import Rates, slowest
 from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, Origin, Status
@@ -33,14 +34,16 @@ class RecordWriter:
     """Makes the records of a folder.
 
     Attributes:
-        context: of every arm, but for its settings and the sizes of its model.
+        context: of every arm, but for its settings, rates and the sizes of its model.
         geometries: these sizes by arm. None where they are not known.
+        rates: of every group of GPUs, or why they are not known.
     """
 
     folder: RunFolder
     plan: Plan
     context: Context
     geometries: Mapping[str, Geometry | None]
+    rates: Sequence[Rates] | str
 
     def write(self, kind: Kind | None = None) -> None:
         """Write perf_*, ppl_*, tasks_* and kernels_* records beside the plan.
@@ -74,7 +77,21 @@ class RecordWriter:
     def _context(self, arm: str) -> Context:
         """What a latency record of an arm has beside what was measured."""
         where = self.plan.placement.gpus(arm)
-        return replace(self.context, origin=self._origin(arm), geometry=self.geometries[arm], gpus=self._gpus(where))
+        return replace(
+            self.context,
+            origin=self._origin(arm),
+            geometry=self.geometries[arm],
+            gpus=self._gpus(where),
+            rates=self._rates(arm),
+        )
+
+    def _rates(self, arm: str) -> Rates | str:
+        """What the GPUs of an arm reach: those of all its loads."""
+        if isinstance(self.rates, str):
+            return self.rates
+        places = self.plan.placement.of_arm(arm)
+        measured = [rates for rates in self.rates if rates.gpus in places]
+        return slowest(measured) if measured else "the rates of its GPUs were not measured"
 
     def _origin(self, arm: str) -> Origin:
         settings = self._planned(arm).recorded(self.plan.placement.gpus(arm))

@@ -256,36 +256,45 @@ class Run:
             experts=sizes.experts if sizes else None,
         )
 
-    def _writer(self, record: RunRecord, rates: Rates | str) -> RecordWriter:
+    def _writer(self, record: RunRecord, rates: Sequence[Rates] | str) -> RecordWriter:
         context = Context(
             origin=Origin(record.run_id, record.options, record.machine, record.versions, record.git),
             workload=self.workload,
             schedule=self.plan.schedule,
             fusion_disabled=self.request.fusion_disabled,
-            rates=rates,
         )
-        return RecordWriter(self.folder, self.plan, context, self._geometries)
+        return RecordWriter(self.folder, self.plan, context, self._geometries, rates)
 
-    def _known_rates(self) -> Rates | None:
-        """What the machine can do at most, where this run has measured it."""
+    def _known_rates(self) -> list[Rates]:
+        """What groups of GPUs can do at most, as far as this run has measured it."""
         try:
-            return msgspec.json.decode(self.folder.rates_file.read_bytes(), type=Rates)
+            return msgspec.json.decode(self.folder.rates_file.read_bytes(), type=list[Rates])
         except (OSError, ValueError):  # a damaged file is measured again
-            return None
+            return []
 
-    def _rates(self) -> Rates | str:
-        """What the machine can do at most, measured once a run, or why that failed."""
-        timed = [arm for arm in self.plan.arms if arm.name in self.plan.timed] if self.gpus else []
-        groups = {fit.gpu_count(arm.settings.options) for arm in timed} - {1}
-        known_rates = self._known_rates()
-        if known_rates is not None and groups <= {*known_rates.link_bytes_per_s}:
-            return known_rates
+    def _rates(self) -> list[Rates] | str:
+        """What the GPUs of every timed arm can do at most, each group measured once a run, or why that failed."""
+        groups: dict[placement.Indices, set[int]] = {}
+        for arm in self.plan.arms:
+            if arm.name in self.plan.timed and not arm.is_endpoint:
+                for gpus in self.plan.placement.of_arm(arm.name):
+                    groups.setdefault(gpus, set()).update({fit.layer_gpus(arm.settings.options)} - {1} if gpus else ())
+        known_rates = {rates.gpus: rates for rates in self._known_rates()}
+        missing = {
+            gpus: sorted(counts)
+            for gpus, counts in groups.items()
+            if gpus not in known_rates or not counts <= {*known_rates[gpus].link_bytes_per_s}
+        }
+        if not missing:
+            return [*known_rates.values()]
         device = self.plan.arms[0].settings.device or ("cuda" if self.gpus else "cpu")
         with ArmProcess(None, patience=self.request.timeout_s) as process:
             try:
-                rates = process.ask("rates", Rates, device=device, groups=sorted(groups))
+                wanted = [(gpus, counts) for gpus, counts in missing.items() if gpus]
+                measured = process.ask("rates", list[Rates], device=device, groups=wanted)
             except ArmFailed as error:
                 return f"the machine's rates were not measured ({error})"
+        rates = [*{**known_rates, **{group.gpus: group for group in measured}}.values()]
         disk.write_record(self.folder.rates_file, rates)
         return rates
 

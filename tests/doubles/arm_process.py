@@ -225,8 +225,14 @@ class Process:
     def _do_routing(self, arguments: Mapping[str, Any]) -> dict[int, Routing]:
         return self._stage.routing.get(self.name) or {size: routing(size) for size in arguments["batch_sizes"]}
 
-    def _do_rates(self, arguments: Mapping[str, Any]) -> Rates:
-        return Rates(1e9, {"bfloat16": 1e9, "float32": 1e9}, f"made up {arguments['device']}")
+    def _do_rates(self, arguments: Mapping[str, Any]) -> list[Rates]:
+        """Every GPU copies a gigabyte a second more than the one before it."""
+        flops, device = {"bfloat16": 1e9, "float32": 1e9}, f"made up {arguments['device']}"
+        groups = [(tuple(gpus), counts) for gpus, counts in arguments["groups"]] or [((), ())]
+        return [
+            Rates(1e9 * (1 + min(gpus, default=0)), flops, device, gpus, dict.fromkeys(counts, 1e9))
+            for gpus, counts in groups
+        ]
 
     def end(self, seconds: float = 60) -> bool:
         """As ArmProcess.end. Under nsys, that writes its reports now."""

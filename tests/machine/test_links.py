@@ -18,7 +18,7 @@ def test_a_ring_sends_every_part_but_one_twice(count: int) -> None:
 
 
 def test_the_rate_between_two_processes() -> None:
-    rate = links.measure(2, "gloo", 1 << 20)
+    rate = links.measure((0, 1), "gloo", 1 << 20)
     assert isinstance(rate, float)
     assert 1e6 < rate < 1e13
 
@@ -37,11 +37,19 @@ def test_a_process_that_fails_or_hangs_is_a_reason(monkeypatch: pytest.MonkeyPat
 
     started("raise SystemExit(3)")
     assert (
-        links.measure(2)
+        links.measure((0, 1))
         == "the link between 2 GPUs was not measured (a process of torch.distributed ended with code 3)"
     )
     assert all(rank.poll() is not None for rank in ranks)
     monkeypatch.setattr(links, "_SECONDS", 0.2)
     started("import time; time.sleep(60)")
-    assert "did not answer within 0.2 s" in str(links.measure(2))
+    assert "did not answer within 0.2 s" in str(links.measure((0, 1)))
     assert all(rank.poll() is not None for rank in ranks)
+
+
+def test_the_slowest_stage_of_a_pipeline_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: dict[tuple[int, ...], float | str] = {(4, 6): 3e11, (5, 7): 2e11}
+    monkeypatch.setattr(links, "measure", lambda gpus: rates[tuple(gpus)])
+    assert links.slowest([4, 6, 5, 7], 2) == 2e11
+    rates[4, 6] = "the cable is loose"
+    assert links.slowest([4, 6, 5, 7], 2) == "the cable is loose"

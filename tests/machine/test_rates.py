@@ -42,3 +42,9 @@ def test_a_call_that_takes_long_is_made_three_times(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("time.perf_counter", Clock([4.0, 3.0]))
     assert rates._best(lambda: calls.append(None), torch.device("cpu")) == pytest.approx(3.0)
     assert len(calls) == 3
+
+
+def test_of_several_gpus_the_slowest_counts() -> None:
+    slow = rates.Rates(2e12, {"bfloat16": 9e14}, "H100", (0,), {2: 3e11})
+    fast = rates.Rates(3e12, {"bfloat16": 8e14, "float8_e4m3fn": 1e15}, "H100", (1,), {2: 4e11, 4: 5e11}, "no cable")
+    assert rates.slowest([slow, fast]) == rates.Rates(2e12, {"bfloat16": 8e14}, "H100", (0, 1), {2: 3e11}, "no cable")

@@ -160,6 +160,25 @@ def test_every_load_sees_the_gpus_of_its_arm_alone_and_meters_no_other(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["arms"]["two"] == settings
 
 
+def test_rates_are_of_the_gpus_that_an_arm_uses(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPU i copies 1 + i GB a second: see the double."""
+    folder = tmp_path / "run"
+    run = plays.run_of(named(folder, one=1, two=2), GPUS)
+    rounds = ({"one": (0,), "two": (1, 2)}, {"one": (3,), "two": (1, 2)})
+    run.plan = replace(run.plan, placement=placement.Placement(True, rounds))
+    assert run.execute(plays.Quiet()) == []
+    (request,) = [request for request in stage.asked if request.task == "rates"]
+    assert request.arguments["groups"] == [[[0], []], [[3], []], [[1, 2], [2]]], "every group is measured once"
+    rates = [json.loads((folder / f"perf_{arm}_sm90.json").read_text())["rates"] for arm in ("one", "two")]
+    assert [(row["gpus"], row["copy_bytes_per_s"]) for row in rates] == [([0, 3], 1e9), ([1, 2], 2e9)]
+    assert [row["link_bytes_per_s"] for row in rates] == [{}, {"2": 1e9}]
+
+
+def test_a_link_joins_the_gpus_of_a_stage() -> None:
+    assert fit.layer_gpus({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}) == 4
+    assert fit.layer_gpus({"pipeline_parallel_size": 2}) == 1
+
+
 def test_a_run_whose_arms_have_other_settings_does_not_go_on(tmp_path: Path, stage: Stage) -> None:
     folder = tmp_path / "run"
     assert plays.run_of(named(folder, one=1, two=2), GPUS).execute(plays.Quiet()) == []
