@@ -65,6 +65,42 @@ def of_two(reference: dict[str, Any], other: dict[str, Any], factor: float = 1.0
             "fp8 with expert parallelism against bf16",
         ),
         ({}, {}, ""),
+        (
+            {"kv_cache_dtype": "fp8_e4m3"},
+            {"kv_cache_dtype": "fp8_e5m2"},
+            "fp8 with the KV cache in fp8_e5m2 against bf16 with the KV cache in fp8_e4m3",
+        ),
+        (
+            {"gpus": 4, "options": {"moe_expert_parallel_size": 2}},
+            {"gpus": 4, "options": {"moe_expert_parallel_size": 4}},
+            "fp8 with expert parallelism over 4 against bf16 with expert parallelism over 2",
+        ),
+        (
+            {"gpus": 4, "options": {"tensor_parallel_size": 4}},
+            {"gpus": 4, "options": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}},
+            "fp8 with tensor_parallel_size=2 and pipeline_parallel_size=2 against bf16 with tensor_parallel_size=4",
+        ),
+        (
+            {"options": {"enforce_eager": True}},
+            {"options": {"cuda_graph_batch_sizes": (1, 8)}},
+            "fp8 with cuda_graph_batch_sizes=[1,8] against bf16 with enforce_eager=true",
+        ),
+        ({"options": {"moe_backend": "auto"}}, {}, ""),
+        (
+            {"device_name": "NVIDIA H100"},
+            {"device_name": "NVIDIA B200"},
+            "fp8 on NVIDIA B200 against bf16 on NVIDIA H100",
+        ),
+        (
+            {"gpus": 2, "name": "trtllm", "options": {"max_num_tokens": 64}},
+            {
+                "kv_cache_dtype": "fp8_e4m3",
+                "options": {"kv_cache_dtype": "fp8", "moe_backend": "triton"},
+                "environment": {"VLLM_USE_DEEP_GEMM": "1"},
+            },
+            "fp8 on vLLM and one GPU with the KV cache in fp8, moe_backend=triton and VLLM_USE_DEEP_GEMM=1 "
+            "against bf16 on TensorRT-LLM and two GPUs with max_num_tokens=64",
+        ),
     ],
 )
 def test_what_differs_beside_precision_stands_in_the_sentence(
@@ -75,6 +111,22 @@ def test_what_differs_beside_precision_stands_in_the_sentence(
     assert compared.verdict is not Verdict.NOT_COMPARABLE
     assert compared.sentence.endswith(f" This is {words}." if words else compared.sentence)
     assert "This is" in compared.sentence or not words
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"checkpoint": "/models/B/"}, "bf16 of B against bf16 of x"),
+        ({"fingerprint": "e" * 16}, "bf16 of x (eeeeeeee) against bf16 of x (ffffffff)"),
+        ({"moe_backend_observed": "CUTLASS"}, "bf16 with experts on CUTLASS against bf16 with experts on TRITON"),
+        ({"moe_backend_observed": None}, ""),
+    ],
+)
+def test_what_differs_in_one_precision_stands_in_the_sentence(other: dict[str, Any], words: str) -> None:
+    """Between precisions a checkpoint and the implementation of experts differ by themselves."""
+    arms = [planned(on(made.arm(name, MS, planned="bf16"), **facts)) for name, facts in (("a", {}), ("b", other))]
+    (compared,) = pairs.compare(arms).pairs
+    assert compared.contrast == words
 
 
 @pytest.mark.parametrize(
