@@ -17,6 +17,8 @@ from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.commands import RUN
 from moe_eval.cli.request import recorded
 from moe_eval.engines import registry, tables
+from moe_eval.engines.trtllm import load
+from moe_eval.engines.trtllm.arguments import NESTED, OWN
 from moe_eval.errors import UsageError
 from moe_eval.runner.request import NamedArm, SharedSettings
 from tests.conftest import ROOT
@@ -267,3 +269,18 @@ def test_a_reason_that_all_arms_share_is_told_once(plan: Plan) -> None:
     assert (code, out) == (2, "")
     assert err.count("The parallel sizes ask for 3 GPUs") == 1
     assert plan(*words, "--precisions", "bf16,fp8")[2].count("The parallel sizes ask for 3 GPUs") == 1
+
+
+def test_every_variable_of_a_trtllm_arm_reaches_spawned_workers() -> None:
+    rows = [row.name for row in tables.variables() if "trtllm" in row.engines]
+    assert {"NCCL_ALGO", "PYTORCH_CUDA_ALLOC_CONF", "TRTLLM_FORCE_COMM_METHOD"} <= {*rows}
+    assert [name for name in rows if not load._FORWARDED.match(name)] == []
+    assert load._FORWARDED.match("CUDA_VISIBLE_DEVICES") is None
+
+
+def test_names_of_trtllm_versions_are_known_where_none_is_installed() -> None:
+    """Of the nested configurations moe_eval has names of its own, and the constructor's stay out of the list."""
+    names = tables.settings("trtllm", "no_such_package")
+    assert {*NESTED, *OWN} <= names
+    assert {"sampler_type", "prefill_cuda_graph_backend", "use_cute_dsl_bf16_gemm"} <= names
+    assert not {"fail_fast_on_attention_window_too_large", "moe_config", "kv_cache_config"} & names

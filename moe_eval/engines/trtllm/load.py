@@ -40,7 +40,7 @@ _Result = TypeVar("_Result")
 _REQUESTS = 64
 # Spawned workers need these variables, and MPI sessions do not forward them by themselves. Secrets stay here, and
 # CUDA_VISIBLE_DEVICES is the launcher's to set.
-_FORWARDED = re.compile(r"(HF|NCCL|TORCH|CUDA|UCX|TRTLLM)_(?!VISIBLE_DEVICES)")
+_FORWARDED = re.compile(r"(HF|NCCL|(PY)?TORCH|CUDA|UCX|TRTLLM|TLLM)_(?!VISIBLE_DEVICES)")
 _SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSWORD", re.IGNORECASE)
 
 
