@@ -30,7 +30,6 @@ _NAMES = {"latency.json": "perf", "quality.json": "ppl", "tasks.json": "tasks"} 
 _KERNELS = re.compile(r"kernels/(?:(b\d+_i\d+_o\d+)|.*)\.json")
 # what a store says where it has no such run
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")
-_SQLITE = "sqlite:///"
 
 
 def fetch(name: str, folder: Path) -> Path:
@@ -50,7 +49,8 @@ def fetch(name: str, folder: Path) -> Path:
     from mlflow.exceptions import MlflowException
 
     uri = mlflow.get_tracking_uri()
-    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE).partition("?")[0]).exists():  # it would be made
+    database = Path(uri.removeprefix(store.SQLITE).partition("?")[0])
+    if uri.startswith(store.SQLITE) and not database.exists():  # it would be made
         raise UsageError(
             f"{name} is no folder, and there is no MLflow store at {store.name()}. Give a folder, or name the store in "
             "MLFLOW_TRACKING_URI."

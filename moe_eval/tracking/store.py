@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LONGEST_NOTE = 7500  # characters: MLflow takes 8,000 in a tag and cuts the rest off
 EXPERIMENT = "moe_eval"
+SQLITE = "sqlite:///"  # of a database in a file
 ID_TAG = "moe_eval.run_id"
 STATUS_TAG = "moe_eval.status"
 NOTE_TAG = "mlflow.note.content"  # MLflow's description of a run, shown as Markdown
@@ -92,7 +93,7 @@ def _open() -> None:
         import mlflow
 
         address = os.environ.get("MLFLOW_TRACKING_URI") or mlflow.get_tracking_uri()
-        is_new = address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists()
+        is_new = address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).exists()
         if not is_new and _old_file_store() is None:
             mlflow.MlflowClient()
 
@@ -102,13 +103,25 @@ def experiment(client: MlflowClient) -> tuple[str, str]:
     called = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     entry = client.get_experiment_by_name(called)
     if entry is None:
-        return called, str(client.create_experiment(called))
+        return called, str(client.create_experiment(called, _artifacts()))
     if entry.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {entry.experiment_id}"
         raise LookupError(
             f"the experiment {called} was deleted: `{restore}`, or name another in MLFLOW_EXPERIMENT_NAME"
         )
     return called, str(entry.experiment_id)
+
+
+def _artifacts() -> str | None:
+    """The folder of a new experiment's artifacts: beside its database, and not where the command happens to run.
+
+    MLflow's own default of a database in a file is `mlruns` of the working directory. None for that of other stores.
+    """
+    import mlflow
+
+    address = mlflow.get_tracking_uri()
+    folder = Path(address.removeprefix(SQLITE).partition("?")[0]).absolute().parent
+    return str(folder / "mlruns") if address.startswith(SQLITE) and folder != Path.cwd() else None
 
 
 def log_labels(

@@ -52,6 +52,20 @@ def test_without_any_variable_the_store_is_made_in_the_working_directory(tmp_pat
     assert (run.info.run_id, run.info.status) == (logged.run_id, "FINISHED")
 
 
+def test_artifacts_lie_beside_a_database_that_is_elsewhere(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, folder = tmp_path / "shared", tmp_path / "here"
+    shared.mkdir()
+    folder.mkdir()
+    record = written().absolute()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, shared / 'store.db')}")
+    tracking.log_run(record)
+    assert list(folder.iterdir()) == []
+    assert "record.json" in {file.name for file in (shared / "mlruns").rglob("*")}
+
+
 def test_a_run_holds_the_whole_record(store: Path) -> None:
     logged = tracking.log_run(written())
     [run] = runs()
