@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_eval.checkpoint import contents, geometry
+from moe_eval.checkpoint.geometry.families import FAMILIES
 from moe_eval.engines.vllm import shards
 from moe_eval.errors import UsageError
 
@@ -62,7 +63,7 @@ def check(config: Mapping[str, object], ranks: int) -> None:
     """
     merged, sizes = contents.text_config(config), geometry.read(config)
     kind = merged.get("model_type")
-    if kind in _STRANGE or (sizes is None and any(merged.get(name) for name in _EXPERTS)):
+    if kind in _STRANGE or (kind not in FAMILIES and any(merged.get(name) for name in _EXPERTS)):
         raise UsageError(
             f"weights=random does not know the tensors that vLLM has for the model type {kind}. Give a checkpoint with "
             "weights."
