@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -257,8 +257,7 @@ def fitted(
         for arm in arms
     }
     if arms and (all(reasons.values()) or (are_named and any(reasons.values()))):
-        sentences = (f"{name} does not fit here: {reason}." for name, reason in reasons.items() if reason)
-        raise UsageError(" ".join(sentences))
+        raise UsageError(" ".join(_unfit(reasons)))
     heaviest = max((contents.weight_bytes(folder(arm)) or 0 for arm in arms), default=0) or None
     entries: list[Arm | Skipped] = []
     for entry in planned:
@@ -269,6 +268,14 @@ def fitted(
         else:
             entries.append(_limited(entry, shapes, heaviest, window))
     return entries
+
+
+def _unfit(reasons: Mapping[str, str | None]) -> Iterator[str]:
+    """A sentence for every reason why arms do not fit. `reasons`: by the arm's name."""
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        names = [name for name in reasons if reasons[name] == reason]
+        plural = f"do not fit here: {reason.replace('it needs', 'each needs', 1)}"
+        yield f"{' and '.join(names)} {plural if len(names) > 1 else f'does not fit here: {reason}'}."
 
 
 def _limited(arm: Arm, shapes: Sequence[Shape], heaviest: int | None, window: int) -> Arm:

@@ -284,3 +284,13 @@ def test_names_of_trtllm_versions_are_known_where_none_is_installed() -> None:
     assert {*NESTED, *OWN} <= names
     assert {"sampler_type", "prefill_cuda_graph_backend", "use_cute_dsl_bf16_gemm"} <= names
     assert not {"fail_fast_on_attention_window_too_large", "moe_config", "kv_cache_config"} & names
+
+
+def test_arms_that_do_not_fit_for_one_reason_say_it_once(plan: Plan, tmp_path: Path) -> None:
+    config = json.loads((tmp_path / "qwen3" / "config.json").read_text())
+    (tmp_path / "qwen3" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 96}))
+    words = ["--arm", "a:weights=random", "--arm", "b:weights=random,enforce_eager=true"]
+    code, _, err = plan(*words, gpu="1xH100")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("moe-eval: a and b do not fit here: each needs 112.6 GiB of weights")
+    assert err.count("GiB of weights") == 1
