@@ -141,7 +141,7 @@ class _Books:
             link.share_view(self.client, self.experiment_id, headlines.COLUMNS)
             tags = {CONTENT_TAG: content, STATUS_TAG: ENDED[run.status].lower()}
             store.set_tags(self.client, parent, tags)
-            self.client.set_terminated(parent, ENDED[run.status], milliseconds(run.ended))
+            owner.end(self.client, parent, ENDED[run.status], milliseconds(run.ended))
         except BaseException:
             # half a run would look whole and keep the records from being logged again
             for run_id in written[::-1]:
@@ -170,7 +170,7 @@ class _Books:
         texts, tables = {BREAKDOWN_FILE: arm.breakdown} if arm.breakdown else {}, arm.tables
         store.log_files(self.client, child, arm.artifacts, texts | tables)
         store.set_tags(self.client, child, task_tables.tags(tables))
-        self.client.set_terminated(child, arm.ended(run.status), ended)
+        owner.end(self.client, child, arm.ended(run.status), ended)
         return model_id
 
     def _write_parent(self, parent: str, arms: Sequence[Arm]) -> None:

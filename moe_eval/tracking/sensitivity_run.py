@@ -64,7 +64,7 @@ def _log(record: SensitivityRecord, files: Sequence[Path]) -> Logged:
             model_id=models.create(client, experiment_id, run_id, title.model, _engine(labels)),
         )
         store.log_files(client, run_id, {entry.name: entry for entry in files})
-        client.set_terminated(run_id, "FINISHED", ended)
+        owner.end(client, run_id, "FINISHED", ended)
     except BaseException:
         models.delete_run(client, experiment_id, run_id)
         raise
