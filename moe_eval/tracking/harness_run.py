@@ -19,7 +19,7 @@ from moe_eval.tracking.run_files import milliseconds
 from moe_eval.tracking.store import CONTENT_TAG, ENDED, ID_TAG, NOTE_TAG, STATUS_TAG
 from moe_eval.tracking.title import CPU, Title, short, source_tags
 
-_FORM = b"3"  # of what is logged: a run in another form is logged anew
+_FORM = b"4"  # of what is logged: a run in another form is logged anew
 _LOGGED = (".json", ".jsonl", ".gz")
 
 
@@ -72,7 +72,7 @@ def _log(record: HarnessRecord, content: str, artifacts: str) -> Logged:
         store.set_tags(client, run_id, task_tables.tags(tables))
         link.share_view(client, experiment_id, headlines.COLUMNS)
         client.set_tag(run_id, CONTENT_TAG, content)
-        client.set_terminated(run_id, ENDED[record.status], ended)
+        owner.end(client, run_id, ENDED[record.status], ended)
     except BaseException:
         # half a run would look whole and keep the record from being logged again
         models.delete_run(client, experiment_id, run_id)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from moe_eval.errors import TrackingError
 from moe_eval.records.harness import DatasetFacts
 from moe_eval.records.labels import Status
-from moe_eval.tracking import patience
+from moe_eval.tracking import parameters, patience
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -144,7 +144,7 @@ def log_labels(
     from mlflow.entities import Metric, Param
 
     entries = {
-        "params": [Param(key, value) for key, value in flatten(params)],
+        "params": [Param(key, value) for key, value in parameters.of_labels(params)],
         "metrics": [Metric(key, value, ended, 0, model_id=model_id) for key, value in metrics.items()],
     }
     for kind, values in entries.items():
@@ -181,19 +181,6 @@ def log_files(
             staged.parent.mkdir(parents=True, exist_ok=True)
             staged.write_text(text, encoding="utf-8")
         client.log_artifacts(run_id, folder)
-
-
-def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested labels as (dotted key, text) pairs; lists of numbers and texts stay one value."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-        for index, item in enumerate(value):
-            yield from flatten(item, f"{prefix}.{index}")
-    else:
-        key = re.sub(r"[^\w.:/ -]", "_", prefix)
-        yield key, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _input(dataset: DatasetFacts) -> DatasetInput:
