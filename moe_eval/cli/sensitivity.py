@@ -18,7 +18,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import TrackingError, UsageError
 from moe_eval.exits import terminable
 from moe_eval.machine import hardware
-from moe_eval.records import disk
+from moe_eval.records import anonymous, disk
 from moe_eval.records.sensitivity import SensitivityRecord
 from moe_eval.report import recipe, sensitivity_table
 from moe_eval.report.console import print_renderable
@@ -82,7 +82,8 @@ def _request(options: SensitivityOptions) -> SensitivityRequest:
 
 
 def _write_recipe(record: SensitivityRecord, file: Path) -> Path | None:
-    """Write the recipe beside the record. Without one, that of an earlier run goes away."""
+    """Write the recipe, which others read, beside the record. Without one, that of an earlier run goes away."""
+    record = anonymous.anonymous(record, anonymous.of_publication([record]))
     target = file.with_name(f"{file.stem}_recipe.yaml")
     lines = [*sensitivity_table.labels(record), sensitivity_table.conclusion(record)]
     text = recipe.recipe(record, "\n".join(lines))

@@ -31,7 +31,7 @@ def copy(file: Path, folder: Path, identity: Identity) -> Path:
     elif _MEASURED.fullmatch(file.name):
         lines = (anonymous.content(msgspec.json.decode(line), identity) for line in file.read_bytes().splitlines())
         target.write_bytes(msgspec.json.Encoder().encode_lines(lines))
-    elif file.suffix in (".html", ".md"):
+    elif file.suffix in (".html", ".md", ".yaml"):
         target.write_text(anonymous.without_names(file.read_text(encoding="utf-8"), identity), encoding="utf-8")
     elif trace:
         numbered.write(file, folder, trace[1])

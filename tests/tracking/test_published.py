@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,18 @@ from mlflow import MlflowClient
 
 from moe_eval import tracking
 from moe_eval.cli import main
+from moe_eval.cli import sensitivity as sensitivity_command
+from moe_eval.imports import harness_samples
 from moe_eval.machine.hardware import Gpu
-from moe_eval.records import by_arm
-from moe_eval.records.labels import Origin
+from moe_eval.records import by_arm, disk
+from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.latency import LatencyRecord
+from moe_eval.records.sensitivity import LayerSensitivity, SensitivityFigures, SensitivityRecord, Suggestion
+from moe_eval.records.tasks import TasksRecord
 from moe_eval.report import write as report
+from moe_eval.stats import Divergence
 from moe_eval.traces.readers import files
-from tests.doubles import chrome_trace, harness_runs
+from tests.doubles import chrome_trace, harness_results, harness_runs
 from tests.doubles import recorded_arms as made
 
 UUID = "GPU-0badcafe-9abc-def0-1234-56789abcdef0"
@@ -135,6 +141,76 @@ def test_a_run_of_the_harness_in_mlflow_tells_of_nobody(store: Path, machine: Pa
         for planted in (*PLANTED, str(machine)):
             assert planted not in text, (place, planted)
     assert any("http://a.b/c" in text for text in texts.values()), "documents stay as they are"
+
+
+def test_tasks_an_endpoint_and_a_sensitivity_run_in_mlflow_a_report_and_an_export_tell_of_nobody(
+    store: Path, machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, telling = machine / "run", f"quetzal saw {UUID} on zanzibar (pid 918273) in /scratch/secretplace/x"
+    folder.mkdir()
+    address = "http://quetzal:s3cr3tword@zanzibar.lab.example:8000/v1"
+    of_machine = replace(made.machine(), gpus=(Gpu(made.GPU, "9.0", 80 << 30, UUID),))
+    options = {"arms": ["a:engine=openai,model=m", f"b:engine=openai,base_url={address}"], "output_dir": str(folder)}
+    origin = Origin(made.RUN, options, of_machine, made.run(["a"]).versions)
+    labels = ArmLabels(
+        engine=replace(
+            made.TIMED_ON,
+            checkpoint="/scratch/secretplace/Qwen3",
+            device="endpoint",
+            arguments={"base_url": address, "api_key": "[redacted]"},
+        )
+    )
+    for arm, right in (("a", 1.0), ("b", 0.0)):
+        results = harness_samples.read(harness_results.write(tmp_path / arm, {"arc": [right] * 40}))
+        texts = dict.fromkeys(("answer", "response", "prompt_text", "target_text"), telling)
+        documents = tuple(replace(row, **texts) for row in results.tasks[0].documents)
+        results = replace(
+            results, checkpoint="/scratch/secretplace/m", tasks=(replace(results.tasks[0], documents=documents),)
+        )
+        record = TasksRecord(
+            arm, "bf16", Status.FINISHED, telling, "openai", results=results, labels=labels, origin=origin
+        )
+        disk.write_record(folder / f"tasks_{arm}_cpu.json", record)
+    disk.write_record(
+        folder / "run.json", replace(made.run(["a", "b"], ("tasks",)), machine=of_machine, options=options)
+    )
+    cost = Divergence(0.1, 0.1, 0.1, 128, 1.0, 1.0, "reference ids")
+    layers = tuple(LayerSensitivity(at, f"model.layers.{at}.mlp.experts", 4, cost, None, None, 1) for at in (1, 2))
+    scored = made.quality("a", made.scores(), run_id=made.RUN).figures
+    assert scored is not None
+    figures = SensitivityFigures(scored, layers, Suggestion(0.2, (1,), (2,), cost, 0.1, None, 1, 2, 3), 1.0)
+    origin = replace(origin, run_id="5" * 32)
+    sensitivity = SensitivityRecord("nvfp4", figures, "2026-01-01T00:00:00+00:00", labels, origin)
+    disk.write_record(folder / "sensitivity_nvfp4_cpu.json", sensitivity)
+    assert sensitivity_command._write_recipe(sensitivity, folder / "sensitivity_nvfp4_cpu.json") is not None
+    client = MlflowClient(f"sqlite:///{store}")
+    client.create_experiment("moe_eval", artifact_location=str(tmp_path / "artifacts"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    assert main(["compare", str(folder), "--output_dir", str(folder)]) == 0
+    tracking.log_all(folder)
+    texts_by_place = everything(client, tmp_path / "fetched")
+    assert main(["export", str(folder), str(tmp_path / "export.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "export.zip") as archive:
+        texts_by_place |= {
+            f"export {name}": archive.read(name).decode("utf-8", "replace") for name in archive.namelist()
+        }
+    for name in ("report.html", "report.md"):
+        texts_by_place[name] = (folder / name).read_text()
+    for kind in (
+        "samples/arc.json",
+        "flips.json",
+        "tasks.json",
+        "recipe.yaml",
+        "export tasks",
+        "sensitivity_nvfp4_cpu.json",
+    ):
+        assert any(kind in place for place in texts_by_place), (kind, sorted(texts_by_place))
+    for place, content in texts_by_place.items():
+        for planted in (*PLANTED, str(machine)):
+            assert planted not in content, (place, planted, content[max(0, content.find(planted) - 200) :][:400])
+    published = next(content for place, content in texts_by_place.items() if place.endswith("recipe.yaml"))
+    assert published == (folder / "sensitivity_nvfp4_cpu_recipe.yaml").read_text()
+    assert published.startswith("# Qwen3: ")
 
 
 def test_a_user_who_is_called_like_a_word_of_the_records_keeps_no_report_from_being_written(
