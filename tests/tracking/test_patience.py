@@ -118,6 +118,30 @@ def test_reading_costs_the_limit_too(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("resolver", ["unknown", "silent"])
+def test_a_host_that_no_resolver_knows_costs_the_limit_too(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, resolver: str, tmp_path: Path
+) -> None:
+    over = threading.Event()
+
+    def resolve(host: str, *_: object, **__: object) -> None:
+        if resolver == "silent":
+            over.wait()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker.invalid:5000")
+    monkeypatch.setenv(patience.VARIABLE, str(LIMIT))
+    patience.begin()
+    began = time.monotonic()
+    for log in (plan_run.open_run, plan_run.log):
+        with pytest.raises(TrackingError, match=r"MLflow at http://tracker.invalid:5000 did not .* log it later with"):
+            log(recorded)
+    assert main(["compare", "0" * 32, "1" * 32, "--output_dir", str(tmp_path / "out")]) == 2
+    assert time.monotonic() - began < 2 * LIMIT + 2  # a command each
+    over.set()
+
+
 def test_a_store_that_answers_again_gets_everything(
     serve: Callable[..., str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
