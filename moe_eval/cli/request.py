@@ -140,8 +140,6 @@ def nsys_of(options: ProfilerOptions, arms: ArmsRequest) -> NsysSettings | None:
     Raises:
         UsageError: it cannot be used here, or its options make no sense.
     """
-    if options.profiler == "torch" and (options.nsys_args or options.keep_report):
-        raise UsageError("--nsys_args and --keep_report are for Nsight Systems. Leave out --profiler torch.")
     settings = NsysSettings(nsys.options_of(options.nsys_args), options.keep_report)
     has_gpu = bool(hardware.gpus_from(arms.settings.get("device")))
     if options.profiler == "nsys" and not nsys.is_installed():
@@ -152,8 +150,14 @@ def nsys_of(options: ProfilerOptions, arms: ArmsRequest) -> NsysSettings | None:
         raise UsageError(f"{nsys.NO_GPU} Run it where one is, or give --profiler torch.")
     if options.profiler == "nsys" and nsys.inside():
         raise UsageError("moe-eval run starts nsys itself, and it runs under nsys here. Run it without.")
-    is_usable = nsys.is_installed() and has_gpu and not nsys.inside()
-    return settings if options.profiler != "torch" and is_usable else None
+    if options.profiler != "torch" and nsys.is_installed() and has_gpu and not nsys.inside():
+        return settings
+    if options.nsys_args or options.keep_report:
+        raise UsageError(
+            "--nsys_args and --keep_report are for Nsight Systems, and torch's profiler traces kernels here. Leave "
+            "them out, or give --profiler nsys."
+        )
+    return None
 
 
 def rules_of(options: object) -> Rules:
@@ -225,7 +229,11 @@ def _named(options: MeasuringOptions, common: Common) -> list[NamedArm]:
         raise UsageError("--arm and --precisions both say which arms there are. Give one of them.")
     if isinstance(options, EmulationOptions) and options.emulate:
         raise UsageError("--emulate is for --precisions. Give emulate=true to an --arm on transformers.")
-    return arms.named(options.arms, common)
+    named_arms = arms.named(options.arms, common)
+    for label, path in (("--fp8_model_path", options.fp8_model_path), ("--nvfp4_model_path", options.nvfp4_model_path)):
+        if path is not None and path not in [arm.checkpoint for arm in named_arms]:
+            raise UsageError(f"No --arm has the checkpoint of {label}. Leave {label} out.")
+    return named_arms
 
 
 def _have_checkpoints(texts: Sequence[str]) -> bool:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import words
 
+_MOST = 1_000_000_000
 _SWITCH = {"on": True, "off": False, "true": True, "false": False}
 
 
@@ -16,11 +18,11 @@ def number(options: Mapping[str, object], name: str) -> int | None:
     if value is None:
         return None
     try:
-        count = int(str(value))
+        count = words.whole(str(value))
     except ValueError:
         count = 0
-    if count < 1:
-        raise UsageError(f"{name}={value} is not a whole number above 0. Give 1 or more.")
+    if not 1 <= count <= _MOST:
+        raise UsageError(f"{name}={words.brief(value)} is not a whole number from 1 to {_MOST}. Give one.")
     return count
 
 

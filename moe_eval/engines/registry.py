@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -146,8 +146,13 @@ def check(name: str) -> EngineKind:
     return kind
 
 
-def check_options(name: str, options: Iterable[str], common: Collection[str] = SHARED) -> None:
-    """Refuse options that the engine of this name does not take. `common`: what may be set beside them."""
+def check_options(name: str, options: Mapping[str, object], common: Collection[str] = SHARED) -> None:
+    """Refuse options that the engine of this name does not take. `common`: what may be set beside them.
+
+    Raises:
+        UsageError: also for a number that is out of its bounds.
+    """
+    tables.check_bounds(options)
     accepted = named(name).options
     if accepted is None:
         return

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 import msgspec
+
+from moe_eval.errors import UsageError
+from moe_eval.outside import words
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,6 +38,17 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class _Bound:
+    """Model arguments that are numbers within bounds: `names`, separated by spaces. `meaning`: told with the bounds."""
+
+    names: str
+    minimum: float
+    maximum: float
+    is_whole: bool = False
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
 class _Settings:
     """Model arguments of an engine: `names`, separated by spaces, and fields of classes in a file of its package."""
 
@@ -46,6 +61,34 @@ class _Settings:
 def variables() -> tuple[Variable, ...]:
     """The rows of environment.toml."""
     return tuple(msgspec.convert(read_toml("environment.toml")["variable"], list[Variable]))
+
+
+@cache
+def _bounds() -> Mapping[str, _Bound]:
+    """The rows of bounds.toml by every name."""
+    rows = msgspec.convert(read_toml("bounds.toml")["bound"], list[_Bound])
+    return {name: row for row in rows for name in row.names.split()}
+
+
+def check_bounds(options: Mapping[str, object]) -> None:
+    """Refuse model arguments that are to be numbers and are none, or are out of their bounds.
+
+    Raises:
+        UsageError: the first one.
+    """
+    for name, value in options.items():
+        bound = _bounds().get(name)
+        if bound is None or value is None:
+            continue
+        try:
+            number = (words.whole if bound.is_whole else words.real)(str(value))
+        except ValueError:  # also of str, for a number of thousands of digits
+            number = math.nan
+        if not bound.minimum <= number <= bound.maximum:
+            kind = "a whole number" if bound.is_whole else "a number"
+            limits = f"{kind} from {bound.minimum:.10g} to {bound.maximum:.10g}"
+            meaning = f" ({bound.meaning})" if bound.meaning else ""
+            raise UsageError(f"{name}={words.brief(value)} is not {limits}{meaning}. Give one.")
 
 
 @cache

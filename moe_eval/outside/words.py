@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+_BRIEF = 60  # characters
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 _REAL = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?|nan|inf)", re.IGNORECASE)
 
@@ -47,3 +48,12 @@ def lines(text: str) -> str:
 def one_line(text: str) -> str:
     """Text for a terminal on one line, see `lines`."""
     return " ".join(lines(text).split())
+
+
+def brief(value: object) -> str:
+    """The beginning of a value's text, for a message. A number of thousands of digits has none that Python writes."""
+    try:
+        text = one_line(str(value))
+    except ValueError:
+        return "..."
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}..."

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moe_eval.engines import registry
+from moe_eval.engines import registry, tables
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
@@ -48,7 +48,7 @@ def check(
     [
         ({"tensor_parallel_size": 16}, "The parallel sizes ask for 16 GPUs, and this machine has 8. Give"),
         ({"tensor_parallel_size": 8}, "tensor_parallel_size=8 does not divide the 12 attention heads of"),
-        ({"tensor_parallel_size": 0}, "tensor_parallel_size=0 is not a whole number above 0"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size=0 is not a whole number from 1"),
         ({"tensor_paralel_size": 2}, "has no setting tensor_paralel_size. Did you mean tensor_parallel_size?"),
         ({"tp": 2}, "has no setting tp. Did you mean tensor_parallel_size?"),
         ({"worker": "in_process", "tensor_parallel_size": 2}, "worker=in_process is for one GPU"),
@@ -117,3 +117,31 @@ def test_a_precision_that_the_gpu_does_not_run_is_told(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"vLLM cannot run .* in fp8_block on NVIDIA A100: not supported on SM80"):
         check("vllm", folder, gpu=A100, precision="fp8_block")
     check("vllm", folder, precision="fp8_block")
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "wrong", "right"),
+    [
+        ("vllm", "gpu_memory_utilization", (float("nan"), 7, 0, "high", True, [0.5], 1.001, -0.5), (0.9, "0.5", 1)),
+        ("trtllm", "kv_cache_free_gpu_memory_fraction", (float("nan"), 2, "1e999"), (0.85,)),
+        ("transformers", "max_tokens_per_batch", (10**26, 10**5000, 0, 1.5, "1_0", "9" * 5000), (4096, "1")),
+        ("vllm", "max_num_seqs", (-1, 10**10, "two", float("inf")), (256,)),
+        ("vllm", "max_model_len", (-2, 10**10), (-1, 4096)),
+        ("vllm", "seed", (-1, 2**32), (0, 2**32 - 1)),
+        ("trtllm", "max_num_tokens", (0, "", "8k"), (8192,)),
+    ],
+)
+def test_numbers_have_bounds(engine: str, name: str, wrong: tuple[object, ...], right: tuple[object, ...]) -> None:
+    for value in wrong:
+        with pytest.raises(
+            UsageError, match=rf"^{name}=.{{0,70}} is not a (whole )?number from .* to .*\. Give one\.$"
+        ):
+            registry.check_options(engine, {name: value})
+    for value in (*right, None):
+        registry.check_options(engine, {name: value})
+
+
+def test_bounds_are_of_arguments_that_an_engine_takes() -> None:
+    names = {name for engine in registry.ENGINES for name in registry.settings_of(engine)}
+    names |= {name for engine in registry.ENDPOINTS for name in registry.settings_of(engine)}
+    assert tables._bounds().keys() <= names

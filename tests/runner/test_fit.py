@@ -129,7 +129,7 @@ def test_states_of_sequences_take_memory_beside_their_tokens(tmp_path: Path) -> 
 
 
 def test_a_parallel_size_that_is_none_is_refused() -> None:
-    with pytest.raises(UsageError, match="tensor_parallel_size=two is not a whole number above 0"):
+    with pytest.raises(UsageError, match="tensor_parallel_size=two is not a whole number from 1"):
         fit.gpu_count({"tensor_parallel_size": "two"})
 
 

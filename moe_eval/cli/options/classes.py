@@ -17,11 +17,14 @@ _LATENCY, _VERDICT = "latency and kernels", "verdict"
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _MOST_LOADS = 1000
 _UNTIL = ("until", "decided")
+_SCORED, _TIMED = ("evaluators", "quality"), ("evaluators", "latency")
+_RUN, _TRACED = ("evaluators", "latency", "kernels"), ("evaluators", "kernels")
 _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
 # those of their rooms, which are imported where they are needed
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_channel", "fp8_block", "nvfp4")
 _ENGINES = ("trtllm", "vllm", "transformers")
 _GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
+_FP8, _NVFP4 = ("precisions", "fp8", "fp8_block", "fp8_channel"), ("precisions", "nvfp4")
 _RECORDS = "the folder of the records"
 
 
@@ -41,8 +44,10 @@ class ArmOptions:
     model_path: str | None = option(
         None, "the checkpoint in BF16. Without it the shipped model runs on Transformers", _ARMS, is_path=True
     )
-    fp8_model_path: str | None = option(None, "a checkpoint in FP8, per tensor or in blocks", _ARMS, is_path=True)
-    nvfp4_model_path: str | None = option(None, "a checkpoint in NVFP4", _ARMS, is_path=True)
+    fp8_model_path: str | None = option(
+        None, "a checkpoint in FP8, per tensor or in blocks", _ARMS, is_path=True, needs=_FP8
+    )
+    nvfp4_model_path: str | None = option(None, "a checkpoint in NVFP4", _ARMS, is_path=True, needs=_NVFP4)
     precisions: tuple[str, ...] = option(
         ("bf16", "fp8", "nvfp4"),
         "what to run, in this order. The first is the reference",
@@ -115,17 +120,25 @@ class TextOptions:
 class QualityOptions(TextOptions):
     """What is scored."""
 
-    num_chunks: int = option(100, "windows to score, spread over all documents, 0 for all", _QUALITY, minimum=0)
+    num_chunks: int = option(
+        100, "windows to score, spread over all documents, 0 for all", _QUALITY, minimum=0, needs=_SCORED
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions(TextOptions):
     """What is timed and traced."""
 
-    batch_size: tuple[int, ...] = option((1,), "one batch size or several, such as 1,8,32", _LATENCY, metavar="N,...")
-    output_len: int = option(256, "tokens that every sequence makes", _LATENCY)
+    batch_size: tuple[int, ...] = option(
+        (1,), "one batch size or several, such as 1,8,32", _LATENCY, metavar="N,...", needs=_RUN
+    )
+    output_len: int = option(256, "tokens that every sequence makes", _LATENCY, needs=_RUN)
     num_iterations: int = option(
-        20, "timed iterations of each arm and shape, at least, spread over --loads", _LATENCY, minimum=1
+        20,
+        "timed iterations of each arm and shape, at least, spread over --loads",
+        _LATENCY,
+        minimum=1,
+        needs=_TIMED,
     )
     warmup_iterations: int = option(
         LEAST_WARM_UPS,
@@ -133,6 +146,7 @@ class LatencyOptions(TextOptions):
         f"Fewer than {LEAST_WARM_UPS} are all, for a quick look without a verdict",
         _LATENCY,
         minimum=1,
+        needs=_TIMED,
     )
     loads: int = option(
         4,
@@ -140,8 +154,9 @@ class LatencyOptions(TextOptions):
         _LATENCY,
         minimum=1,
         maximum=_MOST_LOADS,
+        needs=_TIMED,
     )
-    until: Literal["decided"] | None = option(None, "load again until every verdict is decided", _LATENCY)
+    until: Literal["decided"] | None = option(None, "load again until every verdict is decided", _LATENCY, needs=_TIMED)
     max_loads: int = option(
         8, "with --until: load no more often", _LATENCY, minimum=_LEAST_LOADS, maximum=_MOST_LOADS, needs=_UNTIL
     )
@@ -157,7 +172,10 @@ class ProfilerOptions:
     """Which profiler traces kernels."""
 
     profiler: Literal["auto", "nsys", "torch"] = option(
-        "auto", "what traces kernels. auto: nsys where it is on PATH and there is a GPU, else torch", _LATENCY
+        "auto",
+        "what traces kernels. auto: nsys where it is on PATH and there is a GPU, else torch",
+        _LATENCY,
+        needs=_TRACED,
     )
     nsys_args: str = option(
         "",
@@ -165,11 +183,13 @@ class ProfilerOptions:
         _LATENCY,
         metavar='"--OPTION ..."',
         is_verbatim=True,
+        needs=_TRACED,
     )
     keep_report: bool = option(
         False,
         "keep raw reports of nsys beside traces. They hold the environment and what was printed, with secrets",
         _LATENCY,
+        needs=_TRACED,
     )
 
 

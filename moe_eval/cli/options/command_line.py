@@ -78,7 +78,9 @@ class Command(Generic[Options]):
         for name, value in together.items():
             needs = options[name].needs
             # what a file says beside an option that the command line overrules is for another time
-            if needs and value != options[name].default and (name in values or needs[0] not in values):
+            if not needs or needs[0] not in options or value == options[name].default:
+                continue
+            if name in values or needs[0] not in values:
                 _check_needs(options[name], options[needs[0]], needs[1:], together)
         is_demo = all(options[name].group in (COMMAND, PRINTED) for name in together)
         return self.options(**({**self.demo, **together} if is_demo else together))
