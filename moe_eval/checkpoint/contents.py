@@ -106,7 +106,8 @@ def require_weights(folder: Path) -> None:
         UsageError: names what is not there.
     """
     index = folder / "model.safetensors.index.json"
-    files = (read_object(index).get("weight_map") or {}).values() if index.is_file() else ()
+    weight_map = read_object(index).get("weight_map") if index.is_file() else None
+    files = weight_map.values() if isinstance(weight_map, dict) else ()
     missing = sorted(name for name in set(map(str, files)) if not (folder / name).is_file())
     if missing:
         raise UsageError(
@@ -129,8 +130,9 @@ def weight_bytes(folder: Path) -> int | None:
     """Bytes of a checkpoint's weights, from its index or else of its files. None without either."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        total = (read_object(index).get("metadata") or {}).get("total_size")
-        if isinstance(total, (int, float)):
+        metadata = read_object(index).get("metadata")
+        total = metadata.get("total_size") if isinstance(metadata, dict) else None
+        if isinstance(total, (int, float)) and total > 0:
             return int(total)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None
 

@@ -71,7 +71,7 @@ def as_utf8(raw: bytes) -> bytes:
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     for micro in ("\u03bcs".encode(), "\u00b5s".encode(), b" \xb5s"):
         raw = raw.replace(micro, b" us")
-    return raw
+    return raw if raw.isascii() else raw.decode("utf-8", "replace").encode()  # a name may be cut within a letter
 
 
 def is_header(line: bytes) -> bool:
