@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import resources
 from itertools import count
 
@@ -39,7 +40,15 @@ def render(comparison: ComparisonRecord, run: RunRecord | None, draw: Callable[[
         draw: makes the SVG of a chart with this id.
     """
     ids = (f"figure-{index}" for index in count(1))
-    files = resources.files("moe_eval.report")
+    return _template().render(
+        report=sections.of_report(comparison, run),
+        style=resources.files("moe_eval.report").joinpath("style.css").read_text(encoding="utf-8"),
+        draw=lambda chart: draw(chart, next(ids)),
+    )
+
+
+@cache  # compiling it takes longer than all else on a page without charts
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -50,12 +59,8 @@ def render(comparison: ComparisonRecord, run: RunRecord | None, draw: Callable[[
         "cells": _cells,
         "sign": lambda word, kind: _SIGN_OF.get(word, _SIGNS[kind]),
     }
-    template = environment.from_string(files.joinpath("page.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
-        report=sections.of_report(comparison, run),
-        style=files.joinpath("style.css").read_text(encoding="utf-8"),
-        draw=lambda chart: draw(chart, next(ids)),
-    )
+    text = resources.files("moe_eval.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(text)
 
 
 def _cells(table: Table) -> list[list[tuple[str, str]]]:
