@@ -114,7 +114,7 @@ def _tasks(options: RunOptions) -> TaskOptions:
     text = options.gen_kwargs.strip()
     try:
         gen_kwargs = json.loads(text) if text.startswith("{") else simple_parse_args_string(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError("--gen_kwargs cannot be read. Write KEY=VALUE,... or a JSON object.") from None
     return TaskOptions(
         tasks=options.tasks,

@@ -11,7 +11,9 @@ from typing import Any
 
 from moe_eval.checkpoint.hub import unreachable
 from moe_eval.errors import UsageError, mended
+from moe_eval.outside import files
 
+_FIX = "Give the path of a task's YAML file, or a task's name."
 _SEED = 1234  # of sampled answers, the harness's own
 FEWSHOT_SEED = 1234  # the harness's own: the same examples in every run and repeat
 # what measures an engine's speed, which is an evaluator of its own here
@@ -133,8 +135,10 @@ def _read(spec: str) -> Mapping[str, Any]:
             f"The task {spec} is an evaluator here. Leave it out, and give --evaluators {_OF_SPEED[spec]}."
         )
     is_file = Path(spec).suffix in (".yaml", ".yml")
-    if is_file and not Path(spec).is_file():
-        raise UsageError(f"There is no file {spec}. Give the path of a task's YAML file, or a task's name.")
+    if is_file and not files.is_there(Path(spec)):
+        raise UsageError(f"There is no file {spec}. {_FIX}")
+    if is_file:
+        files.read_text(Path(spec), _FIX)  # the harness would wait for a pipe
     if not is_file and spec not in _manager(has_all=False).all_tasks:
         names = _manager(has_all=True).all_tasks
         if spec not in names:

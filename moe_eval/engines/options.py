@@ -54,11 +54,11 @@ def sizes(name: str, value: object) -> list[int]:
     """A list of whole numbers above 0, which may be written 1:8:32. Anything else is a UsageError."""
     parts = value if isinstance(value, (list, tuple)) else str(value).strip("[]").replace(",", ":").split(":")
     try:
-        numbers = [int(str(part)) for part in parts]
+        numbers = [words.whole(str(part)) for part in parts]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < 1:
-        raise UsageError(f"{name}={value} is not a list of whole numbers above 0. Write a list as 1:8:32.")
+    if not numbers or min(numbers) < 1 or max(numbers) > _MOST:
+        raise UsageError(f"{name}={words.brief(value)} is not a list of whole numbers above 0. Write a list as 1:8:32.")
     return numbers
 
 
@@ -66,5 +66,5 @@ def parse_json(name: str, text: str) -> object:
     """A list or dictionary that is written as JSON. Anything else is a UsageError."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{name}={text} is not JSON ({error}). Write it as JSON.") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name}={words.brief(text)} is not JSON ({error}). Write it as JSON.") from None

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from moe_eval.errors import EngineError, UsageError, mended
 from moe_eval.exits import settle
 from moe_eval.harness import MODEL, context
+from moe_eval.outside import files
 
 
 def guarded(execute: Callable[..., None]) -> Callable[..., None]:
@@ -62,8 +63,8 @@ def _model(args: Namespace) -> str | None:
         import yaml
 
         try:
-            model = (yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}).get("model")
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            model = (yaml.safe_load(files.read_text(Path(config), "")) or {}).get("model")
+        except (UsageError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
             return None  # the harness explains a configuration that it cannot read
     return model
 

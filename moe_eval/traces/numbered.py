@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from moe_eval.errors import UsageError
 from moe_eval.traces.readers import files
 from moe_eval.traces.readers.nsys_columns import PID
 
@@ -32,7 +33,13 @@ def write(source: Path, folder: Path, name: str) -> Path:
         plain, packed = Path(scratch) / "plain", Path(scratch) / "packed"
         with gzip.open(trace) as content, plain.open("wb") as out:
             shutil.copyfileobj(content, out)
-        (_renumber_nsys if trace.name.endswith(".sqlite.gz") else _renumber_chrome)(plain)
+        try:
+            (_renumber_nsys if trace.name.endswith(".sqlite.gz") else _renumber_chrome)(plain)
+        except (msgspec.MsgspecError, sqlite3.Error, TypeError, ValueError, RecursionError) as error:
+            trace.unlink()
+            raise UsageError(
+                f"{source} has processes or threads that are no numbers ({error}). Record it again."
+            ) from None
         with plain.open("rb") as content, packed.open("wb") as out, gzip.GzipFile("", "wb", 6, out, mtime=0) as target:
             shutil.copyfileobj(content, target)
         packed.replace(trace)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import msgspec
 
+from moe_eval.errors import UsageError
+from moe_eval.outside import documents, files
 from moe_eval.records import anonymous
 from moe_eval.records.anonymous import Identity
 from moe_eval.traces import numbered
 
 # samples of our own tasks name GPUs; those of others are documents, which stay as they are
 _MEASURED = re.compile(r"samples_moe_(latency|kernels)\w*\.jsonl")
+FIX = "Run the command that wrote it again, or move it away."
 _TRACE = re.compile(r"(.*)\.(?:json|sqlite)\.gz")
 
 
@@ -21,20 +24,24 @@ def copy(file: Path, folder: Path, identity: Identity) -> Path:
     """Write a file's copy into a folder, under its name.
 
     Raises:
-        UsageError: a trace cannot be read.
+        UsageError: it cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, trace = folder / file.name, _TRACE.fullmatch(file.name)
     if file.suffix == ".json":
-        document = anonymous.content(msgspec.json.decode(file.read_bytes()), identity)
+        document = anonymous.content(documents.read_object(file, FIX), identity)
         target.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
     elif _MEASURED.fullmatch(file.name):
-        lines = (anonymous.content(msgspec.json.decode(line), identity) for line in file.read_bytes().splitlines())
-        target.write_bytes(msgspec.json.Encoder().encode_lines(lines))
+        try:
+            lines = [documents.parse_object(line) for line in files.read_text(file, FIX).split("\n") if line]
+        except (documents.Damaged, documents.Unfit) as problem:
+            raise UsageError(f"{file} is damaged ({problem}). {FIX}") from None
+        target.write_bytes(msgspec.json.Encoder().encode_lines(anonymous.content(line, identity) for line in lines))
     elif file.suffix in (".html", ".md", ".yaml"):
-        target.write_text(anonymous.without_names(file.read_text(encoding="utf-8"), identity), encoding="utf-8")
+        target.write_text(anonymous.without_names(files.read_text(file, FIX), identity), encoding="utf-8")
     elif trace:
         numbered.write(file, folder, trace[1])
     else:
-        shutil.copyfile(file, target)
+        with files.opened(file, FIX) as content, target.open("wb") as out:
+            shutil.copyfileobj(content, out)
     return target

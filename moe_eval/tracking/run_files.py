@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from moe_eval.errors import UsageError
+from moe_eval.outside import files
 from moe_eval.records import anonymous, disk
 from moe_eval.records.anonymous import Identity
 from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord
@@ -146,7 +147,7 @@ class RunFiles:
         digest = hashlib.sha256(_FORM + msgspec.json.encode(replace(self.recorded, ended=None), order="sorted"))
         of_all = [file for name, file in self.artifacts().items() if name not in (RUN_FILE, _PICTURE)]
         for file in sorted({*of_all, *(file for arm in arms for file in arm.files)}):
-            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+            digest.update(file.name.encode() + b"\0" + hashlib.sha256(files.read_bytes(file, published.FIX)).digest())
         return digest.hexdigest()[:16]
 
     def title(self, arms: Sequence[Arm]) -> Title:
@@ -181,7 +182,7 @@ class RunFiles:
         """The verdict and its table, as Markdown."""
         file = self.artifacts().get(_TEXT)
         if file is not None:
-            text = anonymous.without_names(file.read_text(encoding="utf-8"), self.identity)
+            text = anonymous.without_names(files.read_text(file, published.FIX), self.identity)
         else:
             text = "\n\n".join(pair.sentence for pair in self.comparison.pairs) if self.comparison else ""
         return store.description(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,13 @@ def test_sampled_answers_are_repeated_with_other_seeds(command: Command, files: 
     [
         (("--tasks", "moe_sampel"), "There is no task moe_sampel. Did you mean moe_sample?"),
         (("--tasks", "absent/mine.yaml"), "There is no file absent/mine.yaml."),
+        (("--tasks", "OWN/pipe.yaml"), "OWN/pipe.yaml is a pipe."),
         (("--tasks", "moe_latency"), "The task moe_latency is an evaluator here."),
         (("--tasks", "moe_sample,moe_sample"), "--tasks asks for moe_sample twice."),
         (("--tasks", "moe_sample", "--limit", "0"), "--limit 0 leaves no document."),
         (("--tasks", "moe_sample", "--repeats", "2"), "--repeats 2 is for sampled answers, and no task here samples."),
         (("--tasks", "moe_sample", "--gen_kwargs", "{"), "--gen_kwargs cannot be read."),
+        (("--tasks", "moe_sample", "--gen_kwargs", '{"a":' * 3000), "--gen_kwargs cannot be read."),
         ((), "--evaluators has tasks, and --tasks names none."),
         (
             ("--tasks", "OWN/writing.yaml", "--gen_kwargs", "num_beams=4"),
@@ -142,6 +145,7 @@ def test_what_cannot_be_evaluated_is_told_before_a_load(
     hub = CHOICE.replace("custom_dataset: !function data.rows", "dataset_path: nobody/has-such-a-data-set")
     (files / "hub.yaml").write_text(hub, encoding="utf-8")
     (files / "slash.yaml").write_text(CHOICE.replace("task: words", "task: of/words"), encoding="utf-8")
+    os.mkfifo(files / "pipe.yaml")
     words = [argument.replace("OWN", str(files)) for argument in arguments]
     assert sentence.replace("OWN", str(files)) in refused(command(*words))
 

@@ -147,7 +147,7 @@ def test_an_arm_that_always_fails_ends_no_run_and_no_load_decides(command: Comma
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--max_minutes", "5"], "moe-eval: --max_minutes is for --until decided. Give both, or leave --max_minutes out."),
+        (["--max_minutes", "5"], "--max_minutes is for --until decided. Give both, or leave --max_minutes out."),
         (["--gate", "fp9:speed>=1"], "moe-eval: --gate has 'fp9:speed>=1', and the arms are bf16, fp16."),
         (["--gate", "fp9:energy>=1.1"], "moe-eval: --gate has 'fp9:energy>=1.1', and the arms are bf16, fp16."),
     ],

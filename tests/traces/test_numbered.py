@@ -7,6 +7,9 @@ import json
 import sqlite3
 from pathlib import Path
 
+import pytest
+
+from moe_eval.errors import UsageError
 from moe_eval.evaluators import kernels_record
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.traces import numbered
@@ -48,3 +51,16 @@ def test_ids_with_labels_stay_apart(tmp_path: Path) -> None:
     source = chrome_trace.save(tmp_path / "merged.json", chrome_trace.merged())
     shared = numbered.write(source, tmp_path, "trace_b1")
     assert record(source) == record(shared)
+
+
+@pytest.mark.parametrize("identifier", [1.5, [1], {"a": 1}, True])
+def test_an_id_that_is_none_is_told(tmp_path: Path, identifier: object) -> None:
+    source = tmp_path / "source.json"
+    chrome_trace.write(source)
+    document = json.loads(source.read_bytes())
+    for event in document["traceEvents"]:
+        event["tid"] = identifier
+    source.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"^\S+source.json .*\."):
+        numbered.write(source, tmp_path, "trace_b1")
+    assert not (tmp_path / "trace_b1.json.gz").exists()

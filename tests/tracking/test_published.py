@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from mlflow import MlflowClient
 from moe_eval import tracking
 from moe_eval.cli import main
 from moe_eval.cli import sensitivity as sensitivity_command
+from moe_eval.errors import UsageError
 from moe_eval.imports import harness_samples
 from moe_eval.machine.hardware import Gpu
-from moe_eval.records import by_arm, disk
+from moe_eval.records import anonymous, by_arm, disk
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.sensitivity import LayerSensitivity, SensitivityFigures, SensitivityRecord, Suggestion
@@ -25,6 +27,7 @@ from moe_eval.records.tasks import TasksRecord
 from moe_eval.report import write as report
 from moe_eval.stats import Divergence
 from moe_eval.traces.readers import files
+from moe_eval.tracking import published
 from tests.doubles import chrome_trace, harness_results, harness_runs
 from tests.doubles import recorded_arms as made
 
@@ -222,3 +225,24 @@ def test_a_user_who_is_called_like_a_word_of_the_records_keeps_no_report_from_be
     )
     report.write(comparison, machine, "report.html", "report.md", made.run(["bf16", "fp8"], ("latency",)))
     assert "/scratch" not in (machine / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["rates.json", "report.html", "report.md", "samples_moe_latency.jsonl", "samples_a.jsonl"]
+)
+def test_an_artifact_that_is_no_file_or_damaged_is_told(tmp_path: Path, name: str) -> None:
+    file, target, identity = tmp_path / name, tmp_path / "out", anonymous.of_publication([])
+    os.mkfifo(file)
+    with pytest.raises(UsageError, match=r"is a pipe\. Run the command"):
+        published.copy(file, target, identity)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"is a device\. Run the command"):
+        published.copy(file, target, identity)
+    file.unlink()
+    if name == "samples_a.jsonl":  # a document of others stays as it is
+        return
+    for content in (b"\xff", b"[" * 3000, b"{" * 3000) if "json" in name else (b"\xff",):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=r"is damaged|is unfit"):
+            published.copy(file, target, identity)
