@@ -104,7 +104,7 @@ def _settled_by(row: TaskComparison, max_drop: float, levels: Sequence[float]) -
     needed = documents_needed(row, max_drop, levels)
     amount = "More than a million" if needed is None else f"About {_rounded(needed):,}"
     there = row.split_documents
-    lacking = f", and there are {there:,}" if there and (needed is None or needed > there) else ""
+    lacking = f", and there are {there:,} in all" if there and (needed is None or needed > there) else ""
     return f"{amount} documents would settle it{lacking}."
 
 

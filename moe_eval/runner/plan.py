@@ -271,7 +271,7 @@ def _estimate(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:
     return (
         f"about {minutes} for {count} ({seconds / 60 / max(1, len(loads)):.1f} a load), if loading takes "
         f"{_LOAD_SECONDS[gpu]:.0f} s and weights are read at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
-        f"{', beside tasks of lm-eval' * bool(plan.suites)}"
+        f"{'; tasks of lm-eval take their time besides' * bool(plan.suites)}"
     )
 
 
