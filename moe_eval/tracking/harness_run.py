@@ -53,8 +53,7 @@ def _log(record: HarnessRecord, content: str, artifacts: str) -> Logged:
         models.delete_run(client, experiment_id, logged.info.run_id)
     started = milliseconds(record.started)
     ended = started + int((record.seconds or 0) * 1000)
-    run = client.create_run(experiment_id, started, _tags(record), _title(record).name(_precision(record)))
-    run_id = run.info.run_id
+    run_id = store.create_run(client, experiment_id, started, _tags(record), _title(record).name(_precision(record)))
     try:
         metrics = {key: value for key, value in record.metrics.items() if value is not None}
         store.log_labels(

@@ -128,7 +128,7 @@ class _Books:
             **source_tags(f"moe-eval {run.command}", run.git, run.versions),
             **tags,
         }
-        return str(self.client.create_run(self.experiment_id, started, all_tags, name).info.run_id)
+        return store.create_run(self.client, self.experiment_id, started, all_tags, name)
 
     def write(self, parent: str, arms: Sequence[Arm], content: str) -> Logged:
         """Log everything, or take back what was logged."""

@@ -49,9 +49,7 @@ def _log(record: SensitivityRecord, files: Sequence[Path]) -> Logged:
     started = milliseconds(record.started)
     ended = started + int(1000 * record.figures.seconds)
     title = Title.of_engine(record.labels.engine)
-    run_id = client.create_run(
-        experiment_id, started, _tags(record), title.name(f"{record.precision} by layer")
-    ).info.run_id
+    run_id = store.create_run(client, experiment_id, started, _tags(record), title.name(f"{record.precision} by layer"))
     try:
         labels: dict[str, object] = msgspec.to_builtins(record.labels)
         store.log_labels(

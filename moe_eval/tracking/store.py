@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 _LONGEST_NOTE = 7500  # characters: MLflow takes 8,000 in a tag and cuts the rest off
+_LONGEST_TAG, _LONGEST_VALUE = 8000, 6000  # mlflow.utils.validation, what it refuses beyond
 EXPERIMENT = "moe_eval"
 SQLITE = "sqlite:///"  # of a database in a file
 ID_TAG = "moe_eval.run_id"
@@ -144,7 +145,7 @@ def log_labels(
     from mlflow.entities import Metric, Param
 
     entries = {
-        "params": [Param(key, value) for key, value in parameters.of_labels(params)],
+        "params": [Param(key, storable(value, _LONGEST_VALUE)) for key, value in parameters.of_labels(params)],
         "metrics": [Metric(key, value, ended, 0, model_id=model_id) for key, value in metrics.items()],
     }
     for kind, values in entries.items():
@@ -153,11 +154,23 @@ def log_labels(
     client.log_inputs(run_id, [_input(dataset) for dataset in datasets])
 
 
+def storable(text: str, longest: int = _LONGEST_TAG) -> str:
+    """Text as every database takes it: without NUL and half characters, and cut off."""
+    return text.encode("utf-8", "replace").decode().replace("\0", " ")[:longest]
+
+
+def create_run(client: MlflowClient, experiment_id: str, started: int, tags: Mapping[str, str], title: str) -> str:
+    """The id of a new run. `started`: milliseconds since 1970."""
+    texts = {key: storable(value) for key, value in tags.items()}
+    run_id: str = client.create_run(experiment_id, started, texts, storable(title)).info.run_id
+    return run_id
+
+
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Tags of a run, in one call."""
     from mlflow.entities import RunTag
 
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.log_batch(run_id, tags=[RunTag(key, storable(value)) for key, value in tags.items()])
 
 
 def description(text: str) -> str:
@@ -179,7 +192,7 @@ def log_files(
         for name, text in (texts or {}).items():
             staged = Path(folder, name)
             staged.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(text, encoding="utf-8")
+            staged.write_text(text, encoding="utf-8", errors="replace")
         client.log_artifacts(run_id, folder)
 
 

@@ -100,6 +100,8 @@ def words_of(option: Option) -> st.SearchStrategy[str]:
     if option.name == "folders":  # logging a run takes seconds
         return st.sampled_from(valid) | words_of_text
     wrong = words_of_text | (st.sampled_from(_NUMBERS) if option.kind in (int, float) else st.sampled_from(_PLACES))
+    if option.name in ("output_dir", "output", "target"):  # a command writes where it is told to
+        wrong = wrong.map("../out/{}".format)
     if option.name in ("model_args", "arms"):
         wrong |= settings if option.name == "model_args" else settings.map("a:{}".format)
     return st.sampled_from(valid) | st.sampled_from(valid) | wrong
