@@ -14,6 +14,7 @@ _INTERNAL = re.compile(
     r"output_(dir|path)|config|resume|quiet|verbose|json|dry_run|gate|(stall_)?timeout|keep_report|track|uuid|worker"
     r"|scores_ids|unobserved|log_samples|use_cache|bootstrap_iters|predict_only"
 )
+_LONGEST_KEY = 250  # mlflow.utils.validation
 _TELLING_OFF = frozenset({"emulated"})  # a switch that tells where it is off
 
 
@@ -22,7 +23,7 @@ def of_labels(labels: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     for key, text in _flat(labels, ""):
         name = key.rpartition(".")[2]
         if name in _TELLING_OFF or not (_INTERNAL.fullmatch(name) or _SAYS_NOTHING.fullmatch(text)):
-            yield re.sub(r"[^\w.:/ -]", "_", key), text
+            yield re.sub(r"[^\w.:/ -]", "_", key)[:_LONGEST_KEY], text
 
 
 def _flat(value: object, prefix: str) -> Iterator[tuple[str, str]]:
