@@ -268,8 +268,8 @@ class Run:
     def _known_rates(self) -> list[Rates]:
         """What groups of GPUs can do at most, as far as this run has measured it."""
         try:
-            return msgspec.json.decode(self.folder.rates_file.read_bytes(), type=list[Rates])
-        except (OSError, ValueError):  # a damaged file is measured again
+            return msgspec.json.decode(self.folder.rates_file.read_bytes(), type=dict[str, list[Rates]])["groups"]
+        except (OSError, ValueError, KeyError):  # a damaged file is measured again
             return []
 
     def _rates(self) -> list[Rates] | str:
@@ -295,7 +295,7 @@ class Run:
             except ArmFailed as error:
                 return f"the machine's rates were not measured ({error})"
         rates = [*{**known_rates, **{group.gpus: group for group in measured}}.values()]
-        disk.write_record(self.folder.rates_file, rates)
+        disk.write_record(self.folder.rates_file, {"groups": rates})
         return rates
 
 
