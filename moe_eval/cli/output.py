@@ -86,4 +86,4 @@ def print_object(content: Mapping[str, object], errors: Sequence[str]) -> None:
 def print_errors(errors: Sequence[str]) -> None:
     """Print messages on standard error, a line each."""
     for error in errors:
-        print(f"moe-eval: {words.one_line(error)}", file=sys.stderr)
+        print(f"moe-eval: {words.sentence(error)}", file=sys.stderr)

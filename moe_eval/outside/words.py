@@ -6,6 +6,7 @@ import os
 import re
 
 _BRIEF = 60  # characters
+_LONG = re.compile(r"(\S{100})\S{300,}(\S{100})")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 _REAL = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?|nan|inf)", re.IGNORECASE)
 
@@ -48,6 +49,11 @@ def lines(text: str) -> str:
 def one_line(text: str) -> str:
     """Text for a terminal on one line, see `lines`."""
     return " ".join(lines(text).split())
+
+
+def sentence(text: str) -> str:
+    """A message for a terminal, see `one_line`. Of a word of hundreds of letters the ends are left."""
+    return _LONG.sub(r"\1...\2", one_line(text))
 
 
 def brief(value: object) -> str:

@@ -220,3 +220,10 @@ def test_the_reference_is_what_the_generator_writes() -> None:
         assert (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8") == page, (
             "run python docs/generate.py"
         )
+
+
+def test_a_word_of_thousands_of_letters_is_cut_in_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "a" * 5000]) == 2
+    line = capsys.readouterr().err
+    assert len(line) < 400
+    assert "aaa...aaa" in line

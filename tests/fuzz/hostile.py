@@ -132,7 +132,7 @@ def edited(draw: st.DrawFn, document: Any, all_places: tuple[Place, ...]) -> Any
         action = draw(st.sampled_from(("replace", "replace", "replace", "delete", "rename", "again", "deeper")))
         try:
             document = _acted(draw, document, place, action)
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, AttributeError):
             continue  # an earlier change took the place away
     return document
 

@@ -117,10 +117,11 @@ def hold(words: Sequence[str], root: Path, stdin: bytes = b"", codes: Sequence[i
     assert ended.code in codes, f"exit code {ended.code}: {ended.err[-500:]}"
     assert "Traceback" not in ended.err
     lines = ended.err.splitlines()
-    if ended.code and not ("--gate" in " ".join(words) or "compare" in words):  # a gate and a verdict have codes too
+    # a gate and a verdict have codes too
+    if ended.code and not ("--gate" in " ".join(words) or "compare" in words):
         assert lines, "no sentence"
-    if ended.code and lines:
         assert lines[-1].startswith("moe-eval: ")
+    if ended.code and lines and lines[-1].startswith("moe-eval: "):
         assert lines[-1][-1] in ".?", lines[-1]
         assert len(lines[-1]) < 1200, lines[-1]
     for text in (ended.out, ended.err):

@@ -183,7 +183,7 @@ def one_sentence(path: Path) -> Iterator[None]:
         raise UsageError(
             f"{path} may not be read ({error.strerror}). Change its permissions or read a copy."
         ) from error
-    except (sqlite3.Error, OSError, ValueError) as error:
+    except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UsageError(
             f"{path} is damaged or not an export of Nsight Systems ({problem}). Export it again with nsys export "
