@@ -30,7 +30,7 @@ All ranks take their parts of the same tensors, so that every arm computes one f
 
 def write_page(out: Path, file: Path) -> None:
     arms = read_arms(out / "speed")
-    parts = ["# Two H100s: FP8 on one GPU or BF16 on two", HOW]
+    parts = ["# Two GPUs: FP8 on one or BF16 on two", HOW]
     parts += ["## Speed", f"{machine(arms)}\n\n```\n{table(arms)}\n```\n\n{per_gpu(arms)}" if arms else "Not run yet."]
     if MEANING in (before := file.read_text() if file.is_file() else ""):
         parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
