@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import shutil
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from moe_eval.errors import EngineError, UsageError
+
+_BASE = "baseTimeNanoseconds"
 
 
 class Profiled(Protocol):
@@ -20,7 +22,7 @@ class Profiled(Protocol):
 
 @contextmanager
 def by_library(session: Profiled, folder: Path | None, target: Path) -> Iterator[None]:
-    """vLLM's profiler in its workers. With several workers, the trace is the first one's.
+    """vLLM's profiler in its workers. The traces of several ranks become one.
 
     Args:
         folder: where the profiler was configured to write.
@@ -37,11 +39,34 @@ def by_library(session: Profiled, folder: Path | None, target: Path) -> Iterator
     traces = sorted(path for path, _ in _written(folder) - before)
     if not traces:
         raise EngineError(f"vLLM's profiler left no trace in {folder}.")
-    if traces[0].suffix == ".gz" and target.suffix != ".gz":
-        with gzip.open(traces[0]) as packed, target.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-    else:
-        shutil.copyfile(traces[0], target)
+    with gzip.open(target, "wb") if target.suffix == ".gz" else target.open("wb") as content:
+        content.write(merged(traces))
+
+
+def merged(traces: Sequence[Path]) -> bytes:
+    """One Chrome trace of all ranks, in order. Processes of several have a label, as SGLang merges: `[rank 0] 4711`.
+
+    Kineto subtracts the same base from the times of all processes since torch 2.3. A file with another one is moved.
+
+    Raises:
+        EngineError: a file is no Chrome trace.
+    """
+    packed = [gzip.decompress(trace.read_bytes()) if trace.suffix == ".gz" else trace.read_bytes() for trace in traces]
+    if len(packed) == 1:
+        return packed[0]
+    try:
+        files = [json.loads(content) for content in packed]
+    except ValueError as error:
+        raise EngineError(f"vLLM's profiler left no Chrome trace in {traces[0].parent} ({error}).") from None
+    first = files[0]
+    for rank, file in enumerate(files):
+        moved = (file.get(_BASE, 0) - first.get(_BASE, 0)) / 1000
+        for event in file["traceEvents"]:
+            event["pid"] = f"[rank {rank}] {event.get('pid', '')}"
+            if moved and "ts" in event:
+                event["ts"] += moved
+    events = [event for file in files for event in file["traceEvents"]]
+    return json.dumps({**first, "traceEvents": events}).encode()
 
 
 @contextmanager
