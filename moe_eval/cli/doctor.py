@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint import precision
+from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import DoctorOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.emulation import PRECISIONS as EMULATED
@@ -118,15 +119,13 @@ def _runs(engine: str, version: str | None, rows: Sequence[_Support]) -> str:
 
 
 def _selftest(model_args: str) -> Page:
-    from lm_eval.utils import simple_parse_args_string
-
     from moe_eval.checkpoint import tokenizer as tokens
     from moe_eval.checkpoint.shipped import SHIPPED
     from moe_eval.engines.trtllm import page
     from moe_eval.harness import settings
 
     defaults = {"pretrained": str(SHIPPED), "enable_iter_perf_stats": True}
-    model = settings.read({**defaults, **simple_parse_args_string(model_args), "engine": "trtllm"})
+    model = settings.read({**defaults, **arm_text.model_args(model_args), "engine": "trtllm"})
     tokenizer = tokens.load(model.tokenizer, model.of_engine.revision, model.of_engine.trust_remote_code)
     engine = registry.load("trtllm", model.of_engine, tokenizer)
     try:

@@ -171,17 +171,11 @@ def rules_of(options: object) -> Rules:
 
 def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     """The arms, and their tokenizer. None where each checkpoint has its own."""
-    from lm_eval.utils import simple_parse_args_string
-
     emulation = options if isinstance(options, EmulationOptions) else None
     emulate = emulation.emulate if emulation else None
     is_shipped = options.model_path is None and not _have_checkpoints(options.arms)
     engine = options.engine or ("transformers" if emulate or is_shipped else "trtllm")
-    arguments: dict[str, object] = dict(simple_parse_args_string(options.model_args))
-    names = [part.partition("=")[0].strip() for part in options.model_args.split(",") if "=" in part]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise UsageError(f"--model_args has {doubled} twice. Give it once.")
+    arguments = arm_text.model_args(options.model_args)
     tokenizer = arguments.pop("tokenizer", None)
     for name in arguments:
         if name in _OPTIONS:

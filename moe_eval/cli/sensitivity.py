@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from moe_eval.checkpoint import shipped
+from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import SensitivityOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.request import make_folder, recorded, shared_settings
@@ -58,9 +59,7 @@ def run(options: SensitivityOptions) -> Conclusion:
 
 
 def _request(options: SensitivityOptions) -> SensitivityRequest:
-    from lm_eval.utils import simple_parse_args_string
-
-    arguments: dict[str, object] = dict(simple_parse_args_string(options.model_args))
+    arguments = arm_text.model_args(options.model_args)
     for name in _SET_HERE:
         if name in arguments:
             raise UsageError(f"--model_args has {name}, which this command sets itself. Leave it out.")

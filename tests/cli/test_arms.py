@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.utils import simple_parse_args_string
 
 from moe_eval.cli import arms as named_arms
 from moe_eval.cli import main
@@ -116,6 +117,16 @@ def test_an_arm_named_after_a_precision_has_it_and_its_checkpoint() -> None:
         ("nvfp4", "M"),
         (None, "Z"),
     ]
+
+
+def test_model_arguments_are_the_harness_own_but_for_commas_in_brackets() -> None:
+    plain = "a=1,b=0.5,c=True,d=none,e='7',f=x=y,"
+    assert arm_text.model_args(plain) == {**simple_parse_args_string(plain), "f": "x=y"}
+    nested = arm_text.model_args('worker=spawned,profiler_config={"profiler": "torch", "dirs": ["a", "b"]},n=2')
+    assert json.loads(nested.pop("profiler_config")) == {"profiler": "torch", "dirs": ["a", "b"]}
+    assert nested == {"worker": "spawned", "n": 2}
+    with pytest.raises(UsageError, match="--model_args has n twice"):
+        arm_text.model_args("n=1,m={1,2}, n=2")
 
 
 @pytest.mark.parametrize(

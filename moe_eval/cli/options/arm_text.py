@@ -1,4 +1,4 @@
-"""Arms as texts, NAME:KEY=VALUE,..., which the command line, YAML, Python and records share."""
+"""Settings as texts, KEY=VALUE,..., and arms, NAME:KEY=VALUE,..., which the command line, YAML and records share."""
 
 from __future__ import annotations
 
@@ -37,6 +37,23 @@ def read(text: str) -> tuple[str, dict[str, str]]:
             raise UsageError(f"The arm {name} has {key} twice. Give it once.")
         settings[key] = value
     return name, settings
+
+
+def model_args(text: str) -> dict[str, object]:
+    """What --model_args sets: values as the harness reads them, and commas in brackets or quotes belong to a value.
+
+    Raises:
+        UsageError: a setting is there twice.
+    """
+    from lm_eval.utils import handle_arg_string
+
+    settings: dict[str, object] = {}
+    for part in filter(None, map(str.strip, _parts(text))):
+        key, _, value = part.partition("=")
+        if key.strip() in settings:
+            raise UsageError(f"--model_args has {key.strip()} twice. Give it once.")
+        settings[key.strip()] = handle_arg_string(value)
+    return settings
 
 
 def write(name: str, settings: Mapping[str, object]) -> str:
