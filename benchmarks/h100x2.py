@@ -1,12 +1,12 @@
 """FP8 on one GPU or BF16 on two? Qwen3-30B-A3B's shape on two GPUs of one host through vLLM, as a quick look.
 
     python benchmarks/h100x2.py OUT                        every part, one after another
-    python benchmarks/h100x2.py OUT speed kernels          these parts alone
+    python benchmarks/h100x2.py OUT speed nsys             these parts alone
     python benchmarks/h100x2_page.py OUT docs/results/h100x2.md
 
 Parts:
-    speed     five arms, one load each: latency, energy, routing and floors
-    kernels   the same arms by Nsight Systems
+    speed     five arms, one load each: latency, energy, routing, floors, and kernels of all ranks by torch's profiler
+    nsys      FP8 on both GPUs by Nsight Systems, beside torch's profiler
     function  a few layers of the shape in every parallel size, whose most probable tokens must agree
     shipped   perplexity of the shipped model in every parallel size, and on Transformers
     cache     an FP8 against a BF16 key-value cache on one GPU, 32 prompts of 2,048 tokens
@@ -19,9 +19,10 @@ of CUDA_VISIBLE_DEVICES.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import failing_ranks
@@ -43,7 +44,10 @@ ARMS = (("bf16", "tp1"), ("fp8", "tp1"), ("bf16", "tp2"), ("fp8", "tp2"), ("fp8"
 RANDOM = {"weights": "random", "moe_backend": "triton", "cuda_graph_batch_sizes": "1:8:32:64"}
 SPAWNED = {**RANDOM, "worker": "spawned"}
 EAGER = {"moe_backend": "triton", "worker": "spawned", "enforce_eager": True}
+# vLLM records stacks by default, which slows every operator down
+QUIET = {"torch_profiler_with_stack": False, "torch_profiler_dump_cuda_time_total": False}
 BATCHES = "1,8,32,64"
+ONE_LOAD = ("--loads", "1")
 LAYERS_COMPARED, TOP_K, WINDOW, WINDOWS = 4, 64, 128, 16
 
 
@@ -65,20 +69,44 @@ def main() -> None:
 
 
 def speed(out: Path) -> None:
-    shape = ("--batch_size", BATCHES, "--input_len", "512", "--output_len", "64", "--num_iterations", "4")
-    run(out, "speed", *five_arms(), *settings(SPAWNED), "--evaluators", "latency", *shape)
+    traces = {"profiler": "torch", "torch_profiler_dir": str(out.resolve() / "traces"), **QUIET}
+    options = {**SPAWNED, "profiler_config": json.dumps(traces)}
+    shape = ("--batch_size", BATCHES, "--input_len", "512", "--output_len", "64", "--profiler", "torch")
+    repeats = ("--num_iterations", "4", "--warmup_iterations", "3")
+    run(
+        out,
+        "speed",
+        *named_arms(ARMS),
+        *settings(options),
+        "--evaluators",
+        "latency,kernels",
+        *shape,
+        *ONE_LOAD,
+        *repeats,
+    )
 
 
-def kernels(out: Path) -> None:
-    shape = ("--batch_size", BATCHES, "--input_len", "512", "--output_len", "9", "--profiler", "nsys")
-    run(out, "kernels", *five_arms(), *settings(SPAWNED), "--evaluators", "kernels", *shape)
+def nsys(out: Path) -> None:
+    shape = ("--batch_size", BATCHES, "--input_len", "512", "--output_len", "64", "--profiler", "nsys")
+    run(out, "nsys", *named_arms(ARMS[3:4]), *settings(SPAWNED), "--evaluators", "kernels", *shape)
 
 
 def cache(out: Path) -> None:
     """Both arms have FP8 weights, as a deployment that thinks of its cache has."""
     arms = ("--arm", "bf16_cache:precision=fp8", "--arm", "fp8_cache:precision=fp8,kv_cache_dtype=fp8")
     shape = ("--batch_size", "32", "--input_len", "2048", "--output_len", "64", "--num_iterations", "8")
-    run(out, "cache", *arms, *settings(RANDOM), "--evaluators", "latency,kernels", "--profiler", "torch", *shape)
+    run(
+        out,
+        "cache",
+        *arms,
+        *settings(RANDOM),
+        "--evaluators",
+        "latency,kernels",
+        "--profiler",
+        "torch",
+        *shape,
+        *ONE_LOAD,
+    )
 
 
 def shipped(out: Path) -> None:
@@ -112,9 +140,9 @@ def score(out: Path, name: str) -> None:
     engine.close()
 
 
-def five_arms() -> list[str]:
+def named_arms(chosen: Sequence[tuple[str, str]]) -> list[str]:
     arms = []
-    for precision, name in ARMS:
+    for precision, name in chosen:
         arms += ["--arm", f"{precision}_{name}:{joined({'precision': precision, **SIZES[name]})}"]
     return arms
 
@@ -128,11 +156,11 @@ def joined(options: Mapping[str, object]) -> str:
 
 
 def run(out: Path, name: str, *options: str, model: Path | None = None) -> None:
-    """`moe-eval run` of one load, into a folder of that name."""
+    """`moe-eval run` into a folder of that name."""
     folder = out / name
     resume = ["--resume"] * (folder / "run.json").is_file()
     shared = ["--engine", "vllm", "--model_path", str(model or out / "shape"), "--dataset", "wikitext_local"]
-    command = [*failing_ranks.COMMAND, "run", *shared, *options, "--loads", "1", "--output_dir", str(folder), *resume]
+    command = [*failing_ranks.COMMAND, "run", *shared, *options, "--output_dir", str(folder), *resume]
     subprocess.run(command, check=False)
 
 
@@ -142,7 +170,7 @@ def failures(out: Path) -> None:
 
 PARTS: Mapping[str, Callable[[Path], None]] = {
     "speed": speed,
-    "kernels": kernels,
+    "nsys": nsys,
     "function": function,
     "shipped": shipped,
     "cache": cache,

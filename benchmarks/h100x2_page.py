@@ -18,6 +18,7 @@ from h100x2 import SIZES, TOP_K
 from moe_eval.comparison import pairs
 from moe_eval.records import by_arm, run_files
 from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.kernels import PhaseTime
 from moe_eval.records.labels import Status
 from moe_eval.report import quality_table
 from moe_eval.report.console import plain_text
@@ -35,7 +36,7 @@ def write_page(out: Path, file: Path) -> None:
     if MEANING in (before := file.read_text() if file.is_file() else ""):
         parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
     parts += ["## Ranks and floors", ranks(arms) if arms else "Not run yet."]
-    parts += ["## Collectives", collectives(out / "kernels"), "## One function", function(out)]
+    parts += ["## Collectives", collectives(out), "## One function", function(out)]
     parts += ["## The shipped model", shipped(out / "shipped"), "## FP8 in the key-value cache", cache(out / "cache")]
     parts += ["## Failures", failures(out / "failures" / "failures.json")]
     file.write_text("\n\n".join(parts) + "\n")
@@ -94,27 +95,38 @@ def _roofs(*seconds: float | None) -> tuple[str, ...]:
     return tuple("-" if value is None else f"{1000 * value:.3f}" for value in seconds)
 
 
-def collectives(folder: Path) -> str:
+def collectives(out: Path) -> str:
     """What collectives cost in a phase, and the slowest rank's experts, where kernels were traced."""
     rows = []
-    for arm in by_arm.read(folder) if folder.is_dir() else []:
-        for shape, record in arm.kernels.items():
-            for name in ("prefill", "decode"):
-                if (phase := record.phases.get(name)) is None:
-                    continue
-                matched = phase.collectives
-                experts, reduce = (phase.categories.get(kind) for kind in ("expert_gemm", "allreduce"))
-                figures = (
-                    phase.busy_ms,
-                    reduce.ms if reduce else None,
-                    matched.transfer_ms if matched else None,
-                    max((rank.wait_ms for rank in phase.ranks), default=None),
-                    experts.ms if experts else None,
-                    experts.spread_ms if experts else None,
-                )
-                rows.append((arm.name, shape, name, *("-" if value is None else f"{value:.3f}" for value in figures)))
-    heads = ("arm", "shape", "phase", "busy", "all-reduce", "transfer", "waiting", "expert GEMM", "spread over ranks")
-    return f"Milliseconds of a step, by Nsight Systems.\n\n{columns(heads, rows)}" if rows else "Not run yet."
+    for folder, profiler in (("speed", "torch"), ("nsys", "nsys")):
+        for arm in by_arm.read(out / folder) if (out / folder).is_dir() else []:
+            for shape, record in arm.kernels.items():
+                for name in ("prefill", "decode"):
+                    if (phase := record.phases.get(name)) is not None:
+                        rows.append((arm.name, profiler, shape, name, *map(_milliseconds, _parts(phase))))
+    heads = (*("arm", "profiler", "shape", "phase", "busy", "transfer", "waiting", "unmatched", "experts"), "spread")
+    legend = (
+        "Milliseconds of a step. Waiting is the longest of all ranks. Unmatched collectives have no partner on another "
+        "rank. Spread is that of the experts over ranks."
+    )
+    return f"{legend}\n\n{columns(heads, rows)}" if rows else "Not run yet."
+
+
+def _parts(phase: PhaseTime) -> tuple[float | None, ...]:
+    matched = phase.collectives
+    experts, reduce = (phase.categories.get(kind) for kind in ("expert_gemm", "allreduce"))
+    return (
+        phase.busy_ms,
+        matched.transfer_ms if matched else None,
+        max((rank.wait_ms for rank in phase.ranks), default=None),
+        reduce.ms if reduce else None,
+        experts.ms if experts else None,
+        experts.spread_ms if experts else None,
+    )
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def function(out: Path) -> str:
