@@ -48,13 +48,14 @@ _PARALLEL = (
 class Need:
     """Bytes of memory that one arm needs on each of its GPUs. None where files and configuration do not say.
 
-    `token` is one token of the key-value cache.
+    `token` is one token of the key-value cache, and `fix` what makes the need smaller.
     """
 
     weights: int | None
     cache: int | None
     beside: int
     token: float | None = None
+    fix: str = "give smaller or fewer sequences, or use a larger GPU"
 
     @property
     def total(self) -> int | None:
@@ -111,7 +112,7 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str,
     Args:
         folder: the checkpoint's settings, and its weights where it has any.
         runs: the precision that the experts are held in.
-        options: of the engine: the parallel sizes and kv_cache_dtype count.
+        options: of the engine: the parallel sizes, kv_cache_dtype and kv_cache_memory_bytes count.
     """
     config = contents.read_config(folder)
     sizes = geometry.read(config)
@@ -136,7 +137,10 @@ def need(folder: Path, runs: str, shapes: Sequence[Shape], options: Mapping[str,
         states = sizes.state_bytes(geometry.STATE_WIDTHS[1]) / tensor / pipeline
     sequences = max((shape.batch_size for shape in shapes), default=0)
     cache = None if token is None else int(cache_tokens(shapes) * token + sequences * states)
-    return Need((weights or 0) // gpu_count(options) or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU, token)
+    required = Need((weights or 0) // gpu_count(options) or None, cache, _BESIDE_GPU if gpu else _BESIDE_CPU, token)
+    if str(reserved := options.get("kv_cache_memory_bytes", "")).isdecimal():
+        return replace(required, cache=int(str(reserved)), fix="give a smaller kv_cache_memory_bytes")
+    return required
 
 
 def _size(dtype: str) -> int:
@@ -180,8 +184,7 @@ def too_large(required: Need, available: int, gpus: Sequence[Gpu] = (), share: f
     """
     whole = max((gpu.memory_bytes for gpu in gpus), default=0)
     others = int(_USABLE * whole) - available
-    fix = "give smaller or fewer sequences, or use a larger GPU"
-    used = ""
+    fix, used = required.fix, ""
     if whole and others > _IDLE_BYTES:  # NVML tells what is in use, by whomever
         used = f" ({others / 2**30:.1f} GiB are in use by other programs)"
         fix = "end other programs on the GPU, or choose another one with CUDA_VISIBLE_DEVICES"

@@ -104,6 +104,13 @@ def test_each_gpu_holds_its_share_of_weights_and_heads(
     assert need.cache == 8 * (768 + 64) * 48 * 2 * heads * 128 * width
 
 
+def test_a_cache_whose_size_is_given_takes_that_size(tmp_path: Path) -> None:
+    options = {"kv_cache_memory_bytes": 900_000_000_000}
+    need = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), "bf16", ONE, options, gpu=True)
+    assert need.cache == 900_000_000_000
+    assert str(fit.too_large(need, fit.memory((H100,)))).endswith("; give a smaller kv_cache_memory_bytes")
+
+
 def test_a_cache_that_the_checkpoint_holds_in_fp8_is_half_as_large(tmp_path: Path) -> None:
     plain = fit.need(folder(tmp_path, QWEN3, QWEN3_BYTES), "bf16", ONE, {}, gpu=True)
     quantised = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
