@@ -7,6 +7,8 @@ vllm/v1/engine/core_client.py, 0.22), and vLLM takes up to 13 s to end the other
 from __future__ import annotations
 
 import os
+import select
+import threading
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -20,7 +22,10 @@ _END_SECONDS = 2.0  # that a killed process takes at most, unless a driver holds
 
 
 class Ranks:
-    """The processes of the ranks below this one, and that of the engine core which started them."""
+    """The processes of the ranks below this one, and that of the engine core which started them.
+
+    The first of them that ends is known at once: vLLM ends the others of a rank that died within a moment.
+    """
 
     def __init__(self, pids: Collection[int] = ()) -> None:
         """`pids`: of the ranks, in order. None for an engine in this process."""
@@ -31,7 +36,25 @@ class Ranks:
             if parent in below:
                 self._names.setdefault(parent, "The engine core")
         self._processes = processes_of(self._names)
+        self._first: int | None = None
         self._waiter = Waiter(lambda _: self._check()) if self._processes else None
+        if self._waiter is not None:
+            threading.Thread(target=self._watch, name="moe_eval-ranks", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Wait for the first process that ends. A process that its parent has not asked for has ended, too."""
+        poll, pids = select.poll(), dict[int, int]()
+        for process in self._processes:
+            try:
+                pids[descriptor := os.pidfd_open(process.pid)] = process.pid
+            except ProcessLookupError:
+                self._first = process.pid
+                break
+            poll.register(descriptor, select.POLLIN)
+        else:
+            self._first = pids[poll.poll()[0][0]]
+        for descriptor in pids:
+            os.close(descriptor)
 
     def wait(self, call: Callable[[], Result]) -> Result:
         """The result of a call.
@@ -41,19 +64,22 @@ class Ranks:
         """
         if self._waiter is None:
             return call()
-        result: Any = self._waiter.wait(call)
+        try:
+            result: Any = self._waiter.wait(call)
+        except Exception:
+            self._check()
+            raise
         return result  # type: ignore[no-any-return]
 
     def _check(self) -> None:
-        dead = [process.pid for process in self._processes if not lives(process)]
-        if not dead:
+        if self._first is None:
             return
         for process in filter(lives, self._processes):
             process.kill()
         psutil.wait_procs(self._processes, timeout=_END_SECONDS)
         raise WorkerDied(
-            f"{self._names[dead[0]]} of vLLM (process {dead[0]}) has died, perhaps of too little memory or a CUDA "
-            "error. Look for the reason in what it printed, and repeat the command."
+            f"{self._names[self._first]} of vLLM (process {self._first}) has died, perhaps of too little memory or a "
+            "CUDA error. Look for the reason in what it printed, and repeat the command."
         )
 
     def close(self) -> None:

@@ -19,10 +19,12 @@ from tests.engines.vllm.conftest import Load
 TIMED = GenerationRequest(4, ignore_eos=True, timed=True)
 
 
-def spawned(load: Load, monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[VllmEngine, list[psutil.Process]]:
+def spawned(
+    load: Load, monkeypatch: pytest.MonkeyPatch, knob: str = "hang_at=1"
+) -> tuple[VllmEngine, list[psutil.Process]]:
     """An engine with two ranks that hangs in its first request, and the processes of the ranks."""
-    monkeypatch.setenv("VLLM_DOUBLE", "ranks=2,hang_at=1")
-    engine = load(options={"worker": "spawned", **options})
+    monkeypatch.setenv("VLLM_DOUBLE", f"ranks=2,{knob}")
+    engine = load(options={"worker": "spawned"})
     return engine, [psutil.Process(rank.pid) for rank in engine.session.llm.llm_engine.ranks]
 
 
@@ -41,6 +43,16 @@ def test_a_rank_that_is_killed_ends_the_wait_and_the_other_ranks(
         engine.generate([[1, 2, 3]], TIMED) if is_timed else engine.score([window(1, 3, 9)])
     assert time.monotonic() - began < 5
     assert not any(map(lives, ranks))
+
+
+def test_a_rank_that_died_is_named_where_vllm_tells_first_that_its_core_has_ended(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, ranks = spawned(load, monkeypatch, "dead_at=1")
+    ranks[1].kill()
+    ranks[1].wait(5)
+    with pytest.raises(WorkerDied, match=r"^Rank 1 of vLLM"):
+        engine.generate([[1, 2, 3]], TIMED)
 
 
 def test_a_rank_that_died_between_two_requests_is_told_at_the_next(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
