@@ -146,8 +146,9 @@ def describe_failure(
     if isinstance(error, (UsageError, EngineError)):
         return error
     text = " ".join(str(error).split())
-    if printed and any(marker in text for marker in traits.causeless):
-        text = f"{text}, its worker printed: {printed}"
+    marker = next((marker for marker in traits.causeless if marker in text), None)
+    if printed and marker is not None:
+        text = f"{text.partition(marker)[0]}{marker}, its worker printed: {printed}"
     for failure in traits.known_failures:
         if failure.explains(text, version):
             detail = text[:200].rstrip(". ")

@@ -13,6 +13,7 @@ from moe_eval.engines.served.checkpoint import Model, read_model
 from moe_eval.engines.served.package import Traits
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
+from moe_eval.machine.nvml import Nvml
 
 # in place of a checkpoint's fingerprint if its weights are not read
 _DUMMY_FINGERPRINT = "random weights (load_format=dummy)"
@@ -75,6 +76,14 @@ class Plan:
     def gpu_bytes(self) -> int | None:
         """The memory of the smallest GPU, or None if there is none."""
         return min((gpu.memory_bytes for gpu in hardware.gpus()[: self.placement.world]), default=None)
+
+    @property
+    def used_share(self) -> float:
+        """The share of memory that other programs hold, of the GPU where it is the largest. 0 where NVML tells none."""
+        gpus = hardware.gpus()[: self.placement.world]
+        with Nvml.open([gpu.uuid for gpu in gpus]) as nvml:
+            used = nvml.used_bytes() if nvml.why_not is None else ()
+        return max(((count or 0) / gpu.memory_bytes for count, gpu in zip(used, gpus, strict=False)), default=0.0)
 
     def constructor_arguments(self, tokenizer: Any) -> dict[str, object]:
         """The arguments of the library's LLM that say what to load."""

@@ -20,13 +20,13 @@ from moe_eval.engines.options import flag, number, seconds
 from moe_eval.engines.requests import end_tokens, stated_ends
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
+from moe_eval.engines.served.output import WorkerOutput
 from moe_eval.engines.served.package import describe_failure
 from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.served.processes import Waiter, descendants
 from moe_eval.engines.trtllm import advice, arguments, installed, observe, selftest, sizing
 from moe_eval.engines.trtllm.engine import TrtllmEngine
 from moe_eval.engines.trtllm.installed import TRTLLM
-from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.engines.trtllm.readers import ContextLogits
 from moe_eval.engines.trtllm.session import Session
 from moe_eval.engines.trtllm.workers import Loading, Workers

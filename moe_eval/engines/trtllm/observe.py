@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from moe_eval.checkpoint import precision
 from moe_eval.engines import weights
+from moe_eval.engines.served.output import WorkerOutput
 from moe_eval.engines.served.package import reach
-from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.machine.hardware import Gpu
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 import psutil
 
+from moe_eval.engines.served.output import WorkerOutput
 from moe_eval.engines.served.processes import descendants, lives, processes_of
-from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.errors import WorkerDied
 
 

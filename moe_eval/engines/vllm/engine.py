@@ -30,9 +30,10 @@ from moe_eval.engines.base import (
     WindowScores,
     unheard,
 )
+from moe_eval.engines.served.output import WorkerOutput
 from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.vllm import readers, tracing
-from moe_eval.engines.vllm.installed import STEP_LIMIT, VLLM, Library
+from moe_eval.engines.vllm.installed import CAUSE, STEP_LIMIT, VLLM, Library
 from moe_eval.engines.vllm.rank_processes import Ranks
 from moe_eval.errors import UsageError, WorkerDied
 from moe_eval.machine import nsys
@@ -45,6 +46,7 @@ class Session:
 
     Attributes:
         max_requests: in flight at once.
+        output: what spawned processes print. None for an engine in this process.
         ranks: spawned processes without which nothing will be answered. None of them may end before this does.
     """
 
@@ -52,6 +54,7 @@ class Session:
     llm: Any
     checkpoint: str
     max_requests: int
+    output: WorkerOutput | None = None
     ranks: Ranks = field(default_factory=Ranks)
     _ids: Iterator[int] = field(default_factory=itertools.count, init=False)
 
@@ -99,9 +102,10 @@ class Session:
     def _described(self, error: Exception, task: str) -> Exception:
         if type(error).__name__ in VLLM.fatal_errors:
             limit = os.environ.get(STEP_LIMIT, "300")
+            cause = self.output.last(CAUSE) if self.output is not None else None
             return WorkerDied(
-                f"The engine core of vLLM has ended while {task} {self.checkpoint}. What it printed says why. A step "
-                f"that takes longer than {limit} s ends it too (stall_timeout)."
+                f"The engine core of vLLM has ended while {task} {self.checkpoint}{f' ({cause})' if cause else ''}. "
+                f"What it printed says why. A step that takes longer than {limit} s ends it too (stall_timeout)."
             )
         return describe_failure(VLLM, error, self.installed.version, self.checkpoint, task)
 

@@ -45,7 +45,10 @@ VLLM = Traits(
         ),
     ),
     fatal_errors=("EngineDeadError", "EngineGenerateError"),
+    causeless=("Engine core initialization failed",),
 )
+# what a rank prints of an error, but for errors that only point to another process's
+CAUSE = r"\b\w+(?:Error|Exception): (?!.*(?:initialization failed|Executor failed)).+"
 # read when an LLM is built: whether the engine core is a process of its own
 MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 # seconds that a step may take until vLLM ends its engine core, 300 by default (vllm/envs.py). It reads whole ones

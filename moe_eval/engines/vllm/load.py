@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from moe_eval.engines.requests import end_tokens, stated_ends
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
+from moe_eval.engines.served.output import WorkerOutput
 from moe_eval.engines.served.package import describe_failure, reach
 from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.vllm import arguments, installed, observe, random_weights, rank, sizing
 from moe_eval.engines.vllm.engine import Session, VllmEngine, release
-from moe_eval.engines.vllm.installed import VLLM
+from moe_eval.engines.vllm.installed import CAUSE, VLLM
 from moe_eval.engines.vllm.rank_processes import Ranks
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
@@ -61,7 +63,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     profiler = profiler if isinstance(profiler, Mapping) else {}
     trace_folder = profiler.get("torch_profiler_dir")
     _warn(plan)
-    session = _session(plan, library, constructor, tokenizer)
+    session = _session(plan, library, constructor, tokenizer, None if place.in_process else WorkerOutput())
     try:
         facts = _facts(plan, session, constructor, limits.window)
     except BaseException:
@@ -118,7 +120,7 @@ def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
         defaults["kv_cache_memory_bytes"] = cache
     if cache is not None or "kv_cache_memory_bytes" in options:
         return defaults | {"gpu_memory_utilization": sizing.MIN_UTILIZATION}
-    return defaults | sizing.memory(plan.gpu_bytes, plan.vocabulary, limits.window)
+    return defaults | sizing.memory(plan.gpu_bytes, plan.vocabulary, limits.window, plan.used_share)
 
 
 def _weight_arguments(library: installed.Library, model: Model) -> dict[str, object]:
@@ -149,11 +151,17 @@ def _warn(plan: Plan) -> None:
         log.warning("weights=random: the weights are random. No score of this run describes the checkpoint.")
 
 
-def _session(plan: Plan, library: installed.Library, constructor: Arguments, tokenizer: Any) -> Session:
+def _session(
+    plan: Plan, library: installed.Library, constructor: Arguments, tokenizer: Any, output: WorkerOutput | None
+) -> Session:
     try:
-        llm = library.module.LLM(**plan.constructor_arguments(tokenizer), **constructor)
+        with output.captured() if output is not None else nullcontext():
+            llm = library.module.LLM(**plan.constructor_arguments(tokenizer), **constructor)
     except Exception as error:
-        failure = describe_failure(VLLM, error, library.version, plan.settings.checkpoint, "loading")
+        printed = output.last(CAUSE) if output is not None else None
+        failure = describe_failure(
+            VLLM, error, library.version, plan.settings.checkpoint, "loading", printed=printed or ""
+        )
         error.__traceback__ = None  # its frames hold what was allocated
         release()
         raise failure from error
@@ -163,7 +171,7 @@ def _session(plan: Plan, library: installed.Library, constructor: Arguments, tok
         engine.logger_manager = None
     sequences = reach(engine, "vllm_config.scheduler_config.max_num_seqs") or _SEQUENCES
     # one set running and the next one waiting
-    return Session(library, llm, plan.settings.checkpoint, max_requests=2 * int(sequences))
+    return Session(library, llm, plan.settings.checkpoint, max_requests=2 * int(sequences), output=output)
 
 
 def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) -> EngineFacts:

@@ -21,6 +21,8 @@ _MIN_LIMIT = MIN_WINDOW + EXTRA_POSITIONS
 _LOGIT_BYTES = 10
 # the share of the GPU's memory that these logits may take, and vLLM's default share for everything
 _LOGIT_SHARE, _TOTAL_SHARE = 0.1, 0.92
+# left beside other programs: vLLM's own context on the GPU, which its start-up check does not count as free
+_CONTEXT_SHARE = 0.03
 _BLOCK, _LATENT_BLOCK = 16, 128
 # vLLM's start-up check requires this share to be free even if the cache's size is set and the share is not used
 MIN_UTILIZATION = 0.01
@@ -56,19 +58,21 @@ def limits(options: Mapping[str, object], max_length: int | None, positions: int
     return Limits(window, longest if "max_model_len" in options else window + EXTRA_POSITIONS)
 
 
-def memory(gpu_bytes: int | None, vocabulary: int, window: int) -> dict[str, float]:
+def memory(gpu_bytes: int | None, vocabulary: int, window: int, used_share: float = 0.0) -> dict[str, float]:
     """gpu_memory_utilization, and max_num_batched_tokens if a whole window's logits would not fit.
 
     Args:
         gpu_bytes: of the smallest GPU, or None if there is none.
         vocabulary: entries of a row of logits.
         window: tokens of the longest prompt that is scored.
+        used_share: of the memory, that other programs hold. vLLM does not start where its own share is not free.
     """
     if gpu_bytes is None:
         return {}
     row = _LOGIT_BYTES * vocabulary
     fit = max(512, int(gpu_bytes * _LOGIT_SHARE) // row // 256 * 256)
-    settings: dict[str, float] = {"gpu_memory_utilization": round(_TOTAL_SHARE - min(window, fit) * row / gpu_bytes, 3)}
+    share = min(_TOTAL_SHARE, 1 - used_share - _CONTEXT_SHARE) - min(window, fit) * row / gpu_bytes
+    settings: dict[str, float] = {"gpu_memory_utilization": round(max(MIN_UTILIZATION, share), 3)}
     if window > fit:
         settings["max_num_batched_tokens"] = fit
     return settings

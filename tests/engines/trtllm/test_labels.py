@@ -15,9 +15,9 @@ import pytest
 
 from moe_eval.checkpoint import contents
 from moe_eval.engines.base import GenerationRequest
+from moe_eval.engines.served.output import WorkerOutput
 from moe_eval.engines.trtllm import observe
 from moe_eval.engines.trtllm.engine import TrtllmEngine
-from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.errors import UsageError
 from moe_eval.machine.hardware import Gpu
 from tests.conftest import SHIPPED

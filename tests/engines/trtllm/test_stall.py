@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from moe_eval.data.window import Window
+from moe_eval.engines.served.output import WorkerOutput
 from moe_eval.engines.trtllm import session as sessions
 from moe_eval.engines.trtllm.engine import TrtllmEngine
-from moe_eval.engines.trtllm.output import WorkerOutput
 from moe_eval.engines.trtllm.session import Session
 from moe_eval.engines.trtllm.workers import Workers
 from moe_eval.errors import UsageError, WorkerDied

@@ -220,19 +220,25 @@ def test_a_precision_that_the_gpu_does_not_run_is_refused(load: Load, gpus: Call
 
 
 @pytest.mark.parametrize(
-    ("knob", "words"),
+    ("knob", "worker", "words"),
     [
-        ("oom_load", "memory does not suffice for loading"),
-        ("no_gpu", "vLLM finds no NVIDIA GPU"),
-        ("free=10", "less than desired GPU memory utilization"),
+        ("oom_load", "in_process", "memory does not suffice for loading"),
+        ("no_gpu", "in_process", "vLLM finds no NVIDIA GPU"),
+        ("free=10", "in_process", "less than desired GPU memory utilization"),
+        # only a line that its process has printed says so
+        (
+            "free=10",
+            "spawned",
+            r"hold a key-value cache for .*printed: ValueError: Free memory .* is less than desired",
+        ),
     ],
 )
 def test_failures_while_loading_are_sentences(
-    load: Load, monkeypatch: pytest.MonkeyPatch, knob: str, words: str
+    load: Load, monkeypatch: pytest.MonkeyPatch, knob: str, worker: str, words: str
 ) -> None:
     monkeypatch.setenv("VLLM_DOUBLE", knob)
     with pytest.raises(UsageError, match=words) as caught:
-        load()
+        load(options={"worker": worker})
     assert "\n" not in str(caught.value)
 
 
@@ -298,6 +304,9 @@ def test_layers_that_cache_otherwise_are_left_to_vllm(name: str) -> None:
 def test_memory_is_left_for_the_logits_of_a_window() -> None:
     assert sizing.memory(None, 151936, 2048) == {}
     assert sizing.memory(80 << 30, 151936, 2048) == {"gpu_memory_utilization": 0.884}
+    # another program holds half of it, or next to nothing
+    assert sizing.memory(80 << 30, 151936, 2048, 0.5) == {"gpu_memory_utilization": 0.434}
+    assert sizing.memory(80 << 30, 151936, 2048, 0.01) == {"gpu_memory_utilization": 0.884}
     long = sizing.memory(80 << 30, 151936, 32768)
     assert long == {"gpu_memory_utilization": 0.82, "max_num_batched_tokens": 5632}
 

@@ -15,6 +15,8 @@ from .args import EngineArgs
 from .core import LLMEngine
 from .outputs import RequestOutput
 
+_ELSEWHERE = "initialization failed. See root cause above. Failed core proc(s): {}"
+
 
 class LLM:
     def __init__(
@@ -44,11 +46,18 @@ class LLM:
         if int(kwargs.get("data_parallel_size", 1)) > 1:
             raise ValueError("LLM(data_parallel_size) is not supported for single-process usage and may hang.")
         args: Any = EngineArgs(**given, **kwargs)
-        config = args.create_engine_config()
+        spawned = int(os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1")) == 1
+        try:
+            config = args.create_engine_config()
+        except ValueError as error:
+            if not spawned or "Free memory" not in str(error):
+                raise
+            logged = f"ERROR 11-27 13:58:34 [core.py:870] ValueError: {error}", f"Exception: WorkerProc {_ELSEWHERE}"
+            os.write(2, "".join(f"(EngineCore pid=7) {line}\n" for line in logged).encode())
+            raise RuntimeError(f"Engine core {_ELSEWHERE}") from None
         reader = None
         if not args.skip_tokenizer_init:
             reader = transformers.AutoTokenizer.from_pretrained(args.tokenizer or args.model)
-        spawned = int(os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1")) == 1
         self.llm_engine = LLMEngine(config, reader, not args.disable_log_stats, spawned)
         self.model_config = config.model_config
         self.request_counter = itertools.count()
