@@ -15,7 +15,7 @@ from moe_eval.records.kernels import TraceSource
 Ints = npt.NDArray[np.int64]
 
 KERNEL, COPY, SET = 0, 1, 2
-_SPREAD = 16  # values that are spread over fewer numbers than this for each are marked in an array and not sorted
+SPREAD = 16  # values that are spread over fewer numbers than this for each are marked in an array and not sorted
 NONE = -1  # a time, a correlation id or a graph node that the trace does not have
 
 
@@ -218,7 +218,7 @@ def distinct(values: Ints) -> Ints:
     if not len(values):
         return values
     low, high = int(values.min()), int(values.max())
-    if high - low < _SPREAD * len(values):
+    if high - low < SPREAD * len(values):
         present = np.zeros(high - low + 1, np.bool_)
         present[values - low] = True
         return np.flatnonzero(present) + low
@@ -230,7 +230,7 @@ def distinct(values: Ints) -> Ints:
 def places(values: Ints) -> tuple[Ints, Ints]:
     """The distinct values, and every value's index into them."""
     numbers = distinct(values)
-    if not len(values) or int(numbers[-1]) - int(numbers[0]) >= _SPREAD * len(values):
+    if not len(values) or int(numbers[-1]) - int(numbers[0]) >= SPREAD * len(values):
         return numbers, np.searchsorted(numbers, values)
     place = np.zeros(int(numbers[-1] - numbers[0]) + 1, np.int64)
     place[numbers - numbers[0]] = np.arange(len(numbers))

@@ -93,7 +93,7 @@ def _of_pages(export: Export, query: Query, pool: Executor) -> Columns | None:
     if parts is None:
         return None
     by_place, texts = parts
-    size = len(texts.index)
+    size = len(next(iter(by_place.values())))
     return ({"text": texts} if query.text else {}) | {
         name: by_place[columns.index(column)] if column in columns else np.full(size, absent, np.int64)
         for name, (column, absent) in query.numbers.items()
