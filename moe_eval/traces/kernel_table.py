@@ -16,6 +16,7 @@ Ints = npt.NDArray[np.int64]
 
 KERNEL, COPY, SET = 0, 1, 2
 SPREAD = 16  # values that are spread over fewer numbers than this for each are marked in an array and not sorted
+_LOW = (1 << 32) - 1  # of an id, the lower half of its bits
 NONE = -1  # a time, a correlation id or a graph node that the trace does not have
 
 
@@ -160,8 +161,8 @@ def kernels(names: Sequence[str], **columns: npt.ArrayLike) -> Kernels:
     for key in _COLUMNS:
         kind = np.bool_ if key == "replayed" else np.int64
         column = columns.get(key)
-        empty = 1 if key == "count" else 0 if key in _ZEROS else NONE
-        full[key] = np.full(size, empty, kind) if column is None else np.asarray(column, kind)
+        empty = kind(1 if key == "count" else 0 if key in _ZEROS else NONE)
+        full[key] = np.broadcast_to(empty, size) if column is None else np.asarray(column, kind)
     start = full["start_ns"]
     if np.any(start[1:] < start[:-1]):
         order = np.argsort(start, kind="stable")
@@ -202,15 +203,42 @@ def launches(kernels_process: Ints, kernels_correlation: Ints, process: Ints, co
         return np.full(len(kernels_process), NONE, np.int64)
     numbers = distinct(process)
     span = int(max(correlation.max(), kernels_correlation.max(initial=0))) + 1
-    at = np.minimum(np.searchsorted(numbers, kernels_process), len(numbers) - 1)
-    kernel_keys = at * span + kernels_correlation
-    has_key = (numbers[at] == kernels_process) & (kernels_correlation >= 0)
-    keys = np.searchsorted(numbers, process) * span + correlation
+    at = index_in(numbers, kernels_process)
+    kernel_keys = np.where((at >= 0) & (kernels_correlation >= 0), at * span + kernels_correlation, NONE)
+    keys = index_in(numbers, process) * span + correlation
+    if len(numbers) * span < SPREAD * (len(keys) + len(kernel_keys)):
+        last = np.full(len(numbers) * span + 1, NONE, np.int64)
+        last[keys] = np.arange(len(keys))  # of several rows with one key the last one stays
+        last[-1] = NONE
+        return last[kernel_keys]
     order = np.argsort(keys, kind="stable")
     place = np.searchsorted(keys[order], kernel_keys, side="right") - 1
     row = order[np.maximum(place, 0)]
-    launch: Ints = np.where(has_key & (place >= 0) & (keys[row] == kernel_keys), row, NONE)
+    launch: Ints = np.where((kernel_keys >= 0) & (place >= 0) & (keys[row] == kernel_keys), row, NONE)
     return launch
+
+
+def index_in(numbers: Ints, values: Ints) -> Ints:
+    """For every value its index among distinct ascending numbers, NONE where it is not among them."""
+    if not len(numbers):
+        return np.full(len(values), NONE, np.int64)
+    low, span = int(numbers[0]), int(numbers[-1]) - int(numbers[0]) + 1
+    if span < SPREAD * (len(numbers) + len(values)):
+        table = np.full(span + 1, NONE, np.int64)
+        table[numbers - low] = np.arange(len(numbers))
+        # a value below the lowest number is a huge one without its sign
+        return table[np.minimum((values - low).view(np.uint64), span).view(np.int64)]
+    high, width = distinct(numbers >> 32), int((numbers & _LOW).max()) + 1
+    if len(high) * width < SPREAD * (len(numbers) + len(values)):  # CUPTI numbers nodes so, graph by graph
+
+        def folded(ids: Ints) -> Ints:
+            at, low = index_in(high, ids >> 32), ids & _LOW
+            return np.where((at >= 0) & (low < width), at * width + low, NONE)
+
+        return index_in(folded(numbers), folded(values))
+    index = np.minimum(np.searchsorted(numbers, values), len(numbers) - 1)
+    found: Ints = np.where(numbers[index] == values, index, NONE)
+    return found
 
 
 def distinct(values: Ints) -> Ints:
@@ -230,11 +258,7 @@ def distinct(values: Ints) -> Ints:
 def places(values: Ints) -> tuple[Ints, Ints]:
     """The distinct values, and every value's index into them."""
     numbers = distinct(values)
-    if not len(values) or int(numbers[-1]) - int(numbers[0]) >= SPREAD * len(values):
-        return numbers, np.searchsorted(numbers, values)
-    place = np.zeros(int(numbers[-1] - numbers[0]) + 1, np.int64)
-    place[numbers - numbers[0]] = np.arange(len(numbers))
-    return numbers, place[values - numbers[0]]
+    return numbers, index_in(numbers, values)
 
 
 def pick(column: npt.NDArray[Any], rows: Ints, absent: int | bool) -> npt.NDArray[Any]:

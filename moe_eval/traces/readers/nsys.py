@@ -25,6 +25,7 @@ from moe_eval.traces.kernel_table import (
     Launches,
     Ranges,
     Trace,
+    index_in,
     kernels,
     launches,
     pick,
@@ -192,8 +193,9 @@ def _captured(rows: Columns, nodes: Columns) -> Ints:
     for _ in range(len(node).bit_length()):  # every round doubles the clones that are followed
         up = np.where(up == NONE, NONE, up[up])
     up = np.where((up != NONE) & first[up], up, NONE)  # nodes in a circle lead to none that is first
-    rank = np.minimum(np.searchsorted(ids, rows["node"]), len(ids) - 1)
-    own_rank = np.where((rows["node"] != NONE) & (ids[rank] == rows["node"]), rank, NONE)
+    negative = int(np.searchsorted(ids, 0))
+    own_rank = index_in(ids[negative:], rows["node"])
+    own_rank += np.where(own_rank == NONE, 0, negative)
     captured: Ints = pick(up, launches(rows["process"], own_rank, process, node), NONE)
     return captured
 
