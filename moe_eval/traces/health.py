@@ -127,11 +127,13 @@ def _too_long(trace: Trace, streams: Sequence[Ints]) -> Iterator[CaptureWarning]
     kernels = trace.kernels
     count, excess_ns = 0, 0
     for rows in streams:
-        end, size = kernels.end_ns[rows], len(rows)
+        end = kernels.end_ns[rows]
+        if (np.maximum.accumulate(end) - end).max(initial=0) <= CLOCK_TICK_NS:
+            continue
         launch = np.where(kernels.replayed[rows], kernels.correlation[rows], NONE)
         is_last = np.append((launch[1:] != launch[:-1]) | (launch[1:] == NONE), True)
         last = np.flatnonzero(is_last)
-        following = last[np.searchsorted(last, np.arange(size))] + 1
+        following = last[np.cumsum(is_last) - is_last] + 1
         earliest = np.append(np.minimum.accumulate(end[::-1])[::-1], end.max(initial=0))[following]
         late_ns = end - earliest
         late_ns = late_ns[late_ns > CLOCK_TICK_NS]

@@ -118,10 +118,11 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
         return set()
     keep = before[first] >= 0
     begins, ends, closes = attention[before[first[keep]]], expert[first[keep]], expert[last[keep]]
-    number = np.searchsorted(begins, np.arange(len(kinds)), side="right") - 1
-    in_block = (number >= 0) & (np.arange(len(kinds)) <= np.append(closes, -1)[number])
+    place = np.arange(len(kinds))
+    number = np.cumsum(np.bincount(begins, minlength=len(kinds))) - 1  # of the last block that has begun
+    in_block = (number >= 0) & (place <= np.append(closes, -1)[number])
     block[device[in_block]] = number[in_block] + block.max() + 1
-    early = in_block & (np.arange(len(kinds)) < np.append(ends, -1)[number])
+    early = in_block & (place < np.append(ends, -1)[number])
     category[device[early & (kinds == NUMBER["sampling"])]] = NUMBER["routing_permute"]
     return _gates(trace, labels, device, category, early=early, number=number)
 

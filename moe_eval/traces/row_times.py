@@ -47,14 +47,15 @@ def find(trace: Trace, assigned: Roles, ranks: Sequence[Ints], matches: Matches)
         for rows in ranks:
             busy[rows] = _added(start, end, rows)
     rows, event = matches.rows()
-    if len(rows):
+    is_matched = len(rows) > 0
+    if is_matched:
         category, start, end = category.copy(), start.copy(), end.copy()
         category[rows], start[rows], end[rows] = TRANSFER, matches.begin_ns[event], matches.end_ns[event]
         wait = kernels.duration_ns - (end - start)
     if trace.timed:
         for rows in ranks:
-            by_start = rows[np.argsort(start[rows], kind="stable")]
-            work[by_start] = _added(start, end, by_start)
+            by_start = rows[np.argsort(start[rows], kind="stable")] if is_matched else rows
+            work[by_start] = _added(start, end, by_start) if is_matched else busy[rows]
             others = by_start[category[by_start] != NUMBER["expert_gemm"]]
             alone[others] = _added(start, end, others)
     return RowTimes(category, wait, busy, work, alone)
@@ -63,6 +64,8 @@ def find(trace: Trace, assigned: Roles, ranks: Sequence[Ints], matches: Matches)
 def _added(start: Ints, end: Ints, rows: Ints) -> Floats:
     """For every row of a rank, by start, the nanoseconds that it adds to the union of the intervals before it."""
     start, end = start[rows], end[rows]
-    before = np.append(start[:1], np.maximum.accumulate(end)[:-1])
-    added: Floats = np.maximum(0, end - np.maximum(start, before)).astype(np.float64)
+    begin = start.copy()
+    np.maximum(start[1:], np.maximum.accumulate(end)[:-1], out=begin[1:])
+    end -= begin  # a copy
+    added: Floats = np.maximum(0, end).astype(np.float64)
     return added

@@ -38,7 +38,7 @@ def unanswered(names: Sequence[str | None], name: Ints, start_ns: Ints, thread: 
         own = np.flatnonzero(thread == number)
         own = own[np.argsort(start_ns[own], kind="stable")]
         marks = np.flatnonzero(begin[own] | end[own])
-        before = np.searchsorted(marks, np.arange(len(own)), side="right") - 1
+        before = np.cumsum(begin[own] | end[own]) - 1
         # a call before the first mark is inside if that mark is an end
         inside = np.where(before < 0, end[own[marks[0]]], begin[own[marks[before]]])
         launch[own[inside]] = False

@@ -73,7 +73,9 @@ def read(path: Path) -> Trace:
     rows = _merged([columns.activities(*part) for part in zip(columns.ACTIVITIES, activities, strict=True)])
     for table in (rows, calls, graphs):
         # correlation ids have 32 bits in CUPTI. Anything else is none
-        table["correlation"] = np.where((table["correlation"] >> 32) == 0, table["correlation"], NONE)
+        wrong = (table["correlation"] >> 32) != 0
+        if wrong.any():
+            table["correlation"] = np.where(wrong, NONE, table["correlation"])
     _check(export, rows, graphs)
     unsound = rows["duration"] < 0
     notes = _note(f"{{}} of {len(unsound):,} kernels, copies and sets have no end or one before their start", unsound)
@@ -81,7 +83,9 @@ def read(path: Path) -> Trace:
         rows = {name: column[~unsound] for name, column in rows.items()}
     # in the order in which `launches` prefers them: a node may have a row as it is made and another as a clone
     clones_last = np.lexsort((-nodes["start"], nodes["original"] != NONE))
-    calls = {key: column[calls["correlation"] != NONE] for key, column in calls.items()}
+    if (calls["correlation"] == NONE).any():
+        has_id = calls["correlation"] != NONE
+        calls = {key: column[has_id] for key, column in calls.items()}
     owner = calls["thread"] >> columns.PID
     launch = launches(rows["process"], rows["correlation"], owner, calls["correlation"])
     launched = _table(export, rows, calls, {name: column[clones_last] for name, column in nodes.items()}, launch)
@@ -107,11 +111,15 @@ def _check(export: Export, rows: Columns, graphs: Columns) -> None:
 
 def _merged(activities: Sequence[Columns]) -> Columns:
     """The rows of several tables by start, with the `kind` of each."""
-    sizes = [len(table["start"]) for table in activities]
-    merged = {name: np.concatenate([table[name] for table in activities]) for name in activities[0]}
-    merged["kind"] = np.repeat(list(columns.ACTIVITIES), sizes)
-    order = np.argsort(merged["start"], kind="stable")
-    return {name: column[order] for name, column in merged.items()}
+    starts = np.concatenate([table["start"] for table in activities])
+    place = np.empty(len(starts), np.int64)
+    place[np.argsort(starts, kind="stable")] = np.arange(len(starts))
+    parts = np.split(place, np.cumsum([len(table["start"]) for table in activities])[:-1])
+    merged = {name: np.empty(len(starts), np.int64) for name in (*activities[0], "kind")}
+    for kind, table, rows in zip(columns.ACTIVITIES, activities, parts, strict=True):
+        for name, column in ({"kind": kind} | table).items():
+            merged[name][rows] = column
+    return merged
 
 
 def _unanswered(export: Export, rows: Columns, calls: Columns, launch: Ints) -> Launches:
