@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Kernels, Trace, distinct
+from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Kernels, Trace, distinct, places
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import CATEGORIES
 
@@ -51,6 +51,15 @@ class Matches:
         """All members' rows, and the collective of each."""
         event, rank = np.nonzero(self.members != NONE)
         return self.members[event, rank], event
+
+    def communicators(self) -> tuple[npt.NDArray[np.bool_], Ints]:
+        """Which ranks are in one, of every distinct set of ranks, shape (c, ranks). Which set a collective has."""
+        code = np.zeros(len(self.members), np.int64)
+        for is_member in (self.members != NONE).T:
+            code = places(2 * code + is_member)[1]
+        first = np.zeros(int(code.max(initial=NONE)) + 1, np.int64)
+        first[code] = np.arange(len(code))
+        return self.members[first] != NONE, code
 
 
 def match(trace: Trace, assigned: Roles, ranks: Sequence[Ints]) -> Matches:

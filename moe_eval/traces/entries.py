@@ -52,8 +52,8 @@ class Entries:
     rank: Ints
     cell: Ints
     category: Ints
-    ns: Ints
-    launches: Ints
+    ns: Floats
+    launches: Floats
     times: Floats
     counts: Ints
     slowest: Ints
@@ -72,13 +72,14 @@ def entries_of(recording: Recording, counted: Sequence[JointStep]) -> Entries:
     row = np.concatenate([step.rows for step in counted])
     step = np.repeat(np.arange(size), [len(step.rows) for step in counted])
     wait = recording.times.wait_ns[row]
-    category, ns = recording.times.category[row], recording.trace.kernels.duration_ns[row] - wait
-    launches = recording.trace.kernels.count[row]
+    category = recording.times.category[row]
+    ns = (recording.trace.kernels.duration_ns[row] - wait).astype(np.float64)
+    launches = recording.trace.kernels.count[row].astype(np.float64)
     waiting = np.flatnonzero(wait)
     if len(waiting):
         row, step = np.append(row, row[waiting]), np.append(step, step[waiting])
         category = np.append(category, np.full(len(waiting), WAIT))
-        ns, launches = np.append(ns, wait[waiting]), np.append(launches, np.zeros(len(waiting), np.int64))
+        ns, launches = np.append(ns, wait[waiting]), np.append(launches, np.zeros(len(waiting)))
     rank = recording.rank[row]
     cell, shape = step * ranks + rank, (size, ranks, width)
     times = np.bincount(cell * width + category, ns, size * ranks * width).reshape(shape) / _MS

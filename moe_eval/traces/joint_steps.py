@@ -68,7 +68,7 @@ def join(steps: Sequence[Step], rank: Ints, matches: Matches) -> list[JointStep]
 def _groups(ranks: Sequence[int], matches: Matches) -> list[list[int]]:
     """Ranks that are connected by collectives."""
     group = {rank: rank for rank in ranks}
-    for present in np.unique(matches.members != NONE, axis=0) if len(matches.members) else ():
+    for present in matches.communicators()[0]:
         joined = {group[rank] for rank in np.flatnonzero(present).tolist() if rank in group}
         group.update({rank: min(joined) for rank, number in group.items() if number in joined})
     return [[rank for rank in ranks if group[rank] == number] for number in sorted(set(group.values()))]

@@ -48,10 +48,10 @@ def find(matches: Matches, ranks: Sequence[Ints], times: RowTimes, start_ns: Int
     before, last = by_entry.T if len(members) else np.zeros((2, 0), np.int64)
     work = np.zeros((len(members), len(TIMED_CATEGORIES)))
     # collectives of the same ranks follow each other. Others between them are work like any kernel's
-    _, communicator = np.unique(members != NONE, axis=0, return_inverse=True)
-    for number in range(int(communicator.max(initial=-1)) + 1):
-        events = every[communicator.reshape(-1) == number]
-        for rank in np.flatnonzero(members[events[0]] != NONE).tolist():
+    communicators, communicator = matches.communicators()
+    for number, is_member in enumerate(communicators):
+        events = every[communicator == number]
+        for rank in np.flatnonzero(is_member).tolist():
             ran = _since(members[events, rank], ranks[rank], times)
             work[events] += ran * (last[events] == rank)[:, None] - ran * (before[events] == rank)[:, None]
     return Lateness(last, members[every, last], enters[every, last] - enters[every, before], work)

@@ -121,14 +121,13 @@ def innermost(ranges: Ranges, at_ns: Ints, thread: Ints) -> Ints:
         moments = np.flatnonzero((thread == number) & (at_ns != NONE))
         if not len(moments):
             continue
-        starts, ends = ranges.start_ns[rows], ranges.end_ns[rows]
+        starts, ends, moment_ns = ranges.start_ns[rows], ranges.end_ns[rows], at_ns[moments]
         parents = _parents(starts, ends)
-        place = np.searchsorted(starts, at_ns[moments], side="right") - 1
-        while True:
-            over = (place >= 0) & (ends[place] < at_ns[moments])
-            if not over.any():
-                break
-            place[over] = parents[place[over]]
+        place = np.searchsorted(starts, moment_ns, side="right") - 1
+        over = np.flatnonzero((place >= 0) & (ends[place] < moment_ns))
+        while len(over):
+            place[over] = outer = parents[place[over]]
+            over = over[(outer >= 0) & (ends[outer] < moment_ns[over])]
         around[moments] = np.where(place >= 0, rows[place], NONE)
     return around
 

@@ -184,16 +184,16 @@ def _gates(
     limit = np.full(int(number.max(initial=0)) + 1, -1)
     for routing in (kinds == NUMBER["routing_permute"], selects):  # what selects experts decides, where it is known
         rows = np.flatnonzero(early & routing)
-        blocks, at = np.unique(number[rows], return_index=True)
-        limit[blocks] = rows[at]
+        first = rows[np.flatnonzero(np.diff(number[rows], prepend=-2))]  # of every block
+        limit[number[first]] = first
     place = np.arange(len(kinds))
     limit[number[np.flatnonzero(gated)]] = -1
     dense = np.flatnonzero(early & (kinds == NUMBER["dense_gemm"]) & ~epilogue & (place < limit[number]))
     stream, attention = trace.kernels.stream[device], np.flatnonzero(kinds == NUMBER["attention"])
     dense = dense[stream[dense] == stream[attention[np.searchsorted(attention, dense) - 1]]]
     dense = dense[~_beside_activation(kinds, early, number)[dense]]
-    _, last_from_end, counts = np.unique(number[dense][::-1], return_index=True, return_counts=True)
-    gates = dense[len(dense) - 1 - last_from_end[counts >= 2]]
+    last = np.flatnonzero(np.diff(number[dense], append=-2))  # of every block
+    gates = dense[last[np.diff(last, prepend=-1) >= 2]]
     if not len(gates):
         return set()
     category[device[gates]] = NUMBER["gate_gemm"]

@@ -97,19 +97,14 @@ def _before(trace: Trace, roles: Roles, rows: Ints) -> int:
 
 def _steps(trace: Trace, rows: Ints, cuts: Ints) -> list[Step]:
     """A step begins with its first row, or with its first kernel where copies of it ran beside the step before."""
-    kernels, ends = trace.kernels, trace.kernels.end_ns
-    steps: list[Step] = []
-    parts = np.split(rows, cuts[1:])
-    starts, computed = [], 0
-    for part in parts:
-        computing = part[kernels.kind[part] == KERNEL]
-        early = len(computing) and kernels.start_ns[part[0]] < computed
-        starts.append(int(kernels.start_ns[computing[0] if early else part[0]]))
-        computed = max(computed, int(ends[computing].max(initial=0)))
-    for at, part in enumerate(parts):
-        following = starts[at + 1] if at + 1 < len(parts) else None
-        steps.append(Step(UNKNOWN, part, starts[at], int(ends[part].max()), following))
-    return steps
+    start, end, computes = trace.kernels.start_ns[rows], trace.kernels.end_ns[rows], trace.kernels.kind[rows] == KERNEL
+    computed = np.maximum.accumulate(np.maximum.reduceat(np.where(computes, end, 0), cuts))  # until a step's end
+    kernel = np.minimum.reduceat(np.where(computes, np.arange(len(rows)), len(rows)), cuts)  # the first one
+    is_early = (kernel < np.append(cuts[1:], len(rows))) & (start[cuts] < np.append(0, computed[:-1]))
+    begins = start[np.where(is_early, kernel, cuts)].tolist()
+    ends = np.maximum.reduceat(end, cuts).tolist()
+    parts = zip(np.split(rows, cuts[1:]), begins, ends, [*begins[1:], None], strict=True)
+    return [Step(UNKNOWN, *part) for part in parts]
 
 
 def _phases(trace: Trace, roles: Roles, steps: Sequence[Step]) -> list[str]:
