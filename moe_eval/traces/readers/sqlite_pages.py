@@ -57,7 +57,7 @@ def columns(
 def _assembled(
     parts: Iterator[tuple[dict[int, Ints], Texts]], wanted: Wanted, most: int
 ) -> tuple[dict[int, Ints], Texts]:
-    """The columns of blocks, one after the other. `most`: rows that there can be, for memory that is not written is free."""
+    """The columns of blocks, one after the other. `most`: rows that there can be. Memory that nobody writes is free."""
     by_place = {place: np.empty(most, np.int64) for place in wanted.numbers}
     texts, size = [], 0
     for columns, text in parts:
