@@ -181,9 +181,10 @@ def _order_ties(names: Sequence[str], columns: dict[str, npt.NDArray[Any]]) -> N
         tied = {key: column[rows] for key, column in columns.items()}
         keys = (tied["duration_ns"], alphabet[tied["name"]], tied["stream"], tied["device"], tied["start_ns"])
         order = np.lexsort(keys)
-        columns.update({key: column.copy() for key, column in columns.items()})  # they may be the caller's
-        for key, column in columns.items():
-            column[rows] = tied[key][order]
+        for key, column in tied.items():
+            if not np.array_equal(column, column[order]):
+                columns[key] = columns[key].copy()  # it may be the caller's
+                columns[key][rows] = column[order]
 
 
 def ranges(names: Sequence[str], **columns: npt.ArrayLike) -> Ranges:
@@ -263,4 +264,8 @@ def places(values: Ints) -> tuple[Ints, Ints]:
 
 def pick(column: npt.NDArray[Any], rows: Ints, absent: int | bool) -> npt.NDArray[Any]:
     """The column at the rows, `absent` where a row is NONE."""
-    return np.append(column, absent).astype(column.dtype)[rows]  # NONE is -1, the last
+    if not len(column):
+        return np.full(len(rows), absent, column.dtype)
+    picked = column[rows]
+    picked[rows == NONE] = absent
+    return picked

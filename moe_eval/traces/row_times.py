@@ -61,11 +61,9 @@ def find(trace: Trace, assigned: Roles, ranks: Sequence[Ints], matches: Matches)
     return RowTimes(category, wait, busy, work, alone)
 
 
-def _added(start: Ints, end: Ints, rows: Ints) -> Floats:
+def _added(start: Ints, end: Ints, rows: Ints) -> Ints:
     """For every row of a rank, by start, the nanoseconds that it adds to the union of the intervals before it."""
-    start, end = start[rows], end[rows]
-    begin = start.copy()
-    np.maximum(start[1:], np.maximum.accumulate(end)[:-1], out=begin[1:])
-    end -= begin  # a copy
-    added: Floats = np.maximum(0, end).astype(np.float64)
-    return added
+    begin, end = start[rows], end[rows]
+    np.maximum(begin[1:], np.maximum.accumulate(end)[:-1], out=begin[1:])
+    end -= begin
+    return np.maximum(end, 0, out=end)

@@ -69,8 +69,10 @@ def read(path: Path) -> Trace:
     export = tables.open_export(path)
     queries = [columns.activity(kind) for kind in columns.ACTIVITIES]
     queries += [columns.plain(table, **names) for table, names in _PLAIN.items()]
-    *activities, calls, graphs, nodes, nvtx = columns.fetch(export, queries)
-    rows = _merged([columns.activities(*part) for part in zip(columns.ACTIVITIES, activities, strict=True)])
+    fetched = columns.fetch(export, queries)
+    # they are as large as all that is made of them, so none stays
+    rows = _merged([columns.activities(kind, fetched.pop(0)) for kind in columns.ACTIVITIES])
+    calls, graphs, nodes, nvtx = fetched
     for table in (rows, calls, graphs):
         # correlation ids have 32 bits in CUPTI. Anything else is none
         wrong = (table["correlation"] >> 32) != 0
