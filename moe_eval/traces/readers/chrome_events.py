@@ -140,13 +140,13 @@ def decode(path: Path, *, tolerant: bool = False) -> File:
 
 
 def decode_json(
-    path: Path, data: bytes, decoder: msgspec.json.Decoder[Document], tolerant: msgspec.json.Decoder[Document]
+    path: Path, data: memoryview, decoder: msgspec.json.Decoder[Document], tolerant: msgspec.json.Decoder[Document]
 ) -> Document:
     """Decode JSON. NaN and infinities, which JSON does not have and profilers write, become empty texts.
 
     The second decoder takes what the first refuses. A UsageError says that it is no such document.
     """
-    if data.startswith(BOM):
+    if data[: len(BOM)] == BOM:
         data = data[len(BOM) :]
     try:
         with suppress(msgspec.DecodeError):
@@ -165,7 +165,7 @@ def decode_json(
         raise UsageError(f"{path} is broken or cut off ({error}). Copy or record it again.") from None
 
 
-def _without_nan(data: bytes) -> bytes:
+def _without_nan(data: memoryview) -> bytes:
     """The same with every such literal outside of texts replaced by an empty text, at equal length."""
     plain = re.sub(rb"\\.", b"__", data, flags=re.DOTALL)
     fixed, quotes, at = bytearray(data), 0, 0

@@ -16,7 +16,8 @@ from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints
 from moe_eval.traces.readers import nsys_tables as tables
 from moe_eval.traces.readers import sqlite_pages
 from moe_eval.traces.readers.nsys_tables import Export, connect, one_sentence
-from moe_eval.traces.readers.sqlite_pages import Texts, joined
+from moe_eval.traces.readers.sqlite_pages import joined
+from moe_eval.traces.readers.sqlite_rows import Texts
 
 _ACTIVITY = {
     "start": ("start", NONE),
