@@ -194,31 +194,6 @@ def ranges(names: Sequence[str], **columns: npt.ArrayLike) -> Ranges:
     return Ranges(tuple(names), **{key: column[order] for key, column in full.items()})
 
 
-def launches(kernels_process: Ints, kernels_correlation: Ints, process: Ints, correlation: Ints) -> Ints:
-    """For every kernel the row of its launch, NONE where it is not among them.
-
-    Correlation ids are unique within a process only, so both have to agree. Of several launches with one id the last
-    row counts. The kernels' arrays and the result have shape (n,), those of the launches (m,).
-    """
-    if not len(process):
-        return np.full(len(kernels_process), NONE, np.int64)
-    numbers = distinct(process)
-    span = int(max(correlation.max(), kernels_correlation.max(initial=0))) + 1
-    at = index_in(numbers, kernels_process)
-    kernel_keys = np.where((at >= 0) & (kernels_correlation >= 0), at * span + kernels_correlation, NONE)
-    keys = index_in(numbers, process) * span + correlation
-    if len(numbers) * span < SPREAD * (len(keys) + len(kernel_keys)):
-        last = np.full(len(numbers) * span + 1, NONE, np.int64)
-        last[keys] = np.arange(len(keys))  # of several rows with one key the last one stays
-        last[-1] = NONE
-        return last[kernel_keys]
-    order = np.argsort(keys, kind="stable")
-    place = np.searchsorted(keys[order], kernel_keys, side="right") - 1
-    row = order[np.maximum(place, 0)]
-    launch: Ints = np.where((kernel_keys >= 0) & (place >= 0) & (keys[row] == kernel_keys), row, NONE)
-    return launch
-
-
 def index_in(numbers: Ints, values: Ints) -> Ints:
     """For every value its index among distinct ascending numbers, NONE where it is not among them."""
     if not len(numbers):
@@ -237,9 +212,9 @@ def index_in(numbers: Ints, values: Ints) -> Ints:
             return np.where((at >= 0) & (low < width), at * width + low, NONE)
 
         return index_in(folded(numbers), folded(values))
-    index = np.minimum(np.searchsorted(numbers, values), len(numbers) - 1)
-    found: Ints = np.where(numbers[index] == values, index, NONE)
-    return found
+    nearest = np.minimum(np.searchsorted(numbers, values), len(numbers) - 1)
+    index: Ints = np.where(numbers[nearest] == values, nearest, NONE)
+    return index
 
 
 def distinct(values: Ints) -> Ints:

@@ -541,17 +541,6 @@ def test_busy_time_is_the_number_of_nanoseconds_with_a_kernel_running(
     assert round(((phase.overlap_ms or 0) + (phase.busy_ms or 0)) * 1e6) == sum(row[2] for row in one_device)
 
 
-def test_launches_join_on_process_and_correlation_together() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        processes, ids = rng.integers(0, 3, 40) << 24, rng.integers(-1, 9, 40)
-        launched = zip(rng.integers(0, 4, 20) << 24, rng.integers(0, 9, 20), strict=True)
-        pairs = sorted({(int(process), int(number)) for process, number in launched})
-        result = kernel_table.launches(processes, ids, *np.array(pairs, np.int64).T)
-        for row, process, number in zip(result.tolist(), processes.tolist(), ids.tolist(), strict=True):
-            assert row == (pairs.index((process, number)) if (process, number) in pairs else kernel_table.NONE)
-
-
 def test_steps_of_a_device_follow_each_other() -> None:
     trace = generation(decode=5).trace()
     result = forward_steps.find(trace, roles.assign(trace), trace.kernels.by_device)

@@ -25,9 +25,7 @@ from moe_eval.traces.kernel_table import (
     Launches,
     Ranges,
     Trace,
-    index_in,
     kernels,
-    launches,
     pick,
     places,
     ranges,
@@ -89,7 +87,7 @@ def read(path: Path) -> Trace:
         has_id = calls["correlation"] != NONE
         calls = {key: column[has_id] for key, column in calls.items()}
     owner = calls["thread"] >> columns.PID
-    launch = launches(rows["process"], rows["correlation"], owner, calls["correlation"])
+    launch = launch_calls.launches(rows["process"], rows["correlation"], owner, calls["correlation"])
     launched = _table(export, rows, calls, {name: column[clones_last] for name, column in nodes.items()}, launch)
     nvtx_ranges, nvtx_notes = _texts(export, nvtx)
     notes = [*notes, *_missing(launched, export), *nvtx_notes]
@@ -100,7 +98,7 @@ def read(path: Path) -> Trace:
 
 def _check(export: Export, rows: Columns, graphs: Columns) -> None:
     by_graph = graphs["process"] >> columns.PID, graphs["correlation"]
-    if len(by_graph[0]) and np.any(launches(*by_graph, rows["process"], rows["correlation"]) == NONE):
+    if len(by_graph[0]) and np.any(launch_calls.launches(*by_graph, rows["process"], rows["correlation"]) == NONE):
         raise UsageError(
             f"{export.path} holds CUDA graphs as a whole and not the kernels inside them. Record it again with nsys "
             "profile --cuda-graph-trace=node."
@@ -134,14 +132,15 @@ def _unanswered(export: Export, rows: Columns, calls: Columns, launch: Ints) -> 
     at = np.flatnonzero(alone)
     if len(at):  # of several calls with one id `launches` names the last
         process = calls["thread"][at] >> columns.PID
-        at = at[launches(process, calls["correlation"][at], rows["process"], rows["correlation"]) == NONE]
+        at = at[launch_calls.launches(process, calls["correlation"][at], rows["process"], rows["correlation"]) == NONE]
     return launch_calls.unanswered(names, place[at], calls["start"][at], calls["thread"][at])
 
 
 def _table(export: Export, rows: Columns, calls: Columns, nodes: Columns, launch: Ints) -> Kernels:
     """The rows. `launch`: the call of every row."""
     names, name = _names(export, rows["kind"], rows["name"])
-    captured = _captured(rows, nodes)
+    process = nodes["thread"] >> columns.PID
+    captured = launch_calls.captures(rows["process"], rows["node"], process, nodes["node"], nodes["original"])
     kernel = rows["kind"] == KERNEL
     return kernels(
         names,
@@ -188,26 +187,6 @@ def _replays(export: Export, names: Ints) -> Any:
     distinct, place = places(names)
     texts = tables.strings(export, distinct.tolist())
     return np.array(["GraphLaunch" in texts.get(id_, "") for id_ in distinct.tolist()], np.bool_)[place]
-
-
-def _captured(rows: Columns, nodes: Columns) -> Ints:
-    """For every kernel the row of the node that its own was first cloned from, NONE where that is not in the trace."""
-    none = np.full(len(rows["node"]), NONE, np.int64)
-    if not len(nodes["node"]):
-        return none
-    ids, place = places(np.concatenate([nodes["node"], nodes["original"]]))
-    node, original = np.split(place, 2)  # ranks, for the ids themselves may have 64 bits
-    process = nodes["thread"] >> columns.PID
-    first = nodes["original"] == NONE
-    up = np.where(first, np.arange(len(node)), launches(process, original, process, node))
-    for _ in range(len(node).bit_length()):  # every round doubles the clones that are followed
-        up = np.where(up == NONE, NONE, up[up])
-    up = np.where((up != NONE) & first[up], up, NONE)  # nodes in a circle lead to none that is first
-    negative = int(np.searchsorted(ids, 0))
-    own_rank = index_in(ids[negative:], rows["node"])
-    own_rank += np.where(own_rank == NONE, 0, negative)
-    captured: Ints = pick(up, launches(rows["process"], own_rank, process, node), NONE)
-    return captured
 
 
 def _texts(export: Export, rows: Columns) -> tuple[Ranges, list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Launches, launches, pick
+from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Launches, pick
 from moe_eval.traces.readers import chrome_columns, chrome_events, launch_calls
 from moe_eval.traces.readers.chrome_columns import Rows, timed
 from moe_eval.traces.readers.chrome_events import Event, File, Thread
@@ -80,13 +80,13 @@ def _load(path: Path, tolerant: bool) -> Parts:
     others = calls.take(~used & (call_ids >= 0) & np.array([name in matters for name in calls.fields("name")], bool))
     calls, call_ids = calls.take(used), call_ids[used]
     process, owner, torn = _processes(rows, calls, ids, call_ids)
-    launch = launches(process, ids, owner, call_ids)
+    launch = launch_calls.launches(process, ids, owner, call_ids)
     thread = chrome_columns.numbers(calls.threads(), [*annotations.threads(), *others.threads()])
     alone = np.bincount(launch[launch != NONE], minlength=len(calls)) == 0
     if key != "correlation" or np.any(process == NONE):  # then a row may be of any launch with its id
         alone[:] = False
     # of several calls with one id `launches` names the last
-    alone[alone] = launches(owner[alone], call_ids[alone], process, ids) == NONE
+    alone[alone] = launch_calls.launches(owner[alone], call_ids[alone], process, ids) == NONE
     unanswered = _unanswered((calls.take(alone), others), thread)
     names, name = rows.names()
     columns = {"name": name, "process": process, "correlation": ids, **_columns(rows, calls, launch, thread)}
