@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_eval.traces.collectives import TIMED_CATEGORIES, WAIT, Matches
 from moe_eval.traces.joint_steps import JointStep
-from moe_eval.traces.kernel_table import Ints, Trace
+from moe_eval.traces.kernel_table import Bytes, Ints, Trace
 from moe_eval.traces.lateness import Lateness
 from moe_eval.traces.roles import Roles
 from moe_eval.traces.row_times import Floats, RowTimes
@@ -51,7 +51,7 @@ class Entries:
     step: Ints
     rank: Ints
     cell: Ints
-    category: Ints
+    category: Bytes
     ns: Floats
     launches: Floats
     times: Floats
@@ -78,12 +78,13 @@ def entries_of(recording: Recording, counted: Sequence[JointStep]) -> Entries:
     waiting = np.flatnonzero(wait)
     if len(waiting):
         row, step = np.append(row, row[waiting]), np.append(step, step[waiting])
-        category = np.append(category, np.full(len(waiting), WAIT))
+        category = np.append(category, np.full(len(waiting), WAIT, np.int8))
         ns, launches = np.append(ns, wait[waiting]), np.append(launches, np.zeros(len(waiting)))
     rank = recording.rank[row]
     cell, shape = step * ranks + rank, (size, ranks, width)
-    times = np.bincount(cell * width + category, ns, size * ranks * width).reshape(shape) / _MS
-    counts = np.bincount(cell * width + category, launches, size * ranks * width).reshape(shape).astype(np.int64)
+    cells = cell * width + category
+    times = np.bincount(cells, ns, size * ranks * width).reshape(shape) / _MS
+    counts = np.bincount(cells, launches, size * ranks * width).reshape(shape).astype(np.int64)
     return Entries(
         len(row) - len(waiting), row, step, rank, cell, category, ns, launches, times, counts, times.argmax(axis=1)
     )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from moe_eval.records.kernels import TraceSource
 
 Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.int8]  # small numbers of rows, of which a cache holds eight times as many
 
 KERNEL, COPY, SET = 0, 1, 2
 SPREAD = 16  # values that are spread over fewer numbers than this for each are marked in an array and not sorted
@@ -44,7 +45,7 @@ class Kernels:
 
     names: tuple[str, ...]
     name: Ints
-    kind: Ints
+    kind: Bytes
     count: Ints
     start_ns: Ints
     duration_ns: Ints
@@ -86,6 +87,7 @@ class Kernels:
 
 
 _COLUMNS = tuple(field_.name for field_ in fields(Kernels) if field_.name != "names")
+_KINDS: dict[str, type[np.generic]] = {"replayed": np.bool_, "kind": np.int8}
 _ZEROS = ("kind", "device", "stream", "process", "replayed", "bytes", "blocks")
 
 
@@ -159,7 +161,7 @@ def kernels(names: Sequence[str], **columns: npt.ArrayLike) -> Kernels:
     size = len(np.asarray(columns["name"]))
     full: dict[str, npt.NDArray[Any]] = {}
     for key in _COLUMNS:
-        kind = np.bool_ if key == "replayed" else np.int64
+        kind = _KINDS.get(key, np.int64)
         column = columns.get(key)
         empty = kind(1 if key == "count" else 0 if key in _ZEROS else NONE)
         full[key] = np.broadcast_to(empty, size) if column is None else np.asarray(column, kind)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.traces import ranges
-from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace, distinct
+from moe_eval.traces.kernel_table import KERNEL, NONE, Bytes, Ints, Trace, distinct
 from moe_eval.traces.taxonomy import CATEGORIES, Label, classify
 
 Mask = npt.NDArray[np.bool_]
@@ -40,7 +40,7 @@ class Roles:
     """
 
     labels: tuple[Label, ...]
-    category: Ints
+    category: Bytes
     layer: Ints
     block: Ints
     gates: str
@@ -50,8 +50,8 @@ def assign(trace: Trace) -> Roles:
     """Give every row a category."""
     rows = trace.kernels
     labels = tuple(classify(name) for name in rows.names)
-    by_name = np.array([NUMBER[label.category] for label in labels] or [0], np.int64)
-    category = by_name[rows.name] if len(rows) else np.zeros(0, np.int64)
+    by_name = np.array([NUMBER[label.category] for label in labels] or [0], np.int8)
+    category = by_name[rows.name] if len(rows) else np.zeros(0, np.int8)
     category[rows.kind != KERNEL] = NUMBER["memory"]
     layer = np.full(len(rows), NONE, np.int64)
     block = layer.copy()
@@ -69,7 +69,7 @@ def _routed(path: str) -> bool:
     return bool(_EXPERTS.search(path)) and "shared" not in path
 
 
-def _by_module(trace: Trace, category: Ints, layer: Ints) -> set[str]:
+def _by_module(trace: Trace, category: Bytes, layer: Ints) -> set[str]:
     """Mark layers, and GEMMs of gates and experts, where ranges name modules."""
     texts = {at: parsed for at, text in enumerate(trace.ranges.names) if (parsed := ranges.module(text))}
     if not texts:
@@ -92,7 +92,7 @@ def _by_module(trace: Trace, category: Ints, layer: Ints) -> set[str]:
     return {"by range"} if len(gates) else set()
 
 
-def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Ints, block: Ints) -> set[str]:
+def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Bytes, block: Ints) -> set[str]:
     """Read the order of launches on one device: attention, o_proj, gate, routing, expert GEMMs, their sum.
 
     A block is what runs between a layer's last attention kernel and its last expert GEMM. In it softmax and top-k are
@@ -127,7 +127,7 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Int
     return _gates(trace, labels, device, category, early=early, number=number)
 
 
-def _eager_softmax(trace: Trace, kinds: Ints, device: Ints) -> Ints:
+def _eager_softmax(trace: Trace, kinds: Bytes, device: Ints) -> Ints:
     """The softmax kernels after one dense GEMM and before two, of queries and keys, of values, and the output's.
 
     Beside them is nothing but small kernels. A selection follows the router's, and a choice of tokens the sampler's.
@@ -152,7 +152,7 @@ def _matches(trace: Trace, device: Ints, pattern: re.Pattern[str]) -> Mask:
     return by_name[trace.kernels.name[device]]
 
 
-def _beside_activation(kinds: Ints, early: Mask, number: Ints) -> Mask:
+def _beside_activation(kinds: Bytes, early: Mask, number: Ints) -> Mask:
     """Which rows are the last GEMM before, or the first after, an activation of their block."""
     beside = np.zeros(len(kinds), np.bool_)
     gemms = np.flatnonzero(early & (kinds == NUMBER["dense_gemm"]))
@@ -167,7 +167,7 @@ def _beside_activation(kinds: Ints, early: Mask, number: Ints) -> Mask:
 
 
 def _gates(
-    trace: Trace, labels: Sequence[Label], device: Ints, category: Ints, *, early: Mask, number: Ints
+    trace: Trace, labels: Sequence[Label], device: Ints, category: Bytes, *, early: Mask, number: Ints
 ) -> set[str]:
     """Mark the last of several dense GEMMs before the routing in every block, and the reduction that finishes it.
 

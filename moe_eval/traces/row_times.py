@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.traces.collectives import TRANSFER, Matches
-from moe_eval.traces.kernel_table import Ints, Trace
+from moe_eval.traces.kernel_table import Bytes, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
 
 Floats = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ class RowTimes:
             waiting does not count. `alone_ns`: that of all rows but expert GEMMs.
     """
 
-    category: Ints
+    category: Bytes
     wait_ns: Ints
     busy_ns: Floats
     work_ns: Floats

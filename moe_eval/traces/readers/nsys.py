@@ -20,6 +20,7 @@ from moe_eval.traces.kernel_table import (
     COPY,
     KERNEL,
     NONE,
+    Bytes,
     Ints,
     Kernels,
     Launches,
@@ -115,7 +116,9 @@ def _merged(activities: Sequence[Columns]) -> Columns:
     place = np.empty(len(starts), np.int64)
     place[np.argsort(starts, kind="stable")] = np.arange(len(starts))
     parts = np.split(place, np.cumsum([len(table["start"]) for table in activities])[:-1])
-    merged = {name: np.empty(len(starts), np.int64) for name in (*activities[0], "kind")}
+    merged = {name: np.empty(len(starts), np.int64) for name in activities[0]} | {
+        "kind": np.empty(len(starts), np.int8)
+    }
     for kind, table, rows in zip(columns.ACTIVITIES, activities, parts, strict=True):
         for name, column in ({"kind": kind} | table).items():
             merged[name][rows] = column
@@ -163,7 +166,7 @@ def _table(export: Export, rows: Columns, calls: Columns, nodes: Columns, launch
     )
 
 
-def _names(export: Export, kind: Ints, ids: Ints) -> tuple[tuple[str, ...], Ints]:
+def _names(export: Export, kind: Bytes, ids: Ints) -> tuple[tuple[str, ...], Ints]:
     """Names by kind and id, and every row's index into them. Ids of different kinds may have the same name."""
     index: dict[str, int] = {}
     name = np.zeros(len(ids), np.int64)
