@@ -15,9 +15,9 @@ __all__ = ["Results", "__version__", "compare", "read", "run"]
 def __getattr__(name: str) -> object:
     """The interface, imported when it is used: `import moe_eval` alone costs nothing."""
     if name == "__version__":
-        from importlib.metadata import version
+        from moe_eval.version import VERSION
 
-        return version("moe-eval")
+        return VERSION
     if name in __all__:
         from moe_eval import interface
 

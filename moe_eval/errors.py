@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+TYPE_CHECKING = False  # as in moe_eval: no command that succeeds needs what is imported here
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class UsageError(Exception):
@@ -27,6 +28,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
     None where no name is near, or several begin so.
     """
+    import difflib
+
     spelled = {_folded(candidate): candidate for candidate in names}
     begun = [candidate for folded, candidate in spelled.items() if len(name) > 1 and folded.startswith(_folded(name))]
     close = [spelled[folded] for folded in difflib.get_close_matches(_folded(name), spelled, n=1)]
@@ -37,6 +40,11 @@ def mended(name: str, names: Iterable[str], fix: str) -> str:
     """The sentence that mends a wrong name: with the one that was meant, or else `fix`."""
     meant = nearest(name, names)
     return fix if meant is None else f"Did you mean {meant}?"
+
+
+def no_such(kind: str, name: str, names: Iterable[str], fix: str) -> str:
+    """The message for a name that does not exist, with the one that was meant, or else a way to mend it."""
+    return f"There is no {kind} {name}. {mended(name, names, fix)}"
 
 
 def _folded(name: str) -> str:

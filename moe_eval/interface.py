@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_eval.errors import EngineError, TrackingError, UsageError
+from moe_eval.errors import EngineError, TrackingError, UsageError, no_such
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.verdicts import Rules
@@ -73,10 +73,10 @@ def run(**options: object) -> Results:
     """
     from moe_eval.cli.execute import measure
     from moe_eval.cli.options import config
-    from moe_eval.cli.options.classes import OutputOptions, RunOptions
-    from moe_eval.cli.options.command_line import no_such
+    from moe_eval.cli.options.classes import RunOptions
     from moe_eval.cli.options.commands import RUN
     from moe_eval.cli.options.option import options_of
+    from moe_eval.cli.options.output import OutputOptions
 
     unused = {"dry_run", "gate", *options_of(OutputOptions)}
     names = [name for name in options_of(RunOptions) if name not in unused]

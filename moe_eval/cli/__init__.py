@@ -1,16 +1,16 @@
-"""`moe-eval` and its subcommands. See options.commands for their modules."""
+"""`moe-eval` and its subcommands. See options.commands for their modules.
+
+--version and --help import next to nothing, and a command imports what it uses itself.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
-import signal
 import sys
-from importlib import import_module
 
-from moe_eval.errors import EngineError, TrackingError, UsageError
-from moe_eval.exits import settle
+from moe_eval.errors import EngineError, TrackingError, UsageError, no_such
 
 _JSON = "--json"
 _OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # a path that was given cannot be one
@@ -27,9 +27,13 @@ def main(argv: list[str] | None = None) -> int:
         exit_code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output needs no more: end as the signal would
+        import signal
+
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, UsageError, TrackingError, EngineError) as error:
+        from moe_eval.exits import settle
+
         _print_failure(str(error) or "Interrupted.", arguments)
         return settle(error)
     except OSError as error:  # a disk that is full, or a folder that went away, in the middle
@@ -49,21 +53,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
-        from importlib.metadata import version
+        from moe_eval.version import VERSION
 
-        print(f"moe-eval {version('moe-eval')}")
+        print(f"moe-eval {VERSION}")
         return 0
-    from moe_eval.cli.options.command_line import no_such
-    from moe_eval.cli.options.commands import COMMANDS
+    from moe_eval.cli import overview
 
     name = next((word for word in arguments if word != _JSON), None)
+    names = ", ".join(overview.COMMANDS)
     if name is None:
-        raise UsageError(f"moe-eval needs a command: {', '.join(COMMANDS)}. `moe-eval --help` explains them.")
+        raise UsageError(f"moe-eval needs a command: {names}. `moe-eval --help` explains them.")
     if name in ("-h", "--help"):
-        print(_help())
+        print(overview.text())
         return 0
-    if name not in COMMANDS:
-        raise UsageError(no_such("command", name, COMMANDS, f"Give one of {', '.join(COMMANDS)}."))
+    if name not in overview.COMMANDS:
+        raise UsageError(no_such("command", name, overview.COMMANDS, f"Give one of {names}."))
+    from importlib import import_module
+
+    from moe_eval.cli.options.commands import COMMANDS
+
     command = COMMANDS[name]
     at = arguments.index(name)
     options = command.read([*arguments[:at], *arguments[at + 1 :]])
@@ -88,24 +96,3 @@ def _print_failure(message: str, arguments: list[str], *, is_told: bool = False)
         output.print_object({}, [message])
     if not is_told:
         output.print_errors([message])
-
-
-def _help() -> str:
-    from moe_eval.cli.options.commands import COMMANDS
-
-    lines = [
-        "usage: moe-eval COMMAND [options]",
-        "",
-        "Speed and quality of mixture-of-experts models by precision of their experts.",
-        "",
-        "commands:",
-        *(f"  {command.name:<13}{command.help}" for command in COMMANDS.values()),
-        "",
-        "options:",
-        "  -h, --help  show this, or a command's options after its name",
-        "  --version   show the version",
-        "",
-        "examples:",
-        *(f"  # {comment}\n  {line}" for comment, line in COMMANDS["run"].examples),
-    ]
-    return "\n".join(lines)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from moe_eval.checkpoint import precision
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.command_line import no_such
 from moe_eval.engines import registry, tables
 from moe_eval.engines.options import number
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, no_such
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.runner.request import NamedArm, SharedSettings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moe_eval.cli.conclude import concluded
 from moe_eval.cli.gathered import gathered
-from moe_eval.cli.options.classes import CompareOptions
+from moe_eval.cli.options.compare import CompareOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.request import make_folder, rules_of
 from moe_eval.comparison import gate

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from moe_eval.cli.options.classes import CompletionOptions
+from moe_eval.cli import overview
 from moe_eval.cli.options.commands import COMMANDS
+from moe_eval.cli.options.machine import CompletionOptions
 from moe_eval.cli.options.option import Option, options_of
 from moe_eval.cli.output import Conclusion
 
@@ -25,8 +26,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("moe-eval")
     commands = parser.add_subparsers()
     for command in COMMANDS.values():
-        options = options_of(command.options)
-        inner = commands.add_parser(command.name, help=command.help, description=command.help)
+        options, line = options_of(command.options), overview.COMMANDS[command.name]
+        inner = commands.add_parser(command.name, help=line, description=line)
         for option, action in command.add_arguments(inner, options.values()).items():
             _complete(options[option], action)
     return parser

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from moe_eval.checkpoint import precision
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.classes import DoctorOptions
+from moe_eval.cli.options.machine import DoctorOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.emulation import PRECISIONS as EMULATED
 from moe_eval.engines import registry

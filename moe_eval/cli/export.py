@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from moe_eval.cli.gathered import gathered
-from moe_eval.cli.options.classes import ExportOptions
+from moe_eval.cli.options.exchange import ExportOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.sources import folders
 from moe_eval.errors import UsageError

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 
 from moe_eval.checkpoint.precision import LABELS
-from moe_eval.cli.options.classes import ImportOptions
-from moe_eval.cli.options.command_line import no_such
+from moe_eval.cli.options.exchange import ImportOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.request import make_folder
-from moe_eval.errors import UsageError
+from moe_eval.errors import UsageError, no_such
 from moe_eval.imports import files
 from moe_eval.imports.record import Statement, record
 from moe_eval.outside.words import one_line

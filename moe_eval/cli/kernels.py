@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from moe_eval.checkpoint.precision import LABELS
-from moe_eval.cli.options.classes import KernelsOptions
+from moe_eval.cli.options.kernels import KernelsOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import meant
 from moe_eval.errors import EngineError, UsageError

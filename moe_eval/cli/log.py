@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from moe_eval import tracking
-from moe_eval.cli.options.classes import LogOptions
+from moe_eval.cli.options.exchange import LogOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import meant
 from moe_eval.errors import TrackingError, UsageError

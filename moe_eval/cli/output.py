@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import IO
 
-from moe_eval.cli.options.classes import OutputOptions
+from moe_eval.cli.options.output import OutputOptions
 from moe_eval.outside import documents, words
 from moe_eval.records import disk
 

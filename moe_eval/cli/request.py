@@ -13,7 +13,6 @@ from moe_eval.cli import arms
 from moe_eval.cli.arms import Common
 from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import (
-    DropOptions,
     EmulationOptions,
     LatencyOptions,
     MeasuringOptions,
@@ -22,9 +21,9 @@ from moe_eval.cli.options.classes import (
     QualityOptions,
     RunOptions,
     SensitivityOptions,
-    VerdictOptions,
 )
 from moe_eval.cli.options.commands import DEMO
+from moe_eval.cli.options.compare import DropOptions, VerdictOptions
 from moe_eval.cli.options.option import PRINTED, options_of
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import shapes

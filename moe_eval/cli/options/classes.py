@@ -1,4 +1,4 @@
-"""What a command can be asked: one frozen dataclass a command. Those that load arms share blocks."""
+"""What a command that loads arms can be asked: one frozen dataclass a command, of blocks that they share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.option import COMMAND, PRINTED, option
+from moe_eval.cli.options.compare import DropOptions, VerdictOptions
+from moe_eval.cli.options.option import COMMAND, option
+from moe_eval.cli.options.output import GATE, RECORDS, OutputOptions
 from moe_eval.data.scoring_windows import DATASETS
 from moe_eval.records.run import LEAST_WARM_UPS, EvaluatorName
 
-_INPUT, _OUTPUT = "input", "output"
 _ARMS, _EVALUATORS, _TEXT, _QUALITY, _TASKS = "arms", "evaluators", "text", "quality", "tasks of lm-eval"
-_LATENCY, _VERDICT = "latency and kernels", "verdict"
+_LATENCY = "latency and kernels"
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _MOST_LOADS = 1000
 _UNTIL = ("until", "decided")
@@ -23,18 +24,7 @@ _SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "spee
 # those of their rooms, which are imported where they are needed
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_channel", "fp8_block", "nvfp4")
 _ENGINES = ("trtllm", "vllm", "transformers")
-_GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
 _FP8, _NVFP4 = ("precisions", "fp8", "fp8_block", "fp8_channel"), ("precisions", "nvfp4")
-_RECORDS = "the folder of the records"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    """What a command prints."""
-
-    json: bool = option(False, "print one JSON object, and everything else on standard error", PRINTED)
-    quiet: bool = option(False, "print the conclusion alone", PRINTED)
-    verbose: bool = option(False, "print what engines and libraries say as well, on standard error", PRINTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,30 +184,6 @@ class ProfilerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerdictOptions:
-    """By which rules verdicts are made."""
-
-    min_gain: float = option(
-        0.01, "the least gain that counts, 0.01 for 1 %", _VERDICT, minimum=0, maximum=0.5, meaning="0.01 is 1 %"
-    )
-    decide_on: Literal["e2e", "ttft", "tpot", "output_tok_s", "output_tok_s_per_gpu"] | None = option(
-        None, "what decides. Without it e2e, and output_tok_s_per_gpu between other numbers of GPUs", _VERDICT
-    )
-    price_per_gpu_hour: float | None = option(
-        None, "tell what a million output tokens cost at this price", _VERDICT, minimum=0, metavar="PRICE"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DropOptions:
-    """By which rule tasks have a verdict."""
-
-    max_drop: float = option(
-        0.01, "the loss in a task of lm-eval that is allowed, in its metric", _VERDICT, minimum=0, maximum=1
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class TaskOptions(DropOptions):
     """Which tasks of lm-eval arms are evaluated on. Names are lm-eval's own."""
 
@@ -241,9 +207,9 @@ class TaskOptions(DropOptions):
 class CommandOptions(OutputOptions):
     """Where records go, and how the command works."""
 
-    output_dir: Path = option(Path("benchmark_results"), _RECORDS, COMMAND)
+    output_dir: Path = option(Path("benchmark_results"), RECORDS, COMMAND)
     config: Path | None = option(None, "a YAML file of these options. The command line wins", COMMAND, metavar="FILE")
-    gate: str | None = option(None, _GATE, COMMAND, metavar="CONDITIONS")
+    gate: str | None = option(None, GATE, COMMAND, metavar="CONDITIONS")
     timeout: float = option(3600.0, "seconds that an arm may take for one task", COMMAND, minimum=1, maximum=1_000_000)
     dry_run: bool = option(False, "show the plan and stop. No engine needs to be installed", COMMAND)
     gpu: str | None = option(
@@ -285,7 +251,7 @@ class RunOptions(
 ):
     """What `moe-eval run` can be asked."""
 
-    output_dir: Path = option(Path("moe_eval_run"), _RECORDS, COMMAND)
+    output_dir: Path = option(Path("moe_eval_run"), RECORDS, COMMAND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,137 +280,8 @@ class SensitivityOptions(OutputOptions, QualityOptions):
         maximum=100,
         meaning="nats for a token",
     )
-    output_dir: Path = option(Path("benchmark_results"), _RECORDS, COMMAND)
+    output_dir: Path = option(Path("benchmark_results"), RECORDS, COMMAND)
     config: Path | None = option(None, "a YAML file of these options. The command line wins", COMMAND, metavar="FILE")
 
 
 MeasuringOptions = RunOptions | PerfOptions | PplOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions(OutputOptions, DropOptions, VerdictOptions):
-    """What `moe-eval compare` can be asked."""
-
-    sources: tuple[str, ...] = option(
-        (".",),
-        "a folder of records, of lm_eval's results or of both, an exported .zip, an MLflow run id or an experiment",
-        _INPUT,
-        metavar="SOURCE",
-        is_path=True,
-        is_positional=True,
-        word_count="*",
-    )
-    across: tuple[Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"], ...] = option(
-        (), "what may differ between arms of several runs", _INPUT, metavar="NAME,..."
-    )
-    gate: str | None = option(None, _GATE, _OUTPUT, metavar="CONDITIONS")
-    output_dir: Path = option(Path("."), "the folder of the comparison and the report", _OUTPUT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelsOptions(OutputOptions):
-    """What `moe-eval kernels` can be asked."""
-
-    traces: tuple[Path, ...] = option(
-        (),
-        "one trace, or two to compare. The word classify instead of a trace reads kernel names",
-        _INPUT,
-        metavar="TRACE",
-        is_positional=True,
-        word_count="*",
-    )
-    input: tuple[Path, ...] = option((), "the traces by an option instead", _INPUT, metavar="TRACE", word_count="+")
-    ranks: bool = option(False, "the traces are ranks of one run, and are read as one trace", _INPUT)
-    precisions: tuple[str, ...] = option(
-        (),
-        "the precisions that the traces are said to be of, checked against the kernels that ran",
-        _INPUT,
-        metavar="NAME,...",
-    )
-    tpot_ms: tuple[float, ...] = option(
-        (),
-        "ms per output token of both, measured without the profiler, to set beside what the kernels predict",
-        _INPUT,
-        metavar="MS",
-        word_count=2,
-    )
-    full: bool = option(False, "show every kernel, layer and rank as well", _OUTPUT)
-    output: Path | None = option(None, "write everything as JSON as well", _OUTPUT, metavar="FILE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions(OutputOptions):
-    """What `moe-eval export` can be asked."""
-
-    source: str = option("", "a run's folder, or the id of its MLflow run", _INPUT, metavar="RUN", is_positional=True)
-    target: str = option("", "the file to write: .zip, .csv or .parquet", _OUTPUT, metavar="FILE", is_positional=True)
-    to: Literal["zip", "csv", "parquet"] | None = option(None, "the format, where FILE does not end with it", _OUTPUT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportOptions(OutputOptions):
-    """What `moe-eval import` can be asked."""
-
-    files: tuple[Path, ...] = option(
-        (),
-        "JSON that the tool wrote. More files are more loads or shapes",
-        _INPUT,
-        metavar="FILE",
-        is_positional=True,
-        word_count="+",
-    )
-    arm: str | None = option(None, "the name of the arm", _INPUT, metavar="NAME")
-    precision: str | None = option(
-        None, "what its experts ran in, where the file does not state it", _INPUT, metavar="NAME"
-    )
-    batch_size: int | None = option(
-        None, "sequences at once (of a server: the concurrency), where the file does not state it", _INPUT, minimum=1
-    )
-    input_len: int | None = option(None, "tokens of every prompt, where the file does not state it", _INPUT, minimum=1)
-    output_len: int | None = option(
-        None, "tokens that every sequence makes, where the file does not state it", _INPUT, minimum=1
-    )
-    output_dir: Path = option(Path("benchmark_results"), _RECORDS, _OUTPUT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogOptions(OutputOptions):
-    """What `moe-eval log` can be asked."""
-
-    folders: tuple[Path, ...] = option(
-        (Path("."),),
-        "the folder of a run: of moe-eval run, perf or ppl, or of lm_eval (it holds record.json)",
-        _INPUT,
-        metavar="RUN_DIR",
-        is_positional=True,
-        word_count="*",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompletionOptions(OutputOptions):
-    """What `moe-eval completion` can be asked."""
-
-    shell: Literal["bash", "zsh", "fish"] = option(
-        "bash", "the shell that the script is for", _INPUT, is_positional=True
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorOptions(OutputOptions):
-    """What `moe-eval doctor` can be asked."""
-
-    checkpoint: str | None = option(
-        None,
-        "say what this checkpoint's experts, cache and the rest are in, without any engine",
-        _INPUT,
-        metavar="PATH",
-    )
-    selftest: bool = option(False, "exercise TensorRT-LLM", _INPUT)
-    model_args: str = option(
-        "",
-        "model arguments of --selftest, as lm_eval takes them. Without pretrained= the shipped model is used",
-        _INPUT,
-        metavar="KEY=VALUE,...",
-        needs=("selftest", True),
-    )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
-import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
 
 from moe_eval.cli.options import config
 from moe_eval.cli.options.option import COMMAND, PRINTED, Misfit, Option, Value, options_of
-from moe_eval.errors import UsageError, mended
+from moe_eval.errors import UsageError, no_such
 
 Options = TypeVar("Options")
 
@@ -34,19 +34,24 @@ class Command(Generic[Options]):
 
     Attributes:
         module: of moe_eval.cli, whose `run` takes the options.
-        options: the dataclass.
-        help: one line for `moe-eval --help`.
+        kind: the dataclass of the options, as MODULE:NAME in this folder. It is imported when it is used.
         examples: a comment and a command line each.
         demo: the values of options where none is given that says what to do.
     """
 
     name: str
     module: str
-    options: type[Options]
-    help: str
+    kind: str
     description: str
     examples: tuple[tuple[str, str], ...]
     demo: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def options(self) -> type[Options]:
+        """The dataclass of the options."""
+        module, _, name = self.kind.partition(":")
+        kind: type[Options] = getattr(import_module(f"moe_eval.cli.options.{module}"), name)
+        return kind
 
     def read(self, arguments: Sequence[str]) -> Options:
         """The options that a command line asks for.
@@ -113,7 +118,7 @@ class Command(Generic[Options]):
         parser = _Parser(
             prog=f"moe-eval {self.name}",
             usage=" ".join(("moe-eval", self.name, *positional, "[options]")),
-            description=textwrap.fill(self.description, _WIDTH),
+            description=self.description,
             epilog=f"examples:\n{examples}",
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -160,15 +165,16 @@ def _check_needs(option: Option, needed: Option, fitting: Sequence[Value], value
 
 
 class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        import textwrap
+
+        self.description = textwrap.fill(self.description or "", _WIDTH)
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.split())
         matches = ((re.fullmatch(pattern, line), sentence) for pattern, sentence in _SENTENCES)
         raise UsageError(next(match.expand(text).replace("{prog}", self.prog) for match, text in matches if match))
-
-
-def no_such(kind: str, name: str, names: Collection[str], fix: str) -> str:
-    """The message for a name that does not exist, with the one that was meant, or else a way to mend it."""
-    return f"There is no {kind} {name}. {mended(name, names, fix)}"
 
 
 def default_text(default: Value) -> str:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moe_eval.cli.options.classes import (
-    CompareOptions,
-    CompletionOptions,
-    DoctorOptions,
-    ExportOptions,
-    ImportOptions,
-    KernelsOptions,
-    LogOptions,
-    PerfOptions,
-    PplOptions,
-    RunOptions,
-    SensitivityOptions,
-)
+from moe_eval.cli import overview
 from moe_eval.cli.options.command_line import Command
 from moe_eval.cli.options.option import Value
+
+if TYPE_CHECKING:
+    from moe_eval.cli.options.classes import PerfOptions, PplOptions, RunOptions, SensitivityOptions
+    from moe_eval.cli.options.compare import CompareOptions
+    from moe_eval.cli.options.exchange import ExportOptions, ImportOptions, LogOptions
+    from moe_eval.cli.options.kernels import KernelsOptions
+    from moe_eval.cli.options.machine import CompletionOptions, DoctorOptions
 
 # of `moe-eval run` where nothing says what to measure: some minutes on a CPU, without a network
 DEMO: Mapping[str, Value] = {
@@ -32,29 +27,21 @@ DEMO: Mapping[str, Value] = {
     "num_iterations": 5,
     "loads": 2,
 }
-RUN = Command(
+RUN: Command[RunOptions] = Command(
     "run",
     "execute",
-    RunOptions,
-    "quality, latency and kernels of several precisions, with a verdict",
+    "classes:RunOptions",
     "Run every evaluator on every arm and compare the arms with the first. Each arm runs in a process of its own that "
     "loads it once. The plan is shown first. Records are written to --output_dir as they come. A run that was stopped "
     "goes on with the same command and --resume. Without an option of what to measure it is a demo: the shipped model, "
     "emulated, with its own text and small shapes.",
-    (
-        ("the shipped model in BF16 against emulated FP8 and NVFP4, on any machine", "moe-eval run"),
-        (
-            "two checkpoints on vLLM, as a check in CI",
-            'moe-eval run --engine vllm --model_path M --fp8_model_path M8 --precisions bf16,fp8 --gate "speed>=1.2"',
-        ),
-    ),
+    overview.EXAMPLES,
     DEMO,
 )
-PERF = Command(
+PERF: Command[PerfOptions] = Command(
     "perf",
     "perf",
-    PerfOptions,
-    "latency and throughput of several precisions on the same prompts",
+    "classes:PerfOptions",
     "Time the same prompts on every arm, each in a process of its own, and write one JSON record for each "
     "(perf_ARM_smXY.json, or _cpu). Each arm is loaded --loads times: loads differ by more than iterations do. Arms "
     "that fit on the GPU together take turns. At the end a table compares them with the first.",
@@ -69,11 +56,10 @@ PERF = Command(
         ),
     ),
 )
-PPL = Command(
+PPL: Command[PplOptions] = Command(
     "ppl",
     "execute",
-    PplOptions,
-    "perplexity of several precisions over the same windows",
+    "classes:PplOptions",
     "Score the same windows with every arm, each in a process of its own, and write one JSON record for each "
     "(ppl_ARM_smXY.json, or _cpu). The first arm is scored at a second batch size too: that is the noise floor. At the "
     "end a table compares the arms with the first.",
@@ -82,11 +68,10 @@ PPL = Command(
         ("all of WikiText-2 on TensorRT-LLM", "moe-eval ppl --model_path M --nvfp4_model_path M4 --num_chunks 0"),
     ),
 )
-SENSITIVITY = Command(
+SENSITIVITY: Command[SensitivityOptions] = Command(
     "sensitivity",
     "sensitivity",
-    SensitivityOptions,
-    "which layers cost quality when their experts are quantised, and which may be",
+    "classes:SensitivityOptions",
     "Round the experts of one layer at a time on the Transformers engine, and rank the layers by the KLD from the "
     "unquantised model, with intervals over documents. Then find the most of the least sensitive layers that keep "
     "--max_kld together, measured with all of them rounded. Write a record (sensitivity_PRECISION_smXY.json, or _cpu) "
@@ -99,11 +84,10 @@ SENSITIVITY = Command(
         ),
     ),
 )
-COMPARE = Command(
+COMPARE: Command[CompareOptions] = Command(
     "compare",
     "compare",
-    CompareOptions,
-    "recorded arms side by side, with a verdict",
+    "compare:CompareOptions",
     "Compare two or more recorded arms with the first. Sources are output folders of moe-eval run, perf, ppl and "
     "import, files of moe-eval export, ids of runs in MLflow, or an experiment there, of which the newest run counts. "
     "Arms that cannot be compared are named with the reason.",
@@ -112,11 +96,10 @@ COMPARE = Command(
         ("this week's folder against last week's", "moe-eval compare last_week this_week --output_dir changes"),
     ),
 )
-KERNELS = Command(
+KERNELS: Command[KernelsOptions] = Command(
     "kernels",
     "kernels",
-    KernelsOptions,
-    "where the time of a profiler's trace goes",
+    "kernels:KernelsOptions",
     "Break a trace down by phase and category. It is an Nsight Systems export (.sqlite), a report (.nsys-rep, where "
     "nsys is installed), a CSV of `nsys stats`, or a Chrome trace of torch's profiler (.json, .json.gz). Two traces "
     "are compared as well, and the first is the reference. `classify` reads kernel names from standard input, one a "
@@ -126,11 +109,10 @@ KERNELS = Command(
         ("names of kernels", "moe-eval kernels classify < names.txt"),
     ),
 )
-LOG = Command(
+LOG: Command[LogOptions] = Command(
     "log",
     "log",
-    LogOptions,
-    "log recorded runs to MLflow",
+    "exchange:LogOptions",
     "Log the runs recorded in folders to MLflow, unless they are there. The store is that of MLFLOW_TRACKING_URI, or "
     "mlflow.db in the working directory. The experiment is that of MLFLOW_EXPERIMENT_NAME, or moe_eval.",
     (
@@ -138,11 +120,10 @@ LOG = Command(
         ("several, to a server", "MLFLOW_TRACKING_URI=http://host:5000 moe-eval log runs/*"),
     ),
 )
-EXPORT = Command(
+EXPORT: Command[ExportOptions] = Command(
     "export",
     "export",
-    ExportOptions,
-    "a run as one file to share, or as a table",
+    "exchange:ExportOptions",
     "Write a run into one .zip for others: its records, the report and its traces. Host and user names, paths, process "
     "ids and GPU UUIDs are left out. `moe-eval compare` reads the file. A .csv or .parquet has one row for every "
     "figure instead.",
@@ -151,11 +132,10 @@ EXPORT = Command(
         ("its figures as a table", "moe-eval export moe_eval_run figures.parquet"),
     ),
 )
-IMPORT = Command(
+IMPORT: Command[ImportOptions] = Command(
     "import",
     "imported",
-    ImportOptions,
-    "results of vllm bench, trtllm-bench and AIPerf as an arm",
+    "exchange:ImportOptions",
     "Write the latency record of an arm that another tool measured, from the JSON of `vllm bench` (latency, throughput "
     "or serve), `trtllm-bench --report_json` or AIPerf. `moe-eval compare` reads it. What the files do not state stays "
     "absent.",
@@ -167,11 +147,10 @@ IMPORT = Command(
         ("a server at several concurrencies", "moe-eval import c1.json c8.json --arm nvfp4 --output_dir served"),
     ),
 )
-DOCTOR = Command(
+DOCTOR: Command[DoctorOptions] = Command(
     "doctor",
     "doctor",
-    DoctorOptions,
-    "what this machine has, and whether its TensorRT-LLM passes a self-test",
+    "machine:DoctorOptions",
     "Print the machine, its GPUs, the installed engines and the precisions that they run here. With --selftest load a "
     "checkpoint on TensorRT-LLM, score ten windows in two ways, generate, look for the class of the experts, and print "
     "one page of Markdown. The exit code is 1 where something does not work.",
@@ -183,11 +162,10 @@ DOCTOR = Command(
         ),
     ),
 )
-COMPLETION = Command(
+COMPLETION: Command[CompletionOptions] = Command(
     "completion",
     "completion",
-    CompletionOptions,
-    "a script that makes a shell complete these commands",
+    "machine:CompletionOptions",
     "Print a script for bash, zsh or fish that completes commands, options, choices and paths. In zsh put it where "
     "$fpath names, as _moe-eval. In fish put it into ~/.config/fish/completions/moe-eval.fish.",
     (

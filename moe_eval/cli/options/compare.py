@@ -1,0 +1,54 @@
+"""What `moe-eval compare` can be asked. Commands that load arms share the rules of its verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moe_eval.cli.options.option import option
+from moe_eval.cli.options.output import GATE, INPUT, OUTPUT, VERDICT, OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictOptions:
+    """By which rules verdicts are made."""
+
+    min_gain: float = option(
+        0.01, "the least gain that counts, 0.01 for 1 %", VERDICT, minimum=0, maximum=0.5, meaning="0.01 is 1 %"
+    )
+    decide_on: Literal["e2e", "ttft", "tpot", "output_tok_s", "output_tok_s_per_gpu"] | None = option(
+        None, "what decides. Without it e2e, and output_tok_s_per_gpu between other numbers of GPUs", VERDICT
+    )
+    price_per_gpu_hour: float | None = option(
+        None, "tell what a million output tokens cost at this price", VERDICT, minimum=0, metavar="PRICE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropOptions:
+    """By which rule tasks have a verdict."""
+
+    max_drop: float = option(
+        0.01, "the loss in a task of lm-eval that is allowed, in its metric", VERDICT, minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(OutputOptions, DropOptions, VerdictOptions):
+    """What `moe-eval compare` can be asked."""
+
+    sources: tuple[str, ...] = option(
+        (".",),
+        "a folder of records, of lm_eval's results or of both, an exported .zip, an MLflow run id or an experiment",
+        INPUT,
+        metavar="SOURCE",
+        is_path=True,
+        is_positional=True,
+        word_count="*",
+    )
+    across: tuple[Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"], ...] = option(
+        (), "what may differ between arms of several runs", INPUT, metavar="NAME,..."
+    )
+    gate: str | None = option(None, GATE, OUTPUT, metavar="CONDITIONS")
+    output_dir: Path = option(Path("."), "the folder of the comparison and the report", OUTPUT)
