@@ -15,7 +15,7 @@ __all__ = ["Results", "__version__", "compare", "read", "run"]
 def __getattr__(name: str) -> object:
     """The interface, imported when it is used: `import moe_eval` alone costs nothing."""
     if name == "__version__":
-        from moe_eval.version import VERSION
+        from moe_eval.cli.overview import VERSION
 
         return VERSION
     if name in __all__:

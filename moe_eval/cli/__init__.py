@@ -52,13 +52,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["--version"]:
-        from moe_eval.version import VERSION
-
-        print(f"moe-eval {VERSION}")
-        return 0
     from moe_eval.cli import overview
 
+    if arguments[:1] == ["--version"]:
+        print(f"moe-eval {overview.VERSION}")
+        return 0
     name = next((word for word in arguments if word != _JSON), None)
     names = ", ".join(overview.COMMANDS)
     if name is None:

@@ -25,7 +25,8 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
 from moe_eval.report import quality_table, speed_table
-from moe_eval.report.console import NamedTask, TaskProgress, say
+from moe_eval.report.console import say
+from moe_eval.report.progress import NamedTask, TaskProgress
 from moe_eval.runner import plan as planning
 from moe_eval.runner import resume
 from moe_eval.runner.folder import RunFolder

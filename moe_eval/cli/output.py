@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +39,8 @@ def redirected(options: OutputOptions) -> Iterator[None]:
     What a library in this process prints by itself, such as one in C++, goes there too.
     """
     if options.verbose:
+        import logging
+
         logging.basicConfig(level=logging.INFO)
     if not (options.json or options.quiet):
         yield

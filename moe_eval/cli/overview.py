@@ -1,7 +1,8 @@
-"""What `moe-eval --help` prints, without the options of any command, which take longer to import than to read."""
+"""What `moe-eval --version` and `--help` print, without the options of commands, which take longer to import."""
 
 from __future__ import annotations
 
+VERSION = "0.1.0"  # pyproject.toml reads it from here
 COMMANDS = {
     "run": "quality, latency and kernels of several precisions, with a verdict",
     "compare": "recorded arms side by side, with a verdict",

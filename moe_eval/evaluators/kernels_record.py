@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -72,7 +71,7 @@ def make(
 
 def with_times(record: KernelsRecord, unprofiled_ms: Sequence[float], profiled_ms: float | None) -> KernelsRecord:
     """The record with the times of its run without a profiler, the time with it, and the profiler's overhead."""
-    plain = statistics.median(unprofiled_ms) if unprofiled_ms else None
+    plain = float(np.median(unprofiled_ms)) if unprofiled_ms else None
     return replace(
         record,
         unprofiled_ms=plain,

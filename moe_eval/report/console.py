@@ -1,21 +1,15 @@
-"""What a command shows while it works and at its end.
-
-Progress goes to standard error. A terminal shows a display. A file gets one plain line for every event.
-"""
+"""What a command shows at its end, and sentences on standard error."""
 
 from __future__ import annotations
 
 import io
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from types import TracebackType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,20 +21,11 @@ Part = TypeVar("Part")
 _WIDEST = 10_000  # characters of a line that nothing wraps
 
 
-class NamedTask(Protocol):
-    """A piece of a plan: the arm that it measures, and its name, unique in its arm."""
-
-    @property
-    def arm(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-
-
 def say(sentence: str) -> None:
     """Print a sentence on standard error, above a progress display where there is one."""
     line = f"moe-eval: {one_line(sentence)}"
     if sys.stderr.isatty():
-        _errors().print(line, soft_wrap=True)
+        errors().print(line, soft_wrap=True)
     else:
         print(line, file=sys.stderr, flush=True)
 
@@ -131,59 +116,7 @@ def _cell(text: str) -> str:
     return one_line(text).replace("|", "/")
 
 
-class TaskProgress:
-    """Shows how far the tasks of a run are, by the runner's calls. A quiet one shows failures alone."""
-
-    def __init__(self, *, is_quiet: bool = False) -> None:
-        self._is_display = sys.stderr.isatty() and not is_quiet
-        self._says = not self._is_display and not is_quiet
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        # Standard output is left alone, as it may be a file. Few refreshes leave the measured process alone.
-        self._display = Progress(
-            TextColumn("{task.description}", markup=False),
-            *columns,
-            console=_errors(),
-            redirect_stdout=False,
-            refresh_per_second=1,
-            disable=not self._is_display,
-        )
-        self._bar = self._display.add_task("", total=None)
-        self._total = self._ended = 0
-        self._begun_at = time.monotonic()
-
-    def __enter__(self) -> TaskProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._display.stop()
-
-    def ready(self, tasks: Sequence[NamedTask]) -> None:
-        """The plan is made, and these tasks are left."""
-        self._total, self._ended = len(tasks), 0
-        self._display.start()
-        self._display.update(self._bar, total=self._total)
-
-    def begun(self, task: NamedTask) -> None:
-        """A task has begun."""
-        self._begun_at = time.monotonic()
-        self._display.update(self._bar, description=one_line(f"{task.arm} {task.name}"))
-        if self._says:
-            say(f"{task.arm} {task.name} began, task {self._ended + 1} of {self._total}.")
-
-    def done(self, task: NamedTask, reason: str | None) -> None:
-        """A task has ended. `reason` says why it failed."""
-        self._ended += 1
-        seconds = time.monotonic() - self._begun_at
-        if reason is not None:
-            say(f"{task.arm} {task.name} failed after {seconds:.1f} s: {reason}")
-        elif self._says:
-            say(f"{task.arm} {task.name} ended after {seconds:.1f} s.")
-        self._display.update(self._bar, completed=self._ended)
-
-
 @cache
-def _errors() -> Console:
+def errors() -> Console:
     """The console that sentences and displays share, so that sentences stand above a display."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
-from moe_eval.records.shape_comparison import PhaseChange
 from moe_eval.report import kernels_details
 from moe_eval.report import kernels_words as words
 from moe_eval.report.console import SideBySide, lines_of, number_table
 from moe_eval.report.kernels_words import count, ms, percent
 from moe_eval.traces.steps import WHOLE
 from moe_eval.traces.taxonomy import CATEGORIES
+
+if TYPE_CHECKING:
+    from moe_eval.records.shape_comparison import PhaseChange
 
 _LONGEST, _NAME = 8, 64  # kernels of a compact table, and characters of a name in it
 _PARTS_OF_A_STEP = (

@@ -6,15 +6,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from moe_eval.comparison.wording import interval_digits
 from moe_eval.outside.words import one_line
-from moe_eval.records.comparison import ComparisonRecord, Pair
-from moe_eval.records.ratios import Interval, Ratio
-from moe_eval.records.run import Mode
-from moe_eval.records.samples import Metric
 from moe_eval.records.verdicts import Verdict
-from moe_eval.stats import CONFIDENCE
+
+if TYPE_CHECKING:  # a trace alone needs no record of a comparison
+    from moe_eval.records.comparison import ComparisonRecord, Pair
+    from moe_eval.records.ratios import Interval, Ratio
+    from moe_eval.records.run import Mode
+    from moe_eval.records.samples import Metric
 
 NONE = "not measured"
 LONGEST_NAME, LONGEST_SENTENCE = 120, 1500
@@ -165,12 +166,16 @@ def figure_cells(figure: Interval | Metric | None) -> tuple[str, str]:
     low, high = finite(figure.low), finite(figure.high)
     if low is None or high is None:
         return number(figure.median, digits_of([figure.median])), NONE
+    from moe_eval.comparison.wording import interval_digits
+
     digits = interval_digits(low, high) if low < high else digits_of([high])
     return number(figure.median, digits), span(low, high, digits)
 
 
 def interval_head(figures: Iterable[Interval | Metric | None]) -> str:
     """What the intervals of an arm's own figures hold for, such as "95 % interval over 4 loads"."""
+    from moe_eval.stats import CONFIDENCE
+
     loads = sorted({figure.loads for figure in figures if figure and figure.low is not None}) or [1]
     if loads[-1] == 1:
         return f"{100 * CONFIDENCE:g} % interval of this load"
@@ -180,6 +185,8 @@ def interval_head(figures: Iterable[Interval | Metric | None]) -> str:
 
 def confidence_of(ratios: Iterable[Ratio | None]) -> str:
     """At which confidence the intervals of ratios are, such as "95 %" or, of some looks, "99.95 %"."""
+    from moe_eval.stats import CONFIDENCE
+
     levels = sorted({ratio.confidence for ratio in ratios if ratio is not None and ratio.low is not None})
     ends = dict.fromkeys(f"{min(100 * level, 99.99):.4g}" for level in (levels[:1] + levels[-1:] or [CONFIDENCE]))
     return f"{' to '.join(ends)} %"

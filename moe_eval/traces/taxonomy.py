@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +35,7 @@ SEARCHED = 8192
 
 # what may match nothing, or other characters than are written: escapes, sets, and what can be repeated 0 times
 _NOT_VERBATIM = re.compile(r"\\.|\[[^]]*\]|.?[?*]|.?\{[^}]*\}|[\^$.+]", re.DOTALL)
+_ESCAPE_OR_SET = re.compile(r"\\.|\[[^]]*\]")
 _INNERMOST_GROUP = re.compile(r"\([^()]*\)([?*]|\{[^}]*\})?")
 
 
@@ -61,18 +61,20 @@ class Label:
 
 
 class Pattern(NamedTuple):
-    """A regular expression, with a piece that is in every match: looking for that is many times faster.
+    """A regular expression for names.
 
     Attributes:
-        text: the expression.
-        literal: the piece, "" where there is none.
+        core: the expression as the table has it.
+        left, right: what bounds it.
     """
 
-    text: str
-    literal: str
+    core: str
+    left: str = ""
+    right: str = ""
 
     def fits(self, name: str) -> bool:
-        return self.literal in name and _finder(self.text)(name) is not None
+        """Looks for a piece of every match before the expression, which is many times faster, and compiles few."""
+        return any(piece in name for piece in _literals(self.core)) and _finder(self)(name) is not None
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,16 @@ class _Index:
     def numbers(self, own: str) -> list[int]:
         """The places of the patterns that may fit a name, in order."""
         pieces = _pieces(own) | {""}
-        return sorted(number for piece in self.by_piece.keys() & pieces for number in self.by_piece[piece])
+        return sorted({number for piece in self.by_piece.keys() & pieces for number in self.by_piece[piece]})
 
 
 @cache
 def _index() -> _Index:
     patterns = tuple((rule, pattern) for rule in rules() for pattern in rule.match)
-    uses = Counter(piece for _, pattern in patterns for piece in _pieces(pattern.literal))
     by_piece: dict[str, list[int]] = {}
     for number, (_, pattern) in enumerate(patterns):
-        rarest = min(_pieces(pattern.literal), key=lambda piece: (uses[piece], piece), default="")
-        by_piece.setdefault(rarest, []).append(number)
+        for literal in _literals(pattern.core):
+            by_piece.setdefault(literal[-3:] if len(literal) > 2 else "", []).append(number)
     return _Index(patterns, by_piece)
 
 
@@ -203,7 +204,7 @@ def _rule(row: _Row, evidence: Mapping[str, Mapping[str, str]]) -> Rule:
         tuple(map(_of_words, row.also)),
         tuple(map(_of_words, row.unless)),
         tuple((_of_words(text), categories) for text, categories in fused.items()),
-        tuple((Pattern(f"(?:{text})", _literal(text)), precision) for text, precision in precisions.items()),
+        tuple((Pattern(text), precision) for text, precision in precisions.items()),
         tuple((_of_words(text), precision) for text, precision in words.items()),
         row.backend,
         row.selects,
@@ -215,19 +216,22 @@ def _of_words(text: str) -> Pattern:
     """A pattern whose letters at either end are those of a whole word. Digits and "_" end a word."""
     left = "(?<![a-z])" if text[:1].isalpha() or text[:1] in ("(", "[") else ""
     right = "(?![a-z])" if text[-1:].isalpha() or text[-1:] in (")", "]", "?", "}") else ""
-    return Pattern(f"{left}(?:{text}){right}", _literal(text))
-
-
-def _literal(text: str) -> str:
-    """The longest run of characters that is in every match, "" where the expression has alternatives."""
-    text = re.sub(r"\\.|\[[^]]*\]", "\0", text)
-    while text != (text := _INNERMOST_GROUP.sub("\0", text)):
-        pass
-    return "" if "|" in text else max(_NOT_VERBATIM.sub("\0", text).split("\0"), key=len)
+    return Pattern(text, left, right)
 
 
 @cache
-def _finder(text: str) -> Callable[[str], re.Match[str] | None]:
+def _literals(text: str) -> tuple[str, ...]:
+    """For each alternative of an expression the longest run of characters that is in every match of it."""
+    if text.isidentifier():
+        return (text,)
+    text = _ESCAPE_OR_SET.sub("\0", text)
+    while text != (text := _INNERMOST_GROUP.sub("\0", text)):
+        pass
+    return tuple(max(_NOT_VERBATIM.sub("\0", part).split("\0"), key=len) for part in text.split("|"))
+
+
+@cache
+def _finder(pattern: Pattern) -> Callable[[str], re.Match[str] | None]:
     """Compiled when a name first needs it, as most need few. An anchored one is tried at the beginning only."""
-    compiled = re.compile(text, re.DOTALL)
-    return compiled.match if text.removeprefix("(?:").startswith("^") else compiled.search
+    compiled = re.compile(f"{pattern.left}(?:{pattern.core}){pattern.right}", re.DOTALL)
+    return compiled.match if pattern.core.startswith("^") else compiled.search

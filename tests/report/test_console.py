@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from moe_eval.report import console
+from moe_eval.report.progress import TaskProgress
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class _Terminal(io.StringIO):
 
 def _show_tasks() -> None:
     tasks = [_Task("bf16", "quality"), _Task("fp8", "latency_b1")]
-    with console.TaskProgress() as progress:
+    with TaskProgress() as progress:
         progress.ready(tasks)
         for task, reason in zip(tasks, (None, "Out of memory."), strict=True):
             progress.begun(task)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from moe_eval.errors import UsageError
-from moe_eval.machine.nsys import EMPTY_CAPTURE
 from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import (
     COPY,
@@ -105,6 +104,8 @@ def _check(export: Export, rows: Columns, graphs: Columns) -> None:
             "profile --cuda-graph-trace=node."
         )
     if not np.any((rows["kind"] == KERNEL) & (rows["duration"] >= 0)):
+        from moe_eval.machine.nsys import EMPTY_CAPTURE
+
         raise UsageError(
             f"{export.path} holds no kernels. {EMPTY_CAPTURE} Record it again with nsys profile --trace=cuda,nvtx."
         )

@@ -1,0 +1,75 @@
+"""How far a run is, on standard error. A terminal shows a display. A file gets one plain line for every event."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from moe_eval.outside.words import one_line
+from moe_eval.report.console import errors, say
+
+
+class NamedTask(Protocol):
+    """A piece of a plan: the arm that it measures, and its name, unique in its arm."""
+
+    @property
+    def arm(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+class TaskProgress:
+    """Shows how far the tasks of a run are, by the runner's calls. A quiet one shows failures alone."""
+
+    def __init__(self, *, is_quiet: bool = False) -> None:
+        self._is_display = sys.stderr.isatty() and not is_quiet
+        self._says = not self._is_display and not is_quiet
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        # Standard output is left alone, as it may be a file. Few refreshes leave the measured process alone.
+        self._display = Progress(
+            TextColumn("{task.description}", markup=False),
+            *columns,
+            console=errors(),
+            redirect_stdout=False,
+            refresh_per_second=1,
+            disable=not self._is_display,
+        )
+        self._bar = self._display.add_task("", total=None)
+        self._total = self._ended = 0
+        self._begun_at = time.monotonic()
+
+    def __enter__(self) -> TaskProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._display.stop()
+
+    def ready(self, tasks: Sequence[NamedTask]) -> None:
+        """The plan is made, and these tasks are left."""
+        self._total, self._ended = len(tasks), 0
+        self._display.start()
+        self._display.update(self._bar, total=self._total)
+
+    def begun(self, task: NamedTask) -> None:
+        """A task has begun."""
+        self._begun_at = time.monotonic()
+        self._display.update(self._bar, description=one_line(f"{task.arm} {task.name}"))
+        if self._says:
+            say(f"{task.arm} {task.name} began, task {self._ended + 1} of {self._total}.")
+
+    def done(self, task: NamedTask, reason: str | None) -> None:
+        """A task has ended. `reason` says why it failed."""
+        self._ended += 1
+        seconds = time.monotonic() - self._begun_at
+        if reason is not None:
+            say(f"{task.arm} {task.name} failed after {seconds:.1f} s: {reason}")
+        elif self._says:
+            say(f"{task.arm} {task.name} ended after {seconds:.1f} s.")
+        self._display.update(self._bar, completed=self._ended)
