@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import msgspec
 
@@ -107,7 +107,7 @@ def is_in(versions: str, version: str | None) -> bool:
 @cache
 def support() -> tuple[Support, ...]:
     """The rows of support.toml."""
-    text = resources.files("moe_eval.checkpoint").joinpath("support.toml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("support.toml").read_text(encoding="utf-8")
     return tuple(msgspec.convert(tomllib.loads(text)["row"], list[Support]))
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from moe_eval.cli.conclude import concluded
 from moe_eval.cli.gathered import gathered
-from moe_eval.cli.options.compare import CompareOptions
+from moe_eval.cli.options.compare import CompareOptions, rules_of
 from moe_eval.cli.output import Conclusion
-from moe_eval.cli.request import make_folder, rules_of
+from moe_eval.cli.paths import make_folder
 from moe_eval.comparison import gate
 from moe_eval.errors import UsageError
 from moe_eval.records import disk

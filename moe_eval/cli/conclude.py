@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import RenderableType
@@ -19,9 +20,10 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.verdicts import Rules
 from moe_eval.report import tile_table, write
 from moe_eval.report.console import print_renderable
-from moe_eval.runner.folder import RunFolder
-from moe_eval.runner.request import Command
-from moe_eval.tracking import Logged
+
+if TYPE_CHECKING:
+    from moe_eval.runner.request import Command
+    from moe_eval.tracking import Logged
 
 
 def is_decided(folder: Path, command: Command, rules: Rules) -> bool:
@@ -31,6 +33,8 @@ def is_decided(folder: Path, command: Command, rules: Rules) -> bool:
 
 
 def _compared(folder: Path, command: Command, rules: Rules) -> tuple[list[ArmRecords], ComparisonRecord | None]:
+    from moe_eval.runner.folder import RunFolder
+
     run = RunFolder(folder, command).run()
     arms = by_arm.read(folder, run.run_id)
     if not arms:
@@ -44,6 +48,8 @@ def conclude(folder: Path, command: Command, rules: Rules) -> tuple[list[ArmReco
     Returns:
         The arms, the reference first, and their comparison. None where nothing could be measured.
     """
+    from moe_eval.runner.folder import RunFolder
+
     files = RunFolder(folder, command)
     arms, comparison = _compared(folder, command, rules)
     if comparison is not None:

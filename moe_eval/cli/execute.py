@@ -13,8 +13,10 @@ from rich.console import RenderableType
 from moe_eval.cli.arm_logs import followed
 from moe_eval.cli.conclude import conclude, concluded, is_decided
 from moe_eval.cli.options.classes import MeasuringOptions, PerfOptions, RunOptions
+from moe_eval.cli.options.compare import rules_of
 from moe_eval.cli.output import Conclusion
-from moe_eval.cli.request import gpus_of, make_folder, request_of, rules_of, say_what_runs
+from moe_eval.cli.paths import make_folder
+from moe_eval.cli.request import gpus_of, request_of, say_what_runs
 from moe_eval.comparison import gate
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import terminable

@@ -7,7 +7,7 @@ import re
 from moe_eval.checkpoint.precision import LABELS
 from moe_eval.cli.options.exchange import ImportOptions
 from moe_eval.cli.output import Conclusion
-from moe_eval.cli.request import make_folder
+from moe_eval.cli.paths import make_folder
 from moe_eval.errors import UsageError, no_such
 from moe_eval.imports import files
 from moe_eval.imports.record import Statement, record

@@ -10,7 +10,8 @@ from moe_eval.cli import execute
 from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import PerfOptions
 from moe_eval.cli.output import Conclusion
-from moe_eval.cli.request import gpus_of, make_folder, request_of, say_what_runs
+from moe_eval.cli.paths import make_folder
+from moe_eval.cli.request import gpus_of, request_of, say_what_runs
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.engines.base import GenerationRequest

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from moe_eval.checkpoint import shipped as shipped_model
 from moe_eval.cli import arms
@@ -23,7 +21,7 @@ from moe_eval.cli.options.classes import (
     SensitivityOptions,
 )
 from moe_eval.cli.options.commands import DEMO
-from moe_eval.cli.options.compare import DropOptions, VerdictOptions
+from moe_eval.cli.options.compare import rules_of
 from moe_eval.cli.options.option import PRINTED, options_of
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import shapes
@@ -36,7 +34,6 @@ from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records import disk
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EVALUATORS, LEAST_WARM_UPS, EvaluatorName
-from moe_eval.records.verdicts import Rules
 from moe_eval.runner.request import ArmsRequest, Command, NamedArm, RunRequest, SharedSettings
 
 _DEMO_NOTE = "This is the demo on moe_eval's tiny Qwen3-MoE, which is not a model to judge."
@@ -159,15 +156,6 @@ def nsys_of(options: ProfilerOptions, arms: ArmsRequest) -> NsysSettings | None:
     return None
 
 
-def rules_of(options: object) -> Rules:
-    """By which rules verdicts are made. The default ones for a command that has none."""
-    if not isinstance(options, VerdictOptions):
-        return Rules()
-    is_per_gpu = options.decide_on in (None, "output_tok_s_per_gpu")
-    max_drop = options.max_drop if isinstance(options, DropOptions) else Rules.max_drop
-    return Rules(options.min_gain, options.decide_on or "e2e", is_per_gpu, options.price_per_gpu_hour, max_drop)
-
-
 def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     """The arms, and their tokenizer. None where each checkpoint has its own."""
     emulation = options if isinstance(options, EmulationOptions) else None
@@ -286,17 +274,3 @@ def _plain(value: object) -> OptionValue:
 def gpus_of(request: RunRequest) -> tuple[Gpu, ...]:
     """The GPUs that the arms may use: those that torch sees, from the one on that `device` names."""
     return hardware.gpus_from(request.arms.settings.get("device"))
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of the records, before anything is measured that could not be written there.
-
-    Raises:
-        UsageError: why it cannot be one.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"--output_dir {folder} cannot be written to ({error.strerror}). Give another one.") from None

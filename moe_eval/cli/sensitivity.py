@@ -13,7 +13,8 @@ from moe_eval.checkpoint import shipped
 from moe_eval.cli.options import arm_text
 from moe_eval.cli.options.classes import SensitivityOptions
 from moe_eval.cli.output import Conclusion
-from moe_eval.cli.request import make_folder, recorded, shared_settings
+from moe_eval.cli.paths import make_folder
+from moe_eval.cli.request import recorded, shared_settings
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import TrackingError, UsageError

@@ -12,7 +12,6 @@ from moe_eval.imports import harness_samples
 from moe_eval.outside import files
 from moe_eval.records import by_arm
 from moe_eval.sharing import archive
-from moe_eval.tracking import fetch
 
 _LEVELS = ("*", "*/*")  # how deep the runs of a folder lie
 
@@ -41,6 +40,8 @@ def folders(source: str, scratch: Path) -> list[tuple[str, Path]]:
         # the package's own folder has the name of the default experiment
         if len(folder.parts) != 1 or any(folder.glob("*.json")):
             return [(str(folder), folder)]
+    from moe_eval.tracking import fetch
+
     try:
         return [(source, fetch.fetch(source, scratch))]
     except UsageError as error:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moe_eval.comparison.explained import EXPLAINED, cause, explains
-from moe_eval.data.workload import Shape
 from moe_eval.evaluators.kernels_record import short_name
 from moe_eval.records.kernels import CategoryTime, KernelsRecord, KernelTime, PhaseTime
 from moe_eval.records.shape_comparison import CategoryChange, PhaseChange
@@ -24,7 +23,6 @@ _TIMED = (
 )
 _CUT = "..."
 _SIZE = re.compile(r"(?<=[<,\s])\d+[uUlL]*(?=\s*[,>])")  # a number among template arguments
-_SHAPE = re.compile(r"b(\d+)_i(\d+)_o(\d+)")
 
 
 @dataclass(frozen=True)
@@ -33,31 +31,6 @@ class KernelsReport:
 
     traces: tuple[KernelsRecord, ...]
     difference: Mapping[str, PhaseChange]
-
-
-def matching(name: str, among: Iterable[str]) -> str | None:
-    """The traced shape that belongs to a timed one: its own, else the only one with another output length.
-
-    A trace of a few tokens has the same prefill and the same decode steps as a timed run that makes hundreds.
-    """
-    traced = list(among)
-    if name in traced:
-        return name
-    shape = sizes(name)
-    if shape is None:
-        return None
-    candidates = [
-        candidate
-        for candidate in traced
-        if (size := sizes(candidate)) and (size.batch_size, size.input_len) == (shape.batch_size, shape.input_len)
-    ]
-    return candidates[0] if len(candidates) == 1 else None
-
-
-def sizes(name: str) -> Shape | None:
-    """The shape of a name such as b8_i512_o256. None where it is no such name."""
-    match = _SHAPE.fullmatch(name)
-    return Shape(*map(int, match.groups())) if match else None
 
 
 def changes(

@@ -11,11 +11,11 @@ from moe_eval.comparison import (
     contrast,
     explained,
     headlines,
-    kernels,
     quality,
     speed,
     task_quality,
     task_rows,
+    traced,
     verdict,
 )
 from moe_eval.comparison.comparable import measured
@@ -132,21 +132,21 @@ def _shapes(reference: ArmRecords, candidate: ArmRecords, schedule: PairSchedule
     sizes_of = {name: shape.shape for name, shape in {**timed(reference), **timed(candidate)}.items()}
     used: set[str] = set()
     for name, shape in sorted(sizes_of.items(), key=lambda item: tuple(vars(item[1]).values())):
-        traced = [kernels.matching(name, arm.kernels) for arm in (reference, candidate)]
-        used |= {trace for trace in traced if trace is not None}
-        yield _shape(name, shape, (reference, candidate), traced, schedule)
+        traces = [traced.matching(name, arm.kernels) for arm in (reference, candidate)]
+        used |= {trace for trace in traces if trace is not None}
+        yield _shape(name, shape, (reference, candidate), traces, schedule)
     for name in sorted({*reference.kernels, *candidate.kernels} - used):
-        yield _shape(name, kernels.sizes(name), (reference, candidate), [name, name], schedule)
+        yield _shape(name, traced.sizes(name), (reference, candidate), [name, name], schedule)
 
 
 def _shape(
     name: str,
     shape: Shape | None,
     arms: tuple[ArmRecords, ArmRecords],
-    traced: Sequence[str | None],
+    trace_names: Sequence[str | None],
     schedule: PairSchedule | None,
 ) -> ShapeComparison:
-    """Two arms at one shape, without a verdict. `traced` are the names of the traces that belong to it."""
+    """Two arms at one shape, without a verdict. `trace_names`: of the traces that belong to it."""
     (reference, candidate), rows = arms, [timed(arm).get(name) for arm in arms]
     comparison = ShapeComparison(
         name,
@@ -173,7 +173,9 @@ def _shape(
         if gpus is not None and gpus[0] != gpus[1]:
             rates = Sides(*(_per_gpu(row, count) for row, count in zip(rows, gpus, strict=True)))
             comparison = replace(comparison, figures={**comparison.figures, "output_tok_s_per_gpu": rates})
-    traces = [arm.kernels.get(trace) if trace is not None else None for arm, trace in zip(arms, traced, strict=True)]
+    traces = [
+        arm.kernels.get(trace) if trace is not None else None for arm, trace in zip(arms, trace_names, strict=True)
+    ]
     notes = {
         arm.name: texts
         for arm, row, trace in zip(arms, rows, traces, strict=True)
@@ -194,6 +196,8 @@ def _with_kernels(
     no_kernels = explained.other_profiler(before, after, names)
     if no_kernels is not None:
         return replace(shape, no_kernels=no_kernels)
+    from moe_eval.comparison import kernels
+
     changes = kernels.changes(before, after, names, faster)
     return replace(shape, kernels=changes, breakdown=_breakdown(before, after))
 

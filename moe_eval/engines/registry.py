@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from moe_eval.engines import tables
 from moe_eval.errors import UsageError, mended
-from moe_eval.machine import guard
 
 if TYPE_CHECKING:
     from moe_eval.engines.base import Engine, EngineSettings
@@ -189,6 +188,8 @@ def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
     """Load a checkpoint on the engine of this name."""
     check_options(name, settings.options)
     kind = check(name)
+    from moe_eval.machine import guard
+
     with guard.started_meanwhile() if kind.traits else contextlib.nullcontext():  # served ones start workers
         engine: Engine = importlib.import_module(kind.module).load(settings, tokenizer)
     return engine

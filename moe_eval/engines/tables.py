@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -102,7 +101,7 @@ def settings(engine: str, package: str) -> frozenset[str]:
 
 
 def read_toml(name: str) -> dict[str, object]:
-    return tomllib.loads(resources.files("moe_eval.engines").joinpath(name).read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def _installed(package: str, table: _Settings) -> Iterator[str]:

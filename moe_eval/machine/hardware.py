@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +107,8 @@ def _has_device(pattern: str) -> bool:
 
 def machine() -> Machine:
     """Read the facts of this machine."""
+    import platform
+
     return Machine(
         os=platform.platform(),
         python=platform.python_version(),
@@ -161,6 +162,8 @@ def _cpu() -> str:
         for line in info.read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
+    import platform
+
     return platform.processor() or platform.machine()
 
 

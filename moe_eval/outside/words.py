@@ -6,9 +6,10 @@ import os
 import re
 
 _BRIEF = 60  # characters
-_LONG = re.compile(r"(\S{100})\S{300,}(\S{100})")
-_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
-_REAL = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?|nan|inf)", re.IGNORECASE)
+# compiled when a word needs them
+_LONG = r"(\S{100})\S{300,}(\S{100})"
+_WHOLE = r"[+-]?[0-9]{1,30}"
+_REAL = r"(?i:[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?|nan|inf))"
 
 
 def whole(word: str) -> int:
@@ -17,7 +18,7 @@ def whole(word: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    if not _WHOLE.fullmatch(word.strip(" ")):
+    if not re.fullmatch(_WHOLE, word.strip(" ")):
         raise ValueError("no whole number")
     return int(word)
 
@@ -28,7 +29,7 @@ def real(word: str) -> float:
     Raises:
         ValueError: it is none.
     """
-    if not _REAL.fullmatch(word.strip(" ")):
+    if not re.fullmatch(_REAL, word.strip(" ")):
         raise ValueError("no number")
     return float(word)
 
@@ -53,7 +54,7 @@ def one_line(text: str) -> str:
 
 def sentence(text: str) -> str:
     """A message for a terminal, see `one_line`. Of a word of hundreds of letters the ends are left."""
-    return _LONG.sub(r"\1...\2", one_line(text))
+    return re.sub(_LONG, r"\1...\2", one_line(text))
 
 
 def brief(value: object) -> str:

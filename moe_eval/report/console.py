@@ -97,6 +97,7 @@ class SideBySide(Generic[Part]):
             table = self._table({name: self._parts[name] for name in names[:size]})
             if (
                 size > 1
+                and options.max_width < _WIDEST
                 and console.measure(table, options=options.update(max_width=_WIDEST)).maximum > options.max_width
             ):
                 size -= 1

@@ -30,22 +30,19 @@ _WEIGHTS_OF_ANY_BITS = ("triton-fused-moe-wna16", "moe-wna16")
 # the type that a quantising kernel makes, by the first pattern that its name fits: types, TensorRT-LLM's enumerators of
 # quantize_with_block_size (0 with blocks of 16 is FP4, 2 with blocks of 32 is MXFP8), and AMD's, whose FP4 is MXFP4.
 # A kernel that names two types is for either.
-_MAKES: tuple[tuple[re.Pattern[str], str | None], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE | re.DOTALL), precision)
-    for pattern, precision in (
-        (r"mx_?fp4|^(?=.*(opus|ck_tile|hip_bfloat16|DF16b|e8m0)).*(fp4|f4x2|e2m1)", "mxfp4"),
-        (r"mx_?fp8|quantize_with_block_size<[^>]*\)2, |^(?=.*e8m0).*(fp8|e4m3)", "mxfp8"),
-        (r"fp4|e2m1|quantize_with_block_size<[^>]*\)0, ", "nvfp4"),
-        (r"fp8_i8|i8_fp8", None),
-        (r"int8|i8(?![0-9])|signed char", "int8"),
-        (r"per_token_group_quant|1x128|per_token_cast_to_fp8|per_group\w{0,20}<.*fp8|fp8_group_quant", "fp8_block"),
-        (r"fp8|float8|e4m3|\bf8\w{0,8}_t\b|_BitInt\(8\)", "fp8"),
-    )
+_MAKES: tuple[tuple[str, str | None], ...] = (
+    (r"mx_?fp4|^(?=.*(opus|ck_tile|hip_bfloat16|DF16b|e8m0)).*(fp4|f4x2|e2m1)", "mxfp4"),
+    (r"mx_?fp8|quantize_with_block_size<[^>]*\)2, |^(?=.*e8m0).*(fp8|e4m3)", "mxfp8"),
+    (r"fp4|e2m1|quantize_with_block_size<[^>]*\)0, ", "nvfp4"),
+    (r"fp8_i8|i8_fp8", None),
+    (r"int8|i8(?![0-9])|signed char", "int8"),
+    (r"per_token_group_quant|1x128|per_token_cast_to_fp8|per_group\w{0,20}<.*fp8|fp8_group_quant", "fp8_block"),
+    (r"fp8|float8|e4m3|\bf8\w{0,8}_t\b|_BitInt\(8\)", "fp8"),
 )
 # C++ types in names of kernels, demangled or not, that activations of 16 bits have
 _TYPES = (
-    (re.compile("BFloat16|nv_bfloat16|hip_bfloat16|bfloat16_t|DF16b|bf16_t|bhalf_t"), "bf16"),
-    (re.compile("c10::Half|c104Half|__half|half_t|DF16_|_Float16"), "fp16"),
+    ("BFloat16|nv_bfloat16|hip_bfloat16|bfloat16_t|DF16b|bf16_t|bhalf_t", "bf16"),
+    ("c10::Half|c104Half|__half|half_t|DF16_|_Float16", "fp16"),
 )
 
 
@@ -149,7 +146,7 @@ def _unquantised(trace: Trace, inside: npt.NDArray[np.bool_], backend: str | Non
         name: precision
         for name in np.argsort(-counts, kind="stable").tolist()
         for pattern, precision in _TYPES
-        if counts[name] and pattern.search(names[name][:SEARCHED])
+        if counts[name] and re.search(pattern, names[name][:SEARCHED])
     }
     plain = "no kernel quantises the experts' inputs"
     types = sorted(set(by_name.values()))
@@ -163,7 +160,7 @@ def _unquantised(trace: Trace, inside: npt.NDArray[np.bool_], backend: str | Non
 
 def _makes(name: str) -> str | None:
     """The precision that a quantising kernel's name says it makes, None where it names none."""
-    return next((precision for pattern, precision in _MAKES if pattern.search(name[:SEARCHED])), None)
+    return next((precision for pattern, precision in _MAKES if re.search(pattern, name[:SEARCHED], re.I | re.S)), None)
 
 
 def _weighted(values: Mapping[int, str | None], times: Mapping[int, int]) -> tuple[str | None, float]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -185,7 +185,7 @@ class _Table:
 @cache
 def rules() -> tuple[Rule, ...]:
     """The rules in their order."""
-    text = resources.files("moe_eval.traces").joinpath("taxonomy.toml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("taxonomy.toml").read_text(encoding="utf-8")
     table = msgspec.convert(tomllib.loads(text), _Table)
     return tuple(_rule(row, table.evidence) for row in table.rule)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_eval.comparison import kernels
+from moe_eval.comparison import kernels, traced
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators import kernels_record
 from moe_eval.records.kernels import KernelsRecord
@@ -166,12 +166,12 @@ def test_a_kernel_is_new_only_if_its_name_is(name: str) -> None:
 
 
 def test_a_timed_shape_finds_its_trace() -> None:
-    assert kernels.sizes("b8_i512_o256") == Shape(8, 512, 256)
-    assert kernels.sizes("b8_i512") is None
-    assert kernels.matching("b8_i512_o9", ["b8_i512_o5", "b8_i512_o9"]) == "b8_i512_o9"
-    assert kernels.matching("b8_i512_o256", ["b1_i512_o9", "b8_i512_o9"]) == "b8_i512_o9"
-    assert kernels.matching("b8_i512_o256", ["b8_i512_o5", "b8_i512_o9"]) is None
-    assert kernels.matching("whole", ["b8_i512_o5"]) is None
+    assert traced.sizes("b8_i512_o256") == Shape(8, 512, 256)
+    assert traced.sizes("b8_i512") is None
+    assert traced.matching("b8_i512_o9", ["b8_i512_o5", "b8_i512_o9"]) == "b8_i512_o9"
+    assert traced.matching("b8_i512_o256", ["b1_i512_o9", "b8_i512_o9"]) == "b8_i512_o9"
+    assert traced.matching("b8_i512_o256", ["b8_i512_o5", "b8_i512_o9"]) is None
+    assert traced.matching("whole", ["b8_i512_o5"]) is None
 
 
 def test_steps_that_a_slow_profiler_spoils_leave_the_prediction_of_the_kernels(

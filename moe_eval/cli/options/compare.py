@@ -8,6 +8,7 @@ from typing import Literal
 
 from moe_eval.cli.options.option import option
 from moe_eval.cli.options.output import GATE, INPUT, OUTPUT, VERDICT, OutputOptions
+from moe_eval.records.verdicts import Rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +53,12 @@ class CompareOptions(OutputOptions, DropOptions, VerdictOptions):
     )
     gate: str | None = option(None, GATE, OUTPUT, metavar="CONDITIONS")
     output_dir: Path = option(Path("."), "the folder of the comparison and the report", OUTPUT)
+
+
+def rules_of(options: object) -> Rules:
+    """By which rules verdicts are made. The default ones for a command that has none."""
+    if not isinstance(options, VerdictOptions):
+        return Rules()
+    is_per_gpu = options.decide_on in (None, "output_tok_s_per_gpu")
+    max_drop = options.max_drop if isinstance(options, DropOptions) else Rules.max_drop
+    return Rules(options.min_gain, options.decide_on or "e2e", is_per_gpu, options.price_per_gpu_hour, max_drop)

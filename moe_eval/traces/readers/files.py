@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -108,6 +107,8 @@ def to_sqlite(report: Path, folder: Path, patience: float | None = None) -> Path
         )
     # nsys takes % in a name of its output for a variable
     target = folder.resolve() / f"{report.stem.replace('%', '_')}.sqlite"
+    import subprocess
+
     try:
         done = subprocess.run(
             [program, "export", "--type=sqlite", f"--output={target}", "--force-overwrite=true", str(report.resolve())],
