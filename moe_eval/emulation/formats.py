@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 E4M3_MAX = 448.0
 E4M3_SMALLEST = 2.0**-9
 E2M1_MAX = 6.0
+_EXPONENT = 0x7F800000  # its bits in a float32
 NVFP4_BLOCK = 16
 FP8_BLOCK = 128
 # bits of a stored weight with its block's scale, by precision. Scales of whole matrices are below 0.01 %
@@ -30,10 +31,11 @@ def round_e4m3(values: Tensor) -> Tensor:
 
 def round_e2m1(values: Tensor) -> Tensor:
     """To the nearest of 0, 0.5, 1, 1.5, 2, 3, 4 and 6 and their negatives, ties to even, float32."""
-    size = values.float().abs().clamp(max=E2M1_MAX)
-    # the distance of neighbours below 2, from 2 to 4, and above
-    step = 0.5 + 0.5 * (size >= 2) + (size >= 4)
-    return torch.copysign((size / step).round() * step, values.float())
+    wide = values.float()
+    size = wide.abs().clamp_(max=E2M1_MAX)
+    # the distance of neighbours: half of a number's power of two, which is its float32 without the mantissa
+    step = (size.clamp(min=1).view(torch.int32) & _EXPONENT).view(torch.float32) / 2
+    return torch.copysign(size.div_(step).round_().mul_(step), wide)
 
 
 def fp8(values: Tensor, amax: Tensor | None = None) -> Tensor:

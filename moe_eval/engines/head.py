@@ -105,7 +105,7 @@ class _Running:
         self.picked[rows] = torch.where(here, logits.gather(1, local.clamp(0, width - 1)), self.picked[rows])
 
         k = self.top_ids.shape[1]
-        if k:
+        if k > 1:
             values, ids = logits.topk(min(k, width), dim=1)
             merged = torch.cat([self.top_logits[rows], values], 1)
             merged_ids = torch.cat([self.top_ids[rows], ids + first], 1)
@@ -126,8 +126,11 @@ class _Running:
         # the maximum goes first: large logits would swallow the logarithm's digits
         maximum, log_total = self.maximum[:, None], self.total.log()[:, None]
         picked = self.picked - maximum - log_total
-        top_logprobs = self.top_logits - maximum - log_total
-        return RowScores(picked[:, 0], self.best == self.ids[:, 0], self.top_ids, top_logprobs, picked[:, 1:])
+        top_logits, top_ids = self.top_logits, self.top_ids
+        if top_ids.shape[1] == 1:  # needs no search of its own
+            top_logits, top_ids = maximum, self.best[:, None]
+        top_logprobs = top_logits - maximum - log_total
+        return RowScores(picked[:, 0], self.best == self.ids[:, 0], top_ids, top_logprobs, picked[:, 1:])
 
 
 def body(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -87,9 +88,9 @@ class _Measurement:
             covered=divergence.covered(self.scores.top_logprobs),
         )
 
-    @property
+    @functools.cached_property
     def scores(self) -> Scores:
-        """Of the unquantised model."""
+        """Of the unquantised model, once all windows are scored."""
         windows = [self.reference[index] for index in range(len(self.windows.windows))]
         return Scores(
             logprobs=np.concatenate([window.logprobs for window in windows]),
