@@ -211,7 +211,8 @@ def _named(options: MeasuringOptions, common: Common) -> list[NamedArm]:
     if isinstance(options, EmulationOptions) and options.emulate:
         raise UsageError("--emulate is for --precisions. Give emulate=true to an --arm on transformers.")
     named_arms = arms.named(options.arms, common)
-    for label, path in (("--fp8_model_path", options.fp8_model_path), ("--nvfp4_model_path", options.nvfp4_model_path)):
+    for name in ("model_path", "fp8_model_path", "nvfp4_model_path"):
+        label, path = f"--{name}", getattr(options, name)
         if path is not None and path not in [arm.checkpoint for arm in named_arms]:
             raise UsageError(f"No --arm has the checkpoint of {label}. Leave {label} out.")
     return named_arms

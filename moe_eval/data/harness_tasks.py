@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_eval.checkpoint.hub import unreachable
+from moe_eval.data import task_files
 from moe_eval.errors import UsageError, mended
 from moe_eval.outside import files
 
@@ -138,7 +139,7 @@ def _read(spec: str) -> Mapping[str, Any]:
     if is_file and not files.is_there(Path(spec)):
         raise UsageError(f"There is no file {spec}. {_FIX}")
     if is_file:
-        files.read_text(Path(spec), _FIX)  # the harness would wait for a pipe
+        task_files.check(Path(spec), _FIX)
     if not is_file and spec not in _manager(has_all=False).all_tasks:
         names = _manager(has_all=True).all_tasks
         if spec not in names:

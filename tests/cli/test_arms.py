@@ -264,7 +264,7 @@ def test_a_plan_says_which_gpus_every_arm_uses(plan: Plan) -> None:
         (["--arm", "a:tensor_parallel_size=4"], "The parallel sizes ask for 4 GPUs, and this machine has 2."),
         (["--arm", "a:precision=nvfp4", "--arm", "bf16"], "a: .*was given for nvfp4 and holds none|a: .*holds bf16"),
         (["--arm", "a", "--arm", "b:max_num_seqs=x,tensor_parallel_size=x"], "tensor_parallel_size=x is not a whole"),
-        (["--arm", "a:checkpoint=/nowhere"], "There is no folder /nowhere"),
+        (["--arm", "a", "--arm", "b:checkpoint=/nowhere"], "There is no folder /nowhere"),
     ],
 )
 def test_reasons_known_before_a_load_end_the_command(plan: Plan, words: list[str], sentence: str) -> None:

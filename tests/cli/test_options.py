@@ -90,6 +90,7 @@ def test_a_run_of_nothing_is_the_demo(words: list[str], tmp_path: Path) -> None:
         ("run --evaluators kernels --loads 8", "--loads is for --evaluators latency. Give both"),
         ("run --evaluators latency --keep_report", "--keep_report is for --evaluators kernels. Give both"),
         ("run --precisions bf16 --fp8_model_path x", "--fp8_model_path is for --precisions fp8 or fp8_block or fp8_ch"),
+        ("run --arm a:checkpoint=y --model_path x --dry_run", "No --arm has the checkpoint of --model_path"),
         ("run --arm a:precision=bf16 --nvfp4_model_path x --dry_run", "No --arm has the checkpoint of --nvfp4_model_p"),
         ("run --keep_report --profiler torch --dry_run", "--nsys_args and --keep_report are for Nsight Systems, and"),
         ("run -x", "There is no option -x. `moe-eval run --help` lists them."),
