@@ -251,9 +251,7 @@ def shared_settings(arguments: dict[str, object]) -> SharedSettings:
 
 def recorded(options: MeasuringOptions | SensitivityOptions) -> dict[str, OptionValue]:
     """The options by name as records keep them: secrets removed, without those that have no value."""
-    from lm_eval.utils import simple_parse_args_string
-
-    arguments = disk.redact(simple_parse_args_string(options.model_args))
+    arguments = disk.redact(arm_text.model_args(options.model_args))
     values: dict[str, object] = {
         option.name: getattr(options, option.name)
         for option in options_of(type(options)).values()

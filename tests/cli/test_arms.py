@@ -15,6 +15,7 @@ from moe_eval.cli import arms as named_arms
 from moe_eval.cli import main
 from moe_eval.cli.arms import Common
 from moe_eval.cli.options import arm_text
+from moe_eval.cli.options.classes import RunOptions
 from moe_eval.cli.options.commands import RUN
 from moe_eval.cli.request import recorded
 from moe_eval.engines import registry, tables
@@ -125,6 +126,8 @@ def test_model_arguments_are_the_harness_own_but_for_commas_in_brackets() -> Non
     nested = arm_text.model_args('worker=spawned,profiler_config={"profiler": "torch", "dirs": ["a", "b"]},n=2')
     assert json.loads(nested.pop("profiler_config")) == {"profiler": "torch", "dirs": ["a", "b"]}
     assert nested == {"worker": "spawned", "n": 2}
+    text = 'profiler_config={"profiler": "torch", "dirs": ["a", "b"]},n=2'
+    assert recorded(RunOptions(model_args=text))["model_args"] == text
     with pytest.raises(UsageError, match="--model_args has n twice"):
         arm_text.model_args("n=1,m={1,2}, n=2")
 
