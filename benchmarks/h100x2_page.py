@@ -24,7 +24,8 @@ from moe_eval.report import quality_table
 from moe_eval.report.console import plain_text
 from moe_eval.report.markdown import columns
 
-HOW = """Qwen3-30B-A3B's shape, random weights, one load an arm: a quick look without a verdict.
+HOW = """Qwen3-30B-A3B's shape with random weights through vLLM, one load an arm: a quick look without a verdict.
+TP2 is tensor parallelism over both GPUs, EP2 has whole experts on each GPU beside it, TP1 is one GPU.
 All ranks take their parts of the same tensors, so that every arm computes one function but for its precision.
 `benchmarks/h100x2.py` made the figures."""
 
@@ -32,37 +33,43 @@ All ranks take their parts of the same tensors, so that every arm computes one f
 def write_page(out: Path, file: Path) -> None:
     arms = read_arms(out / "speed")
     parts = ["# Two GPUs: FP8 on one or BF16 on two", HOW]
-    parts += ["## Speed", f"{machine(arms)}\n\n```\n{table(arms)}\n```\n\n{per_gpu(arms)}" if arms else "Not run yet."]
     if MEANING in (before := file.read_text() if file.is_file() else ""):
         parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
-    parts += ["## Ranks and floors", ranks(arms) if arms else "Not run yet."]
-    parts += ["## Collectives", collectives(out), "## One function", function(out)]
-    parts += ["## The shipped model", shipped(out / "shipped"), "## FP8 in the key-value cache", cache(out / "cache")]
+    parts += ["## Speed", f"{machine(arms)}\n\n{speed(arms)}" if arms else "Not run yet."]
+    parts += ["## Collectives", collectives(out)]
+    parts += ["## Experts, ranks and floors", ranks(arms) if arms else "Not run yet."]
+    parts += ["## One function", function(out), "## The shipped model", shipped(out / "shipped")]
+    parts += ["## FP8 in the key-value cache", cache(out / "cache")]
     parts += ["## Failures", failures(out / "failures" / "failures.json")]
     file.write_text("\n\n".join(parts) + "\n")
 
 
 def machine(arms: Sequence[ArmRecords]) -> str:
     first = latency(arms)[0]
-    driver, versions = first.origin.machine.driver, first.origin.versions
-    return f"{first.gpu_name}, driver {driver}, vLLM {versions['vllm']}, torch {versions['torch']}."
+    origin, shape = first.origin, first.shapes[0]
+    assert origin.machine is not None
+    versions = f"driver {origin.machine.driver}, vLLM {origin.versions['vllm']}, torch {origin.versions['torch']}"
+    return (
+        f"{first.gpu_name}, {versions}. {shape.input_len} tokens in, {shape.output_len} out, "
+        f"medians of {shape.num_iterations} iterations after {shape.warmup_iterations[0]} of warm-up.\n"
+        "TTFT and TPOT are by vLLM's own clock, tok/s by the host's. Energy is of all GPUs of an arm. It is not told "
+        "where the samples were too short for the GPUs' counters."
+    )
 
 
-def per_gpu(arms: Sequence[ArmRecords]) -> str:
+def speed(arms: Sequence[ArmRecords]) -> str:
     rows = []
     for record in latency(arms):
-        engine = record.labels.engine
-        gpus = max(1, engine.gpus if engine else 1)
+        gpus = max(1, record.labels.engine.gpus if record.labels.engine else 1)
         for shape in record.shapes:
-            joules, rate = shape.metrics.j_per_tok, shape.output_tokens_per_sec
-            rows.append(
-                (
-                    *(record.arm, str(shape.batch_size), str(gpus)),
-                    *("-" if rate is None else f"{value:,.0f}" for value in (rate or 0, (rate or 0) / gpus)),
-                    "-" if joules is None else f"{joules.median:.2f}",
-                )
-            )
-    return columns(("arm", "batch", "GPUs", "output tok/s", "tok/s per GPU", "J per token, all GPUs"), rows)
+            figures = shape.metrics
+            rate = shape.output_tokens_per_sec
+            times = (figures.ttft_ms, figures.tpot_ms, figures.j_per_tok)
+            ttft, tpot, joules = ("-" if time is None else f"{time.median:.2f}" for time in times)
+            rates = ("-" if rate is None else f"{rate / share:,.0f}" for share in (1, gpus))
+            rows.append((record.arm, str(shape.batch_size), str(gpus), ttft, tpot, *rates, joules))
+    heads = ("arm", "batch", "GPUs", "TTFT ms", "TPOT ms", "output tok/s", "tok/s per GPU", "J per token")
+    return columns(heads, sorted(rows, key=lambda row: int(row[1])))
 
 
 def ranks(arms: Sequence[ArmRecords]) -> str:
@@ -101,13 +108,16 @@ def collectives(out: Path) -> str:
     for folder, profiler in (("speed", "torch"), ("nsys", "nsys")):
         for arm in by_arm.read(out / folder) if (out / folder).is_dir() else []:
             for shape, record in arm.kernels.items():
-                for name in ("prefill", "decode"):
+                for name in ("decode", "prefill"):
                     if (phase := record.phases.get(name)) is not None:
-                        rows.append((arm.name, profiler, shape, name, *map(_milliseconds, _parts(phase))))
-    heads = (*("arm", "profiler", "shape", "phase", "busy", "transfer", "waiting", "unmatched", "experts"), "spread")
+                        batch = shape.partition("_")[0].removeprefix("b")
+                        rows.append((name, batch, arm.name, profiler, *map(_milliseconds, _parts(phase))))
+    rows.sort(key=lambda row: (row[0], int(row[1])))
+    heads = (*("phase", "batch", "arm", "profiler", "busy", "transfer", "waiting", "unmatched", "experts"), "spread")
     legend = (
         "Milliseconds of a step. Waiting is the longest of all ranks. Unmatched collectives have no partner on another "
-        "rank. Spread is that of the experts over ranks."
+        "rank. Spread is that of the experts over ranks.\nRanks do not start their profilers at the same time, so the "
+        "one prefill of a trace waits for the last. A server's does not."
     )
     return f"{legend}\n\n{columns(heads, rows)}" if rows else "Not run yet."
 
@@ -136,7 +146,7 @@ def function(out: Path) -> str:
     for (first, one), (second, other) in [*pairwise(files), (files[0], files[2])]:
         if one.is_file() and other.is_file():
             equal, divergence = agreement(one, other)
-            rows.append((first, second, f"{100 * equal:.1f} %", f"{divergence:.5f}"))
+            rows.append((first, second, f"{100 * equal:.1f} %", f"{divergence:.1e}"))
     heads = ("parallel size", "against", "same most probable token", f"KLD over {TOP_K} tokens, nats")
     return columns(heads, rows) if rows else "Not run yet."
 
@@ -154,7 +164,7 @@ def agreement(first: Path, second: Path) -> tuple[float, float]:
 def shipped(folder: Path) -> str:
     arms = by_arm.read(folder) if folder.is_dir() else []
     arms = [arm for arm in arms if arm.quality and arm.quality.status is Status.FINISHED]
-    if not arms:
+    if len(arms) < 2:
         return "Not run yet."
     compared = pairs.compare(arms, runs=run_files.read_run(folder))
     records = [arm.quality for arm in arms if arm.quality is not None]
@@ -182,7 +192,8 @@ def failures(file: Path) -> str:
     rows, sentences = [], []
     for case, result in json.loads(file.read_text()).items():
         rows.append((case, f"{result['seconds']:.0f} s", str(result["code"]), str(result["processes_left"])))
-        sentences.append(f"- {case}: `{result['output'][-1]}`")
+        lines = [line for line in result["output"] if " failed after " in line] or result["output"][-1:]
+        sentences.append(f"- {case}: `{lines[0]}`")
     heads = ("case", "until the end", "exit code", "processes left")
     return f"{columns(heads, rows)}\n\n" + "\n".join(sentences)
 
