@@ -116,12 +116,18 @@ class ArmProcess:
         self._guard = guard.start(os.getpid(), self._process.pid)
         if not launcher:  # else it opens them later
             self._close_theirs()
-        self._load = load
+        self._load, self._has_begun = load, False
 
     def _close_theirs(self) -> None:
         for end in self._theirs:
             os.close(end)
         self._theirs = ()
+
+    def begin(self) -> None:
+        """Let the arm begin to load, and do not wait for it: `load` does."""
+        assert self._load is not None
+        load, self._has_begun = self._load, True
+        self._send("load", {"engine": load.engine, "settings": load.settings, "tokenizer": load.tokenizer})
 
     def load(self) -> ArmLabels:
         """Load the arm and return its labels.
@@ -129,9 +135,9 @@ class ArmProcess:
         Raises:
             ArmFailed: why it cannot be loaded.
         """
-        assert self._load is not None
-        load = self._load
-        return self.ask("load", ArmLabels, engine=load.engine, settings=load.settings, tokenizer=load.tokenizer)
+        if not self._has_begun:
+            self.begin()
+        return self._answer(ArmLabels)
 
     def ask(self, task: str, kind: type[Result], **arguments: object) -> Result:
         """Have the arm do one task of runner.arm_tasks.
@@ -142,8 +148,14 @@ class ArmProcess:
         Raises:
             ArmFailed: with the arm's own sentence, or how its process ended.
         """
+        self._send(task, arguments)
+        return self._answer(kind)
+
+    def _send(self, task: str, arguments: Mapping[str, object]) -> None:
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either, which says more
             os.write(self._asks, msgspec.json.encode({"task": task, "arguments": arguments}) + b"\n")
+
+    def _answer(self, kind: type[Result]) -> Result:
         line = self._line()
         if line is None:
             with contextlib.suppress(subprocess.TimeoutExpired):

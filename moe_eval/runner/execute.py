@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Protocol
@@ -110,14 +110,16 @@ class Executor:
         All arms of a load are loaded first, so that no turn of it runs on an emptier GPU than another.
         """
         captures = sum((later.arm, later.load) == (task.arm, task.load) for later in remaining)
+        beside = [turn for turn in self._turns(task, remaining) if (turn.arm, turn.load) not in hopeless]
+        if beside:
+            self._loads.begin([task, *beside])
         try:
             arm = self._loads.arm(task, captures)
         except ArmFailed as error:
             hopeless[task.arm, task.load] = str(error)
             raise
-        for turn in remaining if self._conditions.together > 1 and task.kind == "latency" else ():
-            is_beside = (turn.kind, turn.shape, turn.load) == (task.kind, task.shape, task.load)
-            if not is_beside or turn.arm in self._broke or (turn.arm, turn.load) in hopeless:
+        for turn in beside:
+            if (turn.arm, turn.load) in hopeless:
                 continue
             try:
                 self._loads.arm(turn)
@@ -125,6 +127,14 @@ class Executor:
                 self._loads.close(turn.arm)
                 hopeless[turn.arm, turn.load] = str(error)
         return arm
+
+    def _turns(self, task: Task, remaining: Sequence[Task]) -> Iterator[Task]:
+        """The later tasks of other arms that take turns with a task."""
+        if self._conditions.together > 1 and task.kind == "latency":
+            for turn in remaining:
+                is_beside = (turn.kind, turn.shape, turn.load) == (task.kind, task.shape, task.load)
+                if is_beside and turn.arm != task.arm and turn.arm not in self._broke:
+                    yield turn
 
     def _do(self, task: Task, arm: Loaded) -> TaskResult | None:
         conditions, ask = self._conditions, arm.process.ask

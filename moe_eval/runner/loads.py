@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,13 +33,16 @@ class Loaded:
 
     Attributes:
         uuids: of its GPUs.
+        empty: bytes in use on each of its GPUs before it was loaded.
         warmed: warm-ups by shape. `recording`: of a load under Nsight Systems.
+        result: None until it is loaded.
     """
 
     process: ArmProcess
     load: int
     uuids: tuple[str, ...]
     recording: Recording | None = None
+    empty: tuple[int | None, ...] = ()
     result: LoadResult | None = None
     warmed: dict[Shape, WarmUp] = field(default_factory=dict)
 
@@ -77,32 +81,60 @@ class Loads:
         """What reads the GPUs of a loaded arm."""
         return self._meters[arm.uuids]
 
+    def begin(self, tasks: Sequence[Task]) -> None:
+        """Begin to load the arms of one load that share no GPU, so that `arm` waits for all of them at once.
+
+        Nothing is measured while it waits. An arm that cannot even be started fails where `arm` tries again.
+        """
+        taken: set[str] = set()
+        for task in tasks:
+            uuids = {*self._conditions.arms[task.arm].gpus(task.load)}
+            if uuids and not uuids & taken and not self._is_present(task):
+                with suppress(ArmFailed):
+                    self._begin(task)
+                taken |= uuids
+
     def arm(self, task: Task, captures: int = 0) -> Loaded:
         """The arm's process, loaded. Others are ended first where arms do not stay together."""
-        present = self.loaded.get(task.arm)
-        if present is not None and present.load == task.load:
-            return present
-        alone = self._conditions.together == 1 or task.load < 0
-        for name, loaded in [*self.loaded.items()]:
-            if alone or loaded.load != task.load:
-                self.close(name)
-        if not self.loaded:
-            self._before = self._nvml.memory()
+        if not self._is_present(task):
+            self._begin(task, captures)
+        arm = self.loaded[task.arm]
+        if arm.result is not None:
+            return arm
         try:
-            arm = self.loaded[task.arm] = self._started(task, captures)
-            meter = self._meters[arm.uuids].nvml
-            empty = meter.used_bytes()
             labels = arm.process.load()
         except ArmDied as error:
             raise ArmFailed(self.recording.why_not_loaded(str(error))) if self.recording else error from None
         if labels.engine is not None:  # it may have been given secrets
             arguments = disk.redact(labels.engine.arguments)
             labels = replace(labels, engine=replace(labels.engine, arguments=arguments))
-        used = zip(empty, meter.used_bytes(), strict=True)
+        used = zip(arm.empty, self._meters[arm.uuids].nvml.used_bytes(), strict=True)
         taken = max((full - before for before, full in used if full and before is not None), default=None)
-        arm.result = LoadResult(labels, self._before, None, 1 if alone else self._conditions.together, taken)
+        together = 1 if self._is_alone(task) else self._conditions.together
+        arm.result = LoadResult(labels, self._before, None, together, taken)
         disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
         return arm
+
+    def _is_present(self, task: Task) -> bool:
+        arm = self.loaded.get(task.arm)
+        return arm is not None and arm.load == task.load
+
+    def _is_alone(self, task: Task) -> bool:
+        return self._conditions.together == 1 or task.load < 0
+
+    def _begin(self, task: Task, captures: int = 0) -> None:
+        """Start the arm's process and let it load, after those that may not stay beside it have ended."""
+        for name, loaded in [*self.loaded.items()]:
+            if self._is_alone(task) or loaded.load != task.load:
+                self.close(name)
+        if not self.loaded:
+            self._before = self._nvml.memory()
+        try:
+            arm = self._started(task, captures)
+        except ArmDied as error:
+            raise ArmFailed(self.recording.why_not_loaded(str(error))) if self.recording else error from None
+        self.loaded[task.arm] = replace(arm, empty=self._meters[arm.uuids].nvml.used_bytes())
+        arm.process.begin()
 
     def _started(self, task: Task, captures: int) -> Loaded:
         """The arm's process, which has not loaded it yet, with what its load is for."""

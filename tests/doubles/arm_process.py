@@ -144,6 +144,10 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    def begin(self) -> None:
+        """As ArmProcess.begin."""
+        self._stage.events.append((self.name, "begin"))
+
     def load(self) -> ArmLabels:
         """As ArmProcess.load."""
         labels = self.ask("load", ArmLabels)

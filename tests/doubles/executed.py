@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,16 +39,19 @@ def ordered(
 
 
 def run(
-    folder: RunFolder, plan: list[Task], uuids: tuple[str, ...] = (), nsys: NsysSettings | None = None
+    folder: RunFolder,
+    plan: list[Task],
+    uuids: tuple[str, ...] | Mapping[str, tuple[str, ...]] = (),
+    nsys: NsysSettings | None = None,
 ) -> dict[str, str]:
-    """Do what is missing. Returns why tasks failed, by arm and name."""
+    """Do what is missing. Returns why tasks failed, by arm and name. `uuids`: of the GPUs of all arms, or by arm."""
     arms = list(dict.fromkeys(task.arm for task in plan))
     together = any(task.turn for task in plan)
     conditions = Conditions(
         arms={
             name: ArmConditions(
                 [Load("made up", EngineSettings(name), name)],
-                [uuids],
+                [uuids[name] if isinstance(uuids, Mapping) else uuids],
                 routing={"tell": True},
                 captures={"open": "captures"},
                 experts=4,

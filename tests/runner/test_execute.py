@@ -57,6 +57,15 @@ def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, folder: R
     assert first[6:] == [(arm, "measure") for arm in "abc"]
 
 
+def test_loads_on_different_gpus_begin_before_any_is_awaited(stage: Stage, folder: RunFolder) -> None:
+    plan = ordered("turns", 2, "abc", ("latency",))
+    stage.fails["b", "load"] = "out of memory"
+    failed = run(folder, plan, {"a": (ONE,), "b": ("GPU-2",), "c": ("GPU-2",)})
+    assert set(failed) == {f"b {task.name}" for task in plan if task.arm == "b"}
+    loading = [(arm, task) for arm, task in stage.events if task in ("begin", "load")]
+    assert loading[:5] == [("a", "begin"), ("b", "begin"), ("a", "load"), ("c", "begin"), ("c", "load")]
+
+
 def test_an_arm_that_cannot_be_there_keeps_no_other_from_its_turns(stage: Stage, folder: RunFolder) -> None:
     plan = ordered("turns", 2, "abc", ("latency",))
     stage.fails["b", "load"] = "out of memory"
