@@ -18,7 +18,7 @@ from moe_eval.traces.kernel_table import NONE, Ints
 from moe_eval.traces.readers.sqlite_rows import HEADER, Bytes, Texts, UnsuitableTableError, Wanted, decoded
 
 _INTERIOR = 5  # a kind of pages of tables
-_BLOCK = 1 << 20  # bytes of pages that are decoded at once: their arrays stay in the processor's cache
+_BLOCK = 1 << 21  # bytes of pages that are decoded at once: their arrays stay in the processor's cache
 _UTF_8 = 1
 
 

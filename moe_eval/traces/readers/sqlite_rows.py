@@ -94,7 +94,8 @@ def decoded(block: Bytes, size: int, wanted: Wanted) -> tuple[dict[int, Ints], T
 def _rows(block: Bytes, header: Ints, count: int) -> _Rows:
     rows = _Rows(block, header, *[np.zeros(0, np.int64)] * 4)
     types = rows.bytes(0, -(count + 1) // _WORD * -_WORD)
-    is_long = types[:, 1 : count + 1].max() > 127  # a type takes two bytes or more
+    # a type takes two bytes or more. The first maximum is faster, and most tables have none at all
+    is_long = types.max() > 127 and types[:, 1 : count + 1].max() > 127
     if is_long:
         types = rows.bytes(0, HEADER)
     if types[:, 0].max() > 127:  # as does a header's length
