@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Container, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from moe_eval.checkpoint.hub import unreachable
@@ -44,7 +45,7 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         call.arguments["log_samples"] = True
         recorder = RunRecorder.open(model, call.arguments)
         try:
-            with terminable(), store.opened_meanwhile(), context.running(recorder.folder) as current:
+            with terminable(), _store_of(model), context.running(recorder.folder) as current:
                 results = _reached(lambda: simple_evaluate(*call.args, **call.kwargs))
         except BaseException as error:
             recorder.close_failed(error, current.finished)
@@ -58,6 +59,11 @@ def recorded(simple_evaluate: Callable[..., Any]) -> Callable[..., Any]:
         return results
 
     return run
+
+
+def _store_of(model: settings.ModelSettings) -> AbstractContextManager[None]:
+    """Opens MLflow's store beside the run, unless that is kept out of MLflow."""
+    return store.opened_meanwhile() if model.track else nullcontext()
 
 
 def _elsewhere(evaluate: Callable[[], Any], tasks: Container[object] | None) -> Any:
@@ -115,6 +121,8 @@ def _prepare(arguments: Arguments, model: settings.ModelSettings) -> None:
 
 def _check_metadata(arguments: Arguments) -> None:
     """Refuse a key that is nearly one of our tasks', since it would silently leave the default in force."""
+    if not any(name in arguments["tasks"] for name in _PLACES):
+        return
     from moe_eval.harness.kernels import MoeKernels
     from moe_eval.harness.latency import MoeLatency
 

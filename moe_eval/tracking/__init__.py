@@ -30,9 +30,13 @@ def log_all(folder: Path) -> list[Logged]:
     from moe_eval.records.harness import RECORD_FILE
     from moe_eval.records.run import RUN_FILE
     from moe_eval.records.run_files import read_run
-    from moe_eval.tracking import harness_run, plan_run, sensitivity_run
+    from moe_eval.tracking import harness_run, sensitivity_run
 
-    logged = [plan_run.log(folder, run.command) for run in read_run(folder)]
+    logged = []
+    for run in read_run(folder):
+        from moe_eval.tracking import plan_run  # a run of the harness has no arms
+
+        logged.append(plan_run.log(folder, run.command))
     if (folder / RECORD_FILE).is_file():
         logged.append(harness_run.log(folder))
     logged += map(sensitivity_run.log, sorted(folder.glob(sensitivity_run.FILES)))

@@ -15,7 +15,6 @@ from moe_eval.records import anonymous, harness
 from moe_eval.records.harness import HarnessRecord
 from moe_eval.tracking import headlines, link, models, owner, published, store, task_tables
 from moe_eval.tracking.link import Logged
-from moe_eval.tracking.run_files import milliseconds
 from moe_eval.tracking.store import CONTENT_TAG, ENDED, ID_TAG, NOTE_TAG, STATUS_TAG
 from moe_eval.tracking.title import CPU, Title, short, source_tags
 
@@ -51,7 +50,7 @@ def _log(record: HarnessRecord, content: str, artifacts: str) -> Logged:
             return Logged(store.name(), name, logged.info.run_id, experiment_id)
         # half a run that could not be taken back, one that was logged before it had ended, or one in an earlier form
         models.delete_run(client, experiment_id, logged.info.run_id)
-    started = milliseconds(record.started)
+    started = store.milliseconds(record.started)
     ended = started + int((record.seconds or 0) * 1000)
     run_id = store.create_run(client, experiment_id, started, _tags(record), _title(record).name(_precision(record)))
     try:

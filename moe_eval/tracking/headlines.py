@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.headline import Headline, HeadlineFigure
 from moe_eval.records.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from moe_eval.records.comparison import ComparisonRecord, Pair
 
 # above 1 is better for the other arm, but for the perplexity, which is a change
 _KEYS: Mapping[HeadlineFigure, str] = {

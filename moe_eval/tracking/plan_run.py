@@ -13,7 +13,7 @@ import msgspec
 from moe_eval.tracking import headlines, keys, link, models, owner, store, task_tables
 from moe_eval.tracking.arm import BREAKDOWN_FILE, Arm
 from moe_eval.tracking.link import Logged
-from moe_eval.tracking.run_files import RunFiles, milliseconds
+from moe_eval.tracking.run_files import RunFiles
 from moe_eval.tracking.store import CONTENT_TAG, ENDED, ID_TAG, NOTE_TAG, STATUS_TAG
 from moe_eval.tracking.title import source_tags
 
@@ -118,7 +118,7 @@ class _Books:
         """The parent, which goes on. Its name may not be whole before the arms are loaded."""
         run = self.files.run
         name = self.files.title(arms).name(*run.evaluators)
-        return self._create(name, milliseconds(run.started), {ID_TAG: run.run_id})
+        return self._create(name, store.milliseconds(run.started), {ID_TAG: run.run_id})
 
     def _create(self, name: str, started: int, tags: Mapping[str, str]) -> str:
         run = self.files.run
@@ -141,7 +141,7 @@ class _Books:
             link.share_view(self.client, self.experiment_id, headlines.COLUMNS)
             tags = {CONTENT_TAG: content, STATUS_TAG: ENDED[run.status].lower()}
             store.set_tags(self.client, parent, tags)
-            owner.end(self.client, parent, ENDED[run.status], milliseconds(run.ended))
+            owner.end(self.client, parent, ENDED[run.status], store.milliseconds(run.ended))
         except BaseException:
             # half a run would look whole and keep the records from being logged again
             for run_id in written[::-1]:
@@ -182,7 +182,7 @@ class _Books:
             params={name: msgspec.to_builtins(getattr(run, name), str_keys=True) for name in _LABELS},
             metrics=headlines.of_parent(files.comparison),
             datasets=list(dict.fromkeys(dataset for arm in arms for dataset in arm.datasets)),
-            ended=milliseconds(run.ended),
+            ended=store.milliseconds(run.ended),
         )
         self.client.update_run(parent, name=title.name(*run.evaluators))
         tags = {

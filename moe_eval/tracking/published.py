@@ -12,7 +12,6 @@ from moe_eval.errors import UsageError
 from moe_eval.outside import documents, files
 from moe_eval.records import anonymous
 from moe_eval.records.anonymous import Identity
-from moe_eval.traces import numbered
 
 # samples of our own tasks name GPUs; those of others are documents, which stay as they are
 _MEASURED = re.compile(r"samples_moe_(latency|kernels)\w*\.jsonl")
@@ -40,6 +39,8 @@ def copy(file: Path, folder: Path, identity: Identity) -> Path:
     elif file.suffix in (".html", ".md", ".yaml"):
         target.write_text(anonymous.without_names(files.read_text(file, FIX), identity), encoding="utf-8")
     elif trace:
+        from moe_eval.traces import numbered
+
         numbered.write(file, folder, trace[1])
     else:
         with files.opened(file, FIX) as content, target.open("wb") as out:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
@@ -163,7 +162,7 @@ class RunFiles:
 
     def span(self, arm: str) -> tuple[int, int]:
         """When the first task of an arm began and the last one ended, in ms since 1970. The run's where none tells."""
-        run = milliseconds(self.run.started), milliseconds(self.run.ended)
+        run = store.milliseconds(self.run.started), store.milliseconds(self.run.ended)
         spans = list(self._spans(arm))
         begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
         return max(run[0], min(begins, default=run[0])), min(run[1], max(ends, default=run[1]))
@@ -175,7 +174,7 @@ class RunFiles:
             except (OSError, msgspec.MsgspecError):
                 continue
             if step.seconds is not None:  # else it is of a load
-                end = milliseconds(step.ended) if step.ended else int(file.stat().st_mtime * 1000)
+                end = store.milliseconds(step.ended) if step.ended else int(file.stat().st_mtime * 1000)
                 yield end - int(1000 * step.seconds), end
 
     def description(self) -> str:
@@ -196,8 +195,3 @@ class RunFiles:
         verdicts = [f"{pair.other} {pair.verdict.value}" for pair in self.comparison.pairs]
         tags = {"moe_eval.verdict": ", ".join(verdicts), "moe_eval.reference": self.comparison.reference}
         return {**tags, **({} if best is None else {"moe_eval.headline_arm": best.other})}
-
-
-def milliseconds(iso: str | None) -> int:
-    """Since 1970, of a record's time; of now where there is none."""
-    return int((datetime.fromisoformat(iso) if iso else datetime.now(timezone.utc)).timestamp() * 1000)

@@ -13,7 +13,6 @@ from moe_eval.records.sensitivity import SENSITIVITY_SCHEMA, SensitivityRecord
 from moe_eval.stats import Divergence
 from moe_eval.tracking import models, owner, published, store
 from moe_eval.tracking.link import Logged
-from moe_eval.tracking.run_files import milliseconds
 from moe_eval.tracking.store import ID_TAG, STATUS_TAG
 from moe_eval.tracking.title import Title, label, source_tags
 
@@ -46,7 +45,7 @@ def _log(record: SensitivityRecord, files: Sequence[Path]) -> Logged:
         if logged.info.status == "FINISHED":
             return Logged(store.name(), name, logged.info.run_id, experiment_id)
         models.delete_run(client, experiment_id, logged.info.run_id)  # half a run
-    started = milliseconds(record.started)
+    started = store.milliseconds(record.started)
     ended = started + int(1000 * record.figures.seconds)
     title = Title.of_engine(record.labels.engine)
     run_id = store.create_run(client, experiment_id, started, _tags(record), title.name(f"{record.precision} by layer"))

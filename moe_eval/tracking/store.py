@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -164,6 +165,11 @@ def create_run(client: MlflowClient, experiment_id: str, started: int, tags: Map
     texts = {key: storable(value) for key, value in tags.items()}
     run_id: str = client.create_run(experiment_id, started, texts, storable(title)).info.run_id
     return run_id
+
+
+def milliseconds(iso: str | None) -> int:
+    """Since 1970, of a record's time; of now where there is none."""
+    return int((datetime.fromisoformat(iso) if iso else datetime.now(timezone.utc)).timestamp() * 1000)
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

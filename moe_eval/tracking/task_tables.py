@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.task_results import ArmTaskResults, TaskResults
+
+if TYPE_CHECKING:
+    from moe_eval.records.comparison import ComparisonRecord
 
 TABLES_TAG = "mlflow.loggedArtifacts"  # MLflow's own: which artifacts are tables
 FLIPS_FILE = "flips.json"
