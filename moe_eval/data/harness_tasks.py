@@ -121,13 +121,14 @@ def loaded(spec: str, options: TaskOptions, repeat: int = 0) -> Mapping[str, Any
 
 
 @cache
-def _manager(*, has_all: bool) -> Any:
-    """What finds tasks: ours, or those of the harness as well, whose index takes ten seconds."""
+def _manager(*, has_all: bool, beside: Path | None = None) -> Any:
+    """What finds tasks: ours, those of a folder, and those of the harness as well, whose index takes ten seconds."""
     from lm_eval.tasks import TaskManager
 
     if not hasattr(TaskManager, "load"):
         raise UsageError("--tasks needs lm-eval 0.4.12 or later. Run pip install -U lm-eval.")
-    return TaskManager(include_path=[str(tasks_folder())], include_defaults=has_all)
+    folders = [tasks_folder(), *([beside] if beside else [])]
+    return TaskManager(include_path=list(map(str, folders)), include_defaults=has_all)
 
 
 def _read(spec: str) -> Mapping[str, Any]:
@@ -138,17 +139,22 @@ def _read(spec: str) -> Mapping[str, Any]:
     is_file = Path(spec).suffix in (".yaml", ".yml")
     if is_file and not files.is_there(Path(spec)):
         raise UsageError(f"There is no file {spec}. {_FIX}")
-    if is_file:
-        task_files.check(Path(spec), _FIX)
+    source, beside = spec, {}
+    if is_file and (group := task_files.check(Path(spec), _FIX)):
+        # the harness finds a group by its name alone, among files of a folder, where its tasks may be too
+        source, beside = group, {"beside": Path(spec).absolute().parent}
+        for file in sorted(beside["beside"].glob("**/*.yaml")):
+            task_files.check(file, _FIX)
     if not is_file and spec not in _manager(has_all=False).all_tasks:
         names = _manager(has_all=True).all_tasks
         if spec not in names:
             raise UsageError(f"There is no task {spec}. {mended(spec, names, 'Run lm_eval ls tasks for their names.')}")
     try:
         try:
-            return dict(_manager(has_all=False).load([spec]))
-        except (KeyError, ValueError):  # one of the harness's own, or a file that names some
-            return dict(_manager(has_all=True).load([spec]))
+            return dict(_manager(has_all=False, **beside).load([source]))
+        # one of the harness's own, or a file that names some, of which a group makes tasks without data
+        except (KeyError, ValueError, TypeError):
+            return dict(_manager(has_all=True, **beside).load([source]))
     # the harness, Jinja, YAML and the readers of data raise whatever they like
     except Exception as error:
         raise _unusable(spec, error) from error

@@ -11,16 +11,21 @@ from moe_eval.outside import files
 _FUNCTION = re.compile(r"!function\s+['\"]?([\w./-]+)\.\w+")
 
 
-def check(file: Path, fix: str) -> None:
+def check(file: Path, fix: str) -> str | None:
     """Look at a task's YAML file, those that it includes, its Python files and its data.
+
+    What is not there or makes no sense is the harness's to tell.
 
     Args:
         fix: the sentence that follows a problem.
 
+    Returns:
+        The name of a group. None for a task.
+
     Raises:
-        UsageError: one of them is no regular file, or an included one cannot be read. The rest the harness tells.
+        UsageError: one of them is no regular file, or cannot be read.
     """
-    pending, checked = [file], set[Path]()
+    pending, checked, contents = [file], set[Path](), []
     while pending:
         path = pending.pop()
         text = files.read_text(path, fix)
@@ -29,12 +34,17 @@ def check(file: Path, fix: str) -> None:
         checked.add(path.resolve())
         for module in _FUNCTION.findall(text):
             _look_at(path.parent / f"{module.replace('.', '/')}.py", fix)
-        for key, value in _settings(_content(text)):
+        contents.append(_content(text))
+        for key, value in _settings(contents[-1]):
             if key == "include":
-                pending += [path.parent / files.at_home(name) for name in _texts(value)]
+                included = [path.parent / files.at_home(name) for name in _texts(value)]
+                pending += [name for name in included if files.is_there(name)]
             elif key == "data_files":
                 for name in _texts(value):
                     _look_at(Path(name), fix)
+    top = contents[0]
+    is_group = isinstance(top, Mapping) and "group" in top and isinstance(top.get("task"), list)
+    return str(top["group"]) if isinstance(top, Mapping) and is_group else None
 
 
 def _look_at(path: Path, fix: str) -> None:
