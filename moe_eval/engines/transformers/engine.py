@@ -6,7 +6,9 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from moe_eval.engines.base import (
 )
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import emulation as transformers_emulation
-from moe_eval.engines.transformers import routing, tracing
+from moe_eval.engines.transformers import routing, shared_context, tracing
 from moe_eval.engines.transformers.batching import batches_in_slabs
+from moe_eval.engines.transformers.completions import StopTexts, completion
 from moe_eval.engines.transformers.layerwise import Layerwise
-from moe_eval.engines.transformers.rows import Rows
+from moe_eval.engines.transformers.rows import Rows, window_scores
 from moe_eval.errors import UsageError
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
@@ -65,26 +68,64 @@ class TransformersEngine:
         done: Callable[[int, WindowScores], None] = unheard,
         ids: Sequence[PositionIds] | None = None,
     ) -> list[WindowScores]:
-        # windows that read the same tokens, such as one-token choices of a question, share one pass
-        readers: dict[tuple[int, ...], list[int]] = {}
         requests.check_windows(windows, self.facts.max_length)
-        for index, window in enumerate(windows):
-            readers.setdefault(window.inputs, []).append(index)
-        inputs = list(readers)
-        scores: dict[int, WindowScores] = {}
+        job = _Job(windows, top_k, done, ids)
+        questions, whole = shared_context.split(windows)
+        if questions and self._continues:
+            whole += self._run_questions(job, questions)
+        elif questions:
+            whole = list(range(len(windows)))
+        self._run_whole(job, whole)
+        return [job.scores[index] for index in range(len(windows))]
+
+    @cached_property
+    def _continues(self) -> bool:
+        return shared_context.continues(self.model)
+
+    def _run_questions(self, job: _Job, questions: list[list[int]]) -> list[int]:
+        """Score windows by context. Returns those that do not fit into memory with keys and values."""
+        left: list[int] = []
 
         def run(batch: list[int]) -> None:
-            chosen = [(row, index) for row, key in enumerate(batch) for index in readers[inputs[key]]]
-            own_ids = None if ids is None else np.concatenate([ids[index] for _, index in chosen])
-            read = [(row, windows[index]) for row, index in chosen]
-            results = self._score_batch([inputs[key] for key in batch], read, top_k, own_ids)
-            for (_, index), result in zip(chosen, results, strict=True):
-                scores[index] = result
-                done(index, result)
+            chosen = list(chain.from_iterable(questions[key] for key in batch))
+            try:
+                results = self._score_questions(
+                    [job.read(questions[key]) for key in batch], job.top_k, job.ids_of(chosen)
+                )
+            except torch.OutOfMemoryError:
+                if len(batch) > 1:
+                    raise
+                left.extend(chosen)
+                return
+            job.keep(chosen, results)
+
+        for batch in self._batches([len(job.windows[indices[0]].context) for indices in questions]):
+            self._splitting(batch, run)
+        return left
+
+    @torch.inference_mode()
+    def _score_questions(
+        self, questions: list[list[Window]], top_k: int, ids: PositionIds | None
+    ) -> list[WindowScores]:
+        hidden = shared_context.hidden(self.model, questions, self._batches)
+        return window_scores(self.head, hidden, list(chain.from_iterable(questions)), top_k, ids)
+
+    def _run_whole(self, job: _Job, indices: Sequence[int]) -> None:
+        # windows that read the same tokens, such as one-token choices of a question, share one pass
+        readers: dict[tuple[int, ...], list[int]] = {}
+        for index in indices:
+            readers.setdefault(job.windows[index].inputs, []).append(index)
+        inputs = list(readers)
+
+        def run(batch: list[int]) -> None:
+            rows = [row for row, key in enumerate(batch) for _ in readers[inputs[key]]]
+            chosen = list(chain.from_iterable(readers[inputs[key]] for key in batch))
+            read = list(zip(rows, job.read(chosen), strict=True))
+            results = self._score_batch([inputs[key] for key in batch], read, job.top_k, job.ids_of(chosen))
+            job.keep(chosen, results)
 
         for batch in self._batches([len(key) for key in inputs]):
             self._splitting(batch, run)
-        return [scores[index] for index in range(len(windows))]
 
     @torch.inference_mode()
     def _score_batch(
@@ -148,7 +189,7 @@ class TransformersEngine:
         if request.temperature > 0:
             sampling = {"do_sample": True, "temperature": request.temperature}
             sampling |= {"top_p": request.top_p, "top_k": request.top_k}
-        texts = _StopTexts(self.tokenizer, request.stop, width) if request.stop else None
+        texts = StopTexts(self.tokenizer, request.stop, width) if request.stop else None
         if texts:
             sampling |= {"stopping_criteria": [texts]}
         out = self.model.generate(
@@ -163,7 +204,7 @@ class TransformersEngine:
         )
         sizes = texts.sizes if texts else {}
         return [
-            _completion(row[: sizes.get(at)], at in sizes, ends, request)
+            completion(row[: sizes.get(at)], at in sizes, ends, request)
             for at, row in enumerate(out[:, width:].tolist())
         ]
 
@@ -224,28 +265,23 @@ class TransformersEngine:
         self._splitting(batch[middle:], run)
 
 
-class _StopTexts:
-    """Ends a row whose new tokens, without the prompt, spell one of the texts. `sizes` holds the rows' lengths."""
+@dataclass(frozen=True)
+class _Job:
+    """A call of Engine.score: its arguments, and the scores so far by window."""
 
-    def __init__(self, tokenizer: Any, texts: tuple[str, ...], prompt: int) -> None:
-        self.tokenizer, self.texts, self.prompt = tokenizer, texts, prompt
-        self.sizes: dict[int, int] = {}
-        # a text has at most as many tokens as bytes, and may begin inside one more
-        self._back = max(len(text.encode()) for text in texts) + 1
+    windows: Sequence[Window]
+    top_k: int
+    done: Callable[[int, WindowScores], None]
+    ids: Sequence[PositionIds] | None
+    scores: dict[int, WindowScores] = field(default_factory=dict)
 
-    def __call__(self, tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        new = tokens[:, self.prompt :]
-        for at, row in enumerate(new[:, -self._back :].tolist()):
-            if at not in self.sizes and any(text in self.tokenizer.decode(row) for text in self.texts):
-                self.sizes[at] = new.shape[1]
-        return torch.tensor([at in self.sizes for at in range(len(new))], device=tokens.device)
+    def read(self, indices: Sequence[int]) -> list[Window]:
+        return [self.windows[index] for index in indices]
 
+    def ids_of(self, indices: Sequence[int]) -> PositionIds | None:
+        return None if self.ids is None else np.concatenate([self.ids[index] for index in indices])
 
-def _completion(tokens: list[int], stopped: bool, ends: list[int], request: GenerationRequest) -> Completion:
-    """Cut a generated row at its end: rows that finish early are padded with an end token."""
-    if request.ignore_eos:
-        return Completion(tuple(tokens), "stop" if stopped else "length")
-    cut = next((at for at, token in enumerate(tokens) if token in ends), None)
-    if cut is not None:
-        return Completion(tuple(tokens[:cut]), "stop")
-    return Completion(tuple(tokens), "stop" if stopped or len(tokens) < request.max_new_tokens else "length")
+    def keep(self, indices: Sequence[int], results: Sequence[WindowScores]) -> None:
+        for index, result in zip(indices, results, strict=True):
+            self.scores[index] = result
+            self.done(index, result)
