@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -20,6 +21,8 @@ from moe_eval.evaluators import generation
 from moe_eval.evaluators.generation import Generation
 
 log = logging.getLogger("lm_eval.moe_eval")  # shown like the harness's own messages
+
+_TEXTS = 256  # encoded at once: a fast tokenizer holds much more of a text than its ids while it works
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
@@ -66,6 +69,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 raise UsageError(f"{name}={token} is not a token of this model. Give 0 to {self.facts.vocabulary - 1}.")
         self._end_of_thought = generation.end_of_thought(tokenizer, think_end_token)
         self._device = torch.device(self.facts.device)
+        self._encoded: dict[str, list[int]] = {}
         self.begin(())
 
     def begin(self, tasks: Iterable[Any]) -> None:
@@ -105,12 +109,35 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids as the harness's `hf` model makes them: a text that begins with BOS gets no second one."""
-        special = add_special_tokens if add_special_tokens is not None else self.add_bos_token
-        if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
-            special = False
+        if add_special_tokens is not None:
+            return self._encode([string], add_special_tokens)[0]
+        if string not in self._encoded:
+            return self._encode([string], self._adds_bos(string))[0]
+        return self._encoded[string]
+
+    def _adds_bos(self, text: str) -> bool | None:
+        return False if text.startswith(self.tokenizer.decode([self.prefix_token_id])) else self.add_bos_token
+
+    def _encode(self, texts: list[str], special: bool | None) -> list[list[int]]:
         options = {} if special is None else {"add_special_tokens": special}
         # documents are longer than a window on purpose, and the tokenizer would warn of it
-        return list(self.tokenizer.encode(string, verbose=False, **options))
+        ids: list[list[int]] = self.tokenizer(texts, verbose=False, return_attention_mask=False, **options)["input_ids"]
+        return ids
+
+    @contextmanager
+    def _encoding(self, texts: Iterable[str]) -> Iterator[None]:
+        """Encode texts once and many at a time. tok_encode answers from them inside."""
+        groups: dict[bool | None, list[str]] = {}
+        for text in dict.fromkeys(texts):
+            groups.setdefault(self._adds_bos(text), []).append(text)
+        try:
+            for special, group in groups.items():
+                for first in range(0, len(group), _TEXTS):
+                    slab = group[first : first + _TEXTS]
+                    self._encoded.update(zip(slab, self._encode(slab, special), strict=True))
+            yield
+        finally:
+            self._encoded.clear()
 
     def tok_decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
@@ -121,7 +148,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         self.check_requests()
         texts = [request.args[0] for request in requests]
-        windows = [rolling_windows(self.tok_encode(text), self.prefix_token_id, self.max_length) for text in texts]
+        with self._encoding(texts):
+            ids = map(self.tok_encode, texts)
+            windows = [rolling_windows(text_ids, self.prefix_token_id, self.max_length) for text_ids in ids]
         answers = [0.0] * len(requests)  # an empty document has no window and counts as 0, as in the harness
         owners = [index for index, text_windows in enumerate(windows) for _ in text_windows]
         unscored = list(map(len, windows))
@@ -154,7 +183,10 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             raise UsageError("A context and its continuation are both empty. Give a continuation to score.")
         self.check_requests()
         self._scoring = requests
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        pairs = [request.args for request in requests]
+        # the harness moves white space between the two, and encodes a context for every continuation
+        with self._encoding(text for context, rest in pairs for text in (context.rstrip(), context + rest)):
+            answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
     def _loglikelihood_tokens(
@@ -247,7 +279,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             self._keep(instances[index], answers[index])
             done()
 
-        prompts = [self._prompt(instances[index].args[0], kind.request) for index in indices]
+        with self._encoding(instances[index].args[0] for index in indices):
+            prompts = [self._prompt(instances[index].args[0], kind.request) for index in indices]
         self.engine.generate(prompts, kind.request, keep)
 
     def _prompt(self, text: str, request: GenerationRequest) -> list[int]:
