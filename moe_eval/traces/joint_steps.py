@@ -163,11 +163,11 @@ def set_aside(steps: Sequence[JointStep], roles: Roles, rank: Ints, spent: Ints)
     Args:
         spent: the ns that count of every row, without waiting in collectives.
     """
-    ranks = int(rank.max(initial=0)) + 1
+    ranks, in_layer = int(rank.max(initial=0)) + 1, IN_LAYER[roles.category]
     marked = list(steps)
     for phase in {step.phase for step in steps}:
         members = [at for at, step in enumerate(steps) if step.phase == phase]
-        counts = {at: int(np.count_nonzero(IN_LAYER[roles.category[steps[at].rows]])) for at in members}
+        counts = {at: int(np.count_nonzero(in_layer[steps[at].rows])) for at in members}
         # of the rank that works the longest
         times = {at: float(np.bincount(rank[steps[at].rows], spent[steps[at].rows], ranks).max()) for at in members}
         totals: Counter[int] = Counter()

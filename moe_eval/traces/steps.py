@@ -76,8 +76,10 @@ def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
             steps += [replace(step, phase=OUTSIDE) for step in _steps(trace, device[:early], _START)]
         cut = _steps(trace, rows, cuts)
         unnamed = iter(_phases(trace, roles, [step for step, phase in zip(cut, phases, strict=True) if phase is None]))
-        cut = [replace(step, phase=phase or next(unnamed)) for step, phase in zip(cut, phases, strict=True)]
-        steps += cut
+        steps += [
+            Step(phase or next(unnamed), step.rows, step.start_ns, step.end_ns, step.next_ns)
+            for step, phase in zip(cut, phases, strict=True)
+        ]
     source = " and ".join(sorted(sources))
     if steps and all(step.phase == WHOLE for step in steps):
         (whole,) = _steps(trace, np.arange(len(trace.kernels)), _START)
