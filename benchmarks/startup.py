@@ -2,8 +2,9 @@
 
     python benchmarks/startup.py [--repeats 5] [--rounds 200]
 
-Commands and plain scripts run in turns. Figures are medians of the processor time of whole processes. `libraries`
-imports what the command works with and nothing else, `pandas` makes the same sums from the export.
+Commands and plain scripts run in turns. Figures are medians of the processor time of whole processes, whose modules are
+compiled. `libraries` imports what the command works with and does nothing. For --version and --help that is a bare
+`python -c pass`. `script` reads the same export with them and prints one table. `pandas` makes the same sums from it.
 
 For the hook two environments that differ by it alone are made in a temporary folder. Their starts alternate, and the
 difference of the medians is the cost.
@@ -12,6 +13,7 @@ difference of the medians is the cost.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import random
 import statistics
@@ -24,15 +26,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "import sys; from moe_eval.cli import main; sys.exit(main(sys.argv[1:]))"
-OPTIONS = "import argparse, dataclasses, difflib, pathlib, signal, textwrap, threading"
-TABLES = f"{OPTIONS}, sqlite3, tomllib, concurrent.futures, numpy, msgspec, rich.console, rich.table"
+OPTIONS = "import sys, argparse, dataclasses, pathlib, typing"
+TABLES = f"{OPTIONS}, concurrent.futures, sqlite3, tomllib, numpy, msgspec, rich.console, rich.table"
+DRAWING = "scipy.special, matplotlib.style, matplotlib.figure, matplotlib.backends.backend_svg, matplotlib.backends.backend_agg"
 LIBRARIES = {
-    "--version": "import importlib.metadata; print(importlib.metadata.version('moe-eval'))",
-    "--help": OPTIONS,
-    "doctor": f"{OPTIONS}, json, platform, tomllib, importlib.metadata, msgspec, packaging.specifiers",
+    "--version": "pass",
+    "--help": "pass",
+    "doctor": f"{OPTIONS}, json, platform, tomllib, importlib.metadata, msgspec",
     "kernels": TABLES,
-    "compare": f"{OPTIONS}, numpy, msgspec, jinja2, scipy.special, matplotlib.figure, matplotlib.backends.backend_svg",
+    "compare": f"{OPTIONS}, numpy, msgspec, rich.console, rich.table, jinja2, packaging.version, {DRAWING}",
 }
+# what the same file takes with these libraries alone: read it, add up times by name, print a table
+SCRIPT = f"""
+{TABLES}
+db = sqlite3.connect(sys.argv[2])
+kernels = numpy.array(db.execute(
+    'SELECT start, "end", demangledName FROM CUPTI_ACTIVITY_KIND_KERNEL').fetchall())
+names = dict(db.execute("SELECT id, value FROM StringIds"))
+ids, which = numpy.unique(kernels[:, 2], return_inverse=True)
+times = numpy.bincount(which, kernels[:, 1] - kernels[:, 0])
+table = rich.table.Table("kernel", "ms", "launches")
+for name, ms, launches in zip(ids.tolist(), (times / 1e6).tolist(), numpy.bincount(which).tolist()):
+    table.add_row(names[name], f"{{ms:.3f}}", str(launches))
+rich.console.Console().print(table)
+"""
 PANDAS = """
 import sqlite3, sys
 import pandas as pd
@@ -72,6 +89,7 @@ def _commands(repeats: int) -> None:
     sys.path.insert(0, str(ROOT))
     from tests.doubles import nsys_database, recorded_arms
 
+    compileall.compile_dir(ROOT / "moe_eval", quiet=1)  # an installed package is
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         nsys_database.write(folder / "trace.sqlite")
@@ -80,23 +98,25 @@ def _commands(repeats: int) -> None:
         recorded_arms.write(folder / "run", [recorded_arms.arm(name, loads) for name in ("bf16", "fp8")])
         words = {"doctor": ["--json"], "kernels": ["trace.sqlite"], "compare": ["run", "--output_dir", "out"]}
         for command, libraries in LIBRARIES.items():
-            programs = {"moe-eval": OURS, "libraries": libraries} | ({"pandas": PANDAS} if command == "kernels" else {})
+            programs = {"moe-eval": OURS, "libraries": libraries}
+            if command == "kernels":
+                programs |= {"script": SCRIPT, "pandas": PANDAS}
             seconds: dict[str, list[float]] = {name: [] for name in programs}
             for _ in range(repeats):
                 for name, code in programs.items():
                     seconds[name].append(_processor([code, command, *words.get(command, [])], folder))
             ours, *others = (statistics.median(times) for times in seconds.values())
             peers = ", ".join(
-                f"{ours / peer:.2f}x of {name} ({peer:.2f} s)"
+                f"{ours / peer:.2f}x of {name} ({peer:.3f} s)"
                 for name, peer in zip(list(programs)[1:], others, strict=True)
             )
-            print(f"moe-eval {command:9} {ours:.2f} s of processor time: {peers}", flush=True)
+            print(f"moe-eval {command:9} {ours:.3f} s of processor time: {peers}", flush=True)
 
 
 def _processor(arguments: list[str], folder: Path) -> float:
     """Seconds of processor time of a Python process."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
     process = subprocess.Popen([sys.executable, "-c", *arguments], cwd=folder, env=environment, **quiet)
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -1,4 +1,4 @@
-"""Commands import the libraries that they use, and no other one."""
+"""Commands import the libraries and the parts of moe_eval that they use, and no others."""
 
 from __future__ import annotations
 
@@ -21,10 +21,35 @@ HEAVY = {
 USED = {
     "--help": set[str](),
     "--version": set[str](),
-    "doctor": {"msgspec", "packaging"},
+    "doctor": {"msgspec"},
     "kernels": {"numpy", "msgspec", "rich"},
     "compare": {"numpy", "msgspec", "rich", "jinja2", "matplotlib", "packaging", "scipy"},
 }
+# modules of Python's own that cost milliseconds, which what prints a text alone has no use for
+SLOW = {"argparse", "ast", "dataclasses", "enum", "inspect", "json", "pathlib", "re", "typing"}
+_BASE = {"errors", "cli", "outside", "records", "machine", "checkpoint"}
+ROOMS = {
+    "--help": {"errors", "cli"},
+    "--version": {"errors", "cli"},
+    "doctor": {*_BASE, "emulation", "engines"},
+    "kernels": {*_BASE, "evaluators", "traces", "report"},
+    "compare": {
+        *_BASE,
+        *("exits", "stats", "data", "evaluators", "imports", "comparison", "sharing", "tracking", "report"),
+    },
+}
+# of these rooms a command has no use for what others need
+UNUSED = {
+    "kernels": {"cli.options.classes", "cli.request", "records.comparison", "records.latency", "report.progress"},
+    "compare": {"cli.options.classes", "cli.request", "tracking.fetch", "report.progress"},
+}
+
+
+def imports_of(*arguments: str) -> set[str]:
+    command = [sys.executable, "-X", "importtime", "-c", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 2), done.stderr[-2000:]
+    return set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
 
 
 @pytest.mark.parametrize("command", USED)
@@ -40,10 +65,12 @@ def test_a_command_imports_what_it_uses_alone(command: str, tmp_path: Path) -> N
         (tmp_path / "run").mkdir()
         loads = {1: [[100.0, 101.0], [100.0, 99.0]] * 2}
         made.write(tmp_path / "run", [made.arm("bf16", loads), made.arm("fp8", loads)])
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", PROGRAM, *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (0, 2), done.stderr[-2000:]
-    imported = {name.partition(".")[0] for name in re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE)}
-    assert "moe_eval" in imported
-    assert imported & HEAVY - USED[command] == set()
+    imported = imports_of(PROGRAM, *words)
+    tops = {name.partition(".")[0] for name in imported}
+    assert "moe_eval" in tops
+    assert tops & HEAVY - USED[command] == set()
+    ours = {name.removeprefix("moe_eval.") for name in imported if name.startswith("moe_eval.")}
+    assert {name.partition(".")[0] for name in ours} <= ROOMS[command]
+    assert not ours & UNUSED.get(command, set())
+    if not USED[command]:
+        assert not (imported - imports_of("")) & SLOW, "beside what this environment imports in every start"
