@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = "import sys; from moe_eval.cli import main; sys.exit(main(sys.argv[1:]))"
 OPTIONS = "import sys, argparse, dataclasses, pathlib, typing"
 TABLES = f"{OPTIONS}, concurrent.futures, sqlite3, tomllib, numpy, msgspec, rich.console, rich.table"
-DRAWING = "scipy.special, matplotlib.style, matplotlib.figure, matplotlib.backends.backend_svg, matplotlib.backends.backend_agg"
+BACKENDS = "matplotlib.backends.backend_svg, matplotlib.backends.backend_agg"
+DRAWING = f"scipy.special, matplotlib.style, matplotlib.figure, {BACKENDS}"
 LIBRARIES = {
     "--version": "pass",
     "--help": "pass",
