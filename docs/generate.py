@@ -19,7 +19,7 @@ from moe_eval.checkpoint.geometry.families import FAMILIES
 from moe_eval.cli.options.command_line import Command, default_text
 from moe_eval.cli.options.commands import COMMANDS
 from moe_eval.cli.options.option import Option, options_of
-from moe_eval.data import workload
+from moe_eval.data import served_requests, workload
 from moe_eval.machine import hardware, rates, sampler
 from moe_eval.records import (
     comparison,
@@ -32,6 +32,7 @@ from moe_eval.records import (
     run,
     samples,
     sensitivity,
+    serving,
     shape_comparison,
     shape_latency,
     task_comparison,
@@ -47,6 +48,7 @@ _MODULES = (
     latency,
     shape_latency,
     samples,
+    serving,
     quality,
     sensitivity,
     kernels,
@@ -68,12 +70,14 @@ _PARTS = (
     sampler.GpuSummary,
     rates.Rates,
     workload.Shape,
+    served_requests.LoadPoint,
 )
 _FILES = {
     "RunRecord": "`run.json`, `perf_run.json`, `ppl_run.json`",
     "LatencyRecord": "`perf_ARM_WHERE.json`",
     "QualityRecord": "`ppl_ARM_WHERE.json`",
     "SensitivityRecord": "`sensitivity_PRECISION_WHERE.json`",
+    "ServingRecord": "`serving_ARM_WHERE.json`",
     "KernelsRecord": "`kernels_ARM_WHERE_SHAPE.json`",
     "ComparisonRecord": "`comparison.json`, `perf_comparison.json`, `ppl_comparison.json`",
     "HarnessRecord": "`record.json`",

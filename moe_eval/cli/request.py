@@ -23,6 +23,7 @@ from moe_eval.cli.options.classes import (
 from moe_eval.cli.options.commands import DEMO
 from moe_eval.cli.options.compare import rules_of
 from moe_eval.cli.options.option import PRINTED, options_of
+from moe_eval.data import served_requests
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import shapes
 from moe_eval.engines import registry
@@ -34,7 +35,8 @@ from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records import disk
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EVALUATORS, LEAST_WARM_UPS, EvaluatorName
-from moe_eval.runner.request import ArmsRequest, Command, NamedArm, RunRequest, SharedSettings
+from moe_eval.records.serving import ServingLimits
+from moe_eval.runner.request import ArmsRequest, Command, NamedArm, RunRequest, ServingRequest, SharedSettings
 
 _DEMO_NOTE = "This is the demo on moe_eval's tiny Qwen3-MoE, which is not a model to judge."
 # model arguments of lm_eval that options of a command stand for
@@ -94,6 +96,25 @@ def request_of(options: MeasuringOptions) -> RunRequest:
         resume=options.resume,
         nsys=nsys_of(options, arms_request) if isinstance(options, RunOptions) and "kernels" in evaluators else None,
         tasks=_tasks(options) if isinstance(options, RunOptions) and "tasks" in evaluators else None,
+        serving=_serving(options) if isinstance(options, RunOptions) and "serving" in evaluators else None,
+    )
+
+
+def _serving(options: RunOptions) -> ServingRequest:
+    """How servers are driven.
+
+    Raises:
+        UsageError: there is no load point, or one twice.
+    """
+    users = () if options.concurrency == (0,) else options.concurrency
+    return ServingRequest(
+        points=served_requests.points(users, options.request_rate),
+        output_len=options.output_len,
+        lengths=options.lengths,
+        least=options.num_requests,
+        limits=ServingLimits(options.ttft_ms, options.tpot_ms),
+        port=options.port,
+        prefix_caching=options.prefix_caching,
     )
 
 

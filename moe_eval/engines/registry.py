@@ -15,6 +15,7 @@ from moe_eval.errors import UsageError, mended
 
 if TYPE_CHECKING:
     from moe_eval.engines.base import Engine, EngineSettings
+    from moe_eval.engines.serving import Served, ServeSettings
     from moe_eval.machine.hardware import Gpu
 
 
@@ -35,6 +36,7 @@ class EngineKind:
         layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
         expert_parallel: the option that splits experts over GPUs. `is_expert_switch`: it is a switch, not a size.
         traits: the module and name of a served engine's traits, MODULE:NAME.
+        server: the module here whose `serve(settings, tokenizer, serving)` returns an engines.serving.Served.
         is_endpoint: it is a server that somebody else started, of which tasks alone are evaluated.
     """
 
@@ -53,6 +55,7 @@ class EngineKind:
     is_expert_switch: bool = False
     traits: str | None = None
     is_endpoint: bool = False
+    server: str = ""
 
     @property
     def version(self) -> str | None:
@@ -82,6 +85,7 @@ ENGINES = {
         "pip install 'moe-eval[trtllm]' on Linux with an NVIDIA GPU",
         None,
         "moe_eval.engines.trtllm.load",
+        server="moe_eval.engines.trtllm.server",
         traits="moe_eval.engines.trtllm.installed:TRTLLM",
         claims=("max_batch_size",),
         layer_ranges={"enable_layerwise_nvtx_marker": True, "cuda_graph_batch_sizes": "none"},
@@ -93,6 +97,7 @@ ENGINES = {
         "pip install 'moe-eval[vllm]' on Linux with a GPU",
         None,
         "moe_eval.engines.vllm.load",
+        server="moe_eval.engines.vllm.server",
         traits="moe_eval.engines.vllm.installed:VLLM",
         quantises=("fp8", "fp8_block"),
         routing={"enable_return_routed_experts": True, "enforce_eager": True},
@@ -108,6 +113,7 @@ ENGINES = {
         "pip install transformers",
         ("attn_implementation", "moe_backend", "max_tokens_per_batch", *EMULATION),
         "moe_eval.engines.transformers.load",
+        server="moe_eval.engines.transformers.server",
         cpu=True,
         routing={},
     ),
@@ -121,6 +127,7 @@ ENDPOINTS = {
         ("base_url", "chat", "max_length", "num_concurrent", "tokenizer"),
         "moe_eval.engines.endpoint.load",
         is_endpoint=True,
+        server="moe_eval.engines.endpoint.serving",
     ),
 }
 
@@ -193,3 +200,16 @@ def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
     with guard.started_meanwhile() if kind.traits else contextlib.nullcontext():  # served ones start workers
         engine: Engine = importlib.import_module(kind.module).load(settings, tokenizer)
     return engine
+
+
+def serve(name: str, settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> Served:
+    """Start the server of the engine of this name, and wait until it answers.
+
+    Raises:
+        UsageError: the arm cannot be served so, or the port is in use.
+        EngineError: the server ended, or did not get ready.
+    """
+    check_options(name, settings.options)
+    kind = check(name)
+    served: Served = importlib.import_module(kind.server).serve(settings, tokenizer, serving)
+    return served

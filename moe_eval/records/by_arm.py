@@ -1,4 +1,4 @@
-"""What the evaluators have written into a folder, joined by arm: the records of quality, latency and kernels."""
+"""What the evaluators have written into a folder, joined by arm."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
+from moe_eval.records.serving import SERVING_SCHEMA, ServingRecord
 from moe_eval.records.task_results import ArmTaskResults
 from moe_eval.records.tasks import TASKS_RECORD_SCHEMA, TasksRecord
 
 EARLIER = "earlier"  # the folder for files in whose place others were written
 REPEAT_SUFFIX = "-again"  # the end of the name of an arm that is another one, measured a second time
 # evaluator, arm, place and shape
-FILE = re.compile(r"(perf|ppl|kernels|tasks)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
+FILE = re.compile(r"(perf|ppl|kernels|tasks|serving)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
 COMPARISON_FILES = (COMPARISON_FILE, f"perf_{COMPARISON_FILE}", f"ppl_{COMPARISON_FILE}")
 
 
-Record = LatencyRecord | QualityRecord | KernelsRecord | TasksRecord
+Record = LatencyRecord | QualityRecord | KernelsRecord | TasksRecord | ServingRecord
 
 
 class _Form(NamedTuple):
@@ -44,6 +45,7 @@ _FORMS = {
     "ppl": _Form(QualityRecord, QUALITY_SCHEMA, schema_1.quality, "moe-eval ppl"),
     "kernels": _Form(KernelsRecord, KERNELS_SCHEMA, schema_1.kernels, "the kernels evaluator"),
     "tasks": _Form(TasksRecord, TASKS_RECORD_SCHEMA, lambda content, _: dict(content), "moe-eval run --tasks"),
+    "serving": _Form(ServingRecord, SERVING_SCHEMA, lambda content, _: dict(content), "the serving evaluator"),
 }
 
 
@@ -59,6 +61,7 @@ class ArmRecords:
             It stands in where arrays are not at hand.
         tasks: results of the harness by document. None where none were logged.
         evaluated: the record that they come from. None where they are the harness's own files.
+        serving: the record of its server. None where none was driven.
     """
 
     name: str
@@ -70,6 +73,7 @@ class ArmRecords:
     compared: Mapping[str, QualityComparison] = field(default_factory=dict)
     tasks: ArmTaskResults | None = None
     evaluated: TasksRecord | None = None
+    serving: ServingRecord | None = None
 
     @property
     def arrays(self) -> Path | None:
@@ -123,7 +127,7 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
         _refuse_stranger(entry, entries.values())
     if not entries and run_id is None:
         raise UsageError(
-            f"{folder} holds no record (perf_*.json, ppl_*.json, tasks_*.json, kernels_*.json). "
+            f"{folder} holds no record (perf_*.json, ppl_*.json, tasks_*.json, serving_*.json, kernels_*.json). "
             "Give the --output_dir of moe-eval run, perf or ppl."
         )
     arms = in_order(_arm(name, folder, entries.values()) for name in {entry.arm for entry in entries.values()})
@@ -190,6 +194,7 @@ def _reference(folder: Path, arms: Sequence[ArmRecords], entries: Collection[_En
     planned = [name for run in run_files.read_run(folder) for name in run.evaluators]
     ordered = sorted(arms, key=lambda arm: planned.index(arm.name) if arm.name in planned else len(planned))
     timed = [arm.name for arm in ordered if arm.latency and arm.latency.status is Status.FINISHED]
+    timed += [arm.name for arm in ordered if arm.serving and arm.serving.status is Status.FINISHED]
     scored = [arm.name for arm in ordered if arm.quality and arm.quality.status is Status.FINISHED]
     scored += [arm.name for arm in ordered if arm.evaluated and arm.evaluated.status is Status.FINISHED]
     return next(iter([*timed, *scored, *(arm.name for arm in ordered)]), None)
@@ -199,6 +204,7 @@ def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
     latency: LatencyRecord | None = None
     quality: QualityRecord | None = None
     evaluated: TasksRecord | None = None
+    serving: ServingRecord | None = None
     kernels: dict[str, KernelsRecord] = {}
     compared: dict[str, QualityComparison] = {}
     for entry in entries:
@@ -208,6 +214,8 @@ def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
             latency = entry.record
         elif isinstance(entry.record, TasksRecord):
             evaluated = entry.record
+        elif isinstance(entry.record, ServingRecord):
+            serving = entry.record
         elif isinstance(entry.record, QualityRecord):
             quality = entry.record
             reference, comparison = schema_1.compared(entry.before) or ("", None)
@@ -216,7 +224,7 @@ def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
         else:
             kernels[entry.shape] = entry.record
     labels = [record.precision for record in kernels.values() if record.precision]
-    planned = [latency.precision_planned] if latency else []
+    planned = [record.precision_planned for record in (latency, serving) if record]
     planned += [record.precision for record in (quality, evaluated) if record] or labels
     precision = planned[0] if planned else name.removesuffix(REPEAT_SUFFIX)
     return ArmRecords(
@@ -229,6 +237,7 @@ def _arm(name: str, folder: Path, entries: Collection[_Entry]) -> ArmRecords:
         compared,
         evaluated.results if evaluated else None,
         evaluated,
+        serving,
     )
 
 

@@ -13,8 +13,8 @@ RUN_SCHEMA = 2
 RUN_FILE = "run.json"
 UNMEASURED = "the run ended before it was measured"  # the error of what a run did not come to
 Mode = Literal["turns", "alternating"]
-EvaluatorName = Literal["quality", "tasks", "latency", "kernels"]
-EVALUATORS: tuple[EvaluatorName, ...] = ("quality", "tasks", "latency", "kernels")
+EvaluatorName = Literal["quality", "tasks", "latency", "kernels", "serving"]
+EVALUATORS: tuple[EvaluatorName, ...] = ("quality", "tasks", "latency", "kernels", "serving")
 
 LEAST_WARM_UPS = 5  # iterations, without which there is no verdict
 CUT_SHORT = f"fewer than {LEAST_WARM_UPS} iterations were requested, so this is a quick look"

@@ -22,6 +22,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.serving import ServeSettings
 from moe_eval.machine import guard
 from moe_eval.records.labels import ArmLabels
 
@@ -47,12 +48,14 @@ class Load:
     Attributes:
         tokenizer: the folder or hub name. None for an endpoint, which has its own.
         environment: variables that the process has beside those of this one.
+        serving: with what its engine's server is started. None for a load of the engine itself.
     """
 
     engine: str
     settings: EngineSettings
     tokenizer: str | None
     environment: Mapping[str, str] = field(default_factory=dict)
+    serving: ServeSettings | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -127,7 +130,15 @@ class ArmProcess:
         """Let the arm begin to load, and do not wait for it: `load` does."""
         assert self._load is not None
         load, self._has_begun = self._load, True
-        self._send("load", {"engine": load.engine, "settings": load.settings, "tokenizer": load.tokenizer})
+        arguments: dict[str, object] = {
+            "engine": load.engine,
+            "settings": load.settings,
+            "tokenizer": load.tokenizer,
+        }
+        if load.serving is None:
+            self._send("load", arguments)
+        else:
+            self._send("serve", {**arguments, "serving": load.serving})
 
     def load(self) -> ArmLabels:
         """Load the arm and return its labels.

@@ -47,9 +47,22 @@ class _Arm:
         bos = self.tokenizer.bos_token_id
         return ArmLabels(facts, int(self.tokenizer.eos_token_id if bos is None else bos), tokenizer)
 
+    def serve(
+        self, engine: str, settings: Mapping[str, object], tokenizer: str | None, serving: Mapping[str, object]
+    ) -> ArmLabels:
+        from moe_eval.checkpoint import tokenizer as tokenizers
+        from moe_eval.engines import registry
+        from moe_eval.engines.serving import ServeSettings
+
+        of_arm = msgspec.convert(settings, EngineSettings)
+        if tokenizer is not None:
+            self.tokenizer = tokenizers.load(tokenizer, of_arm.revision, of_arm.trust_remote_code)
+        self.engine = registry.serve(engine, of_arm, self.tokenizer, msgspec.convert(serving, ServeSettings))
+        return ArmLabels(self.engine.facts, tokenizer=tokenizer)
+
     def do(self, task: str, arguments: dict[str, Any]) -> object:
-        if task == "load":
-            return self.load(**arguments)
+        if task in ("load", "serve"):
+            return getattr(self, task)(**arguments)
         from moe_eval.runner import arm_tasks
 
         result: object = getattr(arm_tasks, task)(self.engine, self.tokenizer, **arguments)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import Shape
+from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.serving import ServeSettings
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.runner.arm_process import Load
-from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD
+from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, is_served, round_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class ArmConditions:
         uuids: of the GPUs of every round. Those of a GPU without a UUID are left out.
         routing: the options that make the engine name routed experts. `captures`: that open captures of Nsight Systems.
         experts: of a layer, to choose from. None where routing is not counted.
+        serving: with what its server is started. None where it is not served.
     """
 
     loads: Sequence[Load]
@@ -29,16 +32,39 @@ class ArmConditions:
     routing: Mapping[str, object] = field(default_factory=dict)
     captures: Mapping[str, object] = field(default_factory=dict)
     experts: int | None = None
+    serving: ServeSettings | None = None
 
     def load(self, number: int) -> Load:
         """What is loaded as this load, with the options that it is for."""
-        load = self.loads[max(0, number) % len(self.loads)]
+        load = self.loads[round_of(number) % len(self.loads)]
+        if is_served(number):
+            return replace(load, settings=unbounded(load.settings), serving=self.serving)
         added = {ROUTING_LOAD: self.routing, RECORDED_LOAD: self.captures}.get(number, {})
         return replace(load, settings=replace(load.settings, options={**load.settings.options, **added}))
 
     def gpus(self, number: int) -> tuple[str, ...]:
         """The UUIDs of the GPUs of this load."""
-        return self.uuids[max(0, number) % len(self.uuids)]
+        return self.uuids[round_of(number) % len(self.uuids)]
+
+
+def unbounded(settings: EngineSettings) -> EngineSettings:
+    """Settings without what was fitted to shapes: a server takes as many requests as it has room for."""
+    return replace(settings, max_length=None, batch_size=None, kv_tokens=None, heaviest_bytes=None)
+
+
+@dataclass(frozen=True)
+class ServingTask:
+    """With what serving tasks are done.
+
+    Attributes:
+        requests: the file of the requests.
+        least: requests of a point, at least.
+        tokenizer: the folder or hub name that the load generator gets.
+    """
+
+    requests: Path
+    least: int
+    tokenizer: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +81,7 @@ class Conditions:
         patience: seconds that an arm may take for one task.
         tasks: how arms are evaluated on tasks of the harness. `suites`: what --tasks names, by the names of suites.
         window: tokens in which tasks are scored, None for those of each model.
+        serving: None where nothing is served.
     """
 
     arms: Mapping[str, ArmConditions]
@@ -72,3 +99,4 @@ class Conditions:
     tasks: TaskOptions | None = None
     suites: Mapping[str, str] = field(default_factory=dict)
     window: int | None = None
+    serving: ServingTask | None = None

@@ -15,6 +15,7 @@ from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.samples import Sample, WarmUp
+from moe_eval.records.serving import ServedLoad
 from moe_eval.records.shape_latency import Routing
 from moe_eval.records.tasks import EvaluatedSuite
 from moe_eval.runner.arm_process import ArmDied, ArmFailed
@@ -79,12 +80,13 @@ class Executor:
         started = time.monotonic()
         broke = self._broke.pop(task.arm, None)
         try:
-            for load in (task.load, max(0, task.load)):
+            for load in (task.load, *(() if task.point else (max(0, task.load),))):
                 if (reason := hopeless.get((task.arm, load))) is not None:
                     raise ArmFailed(reason)
             if broke is not None:
                 raise broke
-            result = self._do(task, self._ready(task, remaining, hopeless))
+            arm = self._ready(task, remaining, hopeless)
+            result = self._served(task, arm) if task.point else self._do(task, arm)
         except ArmFailed as error:
             if isinstance(error, ArmDied):
                 hopeless[task.arm, task.load] = str(error)
@@ -183,6 +185,26 @@ class Executor:
         folder, name = str(self._folder.of_arm(task.arm)), f"trace_{task.shape.name}"
         record = ask("kernels", KernelsRecord, workload=workload, shape=task.shape, folder=folder, name=name)
         return TaskResult(Status.FINISHED, kernels=record)
+
+    def _served(self, task: Task, arm: Loaded) -> TaskResult:
+        """One point of an arm's server."""
+        serving = self._conditions.serving
+        assert serving is not None
+        assert task.point is not None
+        folder = self._folder.generated(task)
+        load = arm.process.ask(
+            "serving",
+            ServedLoad,
+            requests=str(serving.requests),
+            point=task.point,
+            count=task.point.requests(serving.least),
+            warm_up=task.point.warm_up,
+            generator_tokenizer=serving.tokenizer,
+            folder=str(folder),
+        )
+        gpus = self._loads.meters(arm).sampler.summary(load.started, load.ended)
+        load = replace(load, gpus=gpus, folder=str(folder.relative_to(self._folder.path)))
+        return TaskResult(Status.FINISHED, serving=load)
 
     def _reference(self, task: Task) -> str | None:
         """The scores to compare a task's with: of the first arm that was scored before it. A noise task is a repeat."""

@@ -22,7 +22,17 @@ from moe_eval.records import disk
 from moe_eval.records.by_arm import EARLIER
 from moe_eval.records.run import RUN_FILE, RUN_SCHEMA, RunRecord
 from moe_eval.runner.request import Command
-from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, Kind, LoadResult, Task, TaskResult
+from moe_eval.runner.tasks import (
+    RECORDED_LOAD,
+    ROUTING_LOAD,
+    Kind,
+    LoadResult,
+    Task,
+    TaskResult,
+    is_served,
+    round_of,
+    served_load,
+)
 
 LOG = "log.txt"
 # arms of a run that was killed close their engines before they let go of the lock
@@ -145,6 +155,8 @@ class RunFolder:
     def load_file(self, arm: str, load: int) -> Path:
         """What a load of an arm has said of itself, and the memory that it took."""
         names = {ROUTING_LOAD: "routing", RECORDED_LOAD: "recorded"}
+        if is_served(load):
+            return self.of_arm(arm) / f"served_{round_of(load)}.json"
         return self.of_arm(arm) / f"load_{names.get(load, load)}.json"
 
     def loads(self, arm: str) -> list[LoadResult]:
@@ -152,6 +164,14 @@ class RunFolder:
         files = sorted((self.arms / arm).glob("load_[0-9]*.json"), key=lambda file: int(file.stem.partition("_")[2]))
         results = [_read(file, LoadResult) for file in files]
         return [result for result in results if result is not None]
+
+    def served(self, arm: str) -> LoadResult | None:
+        """What the first of its servers has said of itself. None where none got ready."""
+        return _read(self.load_file(arm, served_load(0)), LoadResult)
+
+    def generated(self, task: Task) -> Path:
+        """The folder of what a load generator has written in a serving task."""
+        return self.of_arm(task.arm) / task.name
 
     def arrays(self, arm: str, kind: Kind) -> Path:
         """The scores that a task of this kind leaves. A noise task scores windows in batches of one."""
@@ -178,7 +198,7 @@ class RunFolder:
         Returns:
             A sentence for every task that is forgotten.
         """
-        for file in self.arms.glob("*/load_*.json"):
+        for file in (*self.arms.glob("*/load_*.json"), *self.arms.glob("*/served_*.json")):
             if _read(file, LoadResult) is None:
                 file.unlink()
         return [

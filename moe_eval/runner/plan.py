@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.data import prompts, scoring_windows
 from moe_eval.data.harness_tasks import Suite
+from moe_eval.data.served_requests import LoadPoint
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
@@ -47,7 +48,7 @@ class Plan:
         traced: the shapes that are traced.
         routed_as: by timed arm, the arm whose routing is its own as well: the first that is loaded alike.
         placement: the GPUs of every arm, as indices into those of the run.
-        suites: what --tasks names.
+        suites: what --tasks names. `points`: at which servers are driven, in each of `served_loads` loads.
     """
 
     arms: tuple[Arm, ...]
@@ -60,6 +61,8 @@ class Plan:
     routed_as: Mapping[str, str]
     placement: Placement
     suites: tuple[Suite, ...] = ()
+    points: tuple[LoadPoint, ...] = ()
+    served_loads: int = 0
 
     def until(self, loads: int) -> Plan:
         """The plan that ends after so many loads of every arm."""
@@ -101,8 +104,17 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
     routed = [routed_as[arm.name] for arm in timed if registry.named(arm.engine).routing is not None]
     is_recorded = request.nsys is not None
     repeats = {suite.name: request.tasks.repeats if request.tasks and suite.is_sampled else 1 for suite in built}
+    points = request.serving.points if request.serving else ()
     order = tasks.order(
-        evaluators, request.shapes, traced, iterations, routed=routed, is_recorded=is_recorded, suites=repeats
+        evaluators,
+        request.shapes,
+        traced,
+        iterations,
+        routed=routed,
+        is_recorded=is_recorded,
+        suites=repeats,
+        points=points,
+        served_loads=request.loads,
     )
     return Plan(
         arms=tuple(arms),
@@ -115,6 +127,8 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
         routed_as=routed_as,
         placement=where,
         suites=tuple(built),
+        points=points,
+        served_loads=request.loads if points else 0,
     )
 
 
@@ -186,7 +200,7 @@ def _evaluators(arm: Arm, request: RunRequest) -> tuple[EvaluatorName, ...]:
 def _why_not(arm: Arm, evaluator: EvaluatorName) -> str | None:
     """Why an evaluator measures nothing of an arm. None where it does."""
     options = arm.settings.options
-    if options.get("emulate") and evaluator in ("latency", "kernels"):
+    if options.get("emulate") and evaluator in ("latency", "kernels", "serving"):
         return "it is emulated, so its speed says nothing"
     if options.get("weights") == "random" and evaluator == "tasks":
         return "its weights are random, so its answers say nothing"
@@ -223,6 +237,9 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
     if plan.suites:
         counts = [f"{name} ({count:,} documents)" for suite in plan.suites for name, count in suite.tasks.items()]
         lines.append(f"  tasks of lm-eval: {', '.join(counts)}")
+    if plan.points:
+        names = ", ".join(point.name for point in plan.points)
+        lines.append(f"  serving: {names}; {_counted(plan.served_loads, 'load')} of every server, one at a time")
     if any(task.kind == "kernels" for task in plan.tasks):
         lines.append(f"  kernels: {_traced(request.nsys)}")
     others = len(plan.timed) - 1

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moe_eval.checkpoint.geometry import Geometry
+from moe_eval.data.served_requests import RequestSet
 from moe_eval.engines import registry
-from moe_eval.evaluators import latency_record, quality
+from moe_eval.evaluators import latency_record, quality, serving_record
 from moe_eval.evaluators import tasks as harness
 from moe_eval.evaluators.latency_record import Context, Measured
 from moe_eval.evaluators.quality import Scores
+from moe_eval.evaluators.serving_record import Served
 from moe_eval.imports import harness_samples
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates, slowest
@@ -26,6 +28,7 @@ from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.placement import Indices
 from moe_eval.runner.plan import Plan
+from moe_eval.runner.request import ServingRequest
 from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task, TaskResult
 
 
@@ -37,6 +40,7 @@ class RecordWriter:
         context: of every arm, but for its settings, rates and the sizes of its model.
         geometries: these sizes by arm. None where they are not known.
         rates: of every group of GPUs, or why they are not known.
+        requests, serving: what servers answer, and how. None where none is driven.
     """
 
     folder: RunFolder
@@ -44,9 +48,11 @@ class RecordWriter:
     context: Context
     geometries: Mapping[str, Geometry | None]
     rates: Sequence[Rates] | str
+    requests: RequestSet | None = None
+    serving: ServingRequest | None = None
 
     def write(self, kind: Kind | None = None) -> None:
-        """Write perf_*, ppl_*, tasks_* and kernels_* records beside the plan.
+        """Write perf_*, ppl_*, tasks_*, serving_* and kernels_* records beside the plan.
 
         Args:
             kind: of a task that has just ended, whose results alone are new. None for all of them.
@@ -60,6 +66,8 @@ class RecordWriter:
                 self._write_quality(arm, precision, result)
             if kind in (None, "tasks"):
                 self._write_tasks(arm, precision)
+            if kind in (None, "serving") and self._tasks(arm, "serving"):
+                self._write_serving(arm, precision)
         if kind in (None, "kernels"):
             self._write_kernels()
 
@@ -173,6 +181,35 @@ class RecordWriter:
             results=harness_samples.read(self.folder.harness_results(arm)) if are_some else None,
         )
         self._write(f"tasks_{arm}", record)
+
+    def _write_serving(self, arm: str, precision: str) -> None:
+        """What an arm's server did at every point. Nothing before the first one has been tried."""
+        results = {task: self.folder.result(task) for task in self._tasks(arm, "serving")}
+        if not any(results.values()) or self.requests is None or self.serving is None:
+            return
+        loads = {
+            point: [result.serving if result else None for task, result in results.items() if task.point == point]
+            for point in self.plan.points
+        }
+        errors = {
+            point: [result.error if result else UNMEASURED for task, result in results.items() if task.point == point]
+            for point in self.plan.points
+        }
+        first = self.folder.served(arm)
+        served = Served(
+            arm=arm,
+            precision=precision,
+            loads=loads,
+            errors=errors,
+            requests=self.requests,
+            least=self.serving.least,
+            is_mixed=self.serving.lengths is not None,
+            limits=self.serving.limits,
+            prefix_caching=self.serving.prefix_caching,
+            labels=first.labels if first else ArmLabels(),
+            gpus=self._gpus(self.plan.placement.gpus(arm)),
+        )
+        self._write(f"serving_{arm}", serving_record.record(served, self._origin(arm)))
 
     def _noise_floor(self, arm: str) -> NoiseFloor | None:
         tasks = self._tasks(arm, "noise")

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from moe_eval.data.harness_tasks import TaskOptions
+from moe_eval.data.served_requests import LoadPoint
 from moe_eval.data.workload import Shape
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EvaluatorName
+from moe_eval.records.serving import ServingLimits
 
 Command = Literal["run", "perf", "ppl"]
 
@@ -66,6 +68,25 @@ class ArmsRequest:
 
 
 @dataclass(frozen=True)
+class ServingRequest:
+    """How servers are driven.
+
+    Attributes:
+        lengths: a file of the requests' lengths. None for those of input_len and `output_len`.
+        least: requests of a point, at least.
+        port: of every server, None for any that is free.
+    """
+
+    points: tuple[LoadPoint, ...]
+    output_len: int
+    lengths: Path | None = None
+    least: int = 100
+    limits: ServingLimits = field(default_factory=ServingLimits)
+    port: int | None = None
+    prefix_caching: bool = False
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """What is measured of the arms, and where its records go.
 
@@ -83,6 +104,7 @@ class RunRequest:
         resume: go on with the run that is in the folder.
         nsys: how Nsight Systems traces kernels. None for torch's profiler.
         tasks: of the harness. None where arms are evaluated on none.
+        serving: None where no server is driven.
     """
 
     command: Command
@@ -108,3 +130,4 @@ class RunRequest:
     resume: bool
     nsys: NsysSettings | None = None
     tasks: TaskOptions | None = None
+    serving: ServingRequest | None = None

@@ -16,6 +16,7 @@ import msgspec
 
 from moe_eval import stats
 from moe_eval.checkpoint import contents, geometry
+from moe_eval.data.served_requests import RequestSet
 from moe_eval.data.workload import Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
@@ -27,11 +28,11 @@ from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord
-from moe_eval.runner import arm_plan, fit, placement, resume, suites
+from moe_eval.runner import arm_plan, fit, placement, resume, served, suites
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
-from moe_eval.runner.conditions import ArmConditions, Conditions
+from moe_eval.runner.conditions import ArmConditions, Conditions, ServingTask
 from moe_eval.runner.execute import Executor, Observer
 from moe_eval.runner.folder import RunFolder, place, say
 from moe_eval.runner.plan import Plan
@@ -64,6 +65,15 @@ class Run:
         arms = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
         return planning.workload(self.request, arms) if arms else None
 
+    @cached_property
+    def requests(self) -> RequestSet | None:
+        """What servers answer. None where none is driven."""
+        return served.requests(self.request, self._served) if self._served else None
+
+    @property
+    def _served(self) -> list[Arm]:
+        return [arm for arm in self.plan.arms if "serving" in self.plan.evaluators[arm.name]]
+
     def check(self) -> None:
         """Refuse what cannot be measured, before anything is written or loaded.
 
@@ -74,7 +84,8 @@ class Run:
         suites.check_scores(self.plan.arms, self.plan.suites)
         if "latency" in self.request.evaluators:
             latency.refuse_profiler()
-        _ = self.workload  # a text that is too short for it is refused here
+        served.check(self.request, self._served)
+        _ = self.workload, self.requests  # a text that is too short for them is refused here
 
     def check_arms(self, *, reads_weights: bool = True) -> None:
         """Refuse arms that their engines could not load. `reads_weights`: whether weights have to be there."""
@@ -122,6 +133,8 @@ class Run:
     ) -> list[str]:
         if self.workload:  # frozen beside the plan
             disk.write_json(self._workload_file(self.workload), self.workload.to_json())
+        if self.requests:
+            disk.write_json(self._requests_file(self.requests), msgspec.to_builtins(self.requests))
         writer = self._writer(record, self._known_rates() or _ENDED_BEFORE)
         writer.write_skipped()
         observer = _Observer(progress, writer, self._waiting(tasks))
@@ -207,6 +220,9 @@ class Run:
     def _workload_file(self, workload: Workload) -> Path:
         return self.folder.path / f"workload_{workload.digest}.json"
 
+    def _requests_file(self, requests: RequestSet) -> Path:
+        return self.folder.path / f"requests_{requests.digest}.json"
+
     @cached_property
     def _geometries(self) -> dict[str, geometry.Geometry | None]:
         """The sizes of every arm's model."""
@@ -233,7 +249,15 @@ class Run:
             tasks=request.tasks,
             suites={suite.name: suite.spec for suite in self.plan.suites},
             window=suites.common_window(self.plan.arms, self.plan.suites),
+            serving=self._serving_task(),
         )
+
+    def _serving_task(self) -> ServingTask | None:
+        serving = self.request.serving
+        if serving is None or self.requests is None:
+            return None
+        tokenizer = served.tokenizer_name(self.request, self._served)
+        return ServingTask(self._requests_file(self.requests), serving.least, tokenizer)
 
     def _of_arm(self, arm: Arm) -> ArmConditions:
         kind, sizes = registry.named(arm.engine), self._geometries[arm.name]
@@ -254,6 +278,7 @@ class Run:
             routing=kind.routing or {},
             captures=kind.captures,
             experts=sizes.experts if sizes else None,
+            serving=served.settings(self.request, self.requests) if self.requests else None,
         )
 
     def _writer(self, record: RunRecord, rates: Sequence[Rates] | str) -> RecordWriter:
@@ -263,7 +288,9 @@ class Run:
             schedule=self.plan.schedule,
             fusion_disabled=self.request.fusion_disabled,
         )
-        return RecordWriter(self.folder, self.plan, context, self._geometries, rates)
+        return RecordWriter(
+            self.folder, self.plan, context, self._geometries, rates, self.requests, self.request.serving
+        )
 
     def _known_rates(self) -> list[Rates]:
         """What groups of GPUs can do at most, as far as this run has measured it."""

@@ -76,11 +76,11 @@ def check_endpoints(arms: Sequence[Arm], evaluators: Sequence[EvaluatorName]) ->
         UsageError: an evaluator that cannot be.
     """
     names = [arm.name for arm in arms if arm.is_endpoint]
-    others = [name for name in evaluators if name != "tasks"]
+    others = [name for name in evaluators if name not in ("tasks", "serving")]
     if names and others:
         raise UsageError(
             f"{' and '.join(names)} is a server, of which {', '.join(others)} cannot be measured: other requests may "
-            "run there. Give moe-eval run --evaluators tasks."
+            "run there. Give moe-eval run --evaluators tasks, or serving."
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_eval.data.served_requests import LoadPoint
 from moe_eval.data.workload import Shape
 from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records.kernels import KernelsRecord
@@ -13,11 +14,27 @@ from moe_eval.records.labels import ArmLabels, Status
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.run import EvaluatorName, Schedule
 from moe_eval.records.samples import Sample, WarmUp
+from moe_eval.records.serving import ServedLoad
 from moe_eval.records.shape_latency import Routing
 from moe_eval.records.tasks import EvaluatedSuite
 
-Kind = Literal["quality", "noise", "tasks", "latency", "kernels", "routing"]
-ROUTING_LOAD, RECORDED_LOAD = -1, -2
+Kind = Literal["quality", "noise", "tasks", "latency", "kernels", "routing", "serving"]
+ROUTING_LOAD, RECORDED_LOAD, _SERVED_LOAD = -1, -2, -3
+
+
+def served_load(number: int) -> int:
+    """The load of an arm that is its server for the time `number` + 1."""
+    return _SERVED_LOAD - number
+
+
+def is_served(load: int) -> bool:
+    """Whether a load is a server."""
+    return load <= _SERVED_LOAD
+
+
+def round_of(load: int) -> int:
+    """Which time it is that an arm is loaded, or served, from 0. Other loads are like the first one."""
+    return _SERVED_LOAD - load if is_served(load) else max(0, load)
 
 
 @dataclass(frozen=True)
@@ -28,9 +45,10 @@ class Task:
         arm: its name.
         load: which load of the arm, from 0: tasks of the same load run in the same process. ROUTING_LOAD is the one
             with the options that make an engine name the experts it routes to, RECORDED_LOAD the one under Nsight
-            Systems.
+            Systems. Those of `served_load` have a server.
         shape, turn: of a latency task. A kernels task has a shape.
         suite: the name of an entry of --tasks, which is evaluated for the time `repeat` + 1.
+        point: of a serving task.
     """
 
     kind: Kind
@@ -40,6 +58,7 @@ class Task:
     turn: int = 0
     suite: str | None = None
     repeat: int = 0
+    point: LoadPoint | None = None
 
     @property
     def name(self) -> str:
@@ -51,6 +70,8 @@ class Task:
             parts += [self.load, self.turn]
         if self.suite is not None:
             parts += [self.suite, self.repeat]
+        if self.point is not None:
+            parts += [self.point.name, round_of(self.load)]
         return "_".join(map(str, parts))
 
 
@@ -86,6 +107,7 @@ class TaskResult:
     routing: Mapping[int, Routing] | None = None
     ended: str | None = None
     tasks: EvaluatedSuite | None = None
+    serving: ServedLoad | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -103,6 +125,7 @@ class TaskResult:
             "latency": self.latency,
             "kernels": self.kernels,
             "routing": self.routing,
+            "serving": self.serving,
         }
         return results[kind] is not None
 
@@ -133,6 +156,8 @@ def order(
     routed: Sequence[str],
     is_recorded: bool = False,
     suites: Mapping[str, int] | None = None,
+    points: Sequence[LoadPoint] = (),
+    served_loads: int = 1,
 ) -> list[Task]:
     """All tasks of a plan.
 
@@ -146,6 +171,7 @@ def order(
         is_recorded: kernels are traced by Nsight Systems, in a load of its own.
         suites: entries of --tasks by name, with how often they are evaluated. Scores do not depend on the load, so that
             all of it is done in the first one.
+        points: of the serving evaluator, in each of `served_loads` loads. Servers come last, and alone.
     """
     arms = list(evaluators)
     kernels_load = RECORDED_LOAD if is_recorded else 0
@@ -169,7 +195,17 @@ def order(
             tasks += _turns(timed, shapes, load, schedule.per_load)
         else:
             tasks += _latency(timed if load % 2 == 0 else timed[::-1], shapes, load)
-    return tasks
+    return tasks + _served([arm for arm in arms if "serving" in evaluators[arm]], points, served_loads)
+
+
+def _served(arms: Sequence[str], points: Sequence[LoadPoint], loads: int) -> list[Task]:
+    """Every arm's server at every point, A B, B A: a server has the machine for itself."""
+    return [
+        Task("serving", arm, served_load(number), point=point)
+        for number in range(loads)
+        for arm in (arms if number % 2 == 0 else arms[::-1])
+        for point in points
+    ]
 
 
 def _scores(

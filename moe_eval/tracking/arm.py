@@ -20,6 +20,7 @@ from moe_eval.records.labels import EngineFacts, Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import UNMEASURED, EvaluatorName
+from moe_eval.records.serving import ServingRecord
 from moe_eval.records.task_results import TaskResults
 from moe_eval.records.tasks import TasksRecord
 from moe_eval.tracking import headlines, keys, task_tables
@@ -30,8 +31,14 @@ _FILES: Mapping[EvaluatorName, str] = {
     "tasks": "tasks",
     "latency": "perf",
     "kernels": "kernels",
+    "serving": "serving",
 }
-_ARTIFACTS = {LatencyRecord: "latency.json", QualityRecord: "quality.json", TasksRecord: "tasks.json"}
+_ARTIFACTS = {
+    LatencyRecord: "latency.json",
+    QualityRecord: "quality.json",
+    TasksRecord: "tasks.json",
+    ServingRecord: "serving.json",
+}
 _LONGEST_ERROR = 5000
 ARM_TAG = "moe_eval.arm"
 BREAKDOWN_FILE = "breakdown.csv"
@@ -112,6 +119,8 @@ class Arm:
                 figures |= keys.of_quality(record, self.comparison)
             elif isinstance(record, TasksRecord):
                 figures |= keys.of_tasks(record)
+            elif isinstance(record, ServingRecord):
+                figures |= keys.of_serving(record)
             else:
                 counts |= keys.of_kernels(record, important)
         compared = self.comparison.arms if self.comparison else ()
@@ -172,7 +181,9 @@ class Arm:
     @property
     def precision(self) -> str:
         """That was asked for. Its name where no record tells."""
-        timed = (record.precision_planned for record in self.records if isinstance(record, LatencyRecord))
+        timed = (
+            record.precision_planned for record in self.records if isinstance(record, (LatencyRecord, ServingRecord))
+        )
         scored = (record.precision for record in self.records if isinstance(record, (QualityRecord, TasksRecord)))
         return next(filter(None, (*timed, *scored)), self.name)
 

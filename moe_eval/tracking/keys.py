@@ -18,6 +18,7 @@ from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityRecord
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.samples import LatencyMetrics, Metric
+from moe_eval.records.serving import ServingRecord
 from moe_eval.records.tasks import TasksRecord
 from moe_eval.records.verdicts import Verdict
 from moe_eval.stats import Estimate
@@ -78,6 +79,15 @@ def of_tasks(record: TasksRecord) -> dict[str, float]:
             whole = f"harness/{name}/{figure}" + ("" if filtered == "none" else f"/{filtered}")
             keys[re.sub(r"[^\w.:/ -]", "_", whole)] = metric.score
     return _finite(keys)
+
+
+def of_serving(record: ServingRecord) -> dict[str, float]:
+    """Figures of an arm's server: serving/POINT/NAME."""
+    keys: dict[str, float] = {}
+    for point in record.points:
+        for part in fields(point.metrics):
+            keys |= _bounded(f"serving/{point.name}/{part.name}", getattr(point.metrics, part.name))
+    return keys
 
 
 def of_quality(record: QualityRecord, comparison: ComparisonRecord | None = None) -> dict[str, float]:

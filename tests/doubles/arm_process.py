@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from moe_eval.data.served_requests import LoadPoint
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators.kernels import CapturedRun
 from moe_eval.evaluators.quality import Scores
@@ -21,10 +22,11 @@ from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, EngineFacts
 from moe_eval.records.quality import QualityFigures
 from moe_eval.records.samples import Sample, WarmUp
+from moe_eval.records.serving import ServedLoad
 from moe_eval.records.shape_latency import Routing
 from moe_eval.records.tasks import EvaluatedSuite
 from moe_eval.runner.arm_process import ArmFailed, Load
-from tests.doubles import harness_results, nsys
+from tests.doubles import harness_results, nsys, served
 from tests.doubles.nvml import Card
 
 Result = TypeVar("Result")
@@ -78,7 +80,7 @@ class Stage:
     """Stands in for ArmProcess. An arm is called by its precision, or by the last part of its checkpoint's path.
 
     Attributes:
-        fails: what to fail with by (arm, task), (arm, task, shape) or (arm, task, how often it works before).
+        fails: what to fail with by (arm, task), (arm, task, shape or point) or (arm, task, how often it works before).
         card, memory: a loaded arm takes so many bytes of this GPU.
         pause: seconds that a measurement lasts. Without it all of them are of one made-up second.
         has_ended: whether processes end by themselves.
@@ -162,6 +164,7 @@ class Process:
         stage.before(self.name, task)
         stage.asked.append(Request(self.name, task, self._identity, self._load, plain))
         shape = Shape(**plain["shape"]).name if "shape" in plain else ""
+        shape = LoadPoint(**plain["point"]).name if "point" in plain else shape
         works = Counter(stage.events)[self.name, task]
         keys: list[tuple[str | int, ...]] = [(self.name, task), (self.name, task, shape), (self.name, task, works)]
         failure = next((stage.fails[key] for key in keys if key in stage.fails), None)
@@ -217,6 +220,11 @@ class Process:
             ended = time.perf_counter()
         seconds = self._stage.seconds(self.name, arguments["shape"]["batch_size"])
         return [Sample(started, ended, {"host": 0.25}, {"host": seconds})] * arguments["iterations"]
+
+    def _do_serving(self, arguments: Mapping[str, Any]) -> ServedLoad:
+        point = arguments["point"]
+        seconds = self._stage.seconds(self.name, point["concurrency"] or 1)
+        return served.load(arguments["count"], point["concurrency"] or 1, tpot_ms=10 * seconds)
 
     def _do_kernels(self, arguments: Mapping[str, Any]) -> KernelsRecord:
         (Path(arguments["folder"]) / f"{arguments['name']}.json.gz").write_bytes(b"trace")

@@ -14,13 +14,21 @@ from moe_eval.data.scoring_windows import DATASETS
 from moe_eval.records.run import LEAST_WARM_UPS, EvaluatorName
 
 _ARMS, _EVALUATORS, _TEXT, _QUALITY, _TASKS = "arms", "evaluators", "text", "quality", "tasks of lm-eval"
-_LATENCY = "latency and kernels"
+_LATENCY, _SERVING = "latency and kernels", "serving"
 _LEAST_LOADS = 3  # of a verdict: that of `stats`, which takes scipy a second to import
 _MOST_LOADS = 1000
 _UNTIL = ("until", "decided")
 _SCORED, _TIMED = ("evaluators", "quality"), ("evaluators", "latency")
 _RUN, _TRACED = ("evaluators", "latency", "kernels"), ("evaluators", "kernels")
-_SYNONYMS = {"perplexity": "quality", "ppl": "quality", "perf": "latency", "speed": "latency", "trace": "kernels"}
+_MADE, _LOADED, _SERVED = (*_RUN, "serving"), (*_TIMED, "serving"), ("evaluators", "serving")
+_SYNONYMS = {
+    "perplexity": "quality",
+    "ppl": "quality",
+    "perf": "latency",
+    "speed": "latency",
+    "trace": "kernels",
+    "serve": "serving",
+}
 # those of their rooms, which are imported where they are needed
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_channel", "fp8_block", "nvfp4")
 _ENGINES = ("trtllm", "vllm", "transformers")
@@ -122,7 +130,7 @@ class LatencyOptions(TextOptions):
     batch_size: tuple[int, ...] = option(
         (1,), "one batch size or several, such as 1,8,32", _LATENCY, metavar="N,...", needs=_RUN
     )
-    output_len: int = option(256, "tokens that every sequence makes", _LATENCY, needs=_RUN)
+    output_len: int = option(256, "tokens that every sequence makes", _LATENCY, needs=_MADE)
     num_iterations: int = option(
         20,
         "timed iterations of each arm and shape, at least, spread over --loads",
@@ -144,7 +152,7 @@ class LatencyOptions(TextOptions):
         _LATENCY,
         minimum=1,
         maximum=_MOST_LOADS,
-        needs=_TIMED,
+        needs=_LOADED,
     )
     until: Literal["decided"] | None = option(None, "load again until every verdict is decided", _LATENCY, needs=_TIMED)
     max_loads: int = option(
@@ -155,6 +163,43 @@ class LatencyOptions(TextOptions):
     )
     aa: bool = option(False, "measure the first arm a second time as well, as a check", _LATENCY)
     seed: int = option(0, "of --dataset random", _LATENCY, minimum=0, needs=("dataset", "random"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """How servers are driven."""
+
+    concurrency: tuple[int, ...] = option(
+        (1, 2, 4, 8, 16, 32, 64, 128),
+        "users at once, each of whom waits for an answer before the next request. 0 for none, with --request_rate",
+        _SERVING,
+        metavar="N,...",
+        minimum=0,
+        needs=_SERVED,
+    )
+    request_rate: tuple[float, ...] = option(
+        (), "requests per second, which arrive at random (Poisson)", _SERVING, metavar="RATE,...", needs=_SERVED
+    )
+    num_requests: int = option(
+        100, "requests of each point, at least. There are 10 of every user too", _SERVING, minimum=1, needs=_SERVED
+    )
+    lengths: Path | None = option(
+        None,
+        "JSON lines with input_length and output_length, in place of --input_len and --output_len",
+        _SERVING,
+        metavar="FILE",
+        needs=_SERVED,
+    )
+    ttft_ms: float | None = option(
+        None, "a user waits so long for the first token at most, for goodput", _SERVING, metavar="MS", needs=_SERVED
+    )
+    tpot_ms: float | None = option(
+        None, "a user waits so long for every later token at most, for goodput", _SERVING, metavar="MS", needs=_SERVED
+    )
+    prefix_caching: bool = option(False, "let servers compute what prompts begin with once", _SERVING, needs=_SERVED)
+    port: int | None = option(
+        None, "of the arms' servers. Without it a free one", _SERVING, minimum=1, maximum=65535, needs=_SERVED
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +287,7 @@ class RunOptions(
     CommandOptions,
     VerdictOptions,
     ProfilerOptions,
+    ServingOptions,
     LatencyOptions,
     TaskOptions,
     QualityOptions,

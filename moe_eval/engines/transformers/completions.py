@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,3 +35,18 @@ def completion(tokens: list[int], stopped: bool, ends: list[int], request: Gener
     if cut is not None:
         return Completion(tuple(tokens[:cut]), "stop")
     return Completion(tuple(tokens), "stop" if stopped or len(tokens) < request.max_new_tokens else "length")
+
+
+class Streamer:
+    """Hands new tokens on. `generate` puts the prompt first."""
+
+    def __init__(self, put: Callable[[int], None]) -> None:
+        self._put, self._has_prompt = put, False
+
+    def put(self, tokens: torch.Tensor) -> None:
+        if self._has_prompt:
+            self._put(int(tokens.reshape(-1)[0]))
+        self._has_prompt = True
+
+    def end(self) -> None:
+        """Everything has been handed on."""

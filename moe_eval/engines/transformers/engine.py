@@ -32,7 +32,7 @@ from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import emulation as transformers_emulation
 from moe_eval.engines.transformers import routing, shared_context, tracing
 from moe_eval.engines.transformers.batching import batches_in_slabs
-from moe_eval.engines.transformers.completions import StopTexts, completion
+from moe_eval.engines.transformers.completions import StopTexts, Streamer, completion
 from moe_eval.engines.transformers.layerwise import Layerwise
 from moe_eval.engines.transformers.rows import Rows, window_scores
 from moe_eval.errors import UsageError
@@ -207,6 +207,23 @@ class TransformersEngine:
             completion(row[: sizes.get(at)], at in sizes, ends, request)
             for at, row in enumerate(out[:, width:].tolist())
         ]
+
+    @torch.inference_mode()
+    def stream(self, prompt: TokenIds, max_new_tokens: int, put: Callable[[int], None]) -> None:
+        """Continue one prompt greedily to the exact length, and hand every token on as soon as it is there."""
+        self._refuse_speed()
+        tokens = torch.tensor([[*prompt]], device=self.model.device)
+        ends = sorted(self.ends)
+        self.model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=ends[0] if ends else 0,
+            eos_token_id=ends or None,
+            streamer=Streamer(put),
+        )
 
     def routing(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[npt.NDArray[np.int16]]:
         routing.experts(self.model, [*prompts[0]])  # what cannot tell ends here

@@ -58,7 +58,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> VllmEngine:
     limits = sizing.limits(options, settings.max_length, plan.model.positions)
     library_options = options | {"max_model_len": limits.max_model_len}
     constructor = arguments.build(library, library_options, _defaults(plan, limits))
-    constructor = {**constructor, **_weight_arguments(library, plan.model)}
+    constructor = {**constructor, **weight_arguments(library, plan.model)}
     profiler = constructor.get("profiler_config")
     profiler = profiler if isinstance(profiler, Mapping) else {}
     trace_folder = profiler.get("torch_profiler_dir")
@@ -123,7 +123,7 @@ def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
     return defaults | sizing.memory(plan.gpu_bytes, plan.vocabulary, limits.window, plan.used_share)
 
 
-def _weight_arguments(library: installed.Library, model: Model) -> dict[str, object]:
+def weight_arguments(library: installed.Library, model: Model) -> dict[str, object]:
     """The arguments that say where weights come from and how they are quantised."""
     constructor: dict[str, object] = {}
     if "worker_extension_cls" in library.fields:

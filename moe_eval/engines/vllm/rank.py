@@ -21,7 +21,7 @@ from moe_eval.engines.vllm import observe
 # for worker_extension_cls: RandomRank also teaches the worker weights=random
 EXTENSION = "moe_eval.engines.vllm.rank.Rank"
 RANDOM_EXTENSION = "moe_eval.engines.vllm.random_rank.RandomRank"
-_METHOD = "moe_eval_observed"
+METHOD = "moe_eval_observed"
 _SECONDS = 60.0  # nothing but attributes is read
 
 
@@ -72,7 +72,7 @@ def ranks(llm: Any) -> tuple[Observed, ...]:
     """What every rank says, in order. Empty where this version has no such call."""
     if not hasattr(llm, "collective_rpc"):
         return ()
-    return tuple(msgspec.json.decode(text, type=Observed) for text in llm.collective_rpc(_METHOD, timeout=_SECONDS))
+    return tuple(msgspec.json.decode(text, type=Observed) for text in llm.collective_rpc(METHOD, timeout=_SECONDS))
 
 
 def together(observed: Sequence[Observed]) -> Observed:

@@ -1,0 +1,135 @@
+"""Starts `vllm serve` for an arm, with the arguments that its engine gets, and reads what its ranks say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import requests
+
+from moe_eval.checkpoint import precision
+from moe_eval.engines.base import EngineSettings
+from moe_eval.engines.endpoint.server import Server
+from moe_eval.engines.options import seconds
+from moe_eval.engines.served import plan as plans
+from moe_eval.engines.served import server as processes
+from moe_eval.engines.served.plan import Plan
+from moe_eval.engines.served.server import ServerProcess
+from moe_eval.engines.serving import HOST, ServeSettings, free_port, local
+from moe_eval.engines.vllm import arguments, installed, random_weights, rank, sizing
+from moe_eval.engines.vllm.installed import VLLM
+from moe_eval.engines.vllm.load import weight_arguments
+from moe_eval.engines.vllm.rank import Observed
+from moe_eval.machine import hardware
+from moe_eval.records.labels import EngineFacts
+
+_RPC_SECONDS = 60.0
+# the paths below of which ranks tell and a profiler starts, which vLLM keeps from strangers: it listens to HOST alone
+_DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1"}
+
+
+def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> ServerProcess:
+    """Start the server and wait until it answers.
+
+    Raises:
+        UsageError: the arm cannot be loaded so, or the port is in use.
+        EngineError: the server ended, or did not get ready.
+    """
+    port = free_port(serving.port)
+    options = dict(settings.options)
+    weights = random_weights.take_weights(options)
+    seconds(options, "stall_timeout")
+    options.pop("stall_timeout", None)
+    place = plans.take_placement(VLLM, options)
+    plan = plans.make(VLLM, settings, options, place, tokenizer, weights=weights)
+    library = installed.load(in_process=False)
+    limits = sizing.limits(options, serving.window, plan.model.positions)
+    constructor = dict(arguments.build(library, {**options, "max_model_len": limits.max_model_len}, {}))
+    constructor |= {**weight_arguments(library, plan.model), "enable_prefix_caching": serving.prefix_caching}
+    command = [
+        *(sys.executable, "-m", "moe_eval.engines.vllm.serve_command", str(port)),
+        json.dumps({**plan.constructor_arguments(tokenizer), **constructor}),
+    ]
+    process = processes.start(VLLM.title, command, _DEVELOPMENT)
+    processes.await_ready(VLLM.title, process, port, serving.seconds)
+    try:
+        facts = _facts(plan, library.version, constructor, limits.window, _ranks(port))
+    except BaseException:
+        processes.stop(process)
+        raise
+    server = local(port, plan.model.name)
+    return ServerProcess(VLLM.title, process, server, facts, metrics_url=f"http://{HOST}:{port}/metrics")
+
+
+def profile(server: Server, path: str) -> None:
+    """Start or stop the profiler of a server that was given profiler_config.
+
+    Args:
+        path: /start_profile or /stop_profile.
+    """
+    requests.post(f"{server.base_url.removesuffix('/v1')}{path}", timeout=_RPC_SECONDS).raise_for_status()
+
+
+def _ranks(port: int) -> Sequence[Observed] | str:
+    """What every rank says of itself, or why it says nothing.
+
+    The path is that of vllm/entrypoints/serve/rpc/api_router.py, or of api_server.py in earlier versions.
+    """
+    try:
+        answer = requests.post(
+            f"http://{HOST}:{port}/collective_rpc", json={"method": rank.METHOD}, timeout=_RPC_SECONDS
+        )
+        answer.raise_for_status()
+        return [msgspec.json.decode(text, type=Observed) for text in answer.json()["results"]]
+    except (requests.RequestException, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        return f"what its ranks run is not known ({type(error).__name__})"
+
+
+def _facts(
+    plan: Plan, version: str, constructor: Mapping[str, object], window: int, ranks: Sequence[Observed] | str
+) -> EngineFacts:
+    """The labels: those of ranks as they tell them, the others as they were requested."""
+    model, world = plan.model, plan.placement.world
+    gpus = hardware.gpus()[:world]
+    observed = rank.together([] if isinstance(ranks, str) else ranks)
+    requested = str(constructor.get("moe_backend", "auto"))
+    kernels = (observed.moe_backend or requested).upper().replace("+", "/").split("/")
+    cache = constructor.get("kv_cache_dtype", "auto")
+    return EngineFacts(
+        name=VLLM.name,
+        version=version,
+        checkpoint=plan.settings.checkpoint,
+        fingerprint=plan.fingerprint,
+        architecture=model.architecture,
+        vocabulary=plan.vocabulary,
+        precision=precision.executed(model.precision, "MARLIN" if "MARLIN" in kernels else None),
+        emulated="EMULATION" in kernels,
+        dtype=model.dtype,
+        device="cuda" if gpus else "cpu",
+        device_name=plans.device_name(world),
+        max_length=window,
+        worker="spawned",
+        attention_backend=observed.attention_backend,
+        moe_backend_requested=requested,
+        moe_backend_observed=observed.moe_backend,
+        kv_cache_dtype=model.dtype if cache == "auto" else str(cache),
+        cuda_graph_batch_sizes=observed.graphs,
+        cuda_graph_padding=True,
+        scores_from="a server, whose answers are not scored",
+        quant_algo=model.carried.method if not model.online else VLLM.online[model.precision],
+        weights=plan.weights,
+        gpus=world if gpus else 0,
+        weight_bytes=observed.weight_bytes,
+        expert_ranks=rank.expert_ranks([] if isinstance(ranks, str) else ranks),
+        unobserved=(ranks,) if isinstance(ranks, str) else (),
+        arguments=arguments.plain({name: constructor[name] for name in constructor if name != "worker_extension_cls"}),
+    )
+
+
+def trace_files(folder: Path) -> list[Path]:
+    """What the profiler has left, one file for every rank."""
+    return sorted(folder.glob("*.json.gz")) or sorted(folder.glob("*.json"))

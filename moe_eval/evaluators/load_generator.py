@@ -1,0 +1,144 @@
+"""The tool that sends requests to a server: AIPerf, as a command in a process of its own.
+
+Read from `aiperf profile --help`, aiperf/dataset/loader/models.py (MooncakeTrace.payload: a request body that is sent
+as it is) and aiperf/common/tokenizer.py of AIPerf 0.13.0.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from moe_eval.data.served_requests import LoadPoint, ServedRequest
+from moe_eval.engines.endpoint.server import KEY, Server
+from moe_eval.errors import EngineError, UsageError
+
+INPUT, REQUESTS, SERVER, LOG = "requests.jsonl", "profile_export.jsonl", "server_metrics_export.json", "aiperf.txt"
+_INSTALL = "Install it (pip install 'moe-eval[serving]', or in an environment of its own: pipx install aiperf)."
+# with it AIPerf looks a tokenizer's folder up in the hub's cache and fails, see _resolve_local_snapshot
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_TAIL = 400  # characters of its output that a failure tells
+
+
+@dataclass(frozen=True)
+class Drive:
+    """One point to be driven.
+
+    Attributes:
+        warm_up: so many of the requests come first, and are not measured.
+        tokenizer: a folder or hub name, which AIPerf wants though the server counts the tokens.
+        metrics_url: of Prometheus' text. None where the server has none.
+        seed: of the times at which requests arrive.
+    """
+
+    server: Server
+    point: LoadPoint
+    requests: Sequence[ServedRequest]
+    warm_up: int
+    tokenizer: str
+    metrics_url: str | None
+    seed: int = 0
+
+
+def executable() -> str:
+    """The command's path: of PATH, else beside this interpreter.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    path = shutil.which("aiperf") or shutil.which("aiperf", path=str(Path(sys.executable).parent))
+    if path is None:
+        raise UsageError(f"The evaluator serving needs AIPerf, and aiperf is not on PATH. {_INSTALL}")
+    return path
+
+
+def version() -> str:
+    """Its name and version. It takes the tool a second to tell.
+
+    Raises:
+        EngineError: it does not start.
+    """
+    answer = subprocess.run([executable(), "--version"], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise EngineError(f"aiperf --version ended with code {answer.returncode}. Install AIPerf again.")
+    return f"aiperf {answer.stdout.strip().split()[-1]}" if answer.stdout.strip() else "aiperf"
+
+
+def run(drive: Drive, folder: Path, tokenizer: Any = None) -> None:
+    """Send the requests of a point in their order. Everything that the tool writes stays in `folder`.
+
+    Args:
+        tokenizer: of Transformers, for servers that are asked by chats.
+
+    Raises:
+        EngineError: the tool failed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+    folder.mkdir(parents=True)
+    rows = (msgspec.json.encode({"payload": _body(drive.server, entry, tokenizer)}) for entry in drive.requests)
+    (folder / INPUT).write_bytes(b"\n".join(rows) + b"\n")
+    environment = {name: value for name, value in os.environ.items() if name not in _OFFLINE}
+    with (folder / LOG).open("wb") as log:
+        code = subprocess.run(
+            [executable(), *_arguments(drive, folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+        ).returncode
+    if code or not (folder / REQUESTS).is_file():
+        text = " ".join((folder / LOG).read_text("utf-8", "replace").split())
+        raise EngineError(f"AIPerf ended with code {code} {drive.point.place} ({text[-_TAIL:]}). Read {folder / LOG}.")
+
+
+def _arguments(drive: Drive, folder: Path) -> list[str]:
+    point, count = drive.point, len(drive.requests) - drive.warm_up
+    load = {"--concurrency": point.concurrency, "--request-rate": point.request_rate}
+    # the address of a request without its path, which AIPerf adds
+    url = drive.server.base_url.removesuffix("/v1")
+    values: Mapping[str, object | None] = {
+        "--model": drive.server.model,
+        "--url": url,
+        "--endpoint-type": "chat" if drive.server.chat else "completions",
+        "--input-file": folder / INPUT,
+        "--custom-dataset-type": "mooncake-trace",
+        "--dataset-sampling-strategy": "sequential",
+        "--request-count": count,
+        "--warmup-request-count": drive.warm_up or None,
+        **load,
+        "--arrival-pattern": "poisson" if point.request_rate else None,
+        "--tokenizer": drive.tokenizer,
+        "--output-artifact-dir": folder,
+        "--random-seed": drive.seed,
+        "--server-metrics": drive.metrics_url,
+        "--api-key": os.environ.get(KEY),
+        "--ui": "none",
+    }
+    switches = ["--streaming", "--use-server-token-count", "--no-gpu-telemetry"]
+    switches += ["--no-server-metrics"] if drive.metrics_url is None else []
+    given_values = [(name, str(value)) for name, value in values.items() if value is not None]
+    return ["profile", *(word for pair in given_values for word in pair), *switches]
+
+
+def _body(server: Server, request: ServedRequest, tokenizer: Any) -> dict[str, object]:
+    """A request as the server gets it: exact lengths, greedy, answered token by token."""
+    body: dict[str, object] = {
+        "model": server.model,
+        "max_tokens": request.output_len,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if server.chat:
+        return {**body, "messages": [{"role": "user", "content": tokenizer.decode(request.prompt)}]}
+    return {**body, "prompt": request.prompt}

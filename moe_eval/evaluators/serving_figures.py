@@ -1,0 +1,133 @@
+"""What served requests come to: throughput, waiting times of users and goodput, each with its interval over loads."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import numpy as np
+
+from moe_eval.evaluators.speed import metric
+from moe_eval.records.samples import Metric
+from moe_eval.records.serving import RequestTimes, ServedLoad, ServingLimits, ServingMetrics
+
+_GENERATOR = "generator"  # the clock of these figures
+
+
+def _enough(quantile: float) -> int:
+    """Requests that bound a quantile's error to (1 - q) / 20 at 99 % confidence.
+
+    MLPerf Inference: inference_policies/inference_rules.adoc, "How many queries": normal approximation of a binomial.
+    """
+    margin = (1 - quantile) / 20
+    return round(2.5758293035489004**2 * quantile * (1 - quantile) / margin**2)
+
+
+ENOUGH = _enough(0.99)  # 262,742 requests of a point, all loads together
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+def tpot_ms(times: RequestTimes) -> list[float]:
+    """ms per output token after the first of every request that has more than one."""
+    return [
+        (e2e - ttft) / (tokens - 1)
+        for ttft, e2e, tokens in zip(times.ttft_ms, times.e2e_ms, times.output_tokens, strict=True)
+        if tokens > 1
+    ]
+
+
+def seconds(times: RequestTimes) -> float:
+    """From the first request's start to the last one's end."""
+    ends = (start + e2e / 1000 for start, e2e in zip(times.started_s, times.e2e_ms, strict=True))
+    return max(ends) - min(times.started_s)
+
+
+def goodput(times: RequestTimes, limits: ServingLimits) -> float | None:
+    """Requests per second that kept every limit. None without a limit."""
+    if not limits.is_set:
+        return None
+    most_ttft, most_tpot = (math.inf if limit is None else limit for limit in (limits.ttft_ms, limits.tpot_ms))
+    good = sum(
+        ttft <= most_ttft and (tokens < 2 or (e2e - ttft) / (tokens - 1) <= most_tpot)
+        for ttft, e2e, tokens in zip(times.ttft_ms, times.e2e_ms, times.output_tokens, strict=True)
+    )
+    return good / seconds(times)
+
+
+def joules(load: ServedLoad) -> float | None:
+    """That the GPUs of an arm took while requests were measured. None where NVML does not tell."""
+    watts = [gpu.power_w_mean for gpu in load.gpus]
+    known_watts = [power for power in watts if power is not None]
+    return sum(known_watts) * (load.ended - load.started) if watts and len(known_watts) == len(watts) else None
+
+
+def metrics(loads: Sequence[ServedLoad], gpus: int, limits: ServingLimits) -> ServingMetrics:
+    """The figures of one point.
+
+    Args:
+        loads: at least one.
+        gpus: of the arm. 0 for a CPU and a server of which nobody knows.
+    """
+    requests = sum(len(load.times.e2e_ms) for load in loads)
+    readers: dict[str, Callable[[ServedLoad], float | None]] = {
+        "output_tok_s": _rate,
+        "output_tok_s_per_gpu": lambda load: _rate(load) / gpus if gpus else None,
+        "tok_s_per_user": lambda load: 1000 / statistics.median(tpot) if (tpot := tpot_ms(load.times)) else None,
+        "goodput_req_s": lambda load: goodput(load.times, limits),
+        "j_per_tok": _energy,
+    }
+    times: dict[str, Callable[[RequestTimes], Sequence[float]]] = {
+        "ttft": lambda times: times.ttft_ms,
+        "tpot": tpot_ms,
+        "e2e": lambda times: times.e2e_ms,
+    }
+    for name, quantile in _QUANTILES.items():
+        if name != "p99" or requests >= ENOUGH:
+            for figure, read in times.items():
+                readers[f"{figure}_{name}_ms"] = _reader(read, quantile)
+    figures = {name: _metric([read(load) for load in loads]) for name, read in readers.items()}
+    return ServingMetrics(**{field.name: figures.get(field.name) for field in fields(ServingMetrics)})
+
+
+def _rate(load: ServedLoad) -> float:
+    return sum(load.times.output_tokens) / seconds(load.times)
+
+
+def _energy(load: ServedLoad) -> float | None:
+    energy = joules(load)
+    return None if energy is None else energy / max(1, sum(load.times.output_tokens))
+
+
+def _reader(read: Callable[[RequestTimes], Sequence[float]], quantile: float) -> Callable[[ServedLoad], float | None]:
+    def value(load: ServedLoad) -> float | None:
+        values = read(load.times)
+        return float(np.quantile(values, quantile)) if values else None
+
+    return value
+
+
+def _metric(values: Sequence[float | None]) -> Metric | None:
+    """A figure with one value a load. None where a load has none."""
+    known_values = [value for value in values if value is not None and math.isfinite(value)]
+    if not known_values or len(known_values) < len(values):
+        return None
+    return metric([1] * len(known_values), known_values, _GENERATOR)
+
+
+def notes(loads: Sequence[ServedLoad], output_lens: Sequence[int]) -> list[str]:
+    """What a reader of a point's figures has to know.
+
+    Args:
+        output_lens: tokens that the measured requests were to make, in order.
+    """
+    requests = sum(len(load.times.e2e_ms) for load in loads)
+    sentences = [f"no p99: it takes {ENOUGH:,} requests by MLPerf's rule, and there are {requests:,}"]
+    if requests >= ENOUGH:
+        sentences = []
+    generated = {tuple(load.times.output_tokens) for load in loads}
+    if any(sum(tokens) != sum(output_lens) for tokens in generated):
+        totals = ", ".join(f"{sum(load.times.output_tokens):,}" for load in loads)
+        sentences.append(f"answers have {totals} tokens by load where {sum(output_lens):,} were asked for")
+    return sentences

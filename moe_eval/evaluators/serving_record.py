@@ -1,0 +1,79 @@
+"""The record of one arm under load, made from what its servers did at every point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moe_eval.data.served_requests import LoadPoint, RequestSet
+from moe_eval.evaluators import serving_figures
+from moe_eval.machine.hardware import Gpu
+from moe_eval.records.labels import ArmLabels, Origin, Status
+from moe_eval.records.latency import WorkloadLabel
+from moe_eval.records.serving import PointServing, ServedLoad, ServingLimits, ServingMetrics, ServingRecord
+
+
+@dataclass(frozen=True)
+class Served:
+    """What was measured of an arm.
+
+    Attributes:
+        loads: by point, in order, None for one that failed. `errors`: why, None for one that did not.
+        least: requests of a point, at least. `is_mixed`: their lengths differ.
+        gpus: of the arm.
+    """
+
+    arm: str
+    precision: str
+    loads: Mapping[LoadPoint, Sequence[ServedLoad | None]]
+    errors: Mapping[LoadPoint, Sequence[str | None]]
+    requests: RequestSet
+    least: int
+    is_mixed: bool
+    limits: ServingLimits
+    prefix_caching: bool
+    labels: ArmLabels
+    gpus: tuple[Gpu, ...]
+
+
+def record(served: Served, origin: Origin) -> ServingRecord:
+    """One arm's record."""
+    engine = served.labels.engine
+    errors = [error for reasons in served.errors.values() for error in reasons if error]
+    return ServingRecord(
+        arm=served.arm,
+        precision=engine.precision if engine else served.precision,
+        precision_planned=served.precision,
+        status=Status.FAILED if errors else Status.FINISHED,
+        error=errors[0] if errors else None,
+        gpu_name=served.gpus[0].name if served.gpus else None,
+        sm_version=served.gpus[0].capability if served.gpus else None,
+        engine=engine.name if engine else None,
+        moe_backend=engine.moe_backend_observed if engine else None,
+        workload=WorkloadLabel(served.requests.digest, served.requests.source),
+        limits=served.limits,
+        prefix_caching=served.prefix_caching,
+        points=tuple(_point(served, point) for point in served.loads),
+        labels=served.labels,
+        origin=origin,
+    )
+
+
+def _point(served: Served, point: LoadPoint) -> PointServing:
+    loads = served.loads[point]
+    finished = [load for load in loads if load is not None]
+    gpus = served.labels.engine.gpus if served.labels.engine else 0
+    first = served.requests.requests[0]
+    lengths = "mixed" if served.is_mixed else f"i{len(first.prompt)}_o{first.output_len}"
+    notes: list[str] = []
+    if finished:
+        measured = served.requests.requests[point.warm_up :][: point.requests(served.least)]
+        notes = serving_figures.notes(finished, [request.output_len for request in measured])
+    return PointServing(
+        name=f"{point.name}_{lengths}",
+        point=point,
+        metrics=serving_figures.metrics(finished, gpus, served.limits) if finished else ServingMetrics(),
+        loads=tuple(loads),
+        errors=tuple(dict.fromkeys(error for error in served.errors[point] if error)),
+        notes=tuple(notes),
+    )

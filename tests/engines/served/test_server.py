@@ -1,0 +1,92 @@
+"""Servers of engines: started, awaited and stopped, also where they never get ready, end or ignore what ends them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from moe_eval.engines.served import server as processes
+from moe_eval.engines.served.server import ServerProcess
+from moe_eval.engines.serving import HOST, free_port, local
+from moe_eval.errors import EngineError, UsageError
+from tests.doubles import server_command
+from tests.doubles.arm_process import FACTS
+
+COMMAND = Path(server_command.__file__)
+
+
+def started(play: str) -> tuple[subprocess.Popen[bytes], int]:
+    port = free_port(None)
+    return processes.start("Made up", [sys.executable, "-S", str(COMMAND), str(port), play], {}), port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) != 0
+
+
+def test_a_server_answers_and_leaves_neither_process_nor_port() -> None:
+    process, port = started("serve")
+    processes.await_ready("Made up", process, port, 20)
+    served = ServerProcess("Made up", process, local(port, "x"), FACTS)
+    served.check()
+    assert requests.get(f"{served.server.base_url}/models", timeout=5).ok
+    served.close()
+    assert process.poll() is not None
+    assert is_free(port)
+
+
+def test_one_that_never_gets_ready_is_stopped_after_its_time() -> None:
+    process, port = started("never")
+    with pytest.raises(EngineError, match=r"did not get ready within 0\.3 s\. .*--timeout"):
+        processes.await_ready("Made up", process, port, 0.3)
+    assert process.poll() is not None
+    assert is_free(port)
+
+
+def test_one_that_ends_before_it_is_ready_is_not_awaited() -> None:
+    process, port = started("ends")
+    with pytest.raises(EngineError, match="ended with code 7 before it was ready"):
+        processes.await_ready("Made up", process, port, 20)
+
+
+def test_one_that_ended_later_is_told_by_its_signal() -> None:
+    process, port = started("serve")
+    processes.await_ready("Made up", process, port, 20)
+    process.kill()
+    process.wait()
+    with pytest.raises(EngineError, match="ended with signal SIGKILL"):
+        ServerProcess("Made up", process, local(port, "x"), FACTS).check()
+
+
+def test_one_that_ignores_its_end_goes_with_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_END_SECONDS", 0.3)
+    process, port = started("stubborn")
+    processes.await_ready("Made up", process, port, 20)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    processes.stop(process)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert is_free(port)
+
+
+def test_a_port_in_use_is_one_sentence_and_its_fix() -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError) as refused:
+            free_port(port)
+    assert str(refused.value) == f"Port {port} is in use. Give another --port, or leave it out for a free one."
+    assert free_port(port) == port
+
+
+def test_a_command_that_is_not_there_is_told() -> None:
+    with pytest.raises(EngineError, match="cannot be started"):
+        processes.start("Made up", ["/nowhere/serve"], {})

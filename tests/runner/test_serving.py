@@ -1,0 +1,183 @@
+"""Serving tasks: servers by load and in turns, points that fail alone, and what a real server leaves of a point."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from moe_eval.data.served_requests import Lengths, LoadPoint, of_stream
+from moe_eval.engines.endpoint.server import Server
+from moe_eval.engines.served import server as processes
+from moe_eval.engines.served.server import ServerProcess
+from moe_eval.engines.serving import HOST, free_port, local
+from moe_eval.errors import EngineError
+from moe_eval.records.labels import Status
+from moe_eval.records.samples import EngineSteps
+from moe_eval.records.serving import ServedLoad
+from moe_eval.runner import arm_tasks
+from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.request import ServingRequest
+from moe_eval.runner.tasks import Task, served_load
+from tests.doubles import aiperf, plays, server_command
+from tests.doubles.arm_process import FACTS, Stage
+
+POINTS = (LoadPoint(1), LoadPoint(2))
+SERVING = ServingRequest(POINTS, output_len=4, least=5)
+
+
+@pytest.fixture(autouse=True)
+def _generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{aiperf.install(tmp_path / 'bin')}:/usr/bin:/bin")
+
+
+def execute(folder: Path, loads: int = 2) -> tuple[plays.Quiet, list[Task]]:
+    """Do what is left of a run of servers."""
+    request = plays.request(folder, evaluators=("serving",), loads=loads)
+    run = plays.run_of(replace(request, serving=SERVING))
+    quiet = plays.Quiet()
+    run.execute(quiet)
+    return quiet, list(run.plan.tasks)
+
+
+def test_arms_take_turns_by_load_and_a_load_is_one_server(stage: Stage, tmp_path: Path) -> None:
+    quiet, tasks = execute(tmp_path / "run")
+    assert quiet.failed == {}
+    assert stage.order("load") == ["bf16", "fp32", "fp32", "bf16"]
+    served = [
+        (request.arm, LoadPoint(**request.arguments["point"]).name)
+        for request in stage.asked
+        if request.task == "serving"
+    ]
+    assert served == [(arm, name) for arm in ("bf16", "fp32", "fp32", "bf16") for name in ("c1", "c2")]
+    assert stage.most_alive == 1
+    assert [task.name for task in tasks[:2]] == ["serving_c1_0", "serving_c2_0"]
+    loads = [request.load for request in stage.asked if request.task == "load"]
+    assert all(load and load.serving and load.serving.window == 12 for load in loads)
+    assert all(load and load.settings.kv_tokens is None for load in loads)
+    record = msgspec.json.decode((tmp_path / "run" / "serving_fp32_cpu.json").read_bytes())
+    assert [point["name"] for point in record["points"]] == ["c1_i8_o4", "c2_i8_o4"]
+    assert [len(point["loads"]) for point in record["points"]] == [2, 2]
+
+
+def test_every_arm_gets_the_same_requests(stage: Stage, tmp_path: Path) -> None:
+    execute(tmp_path / "run", loads=1)
+    files = {request.arguments["requests"] for request in stage.asked if request.task == "serving"}
+    (file,) = files
+    content = msgspec.json.decode(Path(file).read_bytes())
+    assert content["digest"] in Path(file).name
+    assert len(content["requests"]) == 2 + 20, "two users warm up, and send ten requests each"
+    digests = {
+        msgspec.json.decode(record.read_bytes())["workload"]["digest"]
+        for record in (tmp_path / "run").glob("serving_*.json")
+    }
+    assert digests == {content["digest"]}
+
+
+def test_a_point_that_fails_is_alone_and_done_again_on_resume(stage: Stage, tmp_path: Path) -> None:
+    stage.fails["fp32", "serving", "c1"] = "The server of Made up ended with code 3."
+    quiet, tasks = execute(tmp_path / "run", loads=1)
+    assert quiet.failed == {"fp32 serving_c1_0": "The server of Made up ended with code 3."}
+    assert stage.order("load") == ["bf16", "fp32", "fp32"], "its server is started again for the next point"
+    folder = RunFolder(tmp_path / "run")
+    statuses = [folder.result(task).status for task in tasks if task.arm == "fp32"]  # type: ignore[union-attr]
+    assert statuses == [Status.FAILED, Status.FINISHED]
+    record = msgspec.json.decode((tmp_path / "run" / "serving_fp32_cpu.json").read_bytes())
+    assert (record["status"], record["points"][0]["loads"]) == ("failed", [None])
+    assert record["points"][0]["errors"] == ["The server of Made up ended with code 3."]
+    assert record["points"][1]["metrics"]["output_tok_s"] is not None
+    stage.fails.clear()
+    stage.asked.clear()
+    quiet, _ = execute(tmp_path / "run", loads=1)
+    assert quiet.failed == {}
+    assert [(request.arm, request.task) for request in stage.asked] == [("fp32", "load"), ("fp32", "serving")]
+
+
+def test_a_server_that_never_gets_ready_costs_its_load_alone(stage: Stage, tmp_path: Path) -> None:
+    stage.fails["bf16", "load"] = "The server of Made up did not get ready within 5 s."
+    quiet, _ = execute(tmp_path / "run", loads=1)
+    assert set(quiet.failed) == {"bf16 serving_c1_0", "bf16 serving_c2_0"}
+    assert stage.order("load") == ["bf16", "fp32"], "it is not awaited for every point"
+
+
+@pytest.fixture
+def play(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """A server process of the stand-in, which plays what the test names."""
+    port = free_port(None)
+    command = [sys.executable, "-S", str(Path(server_command.__file__)), str(port), request.param]
+    process = processes.start("Made up", command, {})
+    processes.await_ready("Made up", process, port, 20)
+    served = ServerProcess("Made up", process, local(port, "x"), FACTS, f"http://{HOST}:{port}/metrics")
+    yield served
+    served.close()
+
+
+def drive(served: Any, tmp_path: Path, users: int = 2, count: int = 12) -> ServedLoad:
+    requests = of_stream(range(1000), [Lengths(4, 3), Lengths(2, 5)], users + count, "counted")
+    file = tmp_path / "requests.json"
+    file.write_bytes(msgspec.json.encode(requests))
+    return arm_tasks.serving(
+        served,
+        None,
+        requests=str(file),
+        point={"concurrency": users},
+        count=count,
+        warm_up=users,
+        generator_tokenizer="x",
+        folder=str(tmp_path / "raw"),
+    )
+
+
+@pytest.mark.parametrize("play", ["serve"], indirect=True)
+def test_a_point_is_driven_and_its_raw_output_kept(play: ServerProcess, tmp_path: Path) -> None:
+    load = drive(play, tmp_path)
+    assert sorted(load.times.output_tokens) == [3] * 6 + [5] * 6
+    assert sorted(load.times.input_tokens) == [2] * 6 + [4] * 6
+    assert all(first < whole for first, whole in zip(load.times.ttft_ms, load.times.e2e_ms, strict=True))
+    assert 0 < load.ended - load.started < 30
+    assert (load.state.running, load.state.waiting, load.state.kv_cache_share) == (3.0, 1.0, 0.25)
+    assert (load.state.preemptions, load.generator) == (2.0, "aiperf 0.13.0")
+    assert {"requests.jsonl", "profile_export.jsonl", "aiperf.txt"} <= {
+        file.name for file in Path(load.folder).iterdir()
+    }
+    body = msgspec.json.decode((tmp_path / "raw" / "requests.jsonl").read_bytes().splitlines()[0])["payload"]
+    assert (body["prompt"], body["max_tokens"], body["ignore_eos"]) == ([0, 1, 2, 3], 3, True)
+
+
+@pytest.mark.parametrize("play", ["dies"], indirect=True)
+def test_a_server_that_dies_in_the_middle_is_told_by_its_end(play: ServerProcess, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"The server of Made up ended with code 3\. Read the end of the arm's log\."):
+        drive(play, tmp_path)
+
+
+@pytest.mark.parametrize("play", ["errors"], indirect=True)
+def test_a_server_that_answers_errors_fails_the_point(play: ServerProcess, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"^4 of 12 requests failed \(500 Internal Server Error it broke\)"):
+        drive(play, tmp_path)
+    play.check()
+
+
+@pytest.mark.parametrize("play", ["serve"], indirect=True)
+def test_a_generator_that_fails_is_told_with_its_words(
+    play: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(aiperf.install(tmp_path / "broken", code=9)))
+    with pytest.raises(EngineError, match="AIPerf ended with code 9 at 2 users"):
+        drive(play, tmp_path)
+
+
+def test_steps_stand_in_where_a_server_tells_of_no_moments(tmp_path: Path) -> None:
+    steps = EngineSteps(steps=7, sequences=4, queued=2, kv_cache_share=0.5)
+    served = ServerProcess("Made up", None, Server("u", "m"), FACTS, read_steps=lambda: steps)  # type: ignore[arg-type]
+    state = arm_tasks._state(served, tmp_path)
+    assert (state.running_most, state.waiting_most, state.kv_cache_share, state.steps) == (4, 2, 0.5, 7)
+
+
+def test_loads_of_servers_are_apart_from_those_of_engines() -> None:
+    names = {Task("serving", "a", served_load(number), point=POINTS[0]).name for number in range(3)}
+    assert names == {"serving_c1_0", "serving_c1_1", "serving_c1_2"}
