@@ -14,12 +14,13 @@ from moe_eval.records.comparison import LabelDifference
 from moe_eval.records.labels import EngineFacts, Origin, Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityFigures, QualityRecord
+from moe_eval.records.serving import ServingRecord
 from moe_eval.records.tasks import TasksRecord
 
 Across = Literal["engines", "versions", "gpus", "gpu_count", "checkpoint"]
 # what may differ on request: engines with their libraries, GPUs in kind and number, checkpoints in model and weights
 ACROSS: tuple[Across, ...] = get_args(Across)
-Record = LatencyRecord | QualityRecord | TasksRecord
+Record = LatencyRecord | QualityRecord | TasksRecord | ServingRecord
 _PLAIN_BYTES = 2.0  # of a number in 16 bits
 # facts of the engine without which two figures are of two different things, their names in a sentence, and what lets
 # them differ
@@ -45,6 +46,8 @@ def measured(record: Record | None) -> bool:
         return False
     if isinstance(record, TasksRecord):
         return record.results is not None
+    if isinstance(record, ServingRecord):
+        return any(any(point.loads) for point in record.points)
     return bool(record.shapes) if isinstance(record, LatencyRecord) else scored(record) is not None
 
 
@@ -82,17 +85,20 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     for subject, (first, second) in _measured_of_both(reference, candidate).items():
         if isinstance(first, TasksRecord) or isinstance(second, TasksRecord):
             continue  # documents and prompts decide, see task_rows
-        if imported.is_imported(first, second):
+        if isinstance(first, ServingRecord) or isinstance(second, ServingRecord):
+            pass  # no other tool's are imported
+        elif imported.is_imported(first, second):
             reasons += imported.differences(first, second, across)
             continue
         reasons += _engine_differences(subject, first, second, across)
-        if subject == "Speed":
+        if subject in ("Speed", "Serving"):
             reasons += _software_differences(first, second, across)
     if measured(reference.latency) and measured(candidate.latency):
         workloads = [arm.latency.workload for arm in (reference, candidate) if arm.latency]
         digests = [workload.digest for workload in workloads if workload]
         if len(set(digests)) > 1:
             reasons.append(f"Speed was measured on other prompts or shapes (digests {' and '.join(digests)}).")
+    reasons += _serving_differences(reference.serving, candidate.serving)
     figures = scored(reference.quality), scored(candidate.quality)
     if figures[0] and figures[1]:
         reasons += _window_differences(figures[0], figures[1])
@@ -122,7 +128,7 @@ def _planned(reference: ArmRecords, candidate: ArmRecords) -> set[str]:
 
 
 def _origins(arm: ArmRecords) -> list[Origin | None]:
-    return [record.origin if record else None for record in (arm.latency, arm.quality, arm.evaluated)]
+    return [record.origin if record else None for record in (arm.latency, arm.quality, arm.evaluated, arm.serving)]
 
 
 def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str, tuple[Record, Record]]:
@@ -131,6 +137,7 @@ def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str,
         "Speed": (reference.latency, candidate.latency),
         "Quality": (reference.quality, candidate.quality),
         "Tasks": (reference.evaluated, candidate.evaluated),
+        "Serving": (reference.serving, candidate.serving),
     }
     return {
         subject: (first, second)
@@ -141,9 +148,11 @@ def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str,
 
 def _contradictions(arm: ArmRecords) -> Iterator[str]:
     """Where an arm did not run what its name says."""
-    records: tuple[Record | None, ...] = (arm.latency, arm.quality, arm.evaluated)
+    records: tuple[Record | None, ...] = (arm.latency, arm.quality, arm.evaluated, arm.serving)
     for record in records:
-        planned = record.precision_planned if isinstance(record, LatencyRecord) else record and record.precision
+        planned = record and record.precision
+        if isinstance(record, (LatencyRecord, ServingRecord)):
+            planned = record.precision_planned
         facts = engine(record)
         if facts and facts.precision != planned:
             yield f"{arm.name} ran {facts.precision} where {planned} was planned."
@@ -200,6 +209,19 @@ def _engine_differences(subject: str, first: Record, second: Record, across: Col
         values = getattr(engine(first), fact, None), getattr(engine(second), fact, None)
         if values[0] != values[1] and not set(allowed) & set(across):
             yield f"{subject} was measured with {difference} ({values[0]} and {values[1]})."
+
+
+def _serving_differences(first: ServingRecord | None, second: ServingRecord | None) -> Iterator[str]:
+    """What two servers were asked that was not the same."""
+    if first is None or second is None or not (measured(first) and measured(second)):
+        return
+    digests = [record.workload.digest for record in (first, second) if record.workload]
+    if len(set(digests)) > 1:
+        yield f"Serving was measured with other requests (digests {' and '.join(digests)})."
+    if first.prefix_caching != second.prefix_caching:
+        yield "Only one of the servers computed what prompts begin with once. Give both --prefix_caching, or neither."
+    if first.limits != second.limits:
+        yield "Goodput was measured within other limits. Give both the same --ttft_ms and --tpot_ms."
 
 
 def _software_differences(first: Record, second: Record, across: Collection[str]) -> Iterator[str]:
@@ -266,7 +288,7 @@ def _labels(record: Record) -> Iterator[tuple[str, str]]:
     facts = asdict(record.labels.engine) if record.labels.engine else {}
     yield from ((label, str(facts[fact])) for fact, label in _FACT_LABELS.items() if fact in facts)
     yield from ((name, str(getattr(record, name))) for name in ("gpu_name", "sm_version"))
-    if not isinstance(record, TasksRecord):
+    if not isinstance(record, (TasksRecord, ServingRecord)):
         yield "fusion_disabled", str(record.fusion_disabled)
     yield "git", str(record.origin.git)
     yield from _paths(record.origin.arm.environment if record.origin.arm else {}, "environment.")

@@ -23,7 +23,7 @@ def of_records(arm: ArmRecords, price: float | None) -> ComparedArm:
     Args:
         price: of an hour of one GPU. None where it is not known.
     """
-    records: list[Record] = [record for record in (arm.latency, arm.quality, arm.evaluated) if record]
+    records: list[Record] = [record for record in (arm.latency, arm.quality, arm.evaluated, arm.serving) if record]
     first = next(iter([*filter(engine, records), *records]), None)
     facts = engine(first)
     capacity, tool = (arm.latency.capacity, arm.latency.tool) if arm.latency else (None, None)
@@ -62,6 +62,14 @@ def of_records(arm: ArmRecords, price: float | None) -> ComparedArm:
             for name, row in timed(arm).items()
         },
         kernels={shape: categories(record) for shape, record in arm.kernels.items()},
+        serving={
+            point.name: {
+                field.name: Interval(metric.median, metric.low, metric.high, metric.loads)
+                for field in fields(point.metrics)
+                if (metric := getattr(point.metrics, field.name))
+            }
+            for point in (arm.serving.points if arm.serving else ())
+        },
     )
 
 
@@ -73,6 +81,8 @@ def _taken_gib(record: LatencyRecord | None) -> float | None:
 def _cost(arm: ArmRecords, price_per_hour: float) -> dict[str, Interval]:
     """What a million output tokens cost by shape, at the price of all GPUs of the arm together."""
     per_hour = price_per_hour * 1e6 / 3600  # over tokens per second
+    rates = {name: row.metrics.output_tok_s for name, row in timed(arm).items()}
+    rates |= {point.name: point.metrics.output_tok_s for point in (arm.serving.points if arm.serving else ())}
     return {
         name: Interval(
             per_hour / rate.median,
@@ -80,8 +90,8 @@ def _cost(arm: ArmRecords, price_per_hour: float) -> dict[str, Interval]:
             per_hour / rate.low if rate.low else None,
             rate.loads,
         )
-        for name, row in timed(arm).items()
-        if (rate := row.metrics.output_tok_s)
+        for name, rate in rates.items()
+        if rate
     }
 
 

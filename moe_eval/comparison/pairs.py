@@ -12,6 +12,8 @@ from moe_eval.comparison import (
     explained,
     headlines,
     quality,
+    serving,
+    serving_verdict,
     speed,
     task_quality,
     task_rows,
@@ -62,7 +64,7 @@ def compare(
         replace(_pair(arms[0], candidate, across), tasks=entries)
         for candidate, entries in zip(arms[1:], tasks, strict=True)
     ]
-    pairs = verdict.decide(undecided, by_name, rules)
+    pairs = verdict.decide(serving_verdict.decide(undecided, rules), by_name, rules)
     return ComparisonRecord(
         reference=arms[0].name,
         arms=compared,
@@ -108,6 +110,7 @@ def _pair(reference: ArmRecords, candidate: ArmRecords, across: Collection[str])
         shapes=tuple(_shapes(reference, candidate, schedule)),
         quality=quality.compare(reference, candidate),
         contrast=contrast.contrast(reference, candidate),
+        serving=serving.compare(reference, candidate),
     )
 
 

@@ -12,6 +12,7 @@ from moe_eval.comparison.because import because
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.run import LEAST_WARM_UPS
+from moe_eval.records.serving_comparison import ServingComparison
 from moe_eval.records.shape_comparison import ShapeComparison
 from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
 from moe_eval.stats import ERROR_RATE, LEAST_LOADS
@@ -162,6 +163,11 @@ def _decided(
         settled_by = pair.settled_by
     elif is_broken:
         verdict, sentence = Verdict.BROKEN, wording.broken(pair, arms)
+    elif pair.serving is not None and not timed and not emulated:
+        verdict = pair.serving.verdict
+        sentence = " ".join([pair.serving.sentence, *wording.unfinished_arms(pair, arms)])
+        sentence = wording.with_quality(pair, sentence)
+        settled_by = _settled_under_load(pair.serving, rules)
     elif emulated or not timed:
         verdict = Verdict.OPEN
         sentence, settled_by = wording.without_speed(pair, arms, emulated)
@@ -177,11 +183,25 @@ def _decided(
         )
         reason = because(pair, timed, rules)
         settled_by = _settled_by(pair, timed, rules)
+    if pair.serving is not None and timed and verdict not in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
+        sentence = f"{sentence} {pair.serving.sentence}"
     if pair.contrast and verdict not in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
         sentence = f"{sentence} This is {pair.contrast}."
     return replace(
         pair, verdict=verdict, sentence=sentence, because=reason, settled_by=settled_by, differs=tuple(differs)
     )
+
+
+def _settled_under_load(serving: ServingComparison, rules: Rules) -> str | None:
+    """What would decide the load points that are open. None where none is."""
+    undecided = (Verdict.OPEN, Verdict.QUICK_LOOK)
+    ratios = [point.ratios.deciding(point.point) for point in serving.points if point.verdict in undecided]
+    if not ratios:
+        return None
+    loads = max(_loads_needed(ratio, rules) if ratio else LEAST_LOADS + 1 for ratio in ratios)
+    if loads > _MOST_LOADS:
+        return f"It takes more than {_MOST_LOADS} loads. Look for what disturbs the measurement first."
+    return f"Give --loads {loads} for more loads."
 
 
 def _is_broken(pair: Pair, arms: Mapping[str, ComparedArm]) -> bool:

@@ -142,6 +142,11 @@ def _quality_sentence(pair: Pair) -> str:
     return " ".join([tokens, *tasks])
 
 
+def with_quality(pair: Pair, sentence: str) -> str:
+    """A sentence with what is lost."""
+    return f"{sentence} {_quality_sentence(pair)}"
+
+
 def broken(pair: Pair, arms: Mapping[str, ComparedArm]) -> str:
     """The verdict on a pair of which an arm is broken, and in what."""
     failed = [

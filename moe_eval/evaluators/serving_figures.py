@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -71,41 +71,27 @@ def metrics(loads: Sequence[ServedLoad], gpus: int, limits: ServingLimits) -> Se
         gpus: of the arm. 0 for a CPU and a server of which nobody knows.
     """
     requests = sum(len(load.times.e2e_ms) for load in loads)
-    readers: dict[str, Callable[[ServedLoad], float | None]] = {
-        "output_tok_s": _rate,
-        "output_tok_s_per_gpu": lambda load: _rate(load) / gpus if gpus else None,
-        "tok_s_per_user": lambda load: 1000 / statistics.median(tpot) if (tpot := tpot_ms(load.times)) else None,
-        "goodput_req_s": lambda load: goodput(load.times, limits),
-        "j_per_tok": _energy,
+    values = [of_load(load, gpus, limits) for load in loads]
+    names = [field.name for field in fields(ServingMetrics) if requests >= ENOUGH or "_p99_" not in field.name]
+    return ServingMetrics(**{name: _metric([figures[name] for figures in values]) for name in names})
+
+
+def of_load(load: ServedLoad, gpus: int, limits: ServingLimits) -> dict[str, float | None]:
+    """The figures of one load by the names of ServingMetrics. None where there is nothing to tell."""
+    times, tpot, energy = load.times, tpot_ms(load.times), joules(load)
+    tokens = sum(times.output_tokens)
+    rate = tokens / seconds(times)
+    figures: dict[str, float | None] = {
+        "output_tok_s": rate,
+        "output_tok_s_per_gpu": rate / gpus if gpus else None,
+        "tok_s_per_user": 1000 / statistics.median(tpot) if tpot else None,
+        "goodput_req_s": goodput(times, limits),
+        "j_per_tok": None if energy is None else energy / max(1, tokens),
     }
-    times: dict[str, Callable[[RequestTimes], Sequence[float]]] = {
-        "ttft": lambda times: times.ttft_ms,
-        "tpot": tpot_ms,
-        "e2e": lambda times: times.e2e_ms,
-    }
-    for name, quantile in _QUANTILES.items():
-        if name != "p99" or requests >= ENOUGH:
-            for figure, read in times.items():
-                readers[f"{figure}_{name}_ms"] = _reader(read, quantile)
-    figures = {name: _metric([read(load) for load in loads]) for name, read in readers.items()}
-    return ServingMetrics(**{field.name: figures.get(field.name) for field in fields(ServingMetrics)})
-
-
-def _rate(load: ServedLoad) -> float:
-    return sum(load.times.output_tokens) / seconds(load.times)
-
-
-def _energy(load: ServedLoad) -> float | None:
-    energy = joules(load)
-    return None if energy is None else energy / max(1, sum(load.times.output_tokens))
-
-
-def _reader(read: Callable[[RequestTimes], Sequence[float]], quantile: float) -> Callable[[ServedLoad], float | None]:
-    def value(load: ServedLoad) -> float | None:
-        values = read(load.times)
-        return float(np.quantile(values, quantile)) if values else None
-
-    return value
+    for figure, values in (("ttft", times.ttft_ms), ("tpot", tpot), ("e2e", times.e2e_ms)):
+        for name, quantile in _QUANTILES.items():
+            figures[f"{figure}_{name}_ms"] = float(np.quantile(values, quantile)) if values else None
+    return figures
 
 
 def _metric(values: Sequence[float | None]) -> Metric | None:

@@ -9,6 +9,7 @@ from moe_eval.records.headline import Header, Headline
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Interval
 from moe_eval.records.run import Mode, Skipped
+from moe_eval.records.serving_comparison import ServingComparison
 from moe_eval.records.shape_comparison import ShapeComparison
 from moe_eval.records.shape_latency import FloorReached
 from moe_eval.records.task_comparison import TaskComparison
@@ -98,6 +99,7 @@ class Pair:
         quality: None where they did not score the same windows.
         contrast: what is compared with what, where that is more than precisions.
         tasks: a row for every metric of every task and group of the harness that both were evaluated on.
+        serving: None where not both were served.
         headlines: in the order of HeadlineFigure. Empty where the two cannot be compared, or one is broken.
     """
 
@@ -116,6 +118,7 @@ class Pair:
     headlines: tuple[Headline, ...] = ()
     contrast: str = ""
     tasks: tuple[TaskComparison, ...] = ()
+    serving: ServingComparison | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class ComparedArm:
         taken_gib: memory that the loaded arm took of the GPU that it takes most of.
         cost: of a million output tokens by shape, at Rules.price_per_gpu_hour. Empty without a price.
         speed: by shape and metric. `kernels`: ms by shape, phase and category.
-        floors: by shape and step.
+        floors: by shape and step. `serving`: by load point and figure.
     """
 
     name: str
@@ -160,6 +163,7 @@ class ComparedArm:
     speed: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     kernels: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     floors: Mapping[str, Mapping[str, FloorReached]] = field(default_factory=dict)
+    serving: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,10 @@ def test_a_run_of_nothing_is_the_demo(words: list[str], tmp_path: Path) -> None:
         ("run --timeout 0.5", "--timeout 0.5 is out of range. Give 1 to 1000000."),
         ("run --timeout 1e300", "--timeout 1e300 is out of range. Give 1 to 1000000."),
         ("run --evaluators=", "--evaluators cannot be read. Give some of quality, tasks, latency, kernels, serving."),
-        ("run --evaluators perplexity", "Give some of quality, tasks, latency, kernels, serving. Did you mean quality?"),
+        (
+            "run --evaluators perplexity",
+            "Give some of quality, tasks, latency, kernels, serving. Did you mean quality?",
+        ),
         ("run --evaluators latancy", "Give some of quality, tasks, latency, kernels, serving. Did you mean latency?"),
         ("run --scope expert", "Give one of experts, all. Did you mean experts?"),
         ("run --profiler NSYS", "Give one of auto, nsys, torch. Did you mean nsys?"),

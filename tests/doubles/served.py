@@ -43,14 +43,19 @@ def record(
     output: int = OUTPUT,
     settings: ArmSettings | None = None,
 ) -> ServingRecord:
-    """An arm's record. `tpot_ms`: by users, of every load. None where it failed."""
+    """An arm's record, whose first tokens take as long as later ones. `tpot_ms`: by users, of every load.
+
+    None where it failed.
+    """
     points = {users: LoadPoint(users) for users in tpot_ms}
     requests = (ServedRequest(tuple(range(INPUT)), OUTPUT),) * 10_000
     served = Served(
         arm=arm,
         precision=facts.precision,
         loads={
-            points[users]: [None if ms is None else load(10 * users, users, tpot_ms=ms, output=output) for ms in loads]
+            points[users]: [
+                None if ms is None else load(10 * users, users, tpot_ms=ms, ttft_ms=ms, output=output) for ms in loads
+            ]
             for users, loads in tpot_ms.items()
         },
         errors={

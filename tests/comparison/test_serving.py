@@ -1,0 +1,181 @@
+"""Arms under load: ratios, verdicts and sentences of records whose figures have a closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from moe_eval.comparison import pairs
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import Pair
+from moe_eval.records.serving import ServingLimits
+from moe_eval.records.serving_comparison import ServingComparison
+from moe_eval.records.verdicts import Rules, Verdict
+from tests.doubles import served
+from tests.doubles.recorded_arms import TIMED_ON
+
+LOADS = (0.996, 1.002, 1.004, 0.998)  # what every load's times are multiplied with
+USERS = (1, 2, 4, 8, 16)
+
+
+def arm(name: str, gains: Mapping[int, float], loads: Sequence[float] = LOADS, **options: Any) -> ArmRecords:
+    """An arm whose tokens take 10 ms x users^0.5 over its gain."""
+    tpot = {users: [10 * users**0.5 / gain * load for load in loads] for users, gain in gains.items()}
+    facts = replace(TIMED_ON, precision=name.partition("-")[0], gpus=options.pop("count", 1))
+    record = served.record(name, tpot, facts, **options)
+    return ArmRecords(name, record.precision, serving=record)
+
+
+def compared(*arms: ArmRecords, rules: Rules | None = None) -> Pair:
+    return pairs.compare(arms, rules=rules).pairs[0]
+
+
+def serving(pair: Pair) -> ServingComparison:
+    assert pair.serving is not None
+    return pair.serving
+
+
+def level(gain: float) -> dict[int, float]:
+    return dict.fromkeys(USERS, gain)
+
+
+def test_a_gain_in_time_is_the_ratio_at_every_point() -> None:
+    shifted = [*LOADS[1:], LOADS[0]]
+    pair = compared(arm("bf16", level(1.0)), arm("fp8", level(1.25), shifted))
+    for point in serving(pair).points:
+        ratios = point.ratios
+        for ratio in (ratios.output_tok_s, ratios.tok_s_per_user, ratios.e2e_p50_ms, ratios.ttft_p50_ms):
+            assert ratio is not None
+            assert ratio.value == pytest.approx(1.25)
+            assert ratio.low is not None
+            assert 1.2 < ratio.low < 1.25
+        assert point.verdict is Verdict.PAYS
+    assert pair.verdict is Verdict.PAYS
+    assert pair.sentence.startswith("At every load measured fp8 pays: 1.250x (")
+
+
+def test_at_equal_speed_it_counts_twice_and_only_on_the_frontier() -> None:
+    pair = compared(arm("bf16", level(1.0)), arm("fp8", level(1.25)))
+    ratios = {point.point.concurrency: point.at_equal_speed for point in serving(pair).points}
+    assert ratios[16] is None, "its frontier ends before: nobody is as slow"
+    for users in (1, 2, 4, 8):
+        ratio = ratios[users]
+        assert ratio is not None
+        assert ratio.value == pytest.approx(1.5625)
+    assert [point.is_best for point in serving(pair).frontier[0]] == [True] * 5
+    assert serving(pair).frontier[0][2].tok_s_per_gpu == pytest.approx(4 * 1000 / 20, rel=1e-3)
+
+
+def test_the_users_within_a_limit_come_first() -> None:
+    limits = ServingLimits(tpot_ms=25.0)
+    shifted = [*LOADS[1:], LOADS[0]]
+    pair = compared(arm("bf16", level(1.0), limits=limits), arm("fp8", level(1.2), shifted, limits=limits))
+    users = serving(pair).users
+    assert users is not None
+    assert (users.reference, users.other) == (pytest.approx(6.25, rel=0.01), pytest.approx(9.0, rel=0.01))
+    assert users.ratio is not None
+    assert users.ratio.value == pytest.approx(1.44)
+    assert pair.sentence.startswith("fp8 serves 1.440x (")
+    assert "the users within 25 ms a token (fp8 9, bf16 6.25)." in pair.sentence
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (5.0, "fp8 none, bf16 none"),
+        (10.0, "fp8 1.44, bf16 1"),
+        (39.0, "fp8 16 or more, bf16 15.2"),
+        (99.0, "16 or more"),
+    ],
+)
+def test_a_limit_beyond_the_points_has_no_ratio(limit: float, words: str) -> None:
+    limits = ServingLimits(tpot_ms=limit)
+    loads = (1.0, 1.0, 1.0)
+    pair = compared(arm("bf16", level(1.0), loads, limits=limits), arm("fp8", level(1.2), loads, limits=limits))
+    assert words in pair.sentence
+    assert ("serves" in pair.sentence) == (limit == 10.0)
+
+
+def test_it_pays_from_a_load_on_and_does_nothing_below() -> None:
+    gains = {1: 1.0, 2: 1.0, 4: 1.2, 8: 1.3, 16: 1.35}
+    pair = compared(arm("bf16", level(1.0)), arm("fp8", gains, [*LOADS[1:], LOADS[0]]), rules=Rules(min_gain=0.02))
+    assert [point.verdict for point in serving(pair).points] == [
+        *[Verdict.NO_DIFFERENCE] * 2,
+        *[Verdict.PAYS] * 3,
+    ]
+    sentences = pair.sentence.split(". ")
+    assert sentences[0].startswith("From 4 users on fp8 pays: 1.200x (")
+    assert sentences[0].endswith("at 16 users")
+    assert sentences[1].startswith("Up to 2 users it makes no worthwhile difference: 1.000x (")
+
+
+def test_one_slower_load_makes_the_pair_slower() -> None:
+    gains = {1: 0.8, 2: 1.0, 4: 1.2, 8: 1.2, 16: 1.2}
+    pair = compared(arm("bf16", level(1.0)), arm("fp8", gains))
+    assert pair.verdict is Verdict.SLOWER
+    assert "At 1 user it is slower: 0.80" in pair.sentence
+
+
+def test_two_loads_are_a_quick_look_and_scatter_leaves_it_open() -> None:
+    assert compared(arm("bf16", level(1.0), LOADS[:2]), arm("fp8", level(1.3), LOADS[:2])).verdict is Verdict.QUICK_LOOK
+    wide = (0.7, 1.4, 1.0, 0.9)
+    pair = compared(arm("bf16", level(1.0)), arm("fp8", level(1.05), wide))
+    assert pair.verdict is Verdict.OPEN
+    assert pair.settled_by is not None
+    assert "loads" in pair.settled_by
+
+
+def test_throughput_is_by_gpu_where_arms_have_other_numbers_of_them() -> None:
+    pair = compared(arm("bf16", level(1.0), count=2), arm("fp8", level(1.0), count=1))
+    ratios = [point.ratios for point in serving(pair).points]
+    assert [ratio.output_tok_s.value for ratio in ratios if ratio.output_tok_s] == pytest.approx([2.0] * 5)
+    assert [ratio.e2e_p50_ms.value for ratio in ratios if ratio.e2e_p50_ms] == pytest.approx([1.0] * 5)
+
+
+def test_a_load_that_failed_on_one_side_pairs_with_none() -> None:
+    record = served.record("fp8", {1: [8.0, None, 8.0, 8.0, 8.0]}, replace(TIMED_ON, precision="fp8"))
+    reference = served.record("bf16", {1: [10.0, 99.0, 10.0, 10.0, 10.0]}, TIMED_ON)
+    pair = compared(ArmRecords("bf16", "bf16", serving=reference), ArmRecords("fp8", "fp8", serving=record))
+    (point,) = serving(pair).points
+    assert point.ratios.output_tok_s is not None
+    assert point.ratios.output_tok_s.value == pytest.approx(1.25)
+    assert serving(pair).loads == 4
+    assert "fp8 failed (the server ended)" in pair.sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"digest": "e" * 16}, "other requests (digests"),
+        ({"limits": ServingLimits(ttft_ms=1.0)}, "within other limits"),
+        ({"output": 5}, "Answers had 5.0 to 11.0 tokens"),
+    ],
+)
+def test_servers_that_did_other_work_are_not_compared(options: dict[str, Any], words: str) -> None:
+    pair = compared(arm("bf16", level(1.0)), arm("fp8", level(1.2), **options))
+    assert pair.verdict is Verdict.NOT_COMPARABLE
+    assert words in pair.sentence
+    assert all(point.verdict is Verdict.NOT_COMPARABLE for point in serving(pair).points)
+
+
+def test_points_and_arms_are_one_family() -> None:
+    """An interval that lies just above the least gain alone is not confirmed among five."""
+    loads = (1.0, 1.0, 1.0, 1.0)
+    gains = (1.016, 1.0245, 1.02, 1.0195)
+    tpot = {users: [10 / gain for gain in gains] for users in USERS}
+    alone = served.record("fp8", {1: tpot[1]}, replace(TIMED_ON, precision="fp8"))
+    many = served.record("fp8", tpot, replace(TIMED_ON, precision="fp8"))
+    reference = {users: [10.0] * len(loads) for users in USERS}
+    sides = [
+        (served.record("bf16", {1: reference[1]}, TIMED_ON), alone),
+        (served.record("bf16", reference, TIMED_ON), many),
+    ]
+    verdicts = [
+        serving(compared(ArmRecords("bf16", "bf16", serving=first), ArmRecords("fp8", "fp8", serving=second))).points[0]
+        for first, second in sides
+    ]
+    assert [point.verdict for point in verdicts] == [Verdict.PAYS, Verdict.OPEN]
+    assert "(Holm)" in verdicts[1].reason
