@@ -139,7 +139,7 @@ def test_run_takes_the_options_of_the_command(
         ({"emulate": "yes"}, "emulate has to be true or false"),
         ({"loads": 0}, "loads has to be 1 to 1000."),
         ({"min_gain": 1}, "min_gain has to be 0 to 0.5 (0.01 is 1 %)."),
-        ({"evaluators": ["perplexity"]}, "evaluators has to be some of quality, tasks, latency, kernels."),
+        ({"evaluators": ["perplexity"]}, "evaluators has to be some of quality, tasks, latency, kernels, serving."),
     ],
 )
 def test_run_raises_instead_of_exiting(outcome: list[Any], options: dict[str, Any], sentence: str) -> None:

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Literal
 
 from moe_eval import stats
-from moe_eval.comparison import task_gate, verdict, wording
+from moe_eval.comparison import serving_gate, task_gate, verdict, wording
 from moe_eval.errors import UsageError, mended
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.comparison import ComparisonRecord, Pair
@@ -30,12 +30,17 @@ _NUMBER = re.compile(
     rf"(?P<bound>{_BOUND})"
 )
 _TASK = re.compile(rf"(?:(?P<arm>[^:\s]+):)?task:(?P<task>[^:\s<>=]+)\s*(?P<sign>>=|<=)\s*(?P<bound>{_BOUND})")
+_SERVING = re.compile(
+    r"(?:(?P<arm>[^:\s]+):)?serving:(?P<name>[A-Za-z0-9_]+)(?:\[(?P<point>[cr][0-9.]{1,12})\])?\s*"
+    rf"(?P<sign>>=|<=)\s*(?P<bound>{_BOUND})"
+)
 _VERDICT = re.compile(r"(?:(?P<arm>[^:\s]+):)?verdict\s*==\s*pays")
 _ALLOWED = (
     "A gate is a list such as speed>=1.2,ln_ppl<=0.01. Figures are speed, ttft and tpot (how many times faster), "
     "energy (how many times less), ln_ppl, kld and top1, each with >= or <= and a number. A figure of speed is for "
     "every shape, or for one batch size as speed[b8]. task:gsm8k>=-0.01 bounds the gain in a task of lm-eval, and "
-    "flips<=0.02 the share of answers that flip in every task. The verdict is verdict==pays. A condition is for every "
+    "flips<=0.02 the share of answers that flip in every task. serving:goodput>=1.1 bounds the most requests in time, "
+    "and serving:output[c8]>=1.2 the throughput of 8 users. The verdict is verdict==pays. A condition is for every "
     "arm, or for one as fp8:speed>=1.2."
 )
 
@@ -67,6 +72,7 @@ class Condition:
         name: speed, ttft, tpot or energy (ratios reference / other), ln_ppl, kld (mean, in nats), top1 (0 to 1), task
             (the gain), flips (0 to 1), or verdict.
         task: that it is about. None for every task.
+        point: the load point of a figure of servers. None for every one. `is_serving`: it is such a figure.
         arm: that it is about. None for every arm but the reference.
         batch_size: of the shapes that it is about. None for all.
         sign, bound: what the figure has to be. Meaningless for verdict, which has to be `pays`.
@@ -79,6 +85,8 @@ class Condition:
     sign: Literal[">=", "<="] = ">="
     bound: float = 0.0
     task: str | None = None
+    point: str | None = None
+    is_serving: bool = False
 
 
 def parse(text: str) -> tuple[Condition, ...]:
@@ -94,6 +102,14 @@ def _condition(part: str) -> Condition:
     pays = _VERDICT.fullmatch(part)
     if pays:
         return Condition("".join(part.split()), "verdict", pays["arm"])
+    served = _SERVING.fullmatch(part)
+    if served and served["name"] in serving_gate.FIGURES and math.isfinite(float(served["bound"])):
+        side: Literal[">=", "<="] = ">=" if served["sign"] == ">=" else "<="
+        text, bound = "".join(part.split()), float(served["bound"])
+        return Condition(text, served["name"], served["arm"], None, side, bound, point=served["point"], is_serving=True)
+    if served:
+        fix = mended(served["name"], tuple(serving_gate.FIGURES), _ALLOWED)
+        raise UsageError(f"--gate has {part!r}, and servers have no figure {served['name']}. {fix}")
     of_task = _TASK.fullmatch(part)
     match = of_task or _NUMBER.fullmatch(part)
     figures = (*_OF_SPEED, *_OF_SCORES, "flips")
@@ -164,7 +180,7 @@ def check(
     pairs = [pair for pair in comparison.pairs if not pair.other.endswith(REPEAT_SUFFIX)]
     emulated = {arm.name for arm in comparison.arms if arm.emulated}
     checks = [
-        (condition, pair, _figures(pair, condition, emulated))
+        (condition, pair, _served(pair, condition) if condition.is_serving else _figures(pair, condition, emulated))
         for pair in pairs
         for condition in conditions
         if condition.arm in (None, pair.other)
@@ -293,6 +309,11 @@ def _quality(pair: Pair, condition: Condition) -> _Bounded:
     if condition.name == "kld" and divergence and divergence.is_lower_bound and not is_least:
         holds, why = False, f"{why}, which is a lower bound"
     return _Bounded(condition, pair, why, holds, p_value)
+
+
+def _served(pair: Pair, condition: Condition) -> list[_Bounded]:
+    figures = serving_gate.figures(pair, condition.name, condition.point, condition.sign, condition.bound)
+    return [_Bounded(condition, pair, *figure) for figure in figures]
 
 
 def _tasks(pair: Pair, condition: Condition) -> list[_Bounded]:

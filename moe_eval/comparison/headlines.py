@@ -94,6 +94,29 @@ def _headlines(
         yield Headline(HeadlineFigure.MEMORY_GIB, None, reference.weights_gib, candidate.weights_gib, ratio)
     if shape is not None:
         yield from _secondary(HeadlineFigure.J_PER_TOK, shape, verdicts)
+    yield from _served(pair)
+
+
+def _served(pair: Pair) -> Iterator[Headline]:
+    """The users in time, and the throughput at the point with the most users."""
+    serving = pair.serving
+    if serving is None or serving.verdict is Verdict.NOT_COMPARABLE:
+        return
+    users = serving.users
+    if users is not None and users.ratio is not None:
+        ratio = users.ratio
+        sides = users.reference, users.other
+        yield Headline(HeadlineFigure.USERS_IN_TIME, None, *sides, ratio.value, ratio.low, ratio.high)
+    closed = [point for point in serving.points if point.point.concurrency and point.ratios.output_tok_s]
+    for point in closed[-1:]:
+        served = point.ratios.output_tok_s
+        figures = point.figures.get("output_tok_s_per_gpu") or point.figures.get("output_tok_s")
+        if served is not None and figures is not None:
+            reference, other = (side.median if side else None for side in (figures.reference, figures.other))
+            ends = served.value, served.low, served.high
+            yield Headline(
+                HeadlineFigure.SERVED_TOK_S, point.name, reference, other, *ends, verdict=point.verdict.value
+            )
 
 
 def _of_time(

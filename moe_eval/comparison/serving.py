@@ -84,8 +84,22 @@ def compare(reference: ArmRecords, candidate: ArmRecords) -> ServingComparison |
         limits=before.limits,
         loads=loads,
         users=curves.users_in_time(before.limits.tpot_ms),
+        goodput=_goodput(sides, names, schedule),
         differs=tuple(_differences(sides)),
     )
+
+
+def _goodput(sides: Sequence[_Side], names: Sequence[str], schedule: PairSchedule) -> Ratio | None:
+    """The ratio of the most requests in time at any point, by loads that finished all points."""
+    common = sorted(set.intersection(*(set(_pairs(sides, name)) for name in names))) if names else []
+    logs: list[list[float]] = []
+    for side in sides:
+        points = [point for name in names if (point := side.point(name))]
+        rates = [max(side.value(point, load, "goodput_req_s") or 0.0 for point in points) for load in common]
+        if not rates or min(rates) <= 0:
+            return None
+        logs.append([math.log(rate) for rate in rates])
+    return speed.ratio_of_loads(logs[1], logs[0], _SOURCE, schedule)
 
 
 def _differences(sides: Sequence[_Side]) -> list[str]:

@@ -15,6 +15,8 @@ class HeadlineFigure(str, Enum):
     QUALITY = "quality"
     MEMORY_GIB = "memory_gib"
     J_PER_TOK = "j_per_tok"
+    USERS_IN_TIME = "users_in_time"
+    SERVED_TOK_S = "served_tok_s"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Headline:
         shape: that it is of: the one that decides the pair's verdict. None where the figure has no shape.
         reference, value: of both arms, in the unit that the figure's name ends with. `speed_up` has the time that
             decides in ms, `quality` the perplexity by token, `memory_gib` the weights on each GPU.
+        shape of `served_tok_s`: the load point with the most users. It has tokens per second, per GPU where those are
+            known.
         ratio: how many times better the other arm is, above 1 where it is better: faster, more tokens, less memory or
             energy. Of `quality` the other perplexity over the reference's, above 1 where it is worse.
         low, high: its interval. None where there is none.

@@ -86,6 +86,8 @@ class ServingComparison:
         sentence: the same in whole sentences, with the load from which on it pays.
         frontier: the points of both arms, reference first.
         users: None without --tpot_ms.
+        goodput: how many times the requests per second in time the other arm serves, each where it serves most. None
+            without a limit, or where none is served in time.
         loads: that finished on both sides, at the point that has fewest.
         differs: why the two cannot be compared, a sentence each.
     """
@@ -95,6 +97,7 @@ class ServingComparison:
     limits: ServingLimits
     loads: int
     users: UsersInTime | None = None
+    goodput: Ratio | None = None
     verdict: Verdict = Verdict.OPEN
     sentence: str = ""
     differs: tuple[str, ...] = ()

@@ -21,9 +21,21 @@ def dataframe(arms: Sequence[ArmRecords], comparison: ComparisonRecord | None) -
     """One row for every arm, shape and metric, see interface.Results.to_dataframe."""
     import pandas
 
-    rows = [row for arm in arms for row in (*_quality(arm, comparison), *_tasks(arm), *_latency(arm), *_kernels(arm))]
+    rows = [row for arm in arms for row in _rows(arm, comparison)]
     frame = pandas.DataFrame(rows, columns=list(_COLUMNS))
     return frame.astype({"median": float, "low": float, "high": float})
+
+
+def _rows(arm: ArmRecords, comparison: ComparisonRecord | None) -> Iterator[Row]:
+    yield from (*_quality(arm, comparison), *_tasks(arm), *_latency(arm), *_serving(arm), *_kernels(arm))
+
+
+def _serving(arm: ArmRecords) -> Iterator[Row]:
+    for point in arm.serving.points if arm.serving else ():
+        for entry in fields(point.metrics):
+            if (metric := getattr(point.metrics, entry.name)) is not None:
+                interval = metric.median, metric.low, metric.high
+                yield arm.name, arm.precision, "serving", point.name, entry.name, *interval
 
 
 def _quality(arm: ArmRecords, comparison: ComparisonRecord | None) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from moe_eval.records.ratios import Interval
 from moe_eval.report.text import LONGEST_NAME, NONE, figure_cells, finite, number, plain, span
 
 _SHAPE = re.compile(r"b(\d+)_i(\d+)_o(\d+)")
+_POINT = re.compile(r"(?:c(\d+)|r([\d.e+-]+))_(?:i(\d+)_o(\d+)|mixed)")
 _CATEGORIES = {
     "expert_gemm": "expert GEMMs",
     "gate_gemm": "router GEMM",
@@ -26,7 +27,11 @@ _ENGINES = {"hf": "Transformers", "transformers": "Transformers", "trtllm": "Ten
 
 
 def shape_words(name: str) -> str:
-    """A shape by its name, such as "batch 32, 512 tokens in, 128 out"."""
+    """A shape or load point by its name, such as "batch 32, 512 tokens in, 128 out"."""
+    point = _POINT.fullmatch(name)
+    if point:
+        load = f"{point[1]} user{'s' * (point[1] != '1')}" if point[1] else f"{point[2]} requests/s"
+        return f"{load}, {point[3]} tokens in, {point[4]} out" if point[3] else f"{load}, mixed lengths"
     sizes = _SHAPE.fullmatch(name)
     return "batch {}, {} tokens in, {} out".format(*sizes.groups()) if sizes else plain(name)
 

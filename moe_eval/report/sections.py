@@ -19,6 +19,8 @@ from moe_eval.report import (
     pair_tables,
     prediction_tables,
     readable,
+    serving_chart,
+    serving_table,
     task_changes,
     task_table,
     tiles,
@@ -73,7 +75,7 @@ class Report:
         title: the names of the arms. `header`: model, GPU, engine, date and run, empty where nothing is known.
         notes: sentences on what has no answer.
         tasks: what decides of every task, and the first of the documents that flipped. Folds have all of them.
-        charts: of speed, of a step and of quality, as far as they say something.
+        charts: of frontiers under load, of speed, of a step and of quality, as far as they say something.
     """
 
     title: str
@@ -88,9 +90,11 @@ class Report:
 def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
     """What is said of a comparison. What has nothing to say is left out."""
     speed, step, quality = charts.speed(comparison), charts.steps(comparison), charts.quality(comparison)
+    served = serving_chart.frontiers(comparison)
     folds: tuple[tuple[str, str, Iterable[str | Table | Chart | Example]], ...] = (
         ("shapes", "Verdict of every shape", _verdicts(comparison)),
         ("speed", "Speed: all figures", (*speed[1:], *_speed(comparison))),
+        ("serving", "Serving: all load points", serving_table.tables(comparison)),
         ("steps", "Time per step: all shapes and phases", _steps(comparison)),
         ("quality", "Quality: all figures", pair_tables.quality(comparison)),
         ("tasks", "Tasks of lm-eval: all figures", task_table.tables(comparison)),
@@ -105,7 +109,7 @@ def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
         header=tiles.header_line(comparison.header),
         answers=tuple(_answers(comparison)),
         notes=tuple(_notes(comparison)),
-        charts=tuple(chart for chart in (*speed[:1], step, quality) if chart is not None),
+        charts=tuple(chart for chart in (served, *speed[:1], step, quality) if chart is not None),
         tasks=tasks(comparison),
         folds=tuple(fold for fold in filled if fold.parts),
     )

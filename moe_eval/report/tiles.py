@@ -21,13 +21,17 @@ _TITLES = {
     HeadlineFigure.QUALITY: "Quality",
     HeadlineFigure.MEMORY_GIB: "Weights per GPU",
     HeadlineFigure.J_PER_TOK: "Energy per token",
+    HeadlineFigure.USERS_IN_TIME: "Users in time",
+    HeadlineFigure.SERVED_TOK_S: "Output under load",
 }
 _UNITS = {
     HeadlineFigure.OUTPUT_TOK_S_PER_GPU: " tok/s",
     HeadlineFigure.TTFT_MS: " ms",
     HeadlineFigure.MEMORY_GIB: " GiB",
     HeadlineFigure.J_PER_TOK: " J",
+    HeadlineFigure.SERVED_TOK_S: " tok/s",
 }
+_UNDER_LOAD = (HeadlineFigure.USERS_IN_TIME, HeadlineFigure.SERVED_TOK_S)
 _DECIDE_ON = {
     "e2e": "end to end",
     "ttft": "to the first token",
@@ -90,7 +94,8 @@ def of_pair(pair: Pair, rules: Rules) -> tuple[Tile, ...]:
 
 def place_of(pair: Pair) -> str:
     """The shape that the speed of a pair's headlines is of, in words. Empty where there is none."""
-    return next((readable.shape_words(headline.shape) for headline in pair.headlines if headline.shape), "")
+    shapes = (headline.shape for headline in pair.headlines if headline.figure not in _UNDER_LOAD)
+    return next((readable.shape_words(shape) for shape in shapes if shape), "")
 
 
 def _tile(headline: Headline, pair: Pair, rules: Rules) -> Tile:
@@ -103,11 +108,16 @@ def _tile(headline: Headline, pair: Pair, rules: Rules) -> Tile:
     times, interval = readable.factor(ratio, headline.low, headline.high, rules.min_gain)
     if figure is HeadlineFigure.SPEED_UP:
         return Tile(title, times, f"{interval or 'no interval'}, {_DECIDE_ON[rules.decide_on]}", verdict, kind)
+    if figure is HeadlineFigure.USERS_IN_TIME and pair.serving and pair.serving.users:
+        limit = f"within {pair.serving.users.tpot_ms:g} ms a token"
+        return Tile(title, times, f"{interval or 'no interval'}, {limit}", verdict, kind)
     before, after = (readable.significant(side, unit=unit) for side in (headline.reference, headline.value))
     beside = f"{named(pair.reference)} {before}"
     if figure is HeadlineFigure.MEMORY_GIB:
         less = readable.significant(100 * abs(1 - 1 / ratio))
         return Tile(title, after, f"{beside}, {less} % {'less' if ratio > 1 else 'more'}", verdict, kind)
+    if figure is HeadlineFigure.SERVED_TOK_S:
+        beside += f", {readable.shape_words(headline.shape or '')}"
     return Tile(title, after, f"{times} ({interval or 'no interval'}), {beside}", _WORDS.get(verdict, verdict), kind)
 
 

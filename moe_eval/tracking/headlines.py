@@ -19,6 +19,8 @@ _KEYS: Mapping[HeadlineFigure, str] = {
     HeadlineFigure.J_PER_TOK: "headline/energy_ratio",
     HeadlineFigure.TTFT_MS: "headline/ttft_speedup",
     HeadlineFigure.OUTPUT_TOK_S_PER_GPU: "headline/output_tok_s_per_gpu_ratio",
+    HeadlineFigure.USERS_IN_TIME: "headline/users_in_time_ratio",
+    HeadlineFigure.SERVED_TOK_S: "headline/served_tok_s_ratio",
 }
 COLUMNS = tuple(_KEYS.values())[:4]
 
@@ -65,6 +67,8 @@ def best(comparison: ComparisonRecord) -> Pair | None:
     compared = [pair for pair in comparison.pairs if pair.headlines]
 
     def gain(pair: Pair) -> float:
-        return of_pair(pair).get(_KEYS[HeadlineFigure.SPEED_UP], 0.0) if pair.verdict is Verdict.PAYS else 0.0
+        figures, under_load = of_pair(pair), _KEYS[HeadlineFigure.SERVED_TOK_S]
+        gain = figures.get(_KEYS[HeadlineFigure.SPEED_UP], figures.get(under_load, 0.0))
+        return gain if pair.verdict is Verdict.PAYS else 0.0
 
     return max(compared, key=gain, default=None)

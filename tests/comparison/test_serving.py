@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from moe_eval.comparison import pairs
+from moe_eval.comparison import gate, pairs
+from moe_eval.comparison.gate import GateResult
+from moe_eval.errors import UsageError
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import Pair
 from moe_eval.records.serving import ServingLimits
@@ -179,3 +182,44 @@ def test_points_and_arms_are_one_family() -> None:
     ]
     assert [point.verdict for point in verdicts] == [Verdict.PAYS, Verdict.OPEN]
     assert "(Holm)" in verdicts[1].reason
+
+
+def checked(pair_arms: Sequence[ArmRecords], text: str) -> tuple[GateResult, str]:
+    comparison = pairs.compare(pair_arms)
+    result, lines = gate.check(comparison, gate.parse(text))
+    return result, " ".join(lines)
+
+
+def test_a_gate_on_goodput_bounds_the_most_that_any_point_has() -> None:
+    """Within 25 ms a token four users are in time with bf16, and eight with fp8: 2.5 times the requests."""
+    limits, shifted = ServingLimits(tpot_ms=25.0), [*LOADS[1:], LOADS[0]]
+    arms = [arm("bf16", level(1.0), limits=limits), arm("fp8", level(1.25), shifted, limits=limits)]
+    ratio = serving(compared(*arms)).goodput
+    assert ratio is not None
+    assert ratio.value == pytest.approx(1.25 * math.sqrt(2))
+    assert checked(arms, "serving:goodput>=1.7")[0] is GateResult.HOLDS
+    assert checked(arms, "serving:goodput >= 1.9")[0] is GateResult.FAILS
+    assert checked(arms, "fp8:serving:goodput[c4]>=1.2")[0] is GateResult.HOLDS
+    assert checked(arms, "serving:goodput>=1.7678")[0] is GateResult.UNDECIDED
+    assert checked(arms, "serving:users>=1.5,serving:output[c16]>=1.2")[0] is GateResult.HOLDS
+    result, why = checked(arms, "serving:goodput[c16]>=1")
+    assert (result, "no such figure" in why) == (GateResult.UNDECIDED, True)
+
+
+def test_a_gate_on_what_was_not_served_is_undecided() -> None:
+    few = [arm("bf16", level(1.0), LOADS[:2]), arm("fp8", level(1.3), LOADS[:2])]
+    for arms, text, words in (
+        (few, "serving:output>=1.1", "is a quick look"),
+        (few, "serving:output[c5]>=1.1", "no load point c5"),
+        (few, "serving:goodput>=1.1", "no such figure"),
+        ([ArmRecords("bf16", "bf16"), ArmRecords("fp8", "fp8")], "serving:output>=1", "not measured on both sides"),
+    ):
+        result, why = checked(arms, text)
+        assert result is GateResult.UNDECIDED
+        assert words in why
+
+
+@pytest.mark.parametrize("text", ["serving:goodputs>=1", "serving:speed>=1.1"])
+def test_a_gate_names_the_figures_of_servers(text: str) -> None:
+    with pytest.raises(UsageError, match="servers have no figure"):
+        gate.parse(text)
