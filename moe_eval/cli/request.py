@@ -111,7 +111,7 @@ def _serving(options: RunOptions) -> ServingRequest:
         points=served_requests.points(users, options.request_rate),
         output_len=options.output_len,
         lengths=options.lengths,
-        least=options.num_requests,
+        minimum=options.num_requests,
         limits=ServingLimits(options.ttft_ms, options.tpot_ms),
         port=options.port,
         prefix_caching=options.prefix_caching,

@@ -22,7 +22,7 @@ def best(per_user: Sequence[float], per_gpu: Sequence[float]) -> list[bool]:
     """Of every point whether no other one is better in both."""
     points = list(zip(per_user, per_gpu, strict=True))
     return [
-        not any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points)
+        not any(rival != point and rival[0] >= point[0] and rival[1] >= point[1] for rival in points)
         for point in points
     ]
 

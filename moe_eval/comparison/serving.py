@@ -152,11 +152,11 @@ def _ratio(
     sides: Sequence[_Side], points: tuple[PointServing, PointServing], figure: str, schedule: PairSchedule
 ) -> Ratio | None:
     """How much better the other arm is, by load as for shapes."""
-    read = "output_tok_s_per_gpu" if figure == "output_tok_s" else figure
+    name = "output_tok_s_per_gpu" if figure == "output_tok_s" else figure
     logs: list[list[float]] = []
     for side, point in zip(sides, points, strict=True):
         loads = _pairs(sides, point.name) if schedule.one_run else range(len(point.loads))
-        values = [side.value(point, load, read) for load in loads if point.loads[load]]
+        values = [side.value(point, load, name) for load in loads if point.loads[load]]
         known_values = [math.log(value) for value in values if value is not None]
         if not known_values or len(known_values) < len(values):
             return None
@@ -232,8 +232,8 @@ class _Curves:
 
         def statistic(loads: Sequence[int]) -> float | None:
             per_user, per_gpu = self._means(loads)
-            other = frontier.per_gpu_at(float(per_user[0, point]), per_user[1], per_gpu[1])
-            return None if other is None else math.log(other / float(per_gpu[0, point]))
+            rate = frontier.per_gpu_at(float(per_user[0, point]), per_user[1], per_gpu[1])
+            return None if rate is None else math.log(rate / float(per_gpu[0, point]))
 
         return self._ratio(statistic)
 
@@ -247,13 +247,13 @@ class _Curves:
             return [frontier.users_within(limit_ms, self.users, 1000 / per_user[side]) for side in range(2)]
 
         def statistic(loads: Sequence[int]) -> float | None:
-            (reference, at_least), (other, at_most) = both(loads)
-            if reference is None or other is None or at_least or at_most:
+            (before, is_open), (after, is_after_open) = both(loads)
+            if before is None or after is None or is_open or is_after_open:
                 return None
-            return math.log(other / reference)
+            return math.log(after / before)
 
-        (reference, is_least), (other, is_other_least) = both(range(self.loads))
-        return UsersInTime(limit_ms, reference, other, (is_least, is_other_least), self._ratio(statistic))
+        (before, is_least), (after, is_after_least) = both(range(self.loads))
+        return UsersInTime(limit_ms, before, after, (is_least, is_after_least), self._ratio(statistic))
 
     def _ratio(self, statistic: frontier.Statistic) -> Ratio | None:
         value = statistic(range(self.loads))

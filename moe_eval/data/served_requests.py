@@ -36,9 +36,9 @@ class LoadPoint:
             return f"at {self.request_rate:g} requests per second"
         return f"at {self.concurrency} user{'s' * (self.concurrency != 1)}"
 
-    def requests(self, least: int) -> int:
-        """How many requests are measured here, at least `least`."""
-        return max(least, USER_REQUESTS * (self.concurrency or 0))
+    def requests(self, minimum: int) -> int:
+        """How many requests are measured here, at least `minimum`."""
+        return max(minimum, USER_REQUESTS * (self.concurrency or 0))
 
     @property
     def warm_up(self) -> int:

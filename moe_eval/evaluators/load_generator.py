@@ -72,14 +72,17 @@ def version() -> str:
     return f"aiperf {answer.stdout.strip().split()[-1]}" if answer.stdout.strip() else "aiperf"
 
 
-def run(drive: Drive, folder: Path, tokenizer: Any = None) -> None:
+def run(drive: Drive, folder: Path, tokenizer: Any = None) -> str | None:
     """Send the requests of a point in their order. Everything that the tool writes stays in `folder`.
 
     Args:
         tokenizer: of Transformers, for servers that are asked by chats.
 
+    Returns:
+        Why the tool failed though it wrote of its requests, which may say more. None where it did not fail.
+
     Raises:
-        EngineError: the tool failed.
+        EngineError: it failed before.
     """
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
     folder.mkdir(parents=True)
@@ -95,9 +98,14 @@ def run(drive: Drive, folder: Path, tokenizer: Any = None) -> None:
             env=environment,
             check=False,
         ).returncode
-    if code or not (folder / REQUESTS).is_file():
-        text = " ".join((folder / LOG).read_text("utf-8", "replace").split())
-        raise EngineError(f"AIPerf ended with code {code} {drive.point.place} ({text[-_TAIL:]}). Read {folder / LOG}.")
+    has_requests = (folder / REQUESTS).is_file()
+    if not code and has_requests:
+        return None
+    text = " ".join((folder / LOG).read_text("utf-8", "replace").split())
+    sentence = f"AIPerf ended with code {code} {drive.point.place} ({text[-_TAIL:]}). Read {folder / LOG}."
+    if not has_requests:
+        raise EngineError(sentence)
+    return sentence
 
 
 def _arguments(drive: Drive, folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ class Served:
 
     Attributes:
         loads: by point, in order, None for one that failed. `errors`: why, None for one that did not.
-        least: requests of a point, at least. `is_mixed`: their lengths differ.
+        minimum: requests of a point. `is_mixed`: their lengths differ.
         gpus: of the arm.
     """
 
@@ -28,7 +28,7 @@ class Served:
     loads: Mapping[LoadPoint, Sequence[ServedLoad | None]]
     errors: Mapping[LoadPoint, Sequence[str | None]]
     requests: RequestSet
-    least: int
+    minimum: int
     is_mixed: bool
     limits: ServingLimits
     prefix_caching: bool
@@ -67,7 +67,7 @@ def _point(served: Served, point: LoadPoint) -> PointServing:
     lengths = "mixed" if served.is_mixed else f"i{len(first.prompt)}_o{first.output_len}"
     notes: list[str] = []
     if finished:
-        measured = served.requests.requests[point.warm_up :][: point.requests(served.least)]
+        measured = served.requests.requests[point.warm_up :][: point.requests(served.minimum)]
         notes = serving_figures.notes(finished, [request.output_len for request in measured])
     return PointServing(
         name=f"{point.name}_{lengths}",

@@ -20,6 +20,7 @@ from moe_eval.data.workload import Shape, Workload, from_json
 from moe_eval.engines.base import Engine, EngineSettings, LayerwiseEngine
 from moe_eval.engines.endpoint.load import Endpoint
 from moe_eval.engines.serving import Served
+from moe_eval.errors import EngineError
 from moe_eval.evaluators import kernels as tracing
 from moe_eval.evaluators import latency, load_generator
 from moe_eval.evaluators import quality as scoring
@@ -228,10 +229,12 @@ def serving(
     served.steps()  # those before are of another point
     offset_ns = time.time_ns() - time.perf_counter_ns()
     try:
-        load_generator.run(drive, Path(folder), tokenizer)
+        problem = load_generator.run(drive, Path(folder), tokenizer)
     finally:
         served.check()  # that it ended says more than what the generator makes of it
     times, started, ended = aiperf_requests.requests(Path(folder) / load_generator.REQUESTS, count)
+    if problem is not None:  # though every request was answered
+        raise EngineError(problem)
     return ServedLoad(
         times=times,
         state=_state(served, Path(folder)),

@@ -58,12 +58,12 @@ class ServingTask:
 
     Attributes:
         requests: the file of the requests.
-        least: requests of a point, at least.
+        minimum: requests of a point.
         tokenizer: the folder or hub name that the load generator gets.
     """
 
     requests: Path
-    least: int
+    minimum: int
     tokenizer: str
 
 

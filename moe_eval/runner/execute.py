@@ -197,7 +197,7 @@ class Executor:
             ServedLoad,
             requests=str(serving.requests),
             point=task.point,
-            count=task.point.requests(serving.least),
+            count=task.point.requests(serving.minimum),
             warm_up=task.point.warm_up,
             generator_tokenizer=serving.tokenizer,
             folder=str(folder),

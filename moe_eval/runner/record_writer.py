@@ -202,7 +202,7 @@ class RecordWriter:
             loads=loads,
             errors=errors,
             requests=self.requests,
-            least=self.serving.least,
+            minimum=self.serving.minimum,
             is_mixed=self.serving.lengths is not None,
             limits=self.serving.limits,
             prefix_caching=self.serving.prefix_caching,

@@ -73,14 +73,14 @@ class ServingRequest:
 
     Attributes:
         lengths: a file of the requests' lengths. None for those of input_len and `output_len`.
-        least: requests of a point, at least.
+        minimum: requests of a point.
         port: of every server, None for any that is free.
     """
 
     points: tuple[LoadPoint, ...]
     output_len: int
     lengths: Path | None = None
-    least: int = 100
+    minimum: int = 100
     limits: ServingLimits = field(default_factory=ServingLimits)
     port: int | None = None
     prefix_caching: bool = False

@@ -257,7 +257,7 @@ class Run:
         if serving is None or self.requests is None:
             return None
         tokenizer = served.tokenizer_name(self.request, self._served)
-        return ServingTask(self._requests_file(self.requests), serving.least, tokenizer)
+        return ServingTask(self._requests_file(self.requests), serving.minimum, tokenizer)
 
     def _of_arm(self, arm: Arm) -> ArmConditions:
         kind, sizes = registry.named(arm.engine), self._geometries[arm.name]

@@ -82,7 +82,7 @@ def requests(request: RunRequest, arms: Sequence[Arm]) -> RequestSet:
     first = arms[0].settings
     tokenizer = tokenizers.load(tokenizer_name(request, arms), first.revision, first.trust_remote_code)
     vocabulary = min((_vocabulary(arm) for arm in arms if not arm.is_endpoint), default=len(tokenizer))
-    count = max(point.warm_up + point.requests(serving.least) for point in serving.points)
+    count = max(point.warm_up + point.requests(serving.minimum) for point in serving.points)
     lengths = _lengths(request)
     of_lengths = (
         f"lengths of {serving.lengths.name}"

@@ -9,12 +9,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
+from moe_eval.data.served_requests import Lengths, of_stream
+from moe_eval.engines.served import server as processes
+from moe_eval.engines.served.server import ServerProcess
+from moe_eval.engines.serving import free_port, local
+from moe_eval.errors import UsageError
+from moe_eval.evaluators import load_generator
+from moe_eval.runner import arm_tasks
 from tests.cli.commands import Command, Ended, start
-from tests.doubles import aiperf
-from tests.doubles.arm_process import Stage
+from tests.conftest import SHIPPED
+from tests.doubles import aiperf, server_command
+from tests.doubles.arm_process import FACTS, Stage
 
 COMMAND = ("run", "--precisions", "bf16,fp32", "--evaluators", "serving", "--dataset", "moe_sample")
 SMALL = "--dataset moe_sample --input_len 8 --output_len 4 --num_requests 4 --loads 1 --concurrency 1,2 --quiet"
@@ -100,3 +109,36 @@ def test_an_emulated_arm_is_not_served(command: Command, tmp_path: Path, monkeyp
     assert "serving: c2, r9.5; 1 load of every server, one at a time" in ended.out
     assert (ended.folder / "serving_bf16_cpu.json").is_file()
     assert not (ended.folder / "serving_fp8_cpu.json").exists()
+
+
+def test_aiperf_itself_drives_the_stand_in_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the stand-in of AIPerf writes is what AIPerf writes: names of options, of files and of metrics."""
+    try:
+        generator = load_generator.executable()
+    except UsageError:
+        pytest.skip("AIPerf is not installed (pipx install aiperf)")
+    monkeypatch.setenv("PATH", f"{Path(generator).parent}:/usr/bin:/bin")
+    port = free_port(None)
+    command = [sys.executable, "-S", str(Path(server_command.__file__)), str(port), "serve"]
+    process = processes.start("Made up", command, {})
+    processes.await_ready("Made up", process, port, 20)
+    served = ServerProcess("Made up", process, local(port, "x"), FACTS, f"http://127.0.0.1:{port}/metrics")
+    requests = of_stream(range(8, 1000), [Lengths(4, 3)], 14, "counted")
+    (tmp_path / "requests.json").write_bytes(msgspec.json.encode(requests))
+    try:
+        load = arm_tasks.serving(
+            served,
+            None,
+            requests=str(tmp_path / "requests.json"),
+            point={"concurrency": 2},
+            count=12,
+            warm_up=2,
+            generator_tokenizer=str(SHIPPED),
+            folder=str(tmp_path / "raw"),
+        )
+    finally:
+        served.close()
+    assert load.times.output_tokens == (3,) * 12
+    assert load.times.input_tokens == (4,) * 12
+    assert load.state.running == 3.0
+    assert load.generator.startswith("aiperf 0.")

@@ -63,7 +63,7 @@ def record(
             for users, loads in tpot_ms.items()
         },
         requests=RequestSet(requests, "made up", 1, digest),
-        least=1,
+        minimum=1,
         is_mixed=False,
         limits=limits,
         prefix_caching=False,

@@ -41,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         if PLAY == "errors" and number % 3 == 0:
             return self._answer(500, "it broke")
         self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for token in range(body["max_tokens"]):

@@ -28,7 +28,7 @@ from tests.doubles import aiperf, plays, server_command
 from tests.doubles.arm_process import FACTS, Stage
 
 POINTS = (LoadPoint(1), LoadPoint(2))
-SERVING = ServingRequest(POINTS, output_len=4, least=5)
+SERVING = ServingRequest(POINTS, output_len=4, minimum=5)
 
 
 @pytest.fixture(autouse=True)

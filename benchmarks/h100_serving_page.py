@@ -1,0 +1,138 @@
+"""The page about benchmarks/h100_serving.py's records.
+
+    python benchmarks/h100_serving_page.py OUT docs/results/h100-serving.md
+
+What the figures mean is kept as it stands in the page.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_eval.comparison import pairs
+from moe_eval.records import by_arm, run_files
+from moe_eval.records.by_arm import ArmRecords
+from moe_eval.records.comparison import ComparisonRecord
+from moe_eval.records.samples import Metric
+from moe_eval.report import drawing, serving_chart, serving_table
+from moe_eval.report.markdown import columns
+from moe_eval.report.text import Table
+
+HEAD = """# Serving on one H100: from which load on FP8 pays
+
+Qwen3-30B-A3B's shape, random weights, `vllm serve`, 512 tokens in and 128 out.
+`benchmarks/h100_serving.py` made the figures, and [serving](../guides/serving.md) says what they are."""
+MEANING = "## What it means"
+BESIDE = """The latency evaluator runs a batch in lock step: all prompts are read, then all sequences decode together.
+A server mixes: while some users' prompts are read, the others wait for their next token.
+Its TPOT has these waits in it, and its HTTP and tokens one by one. So it is above lock step's, more so with many users.
+TTFT is of a request at a server, and of the last sequence of the batch in lock step."""
+
+
+def write_page(out: Path, file: Path) -> None:
+    served, timed = read(out / "serving"), read(out / "latency")
+    parts = [HEAD]
+    if served is None:
+        parts.append("Not run yet.")
+    else:
+        arms, comparison = served
+        picture = draw(comparison, file.with_suffix(".svg"))
+        (pair,) = comparison.pairs
+        parts += [machine(arms), f"**{pair.sentence}**", *([f"![Frontiers]({picture})"] if picture else [])]
+        if MEANING in (before := file.read_text() if file.is_file() else ""):
+            parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
+        parts += ["## Every load", *map(markdown, serving_table.tables(comparison))]
+        parts += ["## What the server said of itself", state(arms)]
+        parts += ["## Beside lock step", BESIDE, beside(arms, timed[0]) if timed else "Not run yet."]
+    file.write_text("\n\n".join(parts) + "\n")
+
+
+def read(folder: Path) -> tuple[Sequence[ArmRecords], ComparisonRecord] | None:
+    if not (folder / "run.json").is_file():
+        return None
+    arms = by_arm.read(folder)
+    return arms, pairs.compare(arms, runs=run_files.read_run(folder))
+
+
+def machine(arms: Sequence[ArmRecords]) -> str:
+    record = arms[0].serving
+    assert record is not None
+    computer, versions = record.origin.machine, record.origin.versions
+    loads = max(len(point.loads) for point in record.points)
+    generators = {load.generator for point in record.points for load in point.loads if load}
+    driver = computer.driver if computer else None
+    return (
+        f"{record.gpu_name}, driver {driver}, vLLM {versions.get('vllm')}, torch {versions.get('torch')}, "
+        f"{', '.join(sorted(generators))}, {loads} loads of every arm."
+    )
+
+
+def draw(comparison: ComparisonRecord, file: Path) -> str | None:
+    chart = serving_chart.frontiers(comparison)
+    if chart is None:
+        return None
+    from matplotlib.figure import Figure
+
+    with drawing.style():
+        figure = Figure(figsize=(drawing.WIDTH, chart.height))
+        chart.draw(figure)
+        figure.savefig(file, metadata={"Date": None})
+    return file.name
+
+
+def markdown(table: Table) -> str:
+    return f"{table.caption}\n\n{columns(table.heads, table.rows)}"
+
+
+def state(arms: Sequence[ArmRecords]) -> str:
+    rows = []
+    for arm in arms:
+        for point in arm.serving.points if arm.serving else ():
+            for number, load in enumerate(point.loads):
+                if load is not None and number == 0:
+                    known = load.state
+                    values = (known.running, known.running_most, known.waiting_most, known.preemptions)
+                    share = "-" if known.kv_cache_share is None else f"{100 * known.kv_cache_share:.1f} %"
+                    cells = ["-" if value is None else f"{value:.1f}" for value in values]
+                    rows.append([arm.name, point.name, *cells, share])
+    heads = ["arm", "load", "running, mean", "running, most", "waiting, most", "preemptions", "KV cache in use, most"]
+    return columns(heads, rows)
+
+
+def beside(served: Sequence[ArmRecords], timed: Sequence[ArmRecords]) -> str:
+    """TPOT, TTFT and throughput of both evaluators, at as many users as sequences."""
+    shapes = {(arm.name, shape.batch_size): shape for arm in timed if arm.latency for shape in arm.latency.shapes}
+    rows = []
+    for arm in served:
+        for point in arm.serving.points if arm.serving else ():
+            shape = shapes.get((arm.name, point.point.concurrency or 0))
+            if shape is None:
+                continue
+            of_server, of_batch = point.metrics, shape.metrics
+            figures = (
+                (of_server.tpot_p50_ms, of_batch.tpot_ms),
+                (of_server.ttft_p50_ms, of_batch.ttft_ms),
+                (of_server.output_tok_s, of_batch.output_tok_s),
+            )
+            cells = [text for sides in figures for text in (*map(interval, sides), ratio(*sides))]
+            rows.append([arm.name, str(point.point.concurrency), *cells])
+    names = ("TPOT ms", "TTFT ms", "tok/s")
+    heads = [head for name in names for head in (f"{name}, served", f"{name}, lock step", "ratio")]
+    return columns(["arm", "users", *heads], rows)
+
+
+def interval(metric: Metric | None) -> str:
+    if metric is None:
+        return "-"
+    ends = "" if metric.low is None or metric.high is None else f" ({metric.low:.4g} to {metric.high:.4g})"
+    return f"{metric.median:.4g}{ends}"
+
+
+def ratio(first: Metric | None, second: Metric | None) -> str:
+    return "-" if first is None or second is None else f"{first.median / second.median:.3f}"
+
+
+if __name__ == "__main__":
+    write_page(Path(sys.argv[1]), Path(sys.argv[2]))
