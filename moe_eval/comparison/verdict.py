@@ -167,6 +167,7 @@ def _decided(
         verdict = pair.serving.verdict
         sentence = " ".join([pair.serving.sentence, *wording.unfinished_arms(pair, arms)])
         sentence = wording.with_quality(pair, sentence)
+        reason = because(pair, [shape for shape in pair.shapes if shape.kernels], rules)
         settled_by = _settled_under_load(pair.serving, rules)
     elif emulated or not timed:
         verdict = Verdict.OPEN

@@ -308,7 +308,8 @@ def repeat(pair: Pair, shapes: Sequence[ShapeComparison], rules: Rules) -> str:
 
 def place(shape: ShapeComparison, shapes: Iterable[ShapeComparison]) -> str:
     """Where a shape is: its batch size where that names it, else its name."""
-    return f"at batch {shape.batch_size}" if _has_one_shape_per_batch(shapes) else f"at {shape.name}"
+    is_batch = shape.batch_size is not None and _has_one_shape_per_batch(shapes)
+    return f"at batch {shape.batch_size}" if is_batch else f"at {shape.name}"
 
 
 def _has_one_shape_per_batch(shapes: Iterable[ShapeComparison]) -> bool:

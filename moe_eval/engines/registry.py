@@ -36,6 +36,7 @@ class EngineKind:
         layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
         expert_parallel: the option that splits experts over GPUs. `is_expert_switch`: it is a switch, not a size.
         traits: the module and name of a served engine's traits, MODULE:NAME.
+        traces_server: its server records kernels (Served.profiled).
         server: the module here whose `serve(settings, tokenizer, serving)` returns an engines.serving.Served.
         is_endpoint: it is a server that somebody else started, of which tasks alone are evaluated.
     """
@@ -56,6 +57,7 @@ class EngineKind:
     traits: str | None = None
     is_endpoint: bool = False
     server: str = ""
+    traces_server: bool = False
 
     @property
     def version(self) -> str | None:
@@ -98,6 +100,7 @@ ENGINES = {
         None,
         "moe_eval.engines.vllm.load",
         server="moe_eval.engines.vllm.server",
+        traces_server=True,
         traits="moe_eval.engines.vllm.installed:VLLM",
         quantises=("fp8", "fp8_block"),
         routing={"enable_return_routed_experts": True, "enforce_eager": True},
@@ -114,6 +117,7 @@ ENGINES = {
         ("attn_implementation", "moe_backend", "max_tokens_per_batch", *EMULATION),
         "moe_eval.engines.transformers.load",
         server="moe_eval.engines.transformers.server",
+        traces_server=True,
         cpu=True,
         routing={},
     ),

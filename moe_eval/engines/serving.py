@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from moe_eval.engines.endpoint.server import Server
@@ -23,12 +25,14 @@ class ServeSettings:
         seconds: in which a server has to get ready.
         port: None for any that is free.
         prefix_caching: whether prompts that begin alike are computed once.
+        trace_folder: where its profiler writes, so that Served.profiled works. None for a load that is timed.
     """
 
     window: int
     seconds: float
     port: int | None = None
     prefix_caching: bool = False
+    trace_folder: str | None = None
 
 
 class Served(Protocol):
@@ -54,6 +58,16 @@ class Served(Protocol):
 
     def steps(self) -> EngineSteps | None:
         """What it says of its steps since the last call, where it tells of steps. None where it does not."""
+
+    def running(self) -> float | None:
+        """Requests in its steps now. None where it does not tell."""
+
+    def profiled(self, target: Path) -> AbstractContextManager[None]:
+        """Record the kernels that run inside by torch's profiler into the file `target`.
+
+        Raises:
+            UsageError: it was not started with ServeSettings.trace_folder, or cannot be traced.
+        """
 
     def close(self) -> None:
         """Stop it. No process of it and no port is left."""

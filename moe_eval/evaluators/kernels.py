@@ -13,6 +13,7 @@ from moe_eval.errors import EngineError
 from moe_eval.evaluators import kernels_record, latency
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.kernels import KernelsRecord
+from moe_eval.records.labels import EngineFacts
 from moe_eval.traces.readers import files
 
 WARM_UPS, UNPROFILED = 2, 5
@@ -83,12 +84,30 @@ def measure(engine: Engine, prompts: Sequence[TokenIds], shape: Shape, folder: P
         latency.mark_traced(engine)
         with engine.trace(raw):
             profiled = clock.time(prompts, shape.output_len)[0]["host"]
-        if not raw.is_file():
-            raise EngineError(f"{engine.facts.name} left no trace.")
-        cpu = engine.facts.device == "cpu"
-        trace = files.read(raw, cpu=cpu)
-        file = files.keep(raw, folder, name, cpu=cpu)
-    label = None if engine.facts.emulated else engine.facts.precision
-    plain_ms = [1000 * seconds for seconds in plain]
-    record = kernels_record.make(file.name, trace, label, unprofiled_ms=plain_ms, profiled_ms=1000 * profiled)
-    return replace(kernels_record.shortened(record), shape=shape.name)
+        plain_ms = [1000 * seconds for seconds in plain]
+        record = of_trace(raw, engine.facts, folder, name, unprofiled_ms=plain_ms, profiled_ms=1000 * profiled)
+    return replace(record, shape=shape.name)
+
+
+def of_trace(
+    raw: Path,
+    facts: EngineFacts,
+    folder: Path,
+    name: str,
+    *,
+    unprofiled_ms: Sequence[float] = (),
+    profiled_ms: float | None = None,
+) -> KernelsRecord:
+    """Break a trace of torch's profiler down, and keep it in `folder` under that name, without secrets.
+
+    Raises:
+        EngineError: there is none, or it holds nothing that can be read.
+    """
+    if not raw.is_file():
+        raise EngineError(f"{facts.name} left no trace.")
+    cpu = facts.device == "cpu"
+    trace = files.read(raw, cpu=cpu)
+    file = files.keep(raw, folder, name, cpu=cpu)
+    label = None if facts.emulated else facts.precision
+    record = kernels_record.make(file.name, trace, label, unprofiled_ms=unprofiled_ms, profiled_ms=profiled_ms)
+    return kernels_record.shortened(record)

@@ -48,6 +48,22 @@ class Drive:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Order:
+    """What is driven, before there is a server.
+
+    Attributes:
+        requests: the file of a RequestSet, of which the first `warm_up` + `count` are sent.
+        tokenizer: see Drive.
+    """
+
+    requests: str
+    point: LoadPoint
+    count: int
+    warm_up: int
+    tokenizer: str
+
+
 def executable() -> str:
     """The command's path: of PATH, else beside this interpreter.
 

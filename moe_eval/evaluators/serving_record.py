@@ -59,18 +59,22 @@ def record(served: Served, origin: Origin) -> ServingRecord:
     )
 
 
+def name_of(point: LoadPoint, requests: RequestSet, *, is_mixed: bool) -> str:
+    """A point with the lengths of its requests, such as `c8_i512_o128`. `is_mixed`: they differ."""
+    first = requests.requests[0]
+    return f"{point.name}_mixed" if is_mixed else f"{point.name}_i{len(first.prompt)}_o{first.output_len}"
+
+
 def _point(served: Served, point: LoadPoint) -> PointServing:
     loads = served.loads[point]
     finished = [load for load in loads if load is not None]
     gpus = served.labels.engine.gpus if served.labels.engine else 0
-    first = served.requests.requests[0]
-    lengths = "mixed" if served.is_mixed else f"i{len(first.prompt)}_o{first.output_len}"
     notes: list[str] = []
     if finished:
         measured = served.requests.requests[point.warm_up :][: point.requests(served.minimum)]
         notes = serving_figures.notes(finished, [request.output_len for request in measured])
     return PointServing(
-        name=f"{point.name}_{lengths}",
+        name=name_of(point, served.requests, is_mixed=served.is_mixed),
         point=point,
         metrics=serving_figures.metrics(finished, gpus, served.limits) if finished else ServingMetrics(),
         loads=tuple(loads),

@@ -24,7 +24,8 @@ from moe_eval.records.tasks import TASKS_RECORD_SCHEMA, TasksRecord
 EARLIER = "earlier"  # the folder for files in whose place others were written
 REPEAT_SUFFIX = "-again"  # the end of the name of an arm that is another one, measured a second time
 # evaluator, arm, place and shape
-FILE = re.compile(r"(perf|ppl|kernels|tasks|serving)_(.+?)_(sm\d+|cpu|imported)(?:_(b\d+_i\d+_o\d+))?\.json")
+_SHAPE = r"b\d+_i\d+_o\d+|[cr][\d.e+-]+_(?:i\d+_o\d+|mixed)"
+FILE = re.compile(rf"(perf|ppl|kernels|tasks|serving)_(.+?)_(sm\d+|cpu|imported)(?:_({_SHAPE}))?\.json")
 COMPARISON_FILES = (COMPARISON_FILE, f"perf_{COMPARISON_FILE}", f"ppl_{COMPARISON_FILE}")
 
 

@@ -15,7 +15,7 @@ from moe_eval.checkpoint.contents import read_object
 from moe_eval.data import scoring_windows
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.scoring_windows import WindowSet
-from moe_eval.data.served_requests import LoadPoint, RequestSet
+from moe_eval.data.served_requests import RequestSet
 from moe_eval.data.workload import Shape, Workload, from_json
 from moe_eval.engines.base import Engine, EngineSettings, LayerwiseEngine
 from moe_eval.engines.endpoint.load import Endpoint
@@ -26,6 +26,7 @@ from moe_eval.evaluators import latency, load_generator
 from moe_eval.evaluators import quality as scoring
 from moe_eval.evaluators import routing as router
 from moe_eval.evaluators import sensitivity as layerwise
+from moe_eval.evaluators import serving_trace as server_tracing
 from moe_eval.evaluators.kernels import CapturedRun
 from moe_eval.evaluators.load_generator import Drive
 from moe_eval.evaluators.quality import Scores
@@ -196,35 +197,17 @@ def capture(engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int]) 
     return tracing.capture(engine, _frozen(workload).prompts(sizes), sizes)
 
 
-def serving(
-    served: Served,
-    tokenizer: Any,
-    *,
-    requests: str,
-    point: Mapping[str, Any],
-    count: int,
-    warm_up: int,
-    generator_tokenizer: str,
-    folder: str,
-) -> ServedLoad:
+def serving(served: Served, tokenizer: Any, *, order: Mapping[str, Any], folder: str) -> ServedLoad:
     """Drive a server at one point.
 
     Args:
-        requests: the file of a RequestSet, of which the first `warm_up` + `count` are sent.
-        generator_tokenizer: that the load generator gets.
+        order: a load_generator.Order.
         folder: of what the generator writes.
 
     Raises:
         EngineError: the server ended, a request failed, or the generator did.
     """
-    drive = Drive(
-        server=served.server,
-        point=msgspec.convert(point, LoadPoint),
-        requests=_requests(requests).requests[: warm_up + count],
-        warm_up=warm_up,
-        tokenizer=generator_tokenizer,
-        metrics_url=served.metrics_url,
-    )
+    drive = _drive(served, order)
     served.check()
     served.steps()  # those before are of another point
     offset_ns = time.time_ns() - time.perf_counter_ns()
@@ -232,7 +215,9 @@ def serving(
         problem = load_generator.run(drive, Path(folder), tokenizer)
     finally:
         served.check()  # that it ended says more than what the generator makes of it
-    times, started, ended = aiperf_requests.requests(Path(folder) / load_generator.REQUESTS, count)
+    times, started, ended = aiperf_requests.requests(
+        Path(folder) / load_generator.REQUESTS, len(drive.requests) - drive.warm_up
+    )
     if problem is not None:  # though every request was answered
         raise EngineError(problem)
     return ServedLoad(
@@ -243,6 +228,29 @@ def serving(
         generator=_generator(),
         folder=folder,
     )
+
+
+def serving_trace(
+    served: Served,
+    tokenizer: Any,
+    *,
+    order: Mapping[str, Any],
+    folder: str,
+    settle_s: float,
+    trace_folder: str,
+    name: str,
+) -> KernelsRecord:
+    """Trace a server at one point. The arguments are those of `serving` and of serving_trace.measure."""
+    trace = Path(trace_folder)
+    return server_tracing.measure(
+        served, _drive(served, order), Path(folder), tokenizer, settle_s=settle_s, trace_folder=trace, name=name
+    )
+
+
+def _drive(served: Served, content: Mapping[str, Any]) -> Drive:
+    order = msgspec.convert(content, load_generator.Order)
+    requests = _requests(order.requests).requests[: order.warm_up + order.count]
+    return Drive(served.server, order.point, requests, order.warm_up, order.tokenizer, served.metrics_url)
 
 
 def _state(served: Served, folder: Path) -> ServerState:

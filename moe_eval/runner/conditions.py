@@ -12,7 +12,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.serving import ServeSettings
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.runner.arm_process import Load
-from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, is_served, round_of
+from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, TRACED_LOAD, is_served, round_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ArmConditions:
         routing: the options that make the engine name routed experts. `captures`: that open captures of Nsight Systems.
         experts: of a layer, to choose from. None where routing is not counted.
         serving: with what its server is started. None where it is not served.
+        trace_folder: of its server's profiler.
     """
 
     loads: Sequence[Load]
@@ -33,12 +34,17 @@ class ArmConditions:
     captures: Mapping[str, object] = field(default_factory=dict)
     experts: int | None = None
     serving: ServeSettings | None = None
+    trace_folder: str | None = None
 
     def load(self, number: int) -> Load:
         """What is loaded as this load, with the options that it is for."""
         load = self.loads[round_of(number) % len(self.loads)]
         if is_served(number):
-            return replace(load, settings=unbounded(load.settings), serving=self.serving)
+            serving = self.serving
+            if serving is not None:  # a folder is for the load alone whose profiler runs
+                folder = self.trace_folder if number == TRACED_LOAD else None
+                serving = replace(serving, trace_folder=folder)
+            return replace(load, settings=unbounded(load.settings), serving=serving)
         added = {ROUTING_LOAD: self.routing, RECORDED_LOAD: self.captures}.get(number, {})
         return replace(load, settings=replace(load.settings, options={**load.settings.options, **added}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from moe_eval.data.workload import Shape
 from moe_eval.evaluators.kernels import CapturedRun
+from moe_eval.evaluators.load_generator import Order
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.quality import QualityFigures
@@ -23,8 +25,9 @@ from moe_eval.runner.conditions import Conditions
 from moe_eval.runner.folder import LOG, RunFolder
 from moe_eval.runner.loads import Loaded, Loads
 from moe_eval.runner.recording import Recording
-from moe_eval.runner.tasks import RECORDED_LOAD, Task, TaskResult, TurnResult
+from moe_eval.runner.tasks import RECORDED_LOAD, Task, TaskResult, TurnResult, served_load
 
+_SETTLED = 2.5  # requests of a user before a server is traced
 _TAIL = 20  # lines of an arm's output that a failed task keeps
 
 
@@ -86,7 +89,10 @@ class Executor:
             if broke is not None:
                 raise broke
             arm = self._ready(task, remaining, hopeless)
-            result = self._served(task, arm) if task.point else self._do(task, arm)
+            if task.point is None:
+                result = self._do(task, arm)
+            else:
+                result = self._traced(task, arm) if task.kind == "kernels" else self._served(task, arm)
         except ArmFailed as error:
             if isinstance(error, ArmDied):
                 hopeless[task.arm, task.load] = str(error)
@@ -188,23 +194,37 @@ class Executor:
 
     def _served(self, task: Task, arm: Loaded) -> TaskResult:
         """One point of an arm's server."""
-        serving = self._conditions.serving
-        assert serving is not None
-        assert task.point is not None
         folder = self._folder.generated(task)
-        load = arm.process.ask(
-            "serving",
-            ServedLoad,
-            requests=str(serving.requests),
-            point=task.point,
-            count=task.point.requests(serving.minimum),
-            warm_up=task.point.warm_up,
-            generator_tokenizer=serving.tokenizer,
-            folder=str(folder),
-        )
+        load = arm.process.ask("serving", ServedLoad, order=self._order(task), folder=str(folder))
         gpus = self._loads.meters(arm).sampler.summary(load.started, load.ended)
         load = replace(load, gpus=gpus, folder=str(folder.relative_to(self._folder.path)))
         return TaskResult(Status.FINISHED, serving=load)
+
+    def _order(self, task: Task) -> Order:
+        """How a server is driven at the point of a task."""
+        serving = self._conditions.serving
+        assert serving is not None
+        assert task.point is not None
+        point = task.point
+        count = point.requests(serving.minimum)
+        return Order(str(serving.requests), point, count, point.warm_up, serving.tokenizer)
+
+    def _traced(self, task: Task, arm: Loaded) -> TaskResult:
+        """A trace of an arm's server, once users are out of step: after the time of some requests."""
+        measured = self._folder.result(Task("serving", task.arm, served_load(0), point=task.point))
+        if measured is None or measured.serving is None:
+            raise ArmFailed("its server was not measured at this load, so it is not traced")
+        settle_s = _SETTLED * statistics.median(measured.serving.times.e2e_ms) / 1000
+        record = arm.process.ask(
+            "serving_trace",
+            KernelsRecord,
+            order=self._order(task),
+            folder=str(self._folder.generated(task)),
+            settle_s=settle_s,
+            trace_folder=str(self._folder.of_arm(task.arm)),
+            name=f"trace_{task.name}",
+        )
+        return TaskResult(Status.FINISHED, kernels=record)
 
     def _reference(self, task: Task) -> str | None:
         """The scores to compare a task's with: of the first arm that was scored before it. A noise task is a repeat."""

@@ -25,6 +25,7 @@ from moe_eval.runner.request import Command
 from moe_eval.runner.tasks import (
     RECORDED_LOAD,
     ROUTING_LOAD,
+    TRACED_LOAD,
     Kind,
     LoadResult,
     Task,
@@ -156,7 +157,7 @@ class RunFolder:
         """What a load of an arm has said of itself, and the memory that it took."""
         names = {ROUTING_LOAD: "routing", RECORDED_LOAD: "recorded"}
         if is_served(load):
-            return self.of_arm(arm) / f"served_{round_of(load)}.json"
+            return self.of_arm(arm) / f"served_{'traced' if load == TRACED_LOAD else round_of(load)}.json"
         return self.of_arm(arm) / f"load_{names.get(load, load)}.json"
 
     def loads(self, arm: str) -> list[LoadResult]:

@@ -115,6 +115,7 @@ def make(request: RunRequest, gpus: Sequence[Gpu], before: RunRecord | None = No
         suites=repeats,
         points=points,
         served_loads=request.loads,
+        traced_servers=[arm.name for arm in arms if _is_traced_server(arm, evaluators[arm.name])],
     )
     return Plan(
         arms=tuple(arms),
@@ -195,6 +196,10 @@ def _chosen(
 
 def _evaluators(arm: Arm, request: RunRequest) -> tuple[EvaluatorName, ...]:
     return tuple(name for name in request.evaluators if _why_not(arm, name) is None)
+
+
+def _is_traced_server(arm: Arm, evaluators: Sequence[EvaluatorName]) -> bool:
+    return {"serving", "kernels"} <= {*evaluators} and registry.named(arm.engine).traces_server
 
 
 def _why_not(arm: Arm, evaluator: EvaluatorName) -> str | None:

@@ -222,13 +222,19 @@ class RecordWriter:
         for task in self.plan.tasks:
             if task.kind != "kernels":
                 continue
-            assert task.shape is not None
+            name = task.shape.name if task.shape else self._point_name(task)
             result = self.folder.result(task) or TaskResult(Status.FAILED, UNMEASURED)
-            record = result.kernels or KernelsRecord(shape=task.shape.name)
+            record = replace(result.kernels or KernelsRecord(), shape=name)
             record = replace(
                 record, arm=task.arm, status=result.status, error=result.error, origin=self._origin(task.arm)
             )
-            self._write(f"kernels_{task.arm}", record, f"_{task.shape.name}")
+            self._write(f"kernels_{task.arm}", record, f"_{name}")
+
+    def _point_name(self, task: Task) -> str:
+        assert task.point is not None
+        assert self.requests is not None
+        assert self.serving is not None
+        return serving_record.name_of(task.point, self.requests, is_mixed=self.serving.lengths is not None)
 
     def _tasks(self, arm: str, kind: Kind) -> list[Task]:
         return [task for task in self.plan.tasks if task.arm == arm and task.kind == kind]

@@ -279,6 +279,7 @@ class Run:
             captures=kind.captures,
             experts=sizes.experts if sizes else None,
             serving=served.settings(self.request, self.requests) if self.requests else None,
+            trace_folder=str(self.folder.of_arm(arm.name).resolve() / "profiler"),
         )
 
     def _writer(self, record: RunRecord, rates: Sequence[Rates] | str) -> RecordWriter:

@@ -20,6 +20,7 @@ from moe_eval.records.tasks import EvaluatedSuite
 
 Kind = Literal["quality", "noise", "tasks", "latency", "kernels", "routing", "serving"]
 ROUTING_LOAD, RECORDED_LOAD, _SERVED_LOAD = -1, -2, -3
+TRACED_LOAD = -1_000_000  # a server whose profiler runs
 
 
 def served_load(number: int) -> int:
@@ -34,7 +35,7 @@ def is_served(load: int) -> bool:
 
 def round_of(load: int) -> int:
     """Which time it is that an arm is loaded, or served, from 0. Other loads are like the first one."""
-    return _SERVED_LOAD - load if is_served(load) else max(0, load)
+    return _SERVED_LOAD - load if is_served(load) and load != TRACED_LOAD else max(0, load)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Task:
             Systems. Those of `served_load` have a server.
         shape, turn: of a latency task. A kernels task has a shape.
         suite: the name of an entry of --tasks, which is evaluated for the time `repeat` + 1.
-        point: of a serving task.
+        point: of a serving task, or of a kernels task whose arm is a server.
     """
 
     kind: Kind
@@ -158,6 +159,7 @@ def order(
     suites: Mapping[str, int] | None = None,
     points: Sequence[LoadPoint] = (),
     served_loads: int = 1,
+    traced_servers: Sequence[str] = (),
 ) -> list[Task]:
     """All tasks of a plan.
 
@@ -172,6 +174,7 @@ def order(
         suites: entries of --tasks by name, with how often they are evaluated. Scores do not depend on the load, so that
             all of it is done in the first one.
         points: of the serving evaluator, in each of `served_loads` loads. Servers come last, and alone.
+        traced_servers: arms whose server is traced at the middle one of the points.
     """
     arms = list(evaluators)
     kernels_load = RECORDED_LOAD if is_recorded else 0
@@ -195,7 +198,9 @@ def order(
             tasks += _turns(timed, shapes, load, schedule.per_load)
         else:
             tasks += _latency(timed if load % 2 == 0 else timed[::-1], shapes, load)
-    return tasks + _served([arm for arm in arms if "serving" in evaluators[arm]], points, served_loads)
+    tasks += _served([arm for arm in arms if "serving" in evaluators[arm]], points, served_loads)
+    middle = points[len(points) // 2] if points else None
+    return tasks + [Task("kernels", arm, TRACED_LOAD, point=middle) for arm in traced_servers if middle]
 
 
 def _served(arms: Sequence[str], points: Sequence[LoadPoint], loads: int) -> list[Task]:

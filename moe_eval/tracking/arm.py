@@ -81,7 +81,7 @@ class Arm:
         """
         files: list[Path] = []
         for kind in (_FILES[evaluator] for evaluator in _FILES if evaluator in evaluators):
-            pattern = re.compile(rf"{kind}_{re.escape(name)}_(sm\d+|cpu)(_b\d+_i\d+_o\d+)?\.json")
+            pattern = re.compile(rf"{kind}_{re.escape(name)}_(sm\d+|cpu)(_[bcr][\d.e+-]+_(i\d+_o\d+|mixed))?\.json")
             files += sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name))
         records = [by_arm.read_file(file) for file in files]
         measured = {file.name.partition("_")[0] for file in files}

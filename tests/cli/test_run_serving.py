@@ -129,11 +129,13 @@ def test_aiperf_itself_drives_the_stand_in_server(tmp_path: Path, monkeypatch: p
         load = arm_tasks.serving(
             served,
             None,
-            requests=str(tmp_path / "requests.json"),
-            point={"concurrency": 2},
-            count=12,
-            warm_up=2,
-            generator_tokenizer=str(SHIPPED),
+            order={
+                "requests": str(tmp_path / "requests.json"),
+                "point": {"concurrency": 2},
+                "count": 12,
+                "warm_up": 2,
+                "tokenizer": str(SHIPPED),
+            },
             folder=str(tmp_path / "raw"),
         )
     finally:

@@ -164,7 +164,7 @@ class Process:
         stage.before(self.name, task)
         stage.asked.append(Request(self.name, task, self._identity, self._load, plain))
         shape = Shape(**plain["shape"]).name if "shape" in plain else ""
-        shape = LoadPoint(**plain["point"]).name if "point" in plain else shape
+        shape = LoadPoint(**plain["order"]["point"]).name if "order" in plain else shape
         works = Counter(stage.events)[self.name, task]
         keys: list[tuple[str | int, ...]] = [(self.name, task), (self.name, task, shape), (self.name, task, works)]
         failure = next((stage.fails[key] for key in keys if key in stage.fails), None)
@@ -222,9 +222,12 @@ class Process:
         return [Sample(started, ended, {"host": 0.25}, {"host": seconds})] * arguments["iterations"]
 
     def _do_serving(self, arguments: Mapping[str, Any]) -> ServedLoad:
-        point = arguments["point"]
-        seconds = self._stage.seconds(self.name, point["concurrency"] or 1)
-        return served.load(arguments["count"], point["concurrency"] or 1, tpot_ms=10 * seconds)
+        users, count = arguments["order"]["point"]["concurrency"] or 1, arguments["order"]["count"]
+        return served.load(count, users, tpot_ms=10 * self._stage.seconds(self.name, users))
+
+    def _do_serving_trace(self, arguments: Mapping[str, Any]) -> KernelsRecord:
+        (Path(arguments["trace_folder"]) / f"{arguments['name']}.json.gz").write_bytes(b"trace")
+        return KernelsRecord(trace=f"{arguments['name']}.json.gz")
 
     def _do_kernels(self, arguments: Mapping[str, Any]) -> KernelsRecord:
         (Path(arguments["folder"]) / f"{arguments['name']}.json.gz").write_bytes(b"trace")

@@ -17,6 +17,7 @@ from moe_eval.engines.served import server as processes
 from moe_eval.engines.served.server import ServerProcess
 from moe_eval.engines.serving import HOST, free_port, local
 from moe_eval.errors import EngineError
+from moe_eval.records import by_arm
 from moe_eval.records.labels import Status
 from moe_eval.records.samples import EngineSteps
 from moe_eval.records.serving import ServedLoad
@@ -50,7 +51,7 @@ def test_arms_take_turns_by_load_and_a_load_is_one_server(stage: Stage, tmp_path
     assert quiet.failed == {}
     assert stage.order("load") == ["bf16", "fp32", "fp32", "bf16"]
     served = [
-        (request.arm, LoadPoint(**request.arguments["point"]).name)
+        (request.arm, LoadPoint(**request.arguments["order"]["point"]).name)
         for request in stage.asked
         if request.task == "serving"
     ]
@@ -67,7 +68,7 @@ def test_arms_take_turns_by_load_and_a_load_is_one_server(stage: Stage, tmp_path
 
 def test_every_arm_gets_the_same_requests(stage: Stage, tmp_path: Path) -> None:
     execute(tmp_path / "run", loads=1)
-    files = {request.arguments["requests"] for request in stage.asked if request.task == "serving"}
+    files = {request.arguments["order"]["requests"] for request in stage.asked if request.task == "serving"}
     (file,) = files
     content = msgspec.json.decode(Path(file).read_bytes())
     assert content["digest"] in Path(file).name
@@ -124,11 +125,13 @@ def drive(served: Any, tmp_path: Path, users: int = 2, count: int = 12) -> Serve
     return arm_tasks.serving(
         served,
         None,
-        requests=str(file),
-        point={"concurrency": users},
-        count=count,
-        warm_up=users,
-        generator_tokenizer="x",
+        order={
+            "requests": str(file),
+            "point": {"concurrency": users},
+            "count": count,
+            "warm_up": users,
+            "tokenizer": "x",
+        },
         folder=str(tmp_path / "raw"),
     )
 
@@ -181,3 +184,21 @@ def test_steps_stand_in_where_a_server_tells_of_no_moments(tmp_path: Path) -> No
 def test_loads_of_servers_are_apart_from_those_of_engines() -> None:
     names = {Task("serving", "a", served_load(number), point=POINTS[0]).name for number in range(3)}
     assert names == {"serving_c1_0", "serving_c1_1", "serving_c1_2"}
+
+
+def test_a_server_is_traced_last_at_the_middle_load_after_some_requests(stage: Stage, tmp_path: Path) -> None:
+    request = plays.request(tmp_path / "run", evaluators=("serving", "kernels"))
+    run, quiet = plays.run_of(replace(request, serving=SERVING)), plays.Quiet()
+    run.execute(quiet)
+    assert quiet.failed == {}
+    traced = [request for request in stage.asked if request.task == "serving_trace"]
+    assert [(request.arm, request.arguments["order"]["point"]["concurrency"]) for request in traced] == [
+        ("bf16", 2),
+        ("fp32", 2),
+    ]
+    loads = [request.load.serving for request in stage.asked if request.load and request.load.serving]
+    assert [bool(serving.trace_folder) for serving in loads] == [False] * 6 + [True] * 4, "timed loads have no profiler"
+    e2e_ms = (100 + 10 * 10 * stage.seconds("bf16", 2)) / 1000
+    assert traced[0].arguments["settle_s"] == pytest.approx(2.5 * e2e_ms)
+    records = by_arm.read(tmp_path / "run")
+    assert [set(arm.kernels) for arm in records] == [{"b1_i8_o4", "b2_i8_o4", "c2_i8_o4"}] * 2

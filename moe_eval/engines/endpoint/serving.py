@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.endpoint.load import load
 from moe_eval.engines.endpoint.server import Server
 from moe_eval.engines.serving import ServeSettings
+from moe_eval.errors import UsageError
 from moe_eval.records.labels import EngineFacts
 from moe_eval.records.samples import EngineSteps
 
@@ -26,6 +29,12 @@ class ServedEndpoint:
 
     def steps(self) -> EngineSteps | None:
         return None
+
+    def running(self) -> float | None:
+        return None
+
+    def profiled(self, target: Path) -> AbstractContextManager[None]:
+        raise UsageError("A server that somebody else started is not traced. Leave kernels out of --evaluators.")
 
     def close(self) -> None:
         """Leave the server alone: it belongs to somebody else."""

@@ -7,14 +7,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import requests
 
 from moe_eval.engines.endpoint.server import Server
 from moe_eval.engines.serving import HOST
-from moe_eval.errors import EngineError
+from moe_eval.errors import EngineError, UsageError
 from moe_eval.records.labels import EngineFacts
 from moe_eval.records.samples import EngineSteps
 
@@ -28,7 +30,8 @@ class ServerProcess:
 
     Attributes:
         title: of the engine. `process`: of its command.
-        read_steps: what it says of its steps.
+        read_steps: what it says of its steps. `count`: requests in its steps now.
+        profiler: starts and ends its profiler. None where it has none.
     """
 
     title: str
@@ -37,6 +40,8 @@ class ServerProcess:
     facts: EngineFacts
     metrics_url: str | None = None
     read_steps: Callable[[], EngineSteps | None] = lambda: None
+    count: Callable[[], float | None] = lambda: None
+    profiler: Callable[[Path], AbstractContextManager[None]] | None = None
 
     def check(self) -> None:
         code = self.process.poll()
@@ -45,6 +50,14 @@ class ServerProcess:
 
     def steps(self) -> EngineSteps | None:
         return self.read_steps()
+
+    def running(self) -> float | None:
+        return self.count()
+
+    def profiled(self, target: Path) -> AbstractContextManager[None]:
+        if self.profiler is None:
+            raise UsageError(f"The server of {self.title} is not traced here. Leave kernels out of --evaluators.")
+        return self.profiler(target)
 
     def close(self) -> None:
         stop(self.process)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+from moe_eval.engines import torch_profiler
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.endpoint.server import Server
 from moe_eval.engines.serving import HOST, ServeSettings, free_port, local
+from moe_eval.engines.transformers import tracing
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.engines.transformers.load import load
 from moe_eval.errors import UsageError
@@ -41,6 +45,22 @@ class TransformersServer:
 
     def steps(self) -> EngineSteps | None:
         return None
+
+    def running(self) -> float | None:
+        return float(self.lock.locked())
+
+    @contextmanager
+    def profiled(self, target: Path) -> Iterator[None]:
+        """Between two requests it begins, and ends: names of steps belong to whole ones."""
+        self.lock.acquire()
+        cuda = self.engine.model.device.type == "cuda"
+        with torch_profiler.record(target, cuda=cuda, all_threads=True), tracing.annotated(self.engine.model):
+            self.lock.release()
+            try:
+                yield
+            finally:
+                self.lock.acquire()
+        self.lock.release()
 
     def close(self) -> None:
         self.http.shutdown()

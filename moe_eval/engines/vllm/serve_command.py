@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
     settings = _parser().parse_args(["--host", HOST, "--port", port, "--disable-uvicorn-access-log"])
     for name, value in arguments.items():
         setattr(settings, name, value)
+    if isinstance(profiler := arguments.get("profiler_config"), dict):
+        settings.profiler_config = importlib.import_module("vllm.config").ProfilerConfig(**profiler)
     serve().validate(settings)
     serve.cmd(settings)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,22 @@ import requests
 
 from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
-from moe_eval.engines.endpoint.server import Server
 from moe_eval.engines.options import seconds
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served import server as processes
 from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.served.server import ServerProcess
 from moe_eval.engines.serving import HOST, ServeSettings, free_port, local
-from moe_eval.engines.vllm import arguments, installed, random_weights, rank, sizing
+from moe_eval.engines.vllm import arguments, installed, random_weights, rank, sizing, tracing
 from moe_eval.engines.vllm.installed import VLLM
 from moe_eval.engines.vllm.load import weight_arguments
 from moe_eval.engines.vllm.rank import Observed
+from moe_eval.errors import EngineError
 from moe_eval.machine import hardware
 from moe_eval.records.labels import EngineFacts
 
-_RPC_SECONDS = 60.0
+_RPC_SECONDS, _TRACE_SECONDS = 60.0, 600.0
+_RUNNING = re.compile(r"^vllm:num_requests_running(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 # the paths below of which ranks tell and a profiler starts, which vLLM keeps from strangers: it listens to HOST alone
 _DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1"}
 
@@ -50,6 +53,8 @@ def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> S
     limits = sizing.limits(options, serving.window, plan.model.positions)
     constructor = dict(arguments.build(library, {**options, "max_model_len": limits.max_model_len}, {}))
     constructor |= {**weight_arguments(library, plan.model), "enable_prefix_caching": serving.prefix_caching}
+    if serving.trace_folder is not None:
+        constructor["profiler_config"] = {"profiler": "torch", "torch_profiler_dir": serving.trace_folder}
     command = [
         *(sys.executable, "-m", "moe_eval.engines.vllm.serve_command", str(port)),
         json.dumps({**plan.constructor_arguments(tokenizer), **constructor}),
@@ -62,16 +67,50 @@ def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> S
         processes.stop(process)
         raise
     server = local(port, plan.model.name)
-    return ServerProcess(VLLM.title, process, server, facts, metrics_url=f"http://{HOST}:{port}/metrics")
+    folder = serving.trace_folder
+    return ServerProcess(
+        VLLM.title,
+        process,
+        server,
+        facts,
+        metrics_url=f"http://{HOST}:{port}/metrics",
+        count=lambda: _running(port),
+        profiler=None if folder is None else lambda target: _profiled(port, Path(folder), target),
+    )
 
 
-def profile(server: Server, path: str) -> None:
-    """Start or stop the profiler of a server that was given profiler_config.
+@contextmanager
+def _profiled(port: int, folder: Path, target: Path) -> Iterator[None]:
+    """The profiler of vLLM's workers, by the paths of vllm/entrypoints/serve/profile/api_router.py."""
+    before = {*folder.glob("*")}
+    _post(port, "start_profile")
+    try:
+        yield
+    finally:
+        _post(port, "stop_profile")  # it answers when the traces are written
+    traces = sorted(file for file in folder.glob("*.json*") if file not in before)
+    if not traces:
+        raise EngineError(f"vLLM's profiler left no trace in {folder}.")
+    target.write_bytes(tracing.merged(traces))
 
-    Args:
-        path: /start_profile or /stop_profile.
-    """
-    requests.post(f"{server.base_url.removesuffix('/v1')}{path}", timeout=_RPC_SECONDS).raise_for_status()
+
+def _post(port: int, path: str) -> None:
+    try:
+        requests.post(f"http://{HOST}:{port}/{path}", timeout=_TRACE_SECONDS).raise_for_status()
+    except requests.RequestException as error:
+        raise EngineError(
+            f"vLLM's server did not do {path} ({type(error).__name__}). Read the end of its log."
+        ) from None
+
+
+def _running(port: int) -> float | None:
+    """Requests in its steps now, by its metrics."""
+    try:
+        text = requests.get(f"http://{HOST}:{port}/metrics", timeout=_RPC_SECONDS).text
+    except requests.RequestException:
+        return None
+    counts = [float(count) for count in _RUNNING.findall(text)]
+    return sum(counts) if counts else None
 
 
 def _ranks(port: int) -> Sequence[Observed] | str:
@@ -128,8 +167,3 @@ def _facts(
         unobserved=(ranks,) if isinstance(ranks, str) else (),
         arguments=arguments.plain({name: constructor[name] for name in constructor if name != "worker_extension_cls"}),
     )
-
-
-def trace_files(folder: Path) -> list[Path]:
-    """What the profiler has left, one file for every rank."""
-    return sorted(folder.glob("*.json.gz")) or sorted(folder.glob("*.json"))
