@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -15,8 +18,10 @@ from moe_eval.engines.served import server as processes
 from moe_eval.engines.served.server import ServerProcess
 from moe_eval.engines.serving import HOST, free_port, local
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.machine import guard
 from tests.doubles import server_command
 from tests.doubles.arm_process import FACTS
+from tests.doubles.executed import in_a_process
 
 COMMAND = Path(server_command.__file__)
 
@@ -85,6 +90,30 @@ def test_a_port_in_use_is_one_sentence_and_its_fix() -> None:
             free_port(port)
     assert str(refused.value) == f"Port {port} is in use. Give another --port, or leave it out for a free one."
     assert free_port(port) == port
+
+
+def test_neither_process_nor_port_outlives_a_runner_that_is_killed() -> None:
+    """The server is in the session of its arm's process, which a guard ends with the runner."""
+    answers, ready = os.pipe()
+
+    def runner() -> None:
+        arm = os.fork()
+        if arm == 0:
+            os.setsid()
+            process, port = started("serve")
+            processes.await_ready("Made up", process, port, 20)
+            os.write(ready, f"{process.pid} {port}".encode())
+            time.sleep(60)
+        guard.start(os.getpid(), arm)
+        time.sleep(60)
+
+    killed = in_a_process(runner)
+    pid, port = map(int, os.read(answers, 64).split())
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert is_free(port)
 
 
 def test_a_command_that_is_not_there_is_told() -> None:

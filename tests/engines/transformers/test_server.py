@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
 import pytest
 import requests
 from transformers import AutoTokenizer
 
+from moe_eval.data.served_requests import Lengths, of_stream
 from moe_eval.engines.base import EngineSettings, GenerationRequest
 from moe_eval.engines.serving import ServeSettings
 from moe_eval.engines.transformers.server import TransformersServer, serve
 from moe_eval.errors import UsageError
+from moe_eval.evaluators import serving_trace
+from moe_eval.runner import arm_tasks
 from tests.conftest import SHIPPED
+from tests.doubles import aiperf
 
 PROMPT = [5, 17, 300, 42, 8]
 
@@ -56,3 +62,20 @@ def test_it_says_that_it_is_there_and_refuses_what_it_does_not_serve(served: Tra
 def test_it_caches_no_prefixes() -> None:
     with pytest.raises(UsageError, match="no prefix caching"):
         serve(EngineSettings(str(SHIPPED)), None, ServeSettings(64, 30.0, prefix_caching=True))
+
+
+def test_whole_steps_of_the_server_are_broken_down(
+    served: TransformersServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{aiperf.install(tmp_path / 'bin')}:/usr/bin:/bin")
+    monkeypatch.setattr(serving_trace, "CAPTURED_SECONDS", 0.02)
+    sent = of_stream(range(8, 2000), [Lengths(8, 3)], 24, "counted")
+    (tmp_path / "requests.json").write_bytes(msgspec.json.encode(sent))
+    order = {"requests": str(tmp_path / "requests.json"), "point": {"concurrency": 2}}
+    order |= {"count": 22, "warm_up": 2, "tokenizer": str(SHIPPED)}
+    where = {"folder": str(tmp_path / "raw"), "trace_folder": str(tmp_path), "name": "trace"}
+    record = arm_tasks.serving_trace(served, None, order=order, **where, settle_s=0.1)
+    assert {"prefill", "decode"} <= set(record.phases)
+    assert record.phases["decode"].categories["expert_gemm"].ms > 0
+    assert any(note.startswith("Steps had ") for note in record.notes)
+    assert (tmp_path / "trace.json.gz").is_file()
