@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from moe_eval.checkpoint import tokenizer as tokenizers
 from moe_eval.checkpoint.contents import read_object
 from moe_eval.data import scoring_windows
 from moe_eval.data.harness_tasks import TaskOptions
@@ -208,6 +209,8 @@ def serving(served: Served, tokenizer: Any, *, order: Mapping[str, Any], folder:
         EngineError: the server ended, a request failed, or the generator did.
     """
     drive = _drive(served, order)
+    if served.server.chat and tokenizer is None:  # an endpoint, whose prompts are put into words here
+        tokenizer = tokenizers.load(drive.tokenizer, None, False)
     served.check()
     served.steps()  # those before are of another point
     offset_ns = time.time_ns() - time.perf_counter_ns()

@@ -19,7 +19,7 @@ from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import RunRequest
 
 # options that change nothing of what is measured
-_OF_THE_COMMAND = {"output_dir", "config", "resume", "dry_run", "gpu", "timeout", "stall_timeout"}
+_OF_THE_COMMAND = {"output_dir", "config", "resume", "dry_run", "gpu", "timeout", "stall_timeout", "port"}
 _OF_THE_TRACE = {"profiler", "nsys_args", "keep_report"}  # records say by which profiler
 _NOT_OF_THE_RUN = _OF_THE_COMMAND | _OF_THE_TRACE | {"gate", "min_gain", "max_drop", "decide_on", "price_per_gpu_hour"}
 

@@ -17,6 +17,7 @@ from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
 from moe_eval.records.latency import LATENCY_SCHEMA, LatencyRecord
 from moe_eval.records.quality import QUALITY_SCHEMA, QualityRecord
 from moe_eval.records.run import RUN_SCHEMA
+from moe_eval.records.serving import SERVING_SCHEMA, ServingRecord
 from moe_eval.records.tasks import TASKS_RECORD_SCHEMA, TasksRecord
 from moe_eval.traces import numbered
 
@@ -25,6 +26,7 @@ _SCHEMAS: dict[type[by_arm.Record], int] = {
     QualityRecord: QUALITY_SCHEMA,
     KernelsRecord: KERNELS_SCHEMA,
     TasksRecord: TASKS_RECORD_SCHEMA,
+    ServingRecord: SERVING_SCHEMA,
 }
 _TRACE = re.compile(r"(trace_[^/]+?)\.(?:json|sqlite)\.gz")
 _CHUNK, _OVERLAP = 1 << 24, 1 << 12  # bytes of a trace that are searched at once, and of the part before

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _OF_RUN = re.compile(rf"(perf_|ppl_)?({re.escape(RUN_FILE)}|{re.escape(COMPARISON_FILE)})")
-_RECORD = re.compile(r"(perf|ppl|kernels|tasks)_.*\.json")
+_RECORD = re.compile(r"(perf|ppl|kernels|tasks|serving)_.*\.json")
 _OF_TASKS = re.compile(r"record\.json|results\.json|samples_.*\.jsonl")  # of lm_eval --model trtllm_moe
-_NAMES = {"latency.json": "perf", "quality.json": "ppl", "tasks.json": "tasks"}  # in MLflow and on disk
+_NAMES = {
+    "latency.json": "perf",
+    "quality.json": "ppl",
+    "tasks.json": "tasks",
+    "serving.json": "serving",
+}  # in MLflow and on disk
 _KERNELS = re.compile(r"kernels/(?:([bcr][\d.e+-]+_(?:i\d+_o\d+|mixed))|.*)\.json")
 # what a store says where it has no such run
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")

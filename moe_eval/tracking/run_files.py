@@ -138,7 +138,11 @@ class RunFiles:
         ]
         return {
             **{name: self.folder / f"{start}{name}" for name in names},
-            **{file.name: file for file in sorted(self.folder.glob("workload_*.json"))},
+            **{
+                file.name: file
+                for kind in ("workload", "requests")
+                for file in sorted(self.folder.glob(f"{kind}_*.json"))
+            },
         }
 
     def digest(self, arms: Sequence[Arm]) -> str:

@@ -40,6 +40,8 @@ class Handler(BaseHTTPRequestHandler):
             number = len(_requests)
         if PLAY == "errors" and number % 3 == 0:
             return self._answer(500, "it broke")
+        if not body.get("stream"):
+            return self._answer(200, '{"choices": [{"index": 0, "text": "x"}]}')
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")

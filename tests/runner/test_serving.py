@@ -11,11 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from moe_eval.checkpoint.tokenizer import load as load_tokenizer
 from moe_eval.data.served_requests import Lengths, LoadPoint, of_stream
+from moe_eval.engines import registry
+from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.endpoint.server import Server
 from moe_eval.engines.served import server as processes
 from moe_eval.engines.served.server import ServerProcess
-from moe_eval.engines.serving import HOST, free_port, local
+from moe_eval.engines.serving import HOST, ServeSettings, free_port, local
 from moe_eval.errors import EngineError
 from moe_eval.records import by_arm
 from moe_eval.records.labels import Status
@@ -25,10 +28,12 @@ from moe_eval.runner import arm_tasks
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.request import ServingRequest
 from moe_eval.runner.tasks import Task, served_load
+from tests.conftest import SHIPPED
 from tests.doubles import aiperf, plays, server_command
 from tests.doubles.arm_process import FACTS, Stage
 
 POINTS = (LoadPoint(1), LoadPoint(2))
+SERVE = ServeSettings(16, 10.0)
 SERVING = ServingRequest(POINTS, output_len=4, minimum=5)
 
 
@@ -202,3 +207,21 @@ def test_a_server_is_traced_last_at_the_middle_load_after_some_requests(stage: S
     assert traced[0].arguments["settle_s"] == pytest.approx(2.5 * e2e_ms)
     records = by_arm.read(tmp_path / "run")
     assert [set(arm.kernels) for arm in records] == [{"b1_i8_o4", "b2_i8_o4", "c2_i8_o4"}] * 2
+
+
+@pytest.mark.parametrize("play", ["serve"], indirect=True)
+def test_an_endpoint_is_driven_as_it_is_and_left_alone(play: ServerProcess, tmp_path: Path) -> None:
+    settings = EngineSettings("x", options={"base_url": play.server.base_url, "tokenizer": str(SHIPPED)})
+    endpoint = registry.serve("openai", settings, None, SERVE)
+    load = drive(endpoint, tmp_path)
+    assert (len(load.times.e2e_ms), load.state.running) == (12, 3.0)
+    endpoint.close()
+    play.check()
+    chats = registry.serve("openai", replace(settings, options={**settings.options, "chat": True}), None, SERVE)
+    order = {"requests": str(tmp_path / "requests.json"), "point": {"concurrency": 2}}
+    order |= {"count": 12, "warm_up": 2, "tokenizer": str(SHIPPED)}
+    text = load_tokenizer(str(SHIPPED), None, False).decode([0, 1, 2, 3])
+    with pytest.raises(EngineError, match="requests failed"):  # the stand-in counts the tokens of no chat
+        arm_tasks.serving(chats, None, order=order, folder=str(tmp_path / "chats"))
+    body = msgspec.json.decode((tmp_path / "chats" / "requests.jsonl").read_bytes().splitlines()[0])["payload"]
+    assert body["messages"] == [{"role": "user", "content": text}]
