@@ -149,11 +149,12 @@ def _read(spec: str) -> Mapping[str, Any]:
         names = _manager(has_all=True).all_tasks
         if spec not in names:
             raise UsageError(f"There is no task {spec}. {mended(spec, names, 'Run lm_eval ls tasks for their names.')}")
+    # of one of the harness's own, or a file that names some. Names in a group become tasks without data
+    unknown = (KeyError, ValueError, *([TypeError] if beside else []))
     try:
         try:
             return dict(_manager(has_all=False, **beside).load([source]))
-        # one of the harness's own, or a file that names some, of which a group makes tasks without data
-        except (KeyError, ValueError, TypeError):
+        except unknown:
             return dict(_manager(has_all=True, **beside).load([source]))
     # the harness, Jinja, YAML and the readers of data raise whatever they like
     except Exception as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_eval.data import task_files
+from moe_eval.data import harness_tasks, task_files
+from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.errors import UsageError
 
 TASKS = {
@@ -54,3 +55,24 @@ def test_a_pipe_is_told_wherever_a_task_names_it(place: str, folder: Path) -> No
 def test_the_rest_is_left_to_the_harness(text: str, folder: Path) -> None:
     (file := folder / "task.yaml").write_text(text.replace("FOLDER", folder.name), encoding="utf-8")
     assert task_files.check(file, "Mend it.") is None
+
+
+def test_a_group_by_its_path_has_the_tasks_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "from datasets import Dataset\ndef rows(**_): return {'test': Dataset.from_list([{'text': 'a'}])}"
+    )
+    task = (
+        "custom_dataset: !function data.rows\noutput_type: generate_until\ntest_split: test\n"
+        "doc_to_text: text\ndoc_to_target: text\nmetric_list: [{metric: exact_match}]\n"
+    )
+    (tmp_path / "beside.yaml").write_text(f"task: beside\n{task}")
+    inline = "".join(f"    {line}\n" for line in f"task: inline\n{task}".splitlines())
+    (file := tmp_path / "group.yaml").write_text(
+        f"group: both\ntask:\n- beside\n- group: inner\n  task:\n  -\n{inline}"
+    )
+    tasks = harness_tasks.loaded(str(file), TaskOptions(()))
+    assert list(tasks["tasks"]) == ["beside", "both::inner::inline"]
+    assert tasks["group_map"] == {"both": ["beside", "both::inner"], "both::inner": ["both::inner::inline"]}
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UsageError, match=r"pipe\.yaml is a pipe\."):
+        harness_tasks.loaded(str(file), TaskOptions(()))
