@@ -6,13 +6,15 @@ running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from moe_eval.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 # Float32 elements of one tile of logits: 8 MiB on a CPU, where larger tiles leave the cache and smaller ones make
 # the matrix products short. 256 MiB on a GPU, where launches stop showing.
@@ -43,7 +45,8 @@ class Head:
             )
         self.weight: Tensor = layer.weight
         self.bias: Tensor | None = layer.bias
-        self._after = _after_head(config)
+        self._factor, self._cap = _after_head(config)
+        self._fuses: bool | None = None  # whether fused_head runs here, once it was tried
 
     @torch.no_grad()
     def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
@@ -56,7 +59,9 @@ class Head:
             out = hidden.float() @ weight.float().t()
         if self.bias is not None:
             out += self.bias[first:last].float()
-        return self._after(out) if self._after else out
+        if self._factor != 1:
+            out *= self._factor
+        return torch.tanh(out / self._cap) * self._cap if self._cap else out
 
     @torch.no_grad()
     def score(self, hidden: Tensor, targets: Tensor, top_k: int = 0, ids: Tensor | None = None) -> RowScores:
@@ -65,6 +70,37 @@ class Head:
         Args:
             ids: further tokens of every row to score, int64, shape (n, ids of a row).
         """
+        is_16_bit = hidden.is_cuda and hidden.dtype == self.weight.dtype != torch.float32
+        if is_16_bit and not top_k and ids is None and len(hidden):
+            if self._fuses is None:
+                self._fuses = self._tries_fused(hidden[:64], targets[:64])
+            if self._fuses:
+                return self._fused(hidden, targets)
+        return self._sliced(hidden, targets, top_k, ids)
+
+    def _fused(self, hidden: Tensor, targets: Tensor) -> RowScores:
+        from moe_eval.engines import fused_head
+
+        with torch.cuda.device(hidden.device):  # Triton launches on the current one
+            logprobs, greedy = fused_head.score(
+                hidden, self.weight, self.bias, targets, factor=self._factor, cap=self._cap
+            )
+        none = logprobs.new_empty((len(targets), 0))
+        return RowScores(logprobs, greedy, none.long(), none, none)
+
+    def _tries_fused(self, hidden: Tensor, targets: Tensor) -> bool:
+        """Whether the kernel of fused_head runs here and agrees with slices of logits."""
+        expected = self._sliced(hidden, targets).logprobs
+        try:
+            logprobs = self._fused(hidden, targets).logprobs
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Triton is missing, finds no compiler, or not enough of the GPU's shared memory
+            log.info("The output head runs without its kernel of Triton: %s", error)
+            return False
+        return torch.allclose(logprobs, expected, rtol=1e-3, atol=1e-3)
+
+    def _sliced(self, hidden: Tensor, targets: Tensor, top_k: int = 0, ids: Tensor | None = None) -> RowScores:
         rows, vocabulary = hidden.shape[0], self.weight.shape[0]
         if not hidden.is_cuda and hidden.dtype != torch.float32:
             hidden = hidden.float()  # once, not once for every slice
@@ -138,12 +174,16 @@ def body(model: Any) -> Any:
     return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
 
 
-def _after_head(config: Any) -> Callable[[Tensor], Tensor] | None:
-    """The step of a family of Transformers behind the head, by the configuration field that requests it."""
+def _after_head(config: Any) -> tuple[float, float]:
+    """What a family of Transformers does behind the head, by the configuration field that requests it.
+
+    Returns:
+        A factor of the logits, and the cap of cap * tanh(logits / cap), 0 for none.
+    """
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        return lambda logits: torch.tanh(logits / cap) * cap
+        return 1.0, cap
     if divisor := getattr(config, "logits_scaling", None):  # Granite
-        return lambda logits: logits / divisor
+        return 1 / divisor, 0.0
     if factor := getattr(config, "logit_scale", None):  # Cohere
-        return lambda logits: logits * factor
-    return None
+        return factor, 0.0
+    return 1.0, 0.0

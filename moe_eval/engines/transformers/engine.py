@@ -34,7 +34,7 @@ from moe_eval.engines.transformers import routing, shared_context, tracing
 from moe_eval.engines.transformers.batching import batches_in_slabs
 from moe_eval.engines.transformers.completions import StopTexts, Streamer, completion
 from moe_eval.engines.transformers.layerwise import Layerwise
-from moe_eval.engines.transformers.rows import Rows, window_scores
+from moe_eval.engines.transformers.rows import Arriving, Rows, sent
 from moe_eval.errors import UsageError
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
@@ -69,13 +69,16 @@ class TransformersEngine:
         ids: Sequence[PositionIds] | None = None,
     ) -> list[WindowScores]:
         requests.check_windows(windows, self.facts.max_length)
-        job = _Job(windows, top_k, done, ids)
+        # a GPU works on the next batch while the scores of the last one arrive
+        job = _Job(windows, top_k, done, ids, most_arriving=int(self.model.device.type == "cuda"))
         questions, whole = shared_context.split(windows)
-        if questions and self._continues:
+        if questions and not self._continues:
+            questions, whole = [], list(range(len(windows)))
+        try:
             whole += self._run_questions(job, questions)
-        elif questions:
-            whole = list(range(len(windows)))
-        self._run_whole(job, whole)
+            self._run_whole(job, whole)
+        finally:
+            job.take(most_left=0)
         return [job.scores[index] for index in range(len(windows))]
 
     @cached_property
@@ -89,26 +92,23 @@ class TransformersEngine:
         def run(batch: list[int]) -> None:
             chosen = list(chain.from_iterable(questions[key] for key in batch))
             try:
-                results = self._score_questions(
-                    [job.read(questions[key]) for key in batch], job.top_k, job.ids_of(chosen)
-                )
+                read = [job.read(questions[key]) for key in batch]
+                arriving = self._score_questions(read, job.top_k, job.ids_of(chosen))
             except torch.OutOfMemoryError:
                 if len(batch) > 1:
                     raise
                 left.extend(chosen)
                 return
-            job.keep(chosen, results)
+            job.keep(chosen, arriving)
 
         for batch in self._batches([len(job.windows[indices[0]].context) for indices in questions]):
             self._splitting(batch, run)
         return left
 
     @torch.inference_mode()
-    def _score_questions(
-        self, questions: list[list[Window]], top_k: int, ids: PositionIds | None
-    ) -> list[WindowScores]:
+    def _score_questions(self, questions: list[list[Window]], top_k: int, ids: PositionIds | None) -> Arriving:
         hidden = shared_context.hidden(self.model, questions, self._batches)
-        return window_scores(self.head, hidden, list(chain.from_iterable(questions)), top_k, ids)
+        return sent(self.head, hidden, list(chain.from_iterable(questions)), top_k, ids)
 
     def _run_whole(self, job: _Job, indices: Sequence[int]) -> None:
         # windows that read the same tokens, such as one-token choices of a question, share one pass
@@ -121,8 +121,8 @@ class TransformersEngine:
             rows = [row for row, key in enumerate(batch) for _ in readers[inputs[key]]]
             chosen = list(chain.from_iterable(readers[inputs[key]] for key in batch))
             read = list(zip(rows, job.read(chosen), strict=True))
-            results = self._score_batch([inputs[key] for key in batch], read, job.top_k, job.ids_of(chosen))
-            job.keep(chosen, results)
+            arriving = self._score_batch([inputs[key] for key in batch], read, job.top_k, job.ids_of(chosen))
+            job.keep(chosen, arriving)
 
         for batch in self._batches([len(key) for key in inputs]):
             self._splitting(batch, run)
@@ -130,9 +130,9 @@ class TransformersEngine:
     @torch.inference_mode()
     def _score_batch(
         self, inputs: list[tuple[int, ...]], readers: list[tuple[int, Window]], top_k: int, ids: PositionIds | None
-    ) -> list[WindowScores]:
+    ) -> Arriving:
         rows = Rows.of(inputs, readers, self.model.device)
-        return rows.scores(self.head, rows.hidden(self.model), top_k, ids)
+        return rows.sent(self.head, rows.hidden(self.model), top_k, ids)
 
     def by_layer(self, settings: EngineSettings) -> Layerwise:
         emulation = transformers_emulation.requested(settings)
@@ -284,12 +284,14 @@ class TransformersEngine:
 
 @dataclass(frozen=True)
 class _Job:
-    """A call of Engine.score: its arguments, and the scores so far by window."""
+    """A call of Engine.score: its arguments, batches of which the scores are arriving, and the scores by window."""
 
     windows: Sequence[Window]
     top_k: int
     done: Callable[[int, WindowScores], None]
     ids: Sequence[PositionIds] | None
+    most_arriving: int
+    arriving: list[tuple[Sequence[int], Arriving]] = field(default_factory=list)
     scores: dict[int, WindowScores] = field(default_factory=dict)
 
     def read(self, indices: Sequence[int]) -> list[Window]:
@@ -298,7 +300,14 @@ class _Job:
     def ids_of(self, indices: Sequence[int]) -> PositionIds | None:
         return None if self.ids is None else np.concatenate([self.ids[index] for index in indices])
 
-    def keep(self, indices: Sequence[int], results: Sequence[WindowScores]) -> None:
-        for index, result in zip(indices, results, strict=True):
-            self.scores[index] = result
-            self.done(index, result)
+    def keep(self, indices: Sequence[int], arriving: Arriving) -> None:
+        self.arriving.append((indices, arriving))
+        self.take(self.most_arriving)
+
+    def take(self, most_left: int) -> None:
+        """Take the scores of the oldest batches."""
+        while len(self.arriving) > most_left:
+            indices, arriving = self.arriving.pop(0)
+            for index, result in zip(indices, arriving(), strict=True):
+                self.scores[index] = result
+                self.done(index, result)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from moe_eval.data.window import Window
 from moe_eval.engines.base import PositionIds, WindowScores
 from moe_eval.engines.head import Head, body
+
+Arriving = Callable[[], list[WindowScores]]
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class Rows:
         ends = [(row * width + len(window.inputs), len(window.continuation)) for row, window in readers]
         where = np.concatenate([np.arange(end - size, end) for end, size in ends])
         return cls(
-            torch.from_numpy(tokens).to(device),
-            torch.from_numpy(is_real).to(device),
-            torch.from_numpy(where).to(device),
+            on_device(tokens, device),
+            on_device(is_real, device),
+            on_device(where, device),
             [window for _, window in readers],
         )
 
@@ -56,15 +59,35 @@ class Rows:
 
     def scores(self, head: Head, hidden: Tensor, top_k: int, ids: PositionIds | None = None) -> list[WindowScores]:
         """The scores of every window. `ids`: as of Engine.score, of all windows one after another."""
-        return window_scores(head, hidden.flatten(0, 1)[self.where], self.windows, top_k, ids)
+        return self.sent(head, hidden, top_k, ids)()
+
+    def sent(self, head: Head, hidden: Tensor, top_k: int, ids: PositionIds | None = None) -> Arriving:
+        """The same scores, still on their way."""
+        return sent(head, hidden.flatten(0, 1)[self.where], self.windows, top_k, ids)
 
 
-def window_scores(
-    head: Head, hidden: Tensor, windows: Sequence[Window], top_k: int, ids: PositionIds | None = None
-) -> list[WindowScores]:
-    """The scores of windows from the hidden states that predict their tokens: shape (tokens, width), in order."""
-    targets = torch.tensor([token for window in windows for token in window.continuation], device=hidden.device)
-    further = None if ids is None else torch.from_numpy(ids.astype(np.int64)).to(hidden.device)
+def sent(head: Head, hidden: Tensor, windows: Sequence[Window], top_k: int, ids: PositionIds | None = None) -> Arriving:
+    """The scores of windows on their way from the device: the work of the next batch may begin before they are read.
+
+    Args:
+        hidden: the states that predict the windows' tokens, in order: shape (tokens, width).
+    """
+    device = hidden.device
+    targets = on_device(np.concatenate([window.continuation for window in windows]), device)
+    further = None if ids is None else on_device(ids.astype(np.int64), device)
+    parts = [part.to("cpu", non_blocking=True) for part in head.score(hidden, targets, top_k, further)]
+    arrived = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
     splits = np.cumsum([len(window.continuation) for window in windows])[:-1]
-    parts = (np.split(part.cpu().numpy(), splits) for part in head.score(hidden, targets, top_k, further))
-    return [WindowScores(*window) for window in zip(*parts, strict=True)]
+
+    def read() -> list[WindowScores]:
+        if arrived is not None:
+            arrived.synchronize()
+        return [WindowScores(*row) for row in zip(*(np.split(part.numpy(), splits) for part in parts), strict=True)]
+
+    return read
+
+
+def on_device(array: npt.NDArray[Any], device: Any) -> Tensor:
+    """An array on a device. A GPU is not waited for."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from moe_eval.data.window import Window
 from moe_eval.engines.head import body
+from moe_eval.engines.transformers.rows import on_device
 
 Batches = Callable[[Sequence[int]], Iterable[list[int]]]
 Tokens = tuple[int, ...]
@@ -54,20 +56,19 @@ class Contexts:
     """
 
     model: Any
-    lengths: Tensor
+    lengths: npt.NDArray[np.int64]
     hidden: Tensor
     cache: Any
 
     @classmethod
     def read(cls, model: Any, contexts: Sequence[Tokens]) -> Contexts:
-        lengths = torch.tensor(list(map(len, contexts)), device=model.device)
-        width = max(map(len, contexts))
-        tokens = torch.tensor([(0,) * (width - len(row)) + row for row in contexts], device=model.device)
-        positions = torch.arange(width, device=model.device) - (width - lengths)[:, None]
+        lengths = np.array(list(map(len, contexts)))
+        width = int(lengths.max())
+        positions = np.arange(width) - (width - lengths)[:, None]
         out = body(model)(
-            input_ids=tokens,
-            attention_mask=(positions >= 0).long(),
-            position_ids=positions.clamp(min=0),
+            input_ids=on_device(np.array([(0,) * (width - len(row)) + row for row in contexts]), model.device),
+            attention_mask=on_device((positions >= 0).astype(np.int64), model.device),
+            position_ids=on_device(positions.clip(0), model.device),
             use_cache=True,
         )
         return cls(model, lengths, out.last_hidden_state[:, -1], out.past_key_values)
@@ -83,24 +84,20 @@ class Contexts:
         Args:
             rows: the context that each suffix continues.
         """
-        device = self.lengths.device
-        chosen = torch.tensor(rows, device=device)
-        sizes = torch.tensor(list(map(len, suffixes)), device=device)[:, None]
-        longest = max(map(len, suffixes))
-        tokens = torch.tensor([suffix + (0,) * (longest - len(suffix)) for suffix in suffixes], device=device)
-        offsets = torch.arange(longest, device=device)[None]
-        lengths = self.lengths[chosen, None]
-        # padding on the right is seen by nobody, but it needs a position that the model has
-        positions = lengths + torch.minimum(offsets, sizes - 1)
-        is_real = torch.arange(self.width + longest, device=device) >= self.width - lengths
+        device, chosen = self.model.device, np.array(rows)
+        sizes = np.array(list(map(len, suffixes)))[:, None]
+        longest, lengths = int(sizes.max()), self.lengths[chosen, None]
+        offsets = np.arange(longest)
+        is_real = np.arange(self.width + longest) >= self.width - lengths
         states = body(self.model)(
-            input_ids=tokens,
-            attention_mask=is_real.long(),
-            position_ids=positions,
-            past_key_values=_selected(self.cache, chosen),
+            input_ids=on_device(np.array([suffix + (0,) * (longest - len(suffix)) for suffix in suffixes]), device),
+            attention_mask=on_device(is_real.astype(np.int64), device),
+            # padding on the right is seen by nobody, but it needs a position that the model has
+            position_ids=on_device(lengths + np.minimum(offsets, sizes - 1), device),
+            past_key_values=_selected(self.cache, on_device(chosen, device)),
             use_cache=True,
         ).last_hidden_state
-        hidden: Tensor = states[offsets < sizes]
+        hidden: Tensor = states.flatten(0, 1)[on_device(np.flatnonzero(offsets < sizes), device)]
         return hidden
 
 
@@ -131,7 +128,7 @@ def hidden(model: Any, questions: Sequence[Sequence[Window]], batches: Batches) 
         for row, windows in enumerate(questions)
         for window in windows
     ]
-    return torch.cat(parts)[torch.from_numpy(np.concatenate(where)).to(model.device)]
+    return torch.cat(parts)[on_device(np.concatenate(where), model.device)]
 
 
 @torch.inference_mode()
