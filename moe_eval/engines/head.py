@@ -7,7 +7,11 @@ running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +20,16 @@ from moe_eval.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# Float32 elements of one tile of logits: 8 MiB on a CPU, where larger tiles leave the cache and smaller ones make
-# the matrix products short. 256 MiB on a GPU, where launches stop showing.
-_CPU_TILE = 1 << 21
+# Float32 elements of one tile of logits: 1 MiB on a CPU, about what a core has as its cache. 256 MiB on a GPU, where
+# launches stop showing.
+_CPU_TILE = 1 << 18
 _GPU_TILE = 1 << 26
-_VOCABULARY_SLICE = 8192
+_VOCABULARY_SLICE = 1024
+_PARTS = 8  # of the work on a CPU, at least: enough that threads end together
+_SMALL = 1 << 28  # multiplications that are not worth threads
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 class RowScores(NamedTuple):
@@ -101,27 +110,54 @@ class Head:
         return torch.allclose(logprobs, expected, rtol=1e-3, atol=1e-3)
 
     def _sliced(self, hidden: Tensor, targets: Tensor, top_k: int = 0, ids: Tensor | None = None) -> RowScores:
-        rows, vocabulary = hidden.shape[0], self.weight.shape[0]
-        if not hidden.is_cuda and hidden.dtype != torch.float32:
+        rows, (vocabulary, width) = len(hidden), self.weight.shape
+        columns = targets[:, None] if ids is None else torch.cat([targets[:, None], ids], 1)
+        if not hidden.is_cuda:
             hidden = hidden.float()  # once, not once for every slice
         tile = _GPU_TILE if hidden.is_cuda else _CPU_TILE
+        height = max(1, min(rows, tile // min(vocabulary, _VOCABULARY_SLICE)))
         # on a CPU a slice of half-precision weights is copied to float32, and that copy is to fit into a tile too
-        copied = hidden.shape[1] if not hidden.is_cuda and self.weight.dtype != torch.float32 else 1
-        step = min(vocabulary, max(_VOCABULARY_SLICE, tile // max(rows, copied, 1)))
-        height = max(1, tile // step)
+        copied = width if not hidden.is_cuda and self.weight.dtype != torch.float32 else 1
+        step = min(vocabulary, max(_VOCABULARY_SLICE, tile // max(height, copied)))
 
-        columns = targets[:, None] if ids is None else torch.cat([targets[:, None], ids], 1)
-        state = _Running(columns, min(top_k, vocabulary))
-        for first in range(0, vocabulary, step):
-            last = min(first + step, vocabulary)
-            for top in range(0, rows, height):
-                part = slice(top, min(top + height, rows))
-                state.fold(part, self.logits(hidden[part], first, last), first)
-        return state.result()
+        @torch.no_grad()
+        def run(part: tuple[int, int]) -> _Running:
+            top, begin = part
+            state = _Running(columns[top : top + height], min(top_k, vocabulary))
+            for first in range(begin, min(begin + span, vocabulary), step):
+                last = min(first + step, begin + span, vocabulary)
+                state.fold(self.logits(hidden[top : top + height], first, last), first)
+            return state
+
+        threads = 1 if hidden.is_cuda or rows * vocabulary * width < _SMALL else torch.get_num_threads()
+        tops = range(0, rows, height)
+        # parts do not depend on the number of threads, and neither do the digits of the sums
+        spans = 1 if hidden.is_cuda or len(tops) >= _PARTS else -(-_PARTS // max(1, len(tops)))
+        span = -(-vocabulary // (spans * step)) * step
+        begins = range(0, vocabulary, span)
+        states = iter(_each(run, [(top, begin) for top in tops for begin in begins], threads))
+        blocks = [reduce(_Running.join, islice(states, len(begins))) for _ in tops]
+        results = [state.result() for state in blocks or [_Running(columns, min(top_k, vocabulary))]]
+        return RowScores(*(torch.cat(column) for column in zip(*results, strict=True)))
+
+
+def _each(run: Callable[[Part], Result], parts: Sequence[Part], threads: int) -> list[Result]:
+    """The results of parts, in order, each computed by one thread.
+
+    Threads of one operation wait for each other at its end, and operations on tiles are short. Where other processes
+    have a core, that costs several times the work. Threads with parts of their own do not wait.
+    """
+    if threads == 1:
+        return list(map(run, parts))
+    # the number is one of the calling thread, and the default of threads to come
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        results = list(pool.map(run, parts))
+    torch.set_num_threads(threads)
+    return results
 
 
 class _Running:
-    """The running softmax of every row, and the logits of some of its tokens. The first of them is the target."""
+    """The running softmax of rows, and the logits of some of their tokens. The first of them is the target."""
 
     def __init__(self, ids: Tensor, top_k: int) -> None:
         rows, device = len(ids), ids.device
@@ -133,40 +169,45 @@ class _Running:
         self.top_logits = torch.full((rows, top_k), -torch.inf, device=device)
         self.top_ids = torch.zeros((rows, top_k), dtype=torch.long, device=device)
 
-    def fold(self, rows: slice, logits: Tensor, first: int) -> None:
-        """Take in the logits of vocabulary entries from `first` on."""
+    def fold(self, logits: Tensor, first: int) -> None:
+        """Take in the logits of vocabulary entries from `first` on, which are overwritten."""
         width = logits.shape[1]
-        local = self.ids[rows] - first
+        local = self.ids - first
         here = (local >= 0) & (local < width)
-        self.picked[rows] = torch.where(here, logits.gather(1, local.clamp(0, width - 1)), self.picked[rows])
-
-        k = self.top_ids.shape[1]
-        if k > 1:
-            values, ids = logits.topk(min(k, width), dim=1)
-            merged = torch.cat([self.top_logits[rows], values], 1)
-            merged_ids = torch.cat([self.top_ids[rows], ids + first], 1)
-            self.top_logits[rows], order = merged.topk(k, dim=1)
-            self.top_ids[rows] = merged_ids.gather(1, order)
-
+        self.picked = torch.where(here, logits.gather(1, local.clamp(0, width - 1)), self.picked)
+        if self.top_ids.shape[1]:
+            values, ids = logits.topk(min(self.top_ids.shape[1], width), dim=1)
+            self._merge_top(values, ids + first)
         values, ids = logits.max(dim=1)
-        before = self.maximum[rows]
+        self._raise_maximum(values, ids + first)
+        self.total += logits.sub_(self.maximum[:, None]).exp_().sum(dim=1)
+
+    def join(self, later: _Running) -> _Running:
+        """Take in the state of the same rows over later vocabulary entries."""
+        self.picked = torch.maximum(self.picked, later.picked)
+        self._merge_top(later.top_logits, later.top_ids)
+        self._raise_maximum(later.maximum, later.best)
+        self.total += later.total * (later.maximum - self.maximum).exp()
+        return self
+
+    def _merge_top(self, logits: Tensor, ids: Tensor) -> None:
+        merged, merged_ids = torch.cat([self.top_logits, logits], 1), torch.cat([self.top_ids, ids], 1)
+        self.top_logits, order = merged.topk(self.top_ids.shape[1], dim=1)
+        self.top_ids = merged_ids.gather(1, order)
+
+    def _raise_maximum(self, values: Tensor, ids: Tensor) -> None:
         # strictly greater: the lowest id wins a tie, as argmax over the whole row has it
-        self.best[rows] = torch.where(values > before, ids + first, self.best[rows])
-        maximum = torch.maximum(before, values)
-        # the log of the slice's sum of exponentials above its own maximum, in torch's one pass for it
-        addend = nn.functional.cross_entropy(logits, ids, reduction="none").exp()
-        self.total[rows] = self.total[rows] * (before - maximum).exp() + addend * (values - maximum).exp()
-        self.maximum[rows] = maximum
+        self.best = torch.where(values > self.maximum, ids, self.best)
+        maximum = torch.maximum(self.maximum, values)
+        self.total *= (self.maximum - maximum).exp()
+        self.maximum = maximum
 
     def result(self) -> RowScores:
         # the maximum goes first: large logits would swallow the logarithm's digits
         maximum, log_total = self.maximum[:, None], self.total.log()[:, None]
         picked = self.picked - maximum - log_total
-        top_logits, top_ids = self.top_logits, self.top_ids
-        if top_ids.shape[1] == 1:  # needs no search of its own
-            top_logits, top_ids = maximum, self.best[:, None]
-        top_logprobs = top_logits - maximum - log_total
-        return RowScores(picked[:, 0], self.best == self.ids[:, 0], top_ids, top_logprobs, picked[:, 1:])
+        top_logprobs = self.top_logits - maximum - log_total
+        return RowScores(picked[:, 0], self.best == self.ids[:, 0], self.top_ids, top_logprobs, picked[:, 1:])
 
 
 def body(model: Any) -> Any:
