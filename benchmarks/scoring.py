@@ -3,9 +3,10 @@
     python benchmarks/scoring.py [--device cpu] [--dtype float32] [--batch_size 8] [--windows 16] [--repeats 3]
 
 Two models: the shipped one, and a Qwen3-MoE of random weights with Qwen3's vocabulary of 151,936. Both arms score the
-same texts through the same `loglikelihood_rolling`, each in processes of its own, in the order A B B A; the time of an
-arm is the median of its passes, its memory the peak of the process (or the GPU) above what it held with the weights
-loaded.
+same texts through the same `loglikelihood_rolling`, and the shipped model questions of four choices with long contexts
+through `loglikelihood`. Each arm has processes of its own, in the order A B B A. Its time is the median of its passes:
+of the clock on a GPU, and of the processor on a CPU that others may share. Its memory is the peak of the process (or
+the GPU) above what it held with the weights loaded.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512, help="tokens of a window")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--questions", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--arm", choices=("ours", "hf"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -44,7 +46,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         large = Path(folder) / "large-vocabulary"
         make_large(large)
-        for title, model in (("shipped model", SHIPPED), (f"vocabulary {VOCABULARY:,}", large)):
+        jobs = [("shipped model", SHIPPED, 0), (f"vocabulary {VOCABULARY:,}", large, 0), ("four choices", SHIPPED, 8)]
+        for title, model, args.questions in jobs:
             report(title, [(arm, in_process(arm, model, args)) for arm in ("ours", "hf", "hf", "ours")])
 
 
@@ -84,6 +87,8 @@ def in_process(arm: str, model: Path, args: argparse.Namespace) -> dict[str, Any
         arm,
         "--model",
         model,
+        "--questions",
+        args.questions,
     ]
     done = subprocess.run([sys.executable, __file__, *map(str, passed)], stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -108,10 +113,10 @@ def report(title: str, runs: list[tuple[str, dict[str, Any]]]) -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Time one arm's passes over the texts."""
     import torch
-    from lm_eval.api.instance import Instance
+    from scoring_gpu import questions, texts
 
     common: dict[str, Any] = {"pretrained": str(args.model), "dtype": args.dtype, "device": args.device}
-    common |= {"batch_size": args.batch_size, "max_length": args.window}
+    common |= {"batch_size": args.batch_size, "max_length": 1024 if args.questions else args.window}
     if args.arm == "ours":
         from moe_eval.harness.model import MoeLM
 
@@ -120,20 +125,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         from lm_eval.models.huggingface import HFLM
 
         model = HFLM(**common)
-    sample = model.tokenizer.encode(SAMPLE.read_text(encoding="utf-8")) * (1 + args.windows * args.window // 10000)
-    size = args.window - 8  # decoding and encoding again may split a word at the edges
-    texts = [model.tokenizer.decode(sample[index * size : (index + 1) * size]) for index in range(args.windows)]
-    requests = [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(texts)]
-    tokens = sum(len(model.tok_encode(text)) for text in texts)
+    if args.questions:
+        requests = questions(model.tokenizer, args.questions)
+    else:
+        requests = texts(model.tokenizer, args.windows, args.window)
+    score = model.loglikelihood if args.questions else model.loglikelihood_rolling
+    tokens = sum(len(model.tok_encode("".join(request.args))) for request in requests)
 
     on_gpu = args.device.startswith("cuda")
+    clock = time.perf_counter if on_gpu else time.process_time
     before = _gpu_memory() if on_gpu else _resident()
     with _Peak(on_gpu) as peak:
         nats, seconds = 0.0, []
         for turn in range(args.repeats + 1):  # the first warms up
-            started = time.perf_counter()
-            nats = sum(model.loglikelihood_rolling(requests, disable_tqdm=True))
-            seconds += [time.perf_counter() - started] if turn else []
+            started = clock()
+            nats = sum(answer[0] if args.questions else answer for answer in score(requests, disable_tqdm=True))
+            seconds += [clock() - started] if turn else []
     device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
     return {
         "seconds": seconds,

@@ -83,9 +83,10 @@ def configuration(args: argparse.Namespace) -> Any:
     )
 
 
-def texts(tokenizer: Any, count: int) -> list[Instance]:
+def texts(tokenizer: Any, count: int, window: int = WINDOW) -> list[Instance]:
+    """Texts that are a little shorter than a window."""
     tokens = tokenizer.encode((ASSETS / "moe_sample.raw").read_text(encoding="utf-8"), verbose=False)
-    size = WINDOW - 8  # decoding and encoding again may split a word at the edges
+    size = window - 8  # decoding and encoding again may split a word at the edges
     places = [index * size % (len(tokens) - size) for index in range(count)]
     read = [tokenizer.decode(tokens[place : place + size]) for place in places]
     return [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(read)]

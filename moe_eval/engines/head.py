@@ -175,12 +175,21 @@ class _Running:
         local = self.ids - first
         here = (local >= 0) & (local < width)
         self.picked = torch.where(here, logits.gather(1, local.clamp(0, width - 1)), self.picked)
-        if self.top_ids.shape[1]:
+        if self.top_ids.shape[1] > 1:
             values, ids = logits.topk(min(self.top_ids.shape[1], width), dim=1)
             self._merge_top(values, ids + first)
-        values, ids = logits.max(dim=1)
-        self._raise_maximum(values, ids + first)
+        self._raise_maximum(*self._best(logits, first))
         self.total += logits.sub_(self.maximum[:, None]).exp_().sum(dim=1)
+
+    def _best(self, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """The maximum of every row and its token, which counts only where the maximum rises."""
+        if logits.is_cuda:  # which rows those are would have to be waited for
+            values, ids = logits.max(dim=1)
+            return values, ids + first
+        values, ids = logits.amax(dim=1), self.best.clone()
+        rising = (values > self.maximum).nonzero()[:, 0]
+        ids[rising] = logits[rising].argmax(dim=1) + first
+        return values, ids
 
     def join(self, later: _Running) -> _Running:
         """Take in the state of the same rows over later vocabulary entries."""
@@ -206,8 +215,11 @@ class _Running:
         # the maximum goes first: large logits would swallow the logarithm's digits
         maximum, log_total = self.maximum[:, None], self.total.log()[:, None]
         picked = self.picked - maximum - log_total
-        top_logprobs = self.top_logits - maximum - log_total
-        return RowScores(picked[:, 0], self.best == self.ids[:, 0], self.top_ids, top_logprobs, picked[:, 1:])
+        top_logits, top_ids = self.top_logits, self.top_ids
+        if top_ids.shape[1] == 1:  # needs no search of its own
+            top_logits, top_ids = maximum, self.best[:, None]
+        top_logprobs = top_logits - maximum - log_total
+        return RowScores(picked[:, 0], self.best == self.ids[:, 0], top_ids, top_logprobs, picked[:, 1:])
 
 
 def body(model: Any) -> Any:

@@ -35,6 +35,7 @@ from moe_eval.engines.transformers.batching import batches_in_slabs
 from moe_eval.engines.transformers.completions import StopTexts, Streamer, completion
 from moe_eval.engines.transformers.layerwise import Layerwise
 from moe_eval.engines.transformers.rows import Arriving, Rows, sent
+from moe_eval.engines.transformers.threads import Threads
 from moe_eval.errors import UsageError
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
@@ -55,6 +56,7 @@ class TransformersEngine:
     head: Head
     max_rows: int | None
     max_tokens: int | None
+    threads: Threads = field(default_factory=Threads)
 
     @property
     def ends(self) -> frozenset[int]:
@@ -74,11 +76,12 @@ class TransformersEngine:
         questions, whole = shared_context.split(windows)
         if questions and not self._continues:
             questions, whole = [], list(range(len(windows)))
-        try:
-            whole += self._run_questions(job, questions)
-            self._run_whole(job, whole)
-        finally:
-            job.take(most_left=0)
+        with self.threads.bound():
+            try:
+                whole += self._run_questions(job, questions)
+                self._run_whole(job, whole)
+            finally:
+                job.take(most_left=0)
         return [job.scores[index] for index in range(len(windows))]
 
     @cached_property
@@ -107,6 +110,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score_questions(self, questions: list[list[Window]], top_k: int, ids: PositionIds | None) -> Arriving:
+        self.threads.bind()
         hidden = shared_context.hidden(self.model, questions, self._batches)
         return sent(self.head, hidden, list(chain.from_iterable(questions)), top_k, ids)
 
@@ -131,6 +135,7 @@ class TransformersEngine:
     def _score_batch(
         self, inputs: list[tuple[int, ...]], readers: list[tuple[int, Window]], top_k: int, ids: PositionIds | None
     ) -> Arriving:
+        self.threads.bind()
         rows = Rows.of(inputs, readers, self.model.device)
         return rows.sent(self.head, rows.hidden(self.model), top_k, ids)
 

@@ -18,6 +18,7 @@ from moe_eval.engines.head import Head, body
 from moe_eval.engines.options import number
 from moe_eval.engines.transformers import emulation as transformers_emulation
 from moe_eval.engines.transformers.engine import TransformersEngine
+from moe_eval.engines.transformers.threads import Threads
 from moe_eval.engines.transformers.widened import widen
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
@@ -39,6 +40,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
             transformers_emulation.
         tokenizer: of Transformers, for stop texts and for calibration.
     """
+    threads = Threads()  # cores are counted from here on
     max_tokens = number(settings.options, "max_tokens_per_batch")
     emulation = transformers_emulation.requested(settings)
     if emulation is not None:
@@ -62,7 +64,7 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
         facts = replace(facts, precision=emulation.precision, emulated=True)
     if max_tokens is None and settings.batch_size is None:
         max_tokens = _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
-    return TransformersEngine(facts, model, tokenizer, head, settings.batch_size, max_tokens)
+    return TransformersEngine(facts, model, tokenizer, head, settings.batch_size, max_tokens, threads)
 
 
 def check(settings: EngineSettings, _gpus: Sequence[hardware.Gpu], *, reads_weights: bool = True) -> None:
