@@ -6,7 +6,6 @@ running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
@@ -17,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from moe_eval.errors import UsageError
-
-log = logging.getLogger(__name__)
 
 # Float32 elements of one tile of logits: 1 MiB on a CPU, about what a core has as its cache. 256 MiB on a GPU, where
 # launches stop showing.
@@ -55,7 +52,6 @@ class Head:
         self.weight: Tensor = layer.weight
         self.bias: Tensor | None = layer.bias
         self._factor, self._cap = _after_head(config)
-        self._fuses: bool | None = None  # whether fused_head runs here, once it was tried
 
     @torch.no_grad()
     def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
@@ -79,37 +75,6 @@ class Head:
         Args:
             ids: further tokens of every row to score, int64, shape (n, ids of a row).
         """
-        is_16_bit = hidden.is_cuda and hidden.dtype == self.weight.dtype != torch.float32
-        if is_16_bit and not top_k and ids is None and len(hidden):
-            if self._fuses is None:
-                self._fuses = self._tries_fused(hidden[:64], targets[:64])
-            if self._fuses:
-                return self._fused(hidden, targets)
-        return self._sliced(hidden, targets, top_k, ids)
-
-    def _fused(self, hidden: Tensor, targets: Tensor) -> RowScores:
-        from moe_eval.engines import fused_head
-
-        with torch.cuda.device(hidden.device):  # Triton launches on the current one
-            logprobs, greedy = fused_head.score(
-                hidden, self.weight, self.bias, targets, factor=self._factor, cap=self._cap
-            )
-        none = logprobs.new_empty((len(targets), 0))
-        return RowScores(logprobs, greedy, none.long(), none, none)
-
-    def _tries_fused(self, hidden: Tensor, targets: Tensor) -> bool:
-        """Whether the kernel of fused_head runs here and agrees with slices of logits."""
-        expected = self._sliced(hidden, targets).logprobs
-        try:
-            logprobs = self._fused(hidden, targets).logprobs
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # Triton is missing, finds no compiler, or not enough of the GPU's shared memory
-            log.info("The output head runs without its kernel of Triton: %s", error)
-            return False
-        return torch.allclose(logprobs, expected, rtol=1e-3, atol=1e-3)
-
-    def _sliced(self, hidden: Tensor, targets: Tensor, top_k: int = 0, ids: Tensor | None = None) -> RowScores:
         rows, (vocabulary, width) = len(hidden), self.weight.shape
         columns = targets[:, None] if ids is None else torch.cat([targets[:, None], ids], 1)
         if not hidden.is_cuda:

@@ -225,31 +225,3 @@ def test_bfloat16_on_a_gpu_keeps_float32_logits() -> None:
     targets = logits.argmax(1)
     scores = make_head(weight.cuda()).score(hidden.cuda(), targets.cuda(), 5)
     check(RowScores(*(part.cpu() for part in scores)), logits, targets, 5, tolerance=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("rows", "tokens", "width", "biased", "scaling"),
-    [(5, 700, 96, False, {}), (130, 515, 64, True, {"factor": 0.0625}), (3, 300, 72, True, {"cap": 5.0})],
-)
-def test_the_kernel_in_one_scores_as_the_softmax(
-    *, rows: int, tokens: int, width: int, biased: bool, scaling: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In Triton's interpreter, or on a GPU where there is one. The interpreter multiplies no bfloat16."""
-    monkeypatch.setenv("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
-    pytest.importorskip("triton", reason="needs triton, which torch for a GPU brings")
-    from moe_eval.engines import fused_head
-
-    hidden, weight, bias = noise(rows, width).half(), noise(tokens, width, seed=1).half(), noise(tokens, seed=2).half()
-    weight[[7, 260, 299]], bias[[7, 260, 299]] = weight[11].clone(), bias[11].clone()  # tied, in two slices
-    logits = hidden.double() @ weight.double().T + (bias.double() if biased else 0)
-    logits *= scaling.get("factor", 1)
-    if cap := scaling.get("cap"):
-        logits = cap * torch.tanh(logits / cap)
-    targets = logits.argmax(1)
-    targets[1::2] = torch.arange(tokens - len(targets[1::2]), tokens)
-    place = "cuda" if torch.cuda.is_available() else "cpu"
-    moved = [part.to(place) for part in (hidden, weight, bias, targets)]
-    logprobs, greedy = fused_head.score(*moved[:2], moved[2] if biased else None, moved[3], **scaling)
-    expected = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
-    torch.testing.assert_close(logprobs.cpu().double(), expected, rtol=2e-5, atol=2e-5)
-    assert greedy.tolist() == (torch.from_numpy(logits.numpy().argmax(1)) == targets).tolist()
