@@ -1,6 +1,6 @@
 """What arms and shapes cost behind a run: comparison, report and MLflow logging of 2, 10 and 40 arms at 1 and 8 shapes.
 
-    python benchmarks/growth.py [--arms 2 10 40] [--shapes 1 8]
+    PYTHONPATH=. python benchmarks/growth.py [--arms 2 10 40] [--shapes 1 8]
 
 Records are made up: four loads of every shape, quality of fifty documents, and a trace of every shape for each arm.
 Figures are seconds of processor time, in a process that has imported everything. Every store of MLflow is a new one.
@@ -13,16 +13,12 @@ import argparse
 import cProfile
 import os
 import pstats
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 from moe_eval import tracking
 from moe_eval.cli.gathered import gathered
