@@ -8,7 +8,9 @@ Parts:
     serving   BF16 against FP8 by concurrency, 512 tokens in and 128 out, driven by AIPerf: about five minutes a load
     lockstep  the latency evaluator at the same batch sizes, to put beside it
 
-A part that was stopped goes on where it was. Further options, such as `--loads 3`, go to `moe-eval run`.
+The shape has a made-up tokenizer in which every id is a word: a client counts no token without text, and most ids of
+the shipped tokenizer have none. A part that was stopped goes on where it was. Further options, such as `--loads 3`,
+go to `moe-eval run`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from failing_ranks import COMMAND
-from h100 import write_shape
+from h100 import QWEN3_30B_A3B, write_shape
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 USERS = "1,2,4,8,16,32,64,128"
 LENGTHS = ("--input_len", "512", "--output_len", "128")
@@ -35,8 +41,20 @@ def main() -> None:
     shape = args.out / "shape"
     if not shape.is_dir():
         write_shape(shape, 48)
+        write_tokenizer(shape)
     for part in args.parts or PARTS:
         PARTS[part](args.out, further)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A word for every id of the vocabulary."""
+    for file in folder.glob("token*"):
+        file.unlink()
+    words = {f"t{number}": number for number in range(QWEN3_30B_A3B["vocab_size"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="t0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    ends = {f"{name}_token": f"t{QWEN3_30B_A3B[f'{name}_token_id']}" for name in ("bos", "eos")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends).save_pretrained(folder)
 
 
 def serving(out: Path, further: Sequence[str]) -> None:

@@ -136,6 +136,11 @@ def _point(sides: Sequence[_Side], name: str, schedule: PairSchedule) -> PointCo
         name,
         before.point,
         ratios=ServingRatios(**ratios),
+        notes={
+            side.record.arm: (*point.notes, *point.errors)
+            for side, point in zip(sides, (before, after), strict=True)
+            if point.notes or point.errors
+        },
         figures={
             field.name: Sides(*(_interval(getattr(point.metrics, field.name)) for point in (before, after)))
             for field in fields(ServingMetrics)

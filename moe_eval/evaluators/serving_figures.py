@@ -11,7 +11,7 @@ import numpy as np
 
 from moe_eval.evaluators.speed import metric
 from moe_eval.records.samples import Metric
-from moe_eval.records.serving import RequestTimes, ServedLoad, ServingLimits, ServingMetrics
+from moe_eval.records.serving import RequestTimes, ServedLoad, ServerState, ServingLimits, ServingMetrics
 
 _GENERATOR = "generator"  # the clock of these figures
 
@@ -112,8 +112,27 @@ def notes(loads: Sequence[ServedLoad], output_lens: Sequence[int]) -> list[str]:
     sentences = [f"no p99: it takes {ENOUGH:,} requests by MLPerf's rule, and there are {requests:,}"]
     if requests >= ENOUGH:
         sentences = []
+    sentences += _state([load.state for load in loads])
     generated = {tuple(load.times.output_tokens) for load in loads}
     if any(sum(tokens) != sum(output_lens) for tokens in generated):
         totals = ", ".join(f"{sum(load.times.output_tokens):,}" for load in loads)
         sentences.append(f"answers have {totals} tokens by load where {sum(output_lens):,} were asked for")
     return sentences
+
+
+def _state(states: Sequence[ServerState]) -> list[str]:
+    """What the server said of itself, over all loads. Empty where it said nothing."""
+    running = [state.running for state in states if state.running is not None]
+    peaks = [state.running_most for state in states if state.running_most is not None]
+    waiting = [state.waiting_most for state in states if state.waiting_most is not None]
+    shares = [state.kv_cache_share for state in states if state.kv_cache_share is not None]
+    preemptions = [state.preemptions for state in states if state.preemptions is not None]
+    parts = [
+        f"{statistics.fmean(running):.1f} requests ran in the mean" if running else "",
+        f"at most {max(peaks):g} ran" if peaks else "",
+        f"at most {max(waiting):g} waited" if waiting else "",
+        f"{100 * max(shares):.1f} % of the KV cache were in use" if shares else "",
+        f"{sum(preemptions):g} were preempted" if preemptions else "",
+    ]
+    text = ", ".join(filter(None, parts))
+    return [f"by the server's metrics {text}"] if text else []

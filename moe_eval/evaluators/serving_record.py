@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from moe_eval.data.served_requests import LoadPoint, RequestSet
 from moe_eval.evaluators import serving_figures
@@ -11,6 +12,8 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.latency import WorkloadLabel
 from moe_eval.records.serving import PointServing, ServedLoad, ServingLimits, ServingMetrics, ServingRecord
+
+_ADDED = 0.05  # more tokens per second, without which further users add nothing
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,28 @@ def record(served: Served, origin: Origin) -> ServingRecord:
         workload=WorkloadLabel(served.requests.digest, served.requests.source),
         limits=served.limits,
         prefix_caching=served.prefix_caching,
-        points=tuple(_point(served, point) for point in served.loads),
+        points=_saturated([_point(served, point) for point in served.loads]),
         labels=served.labels,
         origin=origin,
+    )
+
+
+def _saturated(points: Sequence[PointServing]) -> tuple[PointServing, ...]:
+    """The points, with a note on the first one whose users add little to the throughput, or that there is none."""
+    rates = {
+        at: rate.median
+        for at, point in enumerate(points)
+        if point.point.concurrency and (rate := point.metrics.output_tok_s)
+    }
+    first = next((at for before, at in pairwise(rates) if rates[at] < (1 + _ADDED) * rates[before]), None)
+    if len(rates) < 2:
+        return tuple(points)
+    place = max(rates) if first is None else first
+    note = "the server is not saturated: with more users it makes more tokens per second"
+    if first is not None:
+        note = f"the server is saturated: fewer users made as many tokens per second, within {100 * _ADDED:g} %"
+    return tuple(
+        replace(point, notes=(*point.notes, note)) if at == place else point for at, point in enumerate(points)
     )
 
 

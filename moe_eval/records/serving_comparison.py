@@ -38,7 +38,7 @@ class PointComparison:
     Attributes:
         at_equal_speed: how many times the tokens per second and GPU the other arm makes at the reference's tokens per
             second and user, interpolated on its frontier. None where that is beyond it.
-        figures: of both arms, by the names of ServingMetrics.
+        figures: of both arms, by the names of ServingMetrics. `notes`: of the measurement, by arm.
     """
 
     name: str
@@ -48,6 +48,7 @@ class PointComparison:
     ratios: ServingRatios = field(default_factory=ServingRatios)
     at_equal_speed: Ratio | None = None
     figures: Mapping[str, Sides] = field(default_factory=dict)
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

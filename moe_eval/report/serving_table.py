@@ -49,6 +49,13 @@ def tables(comparison: ComparisonRecord) -> Iterator[Table]:
         rows = [_row(point, comparison.rules) for point in points]
         yield from without_empty_columns(f"Verdict by load: {names_of(pair)}", rows)
         yield from _further(pair, comparison.rules)
+        notes = [
+            [("load", shape_words(point.name)), ("arm", named(arm)), ("note", plain(note, LONGEST_SENTENCE))]
+            for point in points
+            for arm, texts in point.notes.items()
+            for note in texts
+        ]
+        yield from without_empty_columns(f"Notes on the servers: {names_of(pair)}", notes)
     yield from without_empty_columns("Serving (intervals over loads)", [*_arms(comparison)])
 
 

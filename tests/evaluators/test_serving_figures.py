@@ -12,6 +12,7 @@ from moe_eval.evaluators import serving_figures
 from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records.serving import RequestTimes, ServingLimits
 from tests.doubles import served
+from tests.doubles.arm_process import FACTS
 from tests.doubles.served import OUTPUT
 
 GPU = GpuSummary("GPU-0", 5, 1980.0, 1980.0, 1980.0, 400.0, 60.0, 1980.0, "nvmlDeviceGetClock", 0.0, (), 0.0)
@@ -79,11 +80,28 @@ def test_a_p99_takes_as_many_requests_as_mlperf_wants() -> None:
     assert serving_figures.ENOUGH == 262_742
     whole = served.load(131_371, 131_371, tpot_ms=10.0)
     assert serving_figures.metrics([whole, whole], 0, ServingLimits()).ttft_p99_ms is not None
-    assert serving_figures.notes([whole, whole], [OUTPUT] * 131_371) == []
-    (note,) = serving_figures.notes([whole], [OUTPUT] * 131_371)
+    of_server = (
+        "by the server's metrics 3.0 requests ran in the mean, at most 4 ran, 25.0 % of the KV cache were in use, "
+        "0 were preempted"
+    )
+    assert serving_figures.notes([whole, whole], [OUTPUT] * 131_371) == [of_server]
+    note, _ = serving_figures.notes([whole], [OUTPUT] * 131_371)
     assert note == "no p99: it takes 262,742 requests by MLPerf's rule, and there are 131,371"
 
 
 def test_answers_of_another_length_are_told() -> None:
     short = served.load(10, 1, tpot_ms=10.0, output=5)
     assert "answers have 50 tokens by load where 110 were asked for" in serving_figures.notes([short], [OUTPUT] * 10)
+
+
+@pytest.mark.parametrize(
+    ("tpot_ms", "saturated"), [((10, 10, 10, 10), None), ((10, 10, 19.5, 40), "c4"), ((10, 30, 60, 120), "c2")]
+)
+def test_the_first_users_that_add_nothing_are_told(tpot_ms: tuple[float, ...], saturated: str | None) -> None:
+    """c users make tokens in c / tpot: from 2 to 4 users 2 / 1.95 times as many add 2.6 %."""
+    loads = {users: [float(ms)] for users, ms in zip((1, 2, 4, 8), tpot_ms, strict=True)}
+    points = served.record("bf16", loads, FACTS).points
+    told = {point.point.name: note for point in points for note in point.notes if "saturated" in note}
+    ((name, note),) = told.items()
+    assert name == (saturated or "c8")
+    assert ("not saturated" in note) == (saturated is None)
