@@ -45,10 +45,10 @@ class Results:
     def to_dataframe(self) -> pandas.DataFrame:
         """One row for every arm, shape and metric, and one for every figure of quality.
 
-        Columns: arm, precision, evaluator (quality, tasks, latency or kernels), shape (such as b8_i512_o256, empty for
-        quality and tasks), metric, median, low, high. A metric's name ends with its unit (`e2e_ms`, `output_tok_s`,
-        `j_per_tok`), and that of a task is TASK/METRIC,FILTER. Low and high are the 95 % interval, and NaN where there
-        is none. Kernels are in ms per step, as `decode/expert_gemm_ms`.
+        Columns: arm, precision, evaluator (quality, tasks, latency, serving or kernels), shape (such as b8_i512_o256,
+        of servers c8_i512_o128, empty for quality and tasks), metric, median, low, high. A metric's name ends with its
+        unit (`e2e_ms`, `output_tok_s`, `j_per_tok`), and that of a task is TASK/METRIC,FILTER. Low and high are the
+        95 % interval, and NaN where there is none. Kernels are in ms per step, as `decode/expert_gemm_ms`.
         """
         from moe_eval.report.frame import dataframe
 
