@@ -83,6 +83,7 @@ def compare(reference: ArmRecords, candidate: ArmRecords) -> ServingComparison |
         frontier=(_frontier(sides[0]), _frontier(sides[1])),
         limits=before.limits,
         loads=loads,
+        one_run=one_run,
         users=curves.users_in_time(before.limits.tpot_ms),
         goodput=_goodput(sides, names, schedule),
         differs=tuple(_differences(sides)),
@@ -174,7 +175,9 @@ def _frontier(side: _Side) -> tuple[FrontierPoint, ...]:
     rows = [
         (point.name, per_user.median, rate.median / side.gpus)
         for point in side.record.points
-        if (per_user := point.metrics.tok_s_per_user) and (rate := point.metrics.output_tok_s)
+        # at a rate the throughput is what comes
+        if point.point.concurrency and (per_user := point.metrics.tok_s_per_user)
+        if (rate := point.metrics.output_tok_s)
     ]
     flags = frontier.best([row[1] for row in rows], [row[2] for row in rows])
     return tuple(FrontierPoint(*row, is_best) for row, is_best in zip(rows, flags, strict=True))

@@ -25,10 +25,12 @@ def sentence(pair: Pair, serving: ServingComparison, rules: Rules) -> str:
     if not serving.points:
         return f"Under load nothing was measured of both {pair.reference} and {pair.other}."
     users = [_in_time(pair, serving.users, rules)] if serving.users else []
-    return " ".join([*users, *_by_load(pair, serving.points, rules), *_repeated(pair)])
+    return " ".join([*users, *_by_load(pair, serving.points, rules), *_remarks(pair, serving)])
 
 
-def _repeated(pair: Pair) -> Iterator[str]:
+def _remarks(pair: Pair, serving: ServingComparison) -> Iterator[str]:
+    if not serving.one_run:
+        yield "The servers are of two runs, so 5 % are allowed for what differs between runs."
     if pair.is_repeat:
         yield f"{pair.other} is {pair.reference} measured a second time, so every ratio has to hold 1."
 

@@ -17,6 +17,7 @@ from moe_eval.records.shape_comparison import ShapeComparison
 from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
 from moe_eval.stats import ERROR_RATE, LEAST_LOADS
 
+_QUIETER = "Give more --loads, with nothing else on the machine."
 _MOST_LOADS = 64  # more than anybody waits for
 
 
@@ -164,11 +165,8 @@ def _decided(
     elif is_broken:
         verdict, sentence = Verdict.BROKEN, wording.broken(pair, arms)
     elif pair.serving is not None and not timed and not emulated:
-        verdict = pair.serving.verdict
-        sentence = " ".join([pair.serving.sentence, *wording.unfinished_arms(pair, arms)])
-        sentence = wording.with_quality(pair, sentence)
+        verdict, sentence, settled_by = _under_load(pair, pair.serving, arms, rules)
         reason = because(pair, [shape for shape in pair.shapes if shape.kernels], rules)
-        settled_by = _settled_under_load(pair.serving, rules)
     elif emulated or not timed:
         verdict = Verdict.OPEN
         sentence, settled_by = wording.without_speed(pair, arms, emulated)
@@ -176,7 +174,7 @@ def _decided(
         verdict, sentence = _of_shapes(timed), wording.repeat(pair, timed, rules)
         settled_by = _settled_by(pair, timed, rules)
         if verdict in (Verdict.PAYS, Verdict.SLOWER):
-            verdict, settled_by = Verdict.OPEN, "Give more --loads, with nothing else on the machine."
+            verdict, settled_by = Verdict.OPEN, _QUIETER
     else:
         verdict = _of_shapes(timed)
         sentence = " ".join(
@@ -191,6 +189,17 @@ def _decided(
     return replace(
         pair, verdict=verdict, sentence=sentence, because=reason, settled_by=settled_by, differs=tuple(differs)
     )
+
+
+def _under_load(
+    pair: Pair, serving: ServingComparison, arms: Mapping[str, ComparedArm], rules: Rules
+) -> tuple[Verdict, str, str | None]:
+    """The verdict on a pair of which servers alone were measured, its sentence, and what would settle it."""
+    sentence = " ".join([serving.sentence, *wording.unfinished_arms(pair, arms)])
+    verdict, settled_by = serving.verdict, _settled_under_load(serving, rules)
+    if pair.is_repeat and verdict in (Verdict.PAYS, Verdict.SLOWER):
+        verdict, settled_by = Verdict.OPEN, _QUIETER
+    return verdict, wording.with_quality(pair, sentence), settled_by
 
 
 def _settled_under_load(serving: ServingComparison, rules: Rules) -> str | None:

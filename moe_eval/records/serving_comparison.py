@@ -91,6 +91,7 @@ class ServingComparison:
             without a limit, or where none is served in time.
         loads: that finished on both sides, at the point that has fewest.
         differs: why the two cannot be compared, a sentence each.
+        one_run: whether one run measured both side by side.
     """
 
     points: tuple[PointComparison, ...]
@@ -102,3 +103,4 @@ class ServingComparison:
     verdict: Verdict = Verdict.OPEN
     sentence: str = ""
     differs: tuple[str, ...] = ()
+    one_run: bool = True

@@ -11,6 +11,7 @@ import pytest
 
 from moe_eval.comparison import gate, pairs
 from moe_eval.comparison.gate import GateResult
+from moe_eval.data.served_requests import LoadPoint
 from moe_eval.errors import UsageError
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import Pair
@@ -223,3 +224,40 @@ def test_a_gate_on_what_was_not_served_is_undecided() -> None:
 def test_a_gate_names_the_figures_of_servers(text: str) -> None:
     with pytest.raises(UsageError, match="servers have no figure"):
         gate.parse(text)
+
+
+def test_servers_of_two_runs_have_welchs_interval_and_no_interval_of_frontiers() -> None:
+    pair = compared(arm("bf16", level(1.0)), arm("fp8", level(1.25), run_id="1" * 32))
+    point = serving(pair).points[1]
+    assert point.ratios.output_tok_s is not None
+    assert point.ratios.output_tok_s.widened == pytest.approx(1.05)
+    assert point.at_equal_speed is not None
+    assert point.at_equal_speed.low is None
+    assert "5 % are allowed" in pair.sentence
+
+
+def test_an_arm_that_was_served_twice_pays_nothing_against_itself() -> None:
+    again = arm("bf16-again", level(1.25))
+    pair = compared(arm("bf16", level(1.0)), again)
+    assert pair.is_repeat
+    assert pair.verdict is Verdict.OPEN
+    assert "so every ratio has to hold 1" in pair.sentence
+
+
+def test_at_a_rate_the_time_of_a_request_decides_and_no_frontier_has_it() -> None:
+    sides = []
+    for name, ms in (("bf16", 10.0), ("fp8", 8.0)):
+        record = served.record(name, {1: [ms] * 3}, replace(TIMED_ON, precision=name))
+        (point,) = record.points
+        sides.append(
+            ArmRecords(
+                name,
+                name,
+                serving=replace(record, points=(replace(point, name="r2.5_i8_o11", point=LoadPoint(None, 2.5)),)),
+            )
+        )
+    pair = compared(*sides)
+    (point,) = serving(pair).points
+    assert point.ratios.deciding(point.point) is point.ratios.e2e_p50_ms
+    assert pair.sentence.startswith("At 2.5 requests per second fp8 pays: 1.25x")
+    assert serving(pair).frontier == ((), ())
