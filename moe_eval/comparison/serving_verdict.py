@@ -18,6 +18,7 @@ def decide(pairs: Sequence[Pair], rules: Rules) -> list[Pair]:
 
     An arm that was measured twice is a family of its own. Points of pairs that cannot be compared are in none.
     """
+    pairs = [_with_fairness(pair) for pair in pairs]
     verdicts: dict[tuple[str, str], Verdict] = {}
     for is_repeat in (False, True):
         ratios = {
@@ -32,6 +33,15 @@ def decide(pairs: Sequence[Pair], rules: Rules) -> list[Pair]:
         pair if pair.serving is None else replace(pair, serving=_decided(pair, pair.serving, verdicts, rules))
         for pair in pairs
     ]
+
+
+def _with_fairness(pair: Pair) -> Pair:
+    """A pair whose servers cannot be compared either, where fixed batches have not done the same work."""
+    reasons = [shape.fairness.reason for shape in pair.shapes if shape.figures and shape.fairness.is_fair is False]
+    if pair.serving is None or not reasons:
+        return pair
+    differs = (*pair.serving.differs, *dict.fromkeys(filter(None, reasons)))
+    return replace(pair, serving=replace(pair.serving, differs=differs))
 
 
 def _decided(

@@ -29,6 +29,8 @@ def sentence(pair: Pair, serving: ServingComparison, rules: Rules) -> str:
 
 
 def _remarks(pair: Pair, serving: ServingComparison) -> Iterator[str]:
+    if not any(shape.fairness.is_fair for shape in pair.shapes):
+        yield "Whether both servers went through as many experts was not checked (--evaluators latency counts them)."
     if not serving.one_run:
         yield "The servers are of two runs, so 5 % are allowed for what differs between runs."
     if pair.is_repeat:

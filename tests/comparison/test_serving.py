@@ -19,10 +19,11 @@ from moe_eval.records.serving import ServingLimits
 from moe_eval.records.serving_comparison import ServingComparison
 from moe_eval.records.verdicts import Rules, Verdict
 from tests.doubles import served
-from tests.doubles.recorded_arms import TIMED_ON
+from tests.doubles.recorded_arms import TIMED_ON, latency
 
 LOADS = (0.996, 1.002, 1.004, 0.998)  # what every load's times are multiplied with
 USERS = (1, 2, 4, 8, 16)
+ARMS = ("bf16", "fp8")
 
 
 def arm(name: str, gains: Mapping[int, float], loads: Sequence[float] = LOADS, **options: Any) -> ArmRecords:
@@ -261,3 +262,18 @@ def test_at_a_rate_the_time_of_a_request_decides_and_no_frontier_has_it() -> Non
     assert point.ratios.deciding(point.point) is point.ratios.e2e_p50_ms
     assert pair.sentence.startswith("At 2.5 requests per second fp8 pays: 1.25x")
     assert serving(pair).frontier == ((), ())
+
+
+def test_experts_that_fixed_batches_show_to_differ_forbid_a_verdict_on_servers() -> None:
+    def both(experts: tuple[float, float]) -> Pair:
+        timed = [latency(name, {8: [[10.0]] * 4}, experts=count) for name, count in zip(ARMS, experts, strict=True)]
+        sides = [arm("bf16", level(1.0)), arm("fp8", level(1.25))]
+        return compared(*(replace(side, latency=record) for side, record in zip(sides, timed, strict=True)))
+
+    fair, unfair = both((50.0, 50.0)), both((50.0, 20.0))
+    assert "not checked" not in serving(fair).sentence
+    assert serving(fair).verdict is Verdict.PAYS
+    assert serving(unfair).verdict is Verdict.NOT_COMPARABLE
+    assert "experts per layer and step" in serving(unfair).sentence
+    alone = compared(arm("bf16", level(1.0)), arm("fp8", level(1.25)))
+    assert "as many experts was not checked" in alone.sentence
