@@ -28,7 +28,6 @@ from moe_eval.records.comparison import COMPARISON_FILE
 from moe_eval.report import write
 from tests.doubles import recorded_arms
 
-LARGEST_S = 10
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     for shapes in args.shapes:
         for arms in args.arms:
             profile = (
-                cProfile.Profile() if args.profile and (arms, shapes) == (args.arms[-1], args.shapes[-1]) else None
+                cProfile.Profile(time.process_time) if args.profile and (arms, shapes) == (args.arms[-1], args.shapes[-1]) else None
             )
             seconds = measured(arms, shapes, profile)
             cells = " | ".join(f"{part:.2f} s" for part in (*seconds, sum(seconds)))

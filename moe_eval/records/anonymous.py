@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +32,8 @@ _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}:\d+\b")  # with a port: a vers
 _COMMON = frozenset(["root", "user", "users", "admin", "nobody", "ubuntu", "runner", "docker", "localhost", "home"])
 _SHORTEST = 3  # characters of a name that tells of somebody
 Record = TypeVar("Record")
+
+_SHORT = 300  # letters
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,10 @@ def anonymous(record: Record, identity: Identity) -> Record:
 
 def text_of(text: str, identity: Identity, key: str = "") -> str:
     """One text without what tells. `key` is the name of its field."""
+    return (_short_text if len(text) <= _SHORT else _text)(text, identity, key)
+
+
+def _text(text: str, identity: Identity, key: str) -> str:
     for index, uuid in enumerate(identity.uuids):
         text = text.replace(uuid, f"gpu{index}")
     if _PATH_FIELDS.search(key) and "\n" not in text:
@@ -137,12 +144,16 @@ def text_of(text: str, identity: Identity, key: str = "") -> str:
     return text
 
 
+_short_text = lru_cache(maxsize=1 << 15)(_text)  # names come again in every shape of every arm
+
+
 def _telling(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         sorted({name for name in names if len(name) >= _SHORTEST and name.lower() not in _COMMON}, key=len)[::-1]
     )
 
 
+@lru_cache
 def _word(names: tuple[str, ...]) -> re.Pattern[str] | None:
     if not names:
         return None
@@ -179,7 +190,11 @@ def _clean(value: object, key: str, identity: Identity) -> object:
         return text_of(value, identity, key)
     if isinstance(value, Mapping):
         return {
-            text_of(name, identity) if isinstance(name, str) else name: _clean(inner, str(name), identity)
+            text_of(name, identity) if isinstance(name, str) else name: inner
+            if isinstance(inner, (int, float))
+            else _clean(inner, str(name), identity)
             for name, inner in value.items()
         }
-    return [_clean(inner, key, identity) for inner in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [inner if isinstance(inner, (int, float)) else _clean(inner, key, identity) for inner in value]
+    return value
