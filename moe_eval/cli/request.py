@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 
 from moe_eval.checkpoint import shipped as shipped_model
 from moe_eval.cli import arms
@@ -146,7 +145,7 @@ def _tasks(options: RunOptions) -> TaskOptions:
 def say_what_runs(options: MeasuringOptions) -> None:
     """Say on standard error where the shipped model stands in for the user's own."""
     is_demo = all(getattr(options, name, None) == value for name, value in DEMO.items())
-    if options.model_path is None and not options.quiet:
+    if _is_shipped(options) and not options.quiet:
         note = _DEMO_NOTE if is_demo else shipped_model.SHIPPED_NOTE
         print(f"moe-eval: {note} Give --model_path for yours.", file=sys.stderr)
 
@@ -181,7 +180,7 @@ def _arms(options: MeasuringOptions) -> tuple[ArmsRequest, str | None]:
     """The arms, and their tokenizer. None where each checkpoint has its own."""
     emulation = options if isinstance(options, EmulationOptions) else None
     emulate = emulation.emulate if emulation else None
-    is_shipped = options.model_path is None and not _have_checkpoints(options.arms)
+    is_shipped = _is_shipped(options)
     engine = options.engine or ("transformers" if emulate or is_shipped else "trtllm")
     arguments = arm_text.model_args(options.model_args)
     tokenizer = arguments.pop("tokenizer", None)
@@ -239,10 +238,11 @@ def _named(options: MeasuringOptions, common: Common) -> list[NamedArm]:
     return named_arms
 
 
-def _have_checkpoints(texts: Sequence[str]) -> bool:
-    """Whether arms name all the checkpoints there are."""
-    settings = [arm_text.read(text)[1] for text in texts]
-    return bool(settings) and all({"checkpoint", "pretrained", "base_url"} & set(keys) for keys in settings)
+def _is_shipped(options: MeasuringOptions) -> bool:
+    """Whether some arm has no checkpoint but the shipped model."""
+    settings = [arm_text.read(text)[1] for text in options.arms]
+    have_checkpoints = settings and all({"checkpoint", "pretrained", "base_url"} & set(keys) for keys in settings)
+    return options.model_path is None and not have_checkpoints
 
 
 def shared_settings(arguments: dict[str, object]) -> SharedSettings:

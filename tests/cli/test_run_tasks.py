@@ -65,6 +65,7 @@ def test_arms_are_evaluated_and_compared_by_document(command: Command, files: Pa
     ended = command("--tasks", f"{files / 'words.yaml'},moe_sample", "--limit", "10", stage=stage)
     assert ended.code == 0, ended.err
     assert "tasks of lm-eval: words (10 documents), moe_sample (10 documents)" in ended.out
+    assert "No model was named" in ended.err
     assert [(request.arm, request.arguments["repeat"]) for request in stage.asked if request.task == "tasks"] == [
         (arm, 0) for arm in ("bf16", "fp32") for _ in range(2)
     ]
@@ -190,6 +191,7 @@ def test_an_endpoint_is_an_arm_that_says_what_is_not_known(command: Command, fil
         ended = command("--arm", ARM, "--arm", server, *tasks, stage=stage, defaults=("run", "--evaluators", "tasks"))
     assert ended.code == 0, ended.err
     assert "server: tasks; a server; openai, not known," in ended.out
+    assert "No model was named" not in ended.err
     loads = {request.arm: request.load for request in stage.asked}
     assert loads["tiny"] is not None
     assert (loads["tiny"].tokenizer, loads["tiny"].settings.precision) == (None, None)
