@@ -179,8 +179,10 @@ class TransformersEngine:
         lengths = [len(prompt) + request.max_new_tokens for prompt in prompts]
         # Transformers would count the padding of a batch as text that was there before
         rows = 1 if _OF_PROMPT & set(request.further) else self.max_rows
-        for batch in batches_in_slabs(lengths, self.max_tokens, rows):
-            self._splitting(batch, run)
+        with self.threads.bound():
+            for batch in batches_in_slabs(lengths, self.max_tokens, rows):
+                self.threads.bind()
+                self._splitting(batch, run)
         return [completions[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
