@@ -29,7 +29,6 @@ from moe_eval.report import write
 from tests.doubles import recorded_arms
 
 
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", type=int, nargs="+", default=[2, 10, 40])
@@ -40,9 +39,8 @@ def main() -> None:
     print("| arms | shapes | comparison | report | MLflow | together |\n|---|---|---|---|---|---|")
     for shapes in args.shapes:
         for arms in args.arms:
-            profile = (
-                cProfile.Profile(time.process_time) if args.profile and (arms, shapes) == (args.arms[-1], args.shapes[-1]) else None
-            )
+            is_largest = (arms, shapes) == (args.arms[-1], args.shapes[-1])
+            profile = cProfile.Profile(time.process_time) if args.profile and is_largest else None
             seconds = measured(arms, shapes, profile)
             cells = " | ".join(f"{part:.2f} s" for part in (*seconds, sum(seconds)))
             print(f"| {arms} | {shapes} | {cells} |", flush=True)
