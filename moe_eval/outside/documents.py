@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -89,9 +89,12 @@ def _too_large(value: object, largest: float, path: str = "$", depth: int = 0) -
         return path if abs(value) > largest else None
     if depth > _DEEPEST:
         raise RecursionError
-    inner: Iterable[tuple[str, object]] = ()
-    if isinstance(value, dict):
-        inner = ((f"{path}.{key}", item) for key, item in value.items() if not isinstance(item, str))
-    elif isinstance(value, list):
-        inner = ((f"{path}[{index}]", item) for index, item in enumerate(value) if not isinstance(item, str))
-    return next((wrong for place, item in inner if (wrong := _too_large(item, largest, place, depth + 1))), None)
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        # most of a record is texts and numbers, whose path is not worth making
+        if isinstance(item, str) or (isinstance(item, (int, float)) and abs(item) <= largest):
+            continue
+        place = f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]"
+        if wrong := _too_large(item, largest, place, depth + 1):
+            return wrong
+    return None

@@ -19,7 +19,7 @@ _ABSENT = "-"
 
 def render(comparison: ComparisonRecord, run: RunRecord | None) -> str:
     """The header, the tiles as a table and the verdict of every pair, as the page has them, without what it folds."""
-    report = sections.of_report(comparison, run)
+    report = sections.of_report(comparison, run, is_short=True)
     parts = [f"## {escape(report.title)}", _paragraph(report.header)]
     parts.append(_tiles(report.answers))
     parts += [text for answer in report.answers for text in _verdict(answer)]

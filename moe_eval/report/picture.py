@@ -32,7 +32,7 @@ def write(comparison: ComparisonRecord, file: Path) -> bool:
     Returns:
         Whether there is one: without tiles and charts there is nothing to see.
     """
-    report = sections.of_report(comparison, None)
+    report = sections.of_report(comparison, None, is_short=True)
     if not any(answer.tiles for answer in report.answers) and not report.charts:
         return False
     drawn = io.BytesIO()

@@ -5,7 +5,7 @@ Page, picture and Markdown are looks of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from moe_eval.comparison.wording import unfinished
@@ -87,13 +87,25 @@ class Report:
     folds: tuple[Fold, ...]
 
 
-def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
-    """What is said of a comparison. What has nothing to say is left out."""
+def of_report(comparison: ComparisonRecord, run: RunRecord | None, *, is_short: bool = False) -> Report:
+    """What is said of a comparison. What has nothing to say is left out. A short report has no folds."""
     speed, step, quality = charts.speed(comparison), charts.steps(comparison), charts.quality(comparison)
     served = serving_chart.frontiers(comparison)
+    return Report(
+        title=title_of(comparison),
+        header=tiles.header_line(comparison.header),
+        answers=tuple(_answers(comparison)),
+        notes=tuple(_notes(comparison)),
+        charts=tuple(chart for chart in (served, *speed[:1], step, quality) if chart is not None),
+        tasks=tasks(comparison),
+        folds=() if is_short else tuple(fold for fold in _folds(comparison, run, speed[1:]) if fold.parts),
+    )
+
+
+def _folds(comparison: ComparisonRecord, run: RunRecord | None, further: Sequence[Chart]) -> Iterator[Fold]:
     folds: tuple[tuple[str, str, Iterable[str | Table | Chart | Example]], ...] = (
         ("shapes", "Verdict of every shape", _verdicts(comparison)),
-        ("speed", "Speed: all figures", (*speed[1:], *_speed(comparison))),
+        ("speed", "Speed: all figures", (*further, *_speed(comparison))),
         ("serving", "Serving: all load points", serving_table.tables(comparison)),
         ("steps", "Time per step: all shapes and phases", _steps(comparison)),
         ("quality", "Quality: all figures", pair_tables.quality(comparison)),
@@ -103,16 +115,7 @@ def of_report(comparison: ComparisonRecord, run: RunRecord | None) -> Report:
         ("failed", "Skipped and failed arms", arm_tables.failed(comparison)),
         ("method", "How it was measured", _method(comparison, run)),
     )
-    filled = (Fold(ident, title, tuple(parts)) for ident, title, parts in folds)
-    return Report(
-        title=title_of(comparison),
-        header=tiles.header_line(comparison.header),
-        answers=tuple(_answers(comparison)),
-        notes=tuple(_notes(comparison)),
-        charts=tuple(chart for chart in (served, *speed[:1], step, quality) if chart is not None),
-        tasks=tasks(comparison),
-        folds=tuple(fold for fold in filled if fold.parts),
-    )
+    return (Fold(ident, title, tuple(parts)) for ident, title, parts in folds)
 
 
 def tasks(comparison: ComparisonRecord) -> tuple[Table, ...]:
