@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import requests
+
 from moe_eval.engines.endpoint.server import Server
 from moe_eval.errors import UsageError
 from moe_eval.records.labels import EngineFacts
@@ -86,6 +88,17 @@ def free_port(port: int | None) -> int:
         except OSError:
             raise UsageError(f"Port {port} is in use. Give another --port, or leave it out for a free one.") from None
         return int(probe.getsockname()[1])
+
+
+def asked(method: str, port: int, path: str, seconds: float, body: object = None) -> requests.Response:
+    """The answer of a server of this machine, whatever proxy the environment names.
+
+    Raises:
+        requests.RequestException: there is none within so many seconds.
+    """
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.request(method, f"http://{HOST}:{port}{path}", json=body, timeout=seconds)
 
 
 def local(port: int, model: str) -> Server:

@@ -15,7 +15,7 @@ import psutil
 import requests
 
 from moe_eval.engines.endpoint.server import Server
-from moe_eval.engines.serving import HOST
+from moe_eval.engines.serving import asked
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.records.labels import EngineFacts
 from moe_eval.records.samples import EngineSteps
@@ -86,7 +86,7 @@ def await_ready(title: str, process: subprocess.Popen[bytes], port: int, seconds
                     "log."
                 )
             try:
-                if requests.get(f"http://{HOST}:{port}/health", timeout=_ASK_SECONDS).ok:
+                if asked("GET", port, "/health", _ASK_SECONDS).ok:
                     return
             except requests.RequestException:
                 pass  # it does not listen yet

@@ -24,7 +24,7 @@ from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served import server as processes
 from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.served.server import ServerProcess
-from moe_eval.engines.serving import HOST, ServeSettings, free_port, local
+from moe_eval.engines.serving import HOST, ServeSettings, asked, free_port, local
 from moe_eval.engines.trtllm import iterations
 from moe_eval.engines.trtllm.arguments import NESTED
 from moe_eval.engines.trtllm.installed import NO_FUSION, TRTLLM
@@ -99,7 +99,7 @@ def llm_arguments(options: Mapping[str, object], serving: ServeSettings) -> dict
 def _steps(port: int) -> EngineSteps:
     """The iterations since the last call. The server keeps the last 1,000 by default."""
     try:
-        answer = requests.get(f"http://{HOST}:{port}/metrics", timeout=_ASK_SECONDS)
+        answer = asked("GET", port, "/metrics", _ASK_SECONDS)
         answer.raise_for_status()
         return iterations.summary(answer.json())
     except (requests.RequestException, ValueError, TypeError, AttributeError) as error:

@@ -20,7 +20,7 @@ from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served import server as processes
 from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.served.server import ServerProcess
-from moe_eval.engines.serving import HOST, ServeSettings, free_port, local
+from moe_eval.engines.serving import HOST, ServeSettings, asked, free_port, local
 from moe_eval.engines.vllm import arguments, installed, random_weights, rank, sizing, tracing
 from moe_eval.engines.vllm.installed import VLLM
 from moe_eval.engines.vllm.load import weight_arguments
@@ -96,7 +96,7 @@ def _profiled(port: int, folder: Path, target: Path) -> Iterator[None]:
 
 def _post(port: int, path: str) -> None:
     try:
-        requests.post(f"http://{HOST}:{port}/{path}", timeout=_TRACE_SECONDS).raise_for_status()
+        asked("POST", port, f"/{path}", _TRACE_SECONDS).raise_for_status()
     except requests.RequestException as error:
         raise EngineError(
             f"vLLM's server did not do {path} ({type(error).__name__}). Read the end of its log."
@@ -106,7 +106,7 @@ def _post(port: int, path: str) -> None:
 def _running(port: int) -> float | None:
     """Requests in its steps now, by its metrics."""
     try:
-        text = requests.get(f"http://{HOST}:{port}/metrics", timeout=_RPC_SECONDS).text
+        text = asked("GET", port, "/metrics", _RPC_SECONDS).text
     except requests.RequestException:
         return None
     counts = [float(count) for count in _RUNNING.findall(text)]
@@ -119,9 +119,7 @@ def _ranks(port: int) -> Sequence[Observed] | str:
     The path is that of vllm/entrypoints/serve/rpc/api_router.py, or of api_server.py in earlier versions.
     """
     try:
-        answer = requests.post(
-            f"http://{HOST}:{port}/collective_rpc", json={"method": rank.METHOD}, timeout=_RPC_SECONDS
-        )
+        answer = asked("POST", port, "/collective_rpc", _RPC_SECONDS, {"method": rank.METHOD})
         answer.raise_for_status()
         return [msgspec.json.decode(text, type=Observed) for text in answer.json()["results"]]
     except (requests.RequestException, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:

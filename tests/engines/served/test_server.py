@@ -12,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import requests
 
 from moe_eval.engines.served import server as processes
 from moe_eval.engines.served.server import ServerProcess
-from moe_eval.engines.serving import HOST, free_port, local
+from moe_eval.engines.serving import HOST, asked, free_port, local
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.machine import guard
 from tests.doubles import server_command
@@ -36,12 +35,13 @@ def is_free(port: int) -> bool:
         return probe.connect_ex((HOST, port)) != 0
 
 
-def test_a_server_answers_and_leaves_neither_process_nor_port() -> None:
+def test_a_server_answers_and_leaves_neither_process_nor_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody answers
     process, port = started("serve")
     processes.await_ready("Made up", process, port, 20)
     served = ServerProcess("Made up", process, local(port, "x"), FACTS)
     served.check()
-    assert requests.get(f"{served.server.base_url}/models", timeout=5).ok
+    assert asked("GET", port, "/v1/models", 5).ok
     served.close()
     assert process.poll() is not None
     assert is_free(port)
