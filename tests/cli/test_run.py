@@ -319,7 +319,7 @@ def test_the_example_in_the_repository_is_a_plan(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--evaluators", "speed"], "quality, tasks, latency, kernels. Did you mean latency?"),
+        (["--evaluators", "speed"], "quality, tasks, latency, kernels, serving. Did you mean latency?"),
         (["--evaluators", ""], "quality, tasks, latency, kernels"),
         (["--num_iterations", "0"], "--num_iterations 0 is out of range"),
         (["--warmup_iterations", "4", "--until", "decided"], "which --until decided never ends"),
