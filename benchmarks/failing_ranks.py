@@ -9,6 +9,7 @@ once latency is measured, and seconds count from then to the end of the command.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,11 +46,19 @@ def cases(shape: Path, out: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     yield "a rank that is killed (SIGKILL)", failing(shape, out / "killed", signal.SIGKILL)
     stopped = failing(shape, out / "stopped", signal.SIGSTOP, "--stall_timeout", "20")
     yield "a rank that stops (SIGSTOP), --stall_timeout 20", stopped
-    yield "heads that three GPUs do not divide", refused(shape, out / "odd", f"a:{TWO[:-1]}3")
+    yield "heads that two GPUs do not divide", refused(odd(shape, out / "odd_shape"), out / "odd", f"a:{TWO}")
     yield "more GPUs than there are", refused(shape, out / "many", f"a:{TWO[:-1]}16")
     yield "an arm that one GPU does not hold", refused(shape, out / "large", "a:kv_cache_memory_bytes=900000000000")
     with filled():
         yield "a GPU that another process fills", refused(shape, out / "full", f"a:{TWO}")
+
+
+def odd(shape: Path, folder: Path) -> Path:
+    """The shape with another number of heads."""
+    shutil.copytree(shape, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 15, "num_key_value_heads": 5}))
+    return folder
 
 
 def refused(shape: Path, folder: Path, arm: str) -> Mapping[str, object]:
