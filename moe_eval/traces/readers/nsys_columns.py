@@ -95,6 +95,8 @@ def _of_pages(export: Export, query: Query, pool: Executor) -> Columns | None:
         return None
     by_place, texts = parts
     size = len(next(iter(by_place.values())))
+    if text == NONE:
+        texts = Texts([], np.full(size, NONE, np.int64))
     return ({"text": texts} if query.text else {}) | {
         name: by_place[columns.index(column)] if column in columns else np.full(size, absent, np.int64)
         for name, (column, absent) in query.numbers.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from moe_eval.errors import UsageError
 from moe_eval.traces.readers import nsys
 from tests.doubles import nsys_database
 from tests.doubles.sql import ask, change
+from tests.traces.readers.conftest import assert_same
 
 COPIES = "CUPTI_ACTIVITY_KIND_MEMCPY"
 
@@ -54,6 +56,13 @@ def test_hostile_names_come_through_as_they_are(made: Path) -> None:
     trace = nsys.read(made)
     assert {*hostile, "\ufffd\ufffdA", f"(kernel without a name, {ids[5]})"} <= set(trace.kernels.names)
     assert "\ufffdB" in trace.ranges.names
+
+
+def test_a_table_without_its_column_of_texts_reads_as_one_whose_texts_are_empty(made: Path, tmp_path: Path) -> None:
+    renamed = Path(shutil.copy(made, tmp_path / "renamed.sqlite"))
+    change(made, "UPDATE NVTX_EVENTS SET text = NULL")
+    change(renamed, "ALTER TABLE NVTX_EVENTS RENAME COLUMN text TO words")
+    assert_same(nsys.read(made), nsys.read(renamed))
 
 
 @pytest.mark.parametrize("wrong", ["correlationId", "globalPid", "graphNodeId", "deviceId", "demangledName", "gridX"])
