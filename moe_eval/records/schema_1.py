@@ -110,7 +110,7 @@ def _shape(old: object, is_reloaded: bool) -> object:
     if not isinstance(old, Mapping):
         return old
     blocks, turns = old.get("blocks"), old.get("gpu")
-    if not is_reloaded and isinstance(blocks, list):
+    if not is_reloaded and isinstance(blocks, list) and all(isinstance(block, list) for block in blocks):
         blocks = [[sample for block in blocks for sample in block]]
     turns = _entries(turns, lambda turn: _turn(turn, is_reloaded))
     # the figures' names have not changed: they stood beside the shape's sizes

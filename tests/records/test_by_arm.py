@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from moe_eval.comparison import pairs
@@ -211,7 +211,10 @@ SPOTS = [(schema, spot) for schema, files in WHOLE.items() for spot in _spots(fi
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.sampled_from(SPOTS), st.sampled_from([None, 1, 0.5, -1, 1e300, 10**400, "x", [], {}, True, "gone"]))
+@given(
+    spot=st.sampled_from(SPOTS), wrong=st.sampled_from([None, 1, 0.5, -1, 1e300, 10**400, "x", [], {}, True, "gone"])
+)
+@example(spot=("schema_1", ("perf_fp32_cpu.json", "shapes", 0, "blocks", 0)), wrong=None)
 def test_a_record_with_anything_wrong_in_it_is_refused_or_compared(
     tmp_path: Path, spot: tuple[str, tuple[Any, ...]], wrong: object
 ) -> None:
