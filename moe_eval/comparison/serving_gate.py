@@ -56,7 +56,7 @@ def _why_not(pair: Pair) -> str:
 def _figure(place: str, ratio: Ratio | None, sign: Literal[">=", "<="], bound: float) -> Figure:
     if ratio is None:
         return f"{place} has no such figure", False, None
-    why = f"{place} {wording.ratio_text(ratio, Rules())}"
+    why = f"{place} {wording.ratio_text(ratio, Rules())}, experts not counted"
     if ratio.loads < LEAST_LOADS or ratio.low is None or ratio.high is None:
         return f"{why} is a quick look", False, None
     holds = ratio.low >= bound if sign == ">=" else ratio.high <= bound

@@ -201,6 +201,7 @@ def test_a_gate_on_goodput_bounds_the_most_that_any_point_has() -> None:
     assert ratio.value == pytest.approx(1.25 * math.sqrt(2))
     assert checked(arms, "serving:goodput>=1.7")[0] is GateResult.HOLDS
     assert checked(arms, "serving:goodput >= 1.9")[0] is GateResult.FAILS
+    assert "experts not counted" in checked(arms, "serving:goodput >= 1.9")[1]
     assert checked(arms, "fp8:serving:goodput[c4]>=1.2")[0] is GateResult.HOLDS
     assert checked(arms, "serving:goodput>=1.7678")[0] is GateResult.UNDECIDED
     assert checked(arms, "serving:users>=1.5,serving:output[c16]>=1.2")[0] is GateResult.HOLDS
