@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from moe_eval.errors import UsageError
@@ -55,9 +56,27 @@ class Machine:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that torch sees. Where the system has no device of a GPU, torch is not imported to look for one."""
-    if sys.platform == "linux" and "torch" not in sys.modules and not any(map(_has_device, _DEVICES)):
+    """The GPUs that torch sees.
+
+    Where the system has no device of a GPU, torch is not imported to look for one. CUDA is not initialised here.
+    """
+    torch = sys.modules.get("torch")
+    if sys.platform == "linux" and torch is None and not any(map(_has_device, _DEVICES)):
         return ()
+    is_initialised = torch is not None and torch.cuda.is_initialized()
+    by_driver = _by_driver(os.environ.get("CUDA_VISIBLE_DEVICES")) if _cuda() and not is_initialised else None
+    return _by_torch() if by_driver is None else by_driver
+
+
+@cache
+def _by_driver(_visible: str | None) -> tuple[Gpu, ...] | None:
+    from moe_eval.machine import cuda_driver
+
+    properties = cuda_driver.properties()
+    return None if properties is None else tuple(Gpu(*row) for row in properties)
+
+
+def _by_torch() -> tuple[Gpu, ...]:
     import torch
 
     visible = []

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from moe_eval.engines.served.package import KnownFailure, Traits, expected_api, import_library
+from moe_eval.machine import cuda_driver, nsys
 
 VLLM = Traits(
     name="vllm",
@@ -55,6 +56,7 @@ MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 STEP_LIMIT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
 # vLLM logs to standard output by default, where results are printed
 _LOG_STREAM = ("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+_SPAWN = ("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,13 @@ def load(*, in_process: bool) -> Library:
             quantizations=frozenset(map(str, quantization.QUANTIZATION_METHODS)),
             final_only=importlib.import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY,
         )
+
+
+def spawn_where_forks_fail() -> None:
+    """Have vLLM start fresh interpreters where a fork cannot use CUDA, or Nsight Systems cannot trace it safely.
+
+    Else vLLM forks, which saves importing it again in the engine core and in every rank. It looks for torch's use of
+    CUDA itself, and a library's own is looked for here.
+    """
+    if nsys.inside() or cuda_driver.is_initialised():
+        os.environ.setdefault(*_SPAWN)

@@ -154,6 +154,8 @@ def _warn(plan: Plan) -> None:
 def _session(
     plan: Plan, library: installed.Library, constructor: Arguments, tokenizer: Any, output: WorkerOutput | None
 ) -> Session:
+    if output is not None:
+        installed.spawn_where_forks_fail()
     try:
         with output.captured() if output is not None else nullcontext():
             llm = library.module.LLM(**plan.constructor_arguments(tokenizer), **constructor)
