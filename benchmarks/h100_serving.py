@@ -5,12 +5,14 @@
     python benchmarks/h100_serving_page.py OUT docs/results/h100-serving.md
 
 Parts:
-    serving   BF16 against FP8 by concurrency, 512 tokens in and 128 out, driven by AIPerf: about five minutes a load
-    lockstep  the latency evaluator at the same batch sizes, to put beside it
+    serving   BF16 against FP8 by concurrency, 512 tokens in and 128 out, driven by AIPerf: two loads of each arm, three
+              minutes a load once its server is ready
+    lockstep  the latency evaluator at the same batch sizes, to put beside it: two minutes a load. `--batch_size 1` for
+              one user alone
 
 The shape has a made-up tokenizer in which every id is a word: a client counts no token without text, and most ids of
-the shipped tokenizer have none. A part that was stopped goes on where it was. Further options, such as `--loads 3`,
-go to `moe-eval run`.
+the shipped tokenizer have none. A part that was stopped goes on after its last point, and the page shows what there is.
+Further options, such as `--loads 3`, go to `moe-eval run`.
 """
 
 from __future__ import annotations
@@ -58,19 +60,19 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def serving(out: Path, further: Sequence[str]) -> None:
-    load = ("--concurrency", USERS, "--num_requests", "30", *LIMITS)
-    run(out, "serving", *LENGTHS, *load, "--model_args", ARMS, *further)
+    load = ("--concurrency", USERS, "--num_requests", "20", *LIMITS)
+    run(out, "serving", *load, *further)
 
 
 def lockstep(out: Path, further: Sequence[str]) -> None:
-    load = ("--batch_size", USERS, "--num_iterations", "12")
-    run(out, "latency", *LENGTHS, *load, "--model_args", ARMS, *further)
+    run(out, "latency", "--batch_size", USERS, "--num_iterations", "6", *further)
 
 
 def run(out: Path, evaluator: str, *options: str) -> None:
     """`moe-eval run` with one evaluator, into a folder of its name."""
     folder, shape = out / evaluator, str(out / "shape")
     arms = ("--engine", "vllm", "--model_path", shape, "--fp8_model_path", shape, "--precisions", "bf16,fp8")
+    arms += ("--model_args", ARMS, "--loads", "2", *LENGTHS)
     resume = ["--resume"] * (folder / "run.json").is_file()
     command = [*COMMAND, "run", *arms, "--evaluators", evaluator, "--dataset", "random", *options]
     subprocess.run([*command, "--output_dir", str(folder), *resume], check=False)

@@ -39,8 +39,8 @@ def write_page(out: Path, file: Path) -> None:
     else:
         arms, comparison = served
         picture = draw(comparison, file.with_suffix(".svg"))
-        (pair,) = comparison.pairs
-        parts += [machine(arms), f"**{pair.sentence}**", *([f"![Frontiers]({picture})"] if picture else [])]
+        parts += [machine(arms), *(f"**{pair.sentence}**" for pair in comparison.pairs)]
+        parts += [f"![Frontiers]({picture})"] if picture else []
         if MEANING in (before := file.read_text() if file.is_file() else ""):
             parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
         parts += ["## Every load", *map(markdown, serving_table.tables(comparison))]
@@ -57,10 +57,9 @@ def read(folder: Path) -> tuple[Sequence[ArmRecords], ComparisonRecord] | None:
 
 
 def machine(arms: Sequence[ArmRecords]) -> str:
-    record = arms[0].serving
-    assert record is not None
+    record = next(arm.serving for arm in arms if arm.serving)
     computer, versions = record.origin.machine, record.origin.versions
-    loads = max(len(point.loads) for point in record.points)
+    loads = max(len([*filter(None, point.loads)]) for point in record.points)
     generators = {load.generator for point in record.points for load in point.loads if load}
     driver = computer.driver if computer else None
     return (
@@ -90,13 +89,12 @@ def state(arms: Sequence[ArmRecords]) -> str:
     rows = []
     for arm in arms:
         for point in arm.serving.points if arm.serving else ():
-            for number, load in enumerate(point.loads):
-                if load is not None and number == 0:
-                    known = load.state
-                    values = (known.running, known.running_most, known.waiting_most, known.preemptions)
-                    share = "-" if known.kv_cache_share is None else f"{100 * known.kv_cache_share:.1f} %"
-                    cells = ["-" if value is None else f"{value:.1f}" for value in values]
-                    rows.append([arm.name, point.name, *cells, share])
+            for load in [*filter(None, point.loads)][:1]:
+                known = load.state
+                values = (known.running, known.running_most, known.waiting_most, known.preemptions)
+                share = "-" if known.kv_cache_share is None else f"{100 * known.kv_cache_share:.1f} %"
+                cells = ["-" if value is None else f"{value:.1f}" for value in values]
+                rows.append([arm.name, point.name, *cells, share])
     heads = ["arm", "load", "running, mean", "running, most", "waiting, most", "preemptions", "KV cache in use, most"]
     return columns(heads, rows)
 

@@ -21,10 +21,13 @@ from moe_eval.data.served_requests import LoadPoint, ServedRequest
 from moe_eval.engines.endpoint.server import KEY, Server
 from moe_eval.errors import EngineError, UsageError
 
-INPUT, REQUESTS, SERVER, LOG = "requests.jsonl", "profile_export.jsonl", "server_metrics_export.json", "aiperf.txt"
+INPUT, REQUESTS = "serving_requests.jsonl", "profile_export.jsonl"
+SERVER, LOG = "server_metrics_export.json", "aiperf.txt"
 _INSTALL = "Install it (pip install 'moe-eval[serving]', or in an environment of its own: pipx install aiperf)."
 # with it AIPerf looks a tokenizer's folder up in the hub's cache and fails, see _resolve_local_snapshot
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+# it samples a server's metrics for two seconds more after the last answer, which is none of the point
+_ENVIRONMENT = {"AIPERF_SERVER_METRICS_COLLECTION_FLUSH_PERIOD": "0"}
 _TAIL = 400  # characters of its output that a failure tells
 
 
@@ -33,6 +36,7 @@ class Drive:
     """One point to be driven.
 
     Attributes:
+        requests: of all points. Those after the first `warm_up` + `count` are not sent here.
         warm_up: so many of the requests come first, and are not measured.
         tokenizer: a folder or hub name, which AIPerf wants though the server counts the tokens.
         metrics_url: of Prometheus' text. None where the server has none.
@@ -42,6 +46,7 @@ class Drive:
     server: Server
     point: LoadPoint
     requests: Sequence[ServedRequest]
+    count: int
     warm_up: int
     tokenizer: str
     metrics_url: str | None
@@ -91,6 +96,8 @@ def version() -> str:
 def run(drive: Drive, folder: Path, tokenizer: Any = None) -> str | None:
     """Send the requests of a point in their order. Everything that the tool writes stays in `folder`.
 
+    Beside it lies what the tool reads: the requests of all points, which it parses at the first one and keeps.
+
     Args:
         tokenizer: of Transformers, for servers that are asked by chats.
 
@@ -103,8 +110,8 @@ def run(drive: Drive, folder: Path, tokenizer: Any = None) -> str | None:
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
     folder.mkdir(parents=True)
     rows = (msgspec.json.encode({"payload": _body(drive.server, entry, tokenizer)}) for entry in drive.requests)
-    (folder / INPUT).write_bytes(b"\n".join(rows) + b"\n")
-    environment = {name: value for name, value in os.environ.items() if name not in _OFFLINE}
+    (folder.parent / INPUT).write_bytes(b"\n".join(rows) + b"\n")
+    environment = {name: value for name, value in os.environ.items() if name not in _OFFLINE} | _ENVIRONMENT
     with (folder / LOG).open("wb") as log:
         code = subprocess.run(
             [executable(), *_arguments(drive, folder)],
@@ -125,7 +132,7 @@ def run(drive: Drive, folder: Path, tokenizer: Any = None) -> str | None:
 
 
 def _arguments(drive: Drive, folder: Path) -> list[str]:
-    point, count = drive.point, len(drive.requests) - drive.warm_up
+    point = drive.point
     load = {"--concurrency": point.concurrency, "--request-rate": point.request_rate}
     # the address of a request without its path, which AIPerf adds
     url = drive.server.base_url.removesuffix("/v1")
@@ -133,10 +140,12 @@ def _arguments(drive: Drive, folder: Path) -> list[str]:
         "--model": drive.server.model,
         "--url": url,
         "--endpoint-type": "chat" if drive.server.chat else "completions",
-        "--input-file": folder / INPUT,
+        "--input-file": folder.parent / INPUT,
         "--custom-dataset-type": "mooncake-trace",
         "--dataset-sampling-strategy": "sequential",
-        "--request-count": count,
+        # the same at every point, else it parses them again
+        "--num-dataset-entries": len(drive.requests),
+        "--request-count": drive.count,
         "--warmup-request-count": drive.warm_up or None,
         **load,
         "--arrival-pattern": "poisson" if point.request_rate else None,

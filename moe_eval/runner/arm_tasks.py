@@ -218,9 +218,7 @@ def serving(served: Served, tokenizer: Any, *, order: Mapping[str, Any], folder:
         problem = load_generator.run(drive, Path(folder), tokenizer)
     finally:
         served.check()  # that it ended says more than what the generator makes of it
-    times, started, ended = aiperf_requests.requests(
-        Path(folder) / load_generator.REQUESTS, len(drive.requests) - drive.warm_up
-    )
+    times, started, ended = aiperf_requests.requests(Path(folder) / load_generator.REQUESTS, drive.count)
     if problem is not None:  # though every request was answered
         raise EngineError(problem)
     return ServedLoad(
@@ -252,8 +250,8 @@ def serving_trace(
 
 def _drive(served: Served, content: Mapping[str, Any]) -> Drive:
     order = msgspec.convert(content, load_generator.Order)
-    requests = _requests(order.requests).requests[: order.warm_up + order.count]
-    return Drive(served.server, order.point, requests, order.warm_up, order.tokenizer, served.metrics_url)
+    requests = _requests(order.requests).requests
+    return Drive(served.server, order.point, requests, order.count, order.warm_up, order.tokenizer, served.metrics_url)
 
 
 def _state(served: Served, folder: Path) -> ServerState:

@@ -29,7 +29,7 @@ def _options():
     parser = argparse.ArgumentParser()
     for name in ("model", "endpoint-type", "custom-dataset-type", "dataset-sampling-strategy", "tokenizer", "ui"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("url", "input-file", "output-artifact-dir", "request-count"):
+    for name in ("url", "input-file", "output-artifact-dir", "request-count", "num-dataset-entries"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("concurrency", "request-rate", "arrival-pattern", "server-metrics", "warmup-request-count"):
         parser.add_argument(f"--{name}")
@@ -88,6 +88,7 @@ def main():
     path = "/v1/chat/completions" if options.endpoint_type == "chat" else "/v1/completions"
     bodies = [json.loads(row)["payload"] for row in Path(options.input_file).read_text().splitlines()]
     warm_up = int(options.warmup_request_count or 0)
+    assert len(bodies) == int(options.num_dataset_entries)
     phases = (("warmup", bodies[:warm_up]), ("profiling", bodies[warm_up : warm_up + int(options.request_count)]))
 
     def work(phase, left):

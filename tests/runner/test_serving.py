@@ -150,10 +150,8 @@ def test_a_point_is_driven_and_its_raw_output_kept(play: ServerProcess, tmp_path
     assert 0 < load.ended - load.started < 30
     assert (load.state.running, load.state.waiting, load.state.kv_cache_share) == (3.0, 1.0, 0.25)
     assert (load.state.preemptions, load.generator) == (2.0, "aiperf 0.13.0")
-    assert {"requests.jsonl", "profile_export.jsonl", "aiperf.txt"} <= {
-        file.name for file in Path(load.folder).iterdir()
-    }
-    body = msgspec.json.decode((tmp_path / "raw" / "requests.jsonl").read_bytes().splitlines()[0])["payload"]
+    assert {"profile_export.jsonl", "aiperf.txt"} <= {file.name for file in Path(load.folder).iterdir()}
+    body = msgspec.json.decode((tmp_path / "serving_requests.jsonl").read_bytes().splitlines()[0])["payload"]
     assert (body["prompt"], body["max_tokens"], body["ignore_eos"]) == ([0, 1, 2, 3], 3, True)
 
 
@@ -223,5 +221,5 @@ def test_an_endpoint_is_driven_as_it_is_and_left_alone(play: ServerProcess, tmp_
     text = load_tokenizer(str(SHIPPED), None, False).decode([0, 1, 2, 3])
     with pytest.raises(EngineError, match="requests failed"):  # the stand-in counts the tokens of no chat
         arm_tasks.serving(chats, None, order=order, folder=str(tmp_path / "chats"))
-    body = msgspec.json.decode((tmp_path / "chats" / "requests.jsonl").read_bytes().splitlines()[0])["payload"]
+    body = msgspec.json.decode((tmp_path / "serving_requests.jsonl").read_bytes().splitlines()[0])["payload"]
     assert body["messages"] == [{"role": "user", "content": text}]

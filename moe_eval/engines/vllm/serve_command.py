@@ -19,9 +19,10 @@ from moe_eval.engines.vllm import random_weights
 def main(argv: Sequence[str]) -> None:
     """Serve until a signal ends it."""
     port, arguments = argv[0], json.loads(argv[1])
+    serve = importlib.import_module("vllm.entrypoints.cli.serve").ServeSubcommand
+    importlib.import_module("vllm.entrypoints.utils").cli_env_setup()  # as `vllm` does: its processes are spawned
     if arguments.get("load_format") == random_weights.LOAD_FORMAT:
         random_weights.register()
-    serve = importlib.import_module("vllm.entrypoints.cli.serve").ServeSubcommand
     settings = _parser().parse_args(["--host", HOST, "--port", port, "--disable-uvicorn-access-log"])
     for name, value in arguments.items():
         setattr(settings, name, value)

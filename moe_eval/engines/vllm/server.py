@@ -33,6 +33,13 @@ _RPC_SECONDS, _TRACE_SECONDS = 60.0, 600.0
 _RUNNING = re.compile(r"^vllm:num_requests_running(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 # the paths below of which ranks tell and a profiler starts, which vLLM keeps from strangers: it listens to HOST alone
 _DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1"}
+# stacks slow every step down, the front end's trace is no rank's, and nobody reads the table
+_PROFILER: Mapping[str, object] = {
+    "profiler": "torch",
+    "torch_profiler_with_stack": False,
+    "torch_profiler_dump_cuda_time_total": False,
+    "ignore_frontend": True,
+}
 
 
 def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> ServerProcess:
@@ -53,8 +60,9 @@ def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> S
     limits = sizing.limits(options, serving.window, plan.model.positions)
     constructor = dict(arguments.build(library, {**options, "max_model_len": limits.max_model_len}, {}))
     constructor |= {**weight_arguments(library, plan.model), "enable_prefix_caching": serving.prefix_caching}
+    constructor["served_model_name"] = [plan.model.name]  # the name in requests
     if serving.trace_folder is not None:
-        constructor["profiler_config"] = {"profiler": "torch", "torch_profiler_dir": serving.trace_folder}
+        constructor["profiler_config"] = {"torch_profiler_dir": serving.trace_folder, **_PROFILER}
     command = [
         *(sys.executable, "-m", "moe_eval.engines.vllm.serve_command", str(port)),
         json.dumps({**plan.constructor_arguments(tokenizer), **constructor}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -41,6 +42,9 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     modules: dict[str, Any] = {
         "vllm": {},
         "vllm.entrypoints": {},
+        "vllm.entrypoints.utils": {
+            "cli_env_setup": lambda: monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        },
         "vllm.entrypoints.cli": {},
         "vllm.entrypoints.cli.serve": {"ServeSubcommand": Subcommand},
         "vllm.entrypoints.openai": {},
@@ -75,6 +79,7 @@ def test_arguments_reach_the_engine_whether_they_have_flags_or_not(
     assert args.profiler_config.torch_profiler_dir == "/traces"
     assert args.enable_prefix_caching is False
     assert registered == ["yes"]
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
 def test_a_checkpoint_with_weights_needs_no_load_format(library: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,9 @@ def test_random_weights_and_prefix_caching_reach_the_server(serve: Serve) -> Non
 
 def test_a_server_is_traced_by_its_own_profiler(serve: Serve, tmp_path: Path) -> None:
     served, arguments, questions = serve(ServeSettings(64, 30.0, trace_folder=str(tmp_path)))
-    assert arguments["profiler_config"] == {"profiler": "torch", "torch_profiler_dir": str(tmp_path)}
+    profiler = arguments["profiler_config"]
+    assert (profiler["profiler"], profiler["torch_profiler_dir"]) == ("torch", str(tmp_path))
+    assert (profiler["ignore_frontend"], profiler["torch_profiler_with_stack"]) == (True, False)
     with served.profiled(tmp_path / "whole.trace"):
         assert questions[-1] == ("/start_profile", None)
     assert questions[-1] == ("/stop_profile", None)
