@@ -105,10 +105,11 @@ def _serving(options: RunOptions) -> ServingRequest:
     Raises:
         UsageError: there is no load point, or one twice.
     """
-    users = () if options.concurrency == (0,) else options.concurrency
+    users = () if options.concurrency == (0,) else options.concurrency or served_requests.sweep()
     return ServingRequest(
         points=served_requests.points(users, options.request_rate),
         output_len=options.output_len,
+        is_sweep=not options.concurrency,
         lengths=options.lengths,
         minimum=options.num_requests,
         limits=ServingLimits(options.ttft_ms, options.tpot_ms),

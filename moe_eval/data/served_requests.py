@@ -14,6 +14,7 @@ from moe_eval.data.workload import Prompt
 from moe_eval.errors import UsageError
 from moe_eval.outside import files
 
+MOST_USERS = 512  # of a sweep that ends by itself
 USER_REQUESTS = 10  # of a user at a point, at least: vLLM's and InferenceX's sweeps send as many
 
 
@@ -81,6 +82,11 @@ class RequestSet:
     def longest(self) -> int:
         """Tokens read and made of the longest request."""
         return max(len(request.prompt) + request.output_len for request in self.requests)
+
+
+def sweep() -> tuple[int, ...]:
+    """Users of a sweep: powers of two."""
+    return tuple(1 << power for power in range(MOST_USERS.bit_length()))
 
 
 def points(concurrency: Sequence[int], rates: Sequence[float]) -> tuple[LoadPoint, ...]:

@@ -25,6 +25,7 @@ def _enough(quantile: float) -> int:
     return round(2.5758293035489004**2 * quantile * (1 - quantile) / margin**2)
 
 
+ADDED = 0.05  # more tokens per second, without which further users add nothing: each only waits longer
 ENOUGH = _enough(0.99)  # 262,742 requests of a point, all loads together
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -42,6 +43,16 @@ def seconds(times: RequestTimes) -> float:
     """From the first request's start to the last one's end."""
     ends = (start + e2e / 1000 for start, e2e in zip(times.started_s, times.e2e_ms, strict=True))
     return max(ends) - min(times.started_s)
+
+
+def tokens_per_second(times: RequestTimes) -> float:
+    """Output tokens of all users together."""
+    return sum(times.output_tokens) / seconds(times)
+
+
+def is_saturated(fewer: float, more: float) -> bool:
+    """Whether more users add less than ADDED to the tokens per second."""
+    return more < (1 + ADDED) * fewer
 
 
 def goodput(times: RequestTimes, limits: ServingLimits) -> float | None:
@@ -79,8 +90,7 @@ def metrics(loads: Sequence[ServedLoad], gpus: int, limits: ServingLimits) -> Se
 def of_load(load: ServedLoad, gpus: int, limits: ServingLimits) -> dict[str, float | None]:
     """The figures of one load by the names of ServingMetrics. None where there is nothing to tell."""
     times, tpot, energy = load.times, tpot_ms(load.times), joules(load)
-    tokens = sum(times.output_tokens)
-    rate = tokens / seconds(times)
+    tokens, rate = sum(times.output_tokens), tokens_per_second(times)
     figures: dict[str, float | None] = {
         "output_tok_s": rate,
         "output_tok_s_per_gpu": rate / gpus if gpus else None,

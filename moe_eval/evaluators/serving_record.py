@@ -13,8 +13,6 @@ from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.latency import WorkloadLabel
 from moe_eval.records.serving import PointServing, ServedLoad, ServingLimits, ServingMetrics, ServingRecord
 
-_ADDED = 0.05  # more tokens per second, without which further users add nothing
-
 
 @dataclass(frozen=True)
 class Served:
@@ -69,13 +67,14 @@ def _saturated(points: Sequence[PointServing]) -> tuple[PointServing, ...]:
         for at, point in enumerate(points)
         if point.point.concurrency and (rate := point.metrics.output_tok_s)
     }
-    first = next((at for before, at in pairwise(rates) if rates[at] < (1 + _ADDED) * rates[before]), None)
+    first = next((at for before, at in pairwise(rates) if serving_figures.is_saturated(rates[before], rates[at])), None)
     if len(rates) < 2:
         return tuple(points)
     place = max(rates) if first is None else first
     note = "the server is not saturated: with more users it makes more tokens per second"
     if first is not None:
-        note = f"the server is saturated: fewer users made as many tokens per second, within {100 * _ADDED:g} %"
+        within = f"{100 * serving_figures.ADDED:g} %"
+        note = f"the server is saturated: fewer users made as many tokens per second, within {within}"
     return tuple(
         replace(point, notes=(*point.notes, note)) if at == place else point for at, point in enumerate(points)
     )

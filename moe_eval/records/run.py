@@ -61,6 +61,14 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Where the load points of users ended by themselves, and why."""
+
+    most_users: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One run.
 
@@ -72,6 +80,7 @@ class RunRecord:
         evaluators: of every arm by name, the reference first.
         tasks: how many the plan has.
         arms: their settings by name. Empty in records of versions whose arms differed in precision alone.
+        sweep: of a run that was given no numbers of users. None before it has ended.
         ended_after: loads of every arm after which a run until decided ended before its most loads. None elsewhere.
     """
 
@@ -90,5 +99,6 @@ class RunRecord:
     ended: str | None = None
     error: str | None = None
     ended_after: int | None = None
+    sweep: Sweep | None = None
     arms: Mapping[str, ArmSettings] = field(default_factory=dict)
     schema: int = RUN_SCHEMA

@@ -24,7 +24,7 @@ from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.placement import Indices, Placement
 from moe_eval.runner.recording import HOLDS
 from moe_eval.runner.request import RunRequest
-from moe_eval.runner.tasks import Task
+from moe_eval.runner.tasks import TRACED_LOAD, Task
 
 _MODES: Mapping[Mode, str] = {
     "turns": "the arms of a load live at once and take turns",
@@ -67,6 +67,17 @@ class Plan:
     def until(self, loads: int) -> Plan:
         """The plan that ends after so many loads of every arm."""
         return replace(self, tasks=tuple(task for task in self.tasks if task.load < loads))
+
+    def up_to(self, users: int) -> Plan:
+        """The plan without load points of more users. Servers are traced at the middle one of those that are left."""
+        points = tuple(point for point in self.points if (point.concurrency or 0) <= users)
+        traced = [replace(task, point=points[len(points) // 2]) for task in self.tasks if task.load == TRACED_LOAD]
+        others = [task for task in self.tasks if task.load != TRACED_LOAD]
+        return replace(
+            self,
+            points=points,
+            tasks=(*(task for task in others if task.point is None or task.point in points), *traced),
+        )
 
     @property
     def timed(self) -> tuple[str, ...]:
@@ -244,7 +255,8 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         lines.append(f"  tasks of lm-eval: {', '.join(counts)}")
     if plan.points:
         names = ", ".join(point.name for point in plan.points)
-        lines.append(f"  serving: {names}; {_counted(plan.served_loads, 'load')} of every server, one at a time")
+        ends = ", users until more of them add nothing" if request.serving and request.serving.is_sweep else ""
+        lines.append(f"  serving: {names}{ends}; {_counted(plan.served_loads, 'load')} of every server, one at a time")
     if any(task.kind == "kernels" for task in plan.tasks):
         lines.append(f"  kernels: {_traced(request.nsys)}")
     others = len(plan.timed) - 1

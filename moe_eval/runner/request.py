@@ -72,6 +72,7 @@ class ServingRequest:
     """How servers are driven.
 
     Attributes:
+        is_sweep: points of users are tried in order, until more users add nothing.
         lengths: a file of the requests' lengths. None for those of input_len and `output_len`.
         minimum: requests of a point.
         port: of every server, None for any that is free.
@@ -79,6 +80,7 @@ class ServingRequest:
 
     points: tuple[LoadPoint, ...]
     output_len: int
+    is_sweep: bool = False
     lengths: Path | None = None
     minimum: int = 100
     limits: ServingLimits = field(default_factory=ServingLimits)

@@ -27,8 +27,8 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
-from moe_eval.records.run import RunRecord
-from moe_eval.runner import arm_plan, fit, placement, resume, served, suites
+from moe_eval.records.run import RunRecord, Sweep
+from moe_eval.runner import arm_plan, fit, placement, resume, served, suites, sweep
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
@@ -57,6 +57,7 @@ class Run:
         self.request, self.plan, self.gpus = request, plan, tuple(gpus)
         self.folder = RunFolder(request.folder, request.command, place(gpus))
         self._ended_after: int | None = None
+        self._sweep: Sweep | None = None
         self._takes_turns = plan.schedule.mode == "turns"
 
     @cached_property
@@ -116,6 +117,9 @@ class Run:
             record = self._open()
             if record.ended_after is not None:
                 self.plan = self.plan.until(record.ended_after)
+            if record.sweep is not None:
+                self.plan = self.plan.up_to(record.sweep.most_users)
+            self._sweep = record.sweep
             for sentence in self.folder.mend(self.plan.tasks):
                 say(sentence)
             tasks = self.folder.missing(self.plan.tasks)
@@ -155,7 +159,10 @@ class Run:
         """Do tasks, in a run until decided those of another load only while a pair is open and minutes are left."""
         schedule, begun = self.plan.schedule, time.monotonic()
         least = min(stats.LEAST_LOADS, schedule.loads) if schedule.until_decided else schedule.loads
-        executor.run([task for task in tasks if task.load < least], observer)
+        is_sweep = self.request.serving is not None and self.request.serving.is_sweep and self._sweep is None
+        executor.run([task for task in tasks if task.load < least and not (is_sweep and task.point)], observer)
+        if is_sweep:
+            self._serve(executor, observer)
         for load in range(least, schedule.loads):
             of_load = [task for task in tasks if task.load == load]
             if of_load:
@@ -168,6 +175,17 @@ class Run:
                     self.plan, self._ended_after = shortened, load
                     return
             executor.run(of_load, observer)
+
+    def _serve(self, executor: Executor, observer: _Observer) -> None:
+        """Drive servers with ever more users, until more of them add nothing."""
+
+        def drive(plan: Plan, tasks: Sequence[Task]) -> None:
+            self.plan = plan
+            observer.writer = replace(observer.writer, plan=plan)
+            executor.run(self.folder.missing(tasks), observer)
+
+        plan, self._sweep = sweep.run(self.plan, self.folder, drive)
+        drive(plan, [task for task in plan.tasks if task.point])
 
     def _waiting(self, tasks: Sequence[Task]) -> set[Task]:
         """The turns after which another arm's turn at the same shape comes: it would wait while records are written."""
@@ -214,7 +232,8 @@ class Run:
         reason = None if is_complete else "some tasks failed; their records say why"
         ended_after = record.ended_after or self._ended_after
         disk.write_record(
-            self.folder.run_file, replace(record, status=status, error=reason, ended=ended, ended_after=ended_after)
+            self.folder.run_file,
+            replace(record, status=status, error=reason, ended=ended, ended_after=ended_after, sweep=self._sweep),
         )
 
     def _workload_file(self, workload: Workload) -> Path:

@@ -223,3 +223,76 @@ def test_an_endpoint_is_driven_as_it_is_and_left_alone(play: ServerProcess, tmp_
         arm_tasks.serving(chats, None, order=order, folder=str(tmp_path / "chats"))
     body = msgspec.json.decode((tmp_path / "serving_requests.jsonl").read_bytes().splitlines()[0])["payload"]
     assert body["messages"] == [{"role": "user", "content": text}]
+
+
+def sweep(folder: Path, loads: int = 1) -> plays.Quiet:
+    """Do what is left of a run that was given no numbers of users."""
+    points = tuple(LoadPoint(1 << power) for power in range(5))
+    request = plays.request(folder, evaluators=("serving",), loads=loads)
+    run = plays.run_of(replace(request, serving=ServingRequest(points, output_len=4, minimum=5, is_sweep=True)))
+    quiet = plays.Quiet()
+    run.execute(quiet)
+    return quiet
+
+
+def served(stage: Stage) -> list[tuple[str, int]]:
+    orders = [(entry.arm, entry.arguments["order"]) for entry in stage.asked if entry.task == "serving"]
+    return [(arm, order["point"]["concurrency"]) for arm, order in orders]
+
+
+# a request takes 100 ms and 10 tokens of this many ms: with twice the users, twice that time adds no tokens per second
+SATURATED = {("bf16", 4): 40.0, ("bf16", 8): 90.0, ("fp32", 4): 10.0, ("fp32", 8): 20.0, ("fp32", 16): 70.0}
+
+
+def seconds(stage: Stage, tpot_ms: dict[tuple[str, int], float]) -> None:
+    stage.seconds = lambda arm, users: tpot_ms.get((arm, users), 10.0) / 10  # type: ignore[method-assign]
+
+
+def test_a_sweep_ends_for_all_arms_where_the_last_one_is_saturated(stage: Stage, tmp_path: Path) -> None:
+    seconds(stage, SATURATED)
+    assert sweep(tmp_path / "run", loads=2).failed == {}
+    # 2 x 11 tokens in 200 ms, 4 x 11 in 500 ms: 20 % fewer a second. 8 x 11 in 300 ms, 16 x 11 in 800 ms: 25 % fewer
+    assert served(stage) == [
+        *[("bf16", users) for users in (1, 2, 4)],
+        *[("fp32", users) for users in (1, 2, 4, 8, 16)],
+        *[("bf16", users) for users in (8, 16)],
+        *[("fp32", users) for users in (1, 2, 4, 8, 16)],
+        *[("bf16", users) for users in (1, 2, 4, 8, 16)],
+    ]
+
+
+def test_where_and_why_a_sweep_ended_is_recorded_and_kept(stage: Stage, tmp_path: Path) -> None:
+    seconds(stage, {("bf16", 4): 40.0, ("fp32", 4): 40.0})
+    sweep(tmp_path / "run")
+    run = msgspec.json.decode((tmp_path / "run" / "run.json").read_bytes())
+    assert (run["status"], run["sweep"]["most_users"]) == ("finished", 4)
+    assert run["sweep"]["reason"] == "; ".join(
+        f"{arm}: twice the users add less than 5 % to the tokens per second" for arm in ("bf16", "fp32")
+    )
+    record = msgspec.json.decode((tmp_path / "run" / "serving_bf16_cpu.json").read_bytes())
+    assert [point["point"]["concurrency"] for point in record["points"]] == [1, 2, 4]
+    stage.asked.clear()
+    sweep(tmp_path / "run")
+    assert stage.asked == []
+
+
+def test_a_sweep_that_was_cut_goes_on_where_it_was(stage: Stage, tmp_path: Path) -> None:
+    seconds(stage, {("bf16", 4): 40.0, ("fp32", 8): 90.0})
+    stage.fails["fp32", "serving", "c4"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path / "run")
+    record = msgspec.json.decode((tmp_path / "run" / "serving_fp32_cpu.json").read_bytes())
+    assert [bool(point["loads"][0]) for point in record["points"]] == [True, True, False]
+    stage.fails.clear()
+    stage.asked.clear()
+    sweep(tmp_path / "run")
+    assert served(stage) == [("fp32", 4), ("fp32", 8), ("bf16", 8)]
+
+
+def test_a_point_that_fails_ends_an_arms_sweep_and_is_done_again_on_resume(stage: Stage, tmp_path: Path) -> None:
+    seconds(stage, {("bf16", 2): 40.0, ("fp32", 8): 90.0})
+    stage.fails["fp32", "serving", "c4"] = "out of memory"
+    assert set(sweep(tmp_path / "run").failed) == {"fp32 serving_c4_0"}
+    assert served(stage)[-3:] == [("fp32", 4), ("bf16", 4), ("fp32", 4)]
+    run = msgspec.json.decode((tmp_path / "run" / "run.json").read_bytes())
+    assert run["sweep"]["reason"].endswith("fp32: a load failed")

@@ -170,8 +170,9 @@ class ServingOptions:
     """How servers are driven."""
 
     concurrency: tuple[int, ...] = option(
-        (1, 2, 4, 8, 16, 32, 64, 128),
-        "users at once, each of whom waits for an answer before the next request. 0 for none, with --request_rate",
+        (),
+        "users at once, each of whom waits for an answer before the next request. 0 for none, with --request_rate. "
+        "Without it 1, 2, 4 and so on, until more users add nothing",
         _SERVING,
         metavar="N,...",
         minimum=0,
