@@ -18,6 +18,7 @@ from moe_eval.checkpoint import contents
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number, seconds
 from moe_eval.engines.requests import end_tokens, stated_ends
+from moe_eval.engines.served import labels
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.output import WorkerOutput
@@ -183,46 +184,35 @@ def _warn(plan: Plan, library: installed.Library, verdict: selftest.Verdict) -> 
 
 def _facts(plan: Plan, session: Session, constructor: Arguments, *, window: int, scores_from: str) -> EngineFacts:
     """The labels, observed on the built engine where it can be reached."""
-    llm, model, world = session.llm, plan.model, plan.placement.world
-    gpus = hardware.gpus()[:world]
+    llm = session.llm
     backend = str(plan.options.get("moe_backend", "auto"))
-    cache = str(getattr(constructor["kv_cache_config"], "dtype", "auto"))
     observer = observe.Observer()
     seen = partial(observer.label, llm=llm)
     plain = observer.label("arguments", lambda _: arguments.plain(constructor), llm) or {}
     observed = seen("moe_backend_observed", observe.moe_backend)
-    facts = EngineFacts(
-        name=TRTLLM.name,
-        version=session.installed.version,
-        checkpoint=plan.settings.checkpoint,
-        fingerprint=plan.fingerprint,
-        architecture=model.architecture,
-        vocabulary=plan.vocabulary,
-        precision=observe.executed(model.precision, backend, observed, gpus),
-        emulated=False,
-        dtype=model.dtype,
-        device="cuda" if gpus else "cpu",
-        device_name=plans.device_name(world),
-        max_length=window,
+    facts = labels.requested(
+        plan,
+        session.installed.version,
+        window,
+        {"moe_backend": backend, "kv_cache_dtype": getattr(constructor["kv_cache_config"], "dtype", "auto")},
+        {name: value for name, value in plain.items() if name != "env_overrides"}
+        | {"disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1"},
+    )
+    facts = replace(
+        facts,
+        precision=observe.executed(plan.model.precision, backend, observed, hardware.gpus()[: plan.placement.world]),
         worker=seen("worker", lambda llm: observe.worker(llm, len(session.workers))),
         attention_backend=seen("attention_backend", observe.attention_backend),
-        moe_backend_requested=backend,
         moe_backend_observed=observed,
-        kv_cache_dtype=(model.carried.kv_cache or model.dtype) if cache == "auto" else cache,
         cuda_graph_batch_sizes=seen("cuda_graph_batch_sizes", observe.cuda_graph_batch_sizes),
         cuda_graph_padding=seen("cuda_graph_padding", observe.cuda_graph_padding),
         scores_from=scores_from,
         scores_ids=True,
-        quant_algo=model.carried.method,
-        weights=plan.weights,
         max_batch=int(constructor["max_batch_size"]),
         max_step_tokens=int(constructor["max_num_tokens"]),
-        gpus=world if gpus else 0,
         weight_bytes=seen("weight_bytes", observe.weight_bytes),
         kv_cache_tokens=seen("kv_cache_tokens", observe.kv_cache_tokens),
         moe_degraded_from=seen("moe_degraded_from", partial(observe.moe_degraded_from, output=session.workers.output)),
         moe_tactic=seen("moe_tactic", observe.moe_tactic),
-        arguments={name: value for name, value in plain.items() if name != "env_overrides"}
-        | {"disable_fusion": os.environ.get(installed.NO_FUSION, "0") == "1"},
     )
     return replace(facts, unobserved=tuple(observer.failures))

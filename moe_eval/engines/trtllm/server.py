@@ -11,18 +11,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import requests
 import yaml
 
-from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, parse_json, seconds, sizes
+from moe_eval.engines.served import labels
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served import server as processes
-from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.served.server import ServerProcess
 from moe_eval.engines.serving import HOST, ServeSettings, asked, free_port, local
 from moe_eval.engines.trtllm import iterations
@@ -30,8 +30,6 @@ from moe_eval.engines.trtllm.arguments import NESTED
 from moe_eval.engines.trtllm.installed import NO_FUSION, TRTLLM
 from moe_eval.engines.trtllm.sizing import EXTRA_POSITIONS
 from moe_eval.errors import UsageError
-from moe_eval.machine import hardware
-from moe_eval.records.labels import EngineFacts
 from moe_eval.records.samples import EngineSteps
 
 _ASK_SECONDS = 10.0
@@ -69,7 +67,8 @@ def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> S
         processes.await_ready(TRTLLM.title, process, port, serving.seconds)
     finally:
         Path(file.name).unlink()
-    facts = _facts(plan, version, arguments, serving.window)
+    facts = labels.requested(plan, version, serving.window, plan.options, arguments)
+    facts = replace(facts, unobserved=("trtllm-serve does not tell what it runs",))
     return ServerProcess(TRTLLM.title, process, local(port, plan.model.name), facts, read_steps=lambda: _steps(port))
 
 
@@ -104,37 +103,3 @@ def _steps(port: int) -> EngineSteps:
         return iterations.summary(answer.json())
     except (requests.RequestException, ValueError, TypeError, AttributeError) as error:
         return EngineSteps(why_not=f"its iterations cannot be read ({type(error).__name__})")
-
-
-def _facts(plan: Plan, version: str, arguments: Mapping[str, object], window: int) -> EngineFacts:
-    """The labels as they were requested: the server tells none."""
-    model, world = plan.model, plan.placement.world
-    gpus = hardware.gpus()[:world]
-    backend = str(plan.options.get("moe_backend", "auto"))
-    cache = plan.options.get("kv_cache_dtype", "auto")
-    return EngineFacts(
-        name=TRTLLM.name,
-        version=version,
-        checkpoint=plan.settings.checkpoint,
-        fingerprint=plan.fingerprint,
-        architecture=model.architecture,
-        vocabulary=plan.vocabulary,
-        precision=precision.executed(model.precision, None if backend == "auto" else backend),
-        emulated=False,
-        dtype=model.dtype,
-        device="cuda" if gpus else "cpu",
-        device_name=plans.device_name(world),
-        max_length=window,
-        worker="spawned",
-        attention_backend=None,
-        moe_backend_requested=backend,
-        moe_backend_observed=None,
-        kv_cache_dtype=(model.carried.kv_cache or model.dtype) if cache == "auto" else str(cache),
-        cuda_graph_batch_sizes=None,
-        scores_from="a server, whose answers are not scored",
-        quant_algo=model.carried.method,
-        weights=plan.weights,
-        gpus=world if gpus else 0,
-        unobserved=("trtllm-serve does not tell what it runs",),
-        arguments=dict(arguments),
-    )

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from moe_eval.checkpoint import contents, geometry, precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag, number, seconds
 from moe_eval.engines.requests import end_tokens, stated_ends
+from moe_eval.engines.served import labels
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served.arguments import Arguments
 from moe_eval.engines.served.checkpoint import Model
@@ -176,44 +178,44 @@ def _session(
     return Session(library, llm, plan.settings.checkpoint, max_requests=2 * int(sequences), output=output)
 
 
-def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) -> EngineFacts:
-    """The labels, observed on the built engine where it can be reached."""
-    config, module, model = session.llm.llm_engine.vllm_config, observe.model(session.llm), plan.model
-    world = int(reach(config, "parallel_config.world_size") or 1)
-    gpus = hardware.gpus()[:world]
-    ranks = rank.ranks(session.llm) if "worker_extension_cls" in constructor else ()
-    session.ranks = Ranks([seen.pid for seen in ranks])
-    seen = rank.together(ranks or [rank.of_model(module)] * (module is not None))
-    requested, graphs = str(constructor.get("moe_backend", "auto")), observe.cuda_graph_batch_sizes(config)
-    kernels = (seen.moe_backend or requested).upper().replace("+", "/").split("/")
-    return EngineFacts(
-        name=VLLM.name,
-        version=session.installed.version,
-        checkpoint=plan.settings.checkpoint,
-        fingerprint=plan.fingerprint,
-        architecture=model.architecture,
-        vocabulary=plan.vocabulary,
-        precision=precision.executed(model.precision, "MARLIN" if "MARLIN" in kernels else None),
+def labels_of(
+    plan: Plan, version: str, window: int, constructor: Arguments, ranks: Sequence[rank.Observed]
+) -> EngineFacts:
+    """The labels as ranks tell them, the others as they were requested."""
+    given = {name: constructor[name] for name in constructor if name != "worker_extension_cls"}
+    facts = labels.requested(plan, version, window, constructor, arguments.plain(given))
+    seen = rank.together(ranks)
+    kernels = (seen.moe_backend or str(facts.moe_backend_requested)).upper().replace("+", "/").split("/")
+    return replace(
+        facts,
+        precision=precision.executed(plan.model.precision, "MARLIN" if "MARLIN" in kernels else None),
         emulated="EMULATION" in kernels,
-        dtype=observe.dtype(config) or model.dtype,
-        device="cuda" if gpus else "cpu",
-        device_name=plans.device_name(world),
-        max_length=window,
-        worker=observe.worker(module),
         attention_backend=seen.attention_backend,
-        moe_backend_requested=requested,
         moe_backend_observed=seen.moe_backend,
-        kv_cache_dtype=observe.kv_cache_dtype(config),
-        cuda_graph_batch_sizes=graphs if seen.graphs is None else seen.graphs,
+        cuda_graph_batch_sizes=seen.graphs,
         cuda_graph_padding=True,  # to the next size, always
-        scores_from="vLLM's own prompt log-probabilities, the tokens they are about checked in every request",
-        quant_algo=observe.quant_algo(seen.methods, config, model.carried.method),
-        weights=plan.weights,
-        max_batch=session.max_requests // 2,
-        max_step_tokens=reach(config, "scheduler_config.max_num_batched_tokens"),
-        gpus=world if gpus else 0,
         weight_bytes=seen.weight_bytes,
         expert_ranks=rank.expert_ranks(ranks),
+    )
+
+
+def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) -> EngineFacts:
+    """The labels, observed on the built engine where it can be reached."""
+    config, module = session.llm.llm_engine.vllm_config, observe.model(session.llm)
+    ranks = rank.ranks(session.llm) if "worker_extension_cls" in constructor else ()
+    session.ranks = Ranks([seen.pid for seen in ranks])
+    seen = ranks or [rank.of_model(module)] * (module is not None)
+    facts = labels_of(plan, session.installed.version, window, constructor, seen)
+    graphs = facts.cuda_graph_batch_sizes
+    return replace(
+        facts,
+        dtype=observe.dtype(config) or facts.dtype,
+        worker=observe.worker(module),
+        kv_cache_dtype=observe.kv_cache_dtype(config),
+        cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(config) if graphs is None else graphs,
+        scores_from="vLLM's own prompt log-probabilities, the tokens they are about checked in every request",
+        quant_algo=observe.quant_algo(rank.together(seen).methods, config, plan.model.carried.method),
+        max_batch=session.max_requests // 2,
+        max_step_tokens=reach(config, "scheduler_config.max_num_batched_tokens"),
         kv_cache_tokens=observe.kv_cache_tokens(config),
-        arguments=arguments.plain({name: constructor[name] for name in constructor if name != "worker_extension_cls"}),
     )

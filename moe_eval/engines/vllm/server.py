@@ -7,27 +7,24 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import requests
 
-from moe_eval.checkpoint import precision
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import seconds
 from moe_eval.engines.served import plan as plans
 from moe_eval.engines.served import server as processes
-from moe_eval.engines.served.plan import Plan
 from moe_eval.engines.served.server import ServerProcess
 from moe_eval.engines.serving import HOST, ServeSettings, asked, free_port, local
 from moe_eval.engines.vllm import arguments, installed, random_weights, rank, sizing, tracing
 from moe_eval.engines.vllm.installed import VLLM
-from moe_eval.engines.vllm.load import weight_arguments
+from moe_eval.engines.vllm.load import labels_of, weight_arguments
 from moe_eval.engines.vllm.rank import Observed
 from moe_eval.errors import EngineError
-from moe_eval.machine import hardware
-from moe_eval.records.labels import EngineFacts
 
 _RPC_SECONDS, _TRACE_SECONDS = 60.0, 600.0
 _RUNNING = re.compile(r"^vllm:num_requests_running(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -60,17 +57,18 @@ def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> S
     limits = sizing.limits(options, serving.window, plan.model.positions)
     constructor = dict(arguments.build(library, {**options, "max_model_len": limits.max_model_len}, {}))
     constructor |= {**weight_arguments(library, plan.model), "enable_prefix_caching": serving.prefix_caching}
-    constructor["served_model_name"] = [plan.model.name]  # the name in requests
     if serving.trace_folder is not None:
         constructor["profiler_config"] = {"torch_profiler_dir": serving.trace_folder, **_PROFILER}
     command = [
         *(sys.executable, "-m", "moe_eval.engines.vllm.serve_command", str(port)),
-        json.dumps({**plan.constructor_arguments(tokenizer), **constructor}),
+        json.dumps({**plan.constructor_arguments(tokenizer), **constructor, "served_model_name": [plan.model.name]}),
     ]
     process = processes.start(VLLM.title, command, _DEVELOPMENT)
     processes.await_ready(VLLM.title, process, port, serving.seconds)
     try:
-        facts = _facts(plan, library.version, constructor, limits.window, _ranks(port))
+        ranks = _ranks(port)
+        seen = () if isinstance(ranks, str) else ranks
+        facts = labels_of(plan, library.version, limits.window, constructor, seen)
     except BaseException:
         processes.stop(process)
         raise
@@ -80,7 +78,7 @@ def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> S
         VLLM.title,
         process,
         server,
-        facts,
+        replace(facts, unobserved=(ranks,)) if isinstance(ranks, str) else facts,
         metrics_url=f"http://{HOST}:{port}/metrics",
         count=lambda: _running(port),
         profiler=None if folder is None else lambda target: _profiled(port, Path(folder), target),
@@ -132,44 +130,3 @@ def _ranks(port: int) -> Sequence[Observed] | str:
         return [msgspec.json.decode(text, type=Observed) for text in answer.json()["results"]]
     except (requests.RequestException, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
         return f"what its ranks run is not known ({type(error).__name__})"
-
-
-def _facts(
-    plan: Plan, version: str, constructor: Mapping[str, object], window: int, ranks: Sequence[Observed] | str
-) -> EngineFacts:
-    """The labels: those of ranks as they tell them, the others as they were requested."""
-    model, world = plan.model, plan.placement.world
-    gpus = hardware.gpus()[:world]
-    observed = rank.together([] if isinstance(ranks, str) else ranks)
-    requested = str(constructor.get("moe_backend", "auto"))
-    kernels = (observed.moe_backend or requested).upper().replace("+", "/").split("/")
-    cache = constructor.get("kv_cache_dtype", "auto")
-    return EngineFacts(
-        name=VLLM.name,
-        version=version,
-        checkpoint=plan.settings.checkpoint,
-        fingerprint=plan.fingerprint,
-        architecture=model.architecture,
-        vocabulary=plan.vocabulary,
-        precision=precision.executed(model.precision, "MARLIN" if "MARLIN" in kernels else None),
-        emulated="EMULATION" in kernels,
-        dtype=model.dtype,
-        device="cuda" if gpus else "cpu",
-        device_name=plans.device_name(world),
-        max_length=window,
-        worker="spawned",
-        attention_backend=observed.attention_backend,
-        moe_backend_requested=requested,
-        moe_backend_observed=observed.moe_backend,
-        kv_cache_dtype=model.dtype if cache == "auto" else str(cache),
-        cuda_graph_batch_sizes=observed.graphs,
-        cuda_graph_padding=True,
-        scores_from="a server, whose answers are not scored",
-        quant_algo=model.carried.method if not model.online else VLLM.online[model.precision],
-        weights=plan.weights,
-        gpus=world if gpus else 0,
-        weight_bytes=observed.weight_bytes,
-        expert_ranks=rank.expert_ranks([] if isinstance(ranks, str) else ranks),
-        unobserved=(ranks,) if isinstance(ranks, str) else (),
-        arguments=arguments.plain({name: constructor[name] for name in constructor if name != "worker_extension_cls"}),
-    )
