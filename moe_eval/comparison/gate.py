@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Literal
 
 from moe_eval import stats
-from moe_eval.comparison import serving_gate, task_gate, verdict, wording
+from moe_eval.comparison import serving_gate, serving_wording, task_gate, verdict, wording
 from moe_eval.errors import UsageError, mended
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.comparison import ComparisonRecord, Pair
@@ -216,6 +216,7 @@ def _result(figure: _Bounded, failed: Collection[int]) -> GateResult:
 def _of_verdict(pair: Pair, emulated: set[str]) -> GateResult:
     timed = [shape for shape in pair.shapes if shape.figures]
     is_unsure = any(shape.fairness.is_fair is None or shape.verdict is Verdict.NOT_COMPARABLE for shape in timed)
+    is_unsure |= pair.serving is not None and not serving_wording.is_checked(pair)
     if is_unsure or emulated & {pair.reference, pair.other}:
         return GateResult.UNDECIDED
     if pair.verdict in (Verdict.SLOWER, Verdict.NO_DIFFERENCE):
@@ -272,7 +273,7 @@ def _speed(pair: Pair, shape: ShapeComparison, condition: Condition) -> _Bounded
     if ratio.loads < LEAST_LOADS or ratio.low is None or ratio.high is None:
         return _Bounded(condition, pair, f"{why} is a quick look")
     if shape.fairness.is_fair is None:
-        return _Bounded(condition, pair, f"{why}, and routing was not checked")
+        return _Bounded(condition, pair, f"{why}, {serving_gate.UNCHECKED}")
     ratios = [ratio]
     unthrottled: Ratio | None = getattr(shape.unthrottled, _OF_SPEED[condition.name], None)
     if unthrottled:

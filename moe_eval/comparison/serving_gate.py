@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from moe_eval.comparison import verdict, wording
+from moe_eval.comparison import serving_wording, verdict, wording
 from moe_eval.records.comparison import Pair
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.verdicts import Rules, Verdict
@@ -22,6 +22,7 @@ FIGURES: Mapping[str, str] = {
     "energy": "j_per_tok",
     "users": "",
 }
+UNCHECKED = "and routing was not checked"
 Figure = tuple[str, bool, float | None]  # in words, whether its whole interval holds, and the p-value of a failure
 
 
@@ -34,14 +35,15 @@ def figures(pair: Pair, name: str, point: str | None, sign: Literal[">=", "<="],
     serving = pair.serving
     if serving is None or serving.verdict is Verdict.NOT_COMPARABLE or pair.verdict is Verdict.BROKEN:
         return [(_why_not(pair), False, None)]
+    is_checked = serving_wording.is_checked(pair)
     if name == "goodput" and point is None:
-        return [_figure("goodput", serving.goodput, sign, bound)]
+        return [_figure("goodput", serving.goodput, sign, bound, is_checked)]
     if name == "users":
-        return [_figure("users in time", serving.users.ratio if serving.users else None, sign, bound)]
+        return [_figure("users in time", serving.users.ratio if serving.users else None, sign, bound, is_checked)]
     points = [entry for entry in serving.points if point in (None, entry.point.name)]
     if not points:
         return [(f"no load point {point or ''} was measured on both sides".replace("  ", " "), False, None)]
-    return [_figure(entry.name, getattr(entry.ratios, FIGURES[name]), sign, bound) for entry in points]
+    return [_figure(entry.name, getattr(entry.ratios, FIGURES[name]), sign, bound, is_checked) for entry in points]
 
 
 def _why_not(pair: Pair) -> str:
@@ -53,11 +55,13 @@ def _why_not(pair: Pair) -> str:
     return f"not comparable. {' '.join((*pair.differs, *pair.serving.differs))}"
 
 
-def _figure(place: str, ratio: Ratio | None, sign: Literal[">=", "<="], bound: float) -> Figure:
+def _figure(place: str, ratio: Ratio | None, sign: Literal[">=", "<="], bound: float, is_checked: bool) -> Figure:
     if ratio is None:
         return f"{place} has no such figure", False, None
-    why = f"{place} {wording.ratio_text(ratio, Rules())}, experts not counted"
+    why = f"{place} {wording.ratio_text(ratio, Rules())}"
     if ratio.loads < LEAST_LOADS or ratio.low is None or ratio.high is None:
         return f"{why} is a quick look", False, None
+    if not is_checked:
+        return f"{why}, {UNCHECKED}", False, None
     holds = ratio.low >= bound if sign == ">=" else ratio.high <= bound
     return why, holds, verdict.p_value(ratio, bound, is_above=sign == "<=")

@@ -28,8 +28,13 @@ def sentence(pair: Pair, serving: ServingComparison, rules: Rules) -> str:
     return " ".join([*users, *_by_load(pair, serving.points, rules), *_remarks(pair, serving)])
 
 
+def is_checked(pair: Pair) -> bool:
+    """Whether somebody counted the experts: in fixed batches, for servers do not tell."""
+    return any(shape.fairness.is_fair for shape in pair.shapes)
+
+
 def _remarks(pair: Pair, serving: ServingComparison) -> Iterator[str]:
-    if not any(shape.fairness.is_fair for shape in pair.shapes):
+    if not is_checked(pair):
         yield "Whether both servers went through as many experts was not checked (--evaluators latency counts them)."
     if not serving.one_run:
         yield "The servers are of two runs, so 5 % are allowed for what differs between runs."

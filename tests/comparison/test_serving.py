@@ -34,6 +34,14 @@ def arm(name: str, gains: Mapping[int, float], loads: Sequence[float] = LOADS, *
     return ArmRecords(name, record.precision, serving=record)
 
 
+def counted(*sides: ArmRecords, experts: tuple[float, float] = (50.0, 50.0)) -> list[ArmRecords]:
+    """Arms whose experts were counted in fixed batches: so many of a step."""
+    return [
+        replace(side, latency=latency(side.name, {8: [[10.0]] * 4}, experts=count))
+        for side, count in zip(sides, experts, strict=True)
+    ]
+
+
 def compared(*arms: ArmRecords, rules: Rules | None = None) -> Pair:
     return pairs.compare(arms, rules=rules).pairs[0]
 
@@ -195,18 +203,27 @@ def checked(pair_arms: Sequence[ArmRecords], text: str) -> tuple[GateResult, str
 def test_a_gate_on_goodput_bounds_the_most_that_any_point_has() -> None:
     """Within 25 ms a token four users are in time with bf16, and eight with fp8: 2.5 times the requests."""
     limits, shifted = ServingLimits(tpot_ms=25.0), [*LOADS[1:], LOADS[0]]
-    arms = [arm("bf16", level(1.0), limits=limits), arm("fp8", level(1.25), shifted, limits=limits)]
+    arms = counted(arm("bf16", level(1.0), limits=limits), arm("fp8", level(1.25), shifted, limits=limits))
     ratio = serving(compared(*arms)).goodput
     assert ratio is not None
     assert ratio.value == pytest.approx(1.25 * math.sqrt(2))
     assert checked(arms, "serving:goodput>=1.7")[0] is GateResult.HOLDS
     assert checked(arms, "serving:goodput >= 1.9")[0] is GateResult.FAILS
-    assert "experts not counted" in checked(arms, "serving:goodput >= 1.9")[1]
     assert checked(arms, "fp8:serving:goodput[c4]>=1.2")[0] is GateResult.HOLDS
     assert checked(arms, "serving:goodput>=1.7678")[0] is GateResult.UNDECIDED
     assert checked(arms, "serving:users>=1.5,serving:output[c16]>=1.2")[0] is GateResult.HOLDS
     result, why = checked(arms, "serving:goodput[c16]>=1")
     assert (result, "no such figure" in why) == (GateResult.UNDECIDED, True)
+
+
+def test_no_gate_on_servers_is_decided_where_nobody_counted_experts() -> None:
+    sides = [arm("bf16", level(1.0)), arm("fp8", level(1.25))]
+    for text in ("serving:output>=1.1", "serving:output>=2", "serving:user[c4]>=1.1"):
+        result, why = checked(sides, text)
+        assert (result, "routing was not checked" in why) == (GateResult.UNDECIDED, True)
+    assert checked(sides, "verdict==pays")[0] is GateResult.UNDECIDED
+    assert checked(counted(*sides), "serving:output>=1.1")[0] is GateResult.HOLDS
+    assert checked(counted(*sides), "serving:output>=2")[0] is GateResult.FAILS
 
 
 def test_a_gate_on_what_was_not_served_is_undecided() -> None:
@@ -267,9 +284,7 @@ def test_at_a_rate_the_time_of_a_request_decides_and_no_frontier_has_it() -> Non
 
 def test_experts_that_fixed_batches_show_to_differ_forbid_a_verdict_on_servers() -> None:
     def both(experts: tuple[float, float]) -> Pair:
-        timed = [latency(name, {8: [[10.0]] * 4}, experts=count) for name, count in zip(ARMS, experts, strict=True)]
-        sides = [arm("bf16", level(1.0)), arm("fp8", level(1.25))]
-        return compared(*(replace(side, latency=record) for side, record in zip(sides, timed, strict=True)))
+        return compared(*counted(arm("bf16", level(1.0)), arm("fp8", level(1.25)), experts=experts))
 
     fair, unfair = both((50.0, 50.0)), both((50.0, 20.0))
     assert "not checked" not in serving(fair).sentence
