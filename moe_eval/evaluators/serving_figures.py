@@ -50,9 +50,9 @@ def tokens_per_second(times: RequestTimes) -> float:
     return sum(times.output_tokens) / seconds(times)
 
 
-def is_saturated(fewer: float, more: float) -> bool:
+def is_saturated(before: float, after: float) -> bool:
     """Whether more users add less than ADDED to the tokens per second."""
-    return more < (1 + ADDED) * fewer
+    return after < (1 + ADDED) * before
 
 
 def goodput(times: RequestTimes, limits: ServingLimits) -> float | None:

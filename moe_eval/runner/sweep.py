@@ -39,8 +39,8 @@ def run(whole: Plan, folder: RunFolder, drive: Callable[[Plan, Sequence[Task]], 
         result = folder.result(task)
         load = result.serving if result else None
         rates[task.arm].append(serving_figures.tokens_per_second(load.times) if load else None)
-    most = f"a sweep has {users} users at most"
-    return whole.up_to(users), Sweep(users, "; ".join(f"{arm}: {_end(rates[arm]) or most}" for arm in rates))
+    limit = f"a sweep has {users} users at most"
+    return whole.up_to(users), Sweep(users, "; ".join(f"{arm}: {_end(rates[arm]) or limit}" for arm in rates))
 
 
 def _end(rates: Sequence[float | None]) -> str | None:

@@ -182,19 +182,19 @@ def labels_of(
     plan: Plan, version: str, window: int, constructor: Arguments, ranks: Sequence[rank.Observed]
 ) -> EngineFacts:
     """The labels as ranks tell them, the others as they were requested."""
-    given = {name: constructor[name] for name in constructor if name != "worker_extension_cls"}
-    facts = labels.requested(plan, version, window, constructor, arguments.plain(given))
-    seen = rank.together(ranks)
-    kernels = (seen.moe_backend or str(facts.moe_backend_requested)).upper().replace("+", "/").split("/")
+    own_arguments = {name: constructor[name] for name in constructor if name != "worker_extension_cls"}
+    facts = labels.requested(plan, version, window, constructor, arguments.plain(own_arguments))
+    union = rank.together(ranks)
+    kernels = (union.moe_backend or str(facts.moe_backend_requested)).upper().replace("+", "/").split("/")
     return replace(
         facts,
         precision=precision.executed(plan.model.precision, "MARLIN" if "MARLIN" in kernels else None),
         emulated="EMULATION" in kernels,
-        attention_backend=seen.attention_backend,
-        moe_backend_observed=seen.moe_backend,
-        cuda_graph_batch_sizes=seen.graphs,
+        attention_backend=union.attention_backend,
+        moe_backend_observed=union.moe_backend,
+        cuda_graph_batch_sizes=union.graphs,
         cuda_graph_padding=True,  # to the next size, always
-        weight_bytes=seen.weight_bytes,
+        weight_bytes=union.weight_bytes,
         expert_ranks=rank.expert_ranks(ranks),
     )
 
@@ -203,9 +203,9 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
     """The labels, observed on the built engine where it can be reached."""
     config, module = session.llm.llm_engine.vllm_config, observe.model(session.llm)
     ranks = rank.ranks(session.llm) if "worker_extension_cls" in constructor else ()
-    session.ranks = Ranks([seen.pid for seen in ranks])
-    seen = ranks or [rank.of_model(module)] * (module is not None)
-    facts = labels_of(plan, session.installed.version, window, constructor, seen)
+    session.ranks = Ranks([entry.pid for entry in ranks])
+    observed = ranks or [rank.of_model(module)] * (module is not None)
+    facts = labels_of(plan, session.installed.version, window, constructor, observed)
     graphs = facts.cuda_graph_batch_sizes
     return replace(
         facts,
@@ -214,7 +214,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
         kv_cache_dtype=observe.kv_cache_dtype(config),
         cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(config) if graphs is None else graphs,
         scores_from="vLLM's own prompt log-probabilities, the tokens they are about checked in every request",
-        quant_algo=observe.quant_algo(rank.together(seen).methods, config, plan.model.carried.method),
+        quant_algo=observe.quant_algo(rank.together(observed).methods, config, plan.model.carried.method),
         max_batch=session.max_requests // 2,
         max_step_tokens=reach(config, "scheduler_config.max_num_batched_tokens"),
         kv_cache_tokens=observe.kv_cache_tokens(config),

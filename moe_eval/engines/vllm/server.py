@@ -67,8 +67,8 @@ def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> S
     processes.await_ready(VLLM.title, process, port, serving.seconds)
     try:
         ranks = _ranks(port)
-        seen = () if isinstance(ranks, str) else ranks
-        facts = labels_of(plan, library.version, limits.window, constructor, seen)
+        observed = () if isinstance(ranks, str) else ranks
+        facts = labels_of(plan, library.version, limits.window, constructor, observed)
     except BaseException:
         processes.stop(process)
         raise
