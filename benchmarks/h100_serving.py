@@ -5,14 +5,14 @@
     python benchmarks/h100_serving_page.py OUT docs/results/h100-serving.md
 
 Parts:
-    serving   BF16 against FP8 by concurrency, 512 tokens in and 128 out, driven by AIPerf: two loads of each arm, three
-              minutes a load once its server is ready
+    serving   BF16 against FP8 by concurrency, 512 tokens in and 128 out, driven by AIPerf: three loads of each arm, the
+              fewest with a verdict, and three minutes a load once its server is ready
     lockstep  the latency evaluator at the same batch sizes, to put beside it: two minutes a load. `--batch_size 1` for
               one user alone
 
 The shape has a made-up tokenizer in which every id is a word: a client counts no token without text, and most ids of
 the shipped tokenizer have none. A part that was stopped goes on after its last point, and the page shows what there is.
-Further options, such as `--loads 3`, go to `moe-eval run`.
+Further options, such as `--loads 4`, go to `moe-eval run`, which goes on only with those that it began with.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(out: Path, evaluator: str, *options: str) -> None:
     """`moe-eval run` with one evaluator, into a folder of its name."""
     folder, shape = out / evaluator, str(out / "shape")
     arms = ("--engine", "vllm", "--model_path", shape, "--fp8_model_path", shape, "--precisions", "bf16,fp8")
-    arms += ("--model_args", ARMS, "--loads", "2", *LENGTHS)
+    arms += ("--model_args", ARMS, "--loads", "3", *LENGTHS)
     resume = ["--resume"] * (folder / "run.json").is_file()
     command = [*COMMAND, "run", *arms, "--evaluators", evaluator, "--dataset", "random", *options]
     subprocess.run([*command, "--output_dir", str(folder), *resume], check=False)

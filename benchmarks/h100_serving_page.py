@@ -64,7 +64,7 @@ def machine(arms: Sequence[ArmRecords]) -> str:
     driver = computer.driver if computer else None
     return (
         f"{record.gpu_name}, driver {driver}, vLLM {versions.get('vllm')}, torch {versions.get('torch')}, "
-        f"{', '.join(sorted(generators))}, {loads} loads of every arm."
+        f"{', '.join(sorted(generators))}, {loads} load{'s' * (loads != 1)} of every arm."
     )
 
 
