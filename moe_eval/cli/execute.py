@@ -30,7 +30,7 @@ from moe_eval.report import quality_table, speed_table
 from moe_eval.report.console import say
 from moe_eval.report.progress import NamedTask, TaskProgress
 from moe_eval.runner import plan as planning
-from moe_eval.runner import resume
+from moe_eval.runner import plan_text, resume
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.request import Command, RunRequest
@@ -141,7 +141,7 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condi
         make_folder(request.folder)
     else:
         run.check_arms(reads_weights=False)
-    out(planning.describe(plan, request, gpus))
+    out(plan_text.describe(plan, request, gpus))
     nothing = Outcome(ComparisonRecord(reference="", arms=(), pairs=(), skipped=plan.skipped), plan)
     if options.dry_run:
         return nothing
@@ -202,7 +202,7 @@ class _TrackedProgress(TaskProgress):
         self._live: Live | None = None
         self.failure: str | None = None
 
-    def ready(self, tasks: Sequence[NamedTask]) -> None:
+    def ready(self, tasks: Sequence[NamedTask], seconds: Sequence[float] = ()) -> None:
         """These tasks are left."""
         self._is_open = True
         try:
@@ -211,7 +211,7 @@ class _TrackedProgress(TaskProgress):
             self._out(f"MLflow: {logged.describe()}")
         except TrackingError as error:
             say(str(error))
-        super().ready(tasks)
+        super().ready(tasks, seconds)
 
     def done(self, task: NamedTask, reason: str | None) -> None:
         """A task has ended."""

@@ -42,6 +42,8 @@ class TaskProgress:
         self._bar = self._display.add_task("", total=None)
         self._total = self._ended = 0
         self._begun_at = time.monotonic()
+        self._expected: dict[tuple[str, str], float] = {}  # seconds of the tasks that are left
+        self._pace = [0.0, 0.0]  # seconds of those that have ended well, and what was expected of them
 
     def __enter__(self) -> TaskProgress:
         return self
@@ -51,9 +53,11 @@ class TaskProgress:
     ) -> None:
         self._display.stop()
 
-    def ready(self, tasks: Sequence[NamedTask]) -> None:
-        """The plan is made, and these tasks are left."""
+    def ready(self, tasks: Sequence[NamedTask], seconds: Sequence[float] = ()) -> None:
+        """The plan is made, and these tasks are left. `seconds`: that each may take, where that is known."""
         self._total, self._ended = len(tasks), 0
+        names = [(task.arm, task.name) for task in tasks]
+        self._expected = dict(zip(names, seconds, strict=False))
         self._display.start()
         self._display.update(self._bar, total=self._total)
 
@@ -68,8 +72,19 @@ class TaskProgress:
         """A task has ended. `reason` says why it failed."""
         self._ended += 1
         seconds = time.monotonic() - self._begun_at
+        ending = self._remaining(task, seconds, is_well=reason is None)
         if reason is not None:
             say(f"{task.arm} {task.name} failed after {seconds:.1f} s: {reason}")
         elif self._says:
-            say(f"{task.arm} {task.name} ended after {seconds:.1f} s.")
+            say(f"{task.arm} {task.name} ended after {seconds:.1f} s{ending}.")
         self._display.update(self._bar, completed=self._ended)
+
+    def _remaining(self, task: NamedTask, seconds: float, *, is_well: bool) -> str:
+        """About how many minutes are left, at the pace so far, as the end of a sentence."""
+        expected = self._expected.pop((task.arm, task.name), 0.0)
+        if is_well:
+            self._pace = [self._pace[0] + seconds, self._pace[1] + expected]
+        if not self._expected or not self._pace[1]:
+            return ""
+        minutes = max(1, round(sum(self._expected.values()) * self._pace[0] / self._pace[1] / 60))
+        return f", and about {minutes} minute{'s are' if minutes > 1 else ' is'} left"

@@ -163,12 +163,12 @@ class RunFolder:
     def loads(self, arm: str) -> list[LoadResult]:
         """Its loads in order, without the one that routing was counted in."""
         files = sorted((self.arms / arm).glob("load_[0-9]*.json"), key=lambda file: int(file.stem.partition("_")[2]))
-        results = [_read(file, LoadResult) for file in files]
+        results = [read_or_none(file, LoadResult) for file in files]
         return [result for result in results if result is not None]
 
     def served(self, arm: str) -> LoadResult | None:
         """What the first of its servers has said of itself. None where none got ready."""
-        return _read(self.load_file(arm, served_load(0)), LoadResult)
+        return read_or_none(self.load_file(arm, served_load(0)), LoadResult)
 
     def generated(self, task: Task) -> Path:
         """The folder of what a load generator has written in a serving task."""
@@ -188,7 +188,7 @@ class RunFolder:
 
     def result(self, task: Task) -> TaskResult | None:
         """What a task has left. None where it has not run, or its file is damaged."""
-        result = _read(self.file(task), TaskResult)
+        result = read_or_none(self.file(task), TaskResult)
         return result if result is not None and result.fits(task.kind) else None
 
     def mend(self, tasks: Sequence[Task]) -> list[str]:
@@ -200,7 +200,7 @@ class RunFolder:
             A sentence for every task that is forgotten.
         """
         for file in (*self.arms.glob("*/load_*.json"), *self.arms.glob("*/served_*.json")):
-            if _read(file, LoadResult) is None:
+            if read_or_none(file, LoadResult) is None:
                 file.unlink()
         return [
             f"{file} is missing or damaged, so {task.arm} {task.name} is measured again."
@@ -248,8 +248,8 @@ def _prefix(command: str) -> str:
     return "" if command == "run" else f"{command}_"
 
 
-def _read(file: Path, kind: type[Result]) -> Result | None:
-    """None where the file is not there or does not fit."""
+def read_or_none(file: Path, kind: type[Result]) -> Result | None:
+    """What a file of a run holds. None where the file is not there or does not fit."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
     except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ class Loaded:
 
     Attributes:
         uuids: of its GPUs.
-        empty: bytes in use on each of its GPUs before it was loaded.
+        empty: bytes in use on each of its GPUs before it was loaded. `begun`: when, in seconds of time.monotonic.
         warmed: warm-ups by shape. `recording`: of a load under Nsight Systems.
         result: None until it is loaded.
     """
@@ -43,6 +44,7 @@ class Loaded:
     uuids: tuple[str, ...]
     recording: Recording | None = None
     empty: tuple[int | None, ...] = ()
+    begun: float = field(default_factory=time.monotonic)
     result: LoadResult | None = None
     warmed: dict[Shape, WarmUp] = field(default_factory=dict)
 
@@ -111,7 +113,8 @@ class Loads:
         used = zip(arm.empty, self._meters[arm.uuids].nvml.used_bytes(), strict=True)
         taken = max((full - before for before, full in used if full and before is not None), default=None)
         together = 1 if self._is_alone(task) else self._conditions.together
-        arm.result = LoadResult(labels, self._before, None, together, taken)
+        seconds = round(time.monotonic() - arm.begun, 3)
+        arm.result = LoadResult(labels, self._before, None, together, taken, seconds)
         disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
         return arm
 

@@ -6,37 +6,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moe_eval.checkpoint import contents, geometry
+from moe_eval.checkpoint import contents
 from moe_eval.data import prompts, scoring_windows
 from moe_eval.data.harness_tasks import Suite
 from moe_eval.data.served_requests import LoadPoint
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
-from moe_eval.evaluators import floors
-from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
-from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.by_arm import REPEAT_SUFFIX
-from moe_eval.records.run import EvaluatorName, Mode, RunRecord, Schedule, Skipped
-from moe_eval.runner import arm_plan, fit, placement, scatter, suites, tasks
+from moe_eval.records.run import EvaluatorName, RunRecord, Schedule, Skipped
+from moe_eval.runner import arm_plan, fit, placement, suites, tasks
 from moe_eval.runner.arm_plan import Arm
-from moe_eval.runner.placement import Indices, Placement
-from moe_eval.runner.recording import HOLDS
+from moe_eval.runner.placement import Placement
 from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import TRACED_LOAD, Task
 
-_MODES: Mapping[Mode, str] = {
-    "turns": "the arms of a load live at once and take turns",
-    "alternating": "one arm loaded at a time",
-}
 TRACED_TOKENS = 9  # one of prefill and eight of decode
-# for an estimate, by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second
-_LOAD_SECONDS = {True: 60.0, False: 10.0}
-_STEP_SECONDS = {True: 3e-3, False: 10e-3}
-_BYTES_PER_SECOND = {True: 2e12, False: 5e9}
-_WARM_UP_SECONDS = {True: 10.0, False: 0.5}
-_WINDOWS = 600  # about as many as wikitext has
 
 
 @dataclass(frozen=True)
@@ -221,115 +207,3 @@ def _why_not(arm: Arm, evaluator: EvaluatorName) -> str | None:
     if options.get("weights") == "random" and evaluator == "tasks":
         return "its weights are random, so its answers say nothing"
     return None
-
-
-def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
-    """The plan as text: what runs, what does not and why, and what it takes."""
-    lines = ["Plan:"]
-    for arm in plan.arms:
-        need = fit.need_of(arm, plan.shapes, gpus)
-        spread = f" on each of {count} GPUs" if (count := fit.gpu_count(arm.settings.options)) > 1 else ""
-        emulated = " (emulated)" if arm.settings.options.get("emulate") else ""
-        takes = (
-            "a server"
-            if arm.is_endpoint
-            else "memory not known"
-            if need.total is None
-            else f"about {need.total / 2**30:.1f} GiB{spread}"
-        )
-        where = _where(plan.placement.of_arm(arm.name), gpus, hardware.first_index(arm.settings.device))
-        parts = [", ".join(plan.evaluators[arm.name]), takes, *where]
-        if request.arms.arms:
-            parts += [", ".join([arm.engine, arm.precision, *_settings(arm)])]
-        lines.append(f"  {arm.name}{emulated}: {'; '.join(parts)}; {arm.settings.checkpoint}")
-    for entry in plan.skipped:
-        lines.append(f"  skipped: {entry.arm}{f' {entry.evaluator}' if entry.evaluator else ''}: {entry.reason}")
-    if plan.timed:
-        names = ", ".join(shape.name for shape in plan.shapes)
-        schedule = plan.schedule
-        loads = f"{'up to ' * schedule.until_decided}{_counted(schedule.loads, 'load')}"
-        iterations = _counted(schedule.per_load, "iteration")
-        lines.append(f"  shapes: {names}; {loads} of {iterations}, {_MODES[schedule.mode]}")
-    if plan.suites:
-        counts = [f"{name} ({count:,} documents)" for suite in plan.suites for name, count in suite.tasks.items()]
-        lines.append(f"  tasks of lm-eval: {', '.join(counts)}")
-    if plan.points:
-        names = ", ".join(point.name for point in plan.points)
-        ends = ", users until more of them add nothing" if request.serving and request.serving.is_sweep else ""
-        lines.append(f"  serving: {names}{ends}; {_counted(plan.served_loads, 'load')} of every server, one at a time")
-    if any(task.kind == "kernels" for task in plan.tasks):
-        lines.append(f"  kernels: {_traced(request.nsys)}")
-    others = len(plan.timed) - 1
-    if others > 0:
-        scattered = scatter.of_machine(request.folder, gpus[0].name if gpus else None)
-        lines.append(
-            f"  verdict: {scatter.sentence(plan.schedule, others * len(plan.shapes), request.min_gain, scattered)}"
-        )
-    lines.append(f"  {len(plan.tasks)} tasks, {_estimate(plan, request.num_chunks, gpus)}")
-    return "\n".join(lines)
-
-
-def _where(rounds: Sequence[Indices], gpus: Sequence[Gpu], first: int) -> list[str]:
-    """The GPUs of an arm by load, where there are several to choose from. `first`: see placement.visible."""
-    if len(gpus) < 2 or not rounds[0]:
-        return []
-    are_here = all(gpu.uuid for gpu in gpus)  # else they have no names but their numbers
-    names = [placement.visible(indices, first) if are_here else ",".join(map(str, indices)) for indices in rounds]
-    places = list(dict.fromkeys(names))
-    label = f"GPU{'s' * (len(rounds[0]) > 1)} {' and then '.join(places)}"
-    return [f"{label} by turns of loads" if len(places) > 1 else label]
-
-
-def _settings(arm: Arm) -> list[str]:
-    """The settings of a named arm."""
-    recorded = arm.recorded(())
-    options = [f"{name}={value}" for name, value in recorded.options.items()]
-    return options + [f"env.{name}={value}" for name, value in recorded.environment.items()]
-
-
-def _traced(nsys: NsysSettings | None) -> str:
-    """By which profiler, and what is logged of it."""
-    if nsys is None:
-        return "traced by torch's profiler"
-    by = "traced by Nsight Systems, in a load of its own"
-    return f"{by}; raw reports are kept, which hold {HOLDS}" if nsys.keep_report else by
-
-
-def _estimate(plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> str:
-    """About how many minutes, in all and for a load, and on which assumptions."""
-    gpu = bool(gpus)
-    loads = {(task.arm, task.load) for task in plan.tasks}
-    seconds = _LOAD_SECONDS[gpu] * len(loads) + sum(_arm_seconds(arm, plan, num_chunks, gpus) for arm in plan.arms)
-    minutes = _counted(max(1, round(seconds / 60)), "minute")
-    count = f"{'up to ' * plan.schedule.until_decided}{_counted(len(loads), 'load')}"
-    return (
-        f"about {minutes} for {count} ({seconds / 60 / max(1, len(loads)):.1f} a load), if loading takes "
-        f"{_LOAD_SECONDS[gpu]:.0f} s and weights are read at {_BYTES_PER_SECOND[gpu] / 1e9:,.0f} GB/s"
-        f"{'; tasks of lm-eval take their time besides' * bool(plan.suites)}"
-    )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
-def _arm_seconds(arm: Arm, plan: Plan, num_chunks: int, gpus: Sequence[Gpu]) -> float:
-    if arm.is_endpoint:
-        return 0.0
-    gpu = bool(gpus)
-    sizes = geometry.read(contents.read_config(fit.folder(arm)))
-    weights = fit.need_of(arm, plan.shapes, gpus).weights or 0
-    seconds = 0.0
-    for task in plan.tasks:
-        if task.arm != arm.name or task.shape is None:
-            continue
-        share = 1.0
-        if sizes is not None:
-            share = floors.expected_distinct(sizes.experts, sizes.top_k, task.shape.batch_size) / sizes.experts
-        iteration = task.shape.output_len * (weights * share / _BYTES_PER_SECOND[gpu] + _STEP_SECONDS[gpu])
-        seconds += iteration * plan.schedule.per_turn
-        if task.turn == 0:
-            seconds += max(_WARM_UP_SECONDS[gpu], iteration * plan.schedule.warm_ups)
-    if "quality" in plan.evaluators[arm.name]:
-        seconds += (num_chunks or _WINDOWS) * (weights / _BYTES_PER_SECOND[gpu] + _STEP_SECONDS[gpu])
-    return seconds

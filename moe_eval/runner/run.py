@@ -28,7 +28,7 @@ from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord, Sweep
-from moe_eval.runner import arm_plan, fit, placement, resume, served, suites, sweep
+from moe_eval.runner import arm_plan, estimate, fit, placement, resume, served, suites, sweep
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
 from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
@@ -46,8 +46,8 @@ _ENDED_BEFORE = "the run ended before the machine's rates were measured"
 class Progress(Observer, Protocol):
     """Who hears how a run goes on."""
 
-    def ready(self, tasks: Sequence[Task]) -> None:
-        """Hear of the tasks that are left, once the run is on disk."""
+    def ready(self, tasks: Sequence[Task], seconds: Sequence[float]) -> None:
+        """Hear of the tasks that are left, once the run is on disk, and how long each may take."""
 
 
 class Run:
@@ -142,7 +142,8 @@ class Run:
         writer = self._writer(record, self._known_rates() or _ENDED_BEFORE)
         writer.write_skipped()
         observer = _Observer(progress, writer, self._waiting(tasks))
-        progress.ready(tasks)
+        expected = estimate.of_tasks(self.plan, self.request, self.gpus)
+        progress.ready(tasks, [expected[task] for task in tasks])
         try:
             if self.plan.arms:
                 with Executor(self.folder, self._conditions(), lock) as executor:

@@ -139,6 +139,7 @@ class LoadResult:
         before, after: bytes of GPU memory in use before the load, and when its process had ended. None without NVML.
         together: how many arms were loaded at once. Then `before` and `after` are of all of them.
         taken: bytes that the arm took of the GPU that it takes most of, once it was loaded. None without NVML.
+        seconds: from the start of its process until it was loaded.
     """
 
     labels: ArmLabels
@@ -146,6 +147,7 @@ class LoadResult:
     after: int | None
     together: int
     taken: int | None = None
+    seconds: float | None = None
 
 
 def order(

@@ -35,7 +35,7 @@ class Quiet:
     def __init__(self) -> None:
         self.failed: dict[str, str] = {}
 
-    def ready(self, tasks: Sequence[Task]) -> None:
+    def ready(self, tasks: Sequence[Task], seconds: Sequence[float]) -> None:
         """Take no notice."""
 
     def begun(self, task: Task) -> None:

@@ -70,3 +70,24 @@ def test_tables_are_complete_and_plain_in_files(
     assert len(lines) == 4
     assert [cell.strip() for cell in lines[2].split("|")] == ["", "[b]x[/b]", long.strip(), ""]
     assert all(character.isprintable() for line in lines for character in line)
+
+
+def test_the_minutes_left_follow_the_pace_so_far(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tasks take twice as long as planned. One that fails says nothing about the pace."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    tasks = [_Task("bf16", name) for name in ("a", "b", "c", "d")]
+    with TaskProgress() as progress:
+        progress.ready(tasks, [100.0, 20.0, 200.0, 100.0])
+        for task, seconds, reason in zip(tasks, (200.0, 0.5, 400.0, 200.0), (None, "Broken.", None, None), strict=True):
+            progress.begun(task)
+            now[0] += seconds
+            progress.done(task, reason)
+    ended = [line.partition(" ended after ")[2] for line in capsys.readouterr().err.splitlines() if " ended " in line]
+    assert ended == [
+        "200.0 s, and about 11 minutes are left.",
+        "400.0 s, and about 3 minutes are left.",
+        "200.0 s.",
+    ]

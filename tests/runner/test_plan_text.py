@@ -16,7 +16,7 @@ from moe_eval.machine.hardware import Gpu
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.run import Schedule
 from moe_eval.runner import plan as planning
-from moe_eval.runner import scatter
+from moe_eval.runner import plan_text, scatter
 from moe_eval.runner.request import RunRequest
 from tests.doubles import plays
 from tests.doubles import recorded_arms as made
@@ -27,7 +27,7 @@ FOR_ONE = 3 << 29  # bytes of memory that hold one arm of the shipped model and 
 
 
 def text_of(request: RunRequest, gpus: tuple[Gpu, ...] = ()) -> str:
-    return planning.describe(planning.make(request, gpus), request, gpus)
+    return plan_text.describe(planning.make(request, gpus), request, gpus)
 
 
 def line(text: str, name: str) -> str:
