@@ -20,7 +20,8 @@ from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, is_served, round_of
 
 # by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second. Loads of
-# Qwen3-30B-A3B's shape through vLLM 0.22 on H200s took 90 to 128 s with compilation and 50 to 70 s without.
+# Qwen3-30B-A3B's shape through vLLM 0.22 on H200s took 90 to 128 s with compilation and 52 to 69 s without, less the
+# imports that forked workers do not repeat.
 _LOAD_SECONDS = {True: 60.0, False: 10.0}
 _COMPILE_SECONDS = 45.0  # beside, where an engine compiles a model for the first time
 _STEP_SECONDS = {True: 3e-3, False: 10e-3}

@@ -174,6 +174,27 @@ def test_rates_are_of_the_gpus_that_an_arm_uses(tmp_path: Path, stage: Stage, mo
     assert [row["link_bytes_per_s"] for row in rates] == [{}, {"2": 1e9}]
 
 
+def test_a_run_until_decided_loads_both_gpus_at_once_and_ends_where_it_is_decided(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(placement.VISIBLE, raising=False)
+    run = plays.run_of(replace(named(tmp_path / "run", one=1, two=1), loads=3, most_loads=8), GPUS[:2])
+    rounds = ({"one": (0,), "two": (1,)}, {"one": (1,), "two": (0,)})
+    run.plan = replace(run.plan, placement=placement.Placement(True, rounds))
+    answers = iter((False, True))
+    assert run.execute(plays.Quiet(), lambda: next(answers)) == []
+    loading = [task for _, task in stage.events if task in ("begin", "load")]
+    turn, routed = ["begin", "begin", "load", "load"], ["begin", "load"]
+    assert loading == turn + 2 * routed + 3 * turn
+    places: dict[str, list[str]] = {"bf16": [], "fp32": []}
+    for request in stage.asked:
+        if request.task == "load" and request.load and "tell" not in request.load.settings.options:
+            places[request.arm].append(request.load.environment[placement.VISIBLE])
+    assert places == {"bf16": ["0", "1", "0", "1"], "fp32": ["1", "0", "1", "0"]}
+    assert not stage.alive
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["ended_after"] == 4
+
+
 def test_a_link_joins_the_gpus_of_a_stage() -> None:
     assert fit.layer_gpus({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}) == 4
     assert fit.layer_gpus({"pipeline_parallel_size": 2}) == 1
