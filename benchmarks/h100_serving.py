@@ -33,6 +33,9 @@ USERS = "1,2,4,8,16,32,64,128"
 LENGTHS = ("--input_len", "512", "--output_len", "128")
 LIMITS = ("--ttft_ms", "1000", "--tpot_ms", "20")
 ARMS = "weights=random,moe_backend=triton"
+# those of vLLM's server: by default lock step captures no graph that holds a prompt, and reads prompts without one
+GRAPHS = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
+ALIKE = f"worker=spawned,cuda_graph_batch_sizes={':'.join(map(str, GRAPHS))}"
 
 
 def main() -> None:
@@ -61,18 +64,19 @@ def write_tokenizer(folder: Path) -> None:
 
 def serving(out: Path, further: Sequence[str]) -> None:
     load = ("--concurrency", USERS, "--num_requests", "20", *LIMITS)
-    run(out, "serving", *load, *further)
+    run(out, "serving", ARMS, *load, *further)
 
 
 def lockstep(out: Path, further: Sequence[str]) -> None:
-    run(out, "latency", "--batch_size", USERS, "--num_iterations", "6", *further)
+    """As a server runs them: the engine's core in a process of its own, and graphs of the same sizes."""
+    run(out, "latency", f"{ARMS},{ALIKE}", "--batch_size", USERS, "--num_iterations", "6", *further)
 
 
-def run(out: Path, evaluator: str, *options: str) -> None:
+def run(out: Path, evaluator: str, settings: str, *options: str) -> None:
     """`moe-eval run` with one evaluator, into a folder of its name."""
     folder, shape = out / evaluator, str(out / "shape")
     arms = ("--engine", "vllm", "--model_path", shape, "--fp8_model_path", shape, "--precisions", "bf16,fp8")
-    arms += ("--model_args", ARMS, "--loads", "3", *LENGTHS)
+    arms += ("--model_args", settings, "--loads", "3", *LENGTHS)
     resume = ["--resume"] * (folder / "run.json").is_file()
     command = [*COMMAND, "run", *arms, "--evaluators", evaluator, "--dataset", "random", *options]
     subprocess.run([*command, "--output_dir", str(folder), *resume], check=False)

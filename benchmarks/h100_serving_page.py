@@ -20,7 +20,7 @@ from moe_eval.report import drawing, serving_chart, serving_table
 from moe_eval.report.markdown import columns
 from moe_eval.report.text import Table
 
-HEAD = """# Serving on one H100: from which load on FP8 pays
+HEAD = """# Serving on one GPU: from which load on FP8 pays
 
 Qwen3-30B-A3B's shape, random weights, `vllm serve`, 512 tokens in and 128 out.
 `benchmarks/h100_serving.py` made the figures, and [serving](../guides/serving.md) says what they are."""
