@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import RenderableType
 
 from moe_eval.cli.output import Conclusion
 from moe_eval.comparison import gate, pairs, verdict, wording
@@ -20,6 +19,7 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.verdicts import Rules
 from moe_eval.report import tile_table, write
 from moe_eval.report.console import print_renderable
+from moe_eval.report.renderable import Renderable
 
 if TYPE_CHECKING:
     from moe_eval.runner.request import Command
@@ -64,7 +64,7 @@ def concluded(
     *,
     page: Path | None = None,
     logged: Logged | None = None,
-    table: RenderableType | None = None,
+    table: Renderable | None = None,
     failures: Sequence[str] = (),
     errors: Sequence[Exception] = (),
 ) -> Conclusion:

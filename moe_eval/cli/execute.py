@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import RenderableType
-
 from moe_eval.cli.arm_logs import followed
 from moe_eval.cli.conclude import conclude, concluded, is_decided
 from moe_eval.cli.options.classes import MeasuringOptions, PerfOptions, RunOptions
@@ -29,6 +27,7 @@ from moe_eval.records.run import RunRecord
 from moe_eval.report import quality_table, speed_table
 from moe_eval.report.console import say
 from moe_eval.report.progress import NamedTask, TaskProgress
+from moe_eval.report.renderable import Renderable
 from moe_eval.runner import plan as planning
 from moe_eval.runner import plan_text, resume
 from moe_eval.runner.folder import RunFolder
@@ -107,7 +106,7 @@ def _planned(plan: Plan) -> dict[str, object]:
     }
 
 
-def _table(options: MeasuringOptions, outcome: Outcome) -> RenderableType | None:
+def _table(options: MeasuringOptions, outcome: Outcome) -> Renderable | None:
     """What perf and ppl show before the verdict: the arms that finished. None where none has."""
     if isinstance(options, RunOptions):
         return None

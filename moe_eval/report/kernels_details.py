@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from rich.console import RenderableType
-
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
 from moe_eval.report import kernels_words as words
 from moe_eval.report.console import lines_of, number_table
 from moe_eval.report.kernels_words import count, ms
+from moe_eval.report.renderable import Renderable
 
 
-def parts(record: KernelsRecord) -> list[RenderableType]:
+def parts(record: KernelsRecord) -> list[Renderable]:
     """A table of every phase's kernels with the sentences on it, and tables of layers and ranks where there are any."""
     precision = record.precision_seen or "not known"
-    pieces: list[RenderableType] = [lines_of([f"The precision that was seen, {precision}: {record.evidence}."])]
+    pieces: list[Renderable] = [lines_of([f"The precision that was seen, {precision}: {record.evidence}."])]
     for name, phase in record.phases.items():
         pieces += [lines_of([f"{name}:", *_sentences(phase, record.withheld(name))]), _kernels(phase)]
         if phase.ranks:
@@ -57,7 +56,7 @@ def _sentences(phase: PhaseTime, spoiled: frozenset[str]) -> list[str]:
     return lines
 
 
-def _kernels(phase: PhaseTime) -> RenderableType:
+def _kernels(phase: PhaseTime) -> Renderable:
     rows = [
         (words.short(kernel.name), words.work(kernel), ms(kernel.ms), count(kernel.launches))
         for kernel in phase.functions
@@ -65,7 +64,7 @@ def _kernels(phase: PhaseTime) -> RenderableType:
     return number_table(["kernel", "category", "ms", "launches"], rows, texts=2)
 
 
-def _ranks(phase: PhaseTime) -> RenderableType:
+def _ranks(phase: PhaseTime) -> Renderable:
     """The ranks, and at how many collectives each was last."""
     heads = [
         "rank",

@@ -6,15 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
 from moe_eval.report import kernels_details
 from moe_eval.report import kernels_words as words
-from moe_eval.report.console import SideBySide, lines_of, number_table
+from moe_eval.report.console import lines_of, number_table
 from moe_eval.report.kernels_words import count, ms, percent
+from moe_eval.report.renderable import Grid, Group, Renderable, Sentences, SideBySide
 from moe_eval.traces.steps import WHOLE
 from moe_eval.traces.taxonomy import CATEGORIES
 
@@ -31,14 +28,14 @@ _PARTS_OF_A_STEP = (
 NO_CHANGES = "The traces have no phase in common, so there is no difference to show."
 
 
-def trace(record: KernelsRecord, *, full: bool = False) -> RenderableType:
+def trace(record: KernelsRecord, *, full: bool = False) -> Renderable:
     """One trace.
 
     Args:
         record: with all kernels, as `kernels_record.make` gives it.
         full: show also what the compact tables leave out.
     """
-    parts: list[RenderableType] = [lines_of([*words.conclusion(record), *words.cautions(record)])]
+    parts: list[Renderable] = [lines_of([*words.conclusion(record), *words.cautions(record)])]
     phases = {name: record.phases[name] for name in words.main_phases(record.phases)}
     if phases:
         parts += [lines_of([words.statistic(phases)]), SideBySide(lambda shown: _categories(record, shown), phases)]
@@ -49,7 +46,7 @@ def trace(record: KernelsRecord, *, full: bool = False) -> RenderableType:
 
 def comparison(
     records: Sequence[KernelsRecord], changes: Mapping[str, PhaseChange], names: tuple[str, str], *, full: bool = False
-) -> RenderableType:
+) -> Renderable:
     """Two traces, the first being the reference: both in short, and what changed."""
     labelled = list(zip(names, records, strict=True))
     blocks = [[f"{name} is {words.ran(record)}" for name, record in labelled]]
@@ -62,9 +59,7 @@ def comparison(
     if not changes:
         blocks.append([NO_CHANGES])
     blocks.append([line for name, record in labelled for line in words.cautions(record, name)])
-    parts: list[RenderableType] = [
-        lines_of(block) for block in (list(filter(None, block)) for block in blocks) if block
-    ]
+    parts: list[Renderable] = [lines_of(block) for block in (list(filter(None, block)) for block in blocks) if block]
     if changes:
         phases = {name: records[0].phases[name] for name in words.main_phases(changes)}
         parts += [
@@ -77,7 +72,7 @@ def comparison(
 
 def difference(
     changes: Mapping[str, PhaseChange], names: tuple[str, str], withheld: Collection[str] = ()
-) -> list[RenderableType]:
+) -> list[Renderable]:
     """Categories of two traces, how their changes add up to that of a step, and the kernels of one alone.
 
     Args:
@@ -87,7 +82,7 @@ def difference(
     return [SideBySide(lambda shown: _changes(shown, names, withheld), main), *_alone(main, names)]
 
 
-def _categories(record: KernelsRecord, phases: Mapping[str, PhaseTime]) -> Table:
+def _categories(record: KernelsRecord, phases: Mapping[str, PhaseTime]) -> Grid:
     """Phases side by side. Below the sum, how long a step is and for how much of it nothing runs."""
     is_ranked = any(len(phase.ranks) > 1 for phase in phases.values())
     heads = ["category"]
@@ -116,7 +111,7 @@ def _categories(record: KernelsRecord, phases: Mapping[str, PhaseTime]) -> Table
     return number_table(heads, rows)
 
 
-def _kernels(phases: Mapping[str, PhaseTime]) -> RenderableType:
+def _kernels(phases: Mapping[str, PhaseTime]) -> Renderable:
     """The longest kernels, and the rest, which adds up to the categories' sum."""
     times: dict[tuple[str, str], dict[str, float]] = {}
     weights: dict[tuple[str, str], float] = {}
@@ -134,7 +129,7 @@ def _kernels(phases: Mapping[str, PhaseTime]) -> RenderableType:
     return number_table(["kernel", "category", *(f"{name} ms" for name in phases)], rows, texts=2, longest=_NAME)
 
 
-def _changes(changes: Mapping[str, PhaseChange], names: tuple[str, str], withheld: Collection[str]) -> Table:
+def _changes(changes: Mapping[str, PhaseChange], names: tuple[str, str], withheld: Collection[str]) -> Grid:
     heads = ["in ms"]
     for name in changes:
         heads += [f"{name} {words.short(names[0])}", words.short(names[1]), "change", "ratio"]
@@ -180,7 +175,7 @@ def _change_cells(before: float, after: float) -> list[str]:
     return [ms(before), ms(after), ms(after - before, signed=True), ratio]
 
 
-def _alone(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> list[RenderableType]:
+def _alone(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> list[Renderable]:
     """The kernels that only one of the traces runs in a phase, the longest first."""
     rows = []
     for phase, change in changes.items():
@@ -191,11 +186,11 @@ def _alone(changes: Mapping[str, PhaseChange], names: tuple[str, str]) -> list[R
     return [lines_of(["The longest kernels that one trace alone runs:"]), table] if rows else []
 
 
-def paragraphs(parts: Sequence[RenderableType]) -> Group:
+def paragraphs(parts: Sequence[Renderable]) -> Group:
     """Parts with an empty line after each. A table brings one before and after itself."""
-    pieces: list[RenderableType] = []
+    pieces: list[Renderable] = []
     for part, following in zip_longest(parts, parts[1:]):
         pieces.append(part)
-        if isinstance(part, Text) and isinstance(following, (Text, Group)):
-            pieces.append(Text())
+        if isinstance(part, Sentences) and isinstance(following, (Sentences, Group)):
+            pieces.append(Sentences(()))
     return Group(*pieces)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
-
 from moe_eval.records.comparison import ComparisonRecord, QualityComparison
 from moe_eval.records.quality import QualityFigures, QualityRecord
 from moe_eval.report import pair_tables
-from moe_eval.report.console import lines_of, rich_table
+from moe_eval.report.console import lines_of, text_table
+from moe_eval.report.renderable import Group, Renderable
 from moe_eval.report.text import Row, number, paragraph
 
 
-def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> RenderableType:
+def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> Renderable:
     """The arms, and the labels that all of them share.
 
     Args:
@@ -38,7 +37,7 @@ def render(records: Sequence[QualityRecord], comparison: ComparisonRecord) -> Re
         remarks = [text for text in (cost.flag, cost.calibration) if text]
         lines += [f"{arm}: {paragraph(remark)}" for remark in remarks]
         lines += [f"{arm}: no interval. {paragraph(cost.no_interval)}"] if cost.no_interval else []
-    return Group(rich_table(rows), lines_of(list(dict.fromkeys(lines))))
+    return Group(text_table(rows), lines_of(list(dict.fromkeys(lines))))
 
 
 def _row(record: QualityRecord, cost: QualityComparison | None, *, is_first: bool) -> Row:

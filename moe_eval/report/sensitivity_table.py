@@ -5,24 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
-
 from moe_eval.comparison.quality import CALIBRATED
 from moe_eval.records.sensitivity import LayerSensitivity, SensitivityRecord, Suggestion
-from moe_eval.report.console import lines_of, rich_table
+from moe_eval.report.console import lines_of, text_table
+from moe_eval.report.renderable import Group, Renderable
 from moe_eval.report.text import Row, named, number, span
 from moe_eval.stats import Divergence
 
 _MIB = 1 << 20
 
 
-def render(record: SensitivityRecord) -> RenderableType:
+def render(record: SensitivityRecord) -> Renderable:
     """The layers by sensitivity, the experts that were quantised alone, and the suggestion with all labels."""
     figures = record.figures
     suggested = figures.suggestion.layers
     rows = [_row(rank, layer, suggested) for rank, layer in enumerate(figures.layers, 1)]
     experts = [row for layer in figures.layers for row in _expert_rows(layer)]
-    tables: list[RenderableType] = [rich_table(rows), *([rich_table(experts)] if experts else [])]
+    tables: list[Renderable] = [text_table(rows), *([text_table(experts)] if experts else [])]
     return Group(*tables, lines_of([*labels(record), *_order(figures.layers), conclusion(record)]))
 
 

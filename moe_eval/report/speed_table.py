@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Group, RenderableType
-
 from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.run import LEAST_WARM_UPS
@@ -13,7 +11,8 @@ from moe_eval.records.shape_comparison import ShapeComparison
 from moe_eval.records.shape_latency import ShapeLatency
 from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.report import pair_tables
-from moe_eval.report.console import lines_of, rich_table
+from moe_eval.report.console import lines_of, text_table
+from moe_eval.report.renderable import Group, Renderable
 from moe_eval.report.text import (
     MODES,
     Row,
@@ -31,7 +30,7 @@ _LINK = "link"
 _FIGURES = {"e2e_ms": "e2e", "ttft_ms": "TTFT", "tpot_ms": "TPOT", "j_per_tok": "J/tok"}
 
 
-def render(records: Sequence[LatencyRecord], comparison: ComparisonRecord) -> RenderableType:
+def render(records: Sequence[LatencyRecord], comparison: ComparisonRecord) -> Renderable:
     """The arms shape by shape, and the labels that all of them share.
 
     Args:
@@ -65,7 +64,7 @@ def render(records: Sequence[LatencyRecord], comparison: ComparisonRecord) -> Re
     memory = [sentence for record in records for sentence in _memory(record)]
     # each sentence once
     lines = lines_of(list(dict.fromkeys([*_labels(records), *memory, *notes])))
-    return Group(rich_table(figures), *([rich_table(rows)] if rows else []), lines)
+    return Group(text_table(figures), *([text_table(rows)] if rows else []), lines)
 
 
 def _figures(record: LatencyRecord, shape: ShapeLatency, interval: str) -> Row:

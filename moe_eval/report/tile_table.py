@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
-
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.report import sections, tiles
-from moe_eval.report.console import lines_of, rich_table
+from moe_eval.report.console import lines_of, text_table
+from moe_eval.report.renderable import Group, Renderable
 from moe_eval.report.text import Row, named
 
 
-def render(comparison: ComparisonRecord) -> RenderableType:
+def render(comparison: ComparisonRecord) -> Renderable:
     """What was compared where, a row for every tile, the shapes that figures of speed are of, and every task."""
     header = tiles.header_line(comparison.header)
     places = {pair.other: tiles.place_of(pair) for pair in comparison.pairs}
     rows = [_row(arm, tile) for arm, tile in _tiles(comparison)]
-    table = [rich_table(rows)] if rows else []
+    table = [text_table(rows)] if rows else []
     tasks = [
         part
         for task in sections.tasks(comparison)
         for part in (
             lines_of([task.caption]),
-            rich_table([list(zip(task.heads, row, strict=True)) for row in task.rows]),
+            text_table([list(zip(task.heads, row, strict=True)) for row in task.rows]),
         )
     ]
     return Group(*([lines_of([header])] if header else []), *table, lines_of(_of_shapes(places)), *tasks)

@@ -22,8 +22,8 @@ USED = {
     "--help": set[str](),
     "--version": set[str](),
     "doctor": {"msgspec"},
-    "kernels": {"numpy", "msgspec", "rich"},
-    "compare": {"numpy", "msgspec", "rich", "jinja2", "matplotlib", "packaging", "scipy"},
+    "kernels": {"numpy", "msgspec"},
+    "compare": {"numpy", "msgspec", "jinja2", "matplotlib", "packaging", "scipy"},
 }
 # modules of Python's own that cost milliseconds, which what prints a text alone has no use for
 SLOW = {"argparse", "ast", "dataclasses", "enum", "inspect", "json", "pathlib", "re", "typing"}

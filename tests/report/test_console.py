@@ -65,7 +65,7 @@ def test_tables_are_complete_and_plain_in_files(
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("FORCE_COLOR", "1")
     long = "name " * 60
-    console.print_renderable(console.rich_table([[("arm", "[b]x[/b]"), ("note", long)], [("arm", "y"), ("note", "1")]]))
+    console.print_renderable(console.text_table([[("arm", "[b]x[/b]"), ("note", long)], [("arm", "y"), ("note", "1")]]))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert [cell.strip() for cell in lines[2].split("|")] == ["", "[b]x[/b]", long.strip(), ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +11,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from rich.console import Console, RenderableType
 
 from moe_eval.comparison import kernels
 from moe_eval.evaluators import kernels_record
 from moe_eval.records.kernels import CaptureFault, CaptureWarning, Collectives, KernelsRecord, LateRank, RankTime
 from moe_eval.report import kernels_table, kernels_words
 from moe_eval.report.console import print_renderable
+from moe_eval.report.renderable import Renderable
 from moe_eval.traces.kernel_table import Launches
 from tests.doubles.timeline import generation
 
@@ -30,7 +31,7 @@ def record(*, name: str = HOSTILE, fp8: bool = False) -> KernelsRecord:
     return kernels_record.make(f"{name}.json", recording.trace(), "fp8" if fp8 else "bf16")
 
 
-def plain(renderable: RenderableType, capsys: pytest.CaptureFixture[str]) -> str:
+def plain(renderable: Renderable, capsys: pytest.CaptureFixture[str]) -> str:
     print_renderable(renderable)
     return capsys.readouterr().out
 
@@ -63,10 +64,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def screen_of(make: Callable[[], RenderableType], width: int) -> list[str]:
-    with mock.patch.object(sys, "stdout", Terminal()) as screen:
-        Console(width=width, color_system=None).print(make())
-    return [line.rstrip() for line in screen.getvalue().splitlines()]
+def screen_of(make: Callable[[], Renderable], width: int) -> list[str]:
+    with mock.patch.object(sys, "stdout", Terminal()) as screen, mock.patch.dict(os.environ, COLUMNS=f"{width}"):
+        print_renderable(make())
+    return screen.getvalue().splitlines()
 
 
 def test_a_narrow_terminal_folds_the_names_of_the_full_output_and_cuts_none() -> None:
