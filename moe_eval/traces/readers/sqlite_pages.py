@@ -81,7 +81,8 @@ def joined(parts: list[Texts]) -> Texts:
 
 def _pages(path: Path, numbers: Ints, size: int) -> Bytes:
     """Pages of a file one after the other, and zeros, so that all offsets can be read from."""
-    block = np.zeros(len(numbers) * size + HEADER, np.uint8)
+    block = np.empty(len(numbers) * size + HEADER, np.uint8)
+    block[-HEADER:] = 0
     first = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)  # of every run of neighbours
     with path.open("rb", buffering=0) as file:
         for begin, end in zip(first.tolist(), [*first[1:].tolist(), len(numbers)], strict=True):

@@ -68,36 +68,26 @@ class _Rows:
     widths: Ints
     offsets: Ints
 
-    def spread(self, values: Ints) -> Ints | int:
-        """For every row the value of its header, or one number where all have the same."""
-        return int(values[0]) if (values == values[0]).all() else values[self.layout]
-
-    def bytes(self, begin: Ints | int, count: int) -> Bytes:
-        """Some bytes of every row from a place after its header's begin on, shape (n, count)."""
-        windows = np.ndarray((len(self.block) - count + 1,), f"V{count}", self.block, strides=(1,))
-        copy: Bytes = windows[self.header + begin].view(np.uint8).reshape(len(self.header), count)
-        return copy
-
 
 def decoded(block: Bytes, size: int, wanted: Wanted) -> tuple[dict[int, Ints], Texts]:
     """The columns of the rows on some leaves of `size` bytes."""
     payload, at = _varints(block, _cells(block, size))
-    _, header = _varints(block, at)
+    header = _after_varints(block, at)
     if payload.max(initial=0) > wanted.usable - 35:  # the rest of such a row is on a page of its own
         raise UnsuitableTableError
     if not len(header):
         return dict.fromkeys(wanted.numbers, header), Texts([], header)
-    rows = _rows(block, header, wanted.count)
+    rows = _rows(block, header, wanted)
     return _numbers(rows, wanted.numbers), Texts([], header[:0]) if wanted.text == NONE else _texts(rows, wanted.text)
 
 
-def _rows(block: Bytes, header: Ints, count: int) -> _Rows:
-    rows = _Rows(block, header, *[np.zeros(0, np.int64)] * 4)
-    types = rows.bytes(0, -(count + 1) // _WORD * -_WORD)
+def _rows(block: Bytes, header: Ints, wanted: Wanted) -> _Rows:
+    count = wanted.count
+    types = _bytes(block, header, -(count + 1) // _WORD * -_WORD)
     # a type takes two bytes or more. The first maximum is faster, and most tables have none at all
     is_long = types.max() > 127 and types[:, 1 : count + 1].max() > 127
     if is_long:
-        types = rows.bytes(0, HEADER)
+        types = _bytes(block, header, HEADER)
     if types[:, 0].max() > 127:  # as does a header's length
         raise UnsuitableTableError
     first, layout = _layouts(types)
@@ -108,7 +98,10 @@ def _rows(block: Bytes, header: Ints, count: int) -> _Rows:
     if np.any(length <= count) or np.any(at > header[first] + length):  # rows with fewer columns
         raise UnsuitableTableError
     widths = np.where(kinds >= _TEXT, (kinds - _TEXT) >> 1, _WIDTHS.take(kinds, mode="clip"))
-    return _Rows(block, header, layout, kinds, widths, length[:, None] + np.cumsum(widths, axis=1) - widths)
+    offsets = length[:, None] + np.cumsum(widths, axis=1) - widths
+    if max(widths.max(), offsets.max()) > wanted.usable:  # the table is damaged
+        raise UnsuitableTableError
+    return _Rows(block, header, layout, kinds, widths, offsets)
 
 
 def _layouts(types: Bytes) -> tuple[Ints, Ints]:
@@ -160,27 +153,46 @@ def _varints(block: Bytes, at: Ints) -> tuple[Ints, Ints]:
     return numbers, after
 
 
+def _after_varints(block: Bytes, at: Ints) -> Ints:
+    """The offsets after numbers of variable length."""
+    goes_on = block[at] > 127
+    for _ in range(_VARINT - 1):
+        if not goes_on.any():
+            break
+        at = at + goes_on
+        goes_on &= block[at] > 127
+    return at + 1
+
+
 def _numbers(rows: _Rows, wanted: Mapping[int, int]) -> dict[int, Ints]:
-    """Numbers in two's complement, the highest byte first. Eight bytes of a row often hold several of them."""
-    values: dict[int, Ints] = {}
-    begin = np.full(len(rows.kinds), -_WORD)
-    word = np.zeros(0, np.int64)
-    for place in sorted(wanted):
-        kind, width, offset = rows.kinds[:, place], rows.widths[:, place], rows.offsets[:, place]
-        if kind.max() > _ONE or (kind == _FLOAT).any():
-            raise UnsuitableTableError
-        fixed = np.where(kind == 0, wanted[place], kind == _ONE)
-        if not width.any():
-            values[place] = np.full(len(rows.header), rows.spread(fixed), np.int64)
-            continue
-        if (offset + width > begin + _WORD).any():
-            begin = offset
-            word = rows.bytes(rows.spread(begin), _WORD).view(">i8").reshape(-1).astype(np.int64)
-        values[place] = numbers = word << rows.spread(8 * (offset - begin))
-        numbers >>= rows.spread(8 * (_WORD - np.maximum(width, 1)))
-        if not width.all():
-            np.copyto(numbers, rows.spread(fixed), where=(width == 0)[rows.layout])
-    return values
+    """Numbers in two's complement, the highest byte first. Rows of one header have them at the same places."""
+    small = rows.layout.astype(np.min_scalar_type(len(rows.kinds)))  # sorted by digits, which is faster
+    order = np.argsort(small, kind="stable")
+    header, ends = rows.header[order], np.cumsum(np.bincount(small)).tolist()
+    values = {place: np.empty(len(order), np.int64) for place in sorted(wanted)}
+    for at, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        kind, width, offset = rows.kinds[at].tolist(), rows.widths[at].tolist(), rows.offsets[at].tolist()
+        present = [place for place in values if width[place]] or [0]
+        begin, span = offset[present[0]], offset[present[-1]] - offset[present[0]] + _WORD
+        content = _bytes(rows.block, header[first:end] + begin, span)
+        for place, column in values.items():
+            if kind[place] > _ONE or kind[place] == _FLOAT:
+                raise UnsuitableTableError
+            if width[place]:
+                column[first:end] = np.ndarray(end - first, ">i8", content, offset[place] - begin, (span,))
+                column[first:end] >>= 8 * (_WORD - width[place])
+            else:
+                column[first:end] = kind[place] == _ONE if kind[place] else wanted[place]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return {place: column[back] for place, column in values.items()}
+
+
+def _bytes(block: Bytes, begin: Ints, count: int) -> Bytes:
+    """Some bytes from every one of n places on, shape (n, count)."""
+    windows = np.ndarray((len(block) - count + 1,), f"V{count}", block, strides=(1,))
+    copy: Bytes = windows[begin].view(np.uint8).reshape(len(begin), count)
+    return copy
 
 
 def _texts(rows: _Rows, place: int) -> Texts:
