@@ -11,7 +11,7 @@ from moe_eval.records.kernels import PhaseTime, TracedTime
 from moe_eval.traces import collectives, joint_steps, lateness, phases, roles, row_times, steps
 from moe_eval.traces.collectives import SHOWN_CATEGORIES, TIMED_CATEGORIES, WAIT
 from moe_eval.traces.entries import Recording
-from moe_eval.traces.joint_steps import IN_LAYER, JointStep
+from moe_eval.traces.joint_steps import JointStep
 from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.observed_precision import ObservedPrecision, observe
 from moe_eval.traces.roles import Roles
@@ -45,7 +45,7 @@ def make(trace: Trace) -> Breakdown:
     """Break a trace down. Every device of a process is a rank, and a step is one event on all ranks."""
     assigned = roles.assign(trace)
     # those that run layers have the first numbers: a process that only copies is no rank
-    ranks = sorted(trace.kernels.by_device, key=lambda rows: not IN_LAYER[assigned.category[rows]].any())
+    ranks = sorted(trace.kernels.by_device, key=lambda rows: not assigned.in_layer[rows].any())
     kernels = trace.kernels
     rank = np.zeros(len(kernels), np.int64)
     for number, rows in enumerate(ranks):

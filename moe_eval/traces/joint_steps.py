@@ -14,9 +14,7 @@ from moe_eval.traces.collectives import Matches
 from moe_eval.traces.kernel_table import NONE, Ints
 from moe_eval.traces.roles import Roles
 from moe_eval.traces.steps import OUTSIDE, UNKNOWN, WHOLE, Step
-from moe_eval.traces.taxonomy import CATEGORIES
 
-IN_LAYER = np.array([name in ("attention", "expert_gemm") for name in CATEGORIES])
 # a step whose kernels take this many times longer or shorter than the phase's median is warming up, or was disturbed
 _FAR = 1.5
 
@@ -163,11 +161,11 @@ def set_aside(steps: Sequence[JointStep], roles: Roles, rank: Ints, spent: Ints)
     Args:
         spent: the ns that count of every row, without waiting in collectives.
     """
-    ranks, in_layer = int(rank.max(initial=0)) + 1, IN_LAYER[roles.category]
+    ranks = int(rank.max(initial=0)) + 1
     marked = list(steps)
     for phase in {step.phase for step in steps}:
         members = [at for at, step in enumerate(steps) if step.phase == phase]
-        counts = {at: int(np.count_nonzero(in_layer[steps[at].rows])) for at in members}
+        counts = {at: int(np.count_nonzero(roles.in_layer[steps[at].rows])) for at in members}
         # of the rank that works the longest
         times = {at: float(np.bincount(rank[steps[at].rows], spent[steps[at].rows], ranks).max()) for at in members}
         totals: Counter[int] = Counter()

@@ -240,9 +240,5 @@ def places(values: Ints) -> tuple[Ints, Ints]:
 
 
 def pick(column: npt.NDArray[Any], rows: Ints, absent: int | bool) -> npt.NDArray[Any]:
-    """The column at the rows, `absent` where a row is NONE."""
-    if not len(column):
-        return np.full(len(rows), absent, column.dtype)
-    picked = column[rows]
-    picked[rows == NONE] = absent
-    return picked
+    """The column at the rows, `absent` where a row is NONE, which is -1 and so the last."""
+    return np.append(column, np.array(absent, column.dtype))[rows]

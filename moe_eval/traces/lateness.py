@@ -53,7 +53,8 @@ def find(matches: Matches, ranks: Sequence[Ints], times: RowTimes, start_ns: Int
         events = every[communicator == number]
         for rank in np.flatnonzero(is_member).tolist():
             ran = _since(members[events, rank], ranks[rank], times)
-            work[events] += ran * (last[events] == rank)[:, None] - ran * (before[events] == rank)[:, None]
+            sign = np.subtract(last[events] == rank, before[events] == rank, dtype=np.int64)
+            work[events] += ran * sign[:, None]
     return Lateness(last, members[every, last], enters[every, last] - enters[every, before], work)
 
 

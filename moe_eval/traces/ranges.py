@@ -128,7 +128,7 @@ def innermost(ranges: Ranges, at_ns: Ints, thread: Ints) -> Ints:
         while len(over):
             place[over] = outer = parents[place[over]]
             over = over[(outer >= 0) & (ends[outer] < moment_ns[over])]
-        around[moments] = np.where(place >= 0, rows[place], NONE)
+        around[moments] = np.append(rows, NONE)[place]
     return around
 
 

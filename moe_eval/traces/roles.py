@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from moe_eval.traces.taxonomy import CATEGORIES, Label, classify
 
 Mask = npt.NDArray[np.bool_]
 NUMBER = {name: at for at, name in enumerate(CATEGORIES)}
+_IS_OF_LAYER = np.array([name in ("attention", "expert_gemm") for name in CATEGORIES])
+_IS_SMALL = np.array([name in ("elementwise", "memory", "quant_dequant") for name in CATEGORIES])
 _IS_GEMM = np.array([name.endswith("_gemm") for name in CATEGORIES])
 # the last parts of a module's path: Qwen3, Mixtral, DeepSeek and OLMoE call them so
 _GATE = re.compile(r"\.(gate|router)(\.|$)")
@@ -45,6 +48,11 @@ class Roles:
     block: Ints
     gates: str
 
+    @cached_property
+    def in_layer(self) -> Mask:
+        """Which rows are of attention or experts."""
+        return _IS_OF_LAYER[self.category]
+
 
 def assign(trace: Trace) -> Roles:
     """Give every row a category."""
@@ -52,21 +60,22 @@ def assign(trace: Trace) -> Roles:
     labels = tuple(classify(name) for name in rows.names)
     by_name = np.array([NUMBER[label.category] for label in labels] or [0], np.int8)
     category = by_name[rows.name] if len(rows) else np.zeros(0, np.int8)
-    category[rows.kind != KERNEL] = NUMBER["memory"]
     layer = np.full(len(rows), NONE, np.int64)
     block = layer.copy()
-    gate_sources = _by_module(trace, category, layer)
+    by_label = {"by name"} if (category == NUMBER["gate_gemm"]).any() else set()
+    category[rows.kind != KERNEL] = NUMBER["memory"]
+    gate_sources = by_label | _by_module(trace, category, layer)
     if trace.timed:
         for device in rows.by_device:
             gate_sources |= _by_place(trace, labels, device, category, block)
-    if (by_name[rows.name] == NUMBER["gate_gemm"]).any():
-        gate_sources.add("by name")
     return Roles(labels, category, layer, block, " and ".join(sorted(gate_sources)) or "not told apart")
 
 
-def _routed(path: str) -> bool:
-    """Whether a module is the experts that tokens are routed to, or a part of them."""
-    return bool(_EXPERTS.search(path)) and "shared" not in path
+def _part(path: str) -> int:
+    """The category of a module's GEMMs where it is a gate, the experts that tokens are routed to or a part of them."""
+    if _EXPERTS.search(path) and "shared" not in path:
+        return NUMBER["expert_gemm"]
+    return NUMBER["gate_gemm"] if _GATE.search(path) else NONE
 
 
 def _by_module(trace: Trace, category: Bytes, layer: Ints) -> set[str]:
@@ -76,20 +85,18 @@ def _by_module(trace: Trace, category: Bytes, layer: Ints) -> set[str]:
         return set()
     rows = trace.kernels
     modules = trace.ranges.take(np.isin(trace.ranges.name, list(texts)))
-    at_ns = np.where(rows.captured_ns != NONE, rows.captured_ns, rows.launch_ns)
-    thread = np.where(rows.captured_ns != NONE, rows.captured_thread, rows.launch_thread)
+    captured = rows.captured_ns != NONE
+    at_ns = np.where(captured, rows.captured_ns, rows.launch_ns)
+    thread = np.where(captured, rows.captured_thread, rows.launch_thread)
     around = ranges.innermost(modules, at_ns, thread)
     inside = np.flatnonzero(around != NONE)
     module = modules.name[around[inside]]
     size = len(trace.ranges.names)
     layer[inside] = np.array([texts[at].layer if at in texts else NONE for at in range(size)])[module]
-    gate = np.array([at in texts and bool(_GATE.search(texts[at].path)) for at in range(size)])[module]
-    expert = np.array([at in texts and _routed(texts[at].path) for at in range(size)])[module]
-    gemm = _IS_GEMM[category[inside]]
-    category[inside[gemm & expert]] = NUMBER["expert_gemm"]
-    gates = inside[gemm & gate & ~expert]
-    category[gates] = NUMBER["gate_gemm"]
-    return {"by range"} if len(gates) else set()
+    part = np.array([_part(texts[at].path) if at in texts else NONE for at in range(size)], np.int8)[module]
+    is_part = _IS_GEMM[category[inside]] & (part != NONE)
+    category[inside[is_part]] = part[is_part]
+    return {"by range"} if (part[is_part] == NUMBER["gate_gemm"]).any() else set()
 
 
 def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Bytes, block: Ints) -> set[str]:
@@ -109,10 +116,9 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Byt
     before = np.searchsorted(attention, expert) - 1  # the last attention kernel before every expert GEMM
     first = np.flatnonzero(np.diff(before, prepend=-2))  # the first expert GEMM of every block
     last = np.append(first[1:], len(expert)) - 1
-    sums = _matches(trace, device, _SUM)
     follows = expert[last] + 1
     follows = follows[follows < len(kinds)]
-    follows = follows[sums[follows] & (kinds[follows] == NUMBER["elementwise"])]
+    follows = follows[_matches(trace, device[follows], _SUM) & (kinds[follows] == NUMBER["elementwise"])]
     category[device[follows]] = NUMBER["routing_permute"]
     if not len(attention):
         return set()
@@ -120,8 +126,9 @@ def _by_place(trace: Trace, labels: Sequence[Label], device: Ints, category: Byt
     begins, ends, closes = attention[before[first[keep]]], expert[first[keep]], expert[last[keep]]
     place = np.arange(len(kinds))
     number = np.cumsum(np.bincount(begins, minlength=len(kinds))) - 1  # of the last block that has begun
-    in_block = (number >= 0) & (place <= np.append(closes, -1)[number])
-    block[device[in_block]] = number[in_block] + block.max() + 1
+    in_block = place <= np.append(closes, -1)[number]
+    inside = np.flatnonzero(in_block)
+    block[device[inside]] = number[inside] + block.max() + 1
     early = in_block & (place < np.append(ends, -1)[number])
     category[device[early & (kinds == NUMBER["sampling"])]] = NUMBER["routing_permute"]
     return _gates(trace, labels, device, category, early=early, number=number)
@@ -133,9 +140,11 @@ def _eager_softmax(trace: Trace, kinds: Bytes, device: Ints) -> Ints:
     Beside them is nothing but small kernels. A selection follows the router's, and a choice of tokens the sampler's.
     """
     rows = trace.kernels
-    softmax = np.flatnonzero(_matches(trace, device, _SOFTMAX) & (kinds == NUMBER["sampling"]))
-    small = np.isin(kinds, [NUMBER[name] for name in ("elementwise", "memory", "quant_dequant")])
-    passes = (small | _matches(trace, device, _EPILOGUE)) & (rows.kind[device] == KERNEL)
+    sampling = np.flatnonzero(kinds == NUMBER["sampling"])
+    softmax = sampling[_matches(trace, device[sampling], _SOFTMAX)]
+    if not len(softmax):
+        return softmax
+    passes = (_IS_SMALL[kinds] | _matches(trace, device, _EPILOGUE)) & (rows.kind[device] == KERNEL)
     stops = np.flatnonzero(~passes)
     place = np.searchsorted(stops, softmax)
     inner = (place > 0) & (place + 2 < len(stops))
@@ -146,10 +155,10 @@ def _eager_softmax(trace: Trace, kinds: Bytes, device: Ints) -> Ints:
     return softmax[products & near]
 
 
-def _matches(trace: Trace, device: Ints, pattern: re.Pattern[str]) -> Mask:
-    """Which rows of a device have a name in which the pattern is found."""
+def _matches(trace: Trace, rows: Ints, pattern: re.Pattern[str]) -> Mask:
+    """Which of some rows have a name in which the pattern is found."""
     by_name = np.array([bool(pattern.search(name)) for name in trace.kernels.names], np.bool_)
-    return by_name[trace.kernels.name[device]]
+    return by_name[trace.kernels.name[rows]]
 
 
 def _beside_activation(kinds: Bytes, early: Mask, number: Ints) -> Mask:

@@ -42,28 +42,30 @@ def find(trace: Trace, assigned: Roles, ranks: Sequence[Ints], matches: Matches)
     kernels = trace.kernels
     category, start, end = assigned.category, kernels.start_ns, kernels.end_ns
     wait = np.zeros(len(kernels), np.int64)
-    busy, work, alone = (np.zeros(len(kernels)) for _ in range(3))
+    busy, alone = np.zeros(len(kernels)), np.zeros(len(kernels))
     if trace.timed:
         for rows in ranks:
-            busy[rows] = _added(start, end, rows)
+            busy[rows] = _added(start[rows], end[rows])
+    work = busy
     rows, event = matches.rows()
-    is_matched = len(rows) > 0
-    if is_matched:
-        category, start, end = category.copy(), start.copy(), end.copy()
+    if len(rows):
+        category, start, end, work = category.copy(), start.copy(), end.copy(), busy.copy()
         category[rows], start[rows], end[rows] = TRANSFER, matches.begin_ns[event], matches.end_ns[event]
-        wait = kernels.duration_ns - (end - start)
+        wait[rows] = kernels.duration_ns[rows] - (end[rows] - start[rows])
     if trace.timed:
         for rows in ranks:
-            by_start = rows[np.argsort(start[rows], kind="stable")] if is_matched else rows
-            work[by_start] = _added(start, end, by_start) if is_matched else busy[rows]
-            others = by_start[category[by_start] != NUMBER["expert_gemm"]]
-            alone[others] = _added(start, end, others)
+            if work is not busy:
+                rows = rows[np.argsort(start[rows], kind="stable")]
+                work[rows] = _added(start[rows], end[rows])
+            others = rows[category[rows] != NUMBER["expert_gemm"]]
+            alone[others] = _added(start[others], end[others])
     return RowTimes(category, wait, busy, work, alone)
 
 
-def _added(start: Ints, end: Ints, rows: Ints) -> Ints:
-    """For every row of a rank, by start, the nanoseconds that it adds to the union of the intervals before it."""
-    begin, end = start[rows], end[rows]
-    np.maximum(begin[1:], np.maximum.accumulate(end)[:-1], out=begin[1:])
-    end -= begin
-    return np.maximum(end, 0, out=end)
+def _added(start: Ints, end: Ints) -> Ints:
+    """For every interval of several, by start, the nanoseconds that it adds to the union of those before it."""
+    until = np.maximum.accumulate(end)
+    np.maximum(start[1:], until[:-1], out=until[1:])
+    until[:1] = start[:1]
+    added: Ints = np.maximum(end - until, 0)
+    return added

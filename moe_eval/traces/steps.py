@@ -10,10 +10,8 @@ import numpy as np
 from moe_eval.traces import ranges, training
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Trace, distinct
 from moe_eval.traces.roles import NUMBER, Roles
-from moe_eval.traces.taxonomy import CATEGORIES
 
 WHOLE, OUTSIDE, UNKNOWN = "whole trace", "outside steps", "step"
-_IN_LAYER = np.array([name in ("attention", "expert_gemm") for name in CATEGORIES])
 _NOT_FOUND = "no steps were found"
 _START = np.zeros(1, np.int64)  # a single step
 # a device's rows by step, where steps begin, their phases (None where kernels have to tell), and the source of all this
@@ -64,7 +62,7 @@ def find(trace: Trace, roles: Roles, devices: Sequence[Ints]) -> Steps:
     """
     steps: list[Step] = []
     sources: set[str] = set()
-    running = [rows for rows in devices if _IN_LAYER[roles.category[rows]].any()] or list(devices)
+    running = [rows for rows in devices if roles.in_layer[rows].any()] or list(devices)
     for device in running:
         early = _before(trace, roles, device)
         rows, cuts, phases, source = _boundaries(trace, roles, device[early:])
@@ -93,7 +91,7 @@ def _before(trace: Trace, roles: Roles, rows: Ints) -> int:
     launched = trace.kernels.launch_ns[rows] != NONE
     if not trace.timed or not launched.any():
         return 0
-    lead = int(np.argmax(launched | _IN_LAYER[roles.category[rows]]))
+    lead = int(np.argmax(launched | roles.in_layer[rows]))
     return lead if launched[lead] else 0
 
 
@@ -137,7 +135,7 @@ def _size(trace: Trace, roles: Roles, step: Step) -> float:
 
     It is the mean blocks of kernels that work token by token, else the mean time of kernels. 0 where no layer ran.
     """
-    if not _IN_LAYER[roles.category[step.rows]].any():
+    if not roles.in_layer[step.rows].any():
         return 0.0
     rows = step.rows[np.isin(roles.category[step.rows], _PER_TOKEN)]
     blocks = trace.kernels.blocks[rows]
@@ -153,7 +151,7 @@ def _boundaries(trace: Trace, roles: Roles, rows: Ints) -> Boundaries:
     names, name = trace.kernels.names, trace.kernels.name[rows]
     updates = training.optimizers(names)[name]
     if updates.any() or training.backward(names)[name].any():
-        layers = np.flatnonzero(_IN_LAYER[roles.category[rows]])
+        layers = np.flatnonzero(roles.in_layer[rows])
         cuts = _after_sampling(trace, rows, layers, np.flatnonzero(updates)) if updates.any() else _START
         if len(cuts) > 1:
             return rows, cuts, [UNKNOWN] * len(cuts), "optimizer after every step (the trace is of training)"
@@ -167,7 +165,7 @@ def _by_kernels(trace: Trace, roles: Roles, rows: Ints) -> Boundaries:
     sampling = np.flatnonzero(kinds == NUMBER["sampling"])
     has_attention = bool((kinds == NUMBER["attention"]).any())
     if has_attention and len(sampling):  # without attention, softmax may be a layer's own
-        cuts = _after_sampling(trace, rows, np.flatnonzero(_IN_LAYER[kinds]), sampling)
+        cuts = _after_sampling(trace, rows, np.flatnonzero(roles.in_layer[rows]), sampling)
         return rows, cuts, [None] * len(cuts), "sampling after every step"
     for cuts, source in (
         (_graph_launches(trace, roles, rows), "launches of CUDA graphs"),
@@ -197,7 +195,8 @@ def _by_ranges(trace: Trace, rows: Ints, *, phased: bool) -> tuple[Ints, Ints, l
     named = {at: phase for at, text in enumerate(trace.ranges.names) if (phase := ranges.step(text))}
     texts = {at: phase if phased else None for at, phase in named.items() if (phase != ranges.UNPHASED) == phased}
     steps = ranges.outermost(trace.ranges.take(np.isin(trace.ranges.name, list(texts))))
-    threads = [number for number in distinct(steps.thread) if (kernels.launch_thread[rows] == number).any()]
+    launching_thread = kernels.launch_thread[rows]
+    threads = [number for number in distinct(steps.thread) if (launching_thread == number).any()]
     launching = np.isin(steps.thread, threads)
     starts = steps.start_ns[launching]
     if not len(starts):
@@ -208,10 +207,10 @@ def _by_ranges(trace: Trace, rows: Ints, *, phased: bool) -> tuple[Ints, Ints, l
     if np.any(step[1:] < step[:-1]):
         order = np.argsort(step, kind="stable")
         rows, step = rows[order], step[order]
-    present, cuts = np.unique(step, return_index=True)
+    cuts = np.flatnonzero(np.diff(step, prepend=-2))
     phases = [texts[at] for at in steps.name[launching].tolist()]
-    step_phases = [phases[at] if at >= 0 else OUTSIDE for at in present.tolist()]
-    return rows, cuts.astype(np.int64), step_phases
+    step_phases = [phases[at] if at >= 0 else OUTSIDE for at in step[cuts].tolist()]
+    return rows, cuts, step_phases
 
 
 def _after_sampling(trace: Trace, rows: Ints, layers: Ints, sampling: Ints) -> Ints:
