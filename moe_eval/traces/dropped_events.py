@@ -74,6 +74,7 @@ def _after_first_launch(trace: Trace, streams: Sequence[Ints], launched: Mask) -
     """
     count = 0
     for rows in streams if not launched.all() else ():
-        if launched[rows].any() and trace.kernels.process[rows[0]] != NONE:
-            count += int(np.sum(~launched[rows[np.argmax(launched[rows]) :]]))
+        has_launch = launched[rows]
+        if has_launch.any() and trace.kernels.process[rows[0]] != NONE:
+            count += int(np.count_nonzero(~has_launch[np.argmax(has_launch) :]))
     return count

@@ -71,20 +71,18 @@ def entries_of(recording: Recording, counted: Sequence[JointStep]) -> Entries:
     size, ranks, width = len(counted), len(recording.ranks), len(TIMED_CATEGORIES)
     row = np.concatenate([step.rows for step in counted])
     step = np.repeat(np.arange(size), [len(step.rows) for step in counted])
-    wait = recording.times.wait_ns[row]
-    category = recording.times.category[row]
-    ns = (recording.trace.kernels.duration_ns[row] - wait).astype(np.float64)
-    launches = recording.trace.kernels.count[row].astype(np.float64)
+    wait, rows = recording.times.wait_ns[row], len(row)
     waiting = np.flatnonzero(wait)
     if len(waiting):
         row, step = np.append(row, row[waiting]), np.append(step, step[waiting])
-        category = np.append(category, np.full(len(waiting), WAIT, np.int8))
-        ns, launches = np.append(ns, wait[waiting]), np.append(launches, np.zeros(len(waiting)))
+    category = recording.times.category[row]
+    ns = recording.trace.kernels.duration_ns[row].astype(np.float64)
+    launches = recording.trace.kernels.count[row].astype(np.float64)
+    ns[:rows] -= wait
+    category[rows:], ns[rows:], launches[rows:] = WAIT, wait[waiting], 0
     rank = recording.rank[row]
     cell, shape = step * ranks + rank, (size, ranks, width)
     cells = cell * width + category
     times = np.bincount(cells, ns, size * ranks * width).reshape(shape) / _MS
     counts = np.bincount(cells, launches, size * ranks * width).reshape(shape).astype(np.int64)
-    return Entries(
-        len(row) - len(waiting), row, step, rank, cell, category, ns, launches, times, counts, times.argmax(axis=1)
-    )
+    return Entries(rows, row, step, rank, cell, category, ns, launches, times, counts, times.argmax(axis=1))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from moe_eval.records.kernels import CategoryTime, Ceiling, KernelTime, PhaseTime
-from moe_eval.traces.collectives import SHOWN_CATEGORIES, TIMED_CATEGORIES, WAIT
+from moe_eval.traces.collectives import SHOWN_CATEGORIES, TIMED_CATEGORIES
 from moe_eval.traces.entries import Entries, Recording, entries_of
 from moe_eval.traces.joint_steps import JointStep
 from moe_eval.traces.kernel_table import NONE, distinct
@@ -88,7 +88,8 @@ def _functions(recording: Recording, entries: Entries, categories: dict[str, Cat
     """
     kernels, width = recording.trace.kernels, len(TIMED_CATEGORIES)
     cells = kernels.name[entries.row] * width + entries.category
-    counts = entries.slowest[entries.step, entries.category] == entries.rank
+    is_slowest = entries.slowest[:, None] == np.arange(entries.times.shape[1])[:, None]
+    counts = is_slowest.reshape(-1)[entries.cell * width + entries.category]
     keys = np.flatnonzero(np.bincount(cells))
     size = len(kernels.names) * width
     parts = []
@@ -141,10 +142,10 @@ def _with_times(phase: PhaseTime, recording: Recording, entries: Entries, counte
 def _moe_layers(recording: Recording, entries: Entries) -> int | None:
     """MoE blocks of a step. Copies of another step run within a block as well, so expert GEMMs count alone."""
     steps, ranks, _ = entries.times.shape
-    block = recording.assigned.block[entries.row]
-    inside = (entries.category == _EXPERT) & (block != NONE)
+    experts = np.flatnonzero(entries.category == _EXPERT)
+    block = recording.assigned.block[entries.row[experts]]
     size = int(block.max(initial=NONE)) + 1
-    pairs = entries.cell[inside] * size + block[inside]
+    pairs = (entries.cell[experts] * size + block)[block != NONE]
     blocks = distinct(pairs[np.flatnonzero(np.diff(pairs, prepend=NONE))])
     counts = np.bincount(blocks // size, minlength=steps * ranks).reshape(steps, ranks)
     return int(np.median(counts.max(axis=1))) or None
@@ -152,9 +153,9 @@ def _moe_layers(recording: Recording, entries: Entries) -> int | None:
 
 def _layers(recording: Recording, entries: Entries) -> dict[int, float]:
     """By layer, the ms per step of the rank that spends the most on it."""
-    layer = recording.assigned.layer[entries.row]
-    inside = (layer != NONE) & (entries.category != WAIT)
-    if not inside.any():
+    layer = recording.assigned.layer[entries.row[: entries.rows]]
+    inside = np.flatnonzero(layer != NONE)
+    if not len(inside):
         return {}
     steps, ranks, _ = entries.times.shape
     cell = layer[inside] * ranks + entries.rank[inside]

@@ -47,6 +47,8 @@ def imbalance(entries: Entries) -> float | None:
 
 def collectives_of(recording: Recording, entries: Entries) -> Collectives | None:
     """The collectives of a phase, None for a trace of one rank or where none ran."""
+    if len(recording.ranks) == 1:
+        return None
     matches, late = recording.matches, recording.late
     steps = len(entries.times)
     step_of_row: Ints = np.full(len(recording.rank), NONE, np.int64)
@@ -55,7 +57,7 @@ def collectives_of(recording: Recording, entries: Entries) -> Collectives | None
     step = step_of_row[late.row]
     events = np.flatnonzero(step != NONE)
     unmatched = int((step_of_row[matches.unmatched] != NONE).sum())
-    if len(recording.ranks) == 1 or not len(events) + unmatched:
+    if not len(events) + unmatched:
         return None
     sizes = np.where(matches.members == NONE, 0, recording.trace.kernels.bytes[matches.members]).max(axis=1, initial=0)
     message = np.bincount(step[events], sizes[events], steps)

@@ -56,7 +56,7 @@ def launches(kernels_process: Ints, kernels_correlation: Ints, process: Ints, co
     numbers = distinct(process)
     span = int(max(correlation.max(), kernels_correlation.max(initial=0))) + 1
     at = index_in(numbers, kernels_process)
-    kernel_keys = np.where((at >= 0) & (kernels_correlation >= 0), at * span + kernels_correlation, NONE)
+    kernel_keys = np.where((at | kernels_correlation) >= 0, at * span + kernels_correlation, NONE)
     keys = np.where(correlation >= 0, index_in(numbers, process) * span + correlation, NONE)
     if len(numbers) * span < SPREAD * (len(keys) + len(kernel_keys)):
         last = np.full(len(numbers) * span + 1, NONE, np.int64)

@@ -107,13 +107,16 @@ def _rows(block: Bytes, header: Ints, wanted: Wanted) -> _Rows:
 def _layouts(types: Bytes) -> tuple[Ints, Ints]:
     """A row of every distinct header, and every row's index into them. `types`: the first bytes of headers."""
     size, length = len(types), types[:, 0]
+    shortest, longest = int(length.min()), int(length.max())
     words, code, span = types.view(np.uint64), np.zeros(len(types), np.int64), 1
-    for at in range(min(int(length.max()), types.shape[1])):
+    for at in range(min(longest, types.shape[1])):
         if at % _WORD == 0:
             word = words[:, at // _WORD].copy()
             differs = np.bitwise_or.reduce(word ^ word[0], keepdims=True).view(np.uint8)
         if differs[at % _WORD]:
-            byte = types[:, at].astype(np.int64) * (at < length)
+            byte = types[:, at].astype(np.int64)
+            if at >= shortest:
+                byte *= at < length
             top = int(byte.max()) + 1
             if span * top > SPREAD * size:
                 numbers, code = places(code)
