@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 
 # sequences at once by default: only for the size of the cache, vLLM's hardware table decides what runs
 _SEQUENCES = 256
+# vLLM captures graphs for 512 tokens at most, and for twice max_num_seqs if that is less (_set_cudagraph_sizes of
+# vllm/config/vllm.py, 0.22). A server of its defaults has 512. A batch of one would have 2, and read its prompt without
+_GRAPH_TOKENS = 512
+_GRAPHS = {"compilation_config", "cuda_graph_batch_sizes", "enforce_eager", "max_cudagraph_capture_size"}
 # vLLM would quantise a router like every linear layer, and checkpoints leave it in 16 bits
 _ROUTER = {"ignore": ["re:.*\\.gate$"]}
 
@@ -113,6 +117,8 @@ def _defaults(plan: Plan, limits: sizing.Limits) -> dict[str, object]:
     defaults: dict[str, object] = {"disable_log_stats": False, "max_logprobs": -1}
     if settings.batch_size is not None:
         defaults["max_num_seqs"] = settings.batch_size
+        if not _GRAPHS & {*options}:
+            defaults["max_cudagraph_capture_size"] = _GRAPH_TOKENS
     cache = None
     if settings.kv_tokens is not None and "kv_cache_memory_bytes" not in options:
         sequences = int(str(options.get("max_num_seqs") or settings.batch_size or _SEQUENCES))

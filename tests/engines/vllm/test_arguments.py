@@ -42,6 +42,7 @@ EVERYTHING: dict[str, Any] = {
     "worker": "in_process",
     "weights": "checkpoint",
 }
+SERVER_GRAPHS = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 
 
 def test_every_documented_setting_reaches_the_constructor(load: Load) -> None:
@@ -73,7 +74,7 @@ def test_with_nothing_set_the_labels_are_what_vllm_chose(load: Load) -> None:
         *("bf16", "bfloat16", "bfloat16", "none"),
     )
     assert (facts.moe_backend_requested, facts.moe_backend_observed) == ("auto", "UnquantizedFusedMoEMethod/TRITON")
-    assert (facts.cuda_graph_batch_sizes, facts.cuda_graph_padding) == ((1, 2, 4, 8, 16), True)
+    assert (facts.cuda_graph_batch_sizes, facts.cuda_graph_padding) == (SERVER_GRAPHS, True)
     assert (facts.weights, facts.max_batch, facts.gpus, facts.device) == ("checkpoint", 256, 0, "cpu")
     experts = 5 * 16 * 3 * 96 * 192 * 2
     assert facts.weight_bytes is not None
@@ -120,6 +121,19 @@ def test_graphs_are_turned_off_and_compilation_stays(load: Load, given: str) -> 
     assert engine.facts.cuda_graph_batch_sizes == ()
     assert engine.facts.arguments["compilation_config"] == {"level": 3, "cudagraph_mode": "NONE"}
     assert load(options={"enforce_eager": "true"}).facts.cuda_graph_batch_sizes == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, SERVER_GRAPHS),
+        ({"max_cudagraph_capture_size": 4}, (1, 2, 4)),
+        ({"cuda_graph_batch_sizes": "1:8"}, (1, 8)),
+        ({"compilation_config": '{"cudagraph_capture_sizes": [2]}'}, (2,)),
+    ],
+)
+def test_a_batch_of_one_has_the_graphs_of_a_server(load: Load, options: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    assert load(batch_size=1, options=options).facts.cuda_graph_batch_sizes == sizes
 
 
 def test_a_spawned_worker_tells_what_one_in_this_process_tells(load: Load) -> None:

@@ -180,7 +180,10 @@ def _graphs(args: Any) -> SimpleNamespace:
     if given.get("cudagraph_capture_sizes") and args.cudagraph_capture_sizes:
         raise ValueError("cudagraph_capture_sizes and compilation_config.cudagraph_capture_sizes are exclusive")
     mode = CUDAGraphMode[given.get("cudagraph_mode") or "FULL_AND_PIECEWISE"]
-    sizes = args.cudagraph_capture_sizes or given.get("cudagraph_capture_sizes") or [1, 2, 4, 8, 16]
+    limit = args.max_cudagraph_capture_size or min(512, 2 * (args.max_num_seqs or 256))
+    candidates = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+    default = [size for size in candidates if size <= limit]
+    sizes = args.cudagraph_capture_sizes or given.get("cudagraph_capture_sizes") or default
     if args.enforce_eager:
         mode, sizes = CUDAGraphMode.NONE, []
     return SimpleNamespace(cudagraph_mode=mode, cudagraph_capture_sizes=sizes)
