@@ -44,20 +44,20 @@ def find(trace: Trace, assigned: Roles, ranks: Sequence[Ints], matches: Matches)
     wait = np.zeros(len(kernels), np.int64)
     busy, alone = np.zeros(len(kernels)), np.zeros(len(kernels))
     if trace.timed:
-        for rows in ranks:
-            busy[rows] = _added(start[rows], end[rows])
+        for members in ranks:
+            busy[members] = _added(start[members], end[members])
     work = busy
     rows, event = matches.rows()
     if len(rows):
         category, start, end, work = category.copy(), start.copy(), end.copy(), busy.copy()
         category[rows], start[rows], end[rows] = TRANSFER, matches.begin_ns[event], matches.end_ns[event]
         wait[rows] = kernels.duration_ns[rows] - (end[rows] - start[rows])
+        ranks = [members[np.argsort(start[members], kind="stable")] for members in ranks]
+        for members in ranks:
+            work[members] = _added(start[members], end[members])
     if trace.timed:
-        for rows in ranks:
-            if work is not busy:
-                rows = rows[np.argsort(start[rows], kind="stable")]
-                work[rows] = _added(start[rows], end[rows])
-            others = rows[category[rows] != NUMBER["expert_gemm"]]
+        for members in ranks:
+            others = members[category[members] != NUMBER["expert_gemm"]]
             alone[others] = _added(start[others], end[others])
     return RowTimes(category, wait, busy, work, alone)
 

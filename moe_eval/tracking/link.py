@@ -20,12 +20,13 @@ _NAME_WIDTH, _FIGURE_WIDTH = 400, 160
 
 @dataclass(frozen=True)
 class Logged:
-    """Where a record is in MLflow."""
+    """Where a record is in MLflow. `unreadable`: sentences on traces that are not logged."""
 
     store: str
     experiment: str
     run_id: str
     experiment_id: str
+    unreadable: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One line that says where to look."""
@@ -35,7 +36,8 @@ class Logged:
         kind = "workflowType=machine_learning"
         links = f"{runs}/{self.run_id}?{kind}, all runs: {runs}?{kind}&viewStateShareKey={_VIEW}"
         start = "" if base != _LOCAL or self.store == _LOCAL else f"start `{self._command()}`, then "
-        return f"run {self.run_id} in experiment {self.experiment} ({start}open {links})"
+        place = f"run {self.run_id} in experiment {self.experiment} ({start}open {links})"
+        return " ".join([f"{place}.", *self.unreadable]) if self.unreadable else place
 
     def _command(self) -> str:
         is_default = self.store in (f"sqlite:///{Path('mlflow.db').absolute()}", "sqlite:///mlflow.db")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ def log(folder: Path, command: str = "run") -> Logged:
     """Log a run as its records stand: labels, figures and files of every arm, the report on the parent.
 
     What is there already as it stands is left alone, so this can be repeated. A run in an earlier form is replaced.
+    A trace that cannot be read is left out.
 
     Raises:
         TrackingError: with the command that logs the run later.
@@ -56,7 +57,6 @@ def log(folder: Path, command: str = "run") -> Logged:
     """
     files = RunFiles.read(folder, command)
     arms = files.arms()
-    content = files.digest(arms)
 
     def write() -> Logged:
         books = _Books.open(files, parent_files)
@@ -70,11 +70,12 @@ def log(folder: Path, command: str = "run") -> Logged:
         # one without parameters shows since the work began
         parent = next((run.info.run_id for run in going if not run.data.params), None)
         books.delete_all(logged, besides=parent)
-        return books.write(parent or books.create_parent(arms), arms, content)
+        return books.write(parent or books.create_parent(arms), staged, content)
 
     with tempfile.TemporaryDirectory() as scratch:  # before MLflow is waited for
-        arms, parent_files = files.staged(arms, Path(scratch))
-        return store.reach(folder, write)
+        staged, parent_files, unreadable = files.staged(arms, Path(scratch))
+        content = files.digest(arms, unreadable)
+        return replace(store.reach(folder, write), unreadable=tuple(unreadable))
 
 
 @dataclass(frozen=True)

@@ -113,22 +113,36 @@ class RunFiles:
             for arm in self._recorded_arms
         ]
 
-    def staged(self, arms: Sequence[Arm], folder: Path) -> tuple[list[Arm], dict[str, Path]]:
-        """Arms, and artifacts of the parent, with copies of their files for others.
+    def staged(self, arms: Sequence[Arm], folder: Path) -> tuple[list[Arm], dict[str, Path], list[str]]:
+        """Arms, and artifacts of the parent, with copies of their files for others, and which traces have none.
+
+        Records have what was read of a trace, so a trace that has been damaged since keeps no run from being logged.
 
         Args:
             folder: where these are written.
+
+        Raises:
+            UsageError: a file that is no trace cannot be read.
         """
+        unreadable: list[str] = []
 
         def copies(files: Sequence[Path], name: str) -> list[Path]:
             return [published.copy(file, folder / name, self.identity) for file in files]
 
+        def readable(traces: Sequence[Path], name: str) -> Iterator[Path]:
+            for trace in traces:
+                try:
+                    yield published.copy(trace, folder / name, self.identity)
+                except UsageError:
+                    unreadable.append(f"{trace} is not readable and not logged. Record it again, or move it away.")
+
         of_arms = [
-            replace(arm, files=copies(arm.files, f"arm {arm.name}"), traces=copies(arm.traces, f"arm {arm.name}"))
+            replace(arm, files=copies(arm.files, name), traces=list(readable(arm.traces, name)))
             for arm in arms
+            for name in [f"arm {arm.name}"]
         ]
         names = self.artifacts()
-        return of_arms, dict(zip(names, copies(list(names.values()), "parent"), strict=True))
+        return of_arms, dict(zip(names, copies(list(names.values()), "parent"), strict=True)), unreadable
 
     def artifacts(self) -> dict[str, Path]:
         """What is logged on the parent, by names that are the same for every command."""
@@ -145,12 +159,17 @@ class RunFiles:
             },
         }
 
-    def digest(self, arms: Sequence[Arm]) -> str:
-        """Of everything that is logged but when it ended: another digest means that it has to be logged anew."""
+    def digest(self, arms: Sequence[Arm], unreadable: Sequence[str]) -> str:
+        """Of everything that is logged but when it ended: another digest means that it has to be logged anew.
+
+        Args:
+            unreadable: on traces that are not logged. One that has been mended is.
+        """
         digest = hashlib.sha256(_FORM + msgspec.json.encode(replace(self.recorded, ended=None), order="sorted"))
         of_all = [file for name, file in self.artifacts().items() if name not in (RUN_FILE, _PICTURE)]
         for file in sorted({*of_all, *(file for arm in arms for file in arm.files)}):
             digest.update(file.name.encode() + b"\0" + hashlib.sha256(files.read_bytes(file, published.FIX)).digest())
+        digest.update("".join(unreadable).encode("utf-8", "replace"))
         return digest.hexdigest()[:16]
 
     def title(self, arms: Sequence[Arm]) -> Title:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 import pytest
@@ -18,8 +21,10 @@ from moe_eval.records.quality import QualityRecord
 from moe_eval.records.run import UNMEASURED
 from moe_eval.records.verdicts import Verdict
 from moe_eval.report.pair_tables import ratio_of
+from moe_eval.traces.readers import files
 from moe_eval.tracking import fetch, keys, plan_run
-from tests.doubles import recorded_arms
+from moe_eval.tracking.run_files import RunFiles
+from tests.doubles import chrome_trace, recorded_arms
 from tests.doubles.harness_runs import RECORD, arm_of, runs
 from tests.doubles.recorded_arms import GPU, latency, quality, scores
 
@@ -126,6 +131,32 @@ def test_a_damaged_record_is_refused_before_anything_is_logged(store: Path, fold
     with pytest.raises(UsageError, match="is damaged"):
         plan_run.log(folder, "perf")
     assert mlflow.MlflowClient().get_experiment_by_name("moe_eval") is None
+
+
+def test_a_damaged_trace_is_named_and_the_run_is_logged_without_it(store: Path, folder: Path) -> None:
+    place = folder / "perf_arms" / "fp8"
+    place.mkdir(parents=True)
+    chrome_trace.write(folder / "raw.json")
+    whole = files.keep(folder / "raw.json", place, "trace_b1_i512_o9")
+    content = whole.read_bytes()
+    for damaged in (b"", b"no gzip", content[:-200], gzip.compress(b"{}"), gzip.compress(b"SQLite format 3\0")):
+        (place / "trace_b2_i512_o9.json.gz").write_bytes(damaged)
+        run = RunFiles.read(folder, "perf")
+        with TemporaryDirectory() as scratch:
+            arms, _, unreadable = run.staged(run.arms(), Path(scratch))
+        assert [path.name for arm in arms for path in arm.traces] == [whole.name]
+        (sentence,) = unreadable
+        assert sentence.startswith(f"{place / 'trace_b2_i512_o9.json.gz'} is not readable and not logged. ")
+    logged = plan_run.log(folder, "perf")
+    assert logged.describe().endswith(sentence)
+    assert plan_run.log(folder, "perf") == logged  # what is there is left alone
+    client = mlflow.MlflowClient()
+    (arm,) = (run for run in runs() if arm_of(run) == "fp8")
+    names = {entry.path for entry in client.list_artifacts(arm.info.run_id)}
+    assert whole.name in names
+    assert "trace_b2_i512_o9.json.gz" not in names
+    shutil.copy(whole, place / "trace_b2_i512_o9.json.gz")
+    assert plan_run.log(folder, "perf").run_id != logged.run_id
 
 
 def test_what_mlflow_keeps_gives_the_same_comparison_without_scores(store: Path, folder: Path, tmp_path: Path) -> None:
