@@ -9,6 +9,7 @@ from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
 from moe_eval.report import sections
 from moe_eval.report.sections import Answer
+from moe_eval.report.text import Table
 
 # what Markdown or the HTML in it would read as more than text; a word of a name keeps its underscores
 _ACTIVE = re.compile(r"([\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|&(?=[#\w]))")
@@ -18,18 +19,28 @@ _ABSENT = "-"
 
 
 def render(comparison: ComparisonRecord, run: RunRecord | None) -> str:
-    """The header, the tiles as a table and the verdict of every pair, as the page has them, without what it folds."""
+    """The header, the tiles as a table and the verdict of every pair, as the page has them, without what it folds.
+
+    Of many arms, which have no column each, there is a row for every arm.
+    """
     report = sections.of_report(comparison, run, is_short=True)
     parts = [f"## {escape(report.title)}", _paragraph(report.header)]
-    parts.append(_tiles(report.answers))
+    parts += _tables(report.overview) or [_tiles(report.answers)]
     parts += [text for answer in report.answers for text in _verdict(answer)]
-    for table in report.tasks:
-        parts += [
-            _paragraph(table.caption),
-            columns([*map(escape, table.heads)], [[*map(escape, row)] for row in table.rows]),
-        ]
+    parts += _tables(report.tasks)
     parts += ["\n".join(f"- {_paragraph(note)}" for note in report.notes)]
     return "\n\n".join(filter(None, parts))
+
+
+def _tables(tables: Sequence[Table]) -> list[str]:
+    return [
+        text
+        for table in tables
+        for text in (
+            _paragraph(table.caption),
+            columns([*map(escape, table.heads)], [[*map(escape, row)] for row in table.rows]),
+        )
+    ]
 
 
 def _tiles(answers: Sequence[Answer]) -> str:

@@ -53,7 +53,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["a"] = isinstance
-    environment.globals |= {"Table": Table, "Chart": Chart, "Example": Example}
+    environment.globals |= {"Table": Table, "Chart": Chart, "Example": Example, "Answer": sections.Answer}
     environment.filters |= {
         "long": _is_long,
         "cells": _cells,

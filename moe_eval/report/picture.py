@@ -55,7 +55,8 @@ def _figure(report: sections.Report) -> Figure:
     figure = Figure(figsize=(_WIDE, sum(heights)), facecolor=COLOURS["page"])
     head, *rows, below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     head.text(0.02, 0.8, fitted(report.title, _WIDE - 1), fontsize=15, weight="bold", va="top")
-    head.text(0.02, 0.32, fitted(report.header, 1.2 * _WIDE), color=COLOURS["soft"], va="top")
+    more = f" · the best {len(report.answers)} arms" if report.overview else ""
+    head.text(0.02, 0.32, fitted(report.header + more, 1.2 * _WIDE), color=COLOURS["soft"], va="top")
     for answer, row, height in zip(report.answers, rows, answers, strict=True):
         _draw_answer(answer, row, height)
     if charts:

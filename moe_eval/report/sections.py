@@ -16,6 +16,7 @@ from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.report import (
     arm_tables,
     charts,
+    overview,
     pair_tables,
     prediction_tables,
     readable,
@@ -58,13 +59,16 @@ class Answer:
         return tiles.kind_of(self.verdict.value if self.verdict else "")
 
 
+Part = str | Table | Chart | Example | Answer
+
+
 @dataclass(frozen=True)
 class Fold:
     """A part of a report that is opened on request. `ident` is what links lead to."""
 
     ident: str
     title: str
-    parts: tuple[str | Table | Chart | Example, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class Report:
 
     Attributes:
         title: the names of the arms. `header`: model, GPU, engine, date and run, empty where nothing is known.
-        notes: sentences on what has no answer.
+        overview: a row for every pair where there are too many to show all in full.
+        notes: sentences on what has no answer, and on what is not shown in full.
         tasks: what decides of every task, and the first of the documents that flipped. Folds have all of them.
         charts: of frontiers under load, of speed, of a step and of quality, as far as they say something.
     """
@@ -81,6 +86,7 @@ class Report:
     title: str
     header: str
     answers: tuple[Answer, ...]
+    overview: tuple[Table, ...]
     notes: tuple[str, ...]
     charts: tuple[Chart, ...]
     tasks: tuple[Table, ...]
@@ -89,12 +95,14 @@ class Report:
 
 def of_report(comparison: ComparisonRecord, run: RunRecord | None, *, is_short: bool = False) -> Report:
     """What is said of a comparison. What has nothing to say is left out. A short report has no folds."""
-    speed, step, quality = charts.speed(comparison), charts.steps(comparison), charts.quality(comparison)
-    served = serving_chart.frontiers(comparison)
+    leading = overview.leading(comparison)
+    speed, step, quality = charts.speed(leading), charts.steps(leading), charts.quality(leading)
+    served = serving_chart.frontiers(leading)
     return Report(
         title=title_of(comparison),
         header=tiles.header_line(comparison.header),
-        answers=tuple(_answers(comparison)),
+        answers=tuple(_answers(leading)),
+        overview=tuple(overview.table(comparison)),
         notes=tuple(_notes(comparison)),
         charts=tuple(chart for chart in (served, *speed[:1], step, quality) if chart is not None),
         tasks=tasks(comparison),
@@ -103,7 +111,8 @@ def of_report(comparison: ComparisonRecord, run: RunRecord | None, *, is_short: 
 
 
 def _folds(comparison: ComparisonRecord, run: RunRecord | None, further: Sequence[Chart]) -> Iterator[Fold]:
-    folds: tuple[tuple[str, str, Iterable[str | Table | Chart | Example]], ...] = (
+    folds: tuple[tuple[str, str, Iterable[Part]], ...] = (
+        ("answers", "Verdicts of all further arms", _further_answers(comparison)),
         ("shapes", "Verdict of every shape", _verdicts(comparison)),
         ("speed", "Speed: all figures", (*further, *_speed(comparison))),
         ("serving", "Serving: all load points", serving_table.tables(comparison)),
@@ -139,6 +148,11 @@ def _answers(comparison: ComparisonRecord) -> Iterator[Answer]:
         yield from (_of_arm(arm) for arm in comparison.arms if arm.status is Status.FINISHED)
 
 
+def _further_answers(comparison: ComparisonRecord) -> Iterator[Answer]:
+    shown = {pair.other for pair in overview.leading(comparison).pairs}
+    yield from (_answer(pair, comparison.rules) for pair in comparison.pairs if pair.other not in shown)
+
+
 def _answer(pair: Pair, rules: Rules) -> Answer:
     statements = (("", pair.sentence), ("Because:", pair.because), ("Next:", pair.settled_by or ""))
     return Answer(
@@ -157,6 +171,7 @@ def _of_arm(arm: ComparedArm) -> Answer:
 
 
 def _notes(comparison: ComparisonRecord) -> Iterator[str]:
+    yield from filter(None, [overview.remark(comparison)])
     names = {arm.name for arm in comparison.arms}
     if not comparison.pairs:
         finished = any(arm.status is Status.FINISHED for arm in comparison.arms)

@@ -24,6 +24,7 @@ _TITLES = {
     HeadlineFigure.USERS_IN_TIME: "Users in time",
     HeadlineFigure.SERVED_TOK_S: "Output under load",
 }
+TITLES = tuple(_TITLES.values())
 _UNITS = {
     HeadlineFigure.OUTPUT_TOK_S_PER_GPU: " tok/s",
     HeadlineFigure.TTFT_MS: " ms",
