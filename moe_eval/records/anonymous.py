@@ -6,7 +6,7 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +33,8 @@ _COMMON = frozenset(["root", "user", "users", "admin", "nobody", "ubuntu", "runn
 _SHORTEST = 3  # characters of a name that tells of somebody
 Record = TypeVar("Record")
 
-_SHORT = 300  # letters
+_SHORT, _MOST = 300, 1 << 15  # letters of a text, and texts, that are remembered
+_PLAIN = frozenset([int, float, bool, type(None)])  # types of values that tell nothing
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,11 @@ def here() -> Identity:
 
 def of_records(records: Iterable[object], identity: Identity) -> Identity:
     """The same, with the users and GPUs that records name."""
-    texts = [entry for record in records for entry in _texts(msgspec.to_builtins(record))]
+    return _of_texts(_texts(records), identity)
+
+
+def _of_texts(texts: Iterable[tuple[str, str]], identity: Identity) -> Identity:
+    """`texts`: with the name of the field of each."""
     users = _telling([*identity.users, *(name for _, text in texts for name in _HOME.findall(text))])
     uuids = tuple(dict.fromkeys(text for key, text in texts if key == "uuid" and not _TOKEN.fullmatch(text)))
     chips = {word.lower() for key, text in texts if key == "device_name" for word in text.split()}
@@ -83,18 +88,22 @@ def of_records(records: Iterable[object], identity: Identity) -> Identity:
 
 def of_publication(records: Sequence[object]) -> Identity:
     """What records tell of that are always published: names that records cannot be without stay as they are."""
-    identity = of_records(records, here())
-    try:
-        for record in records:
-            anonymous(record, identity)
-    except UsageError:
-        return replace(identity, hosts=(), users=())
+    texts = _texts(records)
+    identity = _of_texts(texts, here())
+    names = [word for word in map(_word, (identity.hosts, identity.users)) if word]
+    # what a record cannot be without is a word of ours, and none of those is a path
+    if any(word.search(text) for _, text in texts if not ("/" in text or "\\" in text) for word in names):
+        try:
+            for record in records:
+                anonymous(record, identity)
+        except UsageError:
+            return replace(identity, hosts=(), users=())
     return identity
 
 
 def content(document: object, identity: Identity) -> object:
     """The same of JSON."""
-    return _clean(document, "", identity)
+    return _clean(document, "", _cleaned(identity))
 
 
 def without_names(text: str, identity: Identity) -> str:
@@ -113,7 +122,7 @@ def anonymous(record: Record, identity: Identity) -> Record:
     Raises:
         UsageError: a name is also a word that records cannot be without.
     """
-    content = _clean(msgspec.to_builtins(record), "", identity)
+    content = _clean(msgspec.to_builtins(record), "", _cleaned(identity))
     try:
         return msgspec.convert(content, type(record), str_keys=True)
     except msgspec.ValidationError:
@@ -125,7 +134,7 @@ def anonymous(record: Record, identity: Identity) -> Record:
 
 def text_of(text: str, identity: Identity, key: str = "") -> str:
     """One text without what tells. `key` is the name of its field."""
-    return (_short_text if len(text) <= _SHORT else _text)(text, identity, key)
+    return _cleaned(identity)[key, text]
 
 
 def _text(text: str, identity: Identity, key: str) -> str:
@@ -144,7 +153,21 @@ def _text(text: str, identity: Identity, key: str) -> str:
     return text
 
 
-_short_text = lru_cache(maxsize=1 << 15)(_text)  # names come again in every shape of every arm
+class _Cleaned(dict[tuple[str, str], str]):
+    """Texts without what tells, by the name of their field and the text: names come again in every shape of an arm."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    def __missing__(self, place: tuple[str, str]) -> str:
+        key, text = place
+        cleaned = _text(text, self._identity, key)
+        if len(text) <= _SHORT and len(self) < _MOST:
+            self[place] = cleaned
+        return cleaned
+
+
+_cleaned = lru_cache(maxsize=4)(_Cleaned)
 
 
 def _telling(names: Iterable[str]) -> tuple[str, ...]:
@@ -173,28 +196,37 @@ def _last_name(path: str, *, is_folder: bool = False) -> str:
     return plain.rpartition("/")[2] or path[:1]
 
 
-def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text with the name of its field."""
+def _texts(records: Iterable[object]) -> Collection[tuple[str, str]]:
+    """Every text once with the name of its field, in order."""
+    texts: dict[tuple[str, str], None] = {}
+    for record in records:
+        _gather(msgspec.to_builtins(record), "", texts)
+    return texts
+
+
+def _gather(value: object, key: str, texts: dict[tuple[str, str], None]) -> None:
     if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, Mapping):
+        texts[key, value] = None
+    elif isinstance(value, dict):
         for name, inner in value.items():
-            yield from _texts(inner, str(name))
+            if type(inner) not in _PLAIN:
+                _gather(inner, str(name), texts)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _texts(inner, key)
+            if type(inner) not in _PLAIN:
+                _gather(inner, key, texts)
 
 
-def _clean(value: object, key: str, identity: Identity) -> object:
+def _clean(value: object, key: str, texts: _Cleaned) -> object:
     if isinstance(value, str):
-        return text_of(value, identity, key)
-    if isinstance(value, Mapping):
+        return texts[key, value]
+    if isinstance(value, dict):
         return {
-            text_of(name, identity) if isinstance(name, str) else name: inner
-            if isinstance(inner, (int, float))
-            else _clean(inner, str(name), identity)
+            texts["", name] if isinstance(name, str) else name: inner
+            if type(inner) in _PLAIN
+            else _clean(inner, str(name), texts)
             for name, inner in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [inner if isinstance(inner, (int, float)) else _clean(inner, key, identity) for inner in value]
+        return [inner if type(inner) in _PLAIN else _clean(inner, key, texts) for inner in value]
     return value
