@@ -28,10 +28,10 @@ from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord, Sweep
-from moe_eval.runner import arm_plan, estimate, fit, placement, resume, served, suites, sweep
+from moe_eval.runner import arm_plan, estimate, fit, machine_rates, placement, resume, served, suites, sweep
 from moe_eval.runner import plan as planning
 from moe_eval.runner.arm_plan import Arm
-from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
+from moe_eval.runner.arm_process import Load
 from moe_eval.runner.conditions import ArmConditions, Conditions, ServingTask
 from moe_eval.runner.execute import Executor, Observer
 from moe_eval.runner.folder import RunFolder, place, say
@@ -139,7 +139,7 @@ class Run:
             disk.write_json(self._workload_file(self.workload), self.workload.to_json())
         if self.requests:
             disk.write_json(self._requests_file(self.requests), msgspec.to_builtins(self.requests))
-        writer = self._writer(record, self._known_rates() or _ENDED_BEFORE)
+        writer = self._writer(record, machine_rates.known(self.folder) or _ENDED_BEFORE)
         writer.write_skipped()
         observer = _Observer(progress, writer, self._waiting(tasks))
         expected = estimate.of_tasks(self.plan, self.request, self.gpus)
@@ -149,9 +149,9 @@ class Run:
                 with Executor(self.folder, self._conditions(), lock) as executor:
                     self._run(executor, tasks, observer, is_decided)
         except BaseException:  # what was measured is told as well as it can be, without a further measurement
-            self._writer(record, self._known_rates() or _ENDED_BEFORE).write()
+            self._writer(record, machine_rates.known(self.folder) or _ENDED_BEFORE).write()
             raise
-        self._writer(record, self._rates() if self.plan.timed else "not measured").write()
+        self._writer(record, self._measured_rates() if self.plan.timed else "not measured").write()
         return observer.failed
 
     def _run(
@@ -302,6 +302,10 @@ class Run:
             trace_folder=str(self.folder.of_arm(arm.name).resolve() / "profiler"),
         )
 
+    def _measured_rates(self) -> list[Rates] | str:
+        is_on_gpus = bool(self.gpus)
+        return machine_rates.measured(self.plan, self.folder, self.request.timeout_s, is_on_gpus=is_on_gpus)
+
     def _writer(self, record: RunRecord, rates: Sequence[Rates] | str) -> RecordWriter:
         context = Context(
             origin=Origin(record.run_id, record.options, record.machine, record.versions, record.git),
@@ -312,39 +316,6 @@ class Run:
         return RecordWriter(
             self.folder, self.plan, context, self._geometries, rates, self.requests, self.request.serving
         )
-
-    def _known_rates(self) -> list[Rates]:
-        """What groups of GPUs can do at most, as far as this run has measured it."""
-        try:
-            return msgspec.json.decode(self.folder.rates_file.read_bytes(), type=dict[str, list[Rates]])["groups"]
-        except (OSError, ValueError, KeyError):  # a damaged file is measured again
-            return []
-
-    def _rates(self) -> list[Rates] | str:
-        """What the GPUs of every timed arm can do at most, each group measured once a run, or why that failed."""
-        groups: dict[placement.Indices, set[int]] = {}
-        for arm in self.plan.arms:
-            if arm.name in self.plan.timed and not arm.is_endpoint:
-                for gpus in self.plan.placement.of_arm(arm.name):
-                    groups.setdefault(gpus, set()).update({fit.layer_gpus(arm.settings.options)} - {1} if gpus else ())
-        known_rates = {rates.gpus: rates for rates in self._known_rates()}
-        missing = {
-            gpus: sorted(counts)
-            for gpus, counts in groups.items()
-            if gpus not in known_rates or not counts <= {*known_rates[gpus].link_bytes_per_s}
-        }
-        if not missing:
-            return [*known_rates.values()]
-        device = self.plan.arms[0].settings.device or ("cuda" if self.gpus else "cpu")
-        with ArmProcess(None, patience=self.request.timeout_s) as process:
-            try:
-                wanted = [(gpus, counts) for gpus, counts in missing.items() if gpus]
-                measured = process.ask("rates", list[Rates], device=device, groups=wanted)
-            except ArmFailed as error:
-                return f"the machine's rates were not measured ({error})"
-        rates = [*{**known_rates, **{group.gpus: group for group in measured}}.values()]
-        disk.write_record(self.folder.rates_file, {"groups": rates})
-        return rates
 
 
 class _Observer:

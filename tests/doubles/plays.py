@@ -14,9 +14,8 @@ from moe_eval.engines import registry
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EvaluatorName
-from moe_eval.runner import fit, loads
+from moe_eval.runner import fit, loads, machine_rates
 from moe_eval.runner import plan as planning
-from moe_eval.runner import run as runs
 from moe_eval.runner.folder import LOG, RunFolder
 from moe_eval.runner.request import ArmsRequest, Command, RunRequest
 from moe_eval.runner.run import Run
@@ -51,7 +50,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch) -> Stage:
     """Put made-up arms in place of processes, of an engine that has to be loaded with an option to tell its routing."""
     stage = Stage()
     monkeypatch.setattr(loads, "ArmProcess", stage)
-    monkeypatch.setattr(runs, "ArmProcess", stage)
+    monkeypatch.setattr(machine_rates, "ArmProcess", stage)
     kind = replace(registry.named("transformers"), routing={"tell": True})
     monkeypatch.setitem(registry.ENGINES, "transformers", kind)
     memory(monkeypatch, 1 << 40)
