@@ -87,9 +87,9 @@ def _functions(recording: Recording, entries: Entries, categories: dict[str, Cat
     A category's time and launches are divided as its kernels divide them on its slowest ranks in all steps.
     """
     kernels, width = recording.trace.kernels, len(TIMED_CATEGORIES)
-    cells = kernels.name[entries.row] * width + entries.category
     is_slowest = entries.slowest[:, None] == np.arange(entries.times.shape[1])[:, None]
     counts = is_slowest.reshape(-1)[entries.cell * width + entries.category]
+    cells = kernels.name[entries.row] * width + entries.category
     keys = np.flatnonzero(np.bincount(cells))
     size = len(kernels.names) * width
     parts = []
@@ -154,10 +154,11 @@ def _moe_layers(recording: Recording, entries: Entries) -> int | None:
 def _layers(recording: Recording, entries: Entries) -> dict[int, float]:
     """By layer, the ms per step of the rank that spends the most on it."""
     layer = recording.assigned.layer[entries.row[: entries.rows]]
-    inside = np.flatnonzero(layer != NONE)
-    if not len(inside):
+    inside = layer != NONE
+    if not inside.any():
         return {}
     steps, ranks, _ = entries.times.shape
-    cell = layer[inside] * ranks + entries.rank[inside]
-    times = np.bincount(cell, entries.ns[inside], (int(layer.max()) + 1) * ranks).reshape(-1, ranks).max(axis=1)
+    cell = layer[inside] * ranks + entries.rank[: entries.rows][inside]
+    sums = np.bincount(cell, entries.ns[: entries.rows][inside], (int(layer.max()) + 1) * ranks)
+    times = sums.reshape(-1, ranks).max(axis=1)
     return {number: float(time) / _MS / steps for number, time in enumerate(times) if time}
