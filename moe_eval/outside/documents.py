@@ -15,7 +15,6 @@ from moe_eval.outside import files
 _DEEPEST = 64  # levels. No file that is read has twenty
 FIGURE = 1e24  # no time, count of operations or perplexity is larger
 _NUMBER = 1e39  # no 32-bit float is larger
-_LARGE = re.compile(r"\d{24}|\d[eE]\+?\d+\s*(?:[,\]}]|$)")  # in each number from 1e24 on. A digest ends with a quote
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -54,9 +53,7 @@ def parse_object(text: str, largest: float = _NUMBER) -> dict[str, object]:
     """
     try:
         content = json.loads(text, parse_constant=lambda _: None)
-        _refuse_depth(content)
-        # to look for the place of a number takes longer than all else
-        too_large = _too_large(content, largest) if _LARGE.search(text) else None
+        too_large = _too_large(content, largest)
     except RecursionError:
         raise Damaged("it is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -86,31 +83,18 @@ def encoded(content: object, default: Callable[[object], object] | None = None) 
         return msgspec.json.encode(json.loads(text, parse_constant=lambda _: None))
 
 
-def _refuse_depth(content: object) -> None:
-    """Raise RecursionError where a content is nested too deeply for what walks through it."""
-    level = [content]
-    for _ in range(_DEEPEST + 1):
-        level = [
-            inner
-            for value in level
-            for inner in (value.values() if type(value) is dict else value if type(value) is list else ())
-            if type(inner) in (dict, list)
-        ]
-        if not level:
-            return
-    raise RecursionError
-
-
-def _too_large(value: object, largest: float, path: str = "$") -> str | None:
+def _too_large(value: object, largest: float, path: str = "$", depth: int = 0) -> str | None:
     """The path of a number that is out of bounds."""
     if isinstance(value, (int, float)):
         return path if abs(value) > largest else None
+    if depth > _DEEPEST:
+        raise RecursionError
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inner:
         # most of a record is texts and numbers, whose path is not worth making
         if isinstance(item, str) or (isinstance(item, (int, float)) and abs(item) <= largest):
             continue
         place = f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]"
-        if wrong := _too_large(item, largest, place):
+        if wrong := _too_large(item, largest, place, depth + 1):
             return wrong
     return None
