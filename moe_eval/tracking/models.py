@@ -17,7 +17,7 @@ _LABELS = ("checkpoint", "fingerprint", "architecture", "precision", "emulated",
 def create(
     client: MlflowClient, experiment_id: str, run_id: str, name: str | None, engine: Mapping[str, object]
 ) -> str | None:
-    """The id of a model that is an input of a run. None without a name: nothing was loaded.
+    """The id of a new model of a run. None without a name: nothing was loaded.
 
     Args:
         engine: its labels, of which those of the checkpoint become the model's parameters.
@@ -36,7 +36,6 @@ def create(
     )
     model_id = str(model.model_id)
     client.finalize_logged_model(model_id, "READY")
-    link(client, run_id, [model_id])
     return model_id
 
 

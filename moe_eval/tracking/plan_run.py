@@ -154,9 +154,13 @@ class _Books:
         """Log an arm; `written` gets the id of its run as it is created. Returns the id of its model."""
         run, title = self.files.run, arm.title.filled(self.files.title([arm]))
         started, ended = self.files.span(arm.name)
+        texts, tables = {BREAKDOWN_FILE: arm.breakdown} if arm.breakdown else {}, arm.tables
         tags = {ID_TAG: f"{run.run_id}/{arm.name}", PARENT_TAG: parent, NOTE_TAG: arm.description, **arm.tags}
+        tags |= task_tables.tags(tables)
         child = self._create(title.name(arm.name), started, {key: value for key, value in tags.items() if value})
         written.append(child)
+        # before the metrics: MLflow's client reads the whole run to see where its files go
+        store.log_files(self.client, child, arm.artifacts, texts | tables)
         engine: Mapping[str, object] = msgspec.to_builtins(arm.engine) if arm.engine else {}
         model_id = models.create(self.client, self.experiment_id, child, arm.title.model, engine)
         store.log_labels(
@@ -168,9 +172,6 @@ class _Books:
             ended=ended,
             model_id=model_id,
         )
-        texts, tables = {BREAKDOWN_FILE: arm.breakdown} if arm.breakdown else {}, arm.tables
-        store.log_files(self.client, child, arm.artifacts, texts | tables)
-        store.set_tags(self.client, child, task_tables.tags(tables))
         owner.end(self.client, child, arm.ended(run.status), ended)
         return model_id
 

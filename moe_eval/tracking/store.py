@@ -38,7 +38,6 @@ CONTENT_TAG = "moe_eval.content"  # a digest: what is there as it stands is left
 ENDED = {status: status.value.upper() for status in (Status.FINISHED, Status.FAILED, Status.KILLED)}
 ENDED |= dict.fromkeys((Status.RUNNING, Status.SKIPPED), "KILLED")
 OPENING = 0.25  # of the time that a command may wait for MLflow, the share of what comes before the logging
-_BATCH = 100  # MLflow takes at most 100 parameters, and 1,000 metrics, in a call
 Result = TypeVar("Result")
 _CREDENTIALS = re.compile(r"(?<=//)\S*@|\?\S*")  # what stands before a host, and a query
 
@@ -136,23 +135,22 @@ def log_labels(
     ended: int,
     model_id: str | None = None,
 ) -> None:
-    """Parameters, metrics and data sets of a run, in as many calls as it takes.
+    """Parameters, metrics and inputs of a run, in as few calls as MLflow's client makes of them.
 
     Args:
         params: nested as they are in a record. `ended`: milliseconds since 1970, the metrics' time.
         metrics: in the order in which MLflow is to show them.
-        model_id: the model that they are of.
+        model_id: the model that they are of, and that is an input of the run.
     """
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import LoggedModelInput, Metric, Param
 
-    entries = {
-        "params": [Param(key, storable(value, _LONGEST_VALUE)) for key, value in parameters.of_labels(params)],
-        "metrics": [Metric(key, value, ended, 0, model_id=model_id) for key, value in metrics.items()],
-    }
-    for kind, values in entries.items():
-        for first in range(0, len(values), _BATCH):
-            client.log_batch(run_id, **{kind: values[first : first + _BATCH]})
-    client.log_inputs(run_id, [_input(dataset) for dataset in datasets])
+    client.log_batch(
+        run_id,
+        params=[Param(key, storable(value, _LONGEST_VALUE)) for key, value in parameters.of_labels(params)],
+        metrics=[Metric(key, value, ended, 0, model_id=model_id) for key, value in metrics.items()],
+    )
+    models = [LoggedModelInput(model_id)] if model_id else None
+    client.log_inputs(run_id, [_input(dataset) for dataset in datasets], models)
 
 
 def storable(text: str, longest: int = _LONGEST_TAG) -> str:
