@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 HEADER = 128  # bytes of a header at most. A block ends with as many zeros
 _LEAF = 13
 _WORD = 8
+_WINDOW = 64  # bytes of a row that are copied at once
 _VARINT = 9  # bytes that a number of variable length has at most
 # bytes of a value by its serial type. 0 is NULL, 7 a float, 8 and 9 are the numbers 0 and 1, 12 and above texts
 _WIDTHS = np.array([0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0], np.int64)
@@ -168,27 +170,31 @@ def _after_varints(block: Bytes, at: Ints) -> Ints:
 
 
 def _numbers(rows: _Rows, wanted: Mapping[int, int]) -> dict[int, Ints]:
-    """Numbers in two's complement, the highest byte first. Rows of one header have them at the same places."""
+    """Numbers in two's complement, the highest byte first. Rows are sorted by header, so most lie at the same place."""
     small = rows.layout.astype(np.min_scalar_type(len(rows.kinds)))  # sorted by digits, which is faster
-    order = np.argsort(small, kind="stable")
-    header, ends = rows.header[order], np.cumsum(np.bincount(small)).tolist()
-    values = {place: np.empty(len(order), np.int64) for place in sorted(wanted)}
-    for at, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        kind, width, offset = rows.kinds[at].tolist(), rows.widths[at].tolist(), rows.offsets[at].tolist()
-        present = [place for place in values if width[place]] or [0]
-        begin, span = offset[present[0]], offset[present[-1]] - offset[present[0]] + _WORD
-        content = _bytes(rows.block, header[first:end] + begin, span)
-        for place, column in values.items():
-            if kind[place] > _ONE or kind[place] == _FLOAT:
-                raise UnsuitableTableError
-            if width[place]:
-                column[first:end] = np.ndarray(end - first, ">i8", content, offset[place] - begin, (span,))
-                column[first:end] >>= 8 * (_WORD - width[place])
-            else:
-                column[first:end] = kind[place] == _ONE if kind[place] else wanted[place]
+    order, counts = np.argsort(small, kind="stable"), np.bincount(small)
+    header, ends = rows.header[order], np.append(0, np.cumsum(counts))
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    return {place: column[back] for place, column in values.items()}
+    values: dict[int, Ints] = {}
+    begin, content = np.full(len(counts), -_WINDOW), rows.block
+    for place in sorted(wanted):
+        kind, width, offset = rows.kinds[:, place], rows.widths[:, place], rows.offsets[:, place]
+        if kind.max() > _ONE or (kind == _FLOAT).any():
+            raise UnsuitableTableError
+        if width.any() and (offset + _WORD > begin + _WINDOW).any():
+            begin, content = offset, _bytes(rows.block, header + np.repeat(offset, counts), _WINDOW)
+        column, at = np.empty(len(order), np.int64), np.where(width, offset - begin, 0)
+        cuts = np.flatnonzero(np.diff(kind) | np.diff(at)) + 1
+        for first, last in pairwise([0, *cuts.tolist(), len(kind)]):
+            part = slice(ends[first], ends[last])
+            if width[first]:
+                column[part] = content[part, at[first] : at[first] + _WORD].view(">i8")[:, 0]
+                column[part] >>= 8 * (_WORD - width[first])
+            else:
+                column[part] = kind[first] == _ONE if kind[first] else wanted[place]
+        values[place] = column[back]
+    return values
 
 
 def _bytes(block: Bytes, begin: Ints, count: int) -> Bytes:
