@@ -115,3 +115,14 @@ def test_a_file_that_is_cut_off_is_left_to_sqlite(tmp_path: Path) -> None:
     root = write(path, rows(5000))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert read(path, root) is None
+
+
+def test_a_row_whose_header_is_damaged_is_left_to_sqlite(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    root = write(path, [(1, None, 2, "y" * 58, 0.5, 3, b"blob")])
+    content = path.read_bytes()
+    size_of_text = b"\x81\x01"  # 13 + 2 * 58, in 7 bits a byte
+    assert content.count(size_of_text) == 1
+    for damaged in (b"\xff\x7f", b"\xbf\x7f"):  # more than the page or the block has
+        path.write_bytes(content.replace(size_of_text, damaged))
+        assert read(path, root) is None
