@@ -109,8 +109,9 @@ class _Books:
 
     def delete_all(self, parents: Sequence[Run], besides: str | None) -> None:
         """Take back what was logged of this run before."""
-        run = self.files.run
-        children = [child for arm in run.evaluators for child in self.runs(f"{run.run_id}/{arm}")]
+        start = f"{self.files.run.run_id}/"
+        alike = self.client.search_runs([self.experiment_id], f"tags.`{ID_TAG}` LIKE '{start}%'")
+        children = [run for run in alike if run.data.tags[ID_TAG].startswith(start)]  # `_` stands for any letter
         for entry in [*parents, *children]:
             if entry.info.run_id != besides:
                 self.delete(entry.info.run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -52,7 +53,7 @@ def reach(folder: Path, call: Callable[[], Result], share: float = 1.0) -> Resul
     Raises:
         TrackingError: the store is not one, or did not take what was sent; with the command that logs them later.
     """
-    with quiet(), _uninterrupted():
+    with quiet(), _uninterrupted(), _frozen():
         refusal = _old_file_store()
         if refusal is None:
             try:
@@ -259,6 +260,19 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(kind, handler)
     for number in held:
         signal.raise_signal(number)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Keep Python's collector to what is new: MLflow makes many objects, and each round would go through all others."""
+    if gc.get_freeze_count():  # a server of forks keeps its own
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
