@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import msgspec
-
 from moe_eval.errors import UsageError, mended
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_channel", "fp8_block", "nvfp4")
 # these kernels unpack weights and multiply in 16 bits, which is another precision than the checkpoint's
@@ -107,8 +99,11 @@ def is_in(versions: str, version: str | None) -> bool:
 @cache
 def support() -> tuple[Support, ...]:
     """The rows of support.toml."""
-    text = Path(__file__).with_name("support.toml").read_text(encoding="utf-8")
-    return tuple(msgspec.convert(tomllib.loads(text)["row"], list[Support]))
+    import msgspec
+
+    from moe_eval.outside import toml
+
+    return tuple(msgspec.convert(toml.read(Path(__file__).with_name("support.toml"))["row"], list[Support]))
 
 
 def executed(held: str, moe_backend: str | None) -> str:

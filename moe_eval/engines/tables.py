@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,12 +13,7 @@ from pathlib import Path
 import msgspec
 
 from moe_eval.errors import UsageError
-from moe_eval.outside import words
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from moe_eval.outside import toml, words
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ def settings(engine: str, package: str) -> frozenset[str]:
 
 
 def read_toml(name: str) -> dict[str, object]:
-    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    return toml.read(Path(__file__).with_name(name))
 
 
 def _installed(package: str, table: _Settings) -> Iterator[str]:

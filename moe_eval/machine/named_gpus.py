@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import msgspec
 
 from moe_eval.errors import UsageError, mended
 from moe_eval.machine.hardware import Gpu
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from moe_eval.outside import toml
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,7 @@ class NamedGpu:
 @cache
 def rows() -> tuple[NamedGpu, ...]:
     """The rows of gpus.toml."""
-    text = resources.files("moe_eval.machine").joinpath("gpus.toml").read_text(encoding="utf-8")
-    return tuple(msgspec.convert(tomllib.loads(text)["gpu"], list[NamedGpu]))
+    return tuple(msgspec.convert(toml.read(Path(__file__).with_name("gpus.toml"))["gpu"], list[NamedGpu]))
 
 
 def named(text: str) -> tuple[Gpu, ...]:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
+from moe_eval.outside import toml
 from moe_eval.traces import kernel_name
 from moe_eval.traces.kernel_name import KernelName
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 CATEGORIES = tuple(
     """
@@ -174,20 +167,11 @@ class _Row:
     selects: bool = False
 
 
-@dataclass(frozen=True)
-class _Table:
-    """taxonomy.toml: the rules, and precisions by pattern in each kind of evidence."""
-
-    rule: tuple[_Row, ...]
-    evidence: Mapping[str, Mapping[str, str]]
-
-
 @cache
 def rules() -> tuple[Rule, ...]:
     """The rules in their order."""
-    text = Path(__file__).with_name("taxonomy.toml").read_text(encoding="utf-8")
-    table = msgspec.convert(tomllib.loads(text), _Table)
-    return tuple(_rule(row, table.evidence) for row in table.rule)
+    table = toml.read(Path(__file__).with_name("taxonomy.toml"))
+    return tuple(_rule(_Row(**row), table["evidence"]) for row in table["rule"])
 
 
 def _rule(row: _Row, evidence: Mapping[str, Mapping[str, str]]) -> Rule:
@@ -203,7 +187,7 @@ def _rule(row: _Row, evidence: Mapping[str, Mapping[str, str]]) -> Rule:
         tuple(map(_of_words, row.match)),
         tuple(map(_of_words, row.also)),
         tuple(map(_of_words, row.unless)),
-        tuple((_of_words(text), categories) for text, categories in fused.items()),
+        tuple((_of_words(text), tuple(categories)) for text, categories in fused.items()),
         tuple((Pattern(text), precision) for text, precision in precisions.items()),
         tuple((_of_words(text), precision) for text, precision in words.items()),
         row.backend,

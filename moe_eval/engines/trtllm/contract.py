@@ -8,18 +8,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from moe_eval.checkpoint.precision import is_in
 from moe_eval.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from moe_eval.outside import toml
 
 _UNSEEN = ("instance", "environment")  # nothing to look up before an LLM is built
 
@@ -38,8 +34,7 @@ class Name:
 @cache
 def names() -> tuple[Name, ...]:
     """The rows of contract.toml."""
-    text = resources.files("moe_eval.engines.trtllm").joinpath("contract.toml").read_text(encoding="utf-8")
-    return tuple(msgspec.convert(tomllib.loads(text)["name"], list[Name]))
+    return tuple(msgspec.convert(toml.read(Path(__file__).with_name("contract.toml"))["name"], list[Name]))
 
 
 def differences(version: str) -> Iterator[str]:
