@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Kernels, Trace, distinct, places
+from moe_eval.traces.medians import median_of
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import CATEGORIES
 
@@ -103,13 +104,13 @@ def partners(start: tuple[Ints, Ints], end: tuple[Ints, Ints]) -> Ints:
     if not len(first) or not len(second):
         return np.full(len(second), NONE, np.int64)
     near = _nearest(first, second)
-    off = int(np.median(second - first[near]))
+    off = int(median_of(second - first[near]))
     begin, second = start[1] - off, second - off
     near = _nearest(first, second)
     place = np.arange(len(second))
     half = _WINDOW // 2
     shifts = np.pad(near - place, half, mode="symmetric")
-    usual = np.median(np.lib.stride_tricks.sliding_window_view(shifts, _WINDOW), axis=1).astype(np.int64)
+    usual = median_of(np.lib.stride_tricks.sliding_window_view(shifts, _WINDOW), axis=1).astype(np.int64)
     tolerance = min(_SKEW_NS, _spacing(first) // _APART)
 
     def overlap(at: Ints) -> npt.NDArray[np.bool_]:
@@ -188,9 +189,9 @@ def simultaneous(first: Ints, second: Ints, partner: Ints) -> bool:
 
 def ends_together(apart: Ints, ends: Ints) -> bool:
     """Whether times between the ends of two ranks' collectives are nearly the same. `ends`: of the first rank's."""
-    return bool(np.median(np.abs(apart - np.median(apart))) <= _spacing(ends) / _APART)
+    return bool(median_of(np.abs(apart - median_of(apart))) <= _spacing(ends) / _APART)
 
 
 def _spacing(ends: Ints) -> int:
     """The usual time between two collectives."""
-    return int(np.median(np.diff(ends))) if len(ends) > 1 else _SKEW_NS * _APART
+    return int(median_of(np.diff(ends))) if len(ends) > 1 else _SKEW_NS * _APART

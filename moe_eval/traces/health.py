@@ -17,6 +17,7 @@ from moe_eval.traces import dropped_events
 from moe_eval.traces.breakdown import Breakdown
 from moe_eval.traces.dropped_events import DroppedEvents
 from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace, distinct
+from moe_eval.traces.medians import median_of
 from moe_eval.traces.moe_block import in_moe_block
 from moe_eval.traces.roles import NUMBER
 
@@ -175,7 +176,7 @@ def _unclassified(trace: Trace, parts: Breakdown) -> Iterator[CaptureWarning]:
 def _overhead(unprofiled_ms: Sequence[float], profiled_ms: float | None) -> Iterator[CaptureWarning]:
     if not unprofiled_ms or profiled_ms is None:
         return
-    plain = float(np.median(unprofiled_ms))
+    plain = float(median_of(unprofiled_ms))
     if profiled_ms > (1 + OVERHEAD) * plain:
         yield CaptureWarning(
             CaptureFault.PROFILER_OVERHEAD,

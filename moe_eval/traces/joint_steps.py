@@ -12,6 +12,7 @@ import numpy as np
 
 from moe_eval.traces.collectives import Matches
 from moe_eval.traces.kernel_table import NONE, Ints
+from moe_eval.traces.medians import median_of
 from moe_eval.traces.roles import Roles
 from moe_eval.traces.steps import OUTSIDE, UNKNOWN, WHOLE, Step
 
@@ -173,7 +174,7 @@ def set_aside(steps: Sequence[JointStep], roles: Roles, rank: Ints, spent: Ints)
             totals[counts[at]] += int(times[at])
         usual = max(totals.items(), key=lambda item: (item[1], item[0]))[0]
         whole = [at for at in members if counts[at] == usual]
-        median = float(np.median([times[at] for at in whole]))
+        median = float(median_of([times[at] for at in whole]))
         far = [at for at in whole if not median / _FAR <= times[at] <= median * _FAR]
         for at in members:
             if counts[at] != usual:

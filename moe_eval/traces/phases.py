@@ -13,6 +13,7 @@ from moe_eval.traces.collectives import SHOWN_CATEGORIES, TIMED_CATEGORIES
 from moe_eval.traces.entries import Entries, Recording, entries_of
 from moe_eval.traces.joint_steps import JointStep
 from moe_eval.traces.kernel_table import NONE, distinct
+from moe_eval.traces.medians import median_of
 from moe_eval.traces.rank_times import collectives_of, imbalance, rank_times
 from moe_eval.traces.roles import NUMBER
 
@@ -64,9 +65,9 @@ def _categories(entries: Entries, layers: int | None) -> dict[str, CategoryTime]
     present = entries.counts.sum(axis=2) > 0
     ran = (entries.counts + entries.times).sum(axis=(0, 1)) > 0
     times = np.take_along_axis(entries.times, entries.slowest[:, None], axis=1)[:, 0]
-    launches = np.median(np.take_along_axis(entries.counts, entries.slowest[:, None], axis=1)[:, 0], axis=0)
+    launches = median_of(np.take_along_axis(entries.counts, entries.slowest[:, None], axis=1)[:, 0], axis=0)
     fastest = np.where(present[:, :, None], entries.times, np.inf).min(axis=1)
-    median_ms, spread_ms = np.median(times, axis=0), np.median(times - fastest, axis=0)
+    median_ms, spread_ms = median_of(times, axis=0), median_of(times - fastest, axis=0)
     total, is_one = float(median_ms.sum()), np.count_nonzero(present.sum(axis=0)) == 1
     return {
         name: CategoryTime(
@@ -120,17 +121,17 @@ def _with_times(phase: PhaseTime, recording: Recording, entries: Entries, counte
     alone = np.minimum(alone, work)
     every, longest = np.arange(len(span)), work.argmax(axis=1)
     total = entries.times.sum(axis=2)[every, longest]
-    experts, worked = (float(np.median(part[every, longest])) for part in (work - alone, work))
-    wall_ms = None if np.isnan(wall).all() else float(np.nanmedian(wall))
+    experts, worked = (float(median_of(part[every, longest])) for part in (work - alone, work))
+    wall_ms = None if np.isnan(wall).all() else float(median_of(wall[~np.isnan(wall)]))
     ran = busy[every, longest]
     return replace(
         phase,
-        busy_ms=float(np.median(ran)),
-        overlap_ms=float(np.median(np.maximum(0, total - ran))),
-        span_ms=float(np.median(span)),
-        idle_ms=float(np.median(np.maximum(0, span - ran))),
+        busy_ms=float(median_of(ran)),
+        overlap_ms=float(median_of(np.maximum(0, total - ran))),
+        span_ms=float(median_of(span)),
+        idle_ms=float(median_of(np.maximum(0, span - ran))),
         wall_ms=wall_ms,
-        gap_ms=None if wall_ms is None else float(np.nanmedian(np.maximum(0, wall - span))),
+        gap_ms=None if wall_ms is None else float(median_of(np.maximum(0, wall - span)[~np.isnan(wall)])),
         ceiling=ceiling(experts / worked if worked else 0.0),
         wall_ceiling=ceiling(experts / wall_ms) if wall_ms else None,
         ranks=rank_times(recording, entries, busy),
@@ -148,7 +149,7 @@ def _moe_layers(recording: Recording, entries: Entries) -> int | None:
     pairs = (entries.cell[experts] * size + block)[block != NONE]
     blocks = distinct(pairs[np.flatnonzero(np.diff(pairs, prepend=NONE))])
     counts = np.bincount(blocks // size, minlength=steps * ranks).reshape(steps, ranks)
-    return int(np.median(counts.max(axis=1))) or None
+    return int(median_of(counts.max(axis=1))) or None
 
 
 def _layers(recording: Recording, entries: Entries) -> dict[int, float]:

@@ -9,6 +9,7 @@ from moe_eval.traces.collectives import TRANSFER
 from moe_eval.traces.entries import Entries, Recording
 from moe_eval.traces.kernel_table import NONE, Ints
 from moe_eval.traces.lateness import late_ranks
+from moe_eval.traces.medians import median_of
 from moe_eval.traces.rank_tokens import tokens_by_rank
 from moe_eval.traces.roles import NUMBER
 from moe_eval.traces.row_times import Floats
@@ -24,11 +25,11 @@ def rank_times(recording: Recording, entries: Entries, busy_ms: Floats) -> tuple
     if len(ranks) == 1:
         return ()
     devices = [int(recording.trace.kernels.device[rows[0]]) for rows in recording.ranks]
-    tokens = [float(np.median(column)) for column in tokens_by_rank(recording, entries).T]
+    tokens = [float(median_of(column)) for column in tokens_by_rank(recording, entries).T]
 
     def rank_time(rank: int) -> RankTime:
         present = launches[:, rank] > 0
-        busy, experts, wait, size = (float(np.median(column[present, rank])) for column in columns)
+        busy, experts, wait, size = (float(median_of(column[present, rank])) for column in columns)
         scheduled = None if np.isnan(tokens[rank]) else tokens[rank]
         return RankTime(rank, devices[rank], busy, experts, wait, size, scheduled)
 
@@ -42,7 +43,7 @@ def imbalance(entries: Entries) -> float | None:
     means = experts.sum(axis=1) / present.sum(axis=1)
     if present.any(axis=0).sum() == 1 or not means.any():
         return None
-    return float(np.median(experts.max(axis=1)[means > 0] / means[means > 0]))
+    return float(median_of(experts.max(axis=1)[means > 0] / means[means > 0]))
 
 
 def collectives_of(recording: Recording, entries: Entries) -> Collectives | None:
@@ -62,9 +63,9 @@ def collectives_of(recording: Recording, entries: Entries) -> Collectives | None
     sizes = np.where(matches.members == NONE, 0, recording.trace.kernels.bytes[matches.members]).max(axis=1, initial=0)
     message = np.bincount(step[events], sizes[events], steps)
     return Collectives(
-        matched=float(np.median(np.bincount(step[events], minlength=steps))),
+        matched=float(median_of(np.bincount(step[events], minlength=steps))),
         unmatched=unmatched,
-        transfer_ms=float(np.median(entries.times[:, :, TRANSFER].max(axis=1))),
-        message_bytes=float(np.median(message)) if message.any() else None,
+        transfer_ms=float(median_of(entries.times[:, :, TRANSFER].max(axis=1))),
+        message_bytes=float(median_of(message)) if message.any() else None,
         late=late_ranks(late, events, steps),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from moe_eval.errors import UsageError
 from moe_eval.traces import collectives
 from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Kernels, Ranges, Trace, kernels, ranges
+from moe_eval.traces.medians import median_of
 from moe_eval.traces.taxonomy import classify
 
 _SHIFTS, _SAMPLES = 1000, 2000  # orders that are tried, and collectives that are compared
@@ -97,7 +98,7 @@ def _spread(apart: Ints) -> float:
 
     Not the median of deviations: layers repeat, and only a few gaps between steps tell them apart.
     """
-    return float(np.mean(np.abs(apart - np.median(apart))))
+    return float(np.mean(np.abs(apart - median_of(apart))))
 
 
 def _by_order(first: Kernels, second: Kernels, rows: Ints, second_rows: Ints) -> tuple[float, int, int] | None:
@@ -124,7 +125,7 @@ def _by_order(first: Kernels, second: Kernels, rows: Ints, second_rows: Ints) ->
         apart = ends[0][ahead] - ends[1][behind]
         spread = _spread(apart)
         if (best is None or spread < best[0]) and collectives.ends_together(apart, ends[0]):
-            best = (spread, int(np.median(apart)), end - begin)
+            best = (spread, int(median_of(apart)), end - begin)
     return best
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_eval.traces import ranges, training
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Trace, distinct
+from moe_eval.traces.medians import median_of
 from moe_eval.traces.roles import NUMBER, Roles
 
 WHOLE, OUTSIDE, UNKNOWN = "whole trace", "outside steps", "step"
@@ -254,7 +255,7 @@ def _between_layers(roles: Roles, rows: Ints) -> Ints:
     closes = inside[np.flatnonzero(np.diff(blocks[inside], append=-2))]  # the last row of every block
     begins = inside[np.flatnonzero(np.diff(blocks[inside], prepend=-2))]
     first, last = np.searchsorted(dense, closes[:-1]), np.searchsorted(dense, begins[1:])
-    usual = int(np.median(last - first)) if len(first) else 0
+    usual = int(median_of(last - first)) if len(first) else 0
     longer = np.flatnonzero(last - first > usual)
     cuts = [int(dense[last[at] - usual - 1]) + 1 for at in longer]
     return np.array([0, *cuts], np.int64)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import shutil
-import tempfile
 from pathlib import Path
 
 from moe_eval.errors import UsageError
@@ -38,6 +35,8 @@ def read(path: Path, *, cpu: bool = False) -> Trace:
 
     if kind is TraceKind.NSYS_SQLITE:
         return nsys.read(path)
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="moe-eval-") as folder:
         return nsys.read(_database(path, kind, Path(folder)))
 
@@ -62,6 +61,10 @@ def keep(source: Path, folder: Path, name: str, *, cpu: bool = False) -> Path:
         return trace
     if kind is TraceKind.NSYS_CSV:
         raise UsageError(f"{source} is a summary. Keep the export that it was made of.")
+    import gzip
+    import shutil
+    import tempfile
+
     from moe_eval.traces.readers import scrub
 
     trace = folder / f"{name}.sqlite.gz"
@@ -99,6 +102,9 @@ def to_sqlite(report: Path, folder: Path, patience: float | None = None) -> Path
         raise UsageError(f"There is no file {report}. Give the .nsys-rep that nsys profile wrote.")
     if folder.resolve() == report.resolve().parent:
         raise UsageError(f"{report} lies in {folder}, where nothing is to be written. Give another folder.")
+    import shutil
+    import subprocess
+
     program = shutil.which("nsys")
     if program is None:
         raise UsageError(
@@ -107,8 +113,6 @@ def to_sqlite(report: Path, folder: Path, patience: float | None = None) -> Path
         )
     # nsys takes % in a name of its output for a variable
     target = folder.resolve() / f"{report.stem.replace('%', '_')}.sqlite"
-    import subprocess
-
     try:
         done = subprocess.run(
             [program, "export", "--type=sqlite", f"--output={target}", "--force-overwrite=true", str(report.resolve())],

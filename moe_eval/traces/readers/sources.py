@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ import numpy as np
 
 from moe_eval.errors import UsageError
 from moe_eval.outside import files
-from moe_eval.traces.readers import nsys_stats
 
 LIMIT = 4 << 30  # bytes of content. Reading JSON takes about two and a half times as much memory
 # Chrome traces shrink 10 to 30 times (those of vLLM 22 to 27 times): a file that shrinks far more is made to do harm
@@ -61,6 +59,8 @@ def kind(path: Path) -> TraceKind:
         return TraceKind.NSYS_PACKED
     if head.startswith(_GZIP) or head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
         return TraceKind.TORCH_PROFILER
+    from moe_eval.traces.readers import nsys_stats
+
     if any(nsys_stats.is_header(line) for line in nsys_stats.as_utf8(head).splitlines()):
         return TraceKind.NSYS_CSV
     problem = next((text for magic, text in _OTHERS.items() if head.startswith(magic)), "is no trace that is known")
@@ -110,6 +110,8 @@ def _unpacked_head(head: bytes) -> bytes:
 
 
 def _unpacked(path: Path, file: IO[bytes], limit: int) -> Iterator[bytes]:
+    import gzip
+
     size = 0
     source = gzip.GzipFile(fileobj=file)
     try:
