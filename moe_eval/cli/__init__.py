@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -13,6 +14,7 @@ import sys
 from moe_eval.errors import EngineError, TrackingError, UsageError, no_such
 
 _JSON = "--json"
+_NEW_OBJECTS = 50_000  # between two looks for cycles. Python's 700 are for programs that do not begin with imports
 _OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # a path that was given cannot be one
 
 
@@ -23,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         0, or another code of `exits` with one sentence on standard error.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
     try:
         exit_code = _run(arguments)
         sys.stdout.flush()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from moe_eval.checkpoint.precision import LABELS
 from moe_eval.cli.options.kernels import KernelsOptions
@@ -86,12 +84,22 @@ def _show(records: Sequence[KernelsRecord], options: KernelsOptions) -> Conclusi
     _refuse_contradictions(records)
     if len(records) == 1:
         print_renderable(kernels_table.trace(records[0], full=options.full))
-        return Conclusion(msgspec.to_builtins(report), kernels_words.conclusion(records[0]))
+        return Conclusion(_fields(report, options), kernels_words.conclusion(records[0]))
     print_renderable(kernels_table.comparison(records, changes, names, full=options.full))
     if options.tpot_ms and "decode" not in changes:
         say("--tpot_ms is not used, as decode was not found in both traces.")
     lines = [changes[phase].text for phase in kernels_words.main_phases(changes)]
-    return Conclusion(msgspec.to_builtins(report), lines or [kernels_table.NO_CHANGES])
+    return Conclusion(_fields(report, options), lines or [kernels_table.NO_CHANGES])
+
+
+def _fields(report: object, options: KernelsOptions) -> Mapping[str, object]:
+    """What --json prints. Empty without it, which needs no library for JSON."""
+    if not options.json:
+        return {}
+    import msgspec
+
+    fields: Mapping[str, object] = msgspec.to_builtins(report)
+    return fields
 
 
 def _names(records: Sequence[KernelsRecord]) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from moe_eval.errors import UsageError, nearest
@@ -23,6 +22,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         UsageError: why it cannot be one.
     """
+    import tempfile
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

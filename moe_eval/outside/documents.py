@@ -7,8 +7,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from moe_eval.errors import UsageError
 from moe_eval.outside import files
 
@@ -75,6 +73,8 @@ def encoded(content: object, default: Callable[[object], object] | None = None) 
     Args:
         default: makes something of what JSON does not have.
     """
+    import msgspec
+
     try:
         return msgspec.json.encode(content, enc_hook=default)
     except UnicodeEncodeError:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
-
-import msgspec
 
 from moe_eval.errors import UsageError
 from moe_eval.outside import documents, files
@@ -25,6 +22,8 @@ Record = TypeVar("Record")
 
 def write_record(file: Path, record: object) -> None:
     """Write a frozen dataclass as JSON. A number that is none (NaN, infinity) is written as null."""
+    import msgspec
+
     write_text(file, msgspec.json.format(documents.encoded(record), indent=1).decode())
 
 
@@ -75,6 +74,8 @@ def convert(content: Mapping[str, object], kind: type[Record], file: Path, maker
     Raises:
         UsageError: it does not fit, with the path of the first value that does not.
     """
+    import msgspec
+
     try:
         return msgspec.convert(content, kind, str_keys=True)
     except msgspec.ValidationError as error:
@@ -91,6 +92,8 @@ def write_json(file: Path, content: object, default: Callable[[object], object] 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text beside `file` and move it into place. Addresses lose their user and password."""
+    import tempfile
+
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as out:
