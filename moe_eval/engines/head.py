@@ -22,6 +22,8 @@ from moe_eval.errors import UsageError
 _CPU_TILE = 1 << 18
 _GPU_TILE = 1 << 26
 _VOCABULARY_SLICE = 1024
+# Elements of a tile that has all of a small vocabulary. It saves more than the cache does where no tokens are ranked.
+_CPU_WHOLE = 1 << 20
 _PARTS = 8  # of the work on a CPU, at least: enough that threads end together
 _SMALL = 1 << 28  # multiplications that are not worth threads
 
@@ -84,11 +86,13 @@ class Head:
         # on a CPU a slice of half-precision weights is copied to float32, and that copy is to fit into a tile too
         copied = width if not hidden.is_cuda and self.weight.dtype != torch.float32 else 1
         step = min(vocabulary, max(_VOCABULARY_SLICE, tile // max(height, copied)))
+        if not hidden.is_cuda and top_k <= 1 and max(height, copied) * vocabulary <= _CPU_WHOLE:
+            step = vocabulary
 
         @torch.no_grad()
         def run(part: tuple[int, int]) -> _Running:
             top, begin = part
-            state = _Running(columns[top : top + height], min(top_k, vocabulary))
+            state = _Running(columns[top : top + height], min(top_k, vocabulary), vocabulary)
             for first in range(begin, min(begin + span, vocabulary), step):
                 last = min(first + step, begin + span, vocabulary)
                 state.fold(self.logits(hidden[top : top + height], first, last), first)
@@ -102,7 +106,7 @@ class Head:
         begins = range(0, vocabulary, span)
         states = iter(_each(run, [(top, begin) for top in tops for begin in begins], threads))
         blocks = [reduce(_Running.join, islice(states, len(begins))) for _ in tops]
-        results = [state.result() for state in blocks or [_Running(columns, min(top_k, vocabulary))]]
+        results = [state.result() for state in blocks or [_Running(columns, min(top_k, vocabulary), vocabulary)]]
         return RowScores(*(torch.cat(column) for column in zip(*results, strict=True)))
 
 
@@ -124,9 +128,9 @@ def _each(run: Callable[[Part], Result], parts: Sequence[Part], threads: int) ->
 class _Running:
     """The running softmax of rows, and the logits of some of their tokens. The first of them is the target."""
 
-    def __init__(self, ids: Tensor, top_k: int) -> None:
+    def __init__(self, ids: Tensor, top_k: int, vocabulary: int) -> None:
         rows, device = len(ids), ids.device
-        self.ids = ids
+        self.ids, self.vocabulary = ids, vocabulary
         self.maximum = torch.full((rows,), -torch.inf, device=device)
         self.total = torch.zeros(rows, device=device)
         self.picked = torch.full(ids.shape, -torch.inf, device=device)
@@ -137,9 +141,12 @@ class _Running:
     def fold(self, logits: Tensor, first: int) -> None:
         """Take in the logits of vocabulary entries from `first` on, which are overwritten."""
         width = logits.shape[1]
-        local = self.ids - first
-        here = (local >= 0) & (local < width)
-        self.picked = torch.where(here, logits.gather(1, local.clamp(0, width - 1)), self.picked)
+        if width == self.vocabulary:
+            self.picked = logits.gather(1, self.ids)
+        else:
+            local = self.ids - first
+            here = (local >= 0) & (local < width)
+            self.picked = torch.where(here, logits.gather(1, local.clamp(0, width - 1)), self.picked)
         if self.top_ids.shape[1] > 1:
             values, ids = logits.topk(min(self.top_ids.shape[1], width), dim=1)
             self._merge_top(values, ids + first)
@@ -148,7 +155,8 @@ class _Running:
 
     def _best(self, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """The maximum of every row and its token, which counts only where the maximum rises."""
-        if logits.is_cuda:  # which rows those are would have to be waited for
+        # which rows those are would have to be waited for, or they are all rows
+        if logits.is_cuda or logits.shape[1] == self.vocabulary:
             values, ids = logits.max(dim=1)
             return values, ids + first
         values, ids = logits.amax(dim=1), self.best.clone()

@@ -40,6 +40,7 @@ from moe_eval.errors import UsageError
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
 
+_LAYERWISE_CPU_TOKENS = 1024  # padded, in a batch
 log = logging.getLogger(__name__)
 
 # arguments of `generate` that look at the prompt
@@ -142,8 +143,17 @@ class TransformersEngine:
     def by_layer(self, settings: EngineSettings) -> Layerwise:
         emulation = transformers_emulation.requested(settings)
         assert emulation is not None
+        # larger temporaries beside recorded states come from fresh memory on a CPU, which is cleared every time
+        most = None if self.model.device.type == "cuda" else _LAYERWISE_CPU_TOKENS
+        tokens = min(filter(None, (self.max_tokens, most)), default=None)
         return Layerwise.start(
-            self.model, self.head, self.facts, self.tokenizer, emulation=emulation, batches=self._batches
+            self.model,
+            self.head,
+            self.facts,
+            self.tokenizer,
+            emulation=emulation,
+            batches=lambda lengths: batches_in_slabs(lengths, tokens, self.max_rows),
+            threads=self.threads,
         )
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -20,6 +20,7 @@ from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import emulation as transformers_emulation
 from moe_eval.engines.transformers.replay import Replay, States
 from moe_eval.engines.transformers.rows import Rows
+from moe_eval.engines.transformers.threads import Threads
 from moe_eval.errors import UsageError
 from moe_eval.records.labels import EngineFacts
 
@@ -48,10 +49,19 @@ class Layerwise:
     _emulated: Sequence[ExpertLayer]
     _replay: Replay
     _batches: Batches
+    _threads: Threads
 
     @classmethod
     def start(
-        cls, model: Any, head: Head, facts: EngineFacts, tokenizer: Any, *, emulation: Emulation, batches: Batches
+        cls,
+        model: Any,
+        head: Head,
+        facts: EngineFacts,
+        tokenizer: Any,
+        *,
+        emulation: Emulation,
+        batches: Batches,
+        threads: Threads,
     ) -> Layerwise:
         """Calibrate a loaded model.
 
@@ -84,6 +94,7 @@ class Layerwise:
             emulated,
             Replay(model, emulated),
             batches,
+            threads,
         )
 
     @torch.inference_mode()
@@ -100,10 +111,11 @@ class Layerwise:
         """
         counts = np.zeros((len(self.layers), max(layer.experts for layer in self.layers)), np.int64)
         try:
-            for slab in self._slabs(windows):
-                passes = [self._unquantised(batch, windows, top_k, done, counts) for batch in slab]
-                for variant in variants:
-                    self._quantised(variant, passes, done)
+            with self._threads.bound():
+                for slab in self._slabs(windows):
+                    passes = [self._unquantised(batch, windows, top_k, done, counts) for batch in slab]
+                    for variant in variants:
+                        self._quantised(variant, passes, done)
         except torch.OutOfMemoryError:
             raise UsageError(
                 f"A batch and its states do not fit into the memory of {self.facts.device_name}. Give a lower "
@@ -115,10 +127,11 @@ class Layerwise:
     def joint(self, windows: Sequence[Window], layers: Sequence[int], ids: Sequence[PositionIds]) -> list[WindowScores]:
         """As base.LayerwiseArm.joint."""
         scores: dict[int, WindowScores] = {}
-        with ExitStack() as stack:
+        with self._threads.bound(), ExitStack() as stack:
             for layer in layers:
                 stack.enter_context(self._of(layer).quantised())
             for batch in self._batches([len(window.inputs) for window in windows]):
+                self._threads.bind()
                 rows = self._rows(batch, windows)
                 of_batch = np.concatenate([ids[index] for index in batch])
                 scores |= zip(batch, rows.scores(self._head, rows.hidden(self._model), 1, of_batch), strict=True)
@@ -155,6 +168,7 @@ class Layerwise:
         done: Callable[[Variant | None, int, WindowScores], None],
         counts: npt.NDArray[np.int64],
     ) -> _Pass:
+        self._threads.bind()
         rows = self._rows(batch, windows)
         hooks = [
             layer.fused.register_forward_pre_hook(_counting(row, rows.is_real.flatten()))
@@ -177,6 +191,7 @@ class Layerwise:
     ) -> None:
         with self._of(variant.layer).quantised(variant.expert):
             for entry in passes:
+                self._threads.bind()
                 with self._replay.started(entry.states, variant.layer):
                     hidden = entry.rows.hidden(self._model)
                 scores = entry.rows.scores(self._head, hidden, 1, entry.top_ids)
