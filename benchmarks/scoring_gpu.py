@@ -3,40 +3,46 @@
     python benchmarks/scoring_gpu.py [--layers 8] [--width 2048] [--windows 64] [--questions 48] [--repeats 3]
     python benchmarks/scoring_gpu.py --vllm
 
-The model is a Qwen3-MoE of random weights with the layers of Qwen3-30B-A3B and its vocabulary of 151,936. It is made on
-the GPU, and both arms hold that one model. Two jobs: whole texts (`loglikelihood_rolling`), and questions of four
-choices with long contexts (`loglikelihood`). Arms take turns. Times are medians with their range, memory is the peak
-above the weights. `--vllm` times the scores of the vLLM engine beside its own prefill of the same prompts.
+The models are Qwen3-MoE of random weights with Qwen3's vocabulary of 151,936: one with the layers of Qwen3-30B-A3B, and
+one with small layers, where launches and the head show. They are made on the GPU, and all arms hold the same model.
+Two jobs: whole texts (`loglikelihood_rolling`), and questions of four choices with long contexts (`loglikelihood`).
+Arms take turns. Times are medians, memory is the peak above the weights. The head alone is timed on random states, and
+its log-probabilities are held against float64. `--vllm` times the scores of the vLLM engine beside its own prefill of
+the same prompts.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from lm_eval.api.instance import Instance
+from torch import Tensor
 
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, GenerationRequest
-from moe_eval.engines.head import Head, body
+from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import load
 from moe_eval.engines.transformers.engine import TransformersEngine
 from moe_eval.evaluators.engine_model import EngineLM
 
 ASSETS = Path(__file__).resolve().parent.parent / "moe_eval" / "assets"
 SHIPPED = ASSETS / "tiny-qwen3-moe"
-WINDOW, BATCH = 1024, 16
+WINDOW, BATCH, VOCABULARY = 1024, 16, 151_936
+HEADS = {"ours": Head}  # kinds of our head, by the arm's name
 
 
-def main() -> None:
+def main(heads: Mapping[str, Callable[..., Head]] = HEADS, arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--layers", type=int, default=8)
@@ -46,37 +52,37 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=48, help="of four choices")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vllm", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     tokenizer = transformers.AutoTokenizer.from_pretrained(SHIPPED)
     jobs = {
         "whole texts": ("loglikelihood_rolling", texts(tokenizer, args.windows)),
         "four choices": ("loglikelihood", questions(tokenizer, args.questions)),
     }
-    config = configuration(args)
-    print(f"torch {torch.__version__}, Transformers {transformers.__version__}, {args.layers} layers of {args.width}")
     if args.vllm:
+        config = configuration(args.layers, args.width, args.experts)
         beside_prefill(config, tokenizer, jobs["whole texts"][1], args.repeats)
         return
-    torch.manual_seed(1)
-    with torch.device(args.device):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    arms = {"ours": ours(model, tokenizer, config, args.device), "hf": harness(model, tokenizer)}
-    for title, (method, requests) in jobs.items():
-        report(title, {arm: getattr(lm, method) for arm, lm in arms.items()}, requests, args.repeats)
-    parts(model, arms["ours"], [request.args[0] for request in jobs["whole texts"][1][:BATCH]])
+    rows = []
+    for shape in dict.fromkeys([(args.layers, args.width, args.experts), (4, 256, 16)]):
+        rows += scores(heads, jobs, tokenizer, configuration(*shape), args)
+    rows += [row for width in (256, 2048, 4096) for row in alone(heads, width, args)]
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
+    print(f"\n{name}, torch {torch.__version__}, Transformers {transformers.__version__}, bfloat16\n")
+    print("| work | arm | time, ms | range | of hf's speed | memory, MiB | difference |\n|---|---|---|---|---|---|---|")
+    print("\n".join(rows), flush=True)
 
 
-def configuration(args: argparse.Namespace) -> Any:
+def configuration(layers: int, width: int, experts: int) -> Any:
     return transformers.Qwen3MoeConfig(
-        vocab_size=151936,
-        hidden_size=args.width,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(4, args.width // 64),
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(4, width // 64),
         num_key_value_heads=4,
         head_dim=128,
-        moe_intermediate_size=args.width * 3 // 8,
-        intermediate_size=args.width * 3,
-        num_experts=args.experts,
+        moe_intermediate_size=width * 3 // 8,
+        intermediate_size=width * 3,
+        num_experts=experts,
         num_experts_per_tok=8,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
@@ -109,8 +115,41 @@ def questions(tokenizer: Any, count: int) -> list[Instance]:
     return requests
 
 
-def ours(model: Any, tokenizer: Any, config: Any, device: str) -> EngineLM:
-    head = Head(model, config)
+def scores(
+    heads: Mapping[str, Callable[..., Head]],
+    jobs: Mapping[str, tuple[str, list[Instance]]],
+    tokenizer: Any,
+    config: Any,
+    args: argparse.Namespace,
+) -> list[str]:
+    """Rows of the table: the jobs on one model."""
+    torch.manual_seed(1)
+    with torch.device(args.device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    arms = {name: ours(model, kind(model, config), tokenizer, config, args.device) for name, kind in heads.items()}
+    arms["hf"] = harness(model, tokenizer)
+    rows = []
+    for job, (method, requests) in jobs.items():
+        title = f"{job}, {config.num_hidden_layers} layers of {config.hidden_size}"
+        rows += scored({arm: getattr(lm, method) for arm, lm in arms.items()}, requests, title, args.repeats)
+    del arms, model
+    gc.collect()
+    torch.cuda.empty_cache()
+    return rows
+
+
+def scored(methods: dict[str, Callable[..., Any]], requests: list[Instance], title: str, repeats: int) -> list[str]:
+    answers: dict[str, list[Any]] = {}
+
+    def run(arm: str) -> None:
+        answers[arm] = methods[arm](requests, disable_tqdm=True)
+
+    seconds, peaks = in_turns({arm: partial(run, arm) for arm in methods}, repeats)
+    differences = {arm: agreement(answers[arm], answers["hf"]) for arm in methods if arm != "hf"}
+    return [line(title, arm, seconds, peaks, differences.get(arm, "")) for arm in methods]
+
+
+def ours(model: Any, head: Head, tokenizer: Any, config: Any, device: str) -> EngineLM:
     settings = EngineSettings(checkpoint="random-weights")
     facts = load._facts(settings, config, model, head, dtype="bfloat16", device=torch.device(device), window=WINDOW)
     return EngineLM(TransformersEngine(facts, model, tokenizer, head, BATCH, None), tokenizer)
@@ -122,62 +161,78 @@ def harness(model: Any, tokenizer: Any) -> Any:
     return HFLM(pretrained=model, tokenizer=tokenizer, max_length=WINDOW, batch_size=BATCH)
 
 
-def report(title: str, arms: dict[str, Callable[..., Any]], requests: list[Instance], repeats: int) -> None:
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    peaks: dict[str, float] = dict.fromkeys(arms, 0.0)
-    answers: dict[str, list[Any]] = {}
-    for arm, score in arms.items():
-        answers[arm] = score(requests, disable_tqdm=True)  # warms up
-    for turn in range(repeats):
-        for arm in list(arms) if turn % 2 else reversed(arms):
-            before = _memory(reset=True)
-            started = time.perf_counter()
-            arms[arm](requests, disable_tqdm=True)
-            seconds[arm].append(time.perf_counter() - started)
-            peaks[arm] = max(peaks[arm], _memory() - before)
-    for arm, times in seconds.items():
-        spread = f"{min(times):.3f} to {max(times):.3f}"
-        print(
-            f"{title}: {arm:4} {statistics.median(times):7.3f} s ({spread}), {peaks[arm]:7,.0f} MiB above the weights"
-        )
-    ratio = statistics.median(seconds["hf"]) / statistics.median(seconds["ours"])
-    scores = {arm: [answer[0] if isinstance(answer, tuple) else answer for answer in answers[arm]] for arm in arms}
-    worst = max(abs(a - b) / abs(b) for a, b in zip(scores["ours"], scores["hf"], strict=True))
-    total = abs(sum(scores["ours"]) / sum(scores["hf"]) - 1)
-    greedy = sum(a[1:] != b[1:] for a, b in zip(answers["ours"], answers["hf"], strict=True) if isinstance(a, tuple))
-    print(
-        f"{title}: hf/ours time {ratio:.2f}x, log-likelihoods differ by {total:.1e} in all, {worst:.1e} at most, ",
-        end="",
-    )
-    print(f"{greedy} of {len(requests)} differ in being greedy", flush=True)
+def agreement(answers: list[Any], expected: list[Any]) -> str:
+    pairs = [
+        (answer[0] if isinstance(answer, tuple) else answer, other[0] if isinstance(other, tuple) else other)
+        for answer, other in zip(answers, expected, strict=True)
+    ]
+    total = abs(sum(answer for answer, _ in pairs) / sum(other for _, other in pairs) - 1)
+    worst = max(abs(answer / other - 1) for answer, other in pairs)
+    return f"from hf {total:.1e} in all, {worst:.1e} at most, relative"
 
 
 @torch.inference_mode()
-def parts(model: Any, lm: EngineLM, read: list[str]) -> None:
-    """What a batch costs: its tokens, its layers, and its head in our way and in the harness's."""
-    rows = [lm.tok_encode(text)[: WINDOW - 24] for text in read]
-    tokens = torch.tensor([row for row in rows if len(row) == WINDOW - 24], device=model.device)
-    hidden = body(model)(input_ids=tokens, use_cache=False).last_hidden_state
-    targets = tokens.flatten()
+def alone(heads: Mapping[str, Callable[..., Head]], width: int, args: argparse.Namespace) -> list[str]:
+    """Rows of the table: the head alone on random states. 512 of them are held against float64."""
+    torch.manual_seed(2)
+    count = BATCH * WINDOW if args.device == "cuda" else 64
+    hidden = torch.randn(count, width, device=args.device).bfloat16()
+    layer = torch.nn.Linear(width, VOCABULARY, bias=False, device="meta")
+    weight = (torch.randn(VOCABULARY, width, device=args.device) * width**-0.5).bfloat16()
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    targets = torch.randint(VOCABULARY, (count,), device=args.device)
+    model = type("OnlyHead", (), {"get_output_embeddings": lambda self: layer})()
+    kinds = {name: kind(model, None) for name, kind in heads.items()}
 
-    def theirs() -> None:
-        logits = torch.log_softmax(model.lm_head(hidden), -1)
-        logits.argmax(-1), logits.gather(-1, tokens[..., None])
+    def theirs(rows: Tensor) -> Tensor:
+        logits = torch.log_softmax(rows @ weight.T, -1)
+        logits.argmax(-1)
+        return logits.gather(-1, targets[: len(rows), None])[:, 0]
 
-    works: dict[str, Callable[[], object]] = {
-        "tokens": lambda: [lm.tok_encode(text) for text in read],
-        "layers": lambda: body(model)(input_ids=tokens, use_cache=False),
-        "our head": lambda: lm.engine.head.score(hidden.flatten(0, 1), targets),  # type: ignore[attr-defined]
-        "hf's head": theirs,
+    works: dict[str, Callable[[Tensor], Tensor]] = {
+        name: lambda rows, head=head: head.score(rows, targets[: len(rows)]).logprobs for name, head in kinds.items()
     }
-    for name, work in works.items():
-        times = []
-        for _ in range(6):
+    works |= {"hf": theirs, "the matrix product alone": lambda rows: rows @ weight.T}
+    seconds, peaks = in_turns({name: lambda work=work: work(hidden) for name, work in works.items()}, 5)
+    few, weight64 = hidden[:512], weight.double()
+    expected = torch.cat(
+        [
+            torch.log_softmax(part @ weight64.T, -1).gather(-1, ids[:, None])[:, 0]
+            for part, ids in zip(few.double().split(64), targets[:512].split(64), strict=True)
+        ]
+    )
+    del weight64
+    differences = {
+        name: f"from float64 {(works[name](few).double() - expected).abs().max().item():.1e} at most"
+        for name in [*kinds, "hf"]
+    }
+    title = f"head of {width}, {count:,} tokens"
+    return [line(title, arm, seconds, peaks, differences.get(arm, "")) for arm in works]
+
+
+def in_turns(
+    works: Mapping[str, Callable[[], object]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of every work, and its MiB above those before it. The first turn warms up."""
+    seconds: dict[str, list[float]] = {arm: [] for arm in works}
+    peaks: dict[str, float] = dict.fromkeys(works, 0.0)
+    for turn in range(repeats + 1):
+        for arm in list(works) if turn % 2 else reversed(works):
+            before = _memory(reset=True)
             started = time.perf_counter()
-            work()
-            _memory()
-            times.append(time.perf_counter() - started)
-        print(f"a batch of {tokens.numel():,} tokens: {name:9} {1e3 * statistics.median(times[1:]):8.2f} ms")
+            works[arm]()
+            peak = _memory()
+            if turn:
+                seconds[arm].append(time.perf_counter() - started)
+                peaks[arm] = max(peaks[arm], peak - before)
+    return seconds, peaks
+
+
+def line(title: str, arm: str, seconds: dict[str, list[float]], peaks: dict[str, float], difference: str) -> str:
+    middle = statistics.median(seconds[arm])
+    spread = f"{1e3 * min(seconds[arm]):.1f} to {1e3 * max(seconds[arm]):.1f}"
+    speed = f"{statistics.median(seconds['hf']) / middle:.2f}x"
+    return f"| {title} | {arm} | {1e3 * middle:.1f} | {spread} | {speed} | {peaks[arm]:,.0f} | {difference} |"
 
 
 def _memory(*, reset: bool = False) -> float:
@@ -203,12 +258,7 @@ def beside_prefill(config: Any, tokenizer: Any, requests: list[Instance], repeat
             "scores": lambda: lm.loglikelihood_rolling(requests, disable_tqdm=True),
             "prefill": lambda: engine.generate(prompts, GenerationRequest(1, ignore_eos=True)),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in works}
-        for turn in range(2 * repeats + 1):
-            for name in list(works) if turn % 2 else reversed(works):
-                started = time.perf_counter()
-                works[name]()
-                seconds[name] += [time.perf_counter() - started] if turn else []
+        seconds, _ = in_turns(works, 2 * repeats)
         for name, times in seconds.items():
             middle, spread = statistics.median(times), f"{min(times):.3f} to {max(times):.3f}"
             print(f"vLLM: {name:7} {middle:.3f} s ({spread}), {sum(map(len, prompts)) / middle:,.0f} tok/s")

@@ -6,9 +6,11 @@ running sum of exponentials (the online softmax of Milakov and Gimelshein, arXiv
 
 from __future__ import annotations
 
+import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import cache, reduce
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,11 +19,14 @@ from torch import Tensor, nn
 
 from moe_eval.errors import UsageError
 
-# Float32 elements of one tile of logits: 1 MiB on a CPU, about what a core has as its cache. 256 MiB on a GPU, where
-# launches stop showing.
+log = logging.getLogger(__name__)
+
+# Float32 elements of one tile of logits, and of one row of it: 1 MiB on a CPU, about what a core has as its cache, and
+# square, where the matrix product is fastest. 128 MiB on a GPU, where launches stop showing.
 _CPU_TILE = 1 << 18
-_GPU_TILE = 1 << 26
-_VOCABULARY_SLICE = 1024
+_GPU_TILE = 1 << 25
+_VOCABULARY_SLICE = 512
+_GPU_SLICE = 8192
 # Elements of a tile that has all of a small vocabulary. It saves more than the cache does where no tokens are ranked.
 _CPU_WHOLE = 1 << 20
 _PARTS = 8  # of the work on a CPU, at least: enough that threads end together
@@ -56,19 +61,23 @@ class Head:
         self._factor, self._cap = _after_head(config)
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
-        """Float32 logits of vocabulary entries first..last-1 for hidden states (n, width): shape (n, last - first)."""
+    def logits(self, hidden: Tensor, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Float32 logits of vocabulary entries first..last-1 for hidden states (n, width): shape (n, last - first).
+
+        Args:
+            out: where a CPU writes them.
+        """
         weight = self.weight[first:last]
         if hidden.is_cuda and weight.dtype != torch.float32:
             # float32 out of the tensor cores' accumulator: no rounding of the logits to 8 bits of mantissa
             out = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
         else:
-            out = hidden.float() @ weight.float().t()
+            out = torch.mm(hidden.float(), weight.float().t(), out=out)
         if self.bias is not None:
             out += self.bias[first:last].float()
         if self._factor != 1:
             out *= self._factor
-        return torch.tanh(out / self._cap) * self._cap if self._cap else out
+        return out.div_(self._cap).tanh_().mul_(self._cap) if self._cap else out
 
     @torch.no_grad()
     def score(self, hidden: Tensor, targets: Tensor, top_k: int = 0, ids: Tensor | None = None) -> RowScores:
@@ -81,21 +90,26 @@ class Head:
         columns = targets[:, None] if ids is None else torch.cat([targets[:, None], ids], 1)
         if not hidden.is_cuda:
             hidden = hidden.float()  # once, not once for every slice
-        tile = _GPU_TILE if hidden.is_cuda else _CPU_TILE
-        height = max(1, min(rows, tile // min(vocabulary, _VOCABULARY_SLICE)))
+        tile, narrow = (_GPU_TILE, _GPU_SLICE) if hidden.is_cuda else (_CPU_TILE, _VOCABULARY_SLICE)
+        height = max(1, min(rows, tile // min(vocabulary, narrow)))
         # on a CPU a slice of half-precision weights is copied to float32, and that copy is to fit into a tile too
         copied = width if not hidden.is_cuda and self.weight.dtype != torch.float32 else 1
-        step = min(vocabulary, max(_VOCABULARY_SLICE, tile // max(height, copied)))
+        step = min(vocabulary, narrow if hidden.is_cuda else max(narrow, tile // max(height, copied)))
         if not hidden.is_cuda and top_k <= 1 and max(height, copied) * vocabulary <= _CPU_WHOLE:
             step = vocabulary
 
         @torch.no_grad()
         def run(part: tuple[int, int]) -> _Running:
             top, begin = part
-            state = _Running(columns[top : top + height], min(top_k, vocabulary), vocabulary)
+            state = _Running(columns[top : top + height], min(top_k, vocabulary))
+            part_rows = hidden[top : top + height]
+            # a CPU would get the memory of every tile anew from the system
+            space = None if hidden.is_cuda else torch.empty(len(part_rows) * step)
             for first in range(begin, min(begin + span, vocabulary), step):
                 last = min(first + step, begin + span, vocabulary)
-                state.fold(self.logits(hidden[top : top + height], first, last), first)
+                shape = (len(part_rows), last - first)
+                out = None if space is None else space[: shape[0] * shape[1]].view(shape)
+                state.fold(self.logits(part_rows, first, last, out), first)
             return state
 
         threads = 1 if hidden.is_cuda or rows * vocabulary * width < _SMALL else torch.get_num_threads()
@@ -106,7 +120,7 @@ class Head:
         begins = range(0, vocabulary, span)
         states = iter(_each(run, [(top, begin) for top in tops for begin in begins], threads))
         blocks = [reduce(_Running.join, islice(states, len(begins))) for _ in tops]
-        results = [state.result() for state in blocks or [_Running(columns, min(top_k, vocabulary), vocabulary)]]
+        results = [state.result() for state in blocks or [_Running(columns, min(top_k, vocabulary))]]
         return RowScores(*(torch.cat(column) for column in zip(*results, strict=True)))
 
 
@@ -126,49 +140,62 @@ def _each(run: Callable[[Part], Result], parts: Sequence[Part], threads: int) ->
 
 
 class _Running:
-    """The running softmax of rows, and the logits of some of their tokens. The first of them is the target."""
+    """The running softmax of rows, and the logits of some of their tokens. The first of them is the target.
 
-    def __init__(self, ids: Tensor, top_k: int, vocabulary: int) -> None:
+    Attributes:
+        leads: whether the target is the first of the largest logits of its slice, and above those before.
+    """
+
+    def __init__(self, ids: Tensor, top_k: int) -> None:
         rows, device = len(ids), ids.device
-        self.ids, self.vocabulary = ids, vocabulary
+        self.ids = ids
         self.maximum = torch.full((rows,), -torch.inf, device=device)
         self.total = torch.zeros(rows, device=device)
         self.picked = torch.full(ids.shape, -torch.inf, device=device)
-        self.best = torch.zeros(rows, dtype=torch.long, device=device)
+        self.leads = torch.zeros(rows, dtype=torch.bool, device=device)
         self.top_logits = torch.full((rows, top_k), -torch.inf, device=device)
         self.top_ids = torch.zeros((rows, top_k), dtype=torch.long, device=device)
+        self._kernel = _kernel_of(device)
+        if self._kernel is None:
+            self._by_id, self._order = ids.flatten().sort()
+            self._known = self._by_id.tolist()
 
     def fold(self, logits: Tensor, first: int) -> None:
         """Take in the logits of vocabulary entries from `first` on, which are overwritten."""
-        width = logits.shape[1]
-        if width == self.vocabulary:
-            self.picked = logits.gather(1, self.ids)
-        else:
-            local = self.ids - first
-            here = (local >= 0) & (local < width)
-            self.picked = torch.where(here, logits.gather(1, local.clamp(0, width - 1)), self.picked)
-        if self.top_ids.shape[1] > 1:
-            values, ids = logits.topk(min(self.top_ids.shape[1], width), dim=1)
+        top_k = self.top_ids.shape[1]
+        if top_k > 1 or (top_k and self._kernel):
+            values, ids = logits.topk(min(top_k, logits.shape[1]), dim=1)
             self._merge_top(values, ids + first)
-        self._raise_maximum(*self._best(logits, first))
+        if self._kernel is not None:
+            state = {"maximum": self.maximum, "total": self.total, "leads": self.leads, "picked": self.picked}
+            self._kernel(logits, first, self.ids, **state)
+            return
+        values = logits.amax(dim=1)
+        rises = values > self.maximum
+        if top_k == 1:  # a search in few rows
+            self.top_logits[rises, 0] = values[rises]
+            self.top_ids[rises, 0] = logits[rises].argmax(dim=1) + first
+        self._pick(logits, first, rises)
+        self._raise_maximum(values)
         self.total += logits.sub_(self.maximum[:, None]).exp_().sum(dim=1)
 
-    def _best(self, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """The maximum of every row and its token, which counts only where the maximum rises."""
-        # which rows those are would have to be waited for, or they are all rows
-        if logits.is_cuda or logits.shape[1] == self.vocabulary:
-            values, ids = logits.max(dim=1)
-            return values, ids + first
-        values, ids = logits.amax(dim=1), self.best.clone()
-        rising = (values > self.maximum).nonzero()[:, 0]
-        ids[rising] = logits[rising].argmax(dim=1) + first
-        return values, ids
+    def _pick(self, logits: Tensor, first: int, rises: Tensor) -> None:
+        """Keep the logits of ids that are in this slice. `rises`: whether a row's maximum is above those before."""
+        part = slice(*(bisect_left(self._known, bound) for bound in (first, first + logits.shape[1])))
+        if part.start == part.stop:
+            return
+        places, columns = self._order[part], self._by_id[part] - first
+        rows = places // self.ids.shape[1]
+        self.picked.view(-1)[places] = logits[rows, columns]
+        is_first = logits[rows].argmax(dim=1) == columns
+        self.leads[rows[is_first & rises[rows] & (columns + first == self.ids[rows, 0])]] = True
 
     def join(self, later: _Running) -> _Running:
         """Take in the state of the same rows over later vocabulary entries."""
+        self.leads |= later.leads & (later.picked[:, 0] > self.maximum)
         self.picked = torch.maximum(self.picked, later.picked)
         self._merge_top(later.top_logits, later.top_ids)
-        self._raise_maximum(later.maximum, later.best)
+        self._raise_maximum(later.maximum)
         self.total += later.total * (later.maximum - self.maximum).exp()
         return self
 
@@ -177,9 +204,7 @@ class _Running:
         self.top_logits, order = merged.topk(self.top_ids.shape[1], dim=1)
         self.top_ids = merged_ids.gather(1, order)
 
-    def _raise_maximum(self, values: Tensor, ids: Tensor) -> None:
-        # strictly greater: the lowest id wins a tie, as argmax over the whole row has it
-        self.best = torch.where(values > self.maximum, ids, self.best)
+    def _raise_maximum(self, values: Tensor) -> None:
         maximum = torch.maximum(self.maximum, values)
         self.total *= (self.maximum - maximum).exp()
         self.maximum = maximum
@@ -188,11 +213,28 @@ class _Running:
         # the maximum goes first: large logits would swallow the logarithm's digits
         maximum, log_total = self.maximum[:, None], self.total.log()[:, None]
         picked = self.picked - maximum - log_total
-        top_logits, top_ids = self.top_logits, self.top_ids
-        if top_ids.shape[1] == 1:  # needs no search of its own
-            top_logits, top_ids = maximum, self.best[:, None]
-        top_logprobs = top_logits - maximum - log_total
-        return RowScores(picked[:, 0], self.best == self.ids[:, 0], top_ids, top_logprobs, picked[:, 1:])
+        is_greedy = self.leads & (self.picked[:, 0] == self.maximum)
+        return RowScores(picked[:, 0], is_greedy, self.top_ids, self.top_logits - maximum - log_total, picked[:, 1:])
+
+
+@cache
+def _kernel_of(device: torch.device) -> Callable[..., None] | None:
+    """The fold as one kernel, where Triton runs on a GPU. It needs a C compiler there."""
+    if device.type != "cuda":
+        return None
+    try:
+        from moe_eval.engines import fold_kernel
+
+        logits, zeros = torch.zeros((1, 2), device=device), torch.zeros((5, 1), device=device)
+        fold_kernel.fold(
+            logits, 0, zeros[:1].long(), maximum=zeros[1], total=zeros[2], leads=zeros[3].bool(), picked=zeros[4:]
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton raises errors of many classes
+        log.info("Scores of the output head take several times longer without Triton: %s", error)
+        return None
+    return fold_kernel.fold
 
 
 def body(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,9 @@ from torch.utils._pytree import tree_leaves
 from moe_eval.engines import head as head_module
 from moe_eval.engines.head import Head, RowScores
 from moe_eval.errors import UsageError
+
+if not torch.cuda.is_available():  # before torch imports Triton, which reads it then
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 AFTER: dict[str, tuple[dict[str, float], Callable[[Tensor], Tensor]]] = {
     "nothing": ({}, lambda logits: logits),
@@ -225,3 +229,29 @@ def test_bfloat16_on_a_gpu_keeps_float32_logits() -> None:
     targets = logits.argmax(1)
     scores = make_head(weight.cuda()).score(hidden.cuda(), targets.cuda(), 5)
     check(RowScores(*(part.cpu() for part in scores)), logits, targets, 5, tolerance=1e-4)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("top_k", [0, 1, 5])
+def test_the_kernel_folds_as_the_softmax(top_k: int, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's interpreter, or on a GPU where there is one."""
+    pytest.importorskip("triton", reason="needs triton, which torch for a GPU brings")
+    from moe_eval.engines import fold_kernel
+
+    monkeypatch.setattr(head_module, "_GPU_SLICE", 8)
+    monkeypatch.setattr(head_module, "_kernel_of", lambda device: fold_kernel.fold)
+    config, apply = AFTER[after]
+    hidden, weight, bias = integers(11, 16), integers(53, 16, seed=1), integers(53, seed=2)
+    weight[[7, 30, 52]], bias[[7, 30, 52]] = weight[11].clone(), bias[11].clone()  # tied, in one slice and in others
+    logits = apply(hidden.double() @ weight.double().T + bias.double())
+    targets = torch.from_numpy(logits.numpy().argmax(1))
+    targets[1::2] = torch.tensor([7, 11, 30, 52, 0])
+    ids = torch.randint(0, 53, (11, 3), generator=torch.Generator().manual_seed(4))
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    head = make_head(weight.to(place), bias.to(place), **config)
+    scores = RowScores(*(part.cpu() for part in head.score(hidden.to(place), targets.to(place), top_k, ids.to(place))))
+    check(scores, logits, targets, top_k)
+    torch.testing.assert_close(
+        scores.of_ids.double(), torch.log_softmax(logits, -1).gather(1, ids), rtol=2e-5, atol=2e-5
+    )

@@ -49,7 +49,7 @@ def distributions(module: str) -> set[str]:
 def test_everything_imported_is_declared() -> None:
     allowed = declared(PROJECT["dependencies"]) | ENGINES | {"tomli"}
     # a module of a library that a served engine, or torch for a GPU, brings is imported beside that alone
-    beside = {"mpi4py", "ray", "zmq", "flashinfer"}
+    beside = {"mpi4py", "ray", "zmq", "flashinfer", "triton"}
     missing = {name for name in imported() - beside if not distributions(name) & allowed and name != "tomli"}
     assert not missing
 
