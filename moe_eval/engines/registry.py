@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moe_eval.engines import tables
 from moe_eval.errors import UsageError, mended
 
 if TYPE_CHECKING:
@@ -162,6 +161,8 @@ def check_options(name: str, options: Mapping[str, object], common: Collection[s
     Raises:
         UsageError: also for a number that is out of its bounds.
     """
+    from moe_eval.engines import tables
+
     tables.check_bounds(options)
     accepted = named(name).options
     if accepted is None:
@@ -177,6 +178,8 @@ def check_options(name: str, options: Mapping[str, object], common: Collection[s
 
 def settings_of(name: str) -> frozenset[str]:
     """The names of EngineSettings.options that this engine takes, as far as they are known before it is imported."""
+    from moe_eval.engines import tables
+
     kind = named(name)
     return tables.settings(name, kind.package) if kind.options is None else frozenset(kind.options)
 
