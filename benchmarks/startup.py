@@ -27,15 +27,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "import sys; from moe_eval.cli import main; sys.exit(main(sys.argv[1:]))"
 OPTIONS = "import sys, argparse, dataclasses, pathlib, typing"
-TABLES = f"{OPTIONS}, concurrent.futures, sqlite3, tomllib, numpy, msgspec, rich.console, rich.table"
-BACKENDS = "matplotlib.backends.backend_svg, matplotlib.backends.backend_agg"
-DRAWING = f"scipy.special, matplotlib.style, matplotlib.figure, {BACKENDS}"
+TABLES = f"{OPTIONS}, concurrent.futures, sqlite3, tomllib, numpy"
+DRAWING = "scipy.special, matplotlib.style, matplotlib.figure, matplotlib.backends.backend_agg"
+REPORT = f"{OPTIONS}, numpy, msgspec, jinja2, packaging.version, {DRAWING}"
 LIBRARIES = {
     "--version": "pass",
     "--help": "pass",
     "doctor": f"{OPTIONS}, json, platform, tomllib, importlib.metadata, msgspec",
     "kernels": TABLES,
-    "compare": f"{OPTIONS}, numpy, msgspec, rich.console, rich.table, jinja2, packaging.version, {DRAWING}",
+    "compare": REPORT,
+    "compare (charts)": f"{REPORT}, matplotlib.backends.backend_svg",
 }
 # what the same file takes with these libraries alone: read it, add up times by name, print a table
 SCRIPT = f"""
@@ -46,10 +47,8 @@ kernels = numpy.array(db.execute(
 names = dict(db.execute("SELECT id, value FROM StringIds"))
 ids, which = numpy.unique(kernels[:, 2], return_inverse=True)
 times = numpy.bincount(which, kernels[:, 1] - kernels[:, 0])
-table = rich.table.Table("kernel", "ms", "launches")
 for name, ms, launches in zip(ids.tolist(), (times / 1e6).tolist(), numpy.bincount(which).tolist()):
-    table.add_row(names[name], f"{{ms:.3f}}", str(launches))
-rich.console.Console().print(table)
+    print(f"{{names[name]:100}} {{ms:9.3f}} {{launches:6}}")
 """
 PANDAS = """
 import sqlite3, sys
@@ -94,10 +93,16 @@ def _commands(repeats: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         nsys_database.write(folder / "trace.sqlite")
-        loads = {1: [[100.0, 101.0], [100.0, 99.0]] * 2}
-        (folder / "run").mkdir()
-        recorded_arms.write(folder / "run", [recorded_arms.arm(name, loads) for name in ("bf16", "fp8")])
-        words = {"doctor": ["--json"], "kernels": ["trace.sqlite"], "compare": ["run", "--output_dir", "out"]}
+        for run, sizes in (("run", (1,)), ("charts", (1, 8))):  # of one batch size there is no chart
+            loads = dict.fromkeys(sizes, [[100.0, 101.0], [100.0, 99.0]] * 2)
+            (folder / run).mkdir()
+            recorded_arms.write(folder / run, [recorded_arms.arm(name, loads) for name in ("bf16", "fp8")])
+        words = {
+            "doctor": ["--json"],
+            "kernels": ["trace.sqlite"],
+            "compare": ["run", "--output_dir", "out"],
+            "compare (charts)": ["charts", "--output_dir", "out"],
+        }
         for command, libraries in LIBRARIES.items():
             programs = {"moe-eval": OURS, "libraries": libraries}
             if command == "kernels":
@@ -105,13 +110,13 @@ def _commands(repeats: int) -> None:
             seconds: dict[str, list[float]] = {name: [] for name in programs}
             for _ in range(repeats):
                 for name, code in programs.items():
-                    seconds[name].append(_processor([code, command, *words.get(command, [])], folder))
+                    seconds[name].append(_processor([code, command.split()[0], *words.get(command, [])], folder))
             ours, *others = (statistics.median(times) for times in seconds.values())
             peers = ", ".join(
                 f"{ours / peer:.2f}x of {name} ({peer:.3f} s)"
                 for name, peer in zip(list(programs)[1:], others, strict=True)
             )
-            print(f"moe-eval {command:9} {ours:.3f} s of processor time: {peers}", flush=True)
+            print(f"moe-eval {command:16} {ours:.3f} s of processor time: {peers}", flush=True)
 
 
 def _processor(arguments: list[str], folder: Path) -> float:
