@@ -38,7 +38,7 @@ def command(
     def run(
         *arguments: str, stage: Stage | None = None, gpus: tuple[Gpu, ...] = (), defaults: Sequence[str] = ()
     ) -> Ended:
-        for place in ("loads", "run"):
+        for place in ("loads", "machine_rates"):
             monkeypatch.setattr(f"moe_eval.runner.{place}.ArmProcess", stage or Stage())
         monkeypatch.setattr(hardware, "gpus", lambda: gpus)
         code = main([*(defaults or request.module.COMMAND), "--output_dir", str(folder), *arguments])
