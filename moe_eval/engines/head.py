@@ -157,8 +157,8 @@ class _Running:
         self.top_ids = torch.zeros((rows, top_k), dtype=torch.long, device=device)
         self._kernel = _kernel_of(device)
         if self._kernel is None:
-            self._by_id, self._order = ids.flatten().sort()
-            self._known = self._by_id.tolist()
+            self._targets, self._order = ids[:, 0].sort()
+            self._sorted = self._targets.tolist()
 
     def fold(self, logits: Tensor, first: int) -> None:
         """Take in the logits of vocabulary entries from `first` on, which are overwritten."""
@@ -181,14 +181,18 @@ class _Running:
 
     def _pick(self, logits: Tensor, first: int, rises: Tensor) -> None:
         """Keep the logits of ids that are in this slice. `rises`: whether a row's maximum is above those before."""
-        part = slice(*(bisect_left(self._known, bound) for bound in (first, first + logits.shape[1])))
+        width = logits.shape[1]
+        if self.ids.shape[1] > 1:
+            local = self.ids - first
+            is_here = (local >= 0) & (local < width)
+            self.picked = torch.where(is_here, logits.gather(1, local.clamp(0, width - 1)), self.picked)
+        part = slice(*(bisect_left(self._sorted, bound) for bound in (first, first + width)))
         if part.start == part.stop:
             return
-        places, columns = self._order[part], self._by_id[part] - first
-        rows = places // self.ids.shape[1]
-        self.picked.view(-1)[places] = logits[rows, columns]
-        is_first = logits[rows].argmax(dim=1) == columns
-        self.leads[rows[is_first & rises[rows] & (columns + first == self.ids[rows, 0])]] = True
+        rows, columns = self._order[part], self._targets[part] - first
+        self.picked[rows, 0] = logits[rows, columns]
+        best = logits.argmax(dim=1)[rows] if len(rows) == len(logits) else logits[rows].argmax(dim=1)
+        self.leads[rows[(best == columns) & rises[rows]]] = True
 
     def join(self, later: _Running) -> _Running:
         """Take in the state of the same rows over later vocabulary entries."""
