@@ -236,7 +236,12 @@ def _kernel_of(device: torch.device) -> Callable[..., None] | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton raises errors of many classes
-        log.info("Scores of the output head take several times longer without Triton: %s", error)
+        reason = " ".join(str(error).split())[:200]
+        log.warning(
+            "Triton does not run here (%s), so the output head takes about twice as long. Install triton and a C "
+            "compiler.",
+            reason or type(error).__name__,
+        )
         return None
     return fold_kernel.fold
 
