@@ -250,7 +250,9 @@ def beside_prefill(config: Any, tokenizer: Any, requests: list[Instance], repeat
         config.architectures, config.dtype = ["Qwen3MoeForCausalLM"], torch.bfloat16
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        settings = EngineSettings(checkpoint=folder, max_length=WINDOW + 1, options={"weights": "random"})
+        # what vLLM chooses for the experts compiles for minutes first
+        options = {"weights": "random", "moe_backend": "triton"}
+        settings = EngineSettings(checkpoint=folder, max_length=WINDOW + 1, options=options)
         engine = registry.load("vllm", settings, tokenizer)
         lm = EngineLM(engine, tokenizer)
         prompts = [lm.tok_encode(request.args[0]) for request in requests]
