@@ -9,6 +9,7 @@ Parts:
               fewest with a verdict, and three minutes a load once its server is ready
     lockstep  the latency evaluator at the same batch sizes, to put beside it: two minutes a load. `--batch_size 1` for
               one user alone
+    trace     the kernels of each server under 32 users, in one load of each beside those that it times
 
 The shape has a made-up tokenizer in which every id is a word: a client counts no token without text, and most ids of
 the shipped tokenizer have none. A part that was stopped goes on after its last point, and the page shows what there is.
@@ -61,25 +62,31 @@ def write_tokenizer(folder: Path) -> None:
 
 def serving(out: Path, further: Sequence[str]) -> None:
     load = ("--concurrency", USERS, "--num_requests", "20", *LIMITS)
-    run(out, "serving", ARMS, *load, *further)
+    run(out, "serving", "serving", ARMS, "--loads", "3", *load, *further)
 
 
 def lockstep(out: Path, further: Sequence[str]) -> None:
     """As a server runs them: the engine's core in a process of its own."""
-    run(out, "latency", f"{ARMS},worker=spawned", "--batch_size", USERS, "--num_iterations", "6", *further)
+    batches = ("--batch_size", USERS, "--num_iterations", "6")
+    run(out, "latency", "latency", f"{ARMS},worker=spawned", "--loads", "3", *batches, *further)
 
 
-def run(out: Path, evaluator: str, settings: str, *options: str) -> None:
-    """`moe-eval run` with one evaluator, into a folder of its name."""
-    folder, shape = out / evaluator, str(out / "shape")
+def trace(out: Path, further: Sequence[str]) -> None:
+    load = ("--concurrency", "32", "--num_requests", "20", *LIMITS)
+    run(out, "trace", "serving,kernels", ARMS, "--loads", "1", *load, *further)
+
+
+def run(out: Path, name: str, evaluators: str, settings: str, *options: str) -> None:
+    """`moe-eval run` into a folder of this name."""
+    folder, shape = out / name, str(out / "shape")
     arms = ("--engine", "vllm", "--model_path", shape, "--fp8_model_path", shape, "--precisions", "bf16,fp8")
-    arms += ("--model_args", settings, "--loads", "3", *LENGTHS)
+    arms += ("--model_args", settings, *LENGTHS)
     resume = ["--resume"] * (folder / "run.json").is_file()
-    command = [*COMMAND, "run", *arms, "--evaluators", evaluator, "--dataset", "random", *options]
+    command = [*COMMAND, "run", *arms, "--evaluators", evaluators, "--dataset", "random", *options]
     subprocess.run([*command, "--output_dir", str(folder), *resume], check=False)
 
 
-PARTS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {"serving": serving, "lockstep": lockstep}
+PARTS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {"serving": serving, "lockstep": lockstep, "trace": trace}
 
 
 if __name__ == "__main__":
