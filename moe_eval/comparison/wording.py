@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from moe_eval.comparison import task_wording
+from moe_eval.data import served_requests
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Ratio
@@ -307,9 +308,10 @@ def repeat(pair: Pair, shapes: Sequence[ShapeComparison], rules: Rules) -> str:
 
 
 def place(shape: ShapeComparison, shapes: Iterable[ShapeComparison]) -> str:
-    """Where a shape is: its batch size where that names it, else its name."""
+    """Where a shape is: its batch size where that names it, or the load of a traced server, else its name."""
     is_batch = shape.batch_size is not None and _has_one_shape_per_batch(shapes)
-    return f"at batch {shape.batch_size}" if is_batch else f"at {shape.name}"
+    point = served_requests.point_of(shape.name)
+    return f"at batch {shape.batch_size}" if is_batch else point.place if point else f"at {shape.name}"
 
 
 def _has_one_shape_per_batch(shapes: Iterable[ShapeComparison]) -> bool:

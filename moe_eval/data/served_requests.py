@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -15,6 +16,7 @@ from moe_eval.errors import UsageError
 from moe_eval.outside import files
 
 MOST_USERS = 512  # of a sweep that ends by itself
+_NAME = re.compile(r"(?:c(\d+)|r(\d+(?:\.\d+)?(?:e[+-]\d+)?))_")
 USER_REQUESTS = 10  # of a user at a point, at least: vLLM's and InferenceX's sweeps send as many
 
 
@@ -84,6 +86,14 @@ class RequestSet:
         return max(len(request.prompt) + request.output_len for request in self.requests)
 
 
+def point_of(name: str) -> LoadPoint | None:
+    """The load point of a name that begins with its own, such as `c8_i512_o128`. None of another name."""
+    match = _NAME.match(name)
+    if match is None:
+        return None
+    return LoadPoint(int(match[1])) if match[1] else LoadPoint(None, float(match[2]))
+
+
 def sweep() -> tuple[int, ...]:
     """Users of a sweep: powers of two."""
     return tuple(1 << power for power in range(MOST_USERS.bit_length()))
@@ -98,10 +108,11 @@ def points(concurrency: Sequence[int], rates: Sequence[float]) -> tuple[LoadPoin
     both = [*(LoadPoint(users) for users in sorted(concurrency)), *(LoadPoint(None, rate) for rate in sorted(rates))]
     if not both:
         raise UsageError("There is no load to serve. Give --concurrency or --request_rate.")
+    names = [point.name for point in both]
     for point in both:
         if not (point.concurrency or point.request_rate or 0) > 0:
             raise UsageError("A load point is 0. Give --concurrency and --request_rate above 0.")
-        if both.count(point) > 1:
+        if names.count(point.name) > 1:  # their files would be one
             raise UsageError(f"The load point {point.name} is given twice. Give it once.")
     return tuple(both)
 

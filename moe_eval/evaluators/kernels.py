@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from moe_eval.evaluators import kernels_record, latency
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import EngineFacts
+from moe_eval.traces.kernel_table import Trace
 from moe_eval.traces.readers import files
 
 WARM_UPS, UNPROFILED = 2, 5
@@ -97,8 +98,12 @@ def of_trace(
     *,
     unprofiled_ms: Sequence[float] = (),
     profiled_ms: float | None = None,
+    remark: Callable[[Trace], Sequence[str]] = lambda _: (),
 ) -> KernelsRecord:
     """Break a trace of torch's profiler down, and keep it in `folder` under that name, without secrets.
+
+    Args:
+        remark: further notes on it.
 
     Raises:
         EngineError: there is none, or it holds nothing that can be read.
@@ -110,4 +115,4 @@ def of_trace(
     file = files.keep(raw, folder, name, cpu=cpu)
     label = None if facts.emulated else facts.precision
     record = kernels_record.make(file.name, trace, label, unprofiled_ms=unprofiled_ms, profiled_ms=profiled_ms)
-    return kernels_record.shortened(record)
+    return kernels_record.shortened(replace(record, notes=(*record.notes, *remark(trace))))

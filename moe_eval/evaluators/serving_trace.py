@@ -5,17 +5,23 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from moe_eval.engines.serving import Served
 from moe_eval.errors import EngineError
 from moe_eval.evaluators import kernels, load_generator
 from moe_eval.evaluators.load_generator import Drive
 from moe_eval.records.kernels import KernelsRecord
+from moe_eval.traces import ranges
+from moe_eval.traces.kernel_table import Ranges, Trace
 
 CAPTURED_SECONDS = 0.5
 _BEGIN_SECONDS, _LOOK_SECONDS = 120.0, 0.05
@@ -26,6 +32,8 @@ def measure(
 ) -> KernelsRecord:
     """Trace a server while it is driven, and break the trace down as any other.
 
+    The generator pauses between a warm-up and what it measures, so all requests here are of one phase.
+
     Args:
         folder: of what the generator writes.
         settle_s: seconds from the first request on after which users are out of step with each other.
@@ -34,12 +42,13 @@ def measure(
     Raises:
         EngineError: nothing ran, the trace holds nothing that can be read, or the generator failed.
     """
+    drive = replace(drive, count=drive.warm_up + drive.count, warm_up=0)
     with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(dir=trace_folder, prefix=".trace-") as scratch:
         driven = pool.submit(load_generator.run, drive, folder, tokenizer)
         _await(served, driven)
         time.sleep(settle_s)
         if driven.done():
-            raise EngineError(f"{drive.point.place} the load ended before it was traced. Give more --num_requests.")
+            raise EngineError(f"The load {drive.point.place} ended before it was traced. Give more --num_requests.")
         raw = Path(scratch) / "trace.json"
         with served.profiled(raw):
             sizes = _watch(served.running, CAPTURED_SECONDS)
@@ -47,8 +56,8 @@ def measure(
         served.check()
         if problem is not None:
             raise EngineError(problem)
-        record = kernels.of_trace(raw, served.facts, trace_folder, name)
-    return replace(record, notes=(*record.notes, _steps(sizes)))
+        remark = partial(_steps, sizes=sizes)
+        return kernels.of_trace(raw, served.facts, trace_folder, name, remark=remark)
 
 
 def _await(served: Served, driven: Future[str | None]) -> None:
@@ -74,10 +83,29 @@ def _watch(running: Callable[[], float | None], seconds: float) -> list[float]:
     return sizes
 
 
-def _steps(sizes: list[float]) -> str:
+def _steps(trace: Trace, sizes: Sequence[float]) -> list[str]:
+    """How many requests the traced steps had: as the engine names them, else by the server's own count (`sizes`)."""
+    steps = ranges.outermost(trace.ranges.take(np.isin(trace.ranges.name, _named(trace.ranges))))
+    texts = [trace.ranges.names[name] for name in steps.name[steps.thread == steps.thread[:1]]]  # of one rank
+    by_phase: dict[str, list[int]] = defaultdict(list)
+    for text in texts:
+        by_phase[ranges.step(text) or ""].append(ranges.requests(text) or 0)
+    if by_phase:
+        parts = [
+            f"{len(counts)} {phase} step{'s' * (len(counts) != 1)} of {_spread(counts)}"
+            for phase, counts in sorted(by_phase.items())
+        ]
+        return [f"Requests in steps, as the engine names them: {', '.join(parts)}."]
     if not sizes:
-        return "The server does not tell how many requests were in its steps."
-    return (
-        f"Steps had {statistics.fmean(sizes):.1f} requests in the mean, {min(sizes):g} to {max(sizes):g}, by the "
-        "server's own count while it was traced."
-    )
+        return ["The server does not tell how many requests were in its steps."]
+    return [f"Requests in steps, by the server's own count while it was traced: {_spread(sizes)}."]
+
+
+def _named(steps: Ranges) -> list[int]:
+    """The names that tell how many requests a step has."""
+    return [at for at, text in enumerate(steps.names) if ranges.requests(text)]
+
+
+def _spread(counts: Sequence[float]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{most:g}" if least == most else f"{least:g} to {most:g} ({statistics.fmean(counts):.1f} in the mean)"

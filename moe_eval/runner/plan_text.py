@@ -55,8 +55,12 @@ def describe(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
         names = ", ".join(point.name for point in plan.points)
         ends = ", users until more of them add nothing" if request.serving and request.serving.is_sweep else ""
         lines.append(f"  serving: {names}{ends}; {_counted(plan.served_loads, 'load')} of every server, one at a time")
-    if any(task.kind == "kernels" for task in plan.tasks):
+    traced = [task for task in plan.tasks if task.kind == "kernels"]
+    if any(task.shape for task in traced):
         lines.append(f"  kernels: {_traced(request.nsys)}")
+    if server := next((task.point for task in traced if task.point), None):
+        place = f"at {server.name}{' or less' * bool(request.serving and request.serving.is_sweep)}"
+        lines.append(f"  kernels of servers: {place}, in a load of its own, {_traced(None)}")
     others = len(plan.timed) - 1
     if others > 0:
         scattered = scatter.of_machine(request.folder, gpus[0].name if gpus else None)

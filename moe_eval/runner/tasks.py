@@ -176,14 +176,19 @@ def order(
         suites: entries of --tasks by name, with how often they are evaluated. Scores do not depend on the load, so that
             all of it is done in the first one.
         points: of the serving evaluator, in each of `served_loads` loads. Servers come last, and alone.
-        traced_servers: arms whose server is traced at the middle one of the points.
+        traced_servers: arms whose server is traced at the middle one of the points. Their fixed batches are traced only
+            where they are timed as well: kernels explain what is measured.
     """
     arms = list(evaluators)
     kernels_load = RECORDED_LOAD if is_recorded else 0
     timed = [arm for arm in arms if "latency" in evaluators[arm]]
     suites = suites or {}
+    untimed = {*traced_servers} - {*timed}
     first = {
-        arm: (_scores(arm, evaluators, arms[0], suites), _kernels(arm, evaluators, traced, kernels_load))
+        arm: (
+            _scores(arm, evaluators, arms[0], suites),
+            [] if arm in untimed else _kernels(arm, evaluators, traced, kernels_load),
+        )
         for arm in arms
     }
     tasks: list[Task] = []

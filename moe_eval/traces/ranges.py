@@ -43,6 +43,7 @@ _SGLANG_PHASE: dict[str, Phase] = {
 # AMD's ATOM: `prefill[bs=2 tok=14721 ctx=[...]]`, `decode[bs=128 tok=384 p=2 d=126]` with p requests of prefill in it
 _ATOM = re.compile(r"(prefill|decode)\[bs=\d+.*\]")
 _ATOM_PREFILLS = re.compile(r"\bp=0*[1-9]")
+_SIZE = re.compile(r"\[(?:\w+ )?bs=(\d+)")  # of both
 # vLLM's scopes for profiling (VLLM_CUSTOM_SCOPES_FOR_PROFILING; `Forward` before 0.12)
 _UNPHASED = re.compile(r"(?:gpu_model_runner: forward|Forward|execute_model)")
 
@@ -75,6 +76,16 @@ def _phase(context: int, generation: int) -> Phase | None:
     if not context and not generation:
         return None
     return "mixed" if context and generation else "prefill" if context else "decode"
+
+
+@cache
+def requests(text: str) -> int | None:
+    """The requests in a step by its range's text, None where it names none."""
+    for pattern in _COUNTED:
+        if match := pattern.search(text):
+            return int(match[1]) + int(match[2])
+    match = _SIZE.search(text) if step(text) else None
+    return int(match[1]) if match else None
 
 
 @cache

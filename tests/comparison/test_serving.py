@@ -19,7 +19,7 @@ from moe_eval.records.serving import ServingLimits
 from moe_eval.records.serving_comparison import ServingComparison
 from moe_eval.records.verdicts import Rules, Verdict
 from tests.doubles import served
-from tests.doubles.recorded_arms import TIMED_ON, latency
+from tests.doubles.recorded_arms import TIMED_ON, kernels, latency
 
 LOADS = (0.996, 1.002, 1.004, 0.998)  # what every load's times are multiplied with
 USERS = (1, 2, 4, 8, 16)
@@ -280,6 +280,13 @@ def test_at_a_rate_the_time_of_a_request_decides_and_no_frontier_has_it() -> Non
     assert point.ratios.deciding(point.point) is point.ratios.e2e_p50_ms
     assert pair.sentence.startswith("At 2.5 requests per second fp8 pays: 1.25x")
     assert serving(pair).frontier == ((), ())
+
+
+def test_the_reason_is_of_the_load_at_which_servers_were_traced() -> None:
+    shape = "c8_i8_o11"
+    traces = [kernels(name, fp8=name == "fp8", shape=shape) for name in ARMS]
+    sides = [replace(arm(trace.arm or "", level(1.0)), kernels={shape: trace}) for trace in traces]
+    assert compared(*sides).because.startswith("At 8 users the expert GEMMs are ")
 
 
 def test_experts_that_fixed_batches_show_to_differ_forbid_a_verdict_on_servers() -> None:

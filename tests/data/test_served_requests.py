@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_eval.data.served_requests import Lengths, LoadPoint, of_stream, points, read_lengths
+from moe_eval.data.served_requests import Lengths, LoadPoint, of_stream, point_of, points, read_lengths
 from moe_eval.errors import UsageError
 
 
@@ -48,8 +48,20 @@ def test_points_are_named_and_ordered() -> None:
     assert [point.warm_up for point in found] == [1, 4, 1]
 
 
+def test_a_point_is_known_by_the_beginning_of_a_name() -> None:
+    for point in points((4, 128), (2.5, 1e-7, 3e6)):
+        assert [point_of(f"{point.name}_{end}") for end in ("i512_o128", "mixed")] == [point] * 2
+    assert [point_of(name) for name in ("b4_i8_o9", "c4", "r2.5.1_x", "cat_1", "r_1")] == [None] * 5
+
+
 @pytest.mark.parametrize(
-    ("users", "rates", "words"), [((), (), "no load"), ((2, 2), (), "given twice"), ((), (0.0,), "is 0")]
+    ("users", "rates", "words"),
+    [
+        ((), (), "no load"),
+        ((2, 2), (), "given twice"),
+        ((), (0.0,), "is 0"),
+        ((), (2.0, 2.0000001), "r2 is given twice"),
+    ],
 )
 def test_points_that_make_no_sense_are_refused(users: tuple[int, ...], rates: tuple[float, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -24,7 +24,7 @@ from moe_eval.records import by_arm
 from moe_eval.records.labels import Status
 from moe_eval.records.samples import EngineSteps
 from moe_eval.records.serving import ServedLoad
-from moe_eval.runner import arm_tasks
+from moe_eval.runner import arm_tasks, plan_text
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.request import ServingRequest
 from moe_eval.runner.tasks import Task, served_load
@@ -200,11 +200,21 @@ def test_a_server_is_traced_last_at_the_middle_load_after_some_requests(stage: S
         ("fp32", 2),
     ]
     loads = [request.load.serving for request in stage.asked if request.load and request.load.serving]
-    assert [bool(serving.trace_folder) for serving in loads] == [False] * 6 + [True] * 4, "timed loads have no profiler"
+    assert {bool(serving.trace_folder) for serving in loads[:6]} == {False}, "timed loads have no profiler"
+    assert {bool(serving.trace_folder) for serving in loads[6:]} == {True}
     e2e_ms = (100 + 10 * 10 * stage.seconds("bf16", 2)) / 1000
     assert traced[0].arguments["settle_s"] == pytest.approx(2.5 * e2e_ms)
     records = by_arm.read(tmp_path / "run")
-    assert [set(arm.kernels) for arm in records] == [{"b1_i8_o4", "b2_i8_o4", "c2_i8_o4"}] * 2
+    assert [set(arm.kernels) for arm in records] == [{"c2_i8_o4"}] * 2, "no batch was timed, so none is traced"
+
+
+def test_fixed_batches_are_traced_as_well_where_they_are_timed(tmp_path: Path) -> None:
+    request = replace(plays.request(tmp_path, evaluators=("latency", "serving", "kernels")), serving=SERVING)
+    plan = plays.run_of(request).plan
+    names = [task.name for task in plan.tasks if task.kind == "kernels" and task.arm == "bf16"]
+    assert names == ["kernels_b1_i8_o4", "kernels_b2_i8_o4", "kernels_c2_0"]
+    text = plan_text.describe(plan, request, ())
+    assert "kernels of servers: at c2, in a load of its own, traced by torch's profiler" in text
 
 
 @pytest.mark.parametrize("play", ["serve"], indirect=True)

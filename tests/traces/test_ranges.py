@@ -59,3 +59,21 @@ PHASES = {
 @pytest.mark.parametrize("text", PHASES)
 def test_an_annotation_names_its_phase(text: str) -> None:
     assert ranges.step(text) == PHASES[text]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("[Executor] _forward_step 3: 2 ctx reqs, 1024 ctx tokens, 30 gen reqs", 32),
+        ("execute_new_10_cached_2", 12),
+        ("execute_context_2(6144)_generation_3(3)", 5),
+        ("execute_64_context_0(sq0sk0sqsq0sqsk0)_generation_64(sq64sk131072sqsq64sqsk131072)", 64),
+        ("step[EXTEND bs=2 toks=14721]", 2),
+        ("decode[bs=117/128 tok=117 d=117]", 117),
+        ("gpu_model_runner: forward", None),
+        ("step[IDLE bs=0]", None),
+        ("bs=7", None),
+    ],
+)
+def test_an_annotation_names_the_requests_of_its_step(text: str, count: int | None) -> None:
+    assert ranges.requests(text) == count

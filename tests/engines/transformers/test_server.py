@@ -77,5 +77,5 @@ def test_whole_steps_of_the_server_are_broken_down(
     record = arm_tasks.serving_trace(served, None, order=order, **where, settle_s=0.1)
     assert {"prefill", "decode"} <= set(record.phases)
     assert record.phases["decode"].categories["expert_gemm"].ms > 0
-    assert any(note.startswith("Steps had ") for note in record.notes)
+    assert any(note.startswith("Requests in steps") for note in record.notes)
     assert (tmp_path / "trace.json.gz").is_file()
