@@ -22,7 +22,7 @@ from moe_eval.engines.endpoint.server import KEY, Server
 from moe_eval.errors import EngineError, UsageError
 
 INPUT, REQUESTS = "serving_requests.jsonl", "profile_export.jsonl"
-SERVER, LOG = "server_metrics_export.json", "aiperf.txt"
+SERVER, LOG, CONFIG = "server_metrics_export.json", "aiperf.txt", "aiperf.yaml"
 _INSTALL = "Install it (pip install 'moe-eval[serving]', or in an environment of its own: pipx install aiperf)."
 # with it AIPerf looks a tokenizer's folder up in the hub's cache and fails, see _resolve_local_snapshot
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -132,14 +132,30 @@ def run(drive: Drive, folder: Path, tokenizer: Any = None) -> str | None:
 
 
 def _arguments(drive: Drive, folder: Path) -> list[str]:
-    point = drive.point
-    load = {"--concurrency": point.concurrency, "--request-rate": point.request_rate}
+    """The words of its command line, in which no key stands: others can read it."""
     # the address of a request without its path, which AIPerf adds
     url = drive.server.base_url.removesuffix("/v1")
     values: Mapping[str, object | None] = {
         "--model": drive.server.model,
         "--url": url,
         "--endpoint-type": "chat" if drive.server.chat else "completions",
+        **(_secret_load(drive, folder) if os.environ.get(KEY) else _load(drive, folder)),
+        "--tokenizer": drive.tokenizer,
+        "--output-artifact-dir": folder,
+        "--random-seed": drive.seed,
+        "--server-metrics": drive.metrics_url,
+        "--ui": "none",
+    }
+    switches = ["--streaming", "--use-server-token-count", "--no-gpu-telemetry"]
+    switches += ["--no-server-metrics"] if drive.metrics_url is None else []
+    given_values = [(name, str(value)) for name, value in values.items() if value is not None]
+    return ["profile", *(word for pair in given_values for word in pair), *switches]
+
+
+def _load(drive: Drive, folder: Path) -> Mapping[str, object | None]:
+    """What is sent, as options."""
+    point = drive.point
+    return {
         "--input-file": folder.parent / INPUT,
         "--custom-dataset-type": "mooncake-trace",
         "--dataset-sampling-strategy": "sequential",
@@ -147,19 +163,31 @@ def _arguments(drive: Drive, folder: Path) -> list[str]:
         "--num-dataset-entries": len(drive.requests),
         "--request-count": drive.count,
         "--warmup-request-count": drive.warm_up or None,
-        **load,
+        "--concurrency": point.concurrency,
+        "--request-rate": point.request_rate,
         "--arrival-pattern": "poisson" if point.request_rate else None,
-        "--tokenizer": drive.tokenizer,
-        "--output-artifact-dir": folder,
-        "--random-seed": drive.seed,
-        "--server-metrics": drive.metrics_url,
-        "--api-key": os.environ.get(KEY),
-        "--ui": "none",
     }
-    switches = ["--streaming", "--use-server-token-count", "--no-gpu-telemetry"]
-    switches += ["--no-server-metrics"] if drive.metrics_url is None else []
-    given_values = [(name, str(value)) for name, value in values.items() if value is not None]
-    return ["profile", *(word for pair in given_values for word in pair), *switches]
+
+
+def _secret_load(drive: Drive, folder: Path) -> Mapping[str, object | None]:
+    """The same in a file, which names the variable of the key: only there AIPerf reads the environment.
+
+    The content is what aiperf/config/flags/converter.py makes of the options.
+    """
+    point = drive.point
+    load: dict[str, object] = {"type": "concurrency", "concurrency": point.concurrency}
+    if point.request_rate:
+        load = {"type": "poisson", "rate": point.request_rate}
+    phases = [
+        {"name": name, "kind": name, "requests": count, "excludeFromResults": name == "warmup", **load}
+        for name, count in (("warmup", drive.warm_up), ("profiling", drive.count))
+        if count
+    ]
+    requests = {"name": "main", "type": "file", "path": str(folder.parent / INPUT), "format": "mooncake_trace"}
+    requests |= {"sampling": "sequential", "entries": len(drive.requests)}
+    content = {"endpoint": {"apiKey": f"${{{KEY}}}"}, "datasets": [requests], "phases": phases}
+    (folder / CONFIG).write_bytes(msgspec.json.encode({"benchmark": content}))
+    return {"--config": folder / CONFIG}
 
 
 def _body(server: Server, request: ServedRequest, tokenizer: Any) -> dict[str, object]:

@@ -6,6 +6,7 @@
 import argparse
 import http.client
 import json
+import os
 import sys
 import threading
 import time
@@ -27,24 +28,43 @@ def install(folder: Path, code: int = 0) -> Path:
 
 def _options():
     parser = argparse.ArgumentParser()
-    for name in ("model", "endpoint-type", "custom-dataset-type", "dataset-sampling-strategy", "tokenizer", "ui"):
+    for name in ("model", "endpoint-type", "tokenizer", "ui", "url", "output-artifact-dir"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("url", "input-file", "output-artifact-dir", "request-count", "num-dataset-entries"):
-        parser.add_argument(f"--{name}", required=True)
+    given = "--config" not in sys.argv
+    for name in ("input-file", "custom-dataset-type", "dataset-sampling-strategy", "request-count"):
+        parser.add_argument(f"--{name}", required=given)
+    parser.add_argument("--num-dataset-entries", required=given)
     for name in ("concurrency", "request-rate", "arrival-pattern", "server-metrics", "warmup-request-count"):
         parser.add_argument(f"--{name}")
-    parser.add_argument("--random-seed")
+    for name in ("random-seed", "config"):
+        parser.add_argument(f"--{name}")
     for name in ("streaming", "use-server-token-count", "no-gpu-telemetry", "no-server-metrics"):
         parser.add_argument(f"--{name}", action="store_true")
-    return parser.parse_args(sys.argv[2:])
+    return _configured(parser.parse_args(sys.argv[2:]))
 
 
-def _send(place, path, body):
+def _configured(options):
+    """What a file says in place of options."""
+    options.key = None
+    if options.config:
+        content = json.loads(Path(options.config).read_text())["benchmark"]
+        (requests,), phases = content["datasets"], {phase["kind"]: phase for phase in content["phases"]}
+        assert content["endpoint"]["apiKey"] == "${OPENAI_API_KEY}"
+        options.key = os.environ["OPENAI_API_KEY"]
+        options.input_file, options.num_dataset_entries = requests["path"], requests["entries"]
+        options.request_count = phases["profiling"]["requests"]
+        options.concurrency = phases["profiling"].get("concurrency")
+        options.warmup_request_count = phases.get("warmup", {}).get("requests")
+    return options
+
+
+def _send(place, path, body, key):
     """The metrics of one request, or why it failed."""
     data, started, tokens, first, usage = json.dumps(body).encode(), time.perf_counter(), 0, None, None
     try:
         connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
-        connection.request("POST", path, data, {"Content-Type": "application/json"})
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        connection.request("POST", path, data, {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
         if answer.status != 200:
             return {}, {"code": answer.status, "type": answer.reason, "message": answer.read().decode()}
@@ -98,7 +118,7 @@ def main():
                     return
                 body = left.pop(0)
                 started = time.time_ns()
-            metrics, error = _send(place, path, body)
+            metrics, error = _send(place, path, body, options.key)
             metadata = {"benchmark_phase": phase, "request_start_ns": started, "request_end_ns": time.time_ns()}
             line = {"metadata": {**metadata, "was_cancelled": False}, "metrics": metrics}
             with lock:

@@ -20,7 +20,7 @@ vllm:num_requests_waiting{model_name="x"} 1
 vllm:kv_cache_usage_perc{model_name="x"} 0.25
 vllm:num_preemptions_total{model_name="x"} 2
 """
-_lock, _requests = threading.Lock(), []
+_lock, _requests, _keys = threading.Lock(), [], set()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -30,13 +30,16 @@ class Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
     def do_GET(self):
+        if self.path.endswith("/keys"):
+            return self._answer(200, json.dumps({"keys": sorted(_keys), "requests": len(_requests)}))
         status = 503 if PLAY == "never" and self.path == "/health" else 200
-        self._answer(status, METRICS if self.path == "/metrics" else "{}")
+        return self._answer(status, METRICS if self.path == "/metrics" else "{}")
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with _lock:
             _requests.append(body)
+            _keys.add(self.headers.get("Authorization", ""))
             number = len(_requests)
         if PLAY == "errors" and number % 3 == 0:
             return self._answer(500, "it broke")

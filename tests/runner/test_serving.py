@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import requests
 
 from moe_eval.checkpoint.tokenizer import load as load_tokenizer
 from moe_eval.data.served_requests import Lengths, LoadPoint, of_stream
@@ -20,6 +22,7 @@ from moe_eval.engines.served import server as processes
 from moe_eval.engines.served.server import ServerProcess
 from moe_eval.engines.serving import HOST, ServeSettings, free_port, local
 from moe_eval.errors import EngineError
+from moe_eval.evaluators import load_generator
 from moe_eval.records import by_arm
 from moe_eval.records.labels import Status
 from moe_eval.records.samples import EngineSteps
@@ -233,6 +236,28 @@ def test_an_endpoint_is_driven_as_it_is_and_left_alone(play: ServerProcess, tmp_
         arm_tasks.serving(chats, None, order=order, folder=str(tmp_path / "chats"))
     body = msgspec.json.decode((tmp_path / "serving_requests.jsonl").read_bytes().splitlines()[0])["payload"]
     assert body["messages"] == [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("play", ["serve"], indirect=True)
+def test_a_key_reaches_the_endpoint_and_neither_a_file_nor_a_command_line(
+    play: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    commands: list[Sequence[str]] = []
+    run = subprocess.run
+
+    def seen(command: Sequence[str], **options: Any) -> Any:
+        commands.append(command)
+        return run(command, **options)
+
+    monkeypatch.setattr(load_generator.subprocess, "run", seen)
+    load = drive(play, tmp_path)
+    assert len(load.times.e2e_ms) == 12
+    answer = requests.get(f"{play.server.base_url}/keys", timeout=5).json()
+    assert answer == {"keys": ["Bearer sk-secret"], "requests": 14}
+    assert not [command for command in commands if "sk-secret" in " ".join(command)]
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "aiperf"]
+    assert not [file for file in files if b"sk-secret" in file.read_bytes()]
 
 
 def sweep(folder: Path, loads: int = 1) -> plays.Quiet:
