@@ -8,7 +8,7 @@ What the figures mean is kept as it stands in the page.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from moe_eval.comparison import pairs
@@ -16,9 +16,11 @@ from moe_eval.records import by_arm, run_files
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.samples import Metric
+from moe_eval.records.serving import PointServing
+from moe_eval.records.shape_latency import ShapeLatency
 from moe_eval.report import drawing, serving_chart, serving_table
 from moe_eval.report.markdown import columns
-from moe_eval.report.text import Table
+from moe_eval.report.text import NONE, Table, figure_cells
 
 HEAD = """# Serving on one GPU: from which load on FP8 pays
 
@@ -30,6 +32,8 @@ A server mixes: while some users' prompts are read, the others wait for their ne
 Its TPOT has these waits in it, and its HTTP and tokens one by one. So it is above lock step's, more so with many users.
 TTFT is of a request at a server, and of the last sequence of the batch in lock step.
 `lockstep` runs the engine as a server does: its core in a process of its own, and CUDA graphs of up to 512 tokens."""
+
+SAID = "by the server's metrics "
 
 
 def write_page(out: Path, file: Path) -> None:
@@ -45,8 +49,9 @@ def write_page(out: Path, file: Path) -> None:
         if MEANING in (before := file.read_text() if file.is_file() else ""):
             parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
         parts += ["## Every load", *map(markdown, serving_table.tables(comparison))]
-        parts += ["## What the server said of itself", state(arms)]
-        parts += ["## Beside lock step", BESIDE, beside(arms, timed[0]) if timed else "Not run yet."]
+        parts += ["## What the server said of itself", "In the first load.", state(arms)]
+        parts += ["## Beside lock step", BESIDE]
+        parts += [agreement(arms, timed[0]), beside(arms, timed[0])] if timed else ["Not run yet."]
     file.write_text("\n\n".join(parts) + "\n")
 
 
@@ -83,7 +88,8 @@ def draw(comparison: ComparisonRecord, file: Path) -> str | None:
 
 
 def markdown(table: Table) -> str:
-    return f"{table.caption}\n\n{columns(table.heads, table.rows)}"
+    rows = [row for row in table.rows if not row[-1].startswith(SAID)]  # a table of its own has them
+    return f"{table.caption}\n\n{columns(table.heads, rows)}"
 
 
 def state(arms: Sequence[ArmRecords]) -> str:
@@ -102,31 +108,50 @@ def state(arms: Sequence[ArmRecords]) -> str:
 
 def beside(served: Sequence[ArmRecords], timed: Sequence[ArmRecords]) -> str:
     """TPOT, TTFT and throughput of both evaluators, at as many users as sequences."""
-    shapes = {(arm.name, shape.batch_size): shape for arm in timed if arm.latency for shape in arm.latency.shapes}
     rows = []
-    for arm in served:
-        for point in arm.serving.points if arm.serving else ():
-            shape = shapes.get((arm.name, point.point.concurrency or 0))
-            if shape is None:
-                continue
-            of_server, of_batch = point.metrics, shape.metrics
-            figures = (
-                (of_server.tpot_p50_ms, of_batch.tpot_ms),
-                (of_server.ttft_p50_ms, of_batch.ttft_ms),
-                (of_server.output_tok_s, of_batch.output_tok_s),
-            )
-            cells = [text for sides in figures for text in (*map(interval, sides), ratio(*sides))]
-            rows.append([arm.name, str(point.point.concurrency), *cells])
+    for arm, point, shape in both(served, timed):
+        of_server, of_batch = point.metrics, shape.metrics
+        figures = (
+            (of_server.tpot_p50_ms, of_batch.tpot_ms),
+            (of_server.ttft_p50_ms, of_batch.ttft_ms),
+            (of_server.output_tok_s, of_batch.output_tok_s),
+        )
+        cells = [text for sides in figures for text in (*map(interval, sides), ratio(*sides))]
+        rows.append([arm, str(point.point.concurrency), *cells])
     names = ("TPOT ms", "TTFT ms", "tok/s")
     heads = [head for name in names for head in (f"{name}, served", f"{name}, lock step", "ratio")]
     return columns(["arm", "users", *heads], rows)
 
 
+def agreement(served: Sequence[ArmRecords], timed: Sequence[ArmRecords]) -> str:
+    """Whether the generator's time per token of one user is that of the latency evaluator at batch 1."""
+    sentences = []
+    for arm, point, shape in both(served, timed):
+        sides = point.metrics.tpot_p50_ms, shape.metrics.tpot_ms
+        if point.point.concurrency != 1 or None in sides:
+            continue
+        ends = [(side.low, side.high) for side in sides if side and side.low is not None and side.high is not None]
+        agrees = len(ends) == 2 and max(low for low, _ in ends) <= min(high for _, high in ends)
+        how = "agrees within the intervals" if agrees else "differs"
+        sentences.append(
+            f"One user's TPOT {how}: {arm} {interval(sides[0])} ms served, {interval(sides[1])} ms by the latency "
+            f"evaluator at batch 1, a ratio of {ratio(*sides)}."
+        )
+    return "\n".join(sentences) or "One user was not measured by both."
+
+
+def both(served: Sequence[ArmRecords], timed: Sequence[ArmRecords]) -> Iterator[tuple[str, PointServing, ShapeLatency]]:
+    """The load points of arms that have a batch of as many sequences."""
+    shapes = {(arm.name, shape.batch_size): shape for arm in timed if arm.latency for shape in arm.latency.shapes}
+    for arm in served:
+        for point in arm.serving.points if arm.serving else ():
+            if shape := shapes.get((arm.name, point.point.concurrency or 0)):
+                yield arm.name, point, shape
+
+
 def interval(metric: Metric | None) -> str:
-    if metric is None:
-        return "-"
-    ends = "" if metric.low is None or metric.high is None else f" ({metric.low:.4g} to {metric.high:.4g})"
-    return f"{metric.median:.4g}{ends}"
+    value, ends = figure_cells(metric)
+    return value if ends == NONE else f"{value} ({ends})"
 
 
 def ratio(first: Metric | None, second: Metric | None) -> str:

@@ -119,9 +119,7 @@ def notes(loads: Sequence[ServedLoad], output_lens: Sequence[int]) -> list[str]:
         output_lens: tokens that the measured requests were to make, in order.
     """
     requests = sum(len(load.times.e2e_ms) for load in loads)
-    sentences = [f"no p99: it takes {ENOUGH:,} requests by MLPerf's rule, and there are {requests:,}"]
-    if requests >= ENOUGH:
-        sentences = []
+    sentences = [f"no p99: it takes {ENOUGH:,} requests of a point by MLPerf's rule"] if requests < ENOUGH else []
     sentences += _state([load.state for load in loads])
     generated = {tuple(load.times.output_tokens) for load in loads}
     if any(sum(tokens) != sum(output_lens) for tokens in generated):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 from moe_eval.comparison.wording import ratio_digits
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
@@ -49,13 +50,7 @@ def tables(comparison: ComparisonRecord) -> Iterator[Table]:
         rows = [_row(point, comparison.rules) for point in points]
         yield from without_empty_columns(f"Verdict by load: {names_of(pair)}", rows)
         yield from _further(pair, comparison.rules)
-        notes = [
-            [("load", shape_words(point.name)), ("arm", named(arm)), ("note", plain(note, LONGEST_SENTENCE))]
-            for point in points
-            for arm, texts in point.notes.items()
-            for note in texts
-        ]
-        yield from without_empty_columns(f"Notes on the servers: {names_of(pair)}", notes)
+        yield from without_empty_columns(f"Notes on the servers: {names_of(pair)}", _notes(points))
     yield from without_empty_columns("Serving (intervals over loads)", [*_arms(comparison)])
 
 
@@ -71,6 +66,23 @@ def _row(point: PointComparison, rules: Rules) -> Row:
         ("tok/s per GPU where users read as fast", "" if equal == NONE else equal),
         ("its 95 % interval", "" if of_equal == NONE else of_equal),
         ("reason", plain(point.reason, LONGEST_SENTENCE)),
+    ]
+
+
+def _notes(points: Sequence[PointComparison]) -> list[Row]:
+    """A row for every note: the same one of several loads or arms stands once."""
+    loads: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for point in points:
+        for arm, notes in point.notes.items():
+            for note in notes:
+                loads[note, arm].append(shape_words(point.name))
+    arms: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (note, arm), places in loads.items():
+        place = "every load" if len(places) == len(points) > 1 else "; ".join(places)
+        arms[note, place].append(named(arm))
+    return [
+        [("load", place), ("arm", ", ".join(names)), ("note", plain(note, LONGEST_SENTENCE))]
+        for (note, place), names in arms.items()
     ]
 
 

@@ -86,7 +86,7 @@ def test_a_p99_takes_as_many_requests_as_mlperf_wants() -> None:
     )
     assert serving_figures.notes([whole, whole], [OUTPUT] * 131_371) == [of_server]
     note, _ = serving_figures.notes([whole], [OUTPUT] * 131_371)
-    assert note == "no p99: it takes 262,742 requests by MLPerf's rule, and there are 131,371"
+    assert note == "no p99: it takes 262,742 requests of a point by MLPerf's rule"
 
 
 def test_answers_of_another_length_are_told() -> None:

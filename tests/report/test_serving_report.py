@@ -50,7 +50,10 @@ def test_every_load_is_a_row_of_the_map_and_every_arm_has_its_figures(comparison
         (f"{users} user{'s' * (users > 1)}, 8 tokens in, 11 out", "pays") for users in (1, 2, 4, 8, 16)
     ]
     assert len(better.rows) == 5
-    assert [row[1] for row in notes.rows if "not saturated" in row[2]] == ["bf16", "fp8"], "once for each arm"
+    assert [row[:2] for row in notes.rows if "not saturated" in row[2]] == [
+        ("16 users, 8 tokens in, 11 out", "bf16, fp8")
+    ]
+    assert [row[:2] for row in notes.rows if "p99" in row[2]] == [("every load", "bf16, fp8")], "it stands once"
     assert [row[0] for row in figures.rows] == ["bf16", "fp8"] * 5
     assert "J/tok" not in figures.heads, "nothing was metered"
     cells = dict(zip(figures.heads, figures.rows[-1], strict=True))
