@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from moe_eval.comparison import wording
 from moe_eval.records.comparison import Pair
@@ -24,7 +26,7 @@ def sentence(pair: Pair, serving: ServingComparison, rules: Rules) -> str:
         return " ".join([f"Under load {pair.other} cannot be compared with {pair.reference}.", *serving.differs])
     if not serving.points:
         return f"Under load nothing was measured of both {pair.reference} and {pair.other}."
-    users = [_in_time(pair, serving.users, rules)] if serving.users else []
+    users = [_in_time(pair, serving, serving.users, rules)] if serving.users else []
     return " ".join([*users, *_by_load(pair, serving.points, rules), *_remarks(pair, serving)])
 
 
@@ -42,40 +44,68 @@ def _remarks(pair: Pair, serving: ServingComparison) -> Iterator[str]:
         yield f"{pair.other} is {pair.reference} measured a second time, so every ratio has to hold 1."
 
 
-def _in_time(pair: Pair, users: UsersInTime, rules: Rules) -> str:
+def _in_time(pair: Pair, serving: ServingComparison, users: UsersInTime, rules: Rules) -> str:
     """How many users are served within the limit on a token."""
-    limit = f"within {users.tpot_ms:g} ms a token"
+    limit, other, reference = f"within {users.tpot_ms:g} ms a token", users.other, users.reference
+    if users.ratio is not None:
+        counts = f"{pair.other} {other:.3g}, {pair.reference} {reference:.3g}"
+        return f"{pair.other} serves {wording.ratio_text(users.ratio, rules)} the users {limit} ({counts})."
+    fewest = min(point.point.concurrency or math.inf for point in serving.points if _is_measured(point))
+    head, (is_reference_open, is_open) = wording.capitalised(limit), users.are_least
+    if other is None and reference is None:
+        return f"{head} neither arm serves {'even ' * (fewest == 1)}{_users(fewest)}."
+    if is_open and is_reference_open:
+        return f"{head} both arms serve {_users(other)} or more."
     texts = [
-        "none" if number is None else f"{number:.3g} or more" if is_least else f"{number:.3g}"
-        for number, is_least in zip((users.reference, users.other), users.are_least, strict=True)
+        _users(count, fewest) + " or more" * is_least
+        for count, is_least in ((other, is_open), (reference, is_reference_open))
     ]
-    counts = f"{pair.other} {texts[1]}, {pair.reference} {texts[0]}"
-    if users.ratio is None:
-        return f"{wording.capitalised(limit)} the arms serve so many users: {counts}."
-    return f"{pair.other} serves {wording.ratio_text(users.ratio, rules)} the users {limit} ({counts})."
+    bound = f", {'at least' if is_open else 'at most'} {other / reference:.2f}x" if other and reference else ""
+    return f"{head} {pair.other} serves {texts[0]} and {pair.reference} {texts[1]}{bound}."
+
+
+def _users(count: float | None, fewest: float = 1) -> str:
+    """So many users. None where they are fewer than the fewest that were measured."""
+    if count is None:
+        return "none" if fewest == 1 else f"fewer than {fewest:g}"
+    return f"{count:.3g} user{'s' * (count != 1)}"
+
+
+def _is_measured(point: PointComparison) -> bool:
+    """Whether both arms finished it."""
+    return point.ratios.deciding(point.point) is not None
 
 
 def _by_load(pair: Pair, points: Sequence[PointComparison], rules: Rules) -> Iterator[str]:
     """From which load on it pays, and what it does below, a sentence for every stretch of points that go alike."""
     closed = [point for point in points if point.point.concurrency is not None]
     opened = [point for point in points if point.point.concurrency is None]
-    first = True
     for group in (closed, opened):
+        is_first = True  # of which figure the ratios are is told once
         for stretch in reversed(_stretches(group)):
-            does = _DOES[stretch[0].verdict].replace("it ", f"{pair.other} ") if first else _DOES[stretch[0].verdict]
-            first = False
-            yield f"{wording.capitalised(_where(stretch, group))} {does}{_ratios(stretch, rules)}."
+            where = wording.capitalised(_where(stretch, group))
+            if not _is_measured(stretch[0]):
+                yield f"{where} not both arms were measured."
+                continue
+            does = _DOES[stretch[0].verdict]
+            if is_first:
+                does = f"{does.replace('it ', f'{pair.other} ')}, {_figure(stretch[0])}"
+            is_first = False
+            yield f"{where} {does}{_ratios(stretch, rules)}."
+
+
+def _figure(point: PointComparison) -> str:
+    """What decides, in words."""
+    if point.point.concurrency is None:
+        return "by the median time of a request"
+    sides = point.figures.get("output_tok_s_per_gpu")
+    return f"in output tokens per second{' and GPU' * bool(sides and sides.reference and sides.other)}"
 
 
 def _stretches(points: Sequence[PointComparison]) -> list[list[PointComparison]]:
-    """Neighbouring points of one verdict, by load."""
-    stretches: list[list[PointComparison]] = []
-    for point in points:
-        if stretches and stretches[-1][0].verdict is point.verdict:
-            stretches[-1].append(point)
-        else:
-            stretches.append([point])
-    return stretches
+    """Neighbouring points of one verdict, by load. Those that not both arms finished are apart."""
+    groups = groupby(points, key=lambda point: (point.verdict, _is_measured(point)))
+    return [list(stretch) for _, stretch in groups]
 
 
 def _where(stretch: Sequence[PointComparison], group: Sequence[PointComparison]) -> str:

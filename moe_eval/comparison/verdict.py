@@ -184,6 +184,7 @@ def _decided(
         settled_by = _settled_by(pair, timed, rules)
     if pair.serving is not None and timed and verdict not in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
         sentence = f"{sentence} {pair.serving.sentence}"
+        settled_by = settled_by or _settled_under_load(pair.serving, rules)
     if pair.contrast and verdict not in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
         sentence = f"{sentence} This is {pair.contrast}."
     return replace(
@@ -208,7 +209,10 @@ def _settled_under_load(serving: ServingComparison, rules: Rules) -> str | None:
     ratios = [point.ratios.deciding(point.point) for point in serving.points if point.verdict in undecided]
     if not ratios:
         return None
-    loads = max(_loads_needed(ratio, rules) if ratio else LEAST_LOADS + 1 for ratio in ratios)
+    judged = [ratio for ratio in ratios if ratio]
+    if len(judged) < len(ratios):
+        return "Give --resume, which measures again what failed."
+    loads = max(_loads_needed(ratio, rules) for ratio in judged)
     if loads > _MOST_LOADS:
         return f"It takes more than {_MOST_LOADS} loads. Look for what disturbs the measurement first."
     return f"Give --loads {loads} for more loads."

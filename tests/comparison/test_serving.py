@@ -15,6 +15,7 @@ from moe_eval.data.served_requests import LoadPoint
 from moe_eval.errors import UsageError
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import Pair
+from moe_eval.records.headline import HeadlineFigure
 from moe_eval.records.serving import ServingLimits
 from moe_eval.records.serving_comparison import ServingComparison
 from moe_eval.records.verdicts import Rules, Verdict
@@ -67,7 +68,7 @@ def test_a_gain_in_time_is_the_ratio_at_every_point() -> None:
             assert 1.2 < ratio.low < 1.25
         assert point.verdict is Verdict.PAYS
     assert pair.verdict is Verdict.PAYS
-    assert pair.sentence.startswith("At every load measured fp8 pays: 1.250x (")
+    assert pair.sentence.startswith("At every load measured fp8 pays, in output tokens per second and GPU: 1.250x (")
 
 
 def test_at_equal_speed_it_counts_twice_and_only_on_the_frontier() -> None:
@@ -98,18 +99,48 @@ def test_the_users_within_a_limit_come_first() -> None:
 @pytest.mark.parametrize(
     ("limit", "words"),
     [
-        (5.0, "fp8 none, bf16 none"),
-        (10.0, "fp8 1.44, bf16 1"),
-        (39.0, "fp8 16 or more, bf16 15.2"),
-        (99.0, "16 or more"),
+        (5.0, "Within 5 ms a token neither arm serves even 1 user."),
+        (9.0, "Within 9 ms a token fp8 serves 1.17 users and bf16 none."),
+        (10.0, "fp8 serves 1.44"),
+        (39.0, "Within 39 ms a token fp8 serves 16 users or more and bf16 15.2 users, at least 1.05x."),
+        (99.0, "Within 99 ms a token both arms serve 16 users or more."),
     ],
 )
 def test_a_limit_beyond_the_points_has_no_ratio(limit: float, words: str) -> None:
     limits = ServingLimits(tpot_ms=limit)
     loads = (1.0, 1.0, 1.0)
     pair = compared(arm("bf16", level(1.0), loads, limits=limits), arm("fp8", level(1.2), loads, limits=limits))
-    assert words in pair.sentence
-    assert ("serves" in pair.sentence) == (limit == 10.0)
+    assert pair.sentence.startswith(words)
+    assert (headline(pair) is None) == (limit != 10.0), "a bound is no headline"
+
+
+def headline(pair: Pair) -> float | None:
+    return next((entry.ratio for entry in pair.headlines if entry.figure is HeadlineFigure.USERS_IN_TIME), None)
+
+
+def test_fewer_users_than_were_tried_are_not_none() -> None:
+    limits, loads = ServingLimits(tpot_ms=35.0), (1.0, 1.0, 1.0)
+    for gain, words in (
+        (1.0, "neither arm serves 16 users."),
+        (1.5, "fp8 serves 16 users or more and bf16 fewer than"),
+    ):
+        pair = compared(arm("bf16", {16: 1.0}, loads, limits=limits), arm("fp8", {16: gain}, loads, limits=limits))
+        assert pair.sentence.startswith(f"Within 35 ms a token {words}")
+
+
+def test_a_point_that_one_arm_failed_is_told_apart_from_an_open_one() -> None:
+    failing = {users: [10 / 1.2 * users**0.5 * load if users < 16 else None for load in LOADS] for users in USERS}
+    record = served.record("fp8", failing, replace(TIMED_ON, precision="fp8"))
+    pair = compared(arm("bf16", level(1.0)), ArmRecords("fp8", "fp8", serving=record))
+    assert pair.sentence.startswith("At 16 users not both arms were measured. Up to 8 users fp8 pays, in output tokens")
+    assert pair.settled_by == "Give --resume, which measures again what failed."
+
+
+def test_what_settles_servers_is_told_beside_batches_that_are_settled() -> None:
+    pair = compared(*counted(arm("bf16", level(1.0)), arm("fp8", level(1.05), (0.7, 1.4, 1.0, 0.9))))
+    assert (pair.verdict, serving(pair).verdict) == (Verdict.NO_DIFFERENCE, Verdict.OPEN)
+    assert pair.settled_by is not None
+    assert "loads" in pair.settled_by
 
 
 def test_it_pays_from_a_load_on_and_does_nothing_below() -> None:
@@ -120,7 +151,7 @@ def test_it_pays_from_a_load_on_and_does_nothing_below() -> None:
         *[Verdict.PAYS] * 3,
     ]
     sentences = pair.sentence.split(". ")
-    assert sentences[0].startswith("From 4 users on fp8 pays: 1.200x (")
+    assert sentences[0].startswith("From 4 users on fp8 pays, in output tokens per second and GPU: 1.200x (")
     assert sentences[0].endswith("at 16 users")
     assert sentences[1].startswith("Up to 2 users it makes no worthwhile difference: 1.000x (")
 
@@ -278,7 +309,7 @@ def test_at_a_rate_the_time_of_a_request_decides_and_no_frontier_has_it() -> Non
     pair = compared(*sides)
     (point,) = serving(pair).points
     assert point.ratios.deciding(point.point) is point.ratios.e2e_p50_ms
-    assert pair.sentence.startswith("At 2.5 requests per second fp8 pays: 1.25x")
+    assert pair.sentence.startswith("At 2.5 requests per second fp8 pays, by the median time of a request: 1.25x")
     assert serving(pair).frontier == ((), ())
 
 
