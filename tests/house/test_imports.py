@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "moe_eval"
 # from low to high; rooms of one line know nothing of each other
 STOREYS = (
-    ("errors",),
+    ("errors", "frozen"),
     ("exits", "stats", "outside"),
     ("machine",),
     ("checkpoint",),
