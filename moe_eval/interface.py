@@ -13,11 +13,11 @@ TrackingError where MLflow did.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_eval.errors import EngineError, TrackingError, UsageError, no_such
+from moe_eval.frozen import frozen
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.verdicts import Rules
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True)
+@frozen
 class Results:
     """Recorded arms and their comparison.
 

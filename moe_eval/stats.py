@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 Array = npt.NDArray[Any]
 
@@ -21,7 +21,7 @@ _EVENLY = 0.01  # of the error rate of looks
 _LEAST_DF = 0.5  # below, one document holds nearly all tokens and an interval is as wide as anything
 
 
-@dataclass(frozen=True)
+@frozen
 class Estimate:
     """A figure with its standard error and its interval.
 
@@ -35,7 +35,7 @@ class Estimate:
     df: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Divergence:
     """How far one arm's distributions are from the reference's, position by position.
 

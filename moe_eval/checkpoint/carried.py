@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from moe_eval.checkpoint import declared, headers
@@ -13,6 +12,7 @@ from moe_eval.checkpoint.declared import Declaration, Form
 from moe_eval.checkpoint.headers import Header
 from moe_eval.checkpoint.precision import DTYPE_OF, OF_DTYPE
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import files
 
 # where a quantisation stands in config.json and its sections
@@ -21,7 +21,7 @@ _KEYS = ("quantization", "quantization_config", "compression_config")  # MLX wri
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
-@dataclass(frozen=True)
+@frozen
 class Carried:
     """What a checkpoint's files say about the form of its weights.
 

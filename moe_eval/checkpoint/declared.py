@@ -7,7 +7,6 @@ QuantizationConfig, and the quantization_config of Transformers' own methods.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache
 
@@ -15,9 +14,10 @@ import regex
 
 from moe_eval.checkpoint.precision import WEIGHT_ONLY
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Form:
     """How weights are held and multiplied.
 
@@ -30,7 +30,7 @@ class Form:
     name: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Declaration:
     """A declaration, as rules by the names of modules.
 

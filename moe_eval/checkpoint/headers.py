@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import msgspec
 
 from moe_eval.checkpoint.contents import AGAIN
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import documents, files
 
 LONGEST_HEADER = 100_000_000  # bytes, as the library has it
@@ -30,7 +30,7 @@ class _Tensor(msgspec.Struct):
 Tensor = tuple[str, tuple[int, ...]]  # the type as safetensors names it, and the shape
 
 
-@dataclass(frozen=True)
+@frozen
 class Header:
     """Tensors of a checkpoint by module and their name in it."""
 

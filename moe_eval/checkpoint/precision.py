@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp8_channel", "fp8_block", "nvfp4")
 # these kernels unpack weights and multiply in 16 bits, which is another precision than the checkpoint's
@@ -55,7 +55,7 @@ def check_name(precision: str) -> None:
         raise UsageError(f"There is no precision {precision!r}. {fix}")
 
 
-@dataclass(frozen=True)
+@frozen
 class Support:
     """One row of support.toml: where an engine runs a precision natively.
 

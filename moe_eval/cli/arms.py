@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from moe_eval.checkpoint import precision
 from moe_eval.cli.options import arm_text
 from moe_eval.engines import registry, tables
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError, no_such
+from moe_eval.frozen import frozen
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.runner.request import NamedArm, SharedSettings
 
@@ -21,7 +21,7 @@ _VARIABLE = "env."
 TakeSettings = Callable[[dict[str, object]], SharedSettings]
 
 
-@dataclass(frozen=True)
+@frozen
 class Common:
     """What all arms have unless they say otherwise.
 

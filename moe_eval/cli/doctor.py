@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from moe_eval.cli.output import Conclusion
 from moe_eval.emulation import PRECISIONS as EMULATED
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine import hardware
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(options: DoctorOptions) -> Conclusion:
     return Conclusion(facts, [*lines, "The self-test found nothing that does not work."])
 
 
-@dataclass(frozen=True)
+@frozen
 class _Support:
     """A precision on an engine: whether it runs on the first GPU, and why not."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from moe_eval.cli.arm_logs import followed
@@ -18,6 +18,7 @@ from moe_eval.cli.request import gpus_of, request_of, say_what_runs
 from moe_eval.comparison import gate
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import terminable
+from moe_eval.frozen import frozen
 from moe_eval.machine import named_gpus
 from moe_eval.outside.words import lines
 from moe_eval.records.by_arm import ArmRecords
@@ -40,7 +41,7 @@ from moe_eval.tracking.live import Live
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@frozen
 class Outcome:
     """What came of a plan.
 

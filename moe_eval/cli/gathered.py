@@ -6,12 +6,13 @@ import re
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from moe_eval.cli.sources import folders as named_folders
 from moe_eval.comparison import pairs
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.imports import harness_samples
 from moe_eval.records import by_arm, run_files
 from moe_eval.records.by_arm import ArmRecords
@@ -22,7 +23,7 @@ from moe_eval.records.verdicts import Rules
 from moe_eval.tracking import patience
 
 
-@dataclass(frozen=True)
+@frozen
 class Gathered:
     """Arms of several sources.
 

@@ -7,15 +7,15 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
 from typing import IO
 
 from moe_eval.cli.options.output import OutputOptions
+from moe_eval.frozen import frozen
 from moe_eval.outside import documents, words
 from moe_eval.records import disk
 
 
-@dataclass(frozen=True)
+@frozen
 class Conclusion:
     """What a command comes to.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from moe_eval.checkpoint.precision import cache_bytes
+from moe_eval.frozen import frozen
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.labels import ArmSettings, EngineFacts, OptionValue
 
@@ -18,7 +18,7 @@ _COVERED = ("kv_cache_dtype", "emulate", "scope", *_EXPERTS)
 _TENSORS, _MOE = "tensor_parallel_size", "moe_backend"
 
 
-@dataclass(frozen=True)
+@frozen
 class _Side:
     """What is recorded of one arm: what was planned, and what its engine said. None where it is not known."""
 

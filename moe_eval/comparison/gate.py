@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
 from moe_eval import stats
 from moe_eval.comparison import serving_gate, serving_wording, task_gate, verdict, wording
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.labels import Status
@@ -64,7 +64,7 @@ class GateResult(IntEnum):
         return max(results, key=order.index, default=GateResult.HOLDS)
 
 
-@dataclass(frozen=True)
+@frozen
 class Condition:
     """One condition of a gate.
 
@@ -144,7 +144,7 @@ def check_arms(conditions: Sequence[Condition], arms: Collection[str]) -> None:
             raise UsageError(f"--gate has {condition.text!r}, and the arms are {', '.join(arms)}. {fix}")
 
 
-@dataclass(frozen=True)
+@frozen
 class _Bounded:
     """A figure that a condition bounds.
 

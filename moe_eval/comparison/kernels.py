@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from moe_eval.comparison.explained import EXPLAINED, cause, explains
 from moe_eval.evaluators.kernels_record import short_name
+from moe_eval.frozen import frozen
 from moe_eval.records.kernels import CategoryTime, KernelsRecord, KernelTime, PhaseTime
 from moe_eval.records.shape_comparison import CategoryChange, PhaseChange
 from moe_eval.traces.collectives import SHOWN_CATEGORIES
@@ -25,7 +26,7 @@ _CUT = "..."
 _SIZE = re.compile(r"(?<=[<,\s])\d+[uUlL]*(?=\s*[,>])")  # a number among template arguments
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelsReport:
     """What `moe-eval kernels --output` writes of two traces, and their difference by phase. Of one it is the record."""
 

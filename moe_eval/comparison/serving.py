@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from moe_eval import stats
 from moe_eval.comparison import comparable, frontier, speed
 from moe_eval.comparison.frontier import Floats
 from moe_eval.evaluators import serving_figures
+from moe_eval.frozen import frozen
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import PairSchedule
 from moe_eval.records.ratios import Interval, Ratio, Sides
@@ -30,7 +31,7 @@ _TIMES = ("ttft_p50_ms", "e2e_p50_ms", "j_per_tok")  # better where they are les
 _MOST_APART = 0.01  # of the tokens of answers: beyond it two arms have not done the same work
 
 
-@dataclass(frozen=True)
+@frozen
 class _Side:
     """One arm.
 
@@ -183,7 +184,7 @@ def _frontier(side: _Side) -> tuple[FrontierPoint, ...]:
     return tuple(FrontierPoint(*row, is_best) for row, is_best in zip(rows, flags, strict=True))
 
 
-@dataclass(frozen=True)
+@frozen
 class _Curves:
     """Both arms at the points that all their common loads finished.
 

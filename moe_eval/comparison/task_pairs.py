@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.records.task_results import DocumentResult, TaskResults
 
 Array = npt.NDArray[Any]
@@ -18,7 +18,7 @@ BITS = math.log(2)
 _LONGEST_SETTINGS = 200
 
 
-@dataclass(frozen=True)
+@frozen
 class Paired:
     """Both arms' scores of the same documents. Arrays of shape (documents,), means over repeats.
 

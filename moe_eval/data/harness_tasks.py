@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from moe_eval.checkpoint.hub import unreachable
 from moe_eval.data import task_files
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 from moe_eval.outside import files
 
 _FIX = "Give the path of a task's YAML file, or a task's name."
@@ -23,7 +24,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 RenderChat = Callable[..., Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class TaskOptions:
     """Which tasks arms are evaluated on, and how: the harness's options by their own names.
 
@@ -43,7 +44,7 @@ class TaskOptions:
     repeats: int = 1
 
 
-@dataclass(frozen=True)
+@frozen
 class Suite:
     """What one entry of --tasks asks of an arm.
 

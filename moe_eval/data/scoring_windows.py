@@ -6,18 +6,18 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from moe_eval.checkpoint import hub
 from moe_eval.data import documents as raw_files
 from moe_eval.data.window import Window, rolling_windows
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 
 DATASETS = ("wikitext", "wikitext_local", "moe_sample")
 _HUB = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1")
 
 
-@dataclass(frozen=True)
+@frozen
 class WindowSet:
     """Windows of at most `input_len` scored tokens, cut within documents.
 

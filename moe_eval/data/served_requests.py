@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import msgspec
 
 from moe_eval.data.workload import Prompt
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import files
 
 MOST_USERS = 512  # of a sweep that ends by itself
@@ -20,7 +20,7 @@ _NAME = re.compile(r"(?:c(\d+)|r(\d+(?:\.\d+)?(?:e[+-]\d+)?))_")
 USER_REQUESTS = 10  # of a user at a point, at least: vLLM's and InferenceX's sweeps send as many
 
 
-@dataclass(frozen=True)
+@frozen
 class LoadPoint:
     """How requests come: so many users who wait for their answers, or at a mean rate per second (Poisson arrivals)."""
 
@@ -49,7 +49,7 @@ class LoadPoint:
         return self.concurrency or 1
 
 
-@dataclass(frozen=True)
+@frozen
 class Lengths:
     """Tokens that one request reads and makes."""
 
@@ -57,7 +57,7 @@ class Lengths:
     output_len: int
 
 
-@dataclass(frozen=True)
+@frozen
 class ServedRequest:
     """One request: token ids, and how many tokens are to be made."""
 
@@ -65,7 +65,7 @@ class ServedRequest:
     output_len: int
 
 
-@dataclass(frozen=True)
+@frozen
 class RequestSet:
     """Requests in their order. A point takes the first ones.
 

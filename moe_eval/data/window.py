@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from moe_eval.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Window:
     """Tokens to score, in the harness's disjoint form: `continuation` is scored, `context` conditions it.
 

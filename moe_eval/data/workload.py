@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
 import numpy as np
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 Prompt = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Shape:
     """How many sequences are generated at once, and how many tokens each of them reads and makes."""
 
@@ -35,7 +35,7 @@ class Shape:
         return self.batch_size * (self.input_len + self.output_len)
 
 
-@dataclass(frozen=True)
+@frozen
 class Workload:
     """Prompts of token ids and the shapes that run on them.
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from moe_eval.emulation.model import Applied, Group, Site, round_weights
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 _DECODER_LAYER = re.compile(r".*?\.(\d+)(?=\.)")  # the first number of a module's path is that of its layer
 
 
-@dataclass(frozen=True)
+@frozen
 class ExpertLayer:
     """The experts of one decoder layer.
 

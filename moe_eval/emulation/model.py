@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_eval.emulation import formats
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 SCOPES = ("experts", "all")
 ACTIVATIONS = ("static", "dynamic")
@@ -22,7 +23,7 @@ _NUMBER = re.compile(r"(\bexperts)\.\d+")
 _EXCLUDED = re.compile(r"(^|\.)(lm_head|gate|router|shared_expert_gate)(\.|$)")
 
 
-@dataclass(frozen=True)
+@frozen
 class Emulation:
     """The settings of an emulation.
 
@@ -71,7 +72,7 @@ class Site:
         return values
 
 
-@dataclass(frozen=True)
+@frozen
 class Group:
     """Matrices that share their largest magnitude, by name.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.data.window import Window
+from moe_eval.frozen import frozen
 from moe_eval.records.labels import EngineFacts
 from moe_eval.records.samples import EngineSteps
 
@@ -19,7 +20,7 @@ TokenIds = Sequence[int]
 PositionIds = npt.NDArray[np.integer[Any]]  # token ids of every position, shape (positions, k)
 
 
-@dataclass(frozen=True)
+@frozen
 class WindowScores:
     """The scores of one window's n continuation tokens.
 
@@ -40,7 +41,7 @@ class WindowScores:
     of_ids: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@frozen
 class GenerationRequest:
     """The settings to continue prompts with.
 
@@ -70,7 +71,7 @@ class GenerationRequest:
     timed: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class RequestTimes:
     """An engine's times of one request: seconds on its own clock since the first request of the batch arrived.
 
@@ -84,7 +85,7 @@ class RequestTimes:
     last_token: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Completion:
     """The new tokens of one prompt, without the end-of-sequence token, and why they end.
 
@@ -96,7 +97,7 @@ class Completion:
     times: RequestTimes | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class EngineSettings:
     """The user's settings of an engine. None leaves a setting to the checkpoint or the engine.
 
@@ -128,7 +129,7 @@ class EngineSettings:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class TraceHandle:
     """Where a trace will be after its context."""
 
@@ -217,7 +218,7 @@ class StepReporter(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@frozen
 class ExpertsOfLayer:
     """The experts of one decoder layer.
 
@@ -236,7 +237,7 @@ class ExpertsOfLayer:
     is_fused: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Variant:
     """A model of which the experts of one layer are quantised, or one of them. `expert` is None for all."""
 

@@ -7,10 +7,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 
 if TYPE_CHECKING:
     from moe_eval.engines.base import Engine, EngineSettings
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from moe_eval.machine.hardware import Gpu
 
 
-@dataclass(frozen=True)
+@frozen
 class EngineKind:
     """The name, installation and abilities of an engine.
 

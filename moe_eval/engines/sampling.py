@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import msgspec
 from moe_eval.engines import tables
 from moe_eval.engines.registry import named
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 
 UNUSED = "unused"
 _TYPES: Mapping[str, tuple[Any, str]] = {
@@ -28,7 +28,7 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
 _SIGNS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
-@dataclass(frozen=True)
+@frozen
 class Argument:
     """One generation argument. Its fields are explained in sampling.toml."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,13 +11,14 @@ import requests
 
 from moe_eval.engines.endpoint.server import Server
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.records.labels import EngineFacts
 from moe_eval.records.samples import EngineSteps
 
 HOST = "127.0.0.1"
 
 
-@dataclass(frozen=True)
+@frozen
 class ServeSettings:
     """With what servers are started, the same for all arms.
 

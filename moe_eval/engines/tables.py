@@ -6,17 +6,17 @@ import ast
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import toml, words
 
 
-@dataclass(frozen=True)
+@frozen
 class Variable:
     """An environment variable that chooses kernels or transports of some engines.
 
@@ -30,7 +30,7 @@ class Variable:
     source: str
 
 
-@dataclass(frozen=True)
+@frozen
 class _Bound:
     """Model arguments that are numbers within bounds: `names`, separated by spaces. `meaning`: told with the bounds."""
 
@@ -41,7 +41,7 @@ class _Bound:
     meaning: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class _Settings:
     """Model arguments of an engine: `names`, separated by spaces, and fields of classes in a file of its package."""
 

@@ -6,17 +6,19 @@ import hashlib
 import json
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
 from lm_eval.api.model import LM
 
+from moe_eval.frozen import frozen
+
 Answer = str | float | tuple[float, bool]
 
 
-@dataclass(frozen=True)
+@frozen
 class AnsweredRequest:
     """One line of the file.
 

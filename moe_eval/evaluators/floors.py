@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from moe_eval.checkpoint.geometry import STATE_WIDTHS, Geometry
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine.links import ring_bytes
 from moe_eval.machine.rates import Rates
 from moe_eval.records.shape_latency import Floor
@@ -29,7 +29,7 @@ def expected_distinct(experts: int, top_k: int, batch: int) -> float:
     return experts * (1 - (1 - top_k / experts) ** batch)
 
 
-@dataclass(frozen=True)
+@frozen
 class Link:
     """How the GPUs of a model exchange activations in every layer.
 
@@ -65,7 +65,7 @@ class Link:
         return 2 * geometry.moe_layers * values / self.gpus * (self.gpus - 1) * (1 - missed)
 
 
-@dataclass(frozen=True)
+@frozen
 class LoadedModel:
     """A model as it was loaded, on the device that it runs on.
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from moe_eval.engines import sampling
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 Arguments = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class Generation:
     """What a task wants of each of its prompts.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from moe_eval.data.workload import Shape
 from moe_eval.engines.base import Engine, TokenIds
 from moe_eval.errors import EngineError
 from moe_eval.evaluators import kernels_record, latency
+from moe_eval.frozen import frozen
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import EngineFacts
@@ -20,7 +21,7 @@ from moe_eval.traces.readers import files
 WARM_UPS, UNPROFILED = 2, 5
 
 
-@dataclass(frozen=True)
+@frozen
 class CapturedRun:
     """One run of a shape that Nsight Systems recorded. Its report is whole when the process has ended.
 

@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -14,6 +14,7 @@ from moe_eval.data.workload import Shape
 from moe_eval.engines.base import Completion, Engine, GenerationRequest, StepReporter, TokenIds
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators.warm_up import ended
+from moe_eval.frozen import frozen
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.samples import Sample, WarmUp
 
@@ -27,7 +28,7 @@ _PROFILERS = {"NSYS_PROFILING_SESSION_ID": "Nsight Systems", "NV_COMPUTE_PROFILE
 _traced: list[str] = []
 
 
-@dataclass(frozen=True)
+@frozen
 class Clock:
     """Times calls of an engine by the host's clock, and by CUDA events where its work is in this process."""
 

@@ -11,6 +11,7 @@ from moe_eval.data.workload import Shape, Workload
 from moe_eval.evaluators import shape_floors, speed
 from moe_eval.evaluators.trend import trend
 from moe_eval.evaluators.warm_up import UNSETTLED
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
@@ -20,7 +21,7 @@ from moe_eval.records.samples import Sample, Turn, WarmUp
 from moe_eval.records.shape_latency import Routing, ShapeLatency
 
 
-@dataclass(frozen=True)
+@frozen
 class Context:
     """What all latency records of a run share.
 

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import msgspec
 from moe_eval.data.served_requests import LoadPoint, ServedRequest
 from moe_eval.engines.endpoint.server import KEY, Server
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.frozen import frozen
 
 INPUT, REQUESTS = "serving_requests.jsonl", "profile_export.jsonl"
 SERVER, LOG, CONFIG = "server_metrics_export.json", "aiperf.txt", "aiperf.yaml"
@@ -31,7 +31,7 @@ _ENVIRONMENT = {"AIPERF_SERVER_METRICS_COLLECTION_FLUSH_PERIOD": "0"}
 _TAIL = 400  # characters of its output that a failure tells
 
 
-@dataclass(frozen=True)
+@frozen
 class Drive:
     """One point to be driven.
 
@@ -53,7 +53,7 @@ class Drive:
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class Order:
     """What is driven, before there is a server.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from moe_eval.data.scoring_windows import WindowSet
 from moe_eval.engines.base import Engine, WindowScores, unheard
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.evaluators import divergence
+from moe_eval.frozen import frozen
 from moe_eval.outside import files
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.quality import NO_NUMBERS, NoiseFloor, QualityFigures, QualityRecord
@@ -26,7 +27,7 @@ TOP_K = 128  # with 64 the divergence of the shipped model's NVFP4 misses 15 % o
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class Scores:
     """What one arm said of every scored token of its windows, in order.
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from moe_eval.data.served_requests import LoadPoint, RequestSet
 from moe_eval.evaluators import serving_figures
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.latency import WorkloadLabel
 from moe_eval.records.serving import PointServing, ServedLoad, ServingLimits, ServingMetrics, ServingRecord
 
 
-@dataclass(frozen=True)
+@frozen
 class Served:
     """What was measured of an arm.
 

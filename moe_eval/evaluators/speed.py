@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import accumulate
 
 from moe_eval import stats
 from moe_eval.data.workload import Shape
+from moe_eval.frozen import frozen
 from moe_eval.records.samples import LatencyFigures, LatencyMetrics, Metric, Sample, SourceMedians
 
 DISAGREEMENT = 0.02  # sources that differ by more than this get a note
@@ -20,7 +21,7 @@ OF_CALLS = ("cuda_events", "host")
 OF_TOKENS = ("engine", "cuda_events", "host")
 
 
-@dataclass(frozen=True)
+@frozen
 class _Times:
     """Milliseconds of every sample by one source. `tpot_ms` is empty where they would be no times."""
 

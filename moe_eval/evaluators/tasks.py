@@ -7,7 +7,6 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from moe_eval.data import harness_tasks
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.errors import EngineError
 from moe_eval.evaluators.answers import AnsweredModel
+from moe_eval.frozen import frozen
 from moe_eval.records import disk
 from moe_eval.records.labels import ArmLabels, EngineFacts, Origin, Status
 from moe_eval.records.quality import NO_NUMBERS
@@ -27,7 +27,7 @@ from moe_eval.records.tasks import EvaluatedSuite, TasksRecord
 _SEEDS = (0, 1234, 1234)  # the harness's own of random, NumPy and torch
 
 
-@dataclass(frozen=True)
+@frozen
 class Place:
     """Where an evaluation is written.
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats as distributions
 
+from moe_eval.frozen import frozen
+
 LEVEL = 0.01  # of the two-sided test: one steady shape in a hundred is told to drift
 
 
-@dataclass(frozen=True)
+@frozen
 class Trend:
     """A drift that chance does not explain.
 

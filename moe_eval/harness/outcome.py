@@ -6,8 +6,8 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from moe_eval.frozen import frozen
 from moe_eval.harness import KERNELS, LATENCY, kernels, latency
 from moe_eval.harness.untyped import Dictionary, Results, Sample
 from moe_eval.records.harness import DatasetFacts
@@ -18,7 +18,7 @@ _FILES = ("json", "csv", "parquet", "arrow", "text", "pandas", "xml", "webdatase
 _KEY = re.compile(r"[^\w.:/ -]")  # what MLflow refuses in a metric's name
 
 
-@dataclass(frozen=True)
+@frozen
 class Outcome:
     """The result of a finished run. The fields are those of HarnessRecord.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from moe_eval.checkpoint import contents, precision
 from moe_eval.checkpoint.shipped import SHIPPED
@@ -12,6 +12,7 @@ from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.options import flag
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 from moe_eval.machine import nsys
 
 _PROFILERS = ("auto", "nsys", "torch")
@@ -23,7 +24,7 @@ _COMMON = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class ModelSettings:
     """The settings in `--model_args` and in the harness's own options.
 

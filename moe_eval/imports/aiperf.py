@@ -7,14 +7,15 @@ docs/reference/json-export-schema.md. Earlier versions state the concurrency in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.imports.result import Count, Positive, ToolResult, in_seconds
 from moe_eval.records.tool import ToolLabels
 
 
-@dataclass(frozen=True)
+@frozen
 class Statistics:
     """A metric. Totals and rates have `avg` alone."""
 
@@ -23,7 +24,7 @@ class Statistics:
     p50: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Phase:
     """A phase of the load. Only the profiling one is measured, `kind` of which earlier versions write as its name."""
 
@@ -33,7 +34,7 @@ class Phase:
     rate: Positive | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class LoadGenerator:
     """The load, as versions before phases wrote it."""
 
@@ -41,28 +42,28 @@ class LoadGenerator:
     request_rate: Positive | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Model:
     """One model of the server."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Models:
     """The models of the server."""
 
     items: tuple[Model, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Endpoint:
     """The server, as versions before `models` wrote it."""
 
     model_names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Configuration:
     """What was measured."""
 
@@ -72,28 +73,28 @@ class Configuration:
     endpoint: Endpoint = field(default_factory=Endpoint)
 
 
-@dataclass(frozen=True)
+@frozen
 class TelemetryGpu:
     """A GPU that was watched."""
 
     gpu_name: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class TelemetryEndpoint:
     """GPUs by their number."""
 
     gpus: Mapping[str, TelemetryGpu] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class Telemetry:
     """Where GPUs were watched."""
 
     endpoints: Mapping[str, TelemetryEndpoint] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class Summary:
     """The file."""
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import msgspec
 
 from moe_eval.errors import EngineError
+from moe_eval.frozen import frozen
 from moe_eval.records.serving import RequestTimes, ServerState
 
 _NS = 1e9
@@ -27,7 +28,7 @@ _GAUGES = {
 _PREEMPTIONS = "vllm:num_preemptions"
 
 
-@dataclass(frozen=True)
+@frozen
 class Failure:
     """Why a request has no answer."""
 
@@ -36,14 +37,14 @@ class Failure:
     type: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Figure:
     """A metric of a request. Some are lists, which are not read here."""
 
     value: float | int | tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Metadata:
     """When a request was sent, in ns of time.time_ns, and in which phase."""
 
@@ -53,7 +54,7 @@ class Metadata:
     was_cancelled: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Line:
     """A request."""
 
@@ -67,21 +68,21 @@ class Line:
         return figure.value if figure is not None and not isinstance(figure.value, tuple) else None
 
 
-@dataclass(frozen=True)
+@frozen
 class Series:
     """What was sampled of a metric of one process of the server."""
 
     stats: Mapping[str, float | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class ServerMetric:
     """A metric of the server."""
 
     series: tuple[Series, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class ServerMetrics:
     """The file."""
 

@@ -6,14 +6,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 
+from moe_eval.frozen import frozen
 from moe_eval.records.task_results import DocumentResult, Score
 
 
-@dataclass(frozen=True)
+@frozen
 class Sample:
     """What is read of a line of samples beside its scores. Earlier versions of lm-eval wrote no hashes."""
 

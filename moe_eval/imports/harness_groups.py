@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from moe_eval.frozen import frozen
 from moe_eval.imports.harness_documents import number
 from moe_eval.records.task_results import TaskGroup, TaskMetric, Weights
 
 
-@dataclass(frozen=True)
+@frozen
 class Results:
     """What is read of a file of results, see lm_eval.result_schema."""
 

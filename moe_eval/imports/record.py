@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from moe_eval.data.workload import Shape
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import speed
+from moe_eval.frozen import frozen
 from moe_eval.imports.result import ToolResult
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.latency import LatencyRecord
@@ -26,7 +27,7 @@ _PACKAGES = {"trtllm-bench": "tensorrt-llm", "aiperf": "aiperf"}
 Value = TypeVar("Value", int, str)
 
 
-@dataclass(frozen=True)
+@frozen
 class Statement:
     """What the user says of all files of an arm. None for what the files say themselves."""
 

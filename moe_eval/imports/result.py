@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
 
+from moe_eval.frozen import frozen
 from moe_eval.records.tool import ToolLabels
 
 # numbers of a file, which msgspec checks where a form says so
@@ -14,7 +14,7 @@ Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 
 
-@dataclass(frozen=True)
+@frozen
 class ToolResult:
     """One run of a tool. None means that its file does not state it.
 

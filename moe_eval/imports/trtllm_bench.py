@@ -6,9 +6,8 @@ Read from ReportUtility.get_statistics_dict in tensorrt_llm/bench/dataclasses/re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from moe_eval.checkpoint.precision import OF_DTYPE
+from moe_eval.frozen import frozen
 from moe_eval.imports.result import Count, Positive, ToolResult, in_seconds
 from moe_eval.records.tool import ToolLabels
 
@@ -17,7 +16,7 @@ _OF_QUANTIZATION = {"FP8": "fp8", "FP8_BLOCK_SCALES": "fp8_block", "NVFP4": "nvf
 _BY_ITSELF = 1.05  # mean concurrent requests up to which they came one after the other
 
 
-@dataclass(frozen=True)
+@frozen
 class Engine:
     """What was loaded. `quantization` is None for a checkpoint in `dtype`."""
 
@@ -27,14 +26,14 @@ class Engine:
     quantization: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Gpu:
     """The first GPU. All of a run are alike."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@frozen
 class World:
     """Over how many GPUs, and the most sequences of one step."""
 
@@ -42,7 +41,7 @@ class World:
     max_batch_size: Count
 
 
-@dataclass(frozen=True)
+@frozen
 class Requests:
     """How many requests there were, and their means."""
 
@@ -52,14 +51,14 @@ class Requests:
     avg_output_length: Positive
 
 
-@dataclass(frozen=True)
+@frozen
 class Percentiles:
     """Milliseconds. A time of 0 stands for none."""
 
     p50: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Performance:
     """Of all requests together, and of single ones."""
 
@@ -67,7 +66,7 @@ class Performance:
     request_latency_percentiles_ms: Percentiles
 
 
-@dataclass(frozen=True)
+@frozen
 class Streaming:
     """There where answers were streamed."""
 
@@ -75,7 +74,7 @@ class Streaming:
     ttft_percentiles: Percentiles
 
 
-@dataclass(frozen=True)
+@frozen
 class Report:
     """The file."""
 

@@ -6,17 +6,17 @@ absent in earlier versions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.imports.result import Count, Positive, ToolResult, in_seconds
 from moe_eval.records.tool import ToolLabels
 
 
-@dataclass(frozen=True)
+@frozen
 class Latency:
     """Seconds of every iteration of one batch, whose sizes the file does not state."""
 
@@ -29,7 +29,7 @@ class Latency:
         return ToolResult(labels, engine="vllm", e2e_s=self.latencies)
 
 
-@dataclass(frozen=True)
+@frozen
 class Throughput:
     """Seconds in which all requests were done, and the tokens that they read and made."""
 
@@ -46,7 +46,7 @@ class Throughput:
         return ToolResult(labels, batch_size=requests, tokens=self.total_num_tokens, e2e_s=(self.elapsed_time,))
 
 
-@dataclass(frozen=True)
+@frozen
 class Serving:
     """Medians over requests of a client. `median_e2el_ms` is there where --percentile-metrics named it."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 _RESULT_DEPENDS_ON = ("moe-eval", "lm-eval", "datasets", "torch", "transformers", "safetensors", "tensorrt-llm", "vllm")
 
@@ -17,7 +17,7 @@ _RESULT_DEPENDS_ON = ("moe-eval", "lm-eval", "datasets", "torch", "transformers"
 _DEVICES = ("nvidia*", "nv*gpu*", "kfd", "dxg")
 
 
-@dataclass(frozen=True)
+@frozen
 class Gpu:
     """One GPU: its name, compute capability such as `9.0`, memory in bytes, and NVIDIA's UUID."""
 
@@ -32,7 +32,7 @@ class Gpu:
         return int(self.capability.replace(".", ""))
 
 
-@dataclass(frozen=True)
+@frozen
 class Machine:
     """The machine that made a record. It has no host or user name, since records are shared.
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.outside import toml
 
 
-@dataclass(frozen=True)
+@frozen
 class NamedGpu:
     """One row of gpus.toml.
 

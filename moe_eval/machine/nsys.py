@@ -7,10 +7,10 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 SESSION = "NSYS_PROFILING_SESSION_ID"  # nsys sets it for what it profiles
 NO_GPU = "Nsight Systems records kernels of a GPU and there is none here."
@@ -31,7 +31,7 @@ _LONG = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class NsysSettings:
     """How arms are traced by Nsight Systems.
 
@@ -44,7 +44,7 @@ class NsysSettings:
     keep_report: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class NsysCommand:
     """A command under Nsight Systems.
 

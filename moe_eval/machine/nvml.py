@@ -9,11 +9,12 @@ import contextlib
 import importlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from moe_eval.frozen import frozen
 
 # what Nvml.sample returns: `reasons` is a bit mask, and a pstate of 0 is the fastest
 SENSORS = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "reasons", "pstate")
@@ -39,7 +40,7 @@ class GpuLost(Exception):
     """A GPU has fallen off the bus. Only the sampler catches this."""
 
 
-@dataclass(frozen=True)
+@frozen
 class DefaultClock:
     """A GPU's default SM clock in MHz, and the NVML call that gave it."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ _ROUNDS, _TIMES = 4, 5
 _LONG_SECONDS = 0.2  # bfloat16 on a CPU without it
 
 
-@dataclass(frozen=True)
+@frozen
 class Rates:
     """The rates that a device reaches in practice, which are below those of its data sheet.
 

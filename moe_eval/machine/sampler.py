@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.machine.nvml import IDLE, SENSORS, GpuLost, Nvml, reason_names
 
 Array = npt.NDArray[Any]
@@ -20,7 +20,7 @@ THROTTLED = 0.75
 COLUMNS = ("time", *SENSORS)  # time in seconds of time.perf_counter
 
 
-@dataclass(frozen=True)
+@frozen
 class GpuSummary:
     """One GPU over a stretch of time. A value that the GPU did not give is None.
 

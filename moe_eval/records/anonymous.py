@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 UUID = re.compile(r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _TOKEN = re.compile(r"gpu\d+")  # of a record that was shared before
@@ -37,7 +38,7 @@ _SHORT, _MOST = 300, 1 << 15  # letters of a text, and texts, that are remembere
 _PLAIN = frozenset([int, float, bool, type(None)])  # types of values that tell nothing
 
 
-@dataclass(frozen=True)
+@frozen
 class Identity:
     """What tells of a machine and who works there.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.records import disk, run_files, schema_1
 from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord, QualityComparison
 from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
@@ -50,7 +51,7 @@ _FORMS = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class ArmRecords:
     """Everything that is recorded of one arm.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from moe_eval.frozen import frozen
 from moe_eval.records.headline import Header, Headline
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import Interval
@@ -20,7 +21,7 @@ COMPARISON_SCHEMA = 2
 COMPARISON_FILE = "comparison.json"
 
 
-@dataclass(frozen=True)
+@frozen
 class QualityComparison:
     """What an arm costs in quality against the reference.
 
@@ -55,7 +56,7 @@ class QualityComparison:
         return max(abs(self.noise_floor.low), abs(self.noise_floor.high)) if self.noise_floor else 0.0
 
 
-@dataclass(frozen=True)
+@frozen
 class PairSchedule:
     """How both arms of a pair were timed.
 
@@ -74,7 +75,7 @@ class PairSchedule:
     looks: int = 1
 
 
-@dataclass(frozen=True)
+@frozen
 class LabelDifference:
     """A label whose value differs between two arms."""
 
@@ -83,7 +84,7 @@ class LabelDifference:
     other: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Pair:
     """An arm against the reference.
 
@@ -121,7 +122,7 @@ class Pair:
     serving: ServingComparison | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class ComparedArm:
     """One arm of a comparison by itself.
 
@@ -166,7 +167,7 @@ class ComparedArm:
     serving: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class ComparisonRecord:
     """Every arm against the first one. `skipped` is what a run was asked for and did not begin."""
 

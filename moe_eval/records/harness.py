@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import files
 from moe_eval.records import disk
 from moe_eval.records.labels import Status
@@ -15,7 +16,7 @@ HARNESS_SCHEMA = 2
 RECORD_FILE, RESULTS_FILE = "record.json", "results.json"
 
 
-@dataclass(frozen=True)
+@frozen
 class DatasetFacts:
     """What a task of the harness evaluated.
 
@@ -33,7 +34,7 @@ class DatasetFacts:
     digest: str
 
 
-@dataclass(frozen=True)
+@frozen
 class HarnessRecord:
     """One `simple_evaluate` of our model, with all its labels.
 

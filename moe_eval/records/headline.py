@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from moe_eval.frozen import frozen
 
 
 class HeadlineFigure(str, Enum):
@@ -19,7 +20,7 @@ class HeadlineFigure(str, Enum):
     SERVED_TOK_S = "served_tok_s"
 
 
-@dataclass(frozen=True)
+@frozen
 class Header:
     """What was compared, where and when.
 
@@ -41,7 +42,7 @@ class Header:
     emulated: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Headline:
     """A figure of a pair that stands at the top.
 

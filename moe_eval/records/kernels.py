@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Literal
 
+from moe_eval.frozen import frozen
 from moe_eval.records.labels import Origin, Status
 
 KERNELS_SCHEMA = 2
 
 
-@dataclass(frozen=True)
+@frozen
 class CategoryTime:
     """A category's part of a step: the median over the steps of the slowest rank.
 
@@ -28,7 +29,7 @@ class CategoryTime:
     spread_ms: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelTime:
     """One kernel of a phase, by its name: its part of its category's time and launches.
 
@@ -42,7 +43,7 @@ class KernelTime:
     launches: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Ceiling:
     """How many times faster a step could become if its expert GEMMs took no time, or ran twice as fast.
 
@@ -75,7 +76,7 @@ class CaptureFault(str, Enum):
     PROFILER_IDLE = "idle time made by the profiler"
 
 
-@dataclass(frozen=True)
+@frozen
 class CaptureWarning:
     """A fault of a capture.
 
@@ -99,7 +100,7 @@ class CaptureWarning:
         return f"{self.fault.value[0].upper()}{self.fault.value[1:]}{where}: {self.sentence}{end}"
 
 
-@dataclass(frozen=True)
+@frozen
 class RankTime:
     """One rank's part of a phase: medians over the steps, in ms.
 
@@ -121,7 +122,7 @@ class RankTime:
     tokens: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class LateRank:
     """A rank that arrived last at collectives, and why. Figures are means over the steps.
 
@@ -138,7 +139,7 @@ class LateRank:
     because: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@frozen
 class Collectives:
     """The collectives of a phase, matched over ranks. Times are ms per step, medians over the steps.
 
@@ -157,7 +158,7 @@ class Collectives:
     late: tuple[LateRank, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class PhaseTime:
     """One phase of a trace. Times in ms, medians over the steps that are not set aside.
 
@@ -205,7 +206,7 @@ class PhaseTime:
     expert_imbalance: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class TraceSource:
     """Which profiler wrote a trace, and on which GPUs."""
 
@@ -214,7 +215,7 @@ class TraceSource:
     gpus: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class TracedTime:
     """A part of a whole trace: its kernels, copies and sets on all devices, inside and outside of steps.
 
@@ -229,7 +230,7 @@ class TracedTime:
     count: int
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelsRecord:
     """One trace, broken down.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Literal
 
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Machine
 
 # what an option of a command may be in a record
@@ -16,7 +17,7 @@ OptionValue = bool | int | float | str | tuple[int | float | str, ...] | None
 UNKNOWN = "not known"  # a label of what cannot be asked
 
 
-@dataclass(frozen=True)
+@frozen
 class EngineFacts:
     """The labels of whatever this engine measures. None means that the engine cannot know it.
 
@@ -98,7 +99,7 @@ class EngineFacts:
         return bool(sizes) and batch_size < max(sizes) and self.cuda_graph_padding is not False
 
 
-@dataclass(frozen=True)
+@frozen
 class ArmLabels:
     """What an arm's process said of itself once it was loaded.
 
@@ -113,7 +114,7 @@ class ArmLabels:
     tokenizer: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class ArmSettings:
     """What an arm was planned to be, beside its name.
 
@@ -134,7 +135,7 @@ class ArmSettings:
     gpus: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Origin:
     """Where and by which command a record was made.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from moe_eval.frozen import frozen
 from moe_eval.machine.rates import Rates
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.run import Schedule
@@ -14,7 +15,7 @@ from moe_eval.records.tool import ToolLabels
 LATENCY_SCHEMA = 2
 
 
-@dataclass(frozen=True)
+@frozen
 class MemoryUse:
     """Bytes of GPU memory in use before `together` arms were loaded and after their processes had ended.
 
@@ -30,7 +31,7 @@ class MemoryUse:
     taken: int | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Capacity:
     """What a GPU has room for, by the checkpoint's files and the sizes of the model: an estimate.
 
@@ -44,7 +45,7 @@ class Capacity:
     kv_cache_tokens: int | None
 
 
-@dataclass(frozen=True)
+@frozen
 class WorkloadLabel:
     """Which prompts ran: the digest of shapes and token ids, and how they were made."""
 
@@ -52,7 +53,7 @@ class WorkloadLabel:
     source: str
 
 
-@dataclass(frozen=True)
+@frozen
 class LatencyRecord:
     """One arm's latency, with all its labels. Figures of the first shape stand at the top as well.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from moe_eval.frozen import frozen
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.stats import Divergence, Estimate
 
@@ -11,7 +12,7 @@ QUALITY_SCHEMA = 2
 NO_NUMBERS = "are no numbers (NaN or infinity)"  # in the error of an arm with such scores
 
 
-@dataclass(frozen=True)
+@frozen
 class NoiseFloor:
     """How far another batch size moves the scores of one arm.
 
@@ -26,7 +27,7 @@ class NoiseFloor:
     divergence: Divergence
 
 
-@dataclass(frozen=True)
+@frozen
 class QualityFigures:
     """The perplexity of one arm over its windows.
 
@@ -57,7 +58,7 @@ class QualityFigures:
     bits_per_byte: float | None
 
 
-@dataclass(frozen=True)
+@frozen
 class QualityRecord:
     """One arm's quality, with all its labels.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from moe_eval.frozen import frozen
 from moe_eval.records.verdicts import TIME_OF, Rules
 from moe_eval.stats import CONFIDENCE
 
 
-@dataclass(frozen=True)
+@frozen
 class Ratio:
     """How much faster the other arm is: reference over other, above 1 where the other is faster.
 
@@ -36,7 +37,7 @@ class Ratio:
         return replace(self, value=self.value * factor, low=low, high=high)
 
 
-@dataclass(frozen=True)
+@frozen
 class SpeedRatios:
     """Ratios by figure. None where a figure was not measured on both sides.
 
@@ -67,7 +68,7 @@ class SpeedRatios:
         return replace(self, output_tok_s_per_gpu=self.e2e_ms.times(gpus[0] / gpus[1]))
 
 
-@dataclass(frozen=True)
+@frozen
 class Interval:
     """A median and its interval, see samples.Metric. `low` and `high` are None where there is none."""
 
@@ -82,7 +83,7 @@ class Interval:
         return Interval(self.median / count, low, high, self.loads)
 
 
-@dataclass(frozen=True)
+@frozen
 class Sides:
     """A figure of both arms. None where a side does not have it."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Machine
 from moe_eval.records.labels import ArmSettings, OptionValue, Status
 
@@ -20,7 +21,7 @@ LEAST_WARM_UPS = 5  # iterations, without which there is no verdict
 CUT_SHORT = f"fewer than {LEAST_WARM_UPS} iterations were requested, so this is a quick look"
 
 
-@dataclass(frozen=True)
+@frozen
 class Schedule:
     """How often arms are loaded, and in which order they are timed.
 
@@ -51,7 +52,7 @@ class Schedule:
         return 1 if self.mode == "turns" else self.per_load
 
 
-@dataclass(frozen=True)
+@frozen
 class Skipped:
     """An arm, or one evaluator of it, that was left out. `evaluator` is None for all of them."""
 
@@ -60,7 +61,7 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Sweep:
     """Where the load points of users ended by themselves, and why."""
 
@@ -68,7 +69,7 @@ class Sweep:
     reason: str
 
 
-@dataclass(frozen=True)
+@frozen
 class RunRecord:
     """One run.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from moe_eval.frozen import frozen
 from moe_eval.machine.sampler import GpuSummary
 
 
-@dataclass(frozen=True)
+@frozen
 class EngineSteps:
     """What an engine says of its own steps, in its own terms. None where it does not say.
 
@@ -35,7 +35,7 @@ class EngineSteps:
     why_not: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Sample:
     """One timed iteration: a call for the first token alone, then a call for all tokens.
 
@@ -63,7 +63,7 @@ class Sample:
     per_token: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class WarmUp:
     """The seconds of every warm-up iteration, and why there were no more: CUT_SHORT on request."""
 
@@ -71,7 +71,7 @@ class WarmUp:
     ended: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Turn:
     """One turn of an arm: iterations between those of other arms.
 
@@ -86,7 +86,7 @@ class Turn:
     slow_samples: tuple[bool | None, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Metric:
     """A figure over the loads of an arm, and the clock it is by.
 
@@ -105,7 +105,7 @@ class Metric:
     loads: int = 1
 
 
-@dataclass(frozen=True)
+@frozen
 class LatencyMetrics:
     """The figures of one shape. None where there is nothing to tell."""
 
@@ -117,7 +117,7 @@ class LatencyMetrics:
     j_per_tok: Metric | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class SourceMedians:
     """Medians in ms by one clock."""
 
@@ -126,7 +126,7 @@ class SourceMedians:
     tpot_ms: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class LatencyFigures:
     """What iterations of one shape come to.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from moe_eval.frozen import frozen
 from moe_eval.records.labels import ArmLabels, Origin
 from moe_eval.records.quality import QualityFigures
 from moe_eval.stats import Divergence, Estimate
@@ -11,7 +12,7 @@ from moe_eval.stats import Divergence, Estimate
 SENSITIVITY_SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@frozen
 class ExpertSensitivity:
     """One expert that is quantised alone.
 
@@ -26,7 +27,7 @@ class ExpertSensitivity:
     divergence: Divergence
 
 
-@dataclass(frozen=True)
+@frozen
 class LayerSensitivity:
     """One layer whose experts are quantised alone.
 
@@ -53,7 +54,7 @@ class LayerSensitivity:
     by_expert: tuple[ExpertSensitivity, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Suggestion:
     """The layers to quantise together so that the KLD stays under a bound.
 
@@ -79,7 +80,7 @@ class Suggestion:
     expert_bytes: int
 
 
-@dataclass(frozen=True)
+@frozen
 class SensitivityFigures:
     """What one loaded model says.
 
@@ -95,7 +96,7 @@ class SensitivityFigures:
     seconds: float
 
 
-@dataclass(frozen=True)
+@frozen
 class SensitivityRecord:
     """The sensitivity of one model's layers to one precision, with all labels.
 

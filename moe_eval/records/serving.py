@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from moe_eval.data.served_requests import LoadPoint
+from moe_eval.frozen import frozen
 from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.latency import WorkloadLabel
@@ -13,7 +14,7 @@ from moe_eval.records.samples import Metric
 SERVING_SCHEMA = 2
 
 
-@dataclass(frozen=True)
+@frozen
 class ServingLimits:
     """What a user waits for at most, in ms: for the first token, and for every later one. None for no limit."""
 
@@ -26,7 +27,7 @@ class ServingLimits:
         return self.ttft_ms is not None or self.tpot_ms is not None
 
 
-@dataclass(frozen=True)
+@frozen
 class RequestTimes:
     """The measured requests of one load of a point, in the order in which they were sent. One number for each.
 
@@ -43,7 +44,7 @@ class RequestTimes:
     output_tokens: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class ServerState:
     """What a server said of itself at its metrics endpoint while a point was measured. None where it does not say.
 
@@ -65,7 +66,7 @@ class ServerState:
     why_not: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class ServedLoad:
     """One point in one load of an arm.
 
@@ -84,7 +85,7 @@ class ServedLoad:
     gpus: tuple[GpuSummary, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class ServingMetrics:
     """The figures of one point. None where there is nothing to tell.
 
@@ -112,7 +113,7 @@ class ServingMetrics:
     j_per_tok: Metric | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class PointServing:
     """One load point of one arm.
 
@@ -131,7 +132,7 @@ class PointServing:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class ServingRecord:
     """One arm under load, with all its labels.
 

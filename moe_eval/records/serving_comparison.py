@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from moe_eval.data.served_requests import LoadPoint
+from moe_eval.frozen import frozen
 from moe_eval.records.ratios import Ratio, Sides
 from moe_eval.records.serving import ServingLimits
 from moe_eval.records.verdicts import Verdict
 
 
-@dataclass(frozen=True)
+@frozen
 class ServingRatios:
     """How much better the other arm is by figure, above 1 where it is. None where a side does not have it.
 
@@ -31,7 +32,7 @@ class ServingRatios:
         return self.e2e_p50_ms if point.concurrency is None else self.output_tok_s
 
 
-@dataclass(frozen=True)
+@frozen
 class PointComparison:
     """Two arms at one load point.
 
@@ -51,7 +52,7 @@ class PointComparison:
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class FrontierPoint:
     """A load point of one arm: tokens per second of a user, and of a GPU. `is_best`: no other is better in both."""
 
@@ -61,7 +62,7 @@ class FrontierPoint:
     is_best: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class UsersInTime:
     """How many users each arm serves within --tpot_ms a token, by its median, interpolated between points.
 
@@ -78,7 +79,7 @@ class UsersInTime:
     ratio: Ratio | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class ServingComparison:
     """An arm's server against the reference's.
 

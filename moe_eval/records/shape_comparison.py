@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from moe_eval.frozen import frozen
 from moe_eval.records.kernels import KernelTime
 from moe_eval.records.ratios import Sides, SpeedRatios
 from moe_eval.records.verdicts import Verdict
 
 
-@dataclass(frozen=True)
+@frozen
 class Fairness:
     """Whether both arms did the same work at a shape: steps of the prompts and experts per step.
 
@@ -24,7 +25,7 @@ class Fairness:
     widened: float = 1.0
 
 
-@dataclass(frozen=True)
+@frozen
 class Clocks:
     """Of both arms, reference first: the median SM clock in MHz, and how many iterations ran at a low clock.
 
@@ -41,7 +42,7 @@ class Clocks:
         return None not in counts and (counts[0] == 0) != (counts[1] == 0)
 
 
-@dataclass(frozen=True)
+@frozen
 class CategoryChange:
     """A category in ms per step. `change_ms` is after minus before."""
 
@@ -52,7 +53,7 @@ class CategoryChange:
     after_launches: float
 
 
-@dataclass(frozen=True)
+@frozen
 class PhaseChange:
     """One phase of two traces, after (the other arm) minus before (the reference), in ms per step.
 
@@ -98,7 +99,7 @@ class PhaseChange:
         return before, after
 
 
-@dataclass(frozen=True)
+@frozen
 class CeilingOfPhase:
     """The reference's ceiling of one phase: of busy time, of wall time, and the expert GEMMs' share of busy time."""
 
@@ -107,7 +108,7 @@ class CeilingOfPhase:
     share: float | None
 
 
-@dataclass(frozen=True)
+@frozen
 class ShapeComparison:
     """Two arms at one shape.
 

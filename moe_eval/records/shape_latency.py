@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from moe_eval.data.workload import Shape
+from moe_eval.frozen import frozen
 from moe_eval.records.samples import LatencyFigures, LatencyMetrics, Sample, Turn, WarmUp
 
 
-@dataclass(frozen=True)
+@frozen
 class Floor:
     """What bounds a step from below: the roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009).
 
@@ -42,7 +42,7 @@ class Floor:
     link_seconds: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class FloorReached:
     """A floor beside the measured time. `fraction` is predicted over measured; None where nothing was measured."""
 
@@ -58,7 +58,7 @@ class FloorReached:
         return 1000 * seconds / self.measured_ms if seconds and self.measured_ms else None
 
 
-@dataclass(frozen=True)
+@frozen
 class Floors:
     """The floors of one shape. None where there is no such step, or `no_floors` says why there are none."""
 
@@ -67,7 +67,7 @@ class Floors:
     no_floors: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Routing:
     """The routing of one batch size.
 
@@ -98,7 +98,7 @@ class Routing:
     rank_max_over_mean: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class ShapeLatency:
     """One shape of one arm.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from moe_eval.frozen import frozen
 
 
 class TaskVerdict(str, Enum):
@@ -15,7 +16,7 @@ class TaskVerdict(str, Enum):
     NOT_JUDGED = "not judged"
 
 
-@dataclass(frozen=True)
+@frozen
 class Flips:
     """Answers that turned from right to wrong (`losses`), and from wrong to right (`gains`).
 
@@ -40,7 +41,7 @@ class Flips:
         return (self.losses + self.gains) / self.answers
 
 
-@dataclass(frozen=True)
+@frozen
 class ChangedDocument:
     """A document whose score differs between the arms. A pair is of the reference and of the other arm.
 
@@ -62,7 +63,7 @@ class ChangedDocument:
     margins: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class TaskComparison:
     """An arm against the reference in one metric of a task or a group.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from moe_eval.frozen import frozen
 
 TASKS_SCHEMA = 1
 Weights = Literal["documents", "tasks"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Score:
     """One metric of one document.
 
@@ -23,7 +25,7 @@ class Score:
     weight: float = 1.0
 
 
-@dataclass(frozen=True)
+@frozen
 class DocumentResult:
     """What became of one document in one repeat.
 
@@ -52,7 +54,7 @@ class DocumentResult:
     margin: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class TaskMetric:
     """A metric of a task or a group over all its documents, as the harness gives it.
 
@@ -67,7 +69,7 @@ class TaskMetric:
     error: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class TaskResults:
     """One task.
 
@@ -86,7 +88,7 @@ class TaskResults:
     generation: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class TaskGroup:
     """A group whose score the harness makes of its tasks.
 
@@ -102,7 +104,7 @@ class TaskGroup:
     weights: Mapping[str, tuple[Weights, ...]]
 
 
-@dataclass(frozen=True)
+@frozen
 class ArmTaskResults:
     """All tasks that one arm was evaluated on.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from moe_eval.frozen import frozen
 from moe_eval.records.labels import ArmLabels, Origin, Status
 from moe_eval.records.task_results import ArmTaskResults
 
 TASKS_RECORD_SCHEMA = 2
 
 
-@dataclass(frozen=True)
+@frozen
 class EvaluatedSuite:
     """One entry of --tasks that was evaluated.
 
@@ -24,7 +25,7 @@ class EvaluatedSuite:
     answered_before: int
 
 
-@dataclass(frozen=True)
+@frozen
 class TasksRecord:
     """One arm's results, with all its labels.
 

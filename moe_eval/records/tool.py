@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from moe_eval.frozen import frozen
 
 ToolName = Literal["vllm bench latency", "vllm bench throughput", "vllm bench serve", "trtllm-bench", "aiperf"]
 Load = Literal["batch", "offline", "serving"]
@@ -16,7 +17,7 @@ LOADS: dict[Load, str] = {
 NOT_STATED = "not stated"  # the precision of an arm of which nobody says it
 
 
-@dataclass(frozen=True)
+@frozen
 class ToolLabels:
     """What a file of another tool says of its measurement. None means that it does not say.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
+
+from moe_eval.frozen import frozen
 
 
 class Verdict(str, Enum):
@@ -40,7 +41,7 @@ TIME_OF: Mapping[DecidingTime, str] = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class Rules:
     """By which rules verdicts are made.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from moe_eval.frozen import frozen
 from moe_eval.report import readable
 from moe_eval.report.drawing import COLOURS, CYCLE, WIDTH, Chart, add_key, canvas, fitted, key_height, tick_text
 from moe_eval.report.text import number, plain
@@ -22,7 +22,7 @@ _BAR, _GAP = 0.19, 0.12  # inches
 _NAMES, _VALUES = 1.2, 1.1  # inches at the left and at the right
 
 
-@dataclass(frozen=True)
+@frozen
 class StepTimes:
     """The time of a step of one arm. `index` chooses colour and pattern, alike in all charts.
 
@@ -37,7 +37,7 @@ class StepTimes:
     is_grey: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class _Row:
     """A category: its time with every arm, and that in words."""
 

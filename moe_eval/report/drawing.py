@@ -10,10 +10,11 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from moe_eval.frozen import frozen
 from moe_eval.report.text import plain
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ _STYLE = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class Chart:
     """A chart that can be drawn.
 

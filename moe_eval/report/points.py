@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from moe_eval.frozen import frozen
 from moe_eval.report.drawing import (
     COLOURS,
     CYCLE,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
 
-@dataclass(frozen=True)
+@frozen
 class Point:
     """A figure with its interval, None where there is none.
 
@@ -48,7 +48,7 @@ class Point:
         return (self.value, self.value) if self.low is None or self.high is None else (self.low, self.high)
 
 
-@dataclass(frozen=True)
+@frozen
 class Series:
     """One arm. `index` chooses colour and marker, alike in all charts.
 

@@ -6,9 +6,9 @@ Page, picture and Markdown are looks of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from moe_eval.comparison.wording import unfinished
+from moe_eval.frozen import frozen
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
@@ -34,7 +34,7 @@ from moe_eval.report.tiles import Kind, Tile
 _LONGEST_REASON = 400
 
 
-@dataclass(frozen=True)
+@frozen
 class Answer:
     """What a pair of arms comes to, or the figures of an arm by itself.
 
@@ -62,7 +62,7 @@ class Answer:
 Part = str | Table | Chart | Example | Answer
 
 
-@dataclass(frozen=True)
+@frozen
 class Fold:
     """A part of a report that is opened on request. `ident` is what links lead to."""
 
@@ -71,7 +71,7 @@ class Fold:
     parts: tuple[Part, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Report:
     """A report.
 

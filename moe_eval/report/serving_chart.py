@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from moe_eval.frozen import frozen
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.serving_comparison import FrontierPoint
 from moe_eval.records.verdicts import Verdict
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
 
-@dataclass(frozen=True)
+@frozen
 class _Curve:
     """One arm. `index` chooses colour and marker, alike in all charts."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from moe_eval.comparison.task_flips import LONGEST_ANSWER, LONGEST_PROMPT, MOST_CHANGED
+from moe_eval.frozen import frozen
 from moe_eval.records.comparison import ComparisonRecord, Pair
 from moe_eval.records.task_comparison import ChangedDocument, TaskComparison
 from moe_eval.report.text import Row, Table, block, named, names_of, number, plain, without_empty_columns
@@ -23,7 +23,7 @@ _ABOUT = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Example:
     """A document to be unfolded: a line, and fields of several lines with their names. Not yet escaped."""
 

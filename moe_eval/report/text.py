@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moe_eval.frozen import frozen
 from moe_eval.outside.words import one_line
 from moe_eval.records.verdicts import Verdict
 
@@ -34,7 +34,7 @@ Row = Sequence[tuple[str, str]]  # headings and cells
 _UUID = re.compile(r"\b(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # reports are shared
 
 
-@dataclass(frozen=True)
+@frozen
 class Table:
     """Cells as text, not yet escaped; the first cell of a row names it."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
+from moe_eval.frozen import frozen
 from moe_eval.records.comparison import ComparedArm, Pair
 from moe_eval.records.headline import Header, Headline, HeadlineFigure
 from moe_eval.records.verdicts import QualityVerdict, Rules, Verdict
@@ -46,7 +46,7 @@ _GOOD = {Verdict.PAYS.value, QualityVerdict.NO_COST.value}
 _BAD = {Verdict.SLOWER.value, Verdict.BROKEN.value, QualityVerdict.COSTS.value}
 
 
-@dataclass(frozen=True)
+@frozen
 class Tile:
     """A figure as it is read.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from moe_eval.checkpoint import contents, precision
 from moe_eval.checkpoint.carried import read_carried
@@ -11,6 +11,7 @@ from moe_eval.emulation import PRECISIONS as EMULATED
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records import disk
 from moe_eval.records.labels import UNKNOWN, ArmSettings, OptionValue
@@ -18,7 +19,7 @@ from moe_eval.records.run import Skipped
 from moe_eval.runner.request import ArmsRequest, NamedArm
 
 
-@dataclass(frozen=True)
+@frozen
 class Arm:
     """One checkpoint with its settings.
 

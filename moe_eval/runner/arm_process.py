@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -23,6 +23,7 @@ import msgspec
 
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.serving import ServeSettings
+from moe_eval.frozen import frozen
 from moe_eval.machine import guard
 from moe_eval.records.labels import ArmLabels
 
@@ -41,7 +42,7 @@ class ArmDied(ArmFailed):
     """Its process ended, or was ended, without an answer, or one of its ranks did. Its load is over."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Load:
     """What an arm's process loads: a checkpoint on an engine.
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import Shape
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.serving import ServeSettings
+from moe_eval.frozen import frozen
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.runner.arm_process import Load
 from moe_eval.runner.tasks import RECORDED_LOAD, ROUTING_LOAD, TRACED_LOAD, is_served, round_of
 
 
-@dataclass(frozen=True)
+@frozen
 class ArmConditions:
     """What tasks of one arm are done with.
 
@@ -58,7 +59,7 @@ def unbounded(settings: EngineSettings) -> EngineSettings:
     return replace(settings, max_length=None, batch_size=None, kv_tokens=None, heaviest_bytes=None)
 
 
-@dataclass(frozen=True)
+@frozen
 class ServingTask:
     """With what serving tasks are done.
 
@@ -73,7 +74,7 @@ class ServingTask:
     tokenizer: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Conditions:
     """What tasks are done with.
 

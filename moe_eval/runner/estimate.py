@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from moe_eval.checkpoint import contents, geometry
 from moe_eval.engines import registry
 from moe_eval.evaluators import floors
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.run import LEAST_WARM_UPS
 from moe_eval.runner import fit
@@ -34,7 +34,7 @@ _WINDOWS = 600  # about as many as wikitext has
 _MOST_LOADS = 50  # of earlier runs, the newest ones
 
 
-@dataclass(frozen=True)
+@frozen
 class LoadSeconds:
     """Seconds of a load: of the first one of an arm, which compiles, and of a later one.
 

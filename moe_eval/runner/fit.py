@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,7 @@ from moe_eval.checkpoint.carried import read_carried
 from moe_eval.data.workload import Shape
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.nvml import Nvml
 from moe_eval.records.latency import Capacity
@@ -44,7 +45,7 @@ _PARALLEL = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Need:
     """Bytes of memory that one arm needs on each of its GPUs. None where files and configuration do not say.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moe_eval.data.workload import Shape
+from moe_eval.frozen import frozen
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
 from moe_eval.records import disk
@@ -20,7 +21,7 @@ from moe_eval.runner.recording import Recording
 from moe_eval.runner.tasks import RECORDED_LOAD, LoadResult, Task
 
 
-@dataclass(frozen=True)
+@frozen
 class Meters:
     """What is read of some GPUs."""
 

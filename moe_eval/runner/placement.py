@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from moe_eval.data.workload import Shape
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.runner import fit
 from moe_eval.runner.arm_plan import Arm
@@ -15,7 +15,7 @@ Indices = tuple[int, ...]  # of GPUs of the run
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-@dataclass(frozen=True)
+@frozen
 class Placement:
     """Where arms run.
 

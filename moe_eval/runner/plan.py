@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from moe_eval.checkpoint import contents
 from moe_eval.data import prompts, scoring_windows
@@ -13,6 +13,7 @@ from moe_eval.data.served_requests import LoadPoint
 from moe_eval.data.workload import Shape, Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.by_arm import REPEAT_SUFFIX
 from moe_eval.records.run import EvaluatorName, RunRecord, Schedule, Skipped
@@ -25,7 +26,7 @@ from moe_eval.runner.tasks import TRACED_LOAD, Task
 TRACED_TOKENS = 9  # one of prefill and eight of decode
 
 
-@dataclass(frozen=True)
+@frozen
 class Plan:
     """What will run.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from moe_eval.checkpoint.geometry import Geometry
 from moe_eval.data.served_requests import RequestSet
@@ -13,6 +13,7 @@ from moe_eval.evaluators import tasks as harness
 from moe_eval.evaluators.latency_record import Context, Measured
 from moe_eval.evaluators.quality import Scores
 from moe_eval.evaluators.serving_record import Served
+from moe_eval.frozen import frozen
 from moe_eval.imports import harness_samples
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates, slowest
@@ -32,7 +33,7 @@ from moe_eval.runner.request import ServingRequest
 from moe_eval.runner.tasks import ROUTING_LOAD, Kind, Task, TaskResult
 
 
-@dataclass(frozen=True)
+@frozen
 class RecordWriter:
     """Makes the records of a folder.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.served_requests import LoadPoint
 from moe_eval.data.workload import Shape
+from moe_eval.frozen import frozen
 from moe_eval.machine.nsys import NsysSettings
 from moe_eval.records.labels import OptionValue
 from moe_eval.records.run import EvaluatorName
@@ -27,7 +28,7 @@ class SharedSettings(TypedDict, total=False):
     trust_remote_code: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class NamedArm:
     """One arm whose settings have a name of their own.
 
@@ -45,7 +46,7 @@ class NamedArm:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class ArmsRequest:
     """Which arms.
 
@@ -67,7 +68,7 @@ class ArmsRequest:
     arms: Sequence[NamedArm] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class ServingRequest:
     """How servers are driven.
 
@@ -88,7 +89,7 @@ class ServingRequest:
     prefix_caching: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class RunRequest:
     """What is measured of the arms, and where its records go.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 
 from moe_eval.checkpoint import contents
@@ -13,6 +13,7 @@ from moe_eval.data import scoring_windows
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.labels import ArmSettings, EngineFacts, OptionValue, Origin
@@ -23,7 +24,7 @@ from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
 _ENGINE = "transformers"
 
 
-@dataclass(frozen=True)
+@frozen
 class SensitivityRequest:
     """What is measured.
 

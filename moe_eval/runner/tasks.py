@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from moe_eval.data.served_requests import LoadPoint
 from moe_eval.data.workload import Shape
+from moe_eval.frozen import frozen
 from moe_eval.machine.sampler import GpuSummary
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import ArmLabels, Status
@@ -38,7 +38,7 @@ def round_of(load: int) -> int:
     return _SERVED_LOAD - load if is_served(load) and load != TRACED_LOAD else max(0, load)
 
 
-@dataclass(frozen=True)
+@frozen
 class Task:
     """A piece of a plan, done by an arm.
 
@@ -76,7 +76,7 @@ class Task:
         return "_".join(map(str, parts))
 
 
-@dataclass(frozen=True)
+@frozen
 class TurnResult:
     """One turn of an arm: its iterations, the warm-up of its load, and what NVML saw. `nvml`: why it did not."""
 
@@ -87,7 +87,7 @@ class TurnResult:
     nvml: str | None
 
 
-@dataclass(frozen=True)
+@frozen
 class TaskResult:
     """How a task ended, and the result of its kind.
 
@@ -131,7 +131,7 @@ class TaskResult:
         return results[kind] is not None
 
 
-@dataclass(frozen=True)
+@frozen
 class LoadResult:
     """What a load of an arm said of itself.
 

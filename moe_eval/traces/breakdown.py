@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
+from moe_eval.frozen import frozen
 from moe_eval.records.kernels import PhaseTime, TracedTime
 from moe_eval.traces import collectives, joint_steps, lateness, phases, roles, row_times, steps
 from moe_eval.traces.collectives import SHOWN_CATEGORIES, TIMED_CATEGORIES, WAIT
@@ -21,7 +22,7 @@ _MS = 1e6
 _PHASE_ORDER = ("prefill", "mixed", "decode", steps.UNKNOWN, steps.WHOLE, steps.OUTSIDE)
 
 
-@dataclass(frozen=True)
+@frozen
 class Breakdown:
     """A trace by phases, each with all its kernels.
 

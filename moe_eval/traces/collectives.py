@@ -8,11 +8,11 @@ duration is waiting.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Kernels, Trace, distinct, places
 from moe_eval.traces.medians import median_of
 from moe_eval.traces.roles import NUMBER, Roles
@@ -33,7 +33,7 @@ _SKEW_NS = 20_000  # by which clocks of two GPUs may differ
 _APART = 8  # ends on two ranks differ by less than this part of the time between two collectives
 
 
-@dataclass(frozen=True)
+@frozen
 class Matches:
     """Collectives of several ranks, e of them, by the order in which their last ranks enter.
 

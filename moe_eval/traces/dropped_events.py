@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import KERNEL, NONE, Ints, Trace, distinct, places
 
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@frozen
 class DroppedEvents:
     """Launches without kernels and kernels without a launch that the edges of the recording do not explain.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.collectives import TIMED_CATEGORIES, WAIT, Matches
 from moe_eval.traces.joint_steps import JointStep
 from moe_eval.traces.kernel_table import Bytes, Ints, Trace
@@ -17,7 +17,7 @@ from moe_eval.traces.row_times import Floats, RowTimes
 _MS = 1e6
 
 
-@dataclass(frozen=True)
+@frozen
 class Recording:
     """A trace with all that is known of its rows.
 
@@ -34,7 +34,7 @@ class Recording:
     late: Lateness
 
 
-@dataclass(frozen=True)
+@frozen
 class Entries:
     """What the steps of a phase spend time on: an entry for every row, and one more for a row's waiting.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.collectives import Matches
 from moe_eval.traces.kernel_table import NONE, Ints
 from moe_eval.traces.medians import median_of
@@ -20,7 +21,7 @@ from moe_eval.traces.steps import OUTSIDE, UNKNOWN, WHOLE, Step
 _FAR = 1.5
 
 
-@dataclass(frozen=True)
+@frozen
 class JointStep:
     """One forward step on all ranks.
 

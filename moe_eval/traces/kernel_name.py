@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from moe_eval.frozen import frozen
 
 # A length and an identifier of the Itanium C++ ABI (5.1.2), but no literal (Li4E, and E2E of an enumerator), no
 # substitution (S1_, T0_), no array or vector (A4_, Dv4_) and no width of a type (DF16b).
@@ -28,7 +29,7 @@ _WRAPPER = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelName:
     """A name in the forms that patterns are written for.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.records.kernels import TraceSource
 
 Ints = npt.NDArray[np.int64]
@@ -21,7 +22,7 @@ _LOW = (1 << 32) - 1  # of an id, the lower half of its bits
 NONE = -1  # a time, a correlation id or a graph node that the trace does not have
 
 
-@dataclass(frozen=True)
+@frozen
 class Kernels:
     """Kernels, copies and sets of n rows, by start. Every column but `names` has shape (n,).
 
@@ -91,7 +92,7 @@ _KINDS: dict[str, type[np.generic]] = {"replayed": np.bool_, "kind": np.int8}
 _ZEROS = ("kind", "device", "stream", "process", "replayed", "bytes", "blocks")
 
 
-@dataclass(frozen=True)
+@frozen
 class Ranges:
     """Named ranges of the host (NVTX, the profiler's annotations), by start. Columns have shape (n,).
 
@@ -112,7 +113,7 @@ class Ranges:
         return Ranges(self.names, self.name[rows], self.start_ns[rows], self.end_ns[rows], self.thread[rows])
 
 
-@dataclass(frozen=True)
+@frozen
 class Launches:
     """Calls of the host that launch kernels. Columns have shape (n,).
 
@@ -133,7 +134,7 @@ def no_launches() -> Launches:
     return Launches(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
 
-@dataclass(frozen=True)
+@frozen
 class Trace:
     """What a file holds.
 

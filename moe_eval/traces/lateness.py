@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.records.kernels import LateRank
 from moe_eval.traces.collectives import TIMED_CATEGORIES, WAIT, Matches
 from moe_eval.traces.kernel_table import NONE, Ints, distinct
@@ -18,7 +18,7 @@ GAPS = "launch gaps"
 _MS = 1e6
 
 
-@dataclass(frozen=True)
+@frozen
 class Lateness:
     """The last rank of every collective, shape (e,), and what made it late.
 

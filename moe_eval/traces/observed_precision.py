@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_eval.checkpoint.precision import LABELS
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import KERNEL, NONE, Trace
 from moe_eval.traces.roles import NUMBER, Roles
 from moe_eval.traces.taxonomy import SEARCHED
@@ -50,7 +50,7 @@ def _family(precision: str) -> str:
     return _FAMILIES.get(precision, precision)
 
 
-@dataclass(frozen=True)
+@frozen
 class ObservedPrecision:
     """How the experts ran, by their kernels.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import numpy as np
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import NONE, Ints, Ranges, distinct
 
 Phase = Literal["prefill", "decode", "mixed"]
@@ -51,7 +51,7 @@ _MODULE = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 _LONGEST = 10_000  # a module's range holds the shapes of its parameters, and no more
 
 
-@dataclass(frozen=True)
+@frozen
 class Module:
     """A module of the model: its dotted path, and the layer that the path names."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.traces import ranges
 from moe_eval.traces.kernel_table import KERNEL, NONE, Bytes, Ints, Trace, distinct
 from moe_eval.traces.taxonomy import CATEGORIES, Label, classify
@@ -31,7 +31,7 @@ _SOFTMAX = re.compile(r"(?<!log)(?<!log_)soft_?max", re.IGNORECASE)
 _BETWEEN = 8
 
 
-@dataclass(frozen=True)
+@frozen
 class Roles:
     """The rows of a trace with their categories. Arrays have shape (n,).
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.collectives import TRANSFER, Matches
 from moe_eval.traces.kernel_table import Bytes, Ints, Trace
 from moe_eval.traces.roles import NUMBER, Roles
@@ -15,7 +15,7 @@ from moe_eval.traces.roles import NUMBER, Roles
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@frozen
 class RowTimes:
     """Columns of shape (n,), times in ns.
 

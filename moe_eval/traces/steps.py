@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from moe_eval.frozen import frozen
 from moe_eval.traces import ranges, training
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, Ints, Trace, distinct
 from moe_eval.traces.medians import median_of
@@ -25,7 +26,7 @@ _PER_TOKEN = [NUMBER[name] for name in ("norm", "rope_kv", "activation", "elemen
 _PREFILL_RATIO = 4.0
 
 
-@dataclass(frozen=True)
+@frozen
 class Step:
     """One forward step on one device.
 
@@ -44,7 +45,7 @@ class Step:
     next_ns: int | None
 
 
-@dataclass(frozen=True)
+@frozen
 class Steps:
     """All steps, by device and start, and how they were found (`source`). `devices`: how many ran some."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from moe_eval.frozen import frozen
 from moe_eval.outside import toml
 from moe_eval.traces import kernel_name
 from moe_eval.traces.kernel_name import KernelName
@@ -32,7 +32,7 @@ _ESCAPE_OR_SET = re.compile(r"\\.|\[[^]]*\]")
 _INNERMOST_GROUP = re.compile(r"\([^()]*\)([?*]|\{[^}]*\})?")
 
 
-@dataclass(frozen=True)
+@frozen
 class Label:
     """A kernel by its name.
 
@@ -70,7 +70,7 @@ class Pattern(NamedTuple):
         return any(piece in name for piece in _literals(self.core)) and _finder(self)(name) is not None
 
 
-@dataclass(frozen=True)
+@frozen
 class Rule:
     """One of taxonomy.toml, whose head describes its fields. `words` are those of [evidence.words], if it reads any."""
 
@@ -119,7 +119,7 @@ def _rule_of(own: str, full: str) -> Rule | None:
     return next((rule for rule, pattern in candidates if pattern.fits(own) and rule.admits(full)), None)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Index:
     """The patterns of all rules by three characters that are in every match, so that a name meets only a few of them.
 
@@ -151,7 +151,7 @@ def _pieces(text: str) -> set[str]:
     return {text[at : at + 3] for at in range(len(text) - 2)}
 
 
-@dataclass(frozen=True)
+@frozen
 class _Row:
     """A rule as it stands in taxonomy.toml."""
 

@@ -7,11 +7,12 @@ import hashlib
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import msgspec
 
+from moe_eval.frozen import frozen
 from moe_eval.records import by_arm
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.harness import DatasetFacts
@@ -44,7 +45,7 @@ ARM_TAG = "moe_eval.arm"
 BREAKDOWN_FILE = "breakdown.csv"
 
 
-@dataclass(frozen=True)
+@frozen
 class Arm:
     """What is logged of an arm.
 

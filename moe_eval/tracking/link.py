@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from moe_eval.frozen import frozen
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,7 +19,7 @@ _LOCAL = "http://127.0.0.1:5000"  # what `mlflow ui` serves at
 _NAME_WIDTH, _FIGURE_WIDTH = 400, 160
 
 
-@dataclass(frozen=True)
+@frozen
 class Logged:
     """Where a record is in MLflow. `unreadable`: sentences on traces that are not logged."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from moe_eval.frozen import frozen
 from moe_eval.records.run_files import prefix
 from moe_eval.tracking import patience, store
 
@@ -27,22 +27,22 @@ class NamedTask(Protocol):
     def name(self) -> str: ...
 
 
-@dataclass(frozen=True)
+@frozen
 class _Sample:
     last: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Turn:
     samples: tuple[_Sample, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Quality:
     perplexity: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class _Step:
     """What is read of a task's file."""
 

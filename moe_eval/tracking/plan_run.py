@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from moe_eval.frozen import frozen
 from moe_eval.tracking import headlines, keys, link, models, owner, store, task_tables
 from moe_eval.tracking.arm import BREAKDOWN_FILE, Arm
 from moe_eval.tracking.link import Logged
@@ -78,7 +79,7 @@ def log(folder: Path, command: str = "run") -> Logged:
         return replace(store.reach(folder, write), unreadable=tuple(unreadable))
 
 
-@dataclass(frozen=True)
+@frozen
 class _Books:
     """Where a run goes in MLflow."""
 

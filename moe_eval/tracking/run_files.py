@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import files
 from moe_eval.records import anonymous, disk
 from moe_eval.records.anonymous import Identity
@@ -29,7 +30,7 @@ _PICTURE = "report.png"
 _CHECKPOINTS = ("model_path", "fp8_model_path", "nvfp4_model_path")
 
 
-@dataclass(frozen=True)
+@frozen
 class StepTime:
     """When a task ended, by its step file, and the seconds that it took."""
 
@@ -37,7 +38,7 @@ class StepTime:
     seconds: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class RunFiles:
     """The folder of a run.
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from moe_eval.frozen import frozen
 from moe_eval.records.labels import EngineFacts
 from moe_eval.tracking import owner
 
 CPU = "CPU"
 
 
-@dataclass(frozen=True)
+@frozen
 class Title:
     """The parts of a name that arms may share. None where a part is not known."""
 

@@ -27,7 +27,7 @@ USED = {
 }
 # modules of Python's own that cost milliseconds, which what prints a text alone has no use for
 SLOW = {"argparse", "ast", "dataclasses", "enum", "inspect", "json", "pathlib", "re", "typing"}
-_BASE = {"errors", "cli", "outside", "records", "machine", "checkpoint"}
+_BASE = {"errors", "frozen", "cli", "outside", "records", "machine", "checkpoint"}
 ROOMS = {
     "--help": {"errors", "cli"},
     "--version": {"errors", "cli"},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from moe_eval.checkpoint.contents import Json
 from moe_eval.checkpoint.geometry import attention, states
 from moe_eval.checkpoint.geometry.mixers import Mixer
+from moe_eval.frozen import frozen
 
 # of config.json, the kind of a layer and its index
 MixerReader = Callable[[Json, str, int], Mixer]
@@ -15,7 +15,7 @@ MixerReader = Callable[[Json, str, int], Mixer]
 _SLIDING, _FULL, _LINEAR = "sliding_attention", "full_attention", "linear_attention"
 
 
-@dataclass(frozen=True)
+@frozen
 class Family:
     """What the code of one architecture fixes.
 

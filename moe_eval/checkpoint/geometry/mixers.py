@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+
+from moe_eval.frozen import frozen
 
 Counts = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@frozen
 class Entries:
     """One kind of entry in a layer's cache.
 
@@ -53,7 +53,7 @@ class Entries:
         return self.values * (cache_width if self.width is None else self.width)
 
 
-@dataclass(frozen=True)
+@frozen
 class Mixer:
     """Layers that mix tokens in the same way.
 

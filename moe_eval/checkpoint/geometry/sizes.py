@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from moe_eval.checkpoint.geometry.mixers import Mixer
+from moe_eval.frozen import frozen
 
 # of a number in a state that does not grow: engines keep it in 16 or 32 bits
 STATE_WIDTHS = (2.0, 4.0)
 
 
-@dataclass(frozen=True)
+@frozen
 class Params:
     """Parameters of a language model by part, without norms and biases, which are below 0.1 % of any part.
 
@@ -38,7 +38,7 @@ class Params:
         return self.experts + self.attention + self.dense + self.head + self.embedding
 
 
-@dataclass(frozen=True)
+@frozen
 class Geometry:
     """The sizes of a language model with a router. Layers of multi-token prediction are not in it.
 

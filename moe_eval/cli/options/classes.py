@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from moe_eval.cli.options.compare import DropOptions, VerdictOptions
 from moe_eval.cli.options.option import COMMAND, option
 from moe_eval.cli.options.output import GATE, RECORDS, OutputOptions
 from moe_eval.data.scoring_windows import DATASETS
+from moe_eval.frozen import frozen
 from moe_eval.records.run import LEAST_WARM_UPS, EvaluatorName
 
 _ARMS, _EVALUATORS, _TEXT, _QUALITY, _TASKS = "arms", "evaluators", "text", "quality", "tasks of lm-eval"
@@ -35,7 +35,7 @@ _ENGINES = ("trtllm", "vllm", "transformers")
 _FP8, _NVFP4 = ("precisions", "fp8", "fp8_block", "fp8_channel"), ("precisions", "nvfp4")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class ArmOptions:
     """Which arms are loaded. Paths are folders or names on the hub."""
 
@@ -80,7 +80,7 @@ class ArmOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class EmulationOptions:
     """Whether low precisions are computed from the checkpoint in BF16."""
 
@@ -88,7 +88,7 @@ class EmulationOptions:
     scope: Literal["experts", "all"] = option("experts", "what --emulate rounds", _ARMS, needs=("emulate", True))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class EvaluatorOptions:
     """Which evaluators run."""
 
@@ -101,7 +101,7 @@ class EvaluatorOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class TextOptions:
     """What the arms read."""
 
@@ -114,7 +114,7 @@ class TextOptions:
     input_len: int = option(512, "tokens of every window and of every prompt", _TEXT)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class QualityOptions(TextOptions):
     """What is scored."""
 
@@ -123,7 +123,7 @@ class QualityOptions(TextOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class LatencyOptions(TextOptions):
     """What is timed and traced."""
 
@@ -165,7 +165,7 @@ class LatencyOptions(TextOptions):
     seed: int = option(0, "of --dataset random", _LATENCY, minimum=0, needs=("dataset", "random"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class ServingOptions:
     """How servers are driven."""
 
@@ -203,7 +203,7 @@ class ServingOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class ProfilerOptions:
     """Which profiler traces kernels."""
 
@@ -229,7 +229,7 @@ class ProfilerOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class TaskOptions(DropOptions):
     """Which tasks of lm-eval arms are evaluated on. Names are lm-eval's own."""
 
@@ -249,7 +249,7 @@ class TaskOptions(DropOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class CommandOptions(OutputOptions):
     """Where records go, and how the command works."""
 
@@ -268,12 +268,12 @@ class CommandOptions(OutputOptions):
     resume: bool = option(False, "go on with what --output_dir holds", COMMAND)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class PplOptions(CommandOptions, QualityOptions, EmulationOptions, ArmOptions):
     """What `moe-eval ppl` can be asked."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class PerfOptions(CommandOptions, VerdictOptions, LatencyOptions, ArmOptions):
     """What `moe-eval perf` can be asked."""
 
@@ -283,7 +283,7 @@ class PerfOptions(CommandOptions, VerdictOptions, LatencyOptions, ArmOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class RunOptions(
     CommandOptions,
     VerdictOptions,
@@ -301,7 +301,7 @@ class RunOptions(
     output_dir: Path = option(Path("moe_eval_run"), RECORDS, COMMAND)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class SensitivityOptions(OutputOptions, QualityOptions):
     """What `moe-eval sensitivity` can be asked."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import import_module
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
@@ -13,6 +13,7 @@ from typing import Generic, NoReturn, TypeVar
 from moe_eval.cli.options import config
 from moe_eval.cli.options.option import COMMAND, PRINTED, Misfit, Option, Value, options_of
 from moe_eval.errors import UsageError, no_such
+from moe_eval.frozen import frozen
 
 Options = TypeVar("Options")
 
@@ -28,7 +29,7 @@ _SENTENCES = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Command(Generic[Options]):
     """A subcommand.
 

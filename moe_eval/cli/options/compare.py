@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from moe_eval.cli.options.option import option
 from moe_eval.cli.options.output import GATE, INPUT, OUTPUT, VERDICT, OutputOptions
+from moe_eval.frozen import frozen
 from moe_eval.records.verdicts import Rules
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class VerdictOptions:
     """By which rules verdicts are made."""
 
@@ -26,7 +26,7 @@ class VerdictOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class DropOptions:
     """By which rule tasks have a verdict."""
 
@@ -35,7 +35,7 @@ class DropOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class CompareOptions(OutputOptions, DropOptions, VerdictOptions):
     """What `moe-eval compare` can be asked."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from moe_eval.cli.options.option import option
 from moe_eval.cli.options.output import INPUT, OUTPUT, RECORDS, OutputOptions
+from moe_eval.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class ExportOptions(OutputOptions):
     """What `moe-eval export` can be asked."""
 
@@ -19,7 +19,7 @@ class ExportOptions(OutputOptions):
     to: Literal["zip", "csv", "parquet"] | None = option(None, "the format, where FILE does not end with it", OUTPUT)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class ImportOptions(OutputOptions):
     """What `moe-eval import` can be asked."""
 
@@ -45,7 +45,7 @@ class ImportOptions(OutputOptions):
     output_dir: Path = option(Path("benchmark_results"), RECORDS, OUTPUT)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class LogOptions(OutputOptions):
     """What `moe-eval log` can be asked."""
 

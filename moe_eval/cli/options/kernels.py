@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from moe_eval.cli.options.option import option
 from moe_eval.cli.options.output import INPUT, OUTPUT, OutputOptions
+from moe_eval.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class KernelsOptions(OutputOptions):
     """What `moe-eval kernels` can be asked."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from moe_eval.cli.options.option import option
 from moe_eval.cli.options.output import INPUT, OutputOptions
+from moe_eval.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class DoctorOptions(OutputOptions):
     """What `moe-eval doctor` can be asked."""
 
@@ -29,7 +29,7 @@ class DoctorOptions(OutputOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class CompletionOptions(OutputOptions):
     """What `moe-eval completion` can be asked."""
 

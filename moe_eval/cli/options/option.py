@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from moe_eval.errors import nearest
+from moe_eval.frozen import frozen
 from moe_eval.outside import words
 
 Scalar = bool | int | float | str | Path
@@ -39,7 +40,7 @@ class Misfit(ValueError):
         self.meant = f" Did you mean {meant}?" if meant else ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Option:
     """One option.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from moe_eval.cli.options.option import PRINTED, option
+from moe_eval.frozen import frozen
 
 INPUT, OUTPUT, VERDICT = "input", "output", "verdict"
 GATE = 'such as "speed>=1.2,ln_ppl<=0.01". The exit code is 0, 1 or 2'
 RECORDS = "the folder of the records"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen(kw_only=True)
 class OutputOptions:
     """What a command prints."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +10,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.endpoint.server import KEY, Server
 from moe_eval.engines.options import flag, number
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 from moe_eval.records.labels import UNKNOWN, EngineFacts
 
@@ -18,7 +18,7 @@ _WINDOW = 2048  # the harness's own, where the server does not tell
 FREE_TOKENS = 2  # of a window: one to condition the first token, and one that every request generates
 
 
-@dataclass(frozen=True)
+@frozen
 class Endpoint:
     """What stands for an engine.
 

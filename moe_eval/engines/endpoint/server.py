@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import requests
 
 from moe_eval.errors import UsageError, mended
+from moe_eval.frozen import frozen
 from moe_eval.records import disk
 
 KEY = "OPENAI_API_KEY"  # the only place of a key: it is never an option, and never recorded
@@ -18,7 +18,7 @@ _NO_LIST = (404, 405, 501)  # of servers that do not name their models
 _REFUSED = (401, 403)
 
 
-@dataclass(frozen=True)
+@frozen
 class Server:
     """A model of a server.
 

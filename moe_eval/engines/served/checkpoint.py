@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +11,13 @@ from moe_eval.checkpoint.carried import Carried, read_carried
 from moe_eval.engines.base import EngineSettings
 from moe_eval.engines.served.package import Traits
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 # quantisations that the libraries' readers know, by the first word of carried.Carried.method
 _READABLE_METHODS = ("none", "fp8", "modelopt", "compressed-tensors")
 
 
-@dataclass(frozen=True)
+@frozen
 class Model:
     """A checkpoint and how it is to be loaded.
 

@@ -7,7 +7,7 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ import pydantic
 
 from moe_eval.checkpoint import hub, precision
 from moe_eval.errors import EngineError, UsageError
+from moe_eval.frozen import frozen
 
 _MEMORY = ("out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
 _NO_GPU = (
@@ -26,7 +27,7 @@ _NO_GPU = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class KnownFailure:
     """A failure that the user can mend.
 
@@ -48,7 +49,7 @@ class KnownFailure:
         return is_meant and precision.is_in(self.versions, version)
 
 
-@dataclass(frozen=True)
+@frozen
 class Traits:
     """What the shared code has to know of a served engine.
 

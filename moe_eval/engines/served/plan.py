@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from moe_eval.checkpoint import contents, precision
@@ -12,6 +11,7 @@ from moe_eval.engines.options import number
 from moe_eval.engines.served.checkpoint import Model, read_model
 from moe_eval.engines.served.package import Traits
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine import hardware
 from moe_eval.machine.nvml import Nvml
 
@@ -20,7 +20,7 @@ _DUMMY_FINGERPRINT = "random weights (load_format=dummy)"
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-@dataclass(frozen=True)
+@frozen
 class Placement:
     """Over how many GPUs the engine is to run, and whether in this process."""
 
@@ -46,7 +46,7 @@ def take_placement(traits: Traits, options: dict[str, object], *, launched: bool
     return Placement(world, worker == "in_process" or (worker is None and world == 1 and not launched))
 
 
-@dataclass(frozen=True)
+@frozen
 class Plan:
     """What to load, and where. `options` are those of the settings that are the library's own."""
 

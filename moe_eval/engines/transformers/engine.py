@@ -37,6 +37,7 @@ from moe_eval.engines.transformers.layerwise import Layerwise
 from moe_eval.engines.transformers.rows import Arriving, Rows, sent
 from moe_eval.engines.transformers.threads import Threads
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.machine import nsys
 from moe_eval.records.labels import EngineFacts
 
@@ -299,7 +300,7 @@ class TransformersEngine:
         self._splitting(batch[middle:], run)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Job:
     """A call of Engine.score: its arguments, batches of which the scores are arriving, and the scores by window."""
 

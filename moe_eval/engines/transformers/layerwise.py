@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,14 @@ from moe_eval.engines.transformers.replay import Replay, States
 from moe_eval.engines.transformers.rows import Rows
 from moe_eval.engines.transformers.threads import Threads
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.records.labels import EngineFacts
 
 STATE_BYTES = 1 << 30  # of recorded states at once. They lie where the model does
 Batches = Callable[[Sequence[int]], Iterable[list[int]]]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Pass:
     """An unquantised pass of a batch of windows, and its most probable tokens at every position."""
 
@@ -38,7 +39,7 @@ class _Pass:
     top_ids: PositionIds
 
 
-@dataclass(frozen=True)
+@frozen
 class Layerwise:
     """A calibrated model whose experts are quantised a layer at a time. Attributes are as of base.LayerwiseArm."""
 

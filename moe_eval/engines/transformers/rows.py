@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from torch import Tensor
 from moe_eval.data.window import Window
 from moe_eval.engines.base import PositionIds, WindowScores
 from moe_eval.engines.head import Head, body
+from moe_eval.frozen import frozen
 
 Arriving = Callable[[], list[WindowScores]]
 
 
-@dataclass(frozen=True)
+@frozen
 class Rows:
     """A batch on its device.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from moe_eval.data.window import Window
 from moe_eval.engines.head import body
 from moe_eval.engines.transformers.rows import on_device
+from moe_eval.frozen import frozen
 
 Batches = Callable[[Sequence[int]], Iterable[list[int]]]
 Tokens = tuple[int, ...]
@@ -45,7 +45,7 @@ def split(windows: Sequence[Window]) -> tuple[list[list[int]], list[int]]:
     return questions, others
 
 
-@dataclass(frozen=True)
+@frozen
 class Contexts:
     """A batch of contexts that a model has read.
 

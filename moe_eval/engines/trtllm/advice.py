@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from moe_eval.checkpoint.precision import is_in
 from moe_eval.engines.served.checkpoint import Model
+from moe_eval.frozen import frozen
 from moe_eval.machine.hardware import Gpu
 
 
-@dataclass(frozen=True)
+@frozen
 class KnownBad:
     """A fault of some versions.
 

@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +14,13 @@ import msgspec
 
 from moe_eval.checkpoint.precision import is_in
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import toml
 
 _UNSEEN = ("instance", "environment")  # nothing to look up before an LLM is built
 
 
-@dataclass(frozen=True)
+@frozen
 class Name:
     """One name that the engine relies on. See the head of contract.toml."""
 

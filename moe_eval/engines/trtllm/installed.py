@@ -8,7 +8,6 @@ import os
 import sys
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from packaging.version import InvalidVersion, Version
 
 from moe_eval.engines.served.package import KnownFailure, Traits, expected_api, import_library
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -102,7 +102,7 @@ IN_PROCESS = "TLLM_WORKER_USE_SINGLE_PROCESS"
 NO_FUSION = "TRTLLM_QWEN3_EAGER_FUSION_DISABLED"
 
 
-@dataclass(frozen=True)
+@frozen
 class Library:
     """What the installed version offers: the constructor's arguments, and their classes where they are nested.
 

@@ -10,7 +10,6 @@ the token that follows. Before, it held another token or none. The self-test the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from moe_eval.data.window import Window
 from moe_eval.engines.base import PositionIds, WindowScores
 from moe_eval.errors import EngineError
+from moe_eval.frozen import frozen
 
 _SLICE_BYTES = 256 << 20  # of float32 logits and of their softmax at once
 
@@ -46,7 +46,7 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@frozen
 class ContextLogits:
     """A float32 log-softmax of the context logits, on the GPU where there is one, a few rows at a time."""
 
@@ -98,7 +98,7 @@ def rows(output: Any, tokens: int) -> torch.Tensor:
     return checked
 
 
-@dataclass(frozen=True)
+@frozen
 class PromptLogprobs:
     """The engine's own prompt log-probabilities, `k` most probable tokens beside the actual one."""
 

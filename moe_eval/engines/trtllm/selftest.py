@@ -9,7 +9,6 @@ Each comparison has to fail for a reading that is off by one position, or it pro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from moe_eval.data.window import Window
 from moe_eval.engines.trtllm.readers import ContextLogits, PromptLogprobs, Reader, rows
 from moe_eval.errors import EngineError, UsageError, WorkerDied
+from moe_eval.frozen import frozen
 
 TEXT = "The shadow of a sundial falls on the hour line, and by noon it is at its shortest because the Sun stands high."
 # Nats. Generation runs other kernels than a long prompt, in the checkpoint's own precision. The two readings of one
@@ -31,7 +31,7 @@ _PREFIXES = 8
 Ask = Callable[[Sequence[Sequence[int]], dict[str, object]], list[Any]]
 
 
-@dataclass(frozen=True)
+@frozen
 class Check:
     """One comparison: its name, whether it passed (None: undecidable), and its figures in a sentence."""
 
@@ -40,7 +40,7 @@ class Check:
     detail: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Verdict:
     """The form of log-probabilities to score with on this installation.
 

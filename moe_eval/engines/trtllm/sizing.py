@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 # Every prompt token of an iteration has three copies of its logits in float32: as the output layer leaves them, in the
 # request's own store, and as their log-softmax.
@@ -25,7 +25,7 @@ _MIN_LIMIT = MIN_WINDOW + EXTRA_POSITIONS
 _TRUE = ("true", "on", "yes", "t", "y", "1")
 
 
-@dataclass(frozen=True)
+@frozen
 class Limits:
     """The constructor's limits and the window that follows from them, in tokens."""
 

@@ -6,11 +6,11 @@ import dataclasses
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from moe_eval.engines.served.package import KnownFailure, Traits, expected_api, import_library
+from moe_eval.frozen import frozen
 from moe_eval.machine import cuda_driver, nsys
 
 VLLM = Traits(
@@ -59,7 +59,7 @@ _LOG_STREAM = ("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 _SPAWN = ("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
-@dataclass(frozen=True)
+@frozen
 class Library:
     """What the installed version offers: the settings of EngineArgs, and what `quantization` takes.
 

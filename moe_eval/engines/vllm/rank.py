@@ -10,13 +10,14 @@ import importlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from moe_eval.engines.served.package import reach
 from moe_eval.engines.vllm import observe, prompt_scores
+from moe_eval.frozen import frozen
 
 # for worker_extension_cls: RandomRank also teaches the worker weights=random
 EXTENSION = "moe_eval.engines.vllm.rank.Rank"
@@ -26,7 +27,7 @@ SCORES = "moe_eval_hasten_scores"
 _SECONDS = 60.0  # nothing but attributes is read
 
 
-@dataclass(frozen=True)
+@frozen
 class Observed:
     """What was seen in the process of a rank, or of all together.
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from torch import Tensor
 
+from moe_eval.frozen import frozen
 
-@dataclass(frozen=True)
+
+@frozen
 class Piece:
     """One unsharded tensor of a checkpoint.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from moe_eval.checkpoint import geometry
 from moe_eval.engines.options import number
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 
 # Two positions more than the window: a prompt has to leave room for one generated token, and the window's last token is
 # read as well, because its log-probability is requested as a prompt's.
@@ -30,7 +30,7 @@ MIN_UTILIZATION = 0.01
 ModelConfig = Mapping[str, Any]  # config.json
 
 
-@dataclass(frozen=True)
+@frozen
 class Limits:
     """The constructor's length limit and the window that follows from it, in tokens."""
 

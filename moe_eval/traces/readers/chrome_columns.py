@@ -8,7 +8,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from decimal import Decimal
 from itertools import compress, count
 from operator import attrgetter
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import NONE, Ints
 from moe_eval.traces.readers.chrome_events import NO_NAME, Args, Event, Id, Thread
 
@@ -35,7 +35,7 @@ _SIZES = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class Rows:
     """Events that have a usable time, with columns of shape (n,) in nanoseconds.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import NONE, Ints
 
 _COMMAND = "nsys stats --report cuda_gpu_trace --format csv"
@@ -25,7 +25,7 @@ _UNITS = {
 _NUMBER = r"^(?:(?P<number>nan|inf|[-+]?[0-9.][0-9.,'\s\x{a0}\x{202f}]*(?:e[-+]?[0-9]+)?)\s*(?P<unit>[a-z%]*))?$"
 
 
-@dataclass(frozen=True)
+@frozen
 class Table:
     """A report's lines as text: Arrow arrays and units by the header's text in lower case, and how many are odd."""
 

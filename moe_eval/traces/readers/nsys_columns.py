@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints
 from moe_eval.traces.readers import nsys_tables as tables
 from moe_eval.traces.readers import sqlite_pages
@@ -40,7 +40,7 @@ _BATCH = 1 << 16  # rows that SQLite hands over at once
 Columns = dict[str, Any]  # by name, int64 arrays, and `text` as Texts
 
 
-@dataclass(frozen=True)
+@frozen
 class Query:
     """Columns of whole numbers of one table by name, and where it has one a column of texts.
 

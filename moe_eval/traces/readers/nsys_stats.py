@@ -11,7 +11,6 @@ import csv
 import importlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import files
 from moe_eval.records.kernels import TraceSource
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Trace, kernels, ranges
@@ -34,7 +34,7 @@ _DEVICE = re.compile(r"(.*?)\s*\((\d+)\)")
 _NO_KERNEL = f"has no row of a kernel. {MAKE} of a recording with --trace=cuda."
 
 
-@dataclass(frozen=True)
+@frozen
 class _Header:
     """The line of a header: the units of its columns by their text in lower case, and where its rows begin."""
 

@@ -10,12 +10,12 @@ import os
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from moe_eval.errors import UsageError
+from moe_eval.frozen import frozen
 from moe_eval.outside import files
 
 KERNEL = "CUPTI_ACTIVITY_KIND_KERNEL"
@@ -51,7 +51,7 @@ VERSIONS = ("EXPORT_PRODUCT_VERSION", "EXPORT_SCHEMA_VERSION")
 _MAGIC = b"SQLite format 3\x00"
 
 
-@dataclass(frozen=True)
+@frozen
 class Export:
     """An export that can be read.
 

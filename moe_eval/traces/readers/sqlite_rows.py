@@ -7,12 +7,12 @@ of a table differ, so where values lie is worked out once for every distinct hea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import NONE, SPREAD, Ints, places
 
 Bytes = npt.NDArray[np.uint8]
@@ -31,7 +31,7 @@ class UnsuitableTableError(Exception):
     """The table has something that is not decoded here."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Texts:
     """Distinct texts, and every row's `index` into them, NONE where a row has none or an empty one."""
 
@@ -39,7 +39,7 @@ class Texts:
     index: Ints
 
 
-@dataclass(frozen=True)
+@frozen
 class Wanted:
     """Places of columns in a row, from 0: of numbers with what stands for NULL, and of a text, NONE for no text."""
 
@@ -53,7 +53,7 @@ class Wanted:
         return max(*self.numbers, self.text) + 1
 
 
-@dataclass(frozen=True)
+@frozen
 class _Rows:
     """Rows of a block of pages, of l distinct headers.
 

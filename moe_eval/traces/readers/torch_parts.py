@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import compress
 from operator import attrgetter, not_
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_eval.frozen import frozen
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Launches, pick
 from moe_eval.traces.readers import chrome_columns, chrome_events, launch_calls
 from moe_eval.traces.readers.chrome_columns import Rows, timed
@@ -27,7 +27,7 @@ _ANNOTATIONS = ("user_annotation", "User")
 _LAUNCH = re.compile("Launch|Memcpy|Memset")
 
 
-@dataclass(frozen=True)
+@frozen
 class Parts:
     """What a file holds, in its order: rows of GPUs, the calls they came from, annotations, operators of the CPU.
 
