@@ -178,7 +178,7 @@ def _secret_load(drive: Drive, folder: Path) -> Mapping[str, object | None]:
     load: dict[str, object] = {"type": "concurrency", "concurrency": point.concurrency}
     if point.request_rate:
         load = {"type": "poisson", "rate": point.request_rate}
-    phases = [
+    phases: list[dict[str, object]] = [
         {"name": name, "kind": name, "requests": count, "excludeFromResults": name == "warmup", **load}
         for name, count in (("warmup", drive.warm_up), ("profiling", drive.count))
         if count
