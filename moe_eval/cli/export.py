@@ -33,16 +33,19 @@ def run(options: ExportOptions) -> Conclusion:
         raise UsageError(f"{target} does not end with .zip, .csv or .parquet. Give such a name, or --to.")
     if target.is_dir() or not target.parent.is_dir():
         raise UsageError(f"{target} is no place for a file. Give a name in a folder that exists.")
+    unreadable: list[str] = []
     if kind == "zip":
-        _share(options.source, target)
+        unreadable = _share(options.source, target)
     else:
         _tabulate(options.source, target, kind)
-    line = words.one_line(f"{target}: {target.stat().st_size:,} bytes.")
-    print(line)
-    return Conclusion({"file": target, "bytes": target.stat().st_size}, [line])
+    size = target.stat().st_size
+    lines = [words.one_line(line) for line in (f"{target}: {size:,} bytes.", *unreadable)]
+    print("\n".join(lines))
+    return Conclusion({"file": target, "bytes": size, **({"unreadable": unreadable} if unreadable else {})}, lines)
 
 
-def _share(source: str, target: Path) -> None:
+def _share(source: str, target: Path) -> list[str]:
+    """Write the archive. Returns a sentence on every trace that it lacks."""
     with tempfile.TemporaryDirectory(prefix="moe-eval-") as scratch:
         shared = Path(scratch) / "shared"
         shared.mkdir()
@@ -51,13 +54,14 @@ def _share(source: str, target: Path) -> None:
             raise UsageError(f"{source} holds {len(more) + 1} runs. Give the folder of one of them.")
         with gathered([str(folder)]) as gathering:
             comparison, run_record = gathering.compare(rules=_rules(folder)), gathering.first_run
-        identity = records.write(folder, shared, anonymous.here())
+        identity, unreadable = records.write(folder, shared, anonymous.here())
         comparison = anonymous.anonymous(comparison, identity)
         disk.write_record(shared / COMPARISON_FILE, comparison)
         run_record = run_record and anonymous.anonymous(run_record, identity)
         write.write(comparison, shared, "report.html", "report.md", run_record)
         records.check(shared, identity)
         archive.pack(shared, target)
+    return unreadable
 
 
 def _rules(folder: Path) -> Rules | None:

@@ -32,17 +32,19 @@ _TRACE = re.compile(r"(trace_[^/]+?)\.(?:json|sqlite)\.gz")
 _CHUNK, _OVERLAP = 1 << 24, 1 << 12  # bytes of a trace that are searched at once, and of the part before
 
 
-def write(source: Path, target: Path, identity: Identity) -> Identity:
+def write(source: Path, target: Path, identity: Identity) -> tuple[Identity, list[str]]:
     """Write what others may see of a run's folder into an empty one.
+
+    Records have what was read of a trace, so a trace that has been damaged since is left out.
 
     Args:
         identity: of this machine.
 
     Returns:
-        The identity with the users and GPUs that the records name.
+        The identity with the users and GPUs that the records name, and a sentence on every trace that is left out.
 
     Raises:
-        UsageError: a record, array or trace is damaged.
+        UsageError: a record or array is damaged.
     """
     runs = run_files.read_run(source)
     matches = [match for file in sorted(source.glob("*.json")) if (match := by_arm.FILE.fullmatch(file.name))]
@@ -59,17 +61,23 @@ def write(source: Path, target: Path, identity: Identity) -> Identity:
         arrays = ArmRecords(arm, "", folder=source).arrays if evaluator == "ppl" else None
         if arrays:
             Scores.load(arrays).save(target / f"ppl_{name}_{place}.npz")
-    for folder in sorted(source.glob("*arms/*/")):
-        _copy_traces(folder, target / "traces" / anonymous.text_of(folder.name, identity))
-    return identity
+    unreadable = [
+        sentence
+        for folder in sorted(source.glob("*arms/*/"))
+        for sentence in _copy_traces(folder, target / "traces" / anonymous.text_of(folder.name, identity))
+    ]
+    return identity, unreadable
 
 
-def _copy_traces(source: Path, target: Path) -> None:
-    """Traces, of which the whitelist keeps what a breakdown needs."""
+def _copy_traces(source: Path, target: Path) -> Iterator[str]:
+    """Traces, of which the whitelist keeps what a breakdown needs. Yields a sentence on every one without a copy."""
     for trace in sorted(source.glob("trace_*.gz")):
         if match := _TRACE.fullmatch(trace.name):
             target.mkdir(parents=True, exist_ok=True)
-            numbered.write(trace, target, match[1])
+            try:
+                numbered.write(trace, target, match[1])
+            except UsageError:
+                yield f"{trace} is not readable and not exported. Record it again, or move it away."
 
 
 def check(folder: Path, identity: Identity) -> None:

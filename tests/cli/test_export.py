@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import zipfile
 from pathlib import Path
 
@@ -121,6 +123,29 @@ def test_a_trace_that_tells_stops_the_export(machine: Path, capsys: pytest.Captu
     (line,) = capsys.readouterr().err.splitlines()
     assert "traces/fp8/trace_b1_i512_o9.json.gz would hold the name of a user" in line
     assert not list(machine.glob("*out.zip*"))
+
+
+def test_damaged_traces_are_named_and_the_rest_is_exported(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = measured(machine / "run", MS) / "arms" / "fp8"
+    place.mkdir(parents=True)
+    chrome_trace.write(machine / "raw.json")
+    content = files.keep(machine / "raw.json", place, "trace_b1_i512_o9").read_bytes()
+    damages = (b"", b"no gzip", content[:-200], gzip.compress(b"{}"), gzip.compress(b"SQLite format 3\0"))
+    traces = [place / f"trace_b{number}_i512_o9.json.gz" for number in range(2, 2 + len(damages))]
+    for trace, damage in zip(traces, damages, strict=True):
+        trace.write_bytes(damage)
+    assert main(["export", "run", "out.zip", "--json"]) == 0
+    captured = capsys.readouterr()
+    sentences = [
+        f"{trace.relative_to(machine)} is not readable and not exported. Record it again, or move it away."
+        for trace in traces
+    ]
+    assert json.loads(captured.out)["unreadable"] == sentences
+    assert captured.err.splitlines()[1:] == sentences
+    with zipfile.ZipFile("out.zip") as packed:
+        names = packed.namelist()
+    assert [name for name in names if name.startswith("traces/")] == ["traces/fp8/trace_b1_i512_o9.json.gz"]
+    assert {"run.json", "perf_fp8_sm90.json", "report.html", "comparison.json"} <= set(names)
 
 
 @pytest.mark.parametrize(
