@@ -16,7 +16,9 @@ from moe_eval.outside import files
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the first that the format has
 # what `compare` reads. Other files of an archive stay in it
-_READ = re.compile(r"(?:(?:perf|ppl|kernels|tasks)_[^/\\]+|(?:perf_|ppl_)?(?:run|comparison))\.json|ppl_[^/\\]+\.npz")
+_READ = re.compile(
+    r"(?:(?:perf|ppl|kernels|tasks|serving)_[^/\\]+|(?:perf_|ppl_)?(?:run|comparison))\.json|ppl_[^/\\]+\.npz"
+)
 _MOST_FILES = 2_000
 _LARGEST = 1 << 30  # bytes of one file, and four times as many of all
 _RATIO = 200  # by which records and arrays do not shrink. It counts above _FREE

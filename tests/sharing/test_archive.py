@@ -90,7 +90,9 @@ def test_files_come_back_as_they_were_and_others_stay(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "traces").mkdir(parents=True)
     target.mkdir()
-    content = {RECORD: b'{"a": 1}', "run.json": b"{}", "report.html": b"<p>", "traces/t.json.gz": b"x"}
+    records = {f"{kind}_fp8_sm90.json": b"[]" for kind in ("ppl", "kernels", "tasks", "serving")}
+    records |= {RECORD: b'{"a": 1}', "run.json": b"{}"}
+    content = {**records, "report.html": b"<p>", "traces/t.json.gz": b"x"}
     for name, text in content.items():
         (source / name).write_bytes(text)
     archive.pack(source, tmp_path / "one.zip")
@@ -100,9 +102,7 @@ def test_files_come_back_as_they_were_and_others_stay(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "one.zip") as packed:
         assert {name: packed.read(name) for name in packed.namelist()} == content
     archive.unpack(tmp_path / "one.zip", target)
-    assert {file.name: file.read_bytes() for file in target.iterdir()} == {
-        name: content[name] for name in (RECORD, "run.json")
-    }
+    assert {file.name: file.read_bytes() for file in target.iterdir()} == records
 
 
 def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
