@@ -17,7 +17,7 @@ from moe_eval.records import by_arm, disk
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.verdicts import Rules
-from moe_eval.report import tile_table, write
+from moe_eval.report import overview, tile_table, write
 from moe_eval.report.console import print_renderable
 from moe_eval.report.renderable import Renderable
 
@@ -81,7 +81,7 @@ def concluded(
         for renderable in (table, tile_table.render(comparison)):
             if renderable is not None:
                 print_renderable(renderable)
-        print(lines(wording.summary(comparison)))
+        print(lines(wording.summary(comparison, overview.leading(comparison))))
     places = {"Report": page, "MLflow": logged and logged.describe()}
     print(lines("\n".join([*reasons, *(f"{name}: {place}" for name, place in places.items() if place)])))
     beside: dict[str, object] = {"report": page, "mlflow": logged and asdict(logged), "failures": failures}

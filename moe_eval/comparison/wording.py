@@ -34,17 +34,22 @@ _MOST_DIGITS = 6
 _LEAST_GIB = 0.05  # less is not seen in what is printed
 
 
-def summary(comparison: ComparisonRecord) -> str:
-    """The verdicts as a command prints them: for every pair, its reason, and what would settle what is open."""
+def summary(comparison: ComparisonRecord, leading: ComparisonRecord | None = None) -> str:
+    """The verdicts as a command prints them: for every pair, its reason, and what would settle what is open.
+
+    Args:
+        leading: the part of the comparison that has sentences, where there are too many pairs for all.
+    """
     lines = []
     failure = _common_failure(comparison)
     if failure is not None:
         return f"Open: all arms failed for one reason. {failure}"
-    for pair in comparison.pairs:
+    leading = leading or comparison
+    for pair in leading.pairs:
         lines.append(verdict_line(pair))
         lines += [f"  Because: {pair.because}"] if pair.because else []
         lines += [f"  Next: {pair.settled_by}"] if pair.settled_by else []
-    return "\n".join([*(lines or verdict_lines(comparison)), *_costs(comparison)])
+    return "\n".join([*(lines or verdict_lines(comparison)), *_costs(leading)])
 
 
 def verdict_lines(comparison: ComparisonRecord) -> list[str]:

@@ -27,8 +27,12 @@ def leading(comparison: ComparisonRecord) -> ComparisonRecord:
     return replace(comparison, pairs=tuple(pairs), arms=arms)
 
 
-def table(comparison: ComparisonRecord) -> Iterator[Table]:
-    """A row for every pair, the best first. Nothing where all are shown in full."""
+def table(comparison: ComparisonRecord, *, is_brief: bool = False) -> Iterator[Table]:
+    """A row for every pair, the best first. Nothing where all are shown in full.
+
+    Args:
+        is_brief: without intervals and places, so that a row is a line of a terminal.
+    """
     if len(comparison.pairs) <= MOST:
         return
     pairs = _ranked(comparison)
@@ -38,8 +42,8 @@ def table(comparison: ComparisonRecord) -> Iterator[Table]:
         [
             ("arm", named(pair.other)),
             ("verdict", pair.verdict.value),
-            *((title, _cell(of_pair.get(title))) for title in titles),
-            ("speed at", tiles.place_of(pair)),
+            *((title, _cell(of_pair.get(title), is_brief=is_brief)) for title in titles),
+            ("speed at", "" if is_brief else tiles.place_of(pair)),
         ]
         for pair, of_pair in zip(pairs, figures, strict=True)
     ]
@@ -47,16 +51,18 @@ def table(comparison: ComparisonRecord) -> Iterator[Table]:
     yield from without_empty_columns(caption, rows)
 
 
-def _cell(tile: tiles.Tile | None) -> str:
+def _cell(tile: tiles.Tile | None, *, is_brief: bool) -> str:
     if tile is None:
         return ""
+    if is_brief:
+        return f"{tile.value}: {tile.verdict}" if tile.title == "Quality" and tile.verdict else tile.value
     return tile.line if tile.title in _IN_FULL else tile.value
 
 
-def remark(comparison: ComparisonRecord) -> str:
-    """What charts and tiles leave out. Empty where they leave nothing out."""
+def remark(comparison: ComparisonRecord, parts: str = "Tiles and charts") -> str:
+    """What these parts leave out. Empty where they leave nothing out."""
     count = len(comparison.pairs) - MOST
-    return f"Tiles and charts are of the best {MOST} arms. {count} more are in the table." if count > 0 else ""
+    return f"{parts} are of the best {MOST} arms. {count} more are in the table." if count > 0 else ""
 
 
 def _ranked(comparison: ComparisonRecord) -> list[Pair]:

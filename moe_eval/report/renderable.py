@@ -70,10 +70,13 @@ class Grid:
         return ["", *self._folded(self._heads, widths, is_head=True), f" {rule}", *below, ""]
 
     def _narrowed(self, room: int) -> list[int]:
-        """Widths of columns: of the texts the widest give until all fit. Numbers stay whole in any terminal."""
+        """Widths of columns: of the texts the widest give until all fit, heads before cells. Numbers stay whole."""
         widths = list(self._widths)
-        while sum(widths) > room and max(widths[: self._texts]) > _NARROWEST:
-            widths[max(range(self._texts), key=widths.__getitem__)] -= 1
+        cells = [max(map(_size, column)) for column in zip(*self._rows, strict=True)] if self._rows else widths
+        for least in (cells, [_NARROWEST] * self._texts):
+            bounds = [max(size, _NARROWEST) for size in least[: self._texts]]
+            while sum(widths) > room and (wide := [at for at, bound in enumerate(bounds) if widths[at] > bound]):
+                widths[max(wide, key=widths.__getitem__)] -= 1
         return widths
 
     def _folded(self, row: Sequence[str], widths: Sequence[int], *, is_head: bool = False) -> list[str]:

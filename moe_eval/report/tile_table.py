@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from moe_eval.records.comparison import ComparisonRecord
-from moe_eval.report import sections, tiles
+from moe_eval.report import overview, sections, tiles
 from moe_eval.report.console import lines_of, text_table
-from moe_eval.report.renderable import Group, Renderable
-from moe_eval.report.text import Row, named
+from moe_eval.report.renderable import Grid, Group, Renderable
+from moe_eval.report.text import Row, Table, named
 
 
 def render(comparison: ComparisonRecord) -> Renderable:
-    """What was compared where, a row for every tile, the shapes that figures of speed are of, and every task."""
+    """What was compared where, a row for every tile, the shapes that figures of speed are of, and every task.
+
+    Of many pairs, a row for each, and the tasks of the best.
+    """
     header = tiles.header_line(comparison.header)
-    places = {pair.other: tiles.place_of(pair) for pair in comparison.pairs}
-    rows = [_row(arm, tile) for arm, tile in _tiles(comparison)]
-    table = [text_table(rows)] if rows else []
-    tasks = [
-        part
-        for task in sections.tasks(comparison)
-        for part in (
-            lines_of([task.caption]),
-            text_table([list(zip(task.heads, row, strict=True)) for row in task.rows]),
-        )
-    ]
-    return Group(*([lines_of([header])] if header else []), *table, lines_of(_of_shapes(places)), *tasks)
+    table = [part for brief in overview.table(comparison, is_brief=True) for part in _titled(brief)]
+    if not table and (rows := [_row(arm, tile) for arm, tile in _tiles(comparison)]):
+        table = [text_table(rows)]
+    remark = overview.remark(comparison, "Sentences")
+    lines = [*_of_shapes(comparison), *([f"{remark} The report has all."] if remark else [])]
+    tasks = [part for task in sections.tasks(overview.leading(comparison)) for part in _titled(task)]
+    return Group(*([lines_of([header])] if header else []), *table, lines_of(lines), *tasks)
+
+
+def _titled(table: Table) -> tuple[Renderable, Grid]:
+    rows = [list(zip(table.heads, row, strict=True)) for row in table.rows]
+    return lines_of([table.caption]), text_table(rows)
 
 
 def _tiles(comparison: ComparisonRecord) -> Iterator[tuple[str, tiles.Tile]]:
@@ -45,8 +48,10 @@ def _row(arm: str, tile: tiles.Tile) -> Row:
     ]
 
 
-def _of_shapes(places: dict[str, str]) -> Sequence[str]:
-    shapes = dict.fromkeys(filter(None, places.values()))
-    if len(shapes) > 1:
-        return [f"Speed of {arm} is at {place}." for arm, place in places.items() if place]
-    return [f"Speed is at {place}." for place in shapes]
+def _of_shapes(comparison: ComparisonRecord) -> list[str]:
+    arms: dict[str, list[str]] = {}
+    for pair in comparison.pairs:
+        if place := tiles.place_of(pair):
+            arms.setdefault(place, []).append(named(pair.other))
+    whose = {place: f" of {', '.join(names)}" if len(arms) > 1 else "" for place, names in arms.items()}
+    return [f"Speed{of_arms} is at {place}." for place, of_arms in whose.items()]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from moe_eval.cli.conclude import concluded
 from moe_eval.comparison import pairs
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.verdicts import Verdict
@@ -49,6 +51,24 @@ def test_what_the_page_folds_and_markdown_leaves_out_is_the_rest(many: Compariso
     shown = {pair.other for pair in many.pairs if pair.sentence in text}
     assert shown == set(BEST[:6])
     assert all(f"| {name} " in text for name in BEST)
+
+
+def test_a_terminal_has_a_row_for_each_and_sentences_of_the_best(
+    many: ComparisonRecord, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")  # a row is a line where heads fold
+    concluded(many, page=Path("report.html"))
+    lines = capsys.readouterr().out.splitlines()
+    head = next(at for at, line in enumerate(lines) if line.startswith(" ──"))
+    rows = [line.split() for line in lines[head + 1 : head + 10]]
+    assert [row[0] for row in rows] == BEST
+    assert {row[0]: row[1] for row in rows} == {pair.other: pair.verdict.value for pair in many.pairs}
+    ratios = {pair.other: pair.headlines[0].ratio for pair in many.pairs}
+    assert {row[0]: float(row[2].rstrip("x")) for row in rows} == pytest.approx(ratios, rel=0.005)
+    assert [line.partition(" ")[0] for line in lines if line.startswith("arm")] == BEST[:6]
+    assert "Sentences are of the best 6 arms. 3 more are in the table. The report has all." in lines
+    assert len(lines) < 9 + 6 * 3 + 10
 
 
 def test_few_arms_are_all_shown_in_full_in_their_order(many: ComparisonRecord) -> None:
