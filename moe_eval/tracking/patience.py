@@ -65,7 +65,7 @@ def within(call: Callable[[], Result], share: float = 1.0) -> Result:
         NoAnswer: it does not come in what is left of the limit. What the call does then goes on unheard.
     """
     seconds = min(share * limit(), limit() - _spent[0])
-    refusal = f"did not answer within {limit():g} s in all (give it longer in {VARIABLE})"
+    refusal = f"did not answer within {share * limit():g} s{' in all' * (share == 1)} (give it longer in {VARIABLE})"
     if seconds <= 0:
         raise NoAnswer(refusal)
     attempt, begun = _Attempt(call), time.monotonic()

@@ -30,7 +30,7 @@ def open_run(folder: Path, command: str = "run") -> Logged:
     """Show in MLflow that a run has begun; one that shows already, or that has finished, is left alone.
 
     Raises:
-        TrackingError: with the command that logs the run later.
+        TrackingError: with the reason.
         UsageError: the folder holds no run of this command.
     """
     files = RunFiles.read(folder, command)

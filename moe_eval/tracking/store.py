@@ -48,10 +48,11 @@ def reach(folder: Path, call: Callable[[], Result], share: float = 1.0) -> Resul
 
     Args:
         folder: of the records.
-        share: of the time that a command may wait for MLflow.
+        share: of the time that a command may wait for MLflow. Below 1 it is tried again when the run ends.
 
     Raises:
-        TrackingError: the store is not one, or did not take what was sent; with the command that logs them later.
+        TrackingError: the store is not one, or did not take what was sent; with the command that logs them later, or
+            that it is tried again.
     """
     with quiet(), _uninterrupted(), _frozen():
         refusal = _old_file_store()
@@ -64,8 +65,8 @@ def reach(folder: Path, call: Callable[[], Result], share: float = 1.0) -> Resul
             except Exception as error:
                 reason = _CREDENTIALS.sub("", " ".join(str(error).split()))[:200]
                 refusal = f"{_place()} did not take the run ({type(error).__name__}: {reason})"
-    later = f"moe-eval log {shlex.quote(str(folder))}"
-    raise TrackingError(f"{refusal}. Nothing is lost: log it later with `{later}`.")
+    later = f"Nothing is lost: log it later with `moe-eval log {shlex.quote(str(folder))}`"
+    raise TrackingError(f"{refusal}. {later if share == 1 else 'It is tried again when the run ends'}.")
 
 
 def _place() -> str:

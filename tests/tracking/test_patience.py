@@ -13,7 +13,7 @@ import pytest
 from moe_eval import tracking
 from moe_eval.cli import main
 from moe_eval.errors import TrackingError, UsageError
-from moe_eval.tracking import patience, plan_run
+from moe_eval.tracking import patience, plan_run, store
 from tests.doubles.harness_runs import runs, written
 
 LIMIT = 1.0
@@ -97,7 +97,11 @@ def test_a_server_costs_the_limit_in_all_commands_of_a_run(
     assert time.monotonic() - began < LIMIT + 15  # on a busy machine; without a limit it is minutes
     for sentence in sentences:
         assert f"MLflow at {address} did not " in sentence
+    assert sentences[0].endswith("It is tried again when the run ends.")
+    for sentence in sentences[1:]:
         assert sentence.endswith(f"Nothing is lost: log it later with `moe-eval log {recorded}`.")
+    if behaviour is hang:
+        assert f"did not answer within {LIMIT * store.OPENING:g} s (give it longer in " in sentences[0]
     if behaviour in (hang, trickle) or scheme == "https":
         assert f"did not answer within 1 s in all (give it longer in {patience.VARIABLE})" in sentences[-1] or (
             "SSL" in sentences[-1]
@@ -134,8 +138,8 @@ def test_a_host_that_no_resolver_knows_costs_the_limit_too(
     monkeypatch.setenv(patience.VARIABLE, str(LIMIT))
     patience.begin()
     began = time.monotonic()
-    for log in (plan_run.open_run, plan_run.log):
-        with pytest.raises(TrackingError, match=r"MLflow at http://tracker.invalid:5000 did not .* log it later with"):
+    for log, ending in ((plan_run.open_run, "It is tried again"), (plan_run.log, "Nothing is lost")):
+        with pytest.raises(TrackingError, match=f"MLflow at http://tracker.invalid:5000 did not .* {ending}"):
             log(recorded)
     assert main(["compare", "0" * 32, "1" * 32, "--output_dir", str(tmp_path / "out")]) == 2
     assert time.monotonic() - began < 2 * LIMIT + 15  # on a busy machine
