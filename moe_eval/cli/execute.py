@@ -202,7 +202,7 @@ class _TrackedProgress(TaskProgress):
         self._live: Live | None = None
         self.failure: str | None = None
 
-    def ready(self, tasks: Sequence[NamedTask], seconds: Sequence[float] = ()) -> None:
+    def ready(self, tasks: Sequence[NamedTask], seconds: Sequence[float] = (), *, may_end_early: bool = False) -> None:
         """These tasks are left."""
         self._is_open = True
         try:
@@ -211,7 +211,7 @@ class _TrackedProgress(TaskProgress):
             self._out(f"MLflow: {logged.describe()}")
         except TrackingError as error:
             say(str(error))
-        super().ready(tasks, seconds)
+        super().ready(tasks, seconds, may_end_early=may_end_early)
 
     def done(self, task: NamedTask, reason: str | None) -> None:
         """A task has ended."""

@@ -41,6 +41,7 @@ class TaskProgress:
         )
         self._bar = self._display.add_task("", total=None)
         self._total = self._ended = 0
+        self._most = ""
         self._begun_at = time.monotonic()
         self._expected: dict[tuple[str, str], float] = {}  # seconds of the tasks that are left
         self._pace = [0.0, 0.0]  # seconds of those that have ended well, and what was expected of them
@@ -53,9 +54,15 @@ class TaskProgress:
     ) -> None:
         self._display.stop()
 
-    def ready(self, tasks: Sequence[NamedTask], seconds: Sequence[float] = ()) -> None:
-        """The plan is made, and these tasks are left. `seconds`: that each may take, where that is known."""
+    def ready(self, tasks: Sequence[NamedTask], seconds: Sequence[float] = (), *, may_end_early: bool = False) -> None:
+        """The plan is made, and these tasks are left.
+
+        Args:
+            seconds: that each may take, where that is known.
+            may_end_early: the run may end before it has done them all.
+        """
         self._total, self._ended = len(tasks), 0
+        self._most = "at most " * may_end_early
         names = [(task.arm, task.name) for task in tasks]
         self._expected = dict(zip(names, seconds, strict=False))
         self._display.start()
@@ -66,7 +73,7 @@ class TaskProgress:
         self._begun_at = time.monotonic()
         self._display.update(self._bar, description=one_line(f"{task.arm} {task.name}"))
         if self._says:
-            say(f"{task.arm} {task.name} began, task {self._ended + 1} of {self._total}.")
+            say(f"{task.arm} {task.name} began, task {self._ended + 1} of {self._most}{self._total}.")
 
     def done(self, task: NamedTask, reason: str | None) -> None:
         """A task has ended. `reason` says why it failed."""
@@ -87,4 +94,4 @@ class TaskProgress:
         if not self._expected or not self._pace[1]:
             return ""
         minutes = max(1, round(sum(self._expected.values()) * self._pace[0] / self._pace[1] / 60))
-        return f", and about {minutes} minute{'s are' if minutes > 1 else ' is'} left"
+        return f", and {self._most}about {minutes} minute{'s are' if minutes > 1 else ' is'} left"

@@ -46,8 +46,12 @@ _ENDED_BEFORE = "the run ended before the machine's rates were measured"
 class Progress(Observer, Protocol):
     """Who hears how a run goes on."""
 
-    def ready(self, tasks: Sequence[Task], seconds: Sequence[float]) -> None:
-        """Hear of the tasks that are left, once the run is on disk, and how long each may take."""
+    def ready(self, tasks: Sequence[Task], seconds: Sequence[float], *, may_end_early: bool) -> None:
+        """Hear of the tasks that are left, once the run is on disk, and how long each may take.
+
+        Args:
+            may_end_early: the run may end before it has done them all.
+        """
 
 
 class Run:
@@ -74,6 +78,11 @@ class Run:
     @property
     def _served(self) -> list[Arm]:
         return [arm for arm in self.plan.arms if "serving" in self.plan.evaluators[arm.name]]
+
+    @property
+    def _is_sweep(self) -> bool:
+        """Whether it is open how far servers are driven."""
+        return self.request.serving is not None and self.request.serving.is_sweep and self._sweep is None
 
     def check(self) -> None:
         """Refuse what cannot be measured, before anything is written or loaded.
@@ -143,7 +152,8 @@ class Run:
         writer.write_skipped()
         observer = _Observer(progress, writer, self._waiting(tasks))
         expected = estimate.of_tasks(self.plan, self.request, self.gpus)
-        progress.ready(tasks, [expected[task] for task in tasks])
+        may_end_early = self.plan.schedule.until_decided or self._is_sweep
+        progress.ready(tasks, [expected[task] for task in tasks], may_end_early=may_end_early)
         try:
             if self.plan.arms:
                 with Executor(self.folder, self._conditions(), lock) as executor:
@@ -160,7 +170,7 @@ class Run:
         """Do tasks, in a run until decided those of another load only while a pair is open and minutes are left."""
         schedule, begun = self.plan.schedule, time.monotonic()
         least = min(stats.LEAST_LOADS, schedule.loads) if schedule.until_decided else schedule.loads
-        is_sweep = self.request.serving is not None and self.request.serving.is_sweep and self._sweep is None
+        is_sweep = self._is_sweep
         executor.run([task for task in tasks if task.load < least and not (is_sweep and task.point)], observer)
         if is_sweep:
             self._serve(executor, observer)

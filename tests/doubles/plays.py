@@ -33,9 +33,11 @@ class Quiet:
 
     def __init__(self) -> None:
         self.failed: dict[str, str] = {}
+        self.may_end_early: bool | None = None
 
-    def ready(self, tasks: Sequence[Task], seconds: Sequence[float]) -> None:
-        """Take no notice."""
+    def ready(self, tasks: Sequence[Task], seconds: Sequence[float], *, may_end_early: bool) -> None:
+        """Keep whether all of them will come."""
+        self.may_end_early = may_end_early
 
     def begun(self, task: Task) -> None:
         """Take no notice."""

@@ -72,22 +72,25 @@ def test_tables_are_complete_and_plain_in_files(
     assert all(character.isprintable() for line in lines for character in line)
 
 
+@pytest.mark.parametrize("most", ["", "at most "])
 def test_the_minutes_left_follow_the_pace_so_far(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], most: str
 ) -> None:
     """Tasks take twice as long as planned. One that fails says nothing about the pace."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     tasks = [_Task("bf16", name) for name in ("a", "b", "c", "d")]
     with TaskProgress() as progress:
-        progress.ready(tasks, [100.0, 20.0, 200.0, 100.0])
+        progress.ready(tasks, [100.0, 20.0, 200.0, 100.0], may_end_early=bool(most))
         for task, seconds, reason in zip(tasks, (200.0, 0.5, 400.0, 200.0), (None, "Broken.", None, None), strict=True):
             progress.begun(task)
             now[0] += seconds
             progress.done(task, reason)
-    ended = [line.partition(" ended after ")[2] for line in capsys.readouterr().err.splitlines() if " ended " in line]
+    lines = capsys.readouterr().err.splitlines()
+    assert f"bf16 d began, task 4 of {most}4." in "".join(lines)
+    ended = [line.partition(" ended after ")[2] for line in lines if " ended " in line]
     assert ended == [
-        "200.0 s, and about 11 minutes are left.",
-        "400.0 s, and about 3 minutes are left.",
+        f"200.0 s, and {most}about 11 minutes are left.",
+        f"400.0 s, and {most}about 3 minutes are left.",
         "200.0 s.",
     ]

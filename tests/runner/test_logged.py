@@ -41,7 +41,7 @@ def execute(folder: Path) -> list[str]:
     """As `moe-eval run` does: shown in MLflow while it is at work, logged however it ends."""
 
     class Opening(plays.Quiet):
-        def ready(self, tasks: Sequence[Task], seconds: Sequence[float]) -> None:
+        def ready(self, tasks: Sequence[Task], seconds: Sequence[float], *, may_end_early: bool) -> None:
             plan_run.open_run(folder)
 
     try:

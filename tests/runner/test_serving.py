@@ -298,7 +298,7 @@ def test_a_sweep_ends_for_all_arms_where_the_last_one_is_saturated(stage: Stage,
 
 def test_where_and_why_a_sweep_ended_is_recorded_and_kept(stage: Stage, tmp_path: Path) -> None:
     seconds(stage, {("bf16", 4): 40.0, ("fp32", 4): 40.0})
-    sweep(tmp_path / "run")
+    assert sweep(tmp_path / "run").may_end_early
     run = msgspec.json.decode((tmp_path / "run" / "run.json").read_bytes())
     assert (run["status"], run["sweep"]["most_users"]) == ("finished", 4)
     assert run["sweep"]["reason"] == "; ".join(
@@ -307,7 +307,7 @@ def test_where_and_why_a_sweep_ended_is_recorded_and_kept(stage: Stage, tmp_path
     record = msgspec.json.decode((tmp_path / "run" / "serving_bf16_cpu.json").read_bytes())
     assert [point["point"]["concurrency"] for point in record["points"]] == [1, 2, 4]
     stage.asked.clear()
-    sweep(tmp_path / "run")
+    assert not sweep(tmp_path / "run").may_end_early, "where it ends is known"
     assert stage.asked == []
 
 
