@@ -59,6 +59,7 @@ class Live:
         self._planned = [(task.arm, task.name) for task in tasks]
         self._ended: list[tuple[str, str]] = []
         self._count = 0
+        self._before: int | None = None  # tasks that had ended when the run was killed
         self._seconds = _MOST_SECONDS
 
     def done(self, task: NamedTask, reason: str | None) -> None:
@@ -77,8 +78,8 @@ class Live:
 
     def _log(self) -> bool:
         """Send what has ended. False where MLflow does not take it."""
-        now = int(time.time() * 1000)
-        metrics = {_COUNT: float(self._count)}
+        milliseconds = int(time.time() * 1000)
+        metrics: dict[str, float] = {}
         for arm, name in self._ended:
             metrics |= dict(self._figures(arm, name))
         self._ended.clear()
@@ -87,8 +88,12 @@ class Live:
             import mlflow
             from mlflow.entities import Metric
 
-            entries = [Metric(key, value, now, self._count) for key, value in metrics.items()]
-            mlflow.MlflowClient().log_batch(self._run_id, metrics=entries)
+            client = mlflow.MlflowClient()
+            if self._before is None:
+                self._before = int(client.get_run(self._run_id).data.metrics.get(_COUNT, 0))
+            step = self._before + self._count
+            values = {_COUNT: float(step), **metrics}
+            client.log_batch(self._run_id, [Metric(key, value, milliseconds, step) for key, value in values.items()])
 
         try:
             with store.quiet():

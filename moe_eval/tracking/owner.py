@@ -15,10 +15,13 @@ from moe_eval.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 PROCESS_TAG = "moe_eval.process"
 KILLED = "killed outright: its process is gone"
 _FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of Linux: that of the machine, not of a container
+# half a run does not pass for a whole one
+_OF_KILLED = {store.STATUS_TAG: "killed", store.CONTENT_TAG: "half", "moe_eval.error": KILLED}
 _COUNT = "progress/tasks_done"
 
 
@@ -40,6 +43,16 @@ def end(client: MlflowClient, run_id: str, status: str, ended: int) -> None:
         client.delete_tag(run_id, PROCESS_TAG)
 
 
+def take(client: MlflowClient, run: Run) -> None:
+    """Go on with a run in this process. What said that it was killed is taken back."""
+    run_id = run.info.run_id
+    if run.info.status != "RUNNING":
+        client.update_run(run_id, "RUNNING")
+        for tag in run.data.tags.keys() & _OF_KILLED.keys():
+            client.delete_tag(run_id, tag)
+    store.set_tags(client, run_id, tags())
+
+
 def end_killed(client: MlflowClient, experiment_id: str) -> None:
     """Set runs of dead processes of this machine to killed, with the reason. All other runs are left alone.
 
@@ -56,8 +69,7 @@ def end_killed(client: MlflowClient, experiment_id: str) -> None:
 
 
 def _end(client: MlflowClient, run_id: str, started: int) -> None:
-    # half a run does not pass for a whole one
-    store.set_tags(client, run_id, {store.STATUS_TAG: "killed", store.CONTENT_TAG: "half", "moe_eval.error": KILLED})
+    store.set_tags(client, run_id, _OF_KILLED)
     heard = [metric.timestamp for metric in client.get_metric_history(run_id, _COUNT)]
     end(client, run_id, "KILLED", max(heard, default=started))
 

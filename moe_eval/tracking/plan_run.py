@@ -27,7 +27,7 @@ _LABELS = ("command", "options", "evaluators", "schedule", "machine", "versions"
 
 
 def open_run(folder: Path, command: str = "run") -> Logged:
-    """Show in MLflow that a run has begun; one that shows already, or that has finished, is left alone.
+    """Show in MLflow that a run has begun. One that was killed before it was logged goes on.
 
     Raises:
         TrackingError: with the reason.
@@ -37,11 +37,10 @@ def open_run(folder: Path, command: str = "run") -> Logged:
 
     def show() -> Logged:
         books = _Books.open(files, {})
-        finished = files.run.status.value == "finished"
-        logged = [run for run in books.runs(files.run.run_id) if finished or run.info.status == "RUNNING"]
-        if logged and not finished:  # it may have begun on another machine
-            store.set_tags(books.client, logged[0].info.run_id, owner.tags())
-        return books.logged(logged[0].info.run_id if logged else books.create_parent(()))
+        logged = books.runs(files.run.run_id)
+        if logged and files.run.status.value == "finished":
+            return books.logged(logged[0].info.run_id)
+        return books.logged(books.continued(logged) or books.create_parent(()))
 
     return store.reach(folder, show, store.OPENING)
 
@@ -62,14 +61,13 @@ def log(folder: Path, command: str = "run") -> Logged:
     def write() -> Logged:
         books = _Books.open(files, parent_files)
         logged = books.runs(files.run.run_id)
-        going = [run for run in logged if run.info.status == "RUNNING"]
+        open_runs = [run for run in logged if run.info.status == "RUNNING" or not run.data.params]
         for run in logged:
-            if run not in going and run.data.tags.get(CONTENT_TAG) == content:
-                for half in going:
+            if run not in open_runs and run.data.tags.get(CONTENT_TAG) == content:
+                for half in open_runs:
                     books.delete(half.info.run_id)
                 return books.logged(run.info.run_id)
-        # one without parameters shows since the work began
-        parent = next((run.info.run_id for run in going if not run.data.params), None)
+        parent = books.continued(open_runs)
         books.delete_all(logged, besides=parent)
         return books.write(parent or books.create_parent(arms), staged, content)
 
@@ -104,6 +102,17 @@ class _Books:
     def runs(self, tag: str) -> list[Run]:
         """Runs of this experiment by our own id."""
         return list(self.client.search_runs([self.experiment_id], f"tags.`{ID_TAG}` = '{tag}'"))
+
+    def continued(self, logged: Sequence[Run]) -> str | None:
+        """The id of the run that shows since the work began, also before it was killed. None where there is none.
+
+        It has no parameters yet. MLflow neither changes nor deletes those of others, so they cannot be logged anew.
+        """
+        run = next((run for run in logged if not run.data.params), None)
+        if run is None:
+            return None
+        owner.take(self.client, run)
+        return str(run.info.run_id)
 
     def delete(self, run_id: str) -> None:
         models.delete_run(self.client, self.experiment_id, run_id)

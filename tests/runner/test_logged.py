@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from moe_eval.cli import main
 from moe_eval.runner.tasks import Task
-from moe_eval.tracking import plan_run
+from moe_eval.tracking import owner, plan_run
 from tests.doubles import plays
 from tests.doubles.arm_process import Stage
 from tests.doubles.executed import in_a_process
@@ -100,6 +100,27 @@ def test_a_run_that_was_killed_outright_is_shown_as_killed_once_it_is_logged(
     parent = client.get_run(logged["parent"][0])
     assert parent.data.tags["moe_eval.status"] == "killed"
     assert client.get_run(logged["bf16"][0]).data.metrics["quality/token_ppl"] > 1
+
+
+def test_a_run_that_was_killed_outright_and_resumed_is_the_same_run(
+    client: MlflowClient, stage: Stage, tmp_path: Path
+) -> None:
+    def before(arm: str, task: str) -> None:
+        if (arm, task) == ("fp32", "quality"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    folder, stage.before = tmp_path / "run", before
+    assert os.waitpid(in_a_process(lambda: execute(folder)), 0)[1] == signal.SIGKILL
+    parent_id, _ = shown(client)["parent"]
+    (experiment,) = client.search_experiments(filter_string="name = 'moe_eval'")
+    owner.end_killed(client, experiment.experiment_id)  # another command has seen it
+    assert shown(client) == {"parent": (parent_id, "KILLED")}
+    stage.before = lambda *_: None
+    assert execute(folder) == []
+    assert shown(client)["parent"] == (parent_id, "FINISHED")
+    tags = client.get_run(parent_id).data.tags
+    assert tags["moe_eval.status"] == "finished"
+    assert not tags.keys() & {"moe_eval.error", owner.PROCESS_TAG}
 
 
 @pytest.mark.parametrize("content", ["", '{"status": ', "[]", '{"status": "finished", "shapes": [{}]}'])

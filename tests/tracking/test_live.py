@@ -50,6 +50,9 @@ def test_figures_come_by_step_and_only_where_no_arm_waits(store: Path, tmp_path:
     assert metrics["progress/bf16/token_ppl"] == 9.5
     assert metrics[f"progress/fp8/{SHAPE}/e2e_ms"] == 200
     assert [entry.step for entry in client.get_metric_history(run_id, "progress/tasks_done")] == [1, 5]
+    Live(tmp_path, "run", run_id, tasks).done(tasks[0], None)  # a run that was killed goes on
+    history = client.get_metric_history(run_id, "progress/tasks_done")
+    assert [(entry.step, entry.value) for entry in history] == [(1, 1), (5, 5), (6, 6)]
 
 
 def test_a_task_that_failed_or_left_nothing_readable_has_no_figure(store: Path, tmp_path: Path) -> None:

@@ -96,11 +96,11 @@ def test_a_run_that_goes_on_is_the_new_process_s(store: Path, folder: Path, fork
     pid = fork(lambda: plan_run.open_run(folder))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    (before,) = of_run()
     opened = plan_run.open_run(folder)
-    assert [run.info.status for run in sorted(of_run(), key=lambda run: run.info.run_id != opened.run_id)] == [
-        "RUNNING",
-        "KILLED",
-    ]
+    (after,) = of_run()
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, "RUNNING")
+    assert after.data.tags[PROCESS_TAG] == owner.tags()[PROCESS_TAG] != before.data.tags[PROCESS_TAG]
     assert plan_run.log(folder) == opened
     assert len(of_run()) == 3
 
