@@ -246,7 +246,7 @@ def _under(names: Sequence[str], file: str) -> Callable[[str], bool]:
     parts = [regex.escape(name.strip("."), literal_spaces=True) for name in names if "*" in name]
     wild = "|".join(part.replace(r"\*", "[^.]*") for part in parts)
     matches = _expression([rf"(?:.*\.)?(?:{wild})(?:\.|$)"] if parts else [], file)
-    return lambda module: any(part in f".{module}." for part in plain) or matches(module)
+    return lambda module: any(map(f".{module}.".__contains__, plain)) or matches(module)
 
 
 def _exactly_or_under(names: Iterable[str]) -> Callable[[str], bool]:

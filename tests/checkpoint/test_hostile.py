@@ -160,6 +160,25 @@ def test_an_expression_that_backtracks_for_ever_is_refused(tmp_path: Path) -> No
         read_carried(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b'{"a": {"dtype": "F32", "shape": [1], "more": %s1%s}}' % (b"[" * 100_000, b"]" * 100_000),
+        b'{"a": {"dtype": "F32", "shape": [1%s]}}' % (b"0" * 5_000),
+        b'{"a": {"dtype": "F32", "shape": [NaN]}}',
+        b'{"a": {"dtype": "\xff", "shape": [1]}}',
+        b'{"\xff": {"dtype": "F32", "shape": [1]}}',
+    ],
+    ids=["list", "nested", "digits", "NaN", "bytes in a value", "bytes in a name"],
+)
+def test_headers_that_hold_no_tensors_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(content)) + content)
+    with pytest.raises(UsageError, match=r"model\.safetensors is corrupt or cut short"):
+        read_carried(tmp_path)
+
+
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 100_000_001, 10])
 def test_headers_of_a_wrong_length_are_refused(tmp_path: Path, length: int) -> None:
     (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
