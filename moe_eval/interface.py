@@ -73,8 +73,8 @@ def run(**options: object) -> Results:
     """
     from moe_eval.cli.execute import measure
     from moe_eval.cli.options import config
-    from moe_eval.cli.options.classes import RunOptions
     from moe_eval.cli.options.commands import RUN
+    from moe_eval.cli.options.measuring import RunOptions
     from moe_eval.cli.options.option import options_of
     from moe_eval.cli.options.output import OutputOptions
 

@@ -14,7 +14,7 @@ import moe_eval
 from moe_eval import interface
 from moe_eval.cli import execute
 from moe_eval.cli.execute import Outcome
-from moe_eval.cli.options.classes import RunOptions
+from moe_eval.cli.options.measuring import RunOptions
 from moe_eval.errors import EngineError, TrackingError, UsageError
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import Schedule

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from moe_eval.cli.arm_logs import followed
 from moe_eval.cli.conclude import conclude, concluded, is_decided
-from moe_eval.cli.options.classes import MeasuringOptions, PerfOptions, RunOptions
 from moe_eval.cli.options.compare import rules_of
+from moe_eval.cli.options.measuring import MeasuringOptions, PerfOptions, RunOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import make_folder
 from moe_eval.cli.request import gpus_of, request_of, say_what_runs

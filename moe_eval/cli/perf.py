@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from moe_eval.cli import execute
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.classes import PerfOptions
+from moe_eval.cli.options.measuring import PerfOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import make_folder
 from moe_eval.cli.request import gpus_of, request_of, say_what_runs

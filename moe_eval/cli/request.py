@@ -9,19 +9,14 @@ from moe_eval.checkpoint import shipped as shipped_model
 from moe_eval.cli import arms
 from moe_eval.cli.arms import Common
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.classes import (
-    EmulationOptions,
-    LatencyOptions,
-    MeasuringOptions,
-    PerfOptions,
-    ProfilerOptions,
-    QualityOptions,
-    RunOptions,
-    SensitivityOptions,
-)
+from moe_eval.cli.options.arms import EmulationOptions
 from moe_eval.cli.options.commands import DEMO
 from moe_eval.cli.options.compare import rules_of
+from moe_eval.cli.options.latency import LatencyOptions, ProfilerOptions
+from moe_eval.cli.options.measuring import MeasuringOptions, PerfOptions, RunOptions
 from moe_eval.cli.options.option import PRINTED, options_of
+from moe_eval.cli.options.quality import QualityOptions
+from moe_eval.cli.options.sensitivity import SensitivityOptions
 from moe_eval.data import served_requests
 from moe_eval.data.harness_tasks import TaskOptions
 from moe_eval.data.workload import shapes

@@ -11,7 +11,7 @@ import msgspec
 
 from moe_eval.checkpoint import shipped
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.classes import SensitivityOptions
+from moe_eval.cli.options.sensitivity import SensitivityOptions
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import make_folder
 from moe_eval.cli.request import recorded, shared_settings

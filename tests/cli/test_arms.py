@@ -15,8 +15,8 @@ from moe_eval.cli import arms as named_arms
 from moe_eval.cli import main
 from moe_eval.cli.arms import Common
 from moe_eval.cli.options import arm_text
-from moe_eval.cli.options.classes import RunOptions
 from moe_eval.cli.options.commands import RUN
+from moe_eval.cli.options.measuring import RunOptions
 from moe_eval.cli.request import recorded
 from moe_eval.engines import registry, tables
 from moe_eval.engines.trtllm import load

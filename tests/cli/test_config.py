@@ -8,8 +8,8 @@ import pytest
 
 from moe_eval.cli import main
 from moe_eval.cli.options import config
-from moe_eval.cli.options.classes import RunOptions
 from moe_eval.cli.options.commands import PERF, PPL, RUN
+from moe_eval.cli.options.measuring import RunOptions
 from moe_eval.errors import UsageError
 
 SECRET = "hunter2-very-secret-token"

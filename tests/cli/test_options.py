@@ -10,9 +10,9 @@ import pytest
 
 from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.cli import main
-from moe_eval.cli.options.classes import RunOptions
 from moe_eval.cli.options.commands import COMMANDS, COMPARE, KERNELS, LOG, PERF, PPL, RUN
 from moe_eval.cli.options.kernels import KernelsOptions
+from moe_eval.cli.options.measuring import RunOptions
 from moe_eval.cli.options.option import options_of
 from moe_eval.cli.request import recorded
 from moe_eval.emulation.model import SCOPES

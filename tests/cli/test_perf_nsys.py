@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from moe_eval import cli
-from moe_eval.cli.options.classes import PerfOptions
 from moe_eval.cli.options.commands import PERF
+from moe_eval.cli.options.measuring import PerfOptions
 from moe_eval.cli.request import request_of
 from moe_eval.engines import registry
 from moe_eval.engines.base import Completion, EngineSettings, GenerationRequest

@@ -41,11 +41,11 @@ ROOMS = {
 # of these rooms a command has no use for what others need
 UNUSED = {
     "kernels": {
-        *("cli.options.classes", "cli.request", "records.comparison", "records.latency", "report.progress"),
+        *("cli.options.measuring", "cli.request", "records.comparison", "records.latency", "report.progress"),
         "traces.readers.nsys_stats",
     },
     "doctor": {"engines.tables"},
-    "compare": {"cli.options.classes", "cli.request", "tracking.fetch", "report.progress"},
+    "compare": {"cli.options.measuring", "cli.request", "tracking.fetch", "report.progress"},
 }
 
 

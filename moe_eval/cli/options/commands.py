@@ -10,11 +10,12 @@ from moe_eval.cli.options.command_line import Command
 from moe_eval.cli.options.option import Value
 
 if TYPE_CHECKING:
-    from moe_eval.cli.options.classes import PerfOptions, PplOptions, RunOptions, SensitivityOptions
     from moe_eval.cli.options.compare import CompareOptions
     from moe_eval.cli.options.exchange import ExportOptions, ImportOptions, LogOptions
     from moe_eval.cli.options.kernels import KernelsOptions
     from moe_eval.cli.options.machine import CompletionOptions, DoctorOptions
+    from moe_eval.cli.options.measuring import PerfOptions, PplOptions, RunOptions
+    from moe_eval.cli.options.sensitivity import SensitivityOptions
 
 # of `moe-eval run` where nothing says what to measure: some minutes on a CPU, without a network
 DEMO: Mapping[str, Value] = {
@@ -30,7 +31,7 @@ DEMO: Mapping[str, Value] = {
 RUN: Command[RunOptions] = Command(
     "run",
     "execute",
-    "classes:RunOptions",
+    "measuring:RunOptions",
     "Run every evaluator on every arm and compare the arms with the first. Each arm runs in a process of its own that "
     "loads it once. The plan is shown first. Records are written to --output_dir as they come. A run that was stopped "
     "goes on with the same command and --resume. Without an option of what to measure it is a demo: the shipped model, "
@@ -41,7 +42,7 @@ RUN: Command[RunOptions] = Command(
 PERF: Command[PerfOptions] = Command(
     "perf",
     "perf",
-    "classes:PerfOptions",
+    "measuring:PerfOptions",
     "Time the same prompts on every arm, each in a process of its own, and write one JSON record for each "
     "(perf_ARM_smXY.json, or _cpu). Each arm is loaded --loads times: loads differ by more than iterations do. Arms "
     "that fit on the GPU together take turns. At the end a table compares them with the first.",
@@ -59,7 +60,7 @@ PERF: Command[PerfOptions] = Command(
 PPL: Command[PplOptions] = Command(
     "ppl",
     "execute",
-    "classes:PplOptions",
+    "measuring:PplOptions",
     "Score the same windows with every arm, each in a process of its own, and write one JSON record for each "
     "(ppl_ARM_smXY.json, or _cpu). The first arm is scored at a second batch size too: that is the noise floor. At the "
     "end a table compares the arms with the first.",
@@ -71,7 +72,7 @@ PPL: Command[PplOptions] = Command(
 SENSITIVITY: Command[SensitivityOptions] = Command(
     "sensitivity",
     "sensitivity",
-    "classes:SensitivityOptions",
+    "sensitivity:SensitivityOptions",
     "Round the experts of one layer at a time on the Transformers engine, and rank the layers by the KLD from the "
     "unquantised model, with intervals over documents. Then find the most of the least sensitive layers that keep "
     "--max_kld together, measured with all of them rounded. Write a record (sensitivity_PRECISION_smXY.json, or _cpu) "
