@@ -6,12 +6,9 @@ QuantizationConfig, and the quantization_config of Transformers' own methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import translate
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 
-import regex
-
+from moe_eval.checkpoint import module_patterns as patterns
 from moe_eval.checkpoint.precision import WEIGHT_ONLY
 from moe_eval.errors import UsageError
 from moe_eval.frozen import frozen
@@ -79,10 +76,6 @@ def read(declared: Mapping[str, object], file: str) -> Declaration:
     return _by_name(declared, method, file)
 
 
-def _everything(module: str) -> bool:
-    return True
-
-
 # quantisations whose name is their precision, as gpt-oss has it
 _INLINE = ("mxfp4", "mxfp8", "nvfp4")
 
@@ -96,7 +89,7 @@ def _by_name(declared: Mapping[str, object], method: str, file: str) -> Declarat
         name = f"int{bits} ({name})"
     excluded = _texts(declared, "modules_to_not_convert")
     form = Form(method if method in _INLINE else None, name)
-    return Declaration(method, name, ((_everything, form),), excluded, _under(excluded, file))
+    return Declaration(method, name, ((patterns.everything, form),), excluded, patterns.under(excluded, file))
 
 
 def _hugging_face_fp8(declared: Mapping[str, object], file: str) -> Declaration:
@@ -109,7 +102,7 @@ def _hugging_face_fp8(declared: Mapping[str, object], file: str) -> Declaration:
     else:
         sizes = _numbers(blocks, f"{file}: weight_block_size")
         form = Form("fp8_block" if sizes == [128, 128] else None, f"fp8 with blocks of {sizes}")
-    return Declaration("fp8", form.name, ((_everything, form),), excluded, _under(excluded, file))
+    return Declaration("fp8", form.name, ((patterns.everything, form),), excluded, patterns.under(excluded, file))
 
 
 _MODELOPT = {
@@ -131,19 +124,19 @@ def _modelopt(declared: Mapping[str, object], file: str) -> Declaration:
     kind = str(declared.get("quant_algo") or "NO_QUANT")
     cache = declared.get("kv_cache_quant_algo") or declared.get("kv_cache_scheme")
     excluded = (*_texts(declared, "exclude_modules"), *_texts(declared, "ignore"))
-    is_excluded = _globs(excluded, file)
+    is_excluded = patterns.globs(excluded, file)
     kv_cache = _cache(cache)
     if kind in ("NO_QUANT", "None"):
         return Declaration("modelopt", "none", (), excluded, is_excluded, kv_cache)
     if kind != "MIXED_PRECISION":
         form = Form(_MODELOPT.get(kind.upper()), f"modelopt {kind}")
-        return Declaration("modelopt", form.name, ((_everything, form),), excluded, is_excluded, kv_cache)
+        return Declaration("modelopt", form.name, ((patterns.everything, form),), excluded, is_excluded, kv_cache)
     layers = declared.get("quantized_layers")
     modules = layers.items() if isinstance(layers, Mapping) else ()
     algorithms = {str(name): str(module.get("quant_algo")) for name, module in modules if isinstance(module, Mapping)}
     rules = tuple(
         (
-            _exactly_or_under(name for name in algorithms if algorithms[name] == algorithm),
+            patterns.exactly_or_under(name for name in algorithms if algorithms[name] == algorithm),
             Form(_MODELOPT.get(algorithm.upper()), algorithm),
         )
         for algorithm in dict.fromkeys(algorithms.values())
@@ -163,10 +156,10 @@ def _compressed(declared: Mapping[str, object], file: str) -> Declaration:
                 "Save the checkpoint again with a newer compressed-tensors, which writes its settings."
             )
         targets = _texts(group, "targets") or ("Linear",)
-        rules.append((_targets(targets, file), _compressed_form(group, file)))
+        rules.append((patterns.targets(targets, file), _compressed_form(group, file)))
     names = ", ".join(dict.fromkeys(form.name for _, form in rules)) or str(declared.get("format"))
     ignored = _texts(declared, "ignore")
-    is_ignored = _targets(ignored, file)
+    is_ignored = patterns.targets(ignored, file)
     cache = _cache(declared.get("kv_cache_scheme"))
     return Declaration("compressed-tensors", f"compressed-tensors {names}", tuple(rules), ignored, is_ignored, cache)
 
@@ -217,79 +210,6 @@ def _cache(scheme: object) -> str | None:
     bits, kind = scheme.get("num_bits", 8), scheme.get("type", "float")
     names = {("float", 8): "fp8", ("float", 4): "nvfp4"}
     return names.get((str(kind), bits if isinstance(bits, int) else 0), f"{kind}{bits}")
-
-
-def _globs(patterns: Sequence[str], file: str) -> Callable[[str], bool]:
-    """ModelOpt's wildcards. A name without one holds for its modules too."""
-    wild = [pattern for pattern in patterns if any(sign in pattern for sign in "*?[")]
-    # quick, as newer exports name every layer so
-    starts = tuple(text[:-1] for text in wild if text[-1] == "*" and not any(sign in text[:-1] for sign in "*?["))
-    is_named = _exactly_or_under(set(patterns).difference(wild))
-    rest = [pattern for pattern in wild if pattern[:-1] not in starts]
-    either = "|".join(translate(form) for pattern in rest for form in (pattern, f"{pattern}.*"))
-    matches = _expression([either] if rest else [], file)
-    return lambda module: is_named(module) or module.startswith(starts) or matches(module)
-
-
-def _targets(targets: Sequence[str], file: str) -> Callable[[str], bool]:
-    """Targets of compressed-tensors: regular expressions, the class of every linear module, and names."""
-    if "Linear" in targets:
-        return _everything
-    matches = _expression([target[3:] for target in targets if target.startswith("re:")], file)
-    is_named = _exactly_or_under(targets)
-    return lambda module: is_named(module) or matches(module)
-
-
-def _under(names: Sequence[str], file: str) -> Callable[[str], bool]:
-    """Transformers' modules_to_not_convert: a name, or a part of one between full stops, with `*` for any part."""
-    plain = tuple(f".{name.strip('.')}." for name in names if "*" not in name)  # quick: there may be one a layer
-    parts = [regex.escape(name.strip("."), literal_spaces=True) for name in names if "*" in name]
-    wild = "|".join(part.replace(r"\*", "[^.]*") for part in parts)
-    matches = _expression([rf"(?:.*\.)?(?:{wild})(?:\.|$)"] if parts else [], file)
-    return lambda module: any(map(f".{module}.".__contains__, plain)) or matches(module)
-
-
-def _exactly_or_under(names: Iterable[str]) -> Callable[[str], bool]:
-    chosen = frozenset(names)
-
-    def matches(module: str) -> bool:
-        while chosen and module:
-            if module in chosen:
-                return True
-            module = module.rpartition(".")[0]
-        return False
-
-    return matches
-
-
-_LONGEST_MATCH = 0.5  # seconds, of what a name takes microseconds
-_TELLS_DIGITS_APART = regex.compile(r"\d|\(\?P=|\\[gN]")  # a digit, its name, or a reference to what a group held
-_DIGITS = str.maketrans("123456789", "0" * 9)
-
-
-def _expression(patterns: Sequence[str], file: str) -> Callable[[str], bool]:
-    """Whether one of these regular expressions holds from a name's beginning on."""
-    try:
-        compiled = [regex.compile(pattern) for pattern in patterns]
-    except (regex.error, RecursionError, OverflowError) as error:
-        raise UsageError(f"{file} has a wrong regular expression ({error}). Copy the checkpoint again.") from None
-
-    alike = [pattern for pattern in compiled if not _TELLS_DIGITS_APART.search(pattern.pattern)]
-    numbered = [pattern for pattern in compiled if pattern not in alike]
-
-    @cache  # names of thousands of experts differ in digits alone
-    def matches_alike(module: str) -> bool:
-        return any(pattern.match(module, timeout=_LONGEST_MATCH) for pattern in alike)
-
-    def matches(module: str) -> bool:
-        try:
-            return matches_alike(module.translate(_DIGITS)) or any(
-                pattern.match(module, timeout=_LONGEST_MATCH) for pattern in numbered
-            )
-        except TimeoutError:
-            raise UsageError(f"{file} has a regular expression without an end. Copy the checkpoint again.") from None
-
-    return matches
 
 
 def _scalar(declared: Mapping[str, object], key: str) -> object:
