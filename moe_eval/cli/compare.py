@@ -11,7 +11,7 @@ from moe_eval.cli.gathered import gathered
 from moe_eval.cli.options.compare import CompareOptions, rules_of
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import make_folder
-from moe_eval.comparison import gate
+from moe_eval.comparison import gate_text
 from moe_eval.errors import UsageError
 from moe_eval.records import disk
 from moe_eval.records.comparison import COMPARISON_FILE
@@ -28,13 +28,13 @@ def run(options: CompareOptions) -> Conclusion:
     Raises:
         UsageError: sources that cannot be read or compared, or an output folder that is a run's own.
     """
-    conditions = gate.parse(options.gate) if options.gate is not None else ()
+    conditions = gate_text.parse(options.gate) if options.gate is not None else ()
     folder = options.output_dir
     _spare_run(folder, options.sources)
     with gathered(options.sources) as records:
         if len(records.arms) < 2:
             raise UsageError(f"There is one arm alone ({records.arms[0].name}). Give sources of two or more.")
-        gate.check_arms(conditions, [arm.name for arm in records.arms])
+        gate_text.check_arms(conditions, [arm.name for arm in records.arms])
         make_folder(folder)
         comparison = records.compare(options.across, rules_of(options))
         disk.write_record(folder / COMPARISON_FILE, comparison)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from moe_eval.cli.output import Conclusion
-from moe_eval.comparison import gate, pairs, verdict, wording
+from moe_eval.comparison import gate, gate_text, pairs, verdict, wording
 from moe_eval.exits import code
 from moe_eval.outside.words import lines
 from moe_eval.records import by_arm, disk
@@ -60,7 +60,7 @@ def conclude(folder: Path, command: Command, rules: Rules) -> tuple[list[ArmReco
 
 def concluded(
     comparison: ComparisonRecord,
-    conditions: Sequence[gate.Condition] = (),
+    conditions: Sequence[gate_text.Condition] = (),
     *,
     page: Path | None = None,
     logged: Logged | None = None,

@@ -15,7 +15,7 @@ from moe_eval.cli.options.measuring import MeasuringOptions, PerfOptions, RunOpt
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import make_folder
 from moe_eval.cli.request import gpus_of, request_of, say_what_runs
-from moe_eval.comparison import gate
+from moe_eval.comparison import gate_text
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import terminable
 from moe_eval.frozen import frozen
@@ -69,7 +69,7 @@ def run(options: MeasuringOptions) -> Conclusion:
     Raises:
         UsageError: the options ask for what cannot be.
     """
-    conditions = gate.parse(options.gate) if options.gate is not None else ()
+    conditions = gate_text.parse(options.gate) if options.gate is not None else ()
     plan_lines: list[str] = []
 
     def out(text: str) -> None:
@@ -118,7 +118,7 @@ def _table(options: MeasuringOptions, outcome: Outcome) -> Renderable | None:
     return quality_table.render(scored, outcome.comparison) if scored else None
 
 
-def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condition] = ()) -> Outcome:
+def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate_text.Condition] = ()) -> Outcome:
     """Plan, measure, compare, report and log.
 
     Args:
@@ -134,7 +134,7 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate.Condi
     gpus = gpus_of(request) if options.gpu is None else named_gpus.named(options.gpu)
     plan = planning.make(request, gpus, _before(request))
     say_what_runs(options)
-    gate.check_arms(conditions, [*(arm.name for arm in plan.arms), *(entry.arm for entry in plan.skipped)])
+    gate_text.check_arms(conditions, [*(arm.name for arm in plan.arms), *(entry.arm for entry in plan.skipped)])
     run = Run(request, plan, gpus)
     if plan.arms and not options.dry_run:
         run.check()

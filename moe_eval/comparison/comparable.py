@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
 from typing import Literal, get_args
 
 from moe_eval.checkpoint.precision import cache_bytes
 from moe_eval.comparison import imported
-from moe_eval.records.by_arm import REPEAT_SUFFIX, ArmRecords
-from moe_eval.records.comparison import LabelDifference
+from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.labels import EngineFacts, Origin, Status
 from moe_eval.records.latency import LatencyRecord
 from moe_eval.records.quality import QualityFigures, QualityRecord
@@ -30,13 +28,6 @@ _SAME_FACTS: Mapping[str, tuple[str, tuple[Across, ...]]] = {
     "weights": ("other weights", ("checkpoint",)),
     "architecture": ("another architecture", ("checkpoint",)),
     "vocabulary": ("another vocabulary", ("checkpoint",)),
-}
-# facts that have a name of their own among the labels
-_FACT_LABELS = {
-    "name": "engine",
-    "version": "engine_version",
-    "moe_backend_observed": "moe_backend",
-    **{name: name for name in ("precision", "quant_algo", "weights", "emulated", "checkpoint", "fingerprint")},
 }
 
 
@@ -82,7 +73,7 @@ def differences(reference: ArmRecords, candidate: ArmRecords, across: Collection
     """
     across = {*across, *_planned(reference, candidate)}
     reasons = [reason for arm in (reference, candidate) for reason in _contradictions(arm)]
-    for subject, (first, second) in _measured_of_both(reference, candidate).items():
+    for subject, (first, second) in measured_of_both(reference, candidate).items():
         if isinstance(first, TasksRecord) or isinstance(second, TasksRecord):
             continue  # documents and prompts decide, see task_rows
         if isinstance(first, ServingRecord) or isinstance(second, ServingRecord):
@@ -131,7 +122,7 @@ def _origins(arm: ArmRecords) -> list[Origin | None]:
     return [record.origin if record else None for record in (arm.latency, arm.quality, arm.evaluated, arm.serving)]
 
 
-def _measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str, tuple[Record, Record]]:
+def measured_of_both(reference: ArmRecords, candidate: ArmRecords) -> dict[str, tuple[Record, Record]]:
     """The records of what was measured of both arms, by the subject of a sentence."""
     records: dict[str, tuple[Record | None, Record | None]] = {
         "Speed": (reference.latency, candidate.latency),
@@ -258,54 +249,3 @@ def _window_differences(first: QualityFigures, second: QualityFigures) -> list[s
         "Quality was measured over other tokens of the same text, so the tokenizer or the "
         f"choice of windows differs (digests {first.dataset_digest} and {second.dataset_digest})."
     ]
-
-
-def labels(reference: ArmRecords, candidate: ArmRecords) -> tuple[LabelDifference, ...]:
-    """The labels whose values differ, by the label's name."""
-    values: dict[str, tuple[str, str]] = {}
-    for first, second in reversed(_measured_of_both(reference, candidate).values()):
-        before, after = dict(_labels(first)), dict(_labels(second))
-        values |= {label: (before.get(label, "-"), after.get(label, "-")) for label in {**before, **after}}
-    return tuple(LabelDifference(label, *sides) for label, sides in sorted(values.items()) if sides[0] != sides[1])
-
-
-def is_repeat(reference: ArmRecords, candidate: ArmRecords) -> bool:
-    """Whether both are one precision of one checkpoint whose labels differ in nothing but how often it was measured."""
-    if candidate.name.removesuffix(REPEAT_SUFFIX) == reference.name.removesuffix(REPEAT_SUFFIX):
-        return True
-    pairs = _measured_of_both(reference, candidate).values()
-    if reference.precision != candidate.precision or not pairs:
-        return False
-    if any(engine(first) is None or engine(first) != engine(second) for first, second in pairs):
-        return False
-    if any(first.origin.arm != second.origin.arm for first, second in pairs):
-        return False
-    return all(row.label.startswith(("schedule.", "git")) for row in labels(reference, candidate))
-
-
-def _labels(record: Record) -> Iterator[tuple[str, str]]:
-    """Every label as text, under its path."""
-    facts = asdict(record.labels.engine) if record.labels.engine else {}
-    yield from ((label, str(facts[fact])) for fact, label in _FACT_LABELS.items() if fact in facts)
-    yield from ((name, str(getattr(record, name))) for name in ("gpu_name", "sm_version"))
-    if not isinstance(record, (TasksRecord, ServingRecord)):
-        yield "fusion_disabled", str(record.fusion_disabled)
-    yield "git", str(record.origin.git)
-    yield from _paths(record.origin.arm.environment if record.origin.arm else {}, "environment.")
-    if record.origin.machine:
-        names = ("os", "python", "cpu", "driver", "cuda")
-        yield from ((f"machine.{name}", str(getattr(record.origin.machine, name))) for name in names)
-    yield from _paths(record.origin.versions, "versions.")
-    if isinstance(record, LatencyRecord):
-        for name, part in (("schedule", record.schedule), ("workload", record.workload), ("tool", record.tool)):
-            yield from _paths(asdict(part) if part else {}, f"{name}.")
-    yield from _paths({fact: value for fact, value in facts.items() if fact not in _FACT_LABELS}, "engine.")
-    yield from ((name, str(getattr(record.labels, name))) for name in ("prefix_token_id", "tokenizer"))
-
-
-def _paths(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(list(value) if isinstance(value, tuple) else value)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moe_eval import stats
-from moe_eval.comparison import gate, pairs, verdict
+from moe_eval.comparison import gate, gate_text, pairs, verdict
 from moe_eval.comparison.gate import GateResult
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import Pair
@@ -61,7 +61,7 @@ def e2e(pair: Pair, at: int = 0) -> Ratio:
 
 
 def code(text: str, *compared: Pair, **changes: Any) -> GateResult:
-    return gate.check(comparison(*compared, **changes), gate.parse(text))[0]
+    return gate.check(comparison(*compared, **changes), gate_text.parse(text))[0]
 
 
 def test_a_shape_with_collapsed_routing_among_good_ones_has_no_verdict() -> None:
@@ -160,7 +160,7 @@ def test_the_speed_of_an_emulated_arm_holds_nothing(emulated: str) -> None:
     compared = pairs.compare(arms)
     assert compared.pairs[0].verdict is Verdict.OPEN
     assert f"{emulated} is emulated, which says nothing about speed" in compared.pairs[0].sentence
-    conditions = gate.parse("speed>=0.1,ttft>=0.1,energy<=9,verdict==pays,speed>=9")
+    conditions = gate_text.parse("speed>=0.1,ttft>=0.1,energy<=9,verdict==pays,speed>=9")
     result, lines = gate.check(compared, conditions)
     assert result is UNDECIDED
     assert all("not decided" in line for line in lines)
@@ -184,8 +184,8 @@ def test_an_arm_that_broke_down_leaves_the_others_their_verdict() -> None:
     assert (fp8.verdict, failed.verdict) == ("pays", "quick look")
     assert e2e(fp8) == e2e(made.pair(timed("bf16", 100), timed("fp8", 50)))
     assert failed.sentence.endswith("nvfp4 failed (out of memory).")
-    assert gate.check(compared, gate.parse("fp8:speed>=1"))[0] is UNDECIDED, "one that was asked for is missing"
-    assert gate.check(compared, gate.parse("fp8:speed>=3"))[0] is FAILS
+    assert gate.check(compared, gate_text.parse("fp8:speed>=1"))[0] is UNDECIDED, "one that was asked for is missing"
+    assert gate.check(compared, gate_text.parse("fp8:speed>=3"))[0] is FAILS
 
 
 def test_a_run_until_decided_counts_its_looks_by_the_loads_there_are() -> None:

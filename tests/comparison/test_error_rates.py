@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from moe_eval.comparison import gate, pairs
+from moe_eval.comparison import gate, gate_text, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
@@ -80,7 +80,7 @@ def test_five_percent_are_found_with_four_loads_of_one_shape() -> None:
 @pytest.mark.parametrize("text", ["speed>=1.1,ttft>=1.1", "speed<=1.1,tpot<=1.1"])
 def test_a_gate_at_the_truth_rarely_fails(text: str) -> None:
     """Of four shapes, so of eight bounds."""
-    conditions = gate.parse(text)
+    conditions = gate_text.parse(text)
     results = [gate.check(comparison, conditions)[0] for comparison in runs(1.1)]
     assert results.count(GateResult.FAILS) / RUNS <= limit(RUNS)
     assert results.count(GateResult.HOLDS) / RUNS <= limit(RUNS)
@@ -89,5 +89,5 @@ def test_a_gate_at_the_truth_rarely_fails(text: str) -> None:
 def test_a_gate_beyond_the_truth_fails_and_one_short_of_it_holds() -> None:
     comparisons = list(runs(1.1, (1, 8), 100))
     for text, result in (("speed>=1.25,ttft>=1.25", GateResult.FAILS), ("speed>=0.95,ttft>=0.95", GateResult.HOLDS)):
-        results = [gate.check(comparison, gate.parse(text))[0] for comparison in comparisons]
+        results = [gate.check(comparison, gate_text.parse(text))[0] for comparison in comparisons]
         assert results.count(result) > 90, text

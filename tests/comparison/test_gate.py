@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scipy import stats as distributions
 
-from moe_eval.comparison import gate
+from moe_eval.comparison import gate, gate_text
 from moe_eval.comparison.gate import GateResult
 from moe_eval.errors import UsageError
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, PairSchedule, QualityComparison
@@ -34,7 +34,7 @@ def comparison(
 
 
 def code(text: str, record: ComparisonRecord) -> GateResult:
-    return gate.check(record, gate.parse(text))[0]
+    return gate.check(record, gate_text.parse(text))[0]
 
 
 @pytest.mark.parametrize("name", ["speed", "ttft", "tpot", "ln_ppl"])
@@ -103,13 +103,13 @@ def test_codes_of_several_conditions() -> None:
         ((holds, undecided), UNDECIDED),
         ((undecided, fails), FAILS),
     ):
-        result, lines = gate.check(record, gate.parse(",".join(texts)))
+        result, lines = gate.check(record, gate_text.parse(",".join(texts)))
         assert result == expected
         assert len(lines) == 2
         assert all("fp8 against bf16: b1_i512_o256 1.20x (1.10 to 1.30)." in line for line in lines)
     slower = comparison((1.0, 0.9, 1.1), other="nvfp4")
     both = replace(record, pairs=(*record.pairs, *slower.pairs))
-    result, lines = gate.check(both, gate.parse("speed>=1.15"))
+    result, lines = gate.check(both, gate_text.parse("speed>=1.15"))
     assert (result, len(lines)) == (FAILS, 2)
     assert lines[1].startswith("speed>=1.15 fails for nvfp4 against bf16")
 
@@ -128,13 +128,13 @@ def test_a_condition_may_be_about_one_arm() -> None:
         ("int4:speed>=1", UNDECIDED),
     ):
         assert code(text, both) == expected, text
-    _, lines = gate.check(both, gate.parse("fp8:speed>=1,nvfp4:speed>=0.7"))
+    _, lines = gate.check(both, gate_text.parse("fp8:speed>=1,nvfp4:speed>=0.7"))
     assert [line.partition(":speed")[0] for line in lines] == ["fp8", "nvfp4"]
-    _, lines = gate.check(both, gate.parse("int4:speed>=1"))
+    _, lines = gate.check(both, gate_text.parse("int4:speed>=1"))
     assert lines == ["Nothing was compared with the reference for int4:speed>=1, so the gate is not decided."]
-    gate.check_arms(gate.parse("fp8:speed>=1,speed>=2"), ["bf16", "fp8"])
+    gate_text.check_arms(gate_text.parse("fp8:speed>=1,speed>=2"), ["bf16", "fp8"])
     with pytest.raises(UsageError, match=r"'int4:speed>=1', and the arms are bf16, fp8\. Name one"):
-        gate.check_arms(gate.parse("int4:speed>=1"), ["bf16", "fp8"])
+        gate_text.check_arms(gate_text.parse("int4:speed>=1"), ["bf16", "fp8"])
 
 
 def test_a_bound_among_many_fails_by_holms_procedure() -> None:
@@ -146,7 +146,7 @@ def test_a_bound_among_many_fails_by_holms_procedure() -> None:
     assert code("speed>=1.2,ttft<=9", alone) == UNDECIDED
     # where all others fail for sure, the last needs no more than it does alone
     assert code("speed>=1.2", comparison(barely, *[(0.5, 0.49, 0.51)] * 3)) == FAILS
-    _, lines = gate.check(comparison(barely, *[(0.5, 0.49, 0.51)] * 3), gate.parse("speed>=1.2"))
+    _, lines = gate.check(comparison(barely, *[(0.5, 0.49, 0.51)] * 3), gate_text.parse("speed>=1.2"))
     assert lines[0].count("x (") == 4
 
 
@@ -164,7 +164,7 @@ def test_a_bound_among_many_fails_by_holms_procedure() -> None:
 )
 def test_the_verdict_is_a_condition(verdict: Verdict, expected: GateResult) -> None:
     record = comparison((1.2, 1.1, 1.3), verdict=verdict)
-    result, lines = gate.check(record, gate.parse("verdict==pays"))
+    result, lines = gate.check(record, gate_text.parse("verdict==pays"))
     assert result == expected
     assert lines[0].endswith(f"for fp8 against bf16: the verdict is {verdict.value!r}.")
 
@@ -177,12 +177,12 @@ def test_what_is_missing_or_not_comparable_is_not_decided() -> None:
     assert code("ln_ppl<=9", comparison(quality=replace(QUALITY, ln_ppl_ratio=None, no_interval="One document."))) == 2
     for name in ("kld", "ln_ppl"):
         unknown = replace(QUALITY, divergence=None, ln_ppl_ratio=None, no_interval="Not at hand.")
-        record, (line,) = gate.check(comparison(quality=unknown), gate.parse(f"{name}<=9"))
+        record, (line,) = gate.check(comparison(quality=unknown), gate_text.parse(f"{name}<=9"))
         assert (record, line.endswith("Not at hand.")) == (UNDECIDED, True)
     assert code("speed>=0", comparison((1.2, 1.1, 1.3), None)) == UNDECIDED  # one side broke down at batch 8
-    assert gate.check(made.comparison(), gate.parse("speed>=0"))[0] == UNDECIDED
+    assert gate.check(made.comparison(), gate_text.parse("speed>=0"))[0] == UNDECIDED
     itself = comparison((1.2, 1.1, 1.3), other="bf16-again")
-    assert gate.check(itself, gate.parse("speed>=9"))[0] == UNDECIDED, "an arm against itself is no condition"
+    assert gate.check(itself, gate_text.parse("speed>=9"))[0] == UNDECIDED, "an arm against itself is no condition"
 
 
 def test_shapes_that_are_not_comparable_are_not_decided_and_traced_ones_are_left_out() -> None:
@@ -217,11 +217,11 @@ def test_shapes_that_are_not_comparable_are_not_decided_and_traced_ones_are_left
 )
 def test_an_arm_that_is_missing_keeps_a_gate_from_holding(changes: dict[str, Any], line: str) -> None:
     record = replace(comparison((1.2, 1.1, 1.3)), **changes)
-    result, lines = gate.check(record, gate.parse("speed>=1"))
+    result, lines = gate.check(record, gate_text.parse("speed>=1"))
     assert (result, lines[1:]) == (UNDECIDED, [line])
     assert lines[0].startswith("speed>=1 holds for fp8")
-    assert gate.check(record, gate.parse("speed>=2"))[0] == FAILS
-    nothing = gate.check(replace(record, pairs=()), gate.parse("speed>=1"))
+    assert gate.check(record, gate_text.parse("speed>=2"))[0] == FAILS
+    nothing = gate.check(replace(record, pairs=()), gate_text.parse("speed>=1"))
     assert (nothing[0], line in nothing[1]) == (UNDECIDED, True)
 
 
@@ -233,6 +233,6 @@ def test_what_one_evaluator_left_out_is_told_by_the_pair() -> None:
 
 def test_a_task_that_failed_keeps_a_gate_from_holding() -> None:
     record = comparison((1.2, 1.1, 1.3))
-    result, lines = gate.check(record, gate.parse("speed>=1"), failed_tasks=2)
+    result, lines = gate.check(record, gate_text.parse("speed>=1"), failed_tasks=2)
     assert (result, lines[-1]) == (UNDECIDED, "2 tasks of the run failed, so the gate cannot hold.")
-    assert gate.check(record, gate.parse("speed>=2"), failed_tasks=1)[0] is FAILS
+    assert gate.check(record, gate_text.parse("speed>=2"), failed_tasks=1)[0] is FAILS

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats as distributions
 
-from moe_eval.comparison import gate
+from moe_eval.comparison import gate, gate_text
 from moe_eval.comparison.gate import GateResult
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord
 from moe_eval.records.labels import Status
@@ -22,7 +22,7 @@ HOLDS, FAILS, UNDECIDED = GateResult
 
 
 def code(text: str, record: ComparisonRecord) -> GateResult:
-    return gate.check(record, gate.parse(text))[0]
+    return gate.check(record, gate_text.parse(text))[0]
 
 
 @pytest.mark.parametrize("loads", [1, 2])
@@ -31,7 +31,7 @@ def test_a_quick_look_decides_nothing(loads: int) -> None:
     row = replace(shape(1, None), speed=SpeedRatios(times, times, times, times))
     for name in ("speed", "ttft", "tpot", "energy"):
         for condition in (">=0.1", "<=9", ">=9", "<=0.1"):
-            result, lines = gate.check(made.comparison(made.pair([row])), gate.parse(f"{name}{condition}"))
+            result, lines = gate.check(made.comparison(made.pair([row])), gate_text.parse(f"{name}{condition}"))
             assert result == UNDECIDED
             assert "is a quick look" in lines[0]
 
@@ -48,7 +48,7 @@ def test_routing_that_nobody_checked_and_emulation_decide_nothing(text: str) -> 
 
 def test_a_broken_arm_has_no_speed_in_a_gate() -> None:
     result, lines = gate.check(
-        made.comparison(made.pair([shape(1, ABOVE)], verdict=Verdict.BROKEN)), gate.parse("speed>=9,speed>=1")
+        made.comparison(made.pair([shape(1, ABOVE)], verdict=Verdict.BROKEN)), gate_text.parse("speed>=9,speed>=1")
     )
     assert result == UNDECIDED
     assert all(line.endswith("a broken arm has no speed.") for line in lines)
@@ -75,7 +75,7 @@ def test_iterations_at_a_low_clock_of_one_arm_decide_no_bound() -> None:
         ("tpot<=1.3", UNDECIDED),
         ("ttft>=2", FAILS),
     ):
-        result, lines = gate.check(record, gate.parse(text))
+        result, lines = gate.check(record, gate_text.parse(text))
         assert result == expected, text
         assert "1.50x (1.45 to 1.55), without iterations at a low clock 1.20x (1.15 to 1.25)" in lines[0]
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_eval.comparison import gate
-from moe_eval.comparison.gate import Condition, GateResult
+from moe_eval.comparison import gate_text
+from moe_eval.comparison.gate import GateResult
+from moe_eval.comparison.gate_text import Condition
 from moe_eval.errors import UsageError
 
 HOLDS, FAILS, UNDECIDED = GateResult
@@ -19,7 +20,7 @@ FIGURES = ("speed", "ttft", "tpot", "energy", "ln_ppl", "kld", "top1")
 def test_a_gate_is_read_and_its_worst_result_counts() -> None:
     worst = [GateResult.worst(results) for results in ([], [HOLDS, UNDECIDED], [UNDECIDED, FAILS, HOLDS])]
     assert worst == [HOLDS, UNDECIDED, FAILS]
-    assert gate.parse("speed>=1.2, ln_ppl <= 1e-2,nvfp4:energy[b8]>=2,verdict==pays, fp8:verdict == pays") == (
+    assert gate_text.parse("speed>=1.2, ln_ppl <= 1e-2,nvfp4:energy[b8]>=2,verdict==pays, fp8:verdict == pays") == (
         Condition("speed>=1.2", "speed", None, None, ">=", 1.2),
         Condition("ln_ppl<=1e-2", "ln_ppl", None, None, "<=", 0.01),
         Condition("nvfp4:energy[b8]>=2", "energy", "nvfp4", 8, ">=", 2.0),
@@ -31,7 +32,7 @@ def test_a_gate_is_read_and_its_worst_result_counts() -> None:
 @given(st.sampled_from(FIGURES), st.sampled_from([">=", "<="]), st.floats(allow_nan=False, allow_infinity=False))
 def test_every_bound_is_read_as_it_is_written(name: str, sign: str, bound: float) -> None:
     bound = abs(math.sin(bound)) if name == "top1" else bound
-    (record,) = gate.parse(f"{name}{sign}{bound!r}")
+    (record,) = gate_text.parse(f"{name}{sign}{bound!r}")
     assert (record.name, record.sign, record.bound, record.batch_size) == (name, sign, bound, None)
 
 
@@ -75,9 +76,9 @@ def test_what_is_no_gate_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(
         UsageError, match=r"^--gate has .*a list such as speed>=1.2,ln_ppl<=0.01.*verdict==pays\..* fp8:speed>=1.2\.$"
     ):
-        gate.parse(text)
+        gate_text.parse(text)
 
 
 def test_a_verdict_that_does_not_exist_gets_the_nearest_one() -> None:
     with pytest.raises(UsageError, match=r"^--gate has 'verdict==wins'\. Did you mean verdict==pays\?$"):
-        gate.parse("verdict==wins")
+        gate_text.parse("verdict==wins")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as distributions
 
-from moe_eval.comparison import gate, kernels, pairs
+from moe_eval.comparison import gate, gate_text, kernels, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.records import by_arm
 from moe_eval.records.by_arm import ArmRecords
@@ -108,7 +108,7 @@ def test_swapped_arms_have_the_inverse_ratio_and_never_pay_both_ways(data: Any, 
         assert (sides.reference, sides.other) == (turned.other, turned.reference)
         assert not shape.verdict == reverse.verdict == "pays"
     assert not forth.verdict == back.verdict == "pays"
-    conditions = gate.parse("verdict==pays,speed>=1.02")
+    conditions = gate_text.parse("verdict==pays,speed>=1.02")
     assert {gate.check(comparison(way), conditions)[0] for way in (forth, back)} != {GateResult.HOLDS}
 
 
@@ -186,7 +186,7 @@ def test_arms_that_differ_in_more_than_precision_are_not_compared(facts: dict[st
         assert text.endswith(".")
     assert {shape.verdict for shape in compared.shapes} == {Verdict.NOT_COMPARABLE}
     assert compared.because == ""
-    result, _ = gate.check(comparison(compared), gate.parse("speed<=9,verdict==pays"))
+    result, _ = gate.check(comparison(compared), gate_text.parse("speed<=9,verdict==pays"))
     assert result is GateResult.UNDECIDED
     across = pair(*arms, across=("gpus",))
     assert (across.verdict is Verdict.NOT_COMPARABLE) == ("gpu" not in str(facts))
@@ -220,7 +220,7 @@ def test_unfair_routing_voids_speed_and_not_quality(tmp_path: Path) -> None:
     compared = pair(*arms)
     assert (compared.shapes[0].fairness.is_fair, compared.verdict) == (False, "not comparable")
     assert "bf16 reads 50.0 experts per layer and step. fp8 reads 40.0" in compared.sentence
-    results = [gate.check(comparison(compared), gate.parse(text))[0] for text in ("speed>=0.1", "ln_ppl<=0.1")]
+    results = [gate.check(comparison(compared), gate_text.parse(text))[0] for text in ("speed>=0.1", "ln_ppl<=0.1")]
     assert results == [GateResult.UNDECIDED, GateResult.HOLDS]
 
 
@@ -244,7 +244,7 @@ def test_arms_are_described_and_broken_ones_are_named() -> None:
     assert "at under 75 %" in candidate.shapes[0].notes["fp8"][0]
     assert "bf16" not in candidate.shapes[0].notes
     assert LabelDifference("precision", "bf16", "fp8") in candidate.labels
-    result, lines = gate.check(compared, gate.parse("speed>=0.5"))
+    result, lines = gate.check(compared, gate_text.parse("speed>=0.5"))
     assert lines[0].startswith("speed>=0.5 holds for fp8 against bf16")
     assert (result, lines[1]) == (GateResult.UNDECIDED, "fp8 failed (out of memory), so the gate cannot hold.")
 

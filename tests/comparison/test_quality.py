@@ -11,7 +11,7 @@ import pytest
 from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
 from moe_eval import stats
-from moe_eval.comparison import gate, quality
+from moe_eval.comparison import gate, gate_text, quality
 from moe_eval.comparison.gate import GateResult
 from moe_eval.comparison.quality import compare
 from moe_eval.errors import UsageError
@@ -89,7 +89,7 @@ def test_scores_of_random_weights_decide_nothing(tmp_path: Path) -> None:
     assert compared.verdict == "open"
     assert "perplexity" not in compared.sentence
     for condition in ("ln_ppl<=9", "kld<=9", "top1>=0"):
-        result, (line,) = gate.check(comparison(compared), gate.parse(condition))
+        result, (line,) = gate.check(comparison(compared), gate_text.parse(condition))
         assert result is GateResult.UNDECIDED
         assert "the weights are random" in line
 
@@ -108,7 +108,7 @@ def test_a_ratio_that_is_no_number_says_so(tmp_path: Path) -> None:
     broken.save(tmp_path / "ppl_fp8_cpu.npz")
     compared = pair(*arms)
     assert compared.quality.ln_ppl_ratio is None
-    (line,) = gate.check(comparison(compared), gate.parse("ln_ppl<=9"))[1]
+    (line,) = gate.check(comparison(compared), gate_text.parse("ln_ppl<=9"))[1]
     assert line.endswith("there is no interval. The ratio of perplexities is no number.")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moe_eval.comparison import gate, pairs
+from moe_eval.comparison import gate, gate_text, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.data.served_requests import LoadPoint
 from moe_eval.errors import UsageError
@@ -227,7 +227,7 @@ def test_points_and_arms_are_one_family() -> None:
 
 def checked(pair_arms: Sequence[ArmRecords], text: str) -> tuple[GateResult, str]:
     comparison = pairs.compare(pair_arms)
-    result, lines = gate.check(comparison, gate.parse(text))
+    result, lines = gate.check(comparison, gate_text.parse(text))
     return result, " ".join(lines)
 
 
@@ -273,7 +273,7 @@ def test_a_gate_on_what_was_not_served_is_undecided() -> None:
 @pytest.mark.parametrize("text", ["serving:goodputs>=1", "serving:speed>=1.1"])
 def test_a_gate_names_the_figures_of_servers(text: str) -> None:
     with pytest.raises(UsageError, match="servers have no figure"):
-        gate.parse(text)
+        gate_text.parse(text)
 
 
 def test_servers_of_two_runs_have_welchs_interval_and_no_interval_of_frontiers() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moe_eval.comparison import gate, pairs
+from moe_eval.comparison import gate, gate_text, pairs
 from moe_eval.comparison.gate import GateResult
 from moe_eval.errors import UsageError
 from moe_eval.records import by_arm, run_files
@@ -155,7 +155,7 @@ def _same_quality(quality: QualityComparison, before: Mapping[str, Any]) -> None
 @pytest.mark.parametrize("text", ["speed>=0.5", "speed>=3", "speed[b1]<=2", "ttft>=0.1", "tpot>=9", "verdict==pays"])
 def test_one_load_decides_no_gate_on_speed(compared: Golden, text: str) -> None:
     _, comparison, _ = compared
-    assert gate.check(comparison, gate.parse(text))[0] is GateResult.UNDECIDED
+    assert gate.check(comparison, gate_text.parse(text))[0] is GateResult.UNDECIDED
 
 
 def test_blocks_of_arms_that_were_loaded_again_are_loads(tmp_path: Path) -> None:
