@@ -178,12 +178,17 @@ def _secret_load(drive: Drive, folder: Path) -> Mapping[str, object | None]:
     load: dict[str, object] = {"type": "concurrency", "concurrency": point.concurrency}
     if point.request_rate:
         load = {"type": "poisson", "rate": point.request_rate}
-    phases: list[dict[str, object]] = [
+    phases = [
         {"name": name, "kind": name, "requests": count, "excludeFromResults": name == "warmup", **load}
         for name, count in (("warmup", drive.warm_up), ("profiling", drive.count))
         if count
     ]
-    requests = {"name": "main", "type": "file", "path": str(folder.parent / INPUT), "format": "mooncake_trace"}
+    requests: dict[str, object] = {
+        "name": "main",
+        "type": "file",
+        "path": str(folder.parent / INPUT),
+        "format": "mooncake_trace",
+    }
     requests |= {"sampling": "sequential", "entries": len(drive.requests)}
     content = {"endpoint": {"apiKey": f"${{{KEY}}}"}, "datasets": [requests], "phases": phases}
     (folder / CONFIG).write_bytes(msgspec.json.encode({"benchmark": content}))
