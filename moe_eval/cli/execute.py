@@ -15,7 +15,7 @@ from moe_eval.cli.options.measuring import MeasuringOptions, PerfOptions, RunOpt
 from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import make_folder
 from moe_eval.cli.request import gpus_of, request_of, say_what_runs
-from moe_eval.comparison import gate_text
+from moe_eval.comparison import gate_text, served_gate
 from moe_eval.errors import EngineError, TrackingError
 from moe_eval.exits import terminable
 from moe_eval.frozen import frozen
@@ -135,6 +135,8 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate_text.
     plan = planning.make(request, gpus, _before(request))
     say_what_runs(options)
     gate_text.check_arms(conditions, [*(arm.name for arm in plan.arms), *(entry.arm for entry in plan.skipped)])
+    limits = request.serving.limits if request.serving else None
+    served_gate.check(conditions, limits, [point.name for point in plan.points])
     run = Run(request, plan, gpus)
     if plan.arms and not options.dry_run:
         run.check()

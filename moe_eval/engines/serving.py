@@ -58,6 +58,9 @@ class Served(Protocol):
             EngineError: how it ended.
         """
 
+    def forget(self) -> None:
+        """Forget the prompts of earlier points, where it keeps them and can."""
+
     def steps(self) -> EngineSteps | None:
         """What it says of its steps since the last call, where it tells of steps. None where it does not."""
 

@@ -134,12 +134,14 @@ def _state(states: Sequence[ServerState]) -> list[str]:
     peaks = [state.running_most for state in states if state.running_most is not None]
     waiting = [state.waiting_most for state in states if state.waiting_most is not None]
     shares = [state.kv_cache_share for state in states if state.kv_cache_share is not None]
+    cached = [state.cached_share for state in states if state.cached_share]
     preemptions = [state.preemptions for state in states if state.preemptions is not None]
     parts = [
         f"{statistics.fmean(running):.1f} requests ran in the mean" if running else "",
         f"at most {max(peaks):g} ran" if peaks else "",
         f"at most {max(waiting):g} waited" if waiting else "",
         f"{100 * max(shares):.1f} % of the KV cache were in use" if shares else "",
+        f"{100 * max(cached):.1f} % of the tokens of prompts came from the prefix cache" if cached else "",
         f"{sum(preemptions):g} were preempted" if preemptions else "",
     ]
     text = ", ".join(filter(None, parts))

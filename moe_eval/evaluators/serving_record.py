@@ -33,7 +33,7 @@ class Served:
     minimum: int
     is_mixed: bool
     limits: ServingLimits
-    prefix_caching: bool
+    prefix_caching: bool | None
     labels: ArmLabels
     gpus: tuple[Gpu, ...]
 

@@ -26,6 +26,7 @@ _GAUGES = {
     "cache": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
 }
 _PREEMPTIONS = "vllm:num_preemptions"
+_HITS, _LOOKED_UP = "vllm:prefix_cache_hits", "vllm:prefix_cache_queries"  # in tokens of prompts
 
 
 @frozen
@@ -150,6 +151,7 @@ def server_state(file: Path) -> ServerState:
     except (OSError, msgspec.DecodeError) as error:
         return ServerState(why_not=f"its metrics were not sampled ({type(error).__name__})")
     names = {figure: next((name for name in names if name in metrics), None) for figure, names in _GAUGES.items()}
+    hits, looked_up = (_total(metrics, name, "total") for name in (_HITS, _LOOKED_UP))
     if names["running"] is None:
         return ServerState(why_not="it has no metrics of this name")
     return ServerState(
@@ -158,6 +160,7 @@ def server_state(file: Path) -> ServerState:
         waiting=_total(metrics, names["waiting"], "avg"),
         waiting_most=_total(metrics, names["waiting"], "max"),
         kv_cache_share=_greatest(metrics, names["cache"], "max"),
+        cached_share=hits / looked_up if hits is not None and looked_up else None,
         preemptions=_total(metrics, _PREEMPTIONS, "total"),
     )
 

@@ -51,6 +51,7 @@ class ServerState:
     Attributes:
         running, waiting: requests in a step and before one, mean over samples. `_most`: the most of them.
         kv_cache_share: the most of the key-value cache in use, 0 to 1.
+        cached_share: of the tokens of prompts, those that came from the prefix cache, 0 to 1.
         preemptions: requests that lost their place in the cache and were computed again.
         steps: that the figures are of, where the server tells of steps and not of moments.
         why_not: why nothing is known.
@@ -61,6 +62,7 @@ class ServerState:
     waiting: float | None = None
     waiting_most: float | None = None
     kv_cache_share: float | None = None
+    cached_share: float | None = None
     preemptions: float | None = None
     steps: int | None = None
     why_not: str | None = None
@@ -139,7 +141,8 @@ class ServingRecord:
     Attributes:
         precision: what the kernels compute in. `precision_planned`: that was asked for.
         workload: the digest of the requests, and how they were made.
-        prefix_caching: whether prompts that begin alike were computed once.
+        prefix_caching: whether prompts that begin alike were computed once. None for an endpoint, which is driven as
+            it is.
     """
 
     arm: str
@@ -153,7 +156,7 @@ class ServingRecord:
     moe_backend: str | None = None
     workload: WorkloadLabel | None = None
     limits: ServingLimits = field(default_factory=ServingLimits)
-    prefix_caching: bool = False
+    prefix_caching: bool | None = False
     points: tuple[PointServing, ...] = ()
     labels: ArmLabels = field(default_factory=ArmLabels)
     origin: Origin = field(default_factory=Origin)

@@ -212,6 +212,7 @@ def serving(served: Served, tokenizer: Any, *, order: Mapping[str, Any], folder:
     if served.server.chat and tokenizer is None:  # an endpoint, whose prompts are put into words here
         tokenizer = tokenizers.load(drive.tokenizer, None, False)
     served.check()
+    served.forget()  # every point sends the first prompts
     served.steps()  # those before are of another point
     offset_ns = time.time_ns() - time.perf_counter_ns()
     try:

@@ -206,7 +206,7 @@ class RecordWriter:
             minimum=self.serving.minimum,
             is_mixed=self.serving.lengths is not None,
             limits=self.serving.limits,
-            prefix_caching=self.serving.prefix_caching,
+            prefix_caching=None if self._planned(arm).is_endpoint else self.serving.prefix_caching,
             labels=first.labels if first else ArmLabels(),
             gpus=self._gpus(self.plan.placement.gpus(arm)),
         )

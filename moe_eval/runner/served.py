@@ -35,6 +35,8 @@ def check(request: RunRequest, arms: Sequence[Arm]) -> None:
     load_generator.executable()
     if serving.port is not None and not all(arm.is_endpoint for arm in arms):
         free_port(serving.port)
+    if serving.prefix_caching and any(arm.is_endpoint for arm in arms):
+        raise UsageError("An endpoint keeps prefixes as it was started. Leave out --prefix_caching.")
     tokenizer_name(request, arms)
     longest = max(size.input_len + size.output_len for size in _lengths(request))
     for arm in arms:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moe_eval.comparison import gate, gate_text, pairs
+from moe_eval.comparison import gate, gate_text, pairs, served_gate
 from moe_eval.comparison.gate import GateResult
 from moe_eval.data.served_requests import LoadPoint
 from moe_eval.errors import UsageError
@@ -331,3 +331,32 @@ def test_experts_that_fixed_batches_show_to_differ_forbid_a_verdict_on_servers()
     assert "experts per layer and step" in serving(unfair).sentence
     alone = compared(arm("bf16", level(1.0)), arm("fp8", level(1.25)))
     assert "as many experts was not checked" in alone.sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "words"),
+    [
+        ("serving:output>=1", None, "no server is driven. Add serving to --evaluators."),
+        ("serving:goodput>=1.1", ServingLimits(), "requests in time need a limit. Give --ttft_ms or --tpot_ms."),
+        ("serving:users>=1.1", ServingLimits(ttft_ms=9.0), "users in time need a limit. Give --tpot_ms."),
+        ("fp8:serving:output[c9]>=1", ServingLimits(), "the load points are c1, c8. Name one of these."),
+    ],
+)
+def test_a_gate_that_a_run_cannot_decide_is_refused_before_it(
+    text: str, limits: ServingLimits | None, words: str
+) -> None:
+    with pytest.raises(UsageError) as problem:
+        served_gate.check(gate_text.parse(text), limits, ["c1", "c8"])
+    assert str(problem.value) == f"--gate has {text!r}, and {words}"
+    served_gate.check(
+        gate_text.parse("serving:goodput>=1,speed>=1,serving:users>=1"), ServingLimits(tpot_ms=1.0), ["c1"]
+    )
+
+
+def test_whether_an_endpoint_caches_prefixes_is_not_known_and_forbids_nothing() -> None:
+    sides = [arm("bf16", level(1.0)), arm("fp8", level(1.2))]
+    records = [replace(side.serving, prefix_caching=None) for side in sides if side.serving]
+    known = [replace(record, prefix_caching=caching) for record, caching in zip(records, (True, False), strict=True)]
+    for pair_records, is_comparable in ((records, True), ([records[0], known[1]], True), (known, False)):
+        pair = compared(*(replace(side, serving=record) for side, record in zip(sides, pair_records, strict=True)))
+        assert (pair.verdict is not Verdict.NOT_COMPARABLE) == is_comparable

@@ -89,6 +89,13 @@ def test_a_p99_takes_as_many_requests_as_mlperf_wants() -> None:
     assert note == "no p99: it takes 262,742 requests of a point by MLPerf's rule"
 
 
+def test_prompts_that_a_cache_knew_are_told() -> None:
+    load = served.load(10, 1, tpot_ms=10.0)
+    known = replace(load, state=replace(load.state, cached_share=0.125))
+    (note,) = (note for note in serving_figures.notes([load, known], [OUTPUT] * 10) if "metrics" in note)
+    assert ", 12.5 % of the tokens of prompts came from the prefix cache," in note
+
+
 def test_answers_of_another_length_are_told() -> None:
     short = served.load(10, 1, tpot_ms=10.0, output=5)
     assert "answers have 50 tokens by load where 110 were asked for" in serving_figures.notes([short], [OUTPUT] * 10)

@@ -79,10 +79,12 @@ def test_the_servers_own_figures_are_sums_over_its_processes(tmp_path: Path) -> 
         "vllm:num_requests_waiting": series(1.0),
         "vllm:gpu_cache_usage_perc": series(0.1, 0.2),
         "vllm:num_preemptions": series(2.0, 1.0),
+        "vllm:prefix_cache_queries": series(300.0, 100.0),
+        "vllm:prefix_cache_hits": series(90.0, 10.0),
     }
     file = tmp_path / "server_metrics_export.json"
     file.write_text(json.dumps({"schema_version": "1.1", "metrics": metrics}))
-    assert aiperf_requests.server_state(file) == ServerState(7.0, 14.0, 1.0, 2.0, 0.4, 3.0)
+    assert aiperf_requests.server_state(file) == ServerState(7.0, 14.0, 1.0, 2.0, 0.4, 0.25, 3.0)
     file.write_text(json.dumps({"metrics": {}}))
     assert aiperf_requests.server_state(file).why_not == "it has no metrics of this name"
     assert aiperf_requests.server_state(tmp_path / "nothing").why_not is not None

@@ -27,6 +27,9 @@ class ServedEndpoint:
     def check(self) -> None:
         """Nothing is known of its process."""
 
+    def forget(self) -> None:
+        """Its cache is not ours."""
+
     def steps(self) -> EngineSteps | None:
         return None
 

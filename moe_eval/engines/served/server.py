@@ -31,6 +31,7 @@ class ServerProcess:
     Attributes:
         title: of the engine. `process`: of its command.
         read_steps: what it says of its steps. `count`: requests in its steps now.
+        reset: empties its prefix cache.
         profiler: starts and ends its profiler. None where it has none.
     """
 
@@ -41,12 +42,16 @@ class ServerProcess:
     metrics_url: str | None = None
     read_steps: Callable[[], EngineSteps | None] = lambda: None
     count: Callable[[], float | None] = lambda: None
+    reset: Callable[[], None] = lambda: None
     profiler: Callable[[Path], AbstractContextManager[None]] | None = None
 
     def check(self) -> None:
         code = self.process.poll()
         if code is not None:
             raise EngineError(f"The server of {self.title} ended with {_ended(code)}. Read the end of the arm's log.")
+
+    def forget(self) -> None:
+        self.reset()
 
     def steps(self) -> EngineSteps | None:
         return self.read_steps()

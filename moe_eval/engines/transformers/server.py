@@ -43,6 +43,9 @@ class TransformersServer:
     def check(self) -> None:
         """It ends with this process alone."""
 
+    def forget(self) -> None:
+        """It keeps nothing."""
+
     def steps(self) -> EngineSteps | None:
         return None
 

@@ -81,6 +81,7 @@ def serve(settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> S
         replace(facts, unobserved=(ranks,)) if isinstance(ranks, str) else facts,
         metrics_url=f"http://{HOST}:{port}/metrics",
         count=lambda: _running(port),
+        reset=(lambda: _post(port, "reset_prefix_cache")) if serving.prefix_caching else lambda: None,
         profiler=None if folder is None else lambda target: _profiled(port, Path(folder), target),
     )
 
@@ -98,6 +99,8 @@ def _profiled(port: int, folder: Path, target: Path) -> Iterator[None]:
     if not traces:
         raise EngineError(f"vLLM's profiler left no trace in {folder}.")
     target.write_bytes(tracing.merged(traces))
+    for file in traces:
+        file.unlink()
 
 
 def _post(port: int, path: str) -> None:

@@ -67,7 +67,8 @@ def test_a_server_gets_what_its_engine_gets_and_room_for_the_longest_request(ser
     assert arguments["enable_prefix_caching"] is False
     assert arguments["worker_extension_cls"].endswith("rank.Rank")
     assert "profiler_config" not in arguments
-    assert questions == [("/collective_rpc", {"method": "moe_eval_observed"})]
+    served.forget()
+    assert questions == [("/collective_rpc", {"method": "moe_eval_observed"})], "there is nothing to forget"
     facts = served.facts
     assert (facts.moe_backend_observed, facts.attention_backend) == ("UNQUANTIZED/TRITON", "FLASH_ATTN")
     assert facts.weight_bytes == {"experts": 10, "other": 5}
@@ -76,10 +77,12 @@ def test_a_server_gets_what_its_engine_gets_and_room_for_the_longest_request(ser
 
 
 def test_random_weights_and_prefix_caching_reach_the_server(serve: Serve) -> None:
-    served, arguments, _ = serve(ServeSettings(64, 30.0, prefix_caching=True), weights="random")
+    served, arguments, questions = serve(ServeSettings(64, 30.0, prefix_caching=True), weights="random")
     assert arguments["load_format"] == "moe_eval_random"
     assert arguments["worker_extension_cls"].endswith("RandomRank")
     assert arguments["enable_prefix_caching"] is True
+    served.forget()
+    assert questions[-1] == ("/reset_prefix_cache", None)
     assert served.facts.weights == "random"
 
 
@@ -92,5 +95,7 @@ def test_a_server_is_traced_by_its_own_profiler(serve: Serve, tmp_path: Path) ->
         assert questions[-1] == ("/start_profile", None)
     assert questions[-1] == ("/stop_profile", None)
     assert (tmp_path / "whole.trace").read_text() == "{}"
+    assert not (tmp_path / "rank0.json").exists(), "it stays once"
+    (tmp_path / "rank0.json").write_text("of an earlier load")
     with pytest.raises(EngineError, match="left no trace"), served.profiled(tmp_path / "again"):
         pass
