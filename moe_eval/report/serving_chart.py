@@ -46,9 +46,11 @@ def frontiers(comparison: ComparisonRecord) -> Chart | None:
     """None where no pair was served at two points."""
     index_of = {arm.name: index for index, arm in enumerate(comparison.arms)}
     curves: dict[str, _Curve] = {}
+    limit_ms: float | None = None
     for pair in comparison.pairs:
         if pair.serving is None or pair.verdict in (Verdict.NOT_COMPARABLE, Verdict.BROKEN):
             continue
+        limit_ms = pair.serving.limits.tpot_ms
         for name, points in zip((pair.reference, pair.other), pair.serving.frontier, strict=True):
             drawn = [point for point in points if finite(point.tok_s_per_user) and finite(point.tok_s_per_gpu)]
             curves[name] = _Curve(index_of.get(name, 0), named(name), drawn)
@@ -66,11 +68,13 @@ def frontiers(comparison: ComparisonRecord) -> Chart | None:
     keys = [fitted(curve.name, WIDTH - 1) for curve in ordered]
     height = 3.0 + key_height(keys)
     caption = "Numbers are users. A line joins the points that no other one of the arm is better than in both."
-    draw = partial(_draw, ordered, keys, height)
+    draw = partial(_draw, ordered, keys, height, limit_ms)
     return Chart("Tokens per user and per GPU under load", f"{'. '.join(tips.values())}.", height, draw, tips, caption)
 
 
-def _draw(curves: Sequence[_Curve], keys: Sequence[str], height: float, figure: FigureBase) -> None:
+def _draw(
+    curves: Sequence[_Curve], keys: Sequence[str], height: float, limit_ms: float | None, figure: FigureBase
+) -> None:
     from matplotlib.lines import Line2D
 
     axes = canvas(figure, height, (0.75, 0.3, 0.5, key_height(keys)))
@@ -83,6 +87,8 @@ def _draw(curves: Sequence[_Curve], keys: Sequence[str], height: float, figure: 
     axes.set_xlabel("tokens per second and user (right is faster for a user)")
     axes.set_ylabel("tokens per second and GPU")
     axes.grid()
+    if limit_ms is not None:
+        _draw_limit(axes, limit_ms)
     for curve in curves:
         colour, marker = CYCLE[curve.index % len(CYCLE)], MARKERS[curve.index % len(MARKERS)]
         best = sorted((point for point in curve.points if point.is_best), key=lambda point: point.tok_s_per_user)
@@ -104,6 +110,17 @@ def _draw(curves: Sequence[_Curve], keys: Sequence[str], height: float, figure: 
         for curve in curves
     ]
     add_key(axes, handles, keys)
+
+
+def _draw_limit(axes: Axes, limit_ms: float) -> None:
+    """A line where a token takes as long as it may. Users to its right are in time."""
+    low, high = axes.get_xlim()
+    if low < 1000 / limit_ms < high:
+        line = axes.axvline(1000 / limit_ms, color=COLOURS["soft"], linestyle="--", linewidth=1)
+        line.set_gid("frontier-limit")
+        place, along = (1000 / limit_ms, 0), axes.get_xaxis_transform()
+        text = f"{limit_ms:g} ms a token"
+        axes.annotate(text, place, (3, 3), along, "offset points", fontsize=7, color=COLOURS["soft"])
 
 
 def _set_axis(axes: Axes, axis: str, low: float, high: float) -> None:

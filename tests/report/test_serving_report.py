@@ -68,6 +68,8 @@ def test_the_chart_has_a_point_for_every_load_of_both_arms(comparison: Compariso
     root = ET.fromstring(drawing.svg(chart, "f"))
     drawn = {element.get("id") for element in root.iter()}
     assert {f"f-{ident}" for ident in chart.tips} <= drawn
+    assert "25 ms a token" in "".join(root.itertext())
+    assert "f-frontier-limit" in drawn
     report = sections.of_report(comparison, None)
     assert report.charts[0].title == chart.title
     assert "serving" in [fold.ident for fold in report.folds]
