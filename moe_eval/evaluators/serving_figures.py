@@ -91,10 +91,11 @@ def of_load(load: ServedLoad, gpus: int, limits: ServingLimits) -> dict[str, flo
     """The figures of one load by the names of ServingMetrics. None where there is nothing to tell."""
     times, tpot, energy = load.times, tpot_ms(load.times), joules(load)
     tokens, rate = sum(times.output_tokens), tokens_per_second(times)
+    median_tpot = statistics.median(tpot) if tpot else 0.0  # 0 where a server sends an answer as a whole
     figures: dict[str, float | None] = {
         "output_tok_s": rate,
         "output_tok_s_per_gpu": rate / gpus if gpus else None,
-        "tok_s_per_user": 1000 / statistics.median(tpot) if tpot else None,
+        "tok_s_per_user": 1000 / median_tpot if median_tpot > 0 else None,
         "goodput_req_s": goodput(times, limits),
         "j_per_tok": None if energy is None else energy / max(1, tokens),
     }

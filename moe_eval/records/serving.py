@@ -93,7 +93,8 @@ class ServingMetrics:
 
     Attributes:
         output_tok_s: of all users together. output_tok_s_per_gpu: None where the GPUs are none or not known.
-        tok_s_per_user: 1000 over the median time per token of requests: how fast one user reads.
+        tok_s_per_user: 1000 over the median time per token of requests: how fast one user reads. None where answers
+            come as a whole.
         ttft_p50_ms ... e2e_p99_ms: quantiles over requests. p99 only with enough of them, see serving_figures.ENOUGH.
         goodput_req_s: requests per second that kept every limit. None without a limit.
         j_per_tok: joules of all GPUs of the arm per output token.

@@ -89,6 +89,13 @@ def test_a_p99_takes_as_many_requests_as_mlperf_wants() -> None:
     assert note == "no p99: it takes 262,742 requests of a point by MLPerf's rule"
 
 
+def test_answers_that_come_as_a_whole_have_no_speed_of_a_user() -> None:
+    metrics = serving_figures.metrics([served.load(10, 1, tpot_ms=0.0)] * 3, 1, ServingLimits(tpot_ms=1.0))
+    assert metrics.tok_s_per_user is None
+    assert value(metrics.tpot_p50_ms) == 0
+    assert value(metrics.goodput_req_s) == pytest.approx(10)
+
+
 def test_prompts_that_a_cache_knew_are_told() -> None:
     load = served.load(10, 1, tpot_ms=10.0)
     known = replace(load, state=replace(load.state, cached_share=0.125))
