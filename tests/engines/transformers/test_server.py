@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import socketserver
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +59,21 @@ def test_it_says_that_it_is_there_and_refuses_what_it_does_not_serve(served: Tra
     for body in ({"prompt": "text", "max_tokens": 1}, {"prompt": [1]}, {"prompt": [], "max_tokens": 1}):
         assert requests.post(served.server.url, json=body, timeout=5).status_code == 400
     assert requests.get(f"{base}/nothing", timeout=5).status_code == 404
+
+
+def test_a_token_waits_for_no_acknowledgement(served: TransformersServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[int] = []
+    handler = served.http.RequestHandlerClass
+    setup = handler.setup
+
+    def seen(connection: socketserver.StreamRequestHandler) -> None:
+        setup(connection)
+        options.append(connection.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(handler, "setup", seen)
+    events(served)
+    assert options
+    assert all(options)
 
 
 def test_it_caches_no_prefixes() -> None:
