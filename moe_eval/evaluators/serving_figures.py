@@ -26,6 +26,7 @@ def _enough(quantile: float) -> int:
 
 
 ADDED = 0.05  # more tokens per second, without which further users add nothing: each only waits longer
+GROWN = 1.5  # times: a server with time to spare takes as long for late requests as for early ones
 ENOUGH = _enough(0.99)  # 262,742 requests of a point, all loads together
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -111,6 +112,23 @@ def _metric(values: Sequence[float | None]) -> Metric | None:
     if not known_values or len(known_values) < len(values):
         return None
     return metric([1] * len(known_values), known_values, _GENERATOR)
+
+
+def growth(times: RequestTimes) -> float:
+    """How many times as long as the first quarter of the requests the last quarter takes, by medians."""
+    count = max(1, len(times.e2e_ms) // 4)
+    return statistics.median(times.e2e_ms[-count:]) / statistics.median(times.e2e_ms[:count])
+
+
+def overload(loads: Sequence[ServedLoad]) -> list[str]:
+    """A note where requests come at a rate that the server cannot keep up with: their queue has no end."""
+    most = max(growth(load.times) for load in loads)
+    if most < GROWN:
+        return []
+    return [
+        f"the last requests take {most:.1f} times as long as the first: they come faster than they are answered, so "
+        "figures depend on --num_requests"
+    ]
 
 
 def notes(loads: Sequence[ServedLoad], output_lens: Sequence[int]) -> list[str]:

@@ -95,6 +95,7 @@ def _point(served: Served, point: LoadPoint) -> PointServing:
     if finished:
         measured = served.requests.requests[point.warm_up :][: point.requests(served.minimum)]
         notes = serving_figures.notes(finished, [request.output_len for request in measured])
+        notes += [] if point.request_rate is None else serving_figures.overload(finished)
     return PointServing(
         name=name_of(point, served.requests, is_mixed=served.is_mixed),
         point=point,

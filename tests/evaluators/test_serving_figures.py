@@ -96,6 +96,19 @@ def test_answers_that_come_as_a_whole_have_no_speed_of_a_user() -> None:
     assert value(metrics.goodput_req_s) == pytest.approx(10)
 
 
+@pytest.mark.parametrize(("rate", "grows"), [(4.0, False), (20.0, True)])
+def test_a_rate_that_a_server_cannot_keep_up_with_is_told(rate: float, grows: bool) -> None:
+    """One request at a time takes 100 ms. Where they come every 50 ms, request k takes 100 + 50 k."""
+    starts, free, e2e = [number / rate for number in range(100)], 0.0, []
+    for start in starts:
+        free = max(free, start) + 0.1
+        e2e.append(1000 * (free - start))
+    load = served.load(100, 1, tpot_ms=1.0)
+    load = replace(load, times=replace(load.times, started_s=tuple(starts), e2e_ms=tuple(e2e)))
+    notes = serving_figures.overload([load])
+    assert [note.startswith(f"the last requests take {4450 / 700:.1f} times") for note in notes] == [True] * grows
+
+
 def test_prompts_that_a_cache_knew_are_told() -> None:
     load = served.load(10, 1, tpot_ms=10.0)
     known = replace(load, state=replace(load.state, cached_share=0.125))

@@ -41,7 +41,11 @@ class ServingOptions:
         None, "a user waits so long for the first token at most, for goodput", _SERVING, metavar="MS", needs=SERVED
     )
     tpot_ms: float | None = option(
-        None, "a user waits so long for every later token at most, for goodput", _SERVING, metavar="MS", needs=SERVED
+        None,
+        "a user waits so long for every later token at most, for goodput and users in time",
+        _SERVING,
+        metavar="MS",
+        needs=SERVED,
     )
     prefix_caching: bool = option(False, "let servers compute what prompts begin with once", _SERVING, needs=SERVED)
     port: int | None = option(
