@@ -148,6 +148,15 @@ def _of_arm(arm: ComparedArm) -> Iterator[Tile]:
     for figure, metric, gpus in metrics:
         if (interval := figures.get(metric)) is not None:
             yield Tile(_TITLES[figure], *readable.with_interval(interval.per(gpus), _UNITS[figure]), "")
+    rates = {
+        name: rate
+        for name, served in arm.serving.items()
+        if (rate := served.get("output_tok_s_per_gpu") or served.get("output_tok_s")) is not None
+    }
+    if rates:
+        name = max(rates, key=lambda name: rates[name].median)
+        value, bounds = readable.with_interval(rates[name], _UNITS[HeadlineFigure.SERVED_TOK_S])
+        yield Tile(_TITLES[HeadlineFigure.SERVED_TOK_S], value, f"{bounds}, {readable.shape_words(name)}", "")
     if arm.token_ppl is not None and not arm.random_weights:
         yield Tile("Perplexity", readable.significant(arm.token_ppl), "by token", "")
     if arm.weights_gib is not None:

@@ -12,7 +12,7 @@ from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.serving import ServingLimits
 from moe_eval.records.verdicts import Rules
-from moe_eval.report import drawing, markdown, sections, serving_chart, serving_table
+from moe_eval.report import drawing, markdown, sections, serving_chart, serving_table, tiles
 from moe_eval.tracking import headlines, keys
 from tests.doubles import served
 from tests.doubles.recorded_arms import TIMED_ON
@@ -42,6 +42,14 @@ def test_tiles_have_the_users_in_time_and_the_throughput_of_most_users(compariso
     assert titles["Output under load"].verdict == "better"
     assert answer.place == "", "no batch was timed"
     assert "fp8 serves 1.44" in markdown.render(comparison, None)
+
+
+def test_an_arm_that_was_served_alone_has_its_highest_throughput() -> None:
+    alone = pairs.compare([arm("bf16", 1.0)]).arms[0]
+    (tile,) = (tile for tile in tiles.of_arm(alone) if tile.title == "Output under load")
+    assert tile.value.startswith("400")
+    assert tile.value.endswith(" tok/s")
+    assert tile.detail.endswith(", 16 users, 8 tokens in, 11 out")
 
 
 def test_every_load_is_a_row_of_the_map_and_every_arm_has_its_figures(comparison: ComparisonRecord) -> None:
