@@ -16,6 +16,7 @@ from moe_eval.stats import Divergence, Estimate, ratio_of_sums
 Array = npt.NDArray[Any]
 
 _TAIL = 1e-7  # float32 logarithms leave the tail a rounding error, and a smaller tail means nothing
+_LOWEST = math.log(np.finfo(np.float64).tiny)  # a probability of less is written as 0
 
 
 def between(
@@ -48,12 +49,14 @@ def between(
     step = max(1, (1 << 24) // (k * k))
     for start in range(0, positions, step):
         part = slice(start, start + step)
-        p = np.exp(reference_logprobs[part].astype(np.float64))
+        reference = Reference(reference_logprobs[part])
         if of_reference_ids is None:
-            q = _capped(p, reference_ids[part], arm_ids[part], np.exp(arm_logprobs[part].astype(np.float64)))
+            arm_q = np.exp(arm_logprobs[part].astype(np.float64))
+            q = _capped(reference.p, reference_ids[part], arm_ids[part], arm_q)
+            with np.errstate(divide="ignore"):
+                nats[part] = reference.nats(np.log(q))
         else:
-            q = np.exp(of_reference_ids[part].astype(np.float64))
-        nats[part] = _nats(p, q)
+            nats[part] = reference.nats(of_reference_ids[part])
     same = reference_ids[:, 0] == arm_ids[:, 0]
     kind: Literal["capped", "reference ids"] = "capped" if of_reference_ids is None else "reference ids"
     return of_positions(nats, same, documents=documents, k=k, covered=covered(reference_logprobs), kind=kind)
@@ -64,10 +67,25 @@ def covered(logprobs: Array) -> float:
     return float(np.exp(logprobs.astype(np.float64)).sum(axis=1).mean())
 
 
-def at_positions(reference_logprobs: Array, of_reference_ids: Array) -> Array:
-    """The divergence at every position in nats, shape (positions,), of an arm that scored the reference's tokens."""
-    p, q = (np.exp(logprobs.astype(np.float64)) for logprobs in (reference_logprobs, of_reference_ids))
-    return _nats(p, q)
+class Reference:
+    """The distributions of a reference at some positions: of single tokens, and what is left as one bucket.
+
+    Args:
+        logprobs: natural logs, shape (positions, k).
+    """
+
+    def __init__(self, logprobs: Array) -> None:
+        logs = logprobs.astype(np.float64)
+        self.p = np.exp(logs)
+        self._tail = _tail(self.p)
+        self._negative_entropy = (self.p * np.maximum(logs, _LOWEST)).sum(axis=1) + self._tail * np.log(self._tail)
+
+    def nats(self, of_ids: Array) -> Array:
+        """The divergence at every position, shape (positions,), of an arm that gives these tokens `of_ids`."""
+        logs = np.maximum(of_ids, _LOWEST, dtype=np.float64)
+        cross = np.einsum("pk,pk->p", self.p, logs) + self._tail * np.log(_tail(np.exp(logs)))
+        nats: Array = np.maximum(self._negative_entropy - cross, 0)
+        return nats
 
 
 def of_positions(
@@ -93,13 +111,9 @@ def of_positions(
     )
 
 
-def _nats(p: Array, q: Array) -> Array:
-    """The divergence at every position: of single tokens, shape (positions, k), and what is left as one bucket."""
-    p_tail, q_tail = (np.maximum(1 - side.sum(axis=1), _TAIL) for side in (p, q))
-    tiny = np.finfo(np.float64).tiny  # a probability of less is written as 0
-    single = (p * (np.log(np.maximum(p, tiny)) - np.log(np.maximum(q, tiny)))).sum(axis=1)
-    nats: Array = np.maximum(single + p_tail * np.log(p_tail / q_tail), 0)
-    return nats
+def _tail(probabilities: Array) -> Array:
+    tail: Array = np.maximum(1 - probabilities.sum(axis=1), _TAIL)
+    return tail
 
 
 def _capped(p: Array, ids: Array, arm_ids: Array, arm_q: Array) -> Array:

@@ -34,9 +34,11 @@ class _Cost:
     same: dict[int, Array] = field(default_factory=dict)
     lost: dict[int, float] = field(default_factory=dict)
 
-    def add(self, index: int, reference: WindowScores, scores: WindowScores) -> None:
-        """Take in one window."""
-        self.nats[index] = divergence.at_positions(reference.top_logprobs, scores.of_ids)
+    def add(
+        self, index: int, reference: WindowScores, distributions: divergence.Reference, scores: WindowScores
+    ) -> None:
+        """Take in one window. `distributions` are those of the reference."""
+        self.nats[index] = distributions.nats(scores.of_ids)
         self.same[index] = reference.top_ids[:, 0] == scores.top_ids[:, 0]
         self.lost[index] = float((reference.logprobs.astype(np.float64) - scores.logprobs).sum())
 
@@ -47,6 +49,7 @@ class _Measurement:
     def __init__(self, arm: LayerwiseArm, windows: WindowSet, done: Callable[[], object]) -> None:
         self.arm, self.windows, self._done = arm, windows, done
         self.reference: dict[int, WindowScores] = {}
+        self._distributions: dict[int, divergence.Reference] = {}
         self.costs: dict[Variant, _Cost] = {}
         self.layers = {layer.layer: layer for layer in arm.layers}
 
@@ -56,8 +59,9 @@ class _Measurement:
         def done(variant: Variant | None, index: int, scores: WindowScores) -> None:
             if variant is None:
                 self.reference[index] = scores
+                self._distributions[index] = divergence.Reference(scores.top_logprobs)
             else:
-                self.costs.setdefault(variant, _Cost()).add(index, self.reference[index], scores)
+                self._add(self.costs.setdefault(variant, _Cost()), index, scores)
             self._done()
 
         return self.arm.score(self.windows.windows, variants, TOP_K, done)
@@ -67,9 +71,12 @@ class _Measurement:
         cost = _Cost()
         ids = [self.reference[index].top_ids for index in range(len(self.windows.windows))]
         for index, scores in enumerate(self.arm.joint(self.windows.windows, layers, ids)):
-            cost.add(index, self.reference[index], scores)
+            self._add(cost, index, scores)
             self._done()
         return self.divergence(cost)
+
+    def _add(self, cost: _Cost, index: int, scores: WindowScores) -> None:
+        cost.add(index, self.reference[index], self._distributions[index], scores)
 
     def divergence(self, cost: _Cost) -> Divergence:
         """Over all windows.
@@ -85,8 +92,12 @@ class _Measurement:
             self._joined(cost.same),
             documents=self.scores.document_lengths,
             k=self.scores.top_ids.shape[1],
-            covered=divergence.covered(self.scores.top_logprobs),
+            covered=self._covered,
         )
+
+    @functools.cached_property
+    def _covered(self) -> float:
+        return divergence.covered(self.scores.top_logprobs)
 
     @functools.cached_property
     def scores(self) -> Scores:
