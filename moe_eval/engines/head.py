@@ -93,10 +93,10 @@ class Head:
         if not hidden.is_cuda:
             hidden = hidden.float()  # once, not once for every slice
         tile, narrow = (_GPU_TILE, _GPU_SLICE) if hidden.is_cuda else (_CPU_TILE, _VOCABULARY_SLICE)
-        is_whole = not hidden.is_cuda and top_k <= 1 and vocabulary * _FEWEST_ROWS <= _CPU_WHOLE
-        height = max(1, min(rows, _CPU_WHOLE // vocabulary if is_whole else tile // min(vocabulary, narrow)))
         # on a CPU a slice of half-precision weights is copied to float32, and that copy is to fit into a tile too
         copied = width if not hidden.is_cuda and self.weight.dtype != torch.float32 else 1
+        is_whole = not hidden.is_cuda and top_k <= 1 and max(_FEWEST_ROWS, copied) * vocabulary <= _CPU_WHOLE
+        height = max(1, min(rows, _CPU_WHOLE // vocabulary if is_whole else tile // min(vocabulary, narrow)))
         step = min(vocabulary, narrow if hidden.is_cuda else max(narrow, tile // max(height, copied)))
         if is_whole:
             step = vocabulary

@@ -161,12 +161,12 @@ def test_more_top_tokens_than_the_vocabulary_has_are_all_of_it() -> None:
 @settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(2, 40), st.integers(1, 6)),
-    tiling=st.tuples(st.integers(1, 12), st.integers(1, 64)),
+    tiling=st.tuples(st.integers(1, 12), st.integers(1, 64), st.sampled_from([0, head_module._CPU_WHOLE])),
     top_k=st.integers(0, 6),
     seed=st.integers(0, 2**16),
 )
 def test_any_shape_under_any_tiling(
-    shape: tuple[int, int, int], tiling: tuple[int, int], top_k: int, seed: int
+    shape: tuple[int, int, int], tiling: tuple[int, int, int], top_k: int, seed: int
 ) -> None:
     rows, vocabulary, width = shape
     hidden, weight = integers(rows, width, seed=seed), integers(vocabulary, width, seed=seed + 1)
@@ -174,6 +174,8 @@ def test_any_shape_under_any_tiling(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head_module, "_VOCABULARY_SLICE", tiling[0])
         patch.setattr(head_module, "_CPU_TILE", tiling[1])
+        patch.setattr(head_module, "_CPU_WHOLE", tiling[2])
+        patch.setattr(head_module, "_BLOCK", tiling[0])
         found = make_head(weight).score(hidden, targets, top_k)
     check(found, hidden.double() @ weight.double().T, targets, min(top_k, vocabulary))
 

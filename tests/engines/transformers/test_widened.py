@@ -1,4 +1,4 @@
-"""Products of bfloat16 in float32: beside float64, rounded in the same places."""
+"""Products of bfloat16 in float32: beside float64, rounded in the same places. Rows by index: beside PyTorch's."""
 
 from __future__ import annotations
 
@@ -60,3 +60,24 @@ def test_others_are_left_to_pytorch(capability: str, dtype: str, tokens: int, mo
     before = body(ids)
     widen(body)
     assert torch.equal(body(ids), before)
+
+
+class Indexed(nn.Module):
+    """Rows by an index of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(64, 6, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, input_ids: Tensor) -> list[Tensor]:
+        rows = self.rows
+        indices = (input_ids, -input_ids, input_ids[None], input_ids[:0], input_ids > 3, 5, slice(2, 7))
+        return [rows[index] for index in indices[:4]] + [rows[:48][indices[4]], rows[5], rows[indices[6]], rows[:, None]]
+
+
+@torch.no_grad()
+def test_rows_by_index_are_those_of_pytorch() -> None:
+    body, ids = Indexed(), torch.arange(48)
+    before = body(ids)
+    widen(body)
+    assert all(map(torch.equal, body(ids), before))
