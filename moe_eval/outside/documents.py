@@ -51,7 +51,7 @@ def parse_object(text: str, largest: float = _NUMBER) -> dict[str, object]:
     """
     try:
         content = json.loads(text, parse_constant=lambda _: None)
-        too_large = _too_large(content, largest)
+        too_large = None if _is_within(content, largest) else _too_large(content, largest)
     except RecursionError:
         raise Damaged("it is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -81,6 +81,25 @@ def encoded(content: object, default: Callable[[object], object] | None = None) 
         plain = msgspec.to_builtins(content, enc_hook=default, str_keys=True)
         text = json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace")
         return msgspec.json.encode(json.loads(text, parse_constant=lambda _: None))
+
+
+def _is_within(content: object, largest: float) -> bool:
+    """Whether no number and no depth is out of bounds, level by level: a path for each value would take far longer."""
+    level = [content] if isinstance(content, (dict, list)) else []
+    for _ in range(_DEEPEST):
+        inner: list[dict[str, object] | list[object]] = []
+        for values in level:
+            for item in values.values() if isinstance(values, dict) else values:
+                kind = type(item)
+                if kind is float or kind is int:
+                    if not -largest <= item <= largest:
+                        return False
+                elif kind is dict or kind is list:
+                    inner.append(item)
+        if not inner:
+            return True
+        level = inner
+    return False
 
 
 def _too_large(value: object, largest: float, path: str = "$", depth: int = 0) -> str | None:

@@ -35,11 +35,11 @@ def log(folder: Path) -> Logged:
     with tempfile.TemporaryDirectory() as scratch:  # before MLflow is waited for
         for file in sorted(folder.iterdir()):
             if file.name.endswith(_LOGGED):
-                published.copy(file, Path(scratch), identity)
-        return store.reach(folder, lambda: _log(anonymous.anonymous(record, identity), content, scratch))
+                published.copy(file, Path(scratch, file.name), identity)
+        return store.reach(folder, lambda: _log(anonymous.anonymous(record, identity), content, Path(scratch)))
 
 
-def _log(record: HarnessRecord, content: str, artifacts: str) -> Logged:
+def _log(record: HarnessRecord, content: str, artifacts: Path) -> Logged:
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -64,9 +64,8 @@ def _log(record: HarnessRecord, content: str, artifacts: str) -> Logged:
             ended=ended,
             model_id=models.create(client, experiment_id, run_id, _title(record).model, _engine(record)),
         )
-        client.log_artifacts(run_id, artifacts)
-        tables = _tables(Path(artifacts))
-        store.log_files(client, run_id, {}, tables)
+        tables = _tables(artifacts)
+        store.log_files(client, run_id, artifacts, tables)
         store.set_tags(client, run_id, task_tables.tags(tables))
         link.share_view(client, experiment_id, headlines.COLUMNS)
         client.set_tag(run_id, CONTENT_TAG, content)

@@ -36,7 +36,7 @@ def open_run(folder: Path, command: str = "run") -> Logged:
     files = RunFiles.read(folder, command)
 
     def show() -> Logged:
-        books = _Books.open(files, {})
+        books = _Books.open(files)
         logged = books.runs(files.run.run_id)
         if logged and files.run.status.value == "finished":
             return books.logged(logged[0].info.run_id)
@@ -59,7 +59,7 @@ def log(folder: Path, command: str = "run") -> Logged:
     arms = files.arms()
 
     def write() -> Logged:
-        books = _Books.open(files, parent_files)
+        books = _Books.open(files, staged)
         logged = books.runs(files.run.run_id)
         open_runs = [run for run in logged if run.info.status == "RUNNING" or not run.data.params]
         for run in logged:
@@ -69,10 +69,11 @@ def log(folder: Path, command: str = "run") -> Logged:
                 return books.logged(run.info.run_id)
         parent = books.continued(open_runs)
         books.delete_all(logged, besides=parent)
-        return books.write(parent or books.create_parent(arms), staged, content)
+        return books.write(parent or books.create_parent(arms), arms, content)
 
     with tempfile.TemporaryDirectory() as scratch:  # before MLflow is waited for
-        staged, parent_files, unreadable = files.staged(arms, Path(scratch))
+        staged = Path(scratch)
+        unreadable = files.stage(arms, staged)
         content = files.digest(arms, unreadable)
         return replace(store.reach(folder, write), unreadable=tuple(unreadable))
 
@@ -85,16 +86,16 @@ class _Books:
     experiment: str
     experiment_id: str
     files: RunFiles
-    artifacts: Mapping[str, Path]  # of the parent
+    staged: Path  # of files, see RunFiles.stage. Empty where none are logged
 
     @classmethod
-    def open(cls, files: RunFiles, artifacts: Mapping[str, Path]) -> _Books:
+    def open(cls, files: RunFiles, staged: Path = Path()) -> _Books:
         import mlflow
 
         client = mlflow.MlflowClient()
         name, experiment_id = store.experiment(client)
         owner.end_killed(client, experiment_id)
-        return cls(client, name, experiment_id, files, artifacts)
+        return cls(client, name, experiment_id, files, staged)
 
     def logged(self, run_id: str) -> Logged:
         return Logged(store.name(), self.experiment, run_id, self.experiment_id)
@@ -171,7 +172,7 @@ class _Books:
         child = self._create(title.name(arm.name), started, {key: value for key, value in tags.items() if value})
         written.append(child)
         # before the metrics: MLflow's client reads the whole run to see where its files go
-        store.log_files(self.client, child, arm.artifacts, texts | tables)
+        store.log_files(self.client, child, self.files.staged(self.staged, arm), texts | tables)
         engine: Mapping[str, object] = msgspec.to_builtins(arm.engine) if arm.engine else {}
         model_id = models.create(self.client, self.experiment_id, child, arm.title.model, engine)
         store.log_labels(
@@ -187,16 +188,9 @@ class _Books:
         return model_id
 
     def _write_parent(self, parent: str, arms: Sequence[Arm]) -> None:
+        """What MLflow reads the whole run for comes before its metrics."""
         run, files = self.files.run, self.files
-        title = files.title(arms)
-        store.log_labels(
-            self.client,
-            parent,
-            params={name: msgspec.to_builtins(getattr(run, name), str_keys=True) for name in _LABELS},
-            metrics=headlines.of_parent(files.comparison),
-            datasets=list(dict.fromkeys(dataset for arm in arms for dataset in arm.datasets)),
-            ended=store.milliseconds(run.ended),
-        )
+        title, tables = files.title(arms), task_tables.flips(files.comparison)
         self.client.update_run(parent, name=title.name(*run.evaluators))
         tags = {
             NOTE_TAG: files.description(),
@@ -206,8 +200,15 @@ class _Books:
             ),
             "moe_eval.error": run.error,
             **files.verdicts,
+            **task_tables.tags(tables),
         }
-        tables = task_tables.flips(files.comparison)
-        tags |= task_tables.tags(tables)
         store.set_tags(self.client, parent, {key: value for key, value in tags.items() if value})
-        store.log_files(self.client, parent, self.artifacts, tables)
+        store.log_files(self.client, parent, files.staged(self.staged), tables)
+        store.log_labels(
+            self.client,
+            parent,
+            params={name: msgspec.to_builtins(getattr(run, name), str_keys=True) for name in _LABELS},
+            metrics=headlines.of_parent(files.comparison),
+            datasets=list(dict.fromkeys(dataset for arm in arms for dataset in arm.datasets)),
+            ended=store.milliseconds(run.ended),
+        )

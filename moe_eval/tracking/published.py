@@ -19,14 +19,14 @@ FIX = "Run the command that wrote it again, or move it away."
 _TRACE = re.compile(r"(.*)\.(?:json|sqlite)\.gz")
 
 
-def copy(file: Path, folder: Path, identity: Identity) -> Path:
-    """Write a file's copy into a folder, under its name.
+def copy(file: Path, target: Path, identity: Identity) -> None:
+    """Write a file's copy. That of a trace keeps its name.
 
     Raises:
         UsageError: it cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target, trace = folder / file.name, _TRACE.fullmatch(file.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    trace = _TRACE.fullmatch(file.name)
     if file.suffix == ".json":
         document = anonymous.content(documents.read_object(file, FIX), identity)
         target.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
@@ -41,8 +41,7 @@ def copy(file: Path, folder: Path, identity: Identity) -> Path:
     elif trace:
         from moe_eval.traces import numbered
 
-        numbered.write(file, folder, trace[1])
+        numbered.write(file, target.parent, trace[1])
     else:
         with files.opened(file, FIX) as content, target.open("wb") as out:
             shutil.copyfileobj(content, out)
-    return target

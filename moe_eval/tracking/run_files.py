@@ -114,36 +114,36 @@ class RunFiles:
             for arm in self._recorded_arms
         ]
 
-    def staged(self, arms: Sequence[Arm], folder: Path) -> tuple[list[Arm], dict[str, Path], list[str]]:
-        """Arms, and artifacts of the parent, with copies of their files for others, and which traces have none.
+    def stage(self, arms: Sequence[Arm], folder: Path) -> list[str]:
+        """Write what is logged as files, for others, where `staged` says, by the names that they have in MLflow.
 
         Records have what was read of a trace, so a trace that has been damaged since keeps no run from being logged.
 
-        Args:
-            folder: where these are written.
+        Returns:
+            Sentences on the traces that are left out.
 
         Raises:
             UsageError: a file that is no trace cannot be read.
         """
         unreadable: list[str] = []
-
-        def copies(files: Sequence[Path], name: str) -> list[Path]:
-            return [published.copy(file, folder / name, self.identity) for file in files]
-
-        def readable(traces: Sequence[Path], name: str) -> Iterator[Path]:
-            for trace in traces:
+        for arm in arms:
+            for name, file in arm.artifacts.items():
+                target = self.staged(folder, arm) / name
                 try:
-                    yield published.copy(trace, folder / name, self.identity)
+                    published.copy(file, target, self.identity)
                 except UsageError:
-                    unreadable.append(f"{trace} is not readable and not logged. Record it again, or move it away.")
+                    if file not in arm.traces:
+                        raise
+                    target.unlink(missing_ok=True)
+                    unreadable.append(f"{file} is not readable and not logged. Record it again, or move it away.")
+        for name, file in self.artifacts().items():
+            published.copy(file, self.staged(folder) / name, self.identity)
+        return unreadable
 
-        of_arms = [
-            replace(arm, files=copies(arm.files, name), traces=list(readable(arm.traces, name)))
-            for arm in arms
-            for name in [f"arm {arm.name}"]
-        ]
-        names = self.artifacts()
-        return of_arms, dict(zip(names, copies(list(names.values()), "parent"), strict=True)), unreadable
+    @staticmethod
+    def staged(folder: Path, arm: Arm | None = None) -> Path:
+        """Where files of an arm, or of the parent, are staged in a folder."""
+        return folder / (f"arm {arm.name}" if arm else "parent")
 
     def artifacts(self) -> dict[str, Path]:
         """What is logged on the parent, by names that are the same for every command."""

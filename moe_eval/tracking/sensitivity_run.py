@@ -31,11 +31,12 @@ def log(file: Path) -> Logged:
     identity = anonymous.of_publication([record])
     recipe = file.with_name(f"{file.stem}_recipe.yaml")
     with tempfile.TemporaryDirectory() as scratch:  # before MLflow is waited for
-        files = [published.copy(entry, Path(scratch), identity) for entry in (file, recipe) if entry.is_file()]
-        return store.reach(file.parent, lambda: _log(anonymous.anonymous(record, identity), files))
+        for entry in filter(Path.is_file, (file, recipe)):
+            published.copy(entry, Path(scratch, entry.name), identity)
+        return store.reach(file.parent, lambda: _log(anonymous.anonymous(record, identity), Path(scratch)))
 
 
-def _log(record: SensitivityRecord, files: Sequence[Path]) -> Logged:
+def _log(record: SensitivityRecord, artifacts: Path) -> Logged:
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -60,7 +61,7 @@ def _log(record: SensitivityRecord, files: Sequence[Path]) -> Logged:
             ended=ended,
             model_id=models.create(client, experiment_id, run_id, title.model, _engine(labels)),
         )
-        store.log_files(client, run_id, {entry.name: entry for entry in files})
+        client.log_artifacts(run_id, str(artifacts))
         owner.end(client, run_id, "FINISHED", ended)
     except BaseException:
         models.delete_run(client, experiment_id, run_id)

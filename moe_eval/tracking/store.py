@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -38,6 +37,8 @@ CONTENT_TAG = "moe_eval.content"  # a digest: what is there as it stands is left
 # MLflow's words for how a run ended; one that neither ended nor goes on was killed outright
 ENDED = {status: status.value.upper() for status in (Status.FINISHED, Status.FAILED, Status.KILLED)}
 ENDED |= dict.fromkeys((Status.RUNNING, Status.SKIPPED), "KILLED")
+# of a checkpoint: a store keeps them a second time, with its model. Times, kernels and serving are of a run
+_OF_MODEL = ("headline/", "quality/", "memory/", "harness/", "sensitivity/")
 OPENING = 0.25  # of the time that a command may wait for MLflow, the share of what comes before the logging
 Result = TypeVar("Result")
 _CREDENTIALS = re.compile(r"(?<=//)\S*@|\?\S*")  # what stands before a host, and a query
@@ -142,14 +143,17 @@ def log_labels(
     Args:
         params: nested as they are in a record. `ended`: milliseconds since 1970, the metrics' time.
         metrics: in the order in which MLflow is to show them.
-        model_id: the model that they are of, and that is an input of the run.
+        model_id: the model that those of a checkpoint are of, and that is an input of the run.
     """
     from mlflow.entities import LoggedModelInput, Metric, Param
 
     client.log_batch(
         run_id,
         params=[Param(key, storable(value, _LONGEST_VALUE)) for key, value in parameters.of_labels(params)],
-        metrics=[Metric(key, value, ended, 0, model_id=model_id) for key, value in metrics.items()],
+        metrics=[
+            Metric(key, value, ended, 0, model_id=model_id if key.startswith(_OF_MODEL) else None)
+            for key, value in metrics.items()
+        ],
     )
     models = [LoggedModelInput(model_id)] if model_id else None
     client.log_inputs(run_id, [_input(dataset) for dataset in datasets], models)
@@ -186,20 +190,13 @@ def description(text: str) -> str:
     return f"{text[:_LONGEST_NOTE].rpartition(chr(10))[0] or text[:_LONGEST_NOTE]}\n\nThe artifacts hold the rest."
 
 
-def log_files(
-    client: MlflowClient, run_id: str, files: Mapping[str, Path], texts: Mapping[str, str] | None = None
-) -> None:
-    """Artifacts of a run by their names in MLflow, and texts that are no files."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, file in files.items():
-            staged = Path(folder, name)
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            staged.symlink_to(file.resolve())
-        for name, text in (texts or {}).items():
-            staged = Path(folder, name)
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(text, encoding="utf-8", errors="replace")
-        client.log_artifacts(run_id, folder)
+def log_files(client: MlflowClient, run_id: str, folder: Path, texts: Mapping[str, str]) -> None:
+    """Log what a folder holds as artifacts of a run, with texts that are written there by their names in MLflow."""
+    for name, text in texts.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8", errors="replace")
+    client.log_artifacts(run_id, str(folder))
 
 
 def _input(dataset: DatasetFacts) -> DatasetInput:

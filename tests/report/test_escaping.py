@@ -57,7 +57,7 @@ def test_mlflow_takes_hostile_labels_whatever_their_length(empty_store: Path, tm
     params = {"labels": {label: label}, "versions": [label, label]}
     store.log_labels(client, run_id, params=params, metrics={}, datasets=(), ended=0)
     store.set_tags(client, run_id, {"moe_eval.verdict": label})
-    store.log_files(client, run_id, {}, {"flips.json": label})
+    store.log_files(client, run_id, tmp_path / "staged", {"flips.json": label})
     run = client.get_run(run_id)
     assert run.data.params["versions"].startswith("<script>alert(1)</script>|`x`*y*")
     assert max(map(len, run.data.params)) <= 250

@@ -231,7 +231,7 @@ def test_a_user_who_is_called_like_a_word_of_the_records_keeps_no_report_from_be
     "name", ["rates.json", "report.html", "report.md", "samples_moe_latency.jsonl", "samples_a.jsonl"]
 )
 def test_an_artifact_that_is_no_file_or_damaged_is_told(tmp_path: Path, name: str) -> None:
-    file, target, identity = tmp_path / name, tmp_path / "out", anonymous.of_publication([])
+    file, target, identity = tmp_path / name, tmp_path / "out" / name, anonymous.of_publication([])
     os.mkfifo(file)
     with pytest.raises(UsageError, match=r"is a pipe\. Run the command"):
         published.copy(file, target, identity)
