@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from moe_eval.cli.output import Conclusion
-from moe_eval.comparison import gate, gate_text, pairs, verdict, wording
+from moe_eval.comparison import gate, gate_text, pairs, verdict, verdict_wording
 from moe_eval.exits import code
 from moe_eval.outside.words import lines
 from moe_eval.records import by_arm, disk
@@ -81,7 +81,7 @@ def concluded(
         for renderable in (table, tile_table.render(comparison)):
             if renderable is not None:
                 print_renderable(renderable)
-        print(lines(wording.summary(comparison, overview.leading(comparison))))
+        print(lines(verdict_wording.summary(comparison, overview.leading(comparison))))
     places = {"Report": page, "MLflow": logged and logged.describe()}
     print(lines("\n".join([*reasons, *(f"{name}: {place}" for name, place in places.items() if place)])))
     beside: dict[str, object] = {"report": page, "mlflow": logged and asdict(logged), "failures": failures}
@@ -89,4 +89,4 @@ def concluded(
         beside["gate"] = {"result": result.text, "reasons": reasons}
     record = {**msgspec.to_builtins(comparison), **{name: value for name, value in beside.items() if value}}
     exit_code = int(result) if conditions else code(errors[0]) if errors else 0
-    return Conclusion(record, [*wording.verdict_lines(comparison), *reasons], list(map(str, errors)), exit_code)
+    return Conclusion(record, [*verdict_wording.verdict_lines(comparison), *reasons], list(map(str, errors)), exit_code)

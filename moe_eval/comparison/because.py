@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 from moe_eval.comparison import explained
-from moe_eval.comparison.wording import capitalised, place, ratio_text
+from moe_eval.comparison.ratio_wording import ratio_text
+from moe_eval.comparison.speed_wording import place
+from moe_eval.comparison.wording import capitalised
 from moe_eval.records.comparison import Pair
 from moe_eval.records.shape_comparison import PhaseChange, ShapeComparison
 from moe_eval.records.verdicts import Rules, Verdict

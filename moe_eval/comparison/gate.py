@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 
 from moe_eval import stats
-from moe_eval.comparison import serving_gate, serving_wording, task_gate, verdict, wording
+from moe_eval.comparison import ratio_wording, serving_gate, serving_wording, task_gate, verdict, wording
 from moe_eval.comparison.gate_text import OF_SCORES, OF_SPEED, Condition
 from moe_eval.frozen import frozen
 from moe_eval.records.by_arm import REPEAT_SUFFIX
@@ -164,7 +164,7 @@ def _speed(pair: Pair, shape: ShapeComparison, condition: Condition) -> _Bounded
         return _Bounded(condition, pair, f"{shape.name} has no such figure")
     if shape.verdict is Verdict.NOT_COMPARABLE:
         return _Bounded(condition, pair, f"{shape.name} is not comparable. {shape.reason}")
-    why = f"{shape.name} {wording.ratio_text(ratio, Rules())}"
+    why = f"{shape.name} {ratio_wording.ratio_text(ratio, Rules())}"
     if ratio.loads < LEAST_LOADS or ratio.low is None or ratio.high is None:
         return _Bounded(condition, pair, f"{why} is a quick look")
     if shape.fairness.is_fair is None:
@@ -173,7 +173,7 @@ def _speed(pair: Pair, shape: ShapeComparison, condition: Condition) -> _Bounded
     unthrottled: Ratio | None = getattr(shape.unthrottled, OF_SPEED[condition.name], None)
     if unthrottled:
         ratios.append(unthrottled)
-        why = f"{why}, without iterations at a low clock {wording.ratio_text(unthrottled, Rules())}"
+        why = f"{why}, without iterations at a low clock {ratio_wording.ratio_text(unthrottled, Rules())}"
     p_values = [verdict.p_value(entry, condition.bound, is_above=condition.sign == "<=") for entry in ratios]
     return _Bounded(condition, pair, why, all(_holds(entry, condition) for entry in ratios), max(p_values))
 
@@ -196,7 +196,7 @@ def _quality(pair: Pair, condition: Condition) -> _Bounded:
         estimate = None if divergence is None else divergence.kld if condition.name == "kld" else divergence.top1
     if estimate is None:
         return _Bounded(condition, pair, f"there is no interval. {quality.no_interval or ''}")
-    digits = wording.interval_digits(estimate.low, estimate.high)
+    digits = ratio_wording.interval_digits(estimate.low, estimate.high)
     why = f"it is {estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
     is_least = condition.sign == ">="
     sign = 1 if is_least else -1

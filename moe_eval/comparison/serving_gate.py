@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from moe_eval.comparison import serving_wording, verdict, wording
+from moe_eval.comparison import ratio_wording, serving_wording, verdict
 from moe_eval.records.comparison import Pair
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.verdicts import Rules, Verdict
@@ -58,7 +58,7 @@ def _why_not(pair: Pair) -> str:
 def _figure(place: str, ratio: Ratio | None, sign: Literal[">=", "<="], bound: float, is_checked: bool) -> Figure:
     if ratio is None:
         return f"{place} has no such figure", False, None
-    why = f"{place} {wording.ratio_text(ratio, Rules())}"
+    why = f"{place} {ratio_wording.ratio_text(ratio, Rules())}"
     if ratio.loads < LEAST_LOADS or ratio.low is None or ratio.high is None:
         return f"{why} is a quick look", False, None
     if not is_checked:

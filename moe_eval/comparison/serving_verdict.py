@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from moe_eval.comparison import serving_wording, verdict, wording
+from moe_eval.comparison import ratio_wording, serving_wording, verdict
 from moe_eval.records.comparison import Pair
 from moe_eval.records.serving_comparison import PointComparison, ServingComparison
 from moe_eval.records.verdicts import Rules, Verdict
@@ -64,7 +64,7 @@ def _point(point: PointComparison, judged: Verdict | None, differs: Sequence[str
     if ratio is None or judged is None:
         return replace(point, verdict=Verdict.OPEN, reason="It was not measured on both sides.")
     alone = verdict.of_ratio(ratio, rules)
-    reason = wording.interval_sentence(ratio, alone, rules)
+    reason = ratio_wording.interval_sentence(ratio, alone, rules)
     if judged is not alone:
         reason += " Among so many points and arms one may lie there by chance (Holm)."
     return replace(point, verdict=judged, reason=reason)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from moe_eval.comparison import wording
+from moe_eval.comparison import ratio_wording, wording
 from moe_eval.records.comparison import Pair
 from moe_eval.records.serving_comparison import PointComparison, ServingComparison, UsersInTime
 from moe_eval.records.verdicts import Rules, Verdict
@@ -49,7 +49,7 @@ def _in_time(pair: Pair, serving: ServingComparison, users: UsersInTime, rules: 
     limit, other, reference = f"within {users.tpot_ms:g} ms a token", users.other, users.reference
     if users.ratio is not None:
         counts = f"{pair.other} {other:.3g}, {pair.reference} {reference:.3g}"
-        return f"{pair.other} serves {wording.ratio_text(users.ratio, rules)} the users {limit} ({counts})."
+        return f"{pair.other} serves {ratio_wording.ratio_text(users.ratio, rules)} the users {limit} ({counts})."
     fewest = min(point.point.concurrency or math.inf for point in serving.points if _is_measured(point))
     head, (is_reference_open, is_open) = wording.capitalised(limit), users.are_least
     if other is None and reference is None:
@@ -125,7 +125,7 @@ def _ratios(stretch: Sequence[PointComparison], rules: Rules) -> str:
     """The deciding ratio of the first and the last point."""
     ends = [stretch[0], stretch[-1]] if len(stretch) > 1 else [stretch[0]]
     texts = [
-        f"{wording.ratio_text(ratio, rules)} {point.point.place}"
+        f"{ratio_wording.ratio_text(ratio, rules)} {point.point.place}"
         for point in ends
         if (ratio := point.ratios.deciding(point.point))
     ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from moe_eval import stats
-from moe_eval.comparison import wording
+from moe_eval.comparison import ratio_wording, speed_wording, wording
 from moe_eval.comparison.because import because
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.ratios import Ratio
@@ -135,10 +135,10 @@ def _of_shape(shape: ShapeComparison, rules: Rules, verdict: Verdict | None) -> 
         fast = shape.unthrottled.deciding(rules) if shape.unthrottled else None
         if fast is None or of_ratio(fast, rules) is not alone:
             return Verdict.NOT_COMPARABLE, "Iterations at a low clock, which one arm alone had, decide."
-    sentences = [wording.interval_sentence(ratio, alone, rules)]
+    sentences = [ratio_wording.interval_sentence(ratio, alone, rules)]
     if verdict is not alone:
         sentences.append("Among so many shapes and arms one may lie there by chance (Holm).")
-    return verdict, " ".join([*sentences, *wording.remarks(shape)])
+    return verdict, " ".join([*sentences, *speed_wording.remarks(shape)])
 
 
 def _decided(
@@ -171,14 +171,14 @@ def _decided(
         verdict = Verdict.OPEN
         sentence, settled_by = wording.without_speed(pair, arms, emulated)
     elif pair.is_repeat:
-        verdict, sentence = _of_shapes(timed), wording.repeat(pair, timed, rules)
+        verdict, sentence = _of_shapes(timed), speed_wording.repeat(pair, timed, rules)
         settled_by = _settled_by(pair, timed, rules)
         if verdict in (Verdict.PAYS, Verdict.SLOWER):
             verdict, settled_by = Verdict.OPEN, _QUIETER
     else:
         verdict = _of_shapes(timed)
         sentence = " ".join(
-            [wording.with_speed(pair, timed, verdict, arms, rules), *wording.unfinished_arms(pair, arms)]
+            [speed_wording.with_speed(pair, timed, verdict, arms, rules), *wording.unfinished_arms(pair, arms)]
         )
         reason = because(pair, timed, rules)
         settled_by = _settled_by(pair, timed, rules)

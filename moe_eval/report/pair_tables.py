@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from moe_eval.comparison.ratio_wording import ratio_digits
 from moe_eval.comparison.verdict import of_ratio
-from moe_eval.comparison.wording import ratio_digits
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair, QualityComparison
 from moe_eval.records.ratios import Ratio, Sides
 from moe_eval.records.shape_comparison import CategoryChange, PhaseChange, ShapeComparison

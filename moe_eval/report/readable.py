@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from moe_eval.comparison.wording import ratio_digits
+from moe_eval.comparison.ratio_wording import ratio_digits
 from moe_eval.records.ratios import Interval
 from moe_eval.report.text import LONGEST_NAME, NONE, figure_cells, finite, number, plain, span
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from moe_eval.comparison.wording import ratio_digits
+from moe_eval.comparison.ratio_wording import ratio_digits
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.serving_comparison import PointComparison

@@ -166,7 +166,7 @@ def figure_cells(figure: Interval | Metric | None) -> tuple[str, str]:
     low, high = finite(figure.low), finite(figure.high)
     if low is None or high is None:
         return number(figure.median, digits_of([figure.median])), NONE
-    from moe_eval.comparison.wording import interval_digits
+    from moe_eval.comparison.ratio_wording import interval_digits
 
     digits = interval_digits(low, high) if low < high else digits_of([high])
     return number(figure.median, digits), span(low, high, digits)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_eval.comparison import pairs, wording
+from moe_eval.comparison import pairs, verdict_wording
 from moe_eval.comparison.comparable import ACROSS
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.labels import ArmSettings, Status
@@ -195,7 +195,7 @@ def test_arms_of_two_runs_are_refused_with_the_option_that_compares_them(facts: 
     assert compared.settled_by is not None
     option = compared.settled_by.removeprefix("moe-eval compare --across ").removesuffix(" compares them nevertheless.")
     assert option in across.split("|")
-    assert f"Next: moe-eval compare --across {option}" in wording.summary(pairs.compare(arms))
+    assert f"Next: moe-eval compare --across {option}" in verdict_wording.summary(pairs.compare(arms))
     (allowed,) = pairs.compare(arms, across=option.split(",")).pairs
     assert allowed.verdict is not Verdict.NOT_COMPARABLE
     for name in option.split(","):
@@ -219,12 +219,12 @@ def test_a_million_tokens_cost_what_all_gpus_of_the_arm_cost() -> None:
         assert cost.low is not None
         assert cost.high is not None
         assert cost.low < cost.median < cost.high
-    line = wording.summary(comparison).splitlines()[-1]
+    line = verdict_wording.summary(comparison).splitlines()[-1]
     assert line.startswith(
         f"Cost of a million output tokens at b8_i{made.INPUT}_o{made.OUTPUT}, for 2.5 per GPU and hour:"
     )
     assert not any(arm.cost for arm in pairs.compare(arms).arms)
-    assert "Cost" not in wording.summary(pairs.compare(arms))
+    assert "Cost" not in verdict_wording.summary(pairs.compare(arms))
 
 
 def test_memory_is_what_the_loaded_arm_took_of_one_gpu() -> None:
@@ -238,12 +238,12 @@ def test_memory_is_what_the_loaded_arm_took_of_one_gpu() -> None:
 def test_a_failure_that_all_arms_share_is_told_once() -> None:
     timed = [made.arm(name, MS, status=Status.FAILED) for name in ("bf16", "fp8", "nvfp4")]
     arms = [replace(arm, latency=replace(arm.latency, shapes=())) for arm in timed]
-    assert wording.summary(pairs.compare(arms)) == "Open: all arms failed for one reason. Out of memory."
-    assert "all arms failed" not in wording.summary(pairs.compare(timed)), "they were timed before"
+    assert verdict_wording.summary(pairs.compare(arms)) == "Open: all arms failed for one reason. Out of memory."
+    assert "all arms failed" not in verdict_wording.summary(pairs.compare(timed)), "they were timed before"
     (compared,) = pairs.compare(arms[:2]).pairs
     assert compared.sentence.count("out of memory") == 1
     one = pairs.compare([made.arm("bf16", MS), *arms[1:]])
-    assert len(wording.verdict_lines(one)) == 2
+    assert len(verdict_wording.verdict_lines(one)) == 2
 
 
 def test_an_arm_with_another_environment_is_no_repeat() -> None:

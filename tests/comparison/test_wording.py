@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_eval.comparison import wording
+from moe_eval.comparison import ratio_wording, verdict_wording
 from moe_eval.records.comparison import ComparedArm
 from moe_eval.records.labels import Status
 from moe_eval.records.ratios import SpeedRatios
@@ -93,24 +93,24 @@ def test_everything_that_is_worse_is_named() -> None:
 def test_digits_show_the_interval(value: float, half: float) -> None:
     """Two significant digits of the width, and an end never reads as a bound that it is not."""
     low, high = value * math.exp(-half), value * math.exp(half)
-    digits = wording.interval_digits(low, high, (1.0, 1.01))
+    digits = ratio_wording.interval_digits(low, high, (1.0, 1.01))
     unit = 10.0**-digits
     assert digits == 6 or (high - low) >= 10 * unit * 0.99
     for end in (low, high):
         for bound in (1.0, 1.01):
             assert digits == 6 or end == bound or round(end, digits) != bound
-    plain = wording.interval_digits(low, high)
+    plain = ratio_wording.interval_digits(low, high)
     assert plain in (0, 6) or 9.9 <= (high - low) * 10**plain < 100.1
 
 
 def test_a_command_prints_every_verdict_with_its_reason_and_what_would_settle_it() -> None:
     open_pair = decide([traced(1, WIDE, {"expert_gemm": -1.0}, 0.25)])
-    lines = wording.summary(made.comparison(open_pair, decide([shape(1, ABOVE)]))).splitlines()
+    lines = verdict_wording.summary(made.comparison(open_pair, decide([shape(1, ABOVE)]))).splitlines()
     assert [line.strip().split()[0].strip(":") for line in lines] == ["fp8", "Because", "Next", "fp8"]
     assert lines[0] == f"fp8: {open_pair.sentence}"
     assert lines[2] == f"  Next: {open_pair.settled_by}"
     alone = made.comparison(arms=(ComparedArm("bf16", "bf16", Status.FINISHED),))
-    assert wording.summary(alone) == "bf16 was measured alone, and there is nothing to compare it with."
+    assert verdict_wording.summary(alone) == "bf16 was measured alone, and there is nothing to compare it with."
 
 
 def test_emulated_arms_are_judged_by_quality_alone() -> None:

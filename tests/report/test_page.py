@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from moe_eval.comparison.wording import ratio_text
+from moe_eval.comparison.ratio_wording import ratio_text
 from moe_eval.records.ratios import Ratio
 from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.report import markdown
