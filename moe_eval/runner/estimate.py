@@ -20,16 +20,16 @@ from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, is_served, round_of
 
 # by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second. Loads of
-# Qwen3-30B-A3B's shape through vLLM 0.22 on H200s took 90 to 128 s with compilation and 52 to 69 s without, less the
-# imports that forked workers do not repeat.
-_LOAD_SECONDS = {True: 60.0, False: 10.0}
+# Qwen3-30B-A3B's shape through vLLM 0.22 took 78 and 81 s with compilation and 33 and 36 s without on an H100, 82 to
+# 128 s and 46 to 69 s on H200s, and its servers about 165 and 70 s on the H100.
+_LOAD_SECONDS = {True: 55.0, False: 10.0}
 _COMPILE_SECONDS = 45.0  # beside, where an engine compiles a model for the first time
 _STEP_SECONDS = {True: 3e-3, False: 10e-3}
 _BYTES_PER_SECOND = {True: 2e12, False: 5e9}
 _WARM_UP_SECONDS = {True: 15.0, False: 0.5}  # until a GPU's temperature is flat
 _TASK_SECONDS = {True: 1.0, False: 0.0}  # what a shape's first call compiles
 _TRACE_SECONDS = {True: 5.0, False: 1.0}
-_GENERATOR_SECONDS = 20.0  # of a load generator that starts and ends
+_GENERATOR_SECONDS = 6.0  # of a load generator that starts and ends
 _WINDOWS = 600  # about as many as wikitext has
 _MOST_LOADS = 50  # of earlier runs, the newest ones
 
