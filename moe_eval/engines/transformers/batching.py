@@ -1,8 +1,16 @@
-"""Batches of sequences of like length under a token budget."""
+"""Batches of sequences of like length under a token budget, smaller ones where memory does not hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from moe_eval.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 # Enough tokens for many batches, so that sorting by length pays, and few enough that a failure loses only minutes.
 _SLAB_TOKENS = 131072
@@ -43,3 +51,38 @@ def plan_batches(lengths: Sequence[int], max_tokens: int | None, max_rows: int |
     if current:
         batches.append(current)
     return batches
+
+
+@dataclass
+class Batches:
+    """The bounds of batches. That on sequences sinks once a GPU's memory does not hold a batch."""
+
+    max_tokens: int | None
+    max_rows: int | None
+    device_name: str
+
+    def of(self, lengths: Sequence[int], max_rows: int | None = None) -> Iterator[list[int]]:
+        """Batches of sequences of these lengths, with another bound on sequences where one is given."""
+        return batches_in_slabs(lengths, self.max_tokens, max_rows or self.max_rows)
+
+    def run(self, batch: list[int], work: Callable[[list[int]], None]) -> None:
+        """Run a batch. If the GPU's memory does not hold it, run its halves, and smaller batches from then on."""
+        if self.max_rows is not None and len(batch) > self.max_rows:
+            for first in range(0, len(batch), self.max_rows):
+                self.run(batch[first : first + self.max_rows], work)
+            return
+        try:
+            work(batch)
+            return
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise UsageError(
+                    f"One sequence does not fit into the memory of {self.device_name}. Lower max_length, or use "
+                    "a checkpoint of lower precision or a larger GPU."
+                ) from None
+        torch.cuda.empty_cache()
+        middle = (len(batch) + 1) // 2
+        self.max_rows = min(self.max_rows or middle, middle)
+        log.warning("A batch of %d did not fit into the GPU's memory. Batches of %d follow.", len(batch), middle)
+        self.run(batch[:middle], work)
+        self.run(batch[middle:], work)

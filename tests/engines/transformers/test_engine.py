@@ -25,13 +25,13 @@ Oracle = Callable[[Path, Window], Tensor]
 def record_batches(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The lengths of the sequences of every batch from now on."""
     batches: list[list[int]] = []
-    score = engine._score_batch
+    score = engine._scoring._score_batch
 
     def recording(inputs: list[tuple[int, ...]], *rest: Any) -> list[WindowScores]:
         batches.append([len(row) for row in inputs])
         return score(inputs, *rest)
 
-    monkeypatch.setattr(engine, "_score_batch", recording)
+    monkeypatch.setattr(engine._scoring, "_score_batch", recording)
     return batches
 
 
@@ -173,7 +173,7 @@ def test_one_sequence_that_does_not_fit_is_the_users_to_mend(
 def fail_above(engine: TransformersEngine, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let batches of more rows run out of memory; returns the list that every tried size is put into."""
     tried: list[int] = []
-    score = engine._score_batch
+    score = engine._scoring._score_batch
 
     def scarce(inputs: list[tuple[int, ...]], *rest: Any) -> list[WindowScores]:
         tried.append(len(inputs))
@@ -181,5 +181,5 @@ def fail_above(engine: TransformersEngine, most: int, monkeypatch: pytest.Monkey
             raise torch.OutOfMemoryError("out of memory")
         return score(inputs, *rest)
 
-    monkeypatch.setattr(engine, "_score_batch", scarce)
+    monkeypatch.setattr(engine._scoring, "_score_batch", scarce)
     return tried

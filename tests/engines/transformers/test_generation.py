@@ -137,14 +137,14 @@ def test_prompts_that_do_not_fit_together_are_generated_apart(
     engine: TransformersEngine, prompts: list[list[int]], greedy: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = replace(engine)
-    generate = own._generate_batch
+    generate = own._generation._generate_batch
 
     def scarce(batch: list[Any], request: GenerationRequest) -> list[Completion]:
         if len(batch) > 1:
             raise torch.OutOfMemoryError("out of memory")
         return generate(batch, request)
 
-    monkeypatch.setattr(own, "_generate_batch", scarce)
+    monkeypatch.setattr(own._generation, "_generate_batch", scarce)
     assert own.generate(prompts[:3], GenerationRequest(NEW)) == [full(row) for row in greedy[:3]]
 
 

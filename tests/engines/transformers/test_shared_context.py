@@ -121,6 +121,6 @@ def test_contexts_that_do_not_fit_into_memory_are_read_whole(
     def scarce(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    assert engine._continues
+    assert engine._scoring.continues
     monkeypatch.setattr(shared_context, "hidden", scarce)
     check(partial(oracle, llama), MIXED, engine.score(MIXED))
