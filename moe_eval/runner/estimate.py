@@ -21,7 +21,7 @@ from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, is_served, rou
 
 # by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second. Loads of
 # Qwen3-30B-A3B's shape through vLLM 0.22 took 78 and 81 s with compilation and 33 and 36 s without on an H100, 82 to
-# 128 s and 46 to 69 s on H200s, and its servers about 165 and 70 s on the H100.
+# 128 s and 46 to 69 s on H200s, and its servers 119 to 157 s and 64 to 73 s on the H100.
 _LOAD_SECONDS = {True: 55.0, False: 10.0}
 _COMPILE_SECONDS = 45.0  # beside, where an engine compiles a model for the first time
 _STEP_SECONDS = {True: 3e-3, False: 10e-3}
