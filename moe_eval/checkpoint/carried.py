@@ -81,7 +81,7 @@ def _read(folder: Path, config: Mapping[str, object], header: Header | None) -> 
     return Carried(
         precision=form.precision if form else plain,
         method=form.name if form else f"{declaration.name}, experts not quantised" if declaration.rules else "none",
-        kv_cache=next((other.kv_cache for _, other in statements if other.kv_cache), None),
+        kv_cache=next((statement.kv_cache for _, statement in statements if statement.kv_cache), None),
         excluded=declaration.excluded,
         layers=tuple(sorted(counts.items())),
         shared=_label(held["shared_experts"], plain) if "shared_experts" in held else None,
@@ -154,9 +154,9 @@ def _check_stored(folder: Path, form: Form | None, plain: str | None, stored: st
 def _experts(declaration: Declaration, config: Mapping[str, object], header: Header | None) -> Form | None:
     """The form of routed experts. None where they are not quantised."""
     if declaration.algorithms is not None:
-        named = [name for name in declaration.algorithms if headers.is_routed(f"{name}.")]
-        algorithms = sorted({declaration.algorithms[name] for name in named})
-        forms = {form for name in named if (form := declaration.form([name])) is not None}
+        routed = [name for name in declaration.algorithms if headers.is_routed(f"{name}.")]
+        algorithms = sorted({declaration.algorithms[name] for name in routed})
+        forms = {form for name in routed if (form := declaration.form([name])) is not None}
         name = f"{declaration.name}, experts {' and '.join(algorithms) or 'not named'}"
         return Form(forms.pop().precision if len(forms) == 1 else None, name)
     modules = [[module] for module in header.experts] if header else []

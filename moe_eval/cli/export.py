@@ -49,9 +49,9 @@ def _share(source: str, target: Path) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="moe-eval-") as scratch:
         shared = Path(scratch) / "shared"
         shared.mkdir()
-        (_, folder), *more = folders(source, Path(scratch))
-        if more:
-            raise UsageError(f"{source} holds {len(more) + 1} runs. Give the folder of one of them.")
+        (_, folder), *further = folders(source, Path(scratch))
+        if further:
+            raise UsageError(f"{source} holds {len(further) + 1} runs. Give the folder of one of them.")
         with gathered([str(folder)]) as gathering:
             comparison, run_record = gathering.compare(rules=_rules(folder)), gathering.first_run
         identity, unreadable = records.write(folder, shared, anonymous.here())

@@ -111,8 +111,8 @@ def _checkpoint(side: _Side, opposite: _Side) -> str | None:
     """The checkpoint's own name, where the opposite side has another one. Its fingerprint where names are alike."""
     if not side.facts or not opposite.facts:
         return None
-    name, other = (facts.checkpoint.rstrip("/").rpartition("/")[2] for facts in (side.facts, opposite.facts))
-    if name != other:
+    name, opposite_name = (facts.checkpoint.rstrip("/").rpartition("/")[2] for facts in (side.facts, opposite.facts))
+    if name != opposite_name:
         return name
     return None if side.facts.fingerprint == opposite.facts.fingerprint else f"{name} ({side.facts.fingerprint[:8]})"
 
@@ -151,9 +151,10 @@ def _settings(side: _Side, opposite: _Side) -> Iterator[str]:
         variables = opposite.settings.environment
         yield from (f"{k}={v}" for k, v in side.settings.environment.items() if variables.get(k) != v)
     if side.precision == opposite.precision and side.facts and opposite.facts and _MOE not in side.options:
-        seen, other = side.facts.moe_backend_observed, opposite.facts.moe_backend_observed
-        if side.engine == opposite.engine and seen != other and None not in (seen, other):
-            yield f"experts on {seen}"
+        backend, opposite_backend = side.facts.moe_backend_observed, opposite.facts.moe_backend_observed
+        is_known = None not in (backend, opposite_backend)
+        if side.engine == opposite.engine and backend != opposite_backend and is_known:
+            yield f"experts on {backend}"
 
 
 def _typed(value: OptionValue) -> str:

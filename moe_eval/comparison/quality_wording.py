@@ -68,8 +68,8 @@ def _open(quality: QualityComparison, *, has_more_text: bool) -> str:
     if ratio is None:
         return f"{finding}."
     low, high = 100 * math.expm1(ratio.low), 100 * math.expm1(ratio.high)
-    most = f"{high:+.{_decimals(high - low)}f} %"
-    return f"{finding}, and it is at most {most}: {change(quality)}. {remedy} to settle it."
+    bound = f"{high:+.{_decimals(high - low)}f} %"
+    return f"{finding}, and it is at most {bound}: {change(quality)}. {remedy} to settle it."
 
 
 def _divergence(quality: QualityComparison) -> list[str]:

@@ -94,7 +94,7 @@ def _ratios(
 
 
 def _ratio(
-    sides: tuple[_Loads, _Loads], order: Sequence[str], read: _Reader, schedule: PairSchedule, widened: float = 1.0
+    sides: tuple[_Loads, _Loads], order: Sequence[str], value_of: _Reader, schedule: PairSchedule, widened: float = 1.0
 ) -> Ratio | None:
     """Reference over candidate. None where a side has no load, or one of the values is no positive number.
 
@@ -108,20 +108,20 @@ def _ratio(
         sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     above, below = ([load for load in loads if load] for loads in sides)
     samples = [sample for load in (*above, *below) for sample in load]
-    timed = [name for name in order if all(read(sample, name) is not None for sample in samples)]
+    timed = [name for name in order if all(value_of(sample, name) is not None for sample in samples)]
     if not above or not below or not timed:
         return None
-    logs = _log_medians(above, read, timed[0]), _log_medians(below, read, timed[0])
+    logs = _log_medians(above, value_of, timed[0]), _log_medians(below, value_of, timed[0])
     if logs[0] is None or logs[1] is None:
         return None
     return ratio_of_loads(logs[0], logs[1], timed[0], schedule, widened)
 
 
-def _log_medians(loads: _Loads, read: _Reader, source: str) -> list[float] | None:
+def _log_medians(loads: _Loads, value_of: _Reader, source: str) -> list[float] | None:
     """ln(median) of every load. None where a value is not there, or is no positive number."""
     medians = []
     for load in loads:
-        values = [value for sample in load if (value := read(sample, source)) is not None and value > 0]
+        values = [value for sample in load if (value := value_of(sample, source)) is not None and value > 0]
         if len(values) < len(load):
             return None
         medians.append(math.log(statistics.median(values)))
@@ -142,8 +142,8 @@ def ratio_of_loads(
     if loads < 2:
         return Ratio(math.exp(statistics.fmean(above) - statistics.fmean(below)), None, None, loads, source)
     if schedule.looks > 1:
-        least = stats.LEAST_LOADS
-        level = stats.look_level(least + schedule.look - 1, least + schedule.looks - 1, least, level)
+        first_look = stats.LEAST_LOADS
+        level = stats.look_level(first_look + schedule.look - 1, first_look + schedule.looks - 1, first_look, level)
     confidence = 1 - 2 * level
     if schedule.one_run:
         estimate = stats.mean_interval([a - b for a, b in zip(above, below, strict=True)], confidence)

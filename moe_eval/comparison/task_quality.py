@@ -103,8 +103,10 @@ def _documents_of_claim(row: TaskComparison, bound: float, is_above: bool, level
 def _settled_by(row: TaskComparison, max_drop: float, levels: Sequence[float]) -> str:
     needed = documents_needed(row, max_drop, levels)
     amount = "More than a million" if needed is None else f"About {_rounded(needed):,}"
-    there = row.split_documents
-    lacking = f", and there are {there:,} in all" if there and (needed is None or needed > there) else ""
+    available = row.split_documents
+    lacking = ""
+    if available and (needed is None or needed > available):
+        lacking = f", and there are {available:,} in all"
     return f"{amount} documents would settle it{lacking}."
 
 

@@ -21,9 +21,9 @@ def leading(comparison: ComparisonRecord) -> ComparisonRecord:
     if len(comparison.pairs) <= MOST:
         return comparison
     pairs = _ranked(comparison)[:MOST]
-    shown = {name for pair in pairs for name in (pair.reference, pair.other)}
+    arm_names = {name for pair in pairs for name in (pair.reference, pair.other)}
     compared = {name for pair in comparison.pairs for name in (pair.reference, pair.other)}
-    arms = tuple(arm for arm in comparison.arms if arm.name in shown or arm.name not in compared)
+    arms = tuple(arm for arm in comparison.arms if arm.name in arm_names or arm.name not in compared)
     return replace(comparison, pairs=tuple(pairs), arms=arms)
 
 

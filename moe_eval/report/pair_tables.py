@@ -121,7 +121,10 @@ def _speed_rows(pair: Pair, rules: Rules) -> list[Row]:
     shapes = pair.shapes
     sides = [figures for shape in shapes for figures in shape.figures.values()]
     names = named(pair.reference), named(pair.other)
-    own = [interval_head(figures.reference for figures in sides), interval_head(figures.other for figures in sides)]
+    captions = [
+        interval_head(figures.reference for figures in sides),
+        interval_head(figures.other for figures in sides),
+    ]
     confidence = confidence_of(ratio_of(shape, metric) for shape in shapes for metric in _METRICS)
     rows: list[Row] = []
     for shape in shapes:
@@ -130,7 +133,7 @@ def _speed_rows(pair: Pair, rules: Rules) -> list[Row]:
             if ratio is None and median(figures.reference) is None and median(figures.other) is None:
                 continue
             row = [("shape", shape_words(shape.name)), ("metric", f"{phrase}, {_UNITS[metric]}")]
-            for name, head, figure in zip(names, own, (figures.reference, figures.other), strict=True):
+            for name, head, figure in zip(names, captions, (figures.reference, figures.other), strict=True):
                 row += zip((name, f"{name}: {head}"), figure_cells(figure), strict=True)
             heads = ("ratio", f"{confidence} interval of the ratio", "loads")
             row.append(("verdict", ruling(shape, metric, rules)))

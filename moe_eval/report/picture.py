@@ -84,8 +84,8 @@ def _draw_tiles(tiles: Sequence[Tile], figure: SubFigure, height: float) -> None
     share = 0.96 / max(len(tiles), _LEAST_SLOTS)
     top = 1 - _NAME / height
     for at, tile in enumerate(tiles):
-        left, width = 0.02 + at * share, share - 0.01
-        box = (left, 0.06), width, top - 0.06
+        edge, width = 0.02 + at * share, share - 0.01
+        box = (edge, 0.06), width, top - 0.06
         figure.add_artist(Rectangle(*box, facecolor=COLOURS["panel"], edgecolor="none"))
         figure.add_artist(Rectangle(box[0], 0.004, box[2], facecolor=_EDGES[tile.kind], edgecolor="none"))
         room = width * _WIDE - 0.2
@@ -99,5 +99,5 @@ def _draw_tiles(tiles: Sequence[Tile], figure: SubFigure, height: float) -> None
             (tile.verdict, 8, "bold", 0.80),
         )
         for text, size, weight, down in lines:
-            words = fitted(text, room * 9 / size)
-            figure.text(left + 0.012, top - down / height, words, fontsize=size, weight=weight, va="center")
+            fitting = fitted(text, room * 9 / size)
+            figure.text(edge + 0.012, top - down / height, fitting, fontsize=size, weight=weight, va="center")

@@ -73,8 +73,8 @@ class Grid:
         """Widths of columns: of the texts the widest give until all fit, heads before cells. Numbers stay whole."""
         widths = list(self._widths)
         cells = [max(map(_size, column)) for column in zip(*self._rows, strict=True)] if self._rows else widths
-        for least in (cells, [_NARROWEST] * self._texts):
-            bounds = [max(size, _NARROWEST) for size in least[: self._texts]]
+        for sizes in (cells, [_NARROWEST] * self._texts):
+            bounds = [max(size, _NARROWEST) for size in sizes[: self._texts]]
             while sum(widths) > room and (wide := [at for at, bound in enumerate(bounds) if widths[at] > bound]):
                 widths[max(wide, key=widths.__getitem__)] -= 1
         return widths

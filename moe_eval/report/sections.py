@@ -149,8 +149,8 @@ def _answers(comparison: ComparisonRecord) -> Iterator[Answer]:
 
 
 def _further_answers(comparison: ComparisonRecord) -> Iterator[Answer]:
-    shown = {pair.other for pair in overview.leading(comparison).pairs}
-    yield from (_answer(pair, comparison.rules) for pair in comparison.pairs if pair.other not in shown)
+    in_full = {pair.other for pair in overview.leading(comparison).pairs}
+    yield from (_answer(pair, comparison.rules) for pair in comparison.pairs if pair.other not in in_full)
 
 
 def _answer(pair: Pair, rules: Rules) -> Answer:

@@ -71,16 +71,16 @@ def apart(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
     alike: dict[str, set[str]] = {}
     for name in names:
         alike.setdefault(name[: longest - 3], set()).add(name)
-    shown = []
+    cut_names = []
     for name in names:
         others = alike[name[: longest - 3]] - {name}
         if len(name) <= longest or not others:
-            shown.append(plain(name, longest))
+            cut_names.append(plain(name, longest))
             continue
         differs = max(_common(name, other) for other in others)
         head = longest // 3
-        shown.append(f"{plain(name[:head])}...{plain(name[max(head, differs - head) :], longest - head - 3)}")
-    return shown
+        cut_names.append(f"{plain(name[:head])}...{plain(name[max(head, differs - head) :], longest - head - 3)}")
+    return cut_names
 
 
 def _common(text: str, other: str) -> int:

@@ -57,9 +57,9 @@ def sentence(plan: Plan, request: RunRequest, gpus: Sequence[Gpu]) -> str:
     first = f", {of_load.first:.0f} s where it compiles" if of_load.first > of_load.later else ""
     source = " (as earlier on this machine)" if of_load.are_measured else ""
     of_one = seconds / 60 / max(1, len(loads))
-    most = "at most " * bool(request.serving and request.serving.is_sweep)
+    qualifier = "at most " * bool(request.serving and request.serving.is_sweep)
     return (
-        f"{most}about {minutes} minute{'s' * (minutes != 1)} for {count} ({of_one:.1f} a load), if "
+        f"{qualifier}about {minutes} minute{'s' * (minutes != 1)} for {count} ({of_one:.1f} a load), if "
         f"loading takes {of_load.later:.0f} s{first}{source} and weights are read at "
         f"{_BYTES_PER_SECOND[bool(gpus)] / 1e9:,.0f} GB/s"
         f"{'; tasks of lm-eval take their time besides' * bool(plan.suites)}"

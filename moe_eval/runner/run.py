@@ -169,12 +169,12 @@ class Run:
     ) -> None:
         """Do tasks, in a run until decided those of another load only while a pair is open and minutes are left."""
         schedule, begun = self.plan.schedule, time.monotonic()
-        least = min(stats.LEAST_LOADS, schedule.loads) if schedule.until_decided else schedule.loads
+        fewest = min(stats.LEAST_LOADS, schedule.loads) if schedule.until_decided else schedule.loads
         is_sweep = self._is_sweep
-        executor.run([task for task in tasks if task.load < least and not (is_sweep and task.point)], observer)
+        executor.run([task for task in tasks if task.load < fewest and not (is_sweep and task.point)], observer)
         if is_sweep:
             self._serve(executor, observer)
-        for load in range(least, schedule.loads):
+        for load in range(fewest, schedule.loads):
             of_load = [task for task in tasks if task.load == load]
             if of_load:
                 shortened = self.plan.until(load)

@@ -52,12 +52,12 @@ def parse(text: str) -> KernelName:
     full = _CAPITAL.sub(lambda capital: f"_{capital[0]}", spelled).lower()
     for apart, word in _TOGETHER.items():
         full = full.replace(apart, word)
-    own = full
+    bare = full
     if "::" in full and not full.startswith(_OPERATORS):
-        own = _NAMESPACE.sub("", full.replace("<unnamed>::", "").replace("(anonymous namespace)::", ""))
-    own = own.removeprefix("void ").lstrip(" …")
-    identifier = re.split("[<( ]", own, maxsplit=1)[0]
-    return KernelName(text, full, own, "" if _WRAPPER.fullmatch(identifier) else identifier)
+        bare = _NAMESPACE.sub("", full.replace("<unnamed>::", "").replace("(anonymous namespace)::", ""))
+    bare = bare.removeprefix("void ").lstrip(" …")
+    identifier = re.split("[<( ]", bare, maxsplit=1)[0]
+    return KernelName(text, full, bare, "" if _WRAPPER.fullmatch(identifier) else identifier)
 
 
 def _unmangled(text: str) -> str:

@@ -41,17 +41,18 @@ def tokens_by_rank(recording: Recording, entries: Entries) -> Floats:
     A step's range is the last one to begin on the launching thread before the rank's last kernel was launched.
     """
     kernels, steps = recording.trace.kernels, recording.trace.ranges
-    named = {at: tokens_of(text) for at, text in enumerate(steps.names) if ranges.step(text)}
-    steps = steps.take(np.isin(steps.name, list(named)))
-    told = np.array([np.nan if named[at] is None else named[at] for at in steps.name.tolist()], np.float64)
+    tokens_of_range = {at: tokens_of(text) for at, text in enumerate(steps.names) if ranges.step(text)}
+    steps = steps.take(np.isin(steps.name, list(tokens_of_range)))
+    counts = [tokens_of_range[at] for at in steps.name.tolist()]
+    tokens_of_step = np.array([np.nan if count is None else count for count in counts], np.float64)
     launched = np.flatnonzero(kernels.launch_ns[entries.row[: entries.rows]] != NONE)
     last = np.full(entries.times.shape[0] * entries.times.shape[1], NONE, np.int64)
     last[entries.cell[launched]] = entries.row[launched]
     tokens = np.full(len(last), np.nan)
     for thread in distinct(steps.thread):
-        own = steps.thread == thread
+        of_thread = steps.thread == thread
         cells = np.flatnonzero((last != NONE) & (kernels.launch_thread[last] == thread))
-        place = np.searchsorted(steps.start_ns[own], kernels.launch_ns[last[cells]], side="right") - 1
-        tokens[cells[place >= 0]] = told[own][place[place >= 0]]
+        place = np.searchsorted(steps.start_ns[of_thread], kernels.launch_ns[last[cells]], side="right") - 1
+        tokens[cells[place >= 0]] = tokens_of_step[of_thread][place[place >= 0]]
     shaped: Floats = tokens.reshape(entries.times.shape[:2])
     return shaped

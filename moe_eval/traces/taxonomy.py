@@ -107,16 +107,16 @@ def classify(name: str) -> Label:
     Safe for any string: it takes time in proportion to the name's length up to SEARCHED, and none beyond.
     """
     parsed = kernel_name.parse(name[:SEARCHED])
-    rules_of = (_rule_of(own, parsed.full) for own in dict.fromkeys((parsed.identifier, parsed.own)))
+    rules_of = (_rule_of(form, parsed.full) for form in dict.fromkeys((parsed.identifier, parsed.own)))
     rule = next(filter(None, rules_of), None)
     return rule.label(parsed) if rule is not None else Label("other", "")
 
 
-def _rule_of(own: str, full: str) -> Rule | None:
+def _rule_of(name: str, full: str) -> Rule | None:
     """The first rule that fits. What the identifier of a kernel says goes before what its arguments say."""
     index = _index()
-    candidates = (index.patterns[number] for number in index.numbers(own)) if own else ()
-    return next((rule for rule, pattern in candidates if pattern.fits(own) and rule.admits(full)), None)
+    candidates = (index.patterns[number] for number in index.numbers(name)) if name else ()
+    return next((rule for rule, pattern in candidates if pattern.fits(name) and rule.admits(full)), None)
 
 
 @frozen
@@ -131,9 +131,9 @@ class _Index:
     patterns: tuple[tuple[Rule, Pattern], ...]
     by_piece: Mapping[str, Sequence[int]]
 
-    def numbers(self, own: str) -> list[int]:
+    def numbers(self, name: str) -> list[int]:
         """The places of the patterns that may fit a name, in order."""
-        pieces = _pieces(own) | {""}
+        pieces = _pieces(name) | {""}
         return sorted({number for piece in self.by_piece.keys() & pieces for number in self.by_piece[piece]})
 
 

@@ -148,9 +148,9 @@ class _Books:
         run, written = self.files.run, [parent]
         try:
             important = keys.categories(record for arm in arms for record in arm.kernels)
-            made = [self._write_arm(parent, arm, arm.metrics(important), written) for arm in arms]
+            model_ids = [self._write_arm(parent, arm, arm.metrics(important), written) for arm in arms]
             self._write_parent(parent, arms)
-            models.link(self.client, parent, [model_id for model_id in made if model_id])
+            models.link(self.client, parent, [model_id for model_id in model_ids if model_id])
             link.share_view(self.client, self.experiment_id, headlines.COLUMNS)
             tags = {CONTENT_TAG: content, STATUS_TAG: ENDED[run.status].lower()}
             store.set_tags(self.client, parent, tags)

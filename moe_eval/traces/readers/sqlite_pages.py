@@ -55,10 +55,10 @@ def columns(
 
 
 def _assembled(
-    parts: Iterator[tuple[dict[int, Ints], Texts]], wanted: Wanted, most: int
+    parts: Iterator[tuple[dict[int, Ints], Texts]], wanted: Wanted, row_limit: int
 ) -> tuple[dict[int, Ints], Texts]:
-    """The columns of blocks, one after the other. `most`: rows that there can be. Memory that nobody writes is free."""
-    by_place = {place: np.empty(most, np.int64) for place in wanted.numbers}
+    """The columns of blocks, one after the other. `row_limit`: most rows there can be. Unwritten memory is free."""
+    by_place = {place: np.empty(row_limit, np.int64) for place in wanted.numbers}
     texts, size = [], 0
     for columns, text in parts:
         end = size + len(columns[min(columns)])
@@ -106,6 +106,6 @@ def _children(page: Bytes) -> Ints:
         raise UnsuitableTableError
     count = int(page[3]) << 8 | int(page[4])
     cells = page[12 : 12 + 2 * count].view(">u2").astype(np.int64)
-    left = page[cells[:, None] + np.arange(4)].reshape(-1)
-    children: Ints = np.append(left, page[8:12]).view(">u4").astype(np.int64) - 1
+    pointers = page[cells[:, None] + np.arange(4)].reshape(-1)
+    children: Ints = np.append(pointers, page[8:12]).view(">u4").astype(np.int64) - 1
     return children
