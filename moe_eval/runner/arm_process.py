@@ -152,7 +152,7 @@ class ArmProcess:
         return self._answer(ArmLabels)
 
     def ask(self, task: str, kind: type[Result], **arguments: object) -> Result:
-        """Have the arm do one task of runner.arm_tasks.
+        """Have the arm do one task of runner.arm_tasks or runner.served_tasks.
 
         Args:
             kind: of the result.

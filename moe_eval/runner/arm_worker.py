@@ -5,6 +5,7 @@ It ends with the process that asks, also where that one is killed: a GPU is neve
 
 from __future__ import annotations
 
+import importlib
 import os
 import queue
 import select
@@ -23,6 +24,7 @@ from moe_eval.errors import EngineError, UsageError, WorkerDied
 from moe_eval.records.labels import ArmLabels
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+_SERVED_TASKS = ("serving", "serving_trace")
 _CLOSE_SECONDS = 60.0  # as long as arm.ArmProcess.end waits
 
 
@@ -63,9 +65,8 @@ class _Arm:
     def do(self, task: str, arguments: dict[str, Any]) -> object:
         if task in ("load", "serve"):
             return getattr(self, task)(**arguments)
-        from moe_eval.runner import arm_tasks
-
-        result: object = getattr(arm_tasks, task)(self.engine, self.tokenizer, **arguments)
+        tasks = importlib.import_module(f"moe_eval.runner.{'served' if task in _SERVED_TASKS else 'arm'}_tasks")
+        result: object = getattr(tasks, task)(self.engine, self.tokenizer, **arguments)
         return result
 
 

@@ -19,7 +19,7 @@ from moe_eval.engines.served.server import ServerProcess
 from moe_eval.engines.serving import free_port, local
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import load_generator
-from moe_eval.runner import arm_tasks
+from moe_eval.runner import served_tasks
 from tests.cli.commands import Command, Ended, start
 from tests.conftest import SHIPPED
 from tests.doubles import aiperf, server_command
@@ -126,7 +126,7 @@ def test_aiperf_itself_drives_the_stand_in_server(tmp_path: Path, monkeypatch: p
     requests = of_stream(range(8, 1000), [Lengths(4, 3)], 14, "counted")
     (tmp_path / "requests.json").write_bytes(msgspec.json.encode(requests))
     try:
-        load = arm_tasks.serving(
+        load = served_tasks.serving(
             served,
             None,
             order={

@@ -36,7 +36,8 @@ _SHARED = (
     *("transformers.models.auto.tokenization_auto", "transformers.convert_slow_tokenizer"),
     *("moe_eval.engines.transformers.load", "moe_eval.harness.model"),
     *("moe_eval.harness.outcome", "moe_eval.tracking", "moe_eval.machine.hardware"),
-    *("moe_eval.cli.execute", "moe_eval.runner.arm_tasks", "moe_eval.runner.arm_process", "moe_eval.runner.arm_worker"),
+    *("moe_eval.cli.execute", "moe_eval.runner.arm_tasks", "moe_eval.runner.served_tasks"),
+    *("moe_eval.runner.arm_process", "moe_eval.runner.arm_worker"),
 )
 FOREIGN = ("TRTLLM", "TLLM", "OMPI_", "PMI_", "LOCAL_RANK", "MLFLOW_", "MOE_EVAL_", "CUDA_VISIBLE")
 ROOT = Path(__file__).resolve().parents[2]

@@ -27,7 +27,7 @@ from moe_eval.records import by_arm
 from moe_eval.records.labels import Status
 from moe_eval.records.samples import EngineSteps
 from moe_eval.records.serving import ServedLoad
-from moe_eval.runner import arm_tasks, plan_text
+from moe_eval.runner import plan_text, served_tasks
 from moe_eval.runner.folder import RunFolder
 from moe_eval.runner.request import ServingRequest
 from moe_eval.runner.tasks import Task, served_load
@@ -130,7 +130,7 @@ def drive(served: Any, tmp_path: Path, users: int = 2, count: int = 12) -> Serve
     requests = of_stream(range(1000), [Lengths(4, 3), Lengths(2, 5)], users + count, "counted")
     file = tmp_path / "requests.json"
     file.write_bytes(msgspec.json.encode(requests))
-    return arm_tasks.serving(
+    return served_tasks.serving(
         served,
         None,
         order={
@@ -183,7 +183,7 @@ def test_a_generator_that_fails_is_told_with_its_words(
 def test_steps_stand_in_where_a_server_tells_of_no_moments(tmp_path: Path) -> None:
     steps = EngineSteps(steps=7, sequences=4, queued=2, kv_cache_share=0.5)
     served = ServerProcess("Made up", None, Server("u", "m"), FACTS, read_steps=lambda: steps)  # type: ignore[arg-type]
-    state = arm_tasks._state(served, tmp_path)
+    state = served_tasks._state(served, tmp_path)
     assert (state.running_most, state.waiting_most, state.kv_cache_share, state.steps) == (4, 2, 0.5, 7)
 
 
@@ -233,7 +233,7 @@ def test_an_endpoint_is_driven_as_it_is_and_left_alone(play: ServerProcess, tmp_
     order |= {"count": 12, "warm_up": 2, "tokenizer": str(SHIPPED)}
     text = load_tokenizer(str(SHIPPED), None, False).decode([0, 1, 2, 3])
     with pytest.raises(EngineError, match="requests failed"):  # the stand-in counts the tokens of no chat
-        arm_tasks.serving(chats, None, order=order, folder=str(tmp_path / "chats"))
+        served_tasks.serving(chats, None, order=order, folder=str(tmp_path / "chats"))
     body = msgspec.json.decode((tmp_path / "serving_requests.jsonl").read_bytes().splitlines()[0])["payload"]
     assert body["messages"] == [{"role": "user", "content": text}]
 

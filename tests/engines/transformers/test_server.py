@@ -19,7 +19,7 @@ from moe_eval.engines.serving import ServeSettings
 from moe_eval.engines.transformers.server import TransformersServer, serve
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import serving_trace
-from moe_eval.runner import arm_tasks
+from moe_eval.runner import served_tasks
 from tests.conftest import SHIPPED
 from tests.doubles import aiperf
 
@@ -91,7 +91,7 @@ def test_whole_steps_of_the_server_are_broken_down(
     order = {"requests": str(tmp_path / "requests.json"), "point": {"concurrency": 2}}
     order |= {"count": 22, "warm_up": 2, "tokenizer": str(SHIPPED)}
     where = {"folder": str(tmp_path / "raw"), "trace_folder": str(tmp_path), "name": "trace"}
-    record = arm_tasks.serving_trace(served, None, order=order, **where, settle_s=0.1)
+    record = served_tasks.serving_trace(served, None, order=order, **where, settle_s=0.1)
     assert {"prefill", "decode"} <= set(record.phases)
     assert record.phases["decode"].categories["expert_gemm"].ms > 0
     assert any(note.startswith("Requests in steps") for note in record.notes)
