@@ -25,7 +25,7 @@ from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.labels import Status
 from moe_eval.records.run import RunRecord
-from moe_eval.report import quality_table, speed_table
+from moe_eval.report import overview, quality_table, speed_table
 from moe_eval.report.console import say
 from moe_eval.report.progress import NamedTask, TaskProgress
 from moe_eval.report.renderable import Renderable
@@ -108,14 +108,17 @@ def _planned(plan: Plan) -> dict[str, object]:
 
 
 def _table(options: MeasuringOptions, outcome: Outcome) -> Renderable | None:
-    """What perf and ppl show before the verdict: the arms that finished. None where none has."""
+    """What perf and ppl show before the verdict: the arms that finished, of many the best. None where none has."""
     if isinstance(options, RunOptions):
         return None
+    comparison = overview.leading(outcome.comparison)
+    names = {arm.name for arm in comparison.arms}
+    arms = [arm for arm in outcome.arms if arm.name in names]
     if isinstance(options, PerfOptions):
-        timed = [arm.latency for arm in outcome.arms if arm.latency and arm.latency.status is Status.FINISHED]
-        return speed_table.render(timed, outcome.comparison) if timed else None
-    scored = [arm.quality for arm in outcome.arms if arm.quality and arm.quality.status is Status.FINISHED]
-    return quality_table.render(scored, outcome.comparison) if scored else None
+        timed = [arm.latency for arm in arms if arm.latency and arm.latency.status is Status.FINISHED]
+        return speed_table.render(timed, comparison) if timed else None
+    scored = [arm.quality for arm in arms if arm.quality and arm.quality.status is Status.FINISHED]
+    return quality_table.render(scored, comparison) if scored else None
 
 
 def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate_text.Condition] = ()) -> Outcome:

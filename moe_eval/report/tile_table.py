@@ -20,7 +20,7 @@ def render(comparison: ComparisonRecord) -> Renderable:
     table = [part for brief in overview.table(comparison, is_brief=True) for part in _titled(brief)]
     if not table and (rows := [_row(arm, tile) for arm, tile in _tiles(comparison)]):
         table = [text_table(rows)]
-    remark = overview.remark(comparison, "Sentences")
+    remark = overview.remark(comparison, "Sentences and other tables")
     lines = [*_of_shapes(comparison), *([f"{remark} The report has all."] if remark else [])]
     tasks = [part for task in sections.tasks(overview.leading(comparison)) for part in _titled(task)]
     return Group(*([lines_of([header])] if header else []), *table, lines_of(lines), *tasks)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from moe_eval.cli import execute
 from moe_eval.cli.conclude import concluded
+from moe_eval.cli.options.measuring import PerfOptions
 from moe_eval.comparison import pairs
+from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.verdicts import Verdict
 from moe_eval.report import charts, markdown, overview, sections
@@ -21,14 +24,17 @@ BEST = [f"arm{at}" for at in (7, 5, 3, 1)] + [f"arm{at}" for at in (0, 2, 4, 6, 
 
 
 @pytest.fixture(scope="module")
-def many() -> ComparisonRecord:
-    """Nine arms at two batch sizes, four of which pay."""
-    return pairs.compare(
-        [
-            recorded_arms.arm(name, {batch: [[ms + load / 100] * 2 for load in range(4)] for batch in (1, 8)})
-            for name, ms in MS.items()
-        ]
-    )
+def arms() -> list[ArmRecords]:
+    """Nine arms at two batch sizes, four of which pay, and their reference."""
+    return [
+        recorded_arms.arm(name, {batch: [[ms + load / 100] * 2 for load in range(4)] for batch in (1, 8)})
+        for name, ms in MS.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def many(arms: list[ArmRecords]) -> ComparisonRecord:
+    return pairs.compare(arms)
 
 
 def test_charts_and_tiles_are_of_the_best_and_the_table_is_of_all(many: ComparisonRecord) -> None:
@@ -67,8 +73,18 @@ def test_a_terminal_has_a_row_for_each_and_sentences_of_the_best(
     ratios = {pair.other: pair.headlines[0].ratio for pair in many.pairs}
     assert {row[0]: float(row[2].rstrip("x")) for row in rows} == pytest.approx(ratios, rel=0.005)
     assert [line.partition(" ")[0] for line in lines if line.startswith("arm")] == BEST[:6]
-    assert "Sentences are of the best 6 arms. 3 more are in the table. The report has all." in lines
+    assert (
+        "Sentences and other tables are of the best 6 arms. 3 more are in the table. The report has all."
+        in " ".join(lines)
+    )
     assert len(lines) < 9 + 6 * 3 + 10
+
+
+def test_perf_s_own_table_is_of_the_best(arms: list[ArmRecords], many: ComparisonRecord) -> None:
+    table = execute._table(PerfOptions(), execute.Outcome(many, plan=None, arms=arms))  # type: ignore[arg-type]
+    assert table is not None
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.lines(None) if line.startswith("| arm")]
+    assert {name for name, batch in rows if batch in "18"} == set(BEST[:6])
 
 
 def test_few_arms_are_all_shown_in_full_in_their_order(many: ComparisonRecord) -> None:
