@@ -20,7 +20,10 @@ from moe_eval.records.serving import PointServing
 from moe_eval.records.shape_latency import ShapeLatency
 from moe_eval.report import drawing, serving_chart, serving_table
 from moe_eval.report.markdown import columns
+from moe_eval.report.readable import category as category_words
+from moe_eval.report.readable import shape_words
 from moe_eval.report.text import NONE, Table, figure_cells
+from moe_eval.traces.steps import OUTSIDE
 
 HEAD = """# Serving on one GPU: from which load on FP8 pays
 
@@ -34,10 +37,11 @@ TTFT is of a request at a server, and of the last sequence of the batch in lock 
 `lockstep` runs the engine as a server does: its core in a process of its own, and CUDA graphs of up to 512 tokens."""
 
 SAID = "by the server's metrics "
+LEAST_SHARE = 0.02  # of a step, for a row
 
 
 def write_page(out: Path, file: Path) -> None:
-    served, timed = read(out / "serving"), read(out / "latency")
+    served, timed, traced = (read(out / part) for part in ("serving", "latency", "trace"))
     parts = [HEAD]
     if served is None:
         parts.append("Not run yet.")
@@ -49,6 +53,7 @@ def write_page(out: Path, file: Path) -> None:
         if MEANING in (before := file.read_text() if file.is_file() else ""):
             parts.append(MEANING + before.split(MEANING)[1].split("\n## ")[0].rstrip())
         parts += ["## Every load", *map(markdown, serving_table.tables(comparison))]
+        parts += ["## Why", *why(*traced)] if traced else []
         parts += ["## What the server said of itself", "In the first load.", state(arms)]
         parts += ["## Beside lock step", BESIDE]
         parts += [agreement(arms, timed[0]), beside(arms, timed[0])] if timed else ["Not run yet."]
@@ -90,6 +95,21 @@ def draw(comparison: ComparisonRecord, file: Path) -> str | None:
 def markdown(table: Table) -> str:
     rows = [row for row in table.rows if not row[-1].startswith(SAID)]  # a table of its own has them
     return f"{table.caption}\n\n{columns(table.heads, rows)}"
+
+
+def why(arms: Sequence[ArmRecords], comparison: ComparisonRecord) -> list[str]:
+    """What kernels take of a step of the servers that were traced, and how many requests the steps had."""
+    texts = [pair.because for pair in comparison.pairs if pair.because]
+    traces = {(arm.name, shape): record for arm in arms for shape, record in arm.kernels.items()}
+    notes = [f"{arm}: {note}" for (arm, _), record in traces.items() for note in record.notes if "equests in" in note]
+    rows = [
+        [arm, shape_words(shape), name, category_words(part), f"{time.ms:.3f}", f"{100 * time.share:.0f} %"]
+        for (arm, shape), record in traces.items()
+        for name, phase in record.phases.items()
+        for part, time in sorted(phase.categories.items(), key=lambda entry: -entry[1].ms)
+        if name != OUTSIDE and time.share >= LEAST_SHARE
+    ]
+    return [*texts, *notes, columns(["arm", "load", "step", "kernels", "ms", "share"], rows)]
 
 
 def state(arms: Sequence[ArmRecords]) -> str:
