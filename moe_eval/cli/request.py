@@ -98,8 +98,11 @@ def _serving(options: RunOptions) -> ServingRequest:
     """How servers are driven.
 
     Raises:
-        UsageError: there is no load point, or one twice.
+        UsageError: there is no load point, or one twice, or a limit that nobody can keep.
     """
+    for name, limit in (("ttft_ms", options.ttft_ms), ("tpot_ms", options.tpot_ms)):
+        if limit is not None and limit <= 0:
+            raise UsageError(f"--{name} {limit:g} is no time in which a token can come. Give milliseconds above 0.")
     users = () if options.concurrency == (0,) else options.concurrency or served_requests.sweep()
     return ServingRequest(
         points=served_requests.points(users, options.request_rate),

@@ -94,6 +94,8 @@ def test_what_cannot_be_driven_is_refused_before_a_load(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "no load to serve" in refused(command("--concurrency", "0"))
+    assert "--tpot_ms 0 is no time" in refused(command("--tpot_ms", "0"))
+    assert "--ttft_ms -3 is no time" in refused(command("--ttft_ms", "-3"))
     generators(monkeypatch, aiperf.install(tmp_path / "bin"))
     assert "has 4352 tokens" in refused(command("--input_len", "4096"))
     monkeypatch.setenv("PATH", "/nowhere")

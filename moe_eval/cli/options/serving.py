@@ -22,6 +22,7 @@ class ServingOptions:
         _SERVING,
         metavar="N,...",
         minimum=0,
+        maximum=10_000,
         needs=SERVED,
     )
     request_rate: tuple[float, ...] = option(
