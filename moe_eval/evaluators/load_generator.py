@@ -133,12 +133,13 @@ def run(drive: Drive, folder: Path, tokenizer: Any = None) -> str | None:
 
 def _arguments(drive: Drive, folder: Path) -> list[str]:
     """The words of its command line, in which no key stands: others can read it."""
-    # the address of a request without its path, which AIPerf adds
-    url = drive.server.base_url.removesuffix("/v1")
+    server = drive.server
+    is_usual = server.base_url.endswith("/v1")  # AIPerf adds the path of a request with it
     values: Mapping[str, object | None] = {
-        "--model": drive.server.model,
-        "--url": url,
-        "--endpoint-type": "chat" if drive.server.chat else "completions",
+        "--model": server.model,
+        "--url": server.base_url.removesuffix("/v1"),
+        "--custom-endpoint": None if is_usual else server.url.removeprefix(server.base_url),
+        "--endpoint-type": "chat" if server.chat else "completions",
         **(_secret_load(drive, folder) if os.environ.get(KEY) else _load(drive, folder)),
         "--tokenizer": drive.tokenizer,
         "--output-artifact-dir": folder,

@@ -61,7 +61,7 @@ def measure(
 
 
 def _await(served: Served, driven: Future[str | None]) -> None:
-    """Wait until requests run. A server that does not tell is taken to need as long as the generator starts."""
+    """Wait until requests run, by the server's own count."""
     limit = time.monotonic() + _BEGIN_SECONDS
     while not driven.done():
         running = served.running()

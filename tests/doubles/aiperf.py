@@ -36,7 +36,7 @@ def _options():
     parser.add_argument("--num-dataset-entries", required=given)
     for name in ("concurrency", "request-rate", "arrival-pattern", "server-metrics", "warmup-request-count"):
         parser.add_argument(f"--{name}")
-    for name in ("random-seed", "config"):
+    for name in ("random-seed", "config", "custom-endpoint"):
         parser.add_argument(f"--{name}")
     for name in ("streaming", "use-server-token-count", "no-gpu-telemetry", "no-server-metrics"):
         parser.add_argument(f"--{name}", action="store_true")
@@ -105,7 +105,8 @@ def _sampled(url):
 def main():
     options, lock, lines = _options(), threading.Lock(), []
     folder, place = Path(options.output_artifact_dir), urlsplit(options.url)
-    path = "/v1/chat/completions" if options.endpoint_type == "chat" else "/v1/completions"
+    path = options.custom_endpoint or f"/v1/{'chat/' * (options.endpoint_type == 'chat')}completions"
+    path = place.path + path
     bodies = [json.loads(row)["payload"] for row in Path(options.input_file).read_text().splitlines()]
     warm_up = int(options.warmup_request_count or 0)
     assert len(bodies) == int(options.num_dataset_entries)

@@ -20,7 +20,7 @@ vllm:num_requests_waiting{model_name="x"} 1
 vllm:kv_cache_usage_perc{model_name="x"} 0.25
 vllm:num_preemptions_total{model_name="x"} 2
 """
-_lock, _requests, _keys = threading.Lock(), [], set()
+_lock, _requests, _keys, _paths = threading.Lock(), [], set(), set()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -31,7 +31,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path.endswith("/keys"):
-            return self._answer(200, json.dumps({"keys": sorted(_keys), "requests": len(_requests)}))
+            return self._answer(
+                200, json.dumps({"keys": sorted(_keys), "paths": sorted(_paths), "requests": len(_requests)})
+            )
         status = 503 if PLAY == "never" and self.path == "/health" else 200
         return self._answer(status, METRICS if self.path == "/metrics" else "{}")
 
@@ -39,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with _lock:
             _requests.append(body)
+            _paths.add(self.path)
             _keys.add(self.headers.get("Authorization", ""))
             number = len(_requests)
         if PLAY == "errors" and number % 3 == 0:

@@ -239,6 +239,15 @@ def test_an_endpoint_is_driven_as_it_is_and_left_alone(play: ServerProcess, tmp_
 
 
 @pytest.mark.parametrize("play", ["serve"], indirect=True)
+def test_an_endpoint_below_another_path_is_asked_there(play: ServerProcess, tmp_path: Path) -> None:
+    base = play.server.base_url.removesuffix("/v1")
+    play.server = Server(f"{base}/api", "x")
+    assert len(drive(play, tmp_path).times.e2e_ms) == 12
+    paths = requests.get(f"{base}/keys", timeout=5).json()["paths"]
+    assert paths == ["/api/completions"]
+
+
+@pytest.mark.parametrize("play", ["serve"], indirect=True)
 def test_a_key_reaches_the_endpoint_and_neither_a_file_nor_a_command_line(
     play: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +263,7 @@ def test_a_key_reaches_the_endpoint_and_neither_a_file_nor_a_command_line(
     load = drive(play, tmp_path)
     assert len(load.times.e2e_ms) == 12
     answer = requests.get(f"{play.server.base_url}/keys", timeout=5).json()
-    assert answer == {"keys": ["Bearer sk-secret"], "requests": 14}
+    assert (answer["keys"], answer["requests"]) == (["Bearer sk-secret"], 14)
     assert not [command for command in commands if "sk-secret" in " ".join(command)]
     files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "aiperf"]
     assert not [file for file in files if b"sk-secret" in file.read_bytes()]
