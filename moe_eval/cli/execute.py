@@ -139,7 +139,7 @@ def measure(options: MeasuringOptions, out: Say, conditions: Sequence[gate_text.
     say_what_runs(options)
     gate_text.check_arms(conditions, [*(arm.name for arm in plan.arms), *(entry.arm for entry in plan.skipped)])
     limits = request.serving.limits if request.serving else None
-    served_gate.check(conditions, limits, [point.name for point in plan.points])
+    served_gate.check(conditions, limits, [point.name for point in plan.points], is_timed=bool(plan.timed))
     run = Run(request, plan, gpus)
     if plan.arms and not options.dry_run:
         run.check()

@@ -9,16 +9,19 @@ from moe_eval.errors import UsageError
 from moe_eval.records.serving import ServingLimits
 
 
-def check(conditions: Sequence[Condition], limits: ServingLimits | None, points: Collection[str]) -> None:
+def check(
+    conditions: Sequence[Condition], limits: ServingLimits | None, points: Collection[str], *, is_timed: bool
+) -> None:
     """Refuse conditions on servers that a run will not decide.
 
     Args:
         limits: on a user's waiting. None where no server is driven. `points`: the names of load points.
+        is_timed: fixed batches are timed as well, in which experts are counted.
 
     Raises:
         UsageError: with the option that is missing.
     """
-    for condition in (condition for condition in conditions if condition.is_serving):
+    for condition in (entry for entry in conditions if entry.is_serving or (limits and entry.name == "verdict")):
         fix = ""
         if limits is None:
             fix = "no server is driven. Add serving to --evaluators"
@@ -28,5 +31,7 @@ def check(conditions: Sequence[Condition], limits: ServingLimits | None, points:
             fix = "users in time need a limit. Give --tpot_ms"
         elif condition.name == "goodput" and not limits.is_set:
             fix = "requests in time need a limit. Give --ttft_ms or --tpot_ms"
+        elif not is_timed:
+            fix = "servers do not tell which experts they go through. Add latency to --evaluators, which counts them"
         if fix:
             raise UsageError(f"--gate has {condition.text!r}, and {fix}.")

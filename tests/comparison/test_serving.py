@@ -346,11 +346,23 @@ def test_a_gate_that_a_run_cannot_decide_is_refused_before_it(
     text: str, limits: ServingLimits | None, words: str
 ) -> None:
     with pytest.raises(UsageError) as problem:
-        served_gate.check(gate_text.parse(text), limits, ["c1", "c8"])
+        served_gate.check(gate_text.parse(text), limits, ["c1", "c8"], is_timed=True)
     assert str(problem.value) == f"--gate has {text!r}, and {words}"
-    served_gate.check(
-        gate_text.parse("serving:goodput>=1,speed>=1,serving:users>=1"), ServingLimits(tpot_ms=1.0), ["c1"]
-    )
+
+
+@pytest.mark.parametrize("text", ["serving:output>=1", "fp8:verdict==pays"])
+def test_a_gate_where_nobody_will_count_experts_is_refused_before_the_run(text: str) -> None:
+    with pytest.raises(UsageError, match="Add latency to --evaluators"):
+        served_gate.check(gate_text.parse(text), ServingLimits(), ["c1"], is_timed=False)
+
+
+def test_other_gates_are_not_refused() -> None:
+    for text, limits, is_timed in (
+        ("serving:goodput>=1,speed>=1,serving:users>=1,verdict==pays", ServingLimits(tpot_ms=1.0), True),
+        ("verdict==pays,speed>=1", None, True),
+        ("ln_ppl<=0.1", ServingLimits(), False),
+    ):
+        served_gate.check(gate_text.parse(text), limits, ["c1"], is_timed=is_timed)
 
 
 def test_whether_an_endpoint_caches_prefixes_is_not_known_and_forbids_nothing() -> None:
