@@ -25,7 +25,7 @@ def _enough(quantile: float) -> int:
     return round(2.5758293035489004**2 * quantile * (1 - quantile) / margin**2)
 
 
-ADDED = 0.05  # more tokens per second, without which further users add nothing: each only waits longer
+ADDED = 0.05  # more tokens per second, without which twice the users add nothing: each only waits longer
 GROWN = 1.5  # times: a server with time to spare takes as long for late requests as for early ones
 ENOUGH = _enough(0.99)  # 262,742 requests of a point, all loads together
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -51,9 +51,10 @@ def tokens_per_second(times: RequestTimes) -> float:
     return sum(times.output_tokens) / seconds(times)
 
 
-def is_saturated(before: float, after: float) -> bool:
-    """Whether more users add less than ADDED to the tokens per second."""
-    return after < (1 + ADDED) * before
+def is_saturated(before: float, after: float, times: float = 2.0) -> bool:
+    """Whether so many `times` the users add less to the tokens per second than ADDED for every doubling."""
+    least: float = (1 + ADDED) ** math.log2(times)
+    return after < least * before
 
 
 def goodput(times: RequestTimes, limits: ServingLimits) -> float | None:

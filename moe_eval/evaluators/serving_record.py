@@ -64,18 +64,20 @@ def record(served: Served, origin: Origin) -> ServingRecord:
 def _saturated(points: Sequence[PointServing]) -> tuple[PointServing, ...]:
     """The points, with a note on the first one whose users add little to the throughput, or that there is none."""
     rates = {
-        at: rate.median
+        at: (users, rate.median)
         for at, point in enumerate(points)
-        if point.point.concurrency and (rate := point.metrics.output_tok_s)
+        if (users := point.point.concurrency) and (rate := point.metrics.output_tok_s)
     }
-    first = next((at for before, at in pairwise(rates) if serving_figures.is_saturated(rates[before], rates[at])), None)
+    steps = ((rates[before], rates[at], at) for before, at in pairwise(rates))
+    saturated = (at for (few, less), (many, more), at in steps if serving_figures.is_saturated(less, more, many / few))
+    first = next(saturated, None)
     if len(rates) < 2:
         return tuple(points)
     place = max(rates) if first is None else first
-    note = "the server is not saturated: with more users it makes more tokens per second"
+    added = f"{100 * serving_figures.ADDED:g} %"
+    note = f"the server is not saturated: up to here twice the users added {added} or more to its tokens per second"
     if first is not None:
-        within = f"{100 * serving_figures.ADDED:g} %"
-        note = f"the server is saturated: fewer users made as many tokens per second, within {within}"
+        note = f"the server is saturated: twice the users add less than {added} to its tokens per second"
     return tuple(
         replace(point, notes=(*point.notes, note)) if at == place else point for at, point in enumerate(points)
     )

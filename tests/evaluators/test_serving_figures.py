@@ -132,3 +132,17 @@ def test_the_first_users_that_add_nothing_are_told(tpot_ms: tuple[float, ...], s
     ((name, note),) = told.items()
     assert name == (saturated or "c8")
     assert ("not saturated" in note) == (saturated is None)
+
+
+def test_a_few_users_more_saturate_no_server_that_they_fill_in_full() -> None:
+    """From 30 to 31 users a token takes as long: they add 3 %, and twice as many would double the tokens."""
+    steps = {30: [10.0], 31: [10.0], 32: [10.0]}
+    notes = [
+        note for point in served.record("bf16", steps, FACTS).points for note in point.notes if "saturated" in note
+    ]
+    assert [note.startswith("the server is not saturated") for note in notes] == [True]
+    wide = {1: [10.0], 16: [10.0 * 16 / 1.1]}  # four doublings add a tenth
+    (note,) = (
+        note for point in served.record("bf16", wide, FACTS).points for note in point.notes if "saturated" in note
+    )
+    assert note.startswith("the server is saturated: twice the users add less than 5 %")
