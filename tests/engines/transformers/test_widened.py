@@ -71,8 +71,8 @@ class Indexed(nn.Module):
 
     def forward(self, input_ids: Tensor) -> list[Tensor]:
         rows = self.rows
-        indices = (input_ids, -input_ids, input_ids[None], input_ids[:0], input_ids > 3, 5, slice(2, 7))
-        return [rows[index] for index in indices[:4]] + [rows[:48][indices[4]], rows[5], rows[indices[6]], rows[:, None]]
+        by_index = [rows[index] for index in (input_ids, -input_ids, input_ids[None], input_ids[:0])]
+        return [*by_index, rows[:48][input_ids > 3], rows[5], rows[2:7], rows[:, None]]
 
 
 @torch.no_grad()
