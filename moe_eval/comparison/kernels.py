@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from moe_eval.comparison.explained import EXPLAINED, cause, explains
 from moe_eval.evaluators.kernels_record import short_name
@@ -117,15 +118,20 @@ def _only(kernels: Sequence[KernelTime], others: Sequence[KernelTime]) -> tuple[
     A name that was cut (`...`) is that of any kernel that begins so. Another number among the template arguments is
     another size of the same kernel. Another type, as in `(Type)3`, is another kernel.
     """
-    names = {_SIZE.sub("0", short_name(kernel).name) for kernel in others}
+    names = {_of_any_size(short_name(kernel).name) for kernel in others}
     beginnings = tuple(name.removesuffix(_CUT) for name in names if name.endswith(_CUT))
     single = []
     for kernel in map(short_name, kernels):
-        name = _SIZE.sub("0", kernel.name)
+        name = _of_any_size(kernel.name)
         is_cut = name.endswith(_CUT) and any(other.startswith(name.removesuffix(_CUT)) for other in names)
         if name not in names and not name.startswith(beginnings) and not is_cut:
             single.append(kernel)
     return tuple(single[:_KERNELS])
+
+
+@lru_cache(maxsize=1 << 12)  # arms run the same kernels at every shape
+def _of_any_size(name: str) -> str:
+    return _SIZE.sub("0", name)
 
 
 def explain(name: str, change: PhaseChange, names: tuple[str, str]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_eval.comparison import (
     comparable,
@@ -24,6 +27,7 @@ from moe_eval.comparison import (
 from moe_eval.comparison.comparable import measured
 from moe_eval.comparison.compared_arm import categories, interval, timed
 from moe_eval.data.workload import Shape
+from moe_eval.machine import collector
 from moe_eval.records.by_arm import ArmRecords
 from moe_eval.records.comparison import ComparisonRecord, Pair, PairSchedule
 from moe_eval.records.kernels import KernelsRecord, PhaseTime
@@ -36,9 +40,13 @@ from moe_eval.records.task_comparison import TaskComparison
 from moe_eval.records.verdicts import Rules, Verdict
 from moe_eval.stats import LEAST_LOADS
 
+if TYPE_CHECKING:
+    from moe_eval.evaluators.quality import Scores
+
 _METRICS = ("e2e_ms", "ttft_ms", "tpot_ms", "j_per_tok")
 
 
+@collector.paused()
 def compare(
     arms: Sequence[ArmRecords],
     *,
@@ -61,8 +69,9 @@ def compare(
     compared = tuple(compared_arm.of_records(arm, rules.price_per_gpu_hour) for arm in arms)
     by_name = {arm.name: arm for arm in compared}
     tasks = task_quality.judged([_tasks(arms[0], candidate) for candidate in arms[1:]], rules.max_drop)
+    load = lru_cache(maxsize=2)(quality.load_scores)  # the reference's, and those of one arm
     undecided = [
-        replace(_pair(arms[0], candidate, across), tasks=entries)
+        replace(_pair(arms[0], candidate, across, load), tasks=entries)
         for candidate, entries in zip(arms[1:], tasks, strict=True)
     ]
     pairs = verdict.decide(serving_verdict.decide(undecided, rules), by_name, rules)
@@ -91,8 +100,10 @@ def left_out(runs: Sequence[RunRecord], recorded: Collection[str]) -> tuple[Skip
     return (*skipped, *(Skipped(name, None, "it was not measured") for name in absent))
 
 
-def _pair(reference: ArmRecords, candidate: ArmRecords, across: Collection[str]) -> Pair:
-    """A pair whose verdict is still open."""
+def _pair(
+    reference: ArmRecords, candidate: ArmRecords, across: Collection[str], load: Callable[[Path], Scores]
+) -> Pair:
+    """A pair whose verdict is still open. `load`: reads scores."""
     schedule = _schedule(reference.latency, candidate.latency)
     differs, remedy = comparable.differences(reference, candidate, across), None
     if differs:
@@ -109,7 +120,7 @@ def _pair(reference: ArmRecords, candidate: ArmRecords, across: Collection[str])
         is_repeat=label_differences.is_repeat(reference, candidate),
         schedule=schedule,
         shapes=tuple(_shapes(reference, candidate, schedule)),
-        quality=quality.compare(reference, candidate),
+        quality=quality.compare(reference, candidate, load),
         contrast=contrast.contrast(reference, candidate),
         serving=serving.compare(reference, candidate),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_eval import stats
@@ -26,11 +28,23 @@ _LARGEST_LN_RATIO = 700.0  # float64 ends at exp(709)
 _PLAIN = QualityComparison(None, None, no_interval="The scores of the tokens are not at hand.")
 
 
-def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison | None:
+def load_scores(file: Path) -> Scores:
+    """The scores of an arm's tokens, see Scores.load."""
+    from moe_eval.evaluators.quality import Scores
+
+    return Scores.load(file)
+
+
+def compare(
+    reference: ArmRecords, candidate: ArmRecords, load: Callable[[Path], Scores] = load_scores
+) -> QualityComparison | None:
     """Perplexity and divergence of an arm against another. None where they did not score the same windows.
 
     By the arrays beside the records, else by what was computed before of arms of one run, else the plain change of
     perplexity.
+
+    Args:
+        load: reads arrays, those of the reference again for every arm.
 
     Raises:
         UsageError: the arrays are damaged.
@@ -46,9 +60,7 @@ def compare(reference: ArmRecords, candidate: ArmRecords) -> QualityComparison |
     one_run = is_one_run(first, second)
     files = reference.arrays, candidate.arrays
     if files[0] and files[1]:
-        from moe_eval.evaluators.quality import Scores
-
-        comparison = of_scores(Scores.load(files[0]), Scores.load(files[1]), noise_floor)
+        comparison = of_scores(load(files[0]), load(files[1]), noise_floor)
     else:
         comparison = (candidate.compared.get(reference.name) if one_run else None) or _PLAIN
     ratio = _finite(comparison.ln_ppl_ratio)

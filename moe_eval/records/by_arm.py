@@ -12,6 +12,7 @@ from typing import NamedTuple
 from moe_eval.checkpoint.precision import PRECISIONS
 from moe_eval.errors import UsageError
 from moe_eval.frozen import frozen
+from moe_eval.machine import collector
 from moe_eval.records import disk, run_files, schema_1
 from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord, QualityComparison
 from moe_eval.records.kernels import KERNELS_SCHEMA, KernelsRecord
@@ -104,6 +105,7 @@ class _Entry(NamedTuple):
         return disk.read_object(self.file, _FORMS[self.kind].maker) if self.record.schema == schema_1.SCHEMA else {}
 
 
+@collector.paused()
 def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
     """Read the output folder of `moe-eval run`, `moe-eval perf` or `moe-eval ppl`.
 
@@ -120,13 +122,15 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}. Give the --output_dir of moe-eval run, perf or ppl.")
     entries: dict[tuple[str, str, str], _Entry] = {}
+    entries_of: dict[str, list[_Entry]] = {}  # by arm
     for entry in _entries(folder):
         if run_id is not None and entry.record.origin.run_id != run_id:
             continue
         first = entries.setdefault((entry.arm, entry.kind, entry.shape), entry)
         if first is not entry:
             raise UsageError(f"{first.file} and {entry.file.name} are of the same arm. Keep one of them in the folder.")
-        _refuse_stranger(entry, entries.values())
+        entries_of.setdefault(entry.arm, []).append(entry)
+        _refuse_stranger(entry, entries_of[entry.arm])
     if not entries and run_id is None:
         raise UsageError(
             f"{folder} holds no record (perf_*.json, ppl_*.json, tasks_*.json, serving_*.json, kernels_*.json). "
@@ -137,9 +141,9 @@ def read(folder: Path, run_id: str | None = None) -> list[ArmRecords]:
 
 
 def _refuse_stranger(entry: _Entry, entries: Collection[_Entry]) -> None:
-    """Refuse a record that has the name of an arm and is of another one."""
+    """Refuse a record that has the name of an arm and is of another one. `entries`: of this name."""
     for first in entries:
-        difference = None if first.arm != entry.arm else _difference(first.record, entry.record)
+        difference = _difference(first.record, entry.record)
         if difference is not None:
             raise UsageError(
                 f"{first.file} and {entry.file.name} have one arm's name and are of two arms, which differ in "

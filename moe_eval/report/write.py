@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe_eval.machine import collector
 from moe_eval.records import anonymous, disk
 from moe_eval.records.comparison import ComparisonRecord
 from moe_eval.records.run import RunRecord
@@ -11,6 +12,7 @@ from moe_eval.report import markdown, page
 from moe_eval.report import picture as pictures
 
 
+@collector.paused()
 def write(comparison: ComparisonRecord, folder: Path, page_name: str, text_name: str, run: RunRecord | None) -> None:
     """Write every file of a report whole or not at all. None of them tells of a machine and its users.
 

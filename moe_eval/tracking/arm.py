@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 
@@ -131,15 +131,13 @@ class Arm:
         return figures | counts
 
     @property
-    def artifacts(self) -> dict[str, Path]:
-        """Its files by their names in MLflow, which are the same for every arm: there the run says whose they are."""
-        names = {}
+    def artifacts(self) -> Iterator[tuple[str, Path, by_arm.Record]]:
+        """Files of records, by names that are the same for every arm: in MLflow the run says whose they are."""
         for file, record in zip(self.files, self.records, strict=True):
             if isinstance(record, KernelsRecord):
-                names[f"kernels/{record.shape or 'trace'}.json"] = file
+                yield f"kernels/{record.shape or 'trace'}.json", file, record
             else:
-                names[_ARTIFACTS[type(record)]] = file
-        return {**names, **{file.name: file for file in self.traces}}
+                yield _ARTIFACTS[type(record)], file, record
 
     @property
     def tables(self) -> dict[str, str]:

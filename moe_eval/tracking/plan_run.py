@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from moe_eval.frozen import frozen
+from moe_eval.machine import collector
 from moe_eval.tracking import headlines, keys, link, models, owner, store, task_tables
 from moe_eval.tracking.arm import BREAKDOWN_FILE, Arm
 from moe_eval.tracking.link import Logged
@@ -45,6 +46,7 @@ def open_run(folder: Path, command: str = "run") -> Logged:
     return store.reach(folder, show, store.OPENING)
 
 
+@collector.paused()
 def log(folder: Path, command: str = "run") -> Logged:
     """Log a run as its records stand: labels, figures and files of every arm, the report on the parent.
 

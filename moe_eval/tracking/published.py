@@ -19,6 +19,12 @@ FIX = "Run the command that wrote it again, or move it away."
 _TRACE = re.compile(r"(.*)\.(?:json|sqlite)\.gz")
 
 
+def write(content: object, target: Path) -> None:
+    """Write what tells of nobody as JSON."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
+
+
 def copy(file: Path, target: Path, identity: Identity) -> None:
     """Write a file's copy. That of a trace keeps its name.
 
@@ -28,8 +34,7 @@ def copy(file: Path, target: Path, identity: Identity) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     trace = _TRACE.fullmatch(file.name)
     if file.suffix == ".json":
-        document = anonymous.content(documents.read_object(file, FIX), identity)
-        target.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
+        write(anonymous.content(documents.read_object(file, FIX), identity), target)
     elif _MEASURED.fullmatch(file.name):
         try:
             lines = [documents.parse_object(line) for line in files.read_text(file, FIX).split("\n") if line]

@@ -13,7 +13,7 @@ import msgspec
 from moe_eval.errors import UsageError
 from moe_eval.frozen import frozen
 from moe_eval.outside import files
-from moe_eval.records import anonymous, disk
+from moe_eval.records import anonymous, disk, schema_1
 from moe_eval.records.anonymous import Identity
 from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord
 from moe_eval.records.run import RUN_FILE, RunRecord
@@ -127,15 +127,19 @@ class RunFiles:
         """
         unreadable: list[str] = []
         for arm in arms:
-            for name, file in arm.artifacts.items():
-                target = self.staged(folder, arm) / name
+            place = self.staged(folder, arm)
+            place.mkdir()
+            for name, file, record in arm.artifacts:
+                if record.schema == schema_1.SCHEMA:  # what is read of it is in another form
+                    published.copy(file, place / name, self.identity)
+                else:
+                    published.write(record, place / name)
+            for trace in arm.traces:
                 try:
-                    published.copy(file, target, self.identity)
+                    published.copy(trace, place / trace.name, self.identity)
                 except UsageError:
-                    if file not in arm.traces:
-                        raise
-                    target.unlink(missing_ok=True)
-                    unreadable.append(f"{file} is not readable and not logged. Record it again, or move it away.")
+                    (place / trace.name).unlink(missing_ok=True)
+                    unreadable.append(f"{trace} is not readable and not logged. Record it again, or move it away.")
         for name, file in self.artifacts().items():
             published.copy(file, self.staged(folder) / name, self.identity)
         return unreadable

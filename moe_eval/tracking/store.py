@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from moe_eval.errors import TrackingError
+from moe_eval.machine import collector
 from moe_eval.records.harness import DatasetFacts
 from moe_eval.records.labels import Status
 from moe_eval.tracking import parameters, patience
@@ -55,7 +55,7 @@ def reach(folder: Path, call: Callable[[], Result], share: float = 1.0) -> Resul
         TrackingError: the store is not one, or did not take what was sent; with the command that logs them later, or
             that it is tried again.
     """
-    with quiet(), _uninterrupted(), _frozen():
+    with quiet(), _uninterrupted(), collector.paused():
         refusal = _old_file_store()
         if refusal is None:
             try:
@@ -258,19 +258,6 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(kind, handler)
     for number in held:
         signal.raise_signal(number)
-
-
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """Keep Python's collector to what is new: MLflow makes many objects, and each round would go through all others."""
-    if gc.get_freeze_count():  # a server of forks keeps its own
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

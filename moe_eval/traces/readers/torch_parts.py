@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Iterable, Sequence
 from itertools import compress
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_eval.frozen import frozen
+from moe_eval.machine import collector
 from moe_eval.traces.kernel_table import COPY, KERNEL, NONE, SET, Ints, Launches, pick
 from moe_eval.traces.readers import chrome_columns, chrome_events, launch_calls
 from moe_eval.traces.readers.chrome_columns import Rows, timed
@@ -55,13 +55,8 @@ class Parts:
 
 def load(path: Path) -> Parts:
     """Read a file. A UsageError says why it cannot be read, or is no Chrome trace."""
-    collects = gc.isenabled()
-    gc.disable()  # it would look through millions of objects again and again, none of them in a cycle
-    try:
+    with collector.paused():
         return _load(path, tolerant=False)
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _load(path: Path, tolerant: bool) -> Parts:
