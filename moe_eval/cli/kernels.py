@@ -15,7 +15,6 @@ from moe_eval.cli.output import Conclusion
 from moe_eval.cli.paths import meant
 from moe_eval.errors import EngineError, UsageError
 from moe_eval.outside.words import lines
-from moe_eval.records import disk
 from moe_eval.records.kernels import KernelsRecord
 
 _CLASSIFY, _MOST_TRACES = Path("classify"), 2
@@ -80,6 +79,8 @@ def _show(records: Sequence[KernelsRecord], options: KernelsOptions) -> Conclusi
     short = tuple(map(shortened, records))
     report = kernels.KernelsReport(short, changes) if len(short) > 1 else short[0]
     if options.output:
+        from moe_eval.records import disk
+
         disk.write_record(options.output, report)
     _refuse_contradictions(records)
     if len(records) == 1:

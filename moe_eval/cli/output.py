@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +10,7 @@ from typing import IO
 
 from moe_eval.cli.options.output import OutputOptions
 from moe_eval.frozen import frozen
-from moe_eval.outside import documents, words
-from moe_eval.records import disk
+from moe_eval.outside import words
 
 
 @frozen
@@ -79,6 +77,11 @@ def conclude(conclusion: Conclusion, options: OutputOptions) -> int:
 
 def print_object(content: Mapping[str, object], errors: Sequence[str]) -> None:
     """Print one JSON object: a number that is none (NaN, infinity) is null, and no address has a password."""
+    import json
+
+    from moe_eval.outside import documents
+    from moe_eval.records import disk
+
     content = {**content, "error": " ".join(errors)} if errors else content
     text = disk.without_credentials(documents.encoded(content, str).decode())
     print(json.dumps(json.loads(text), indent=1), flush=True)

@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
@@ -122,7 +123,7 @@ class Command(Generic[Options]):
             description=self.description,
             epilog=f"examples:\n{examples}",
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=partial(argparse.HelpFormatter, width=_WIDTH),
         )
         self.add_arguments(parser, options)
         return parser
@@ -170,6 +171,7 @@ class _Parser(argparse.ArgumentParser):
         import textwrap
 
         self.description = textwrap.fill(self.description or "", _WIDTH)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
