@@ -7,8 +7,8 @@ The models are Qwen3-MoE of random weights with Qwen3's vocabulary of 151,936: o
 one with small layers, where launches and the head show. They are made on the GPU, and all arms hold the same model.
 Two jobs: whole texts (`loglikelihood_rolling`), and questions of four choices with long contexts (`loglikelihood`).
 Arms take turns. Times are medians, memory is the peak above the weights. The head alone is timed on random states, and
-its log-probabilities are held against float64. `--vllm` times the scores of the vLLM engine, with and without
-moe_eval's use of vLLM's kernels, beside its own prefill of the same prompts.
+its log-probabilities are held against float64. `--vllm` times the scores of the vLLM engine beside its own prefill of
+the same prompts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from moe_eval.engines.base import EngineSettings, GenerationRequest
 from moe_eval.engines.head import Head
 from moe_eval.engines.transformers import load
 from moe_eval.engines.transformers.engine import TransformersEngine
-from moe_eval.engines.vllm import prompt_scores
 from moe_eval.evaluators.engine_model import EngineLM
 
 ASSETS = Path(__file__).resolve().parent.parent / "moe_eval" / "assets"
@@ -257,31 +256,16 @@ def beside_prefill(config: Any, tokenizer: Any, requests: list[Instance], repeat
         engine = registry.load("vllm", settings, tokenizer)
         lm = EngineLM(engine, tokenizer)
         prompts = [lm.tok_encode(request.args[0]) for request in requests]
-        runner = engine.session.llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        hastened = vars(runner).get(prompt_scores.FUNCTION)
-        if hastened is None:
-            print("vLLM: this runner scores without our help")
-        answers: dict[str, list[float]] = {}
-
-        def scores(arm: str, function: object) -> None:
-            vars(runner).pop(prompt_scores.FUNCTION, None)
-            if function is not None:
-                setattr(runner, prompt_scores.FUNCTION, function)
-            answers[arm] = lm.loglikelihood_rolling(requests, disable_tqdm=True)
-
         works: dict[str, Callable[[], object]] = {
-            "scores": partial(scores, "scores", hastened),
-            "scores by vLLM's sampler": partial(scores, "sampler", None),
+            "scores": lambda: lm.loglikelihood_rolling(requests, disable_tqdm=True),
             "prefill": lambda: engine.generate(prompts, GenerationRequest(1, ignore_eos=True)),
         }
         seconds, _ = in_turns(works, 2 * repeats)
-        prefill = statistics.median(seconds["prefill"])
-        print(f"vLLM on {torch.cuda.get_device_name()}, scores from {engine.facts.scores_from}")
         for name, times in seconds.items():
             middle, spread = statistics.median(times), f"{min(times):.3f} to {max(times):.3f}"
-            speed = f"{sum(map(len, prompts)) / middle:,.0f} tok/s, {prefill / middle:.2f} of prefill"
-            print(f"vLLM: {name:24} {middle:.3f} s ({spread}), {speed}")
-        print(f"vLLM: scores, {agreement(answers['scores'], answers['sampler'])}".replace("hf", "vLLM's sampler"))
+            print(f"vLLM: {name:7} {middle:.3f} s ({spread}), {sum(map(len, prompts)) / middle:,.0f} tok/s")
+        ratio = statistics.median(seconds["prefill"]) / statistics.median(seconds["scores"])
+        print(f"vLLM: scoring has {ratio:.2f} of the speed of prefill")
         engine.close()
 
 
