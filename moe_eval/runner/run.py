@@ -7,37 +7,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
-from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from moe_eval import stats
-from moe_eval.checkpoint import contents, geometry
-from moe_eval.data.served_requests import RequestSet
-from moe_eval.data.workload import Workload
 from moe_eval.engines import registry
 from moe_eval.errors import UsageError
 from moe_eval.evaluators import latency
 from moe_eval.evaluators.latency_record import Context
-from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
 from moe_eval.machine.rates import Rates
 from moe_eval.records import disk
 from moe_eval.records.labels import Origin, Status
 from moe_eval.records.run import RunRecord, Sweep
-from moe_eval.runner import arm_plan, estimate, fit, machine_rates, placement, resume, served, suites, sweep
-from moe_eval.runner import plan as planning
-from moe_eval.runner.arm_plan import Arm
-from moe_eval.runner.arm_process import Load
-from moe_eval.runner.conditions import ArmConditions, Conditions, ServingTask
+from moe_eval.runner import arm_plan, estimate, machine_rates, resume, served, suites, sweep
 from moe_eval.runner.execute import Executor, Observer
 from moe_eval.runner.folder import RunFolder, place, say
 from moe_eval.runner.plan import Plan
 from moe_eval.runner.record_writer import RecordWriter
 from moe_eval.runner.request import RunRequest
+from moe_eval.runner.setup import Setup
 from moe_eval.runner.tasks import Task
 
 _ENDED_BEFORE = "the run ended before the machine's rates were measured"
@@ -60,24 +49,10 @@ class Run:
     def __init__(self, request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> None:
         self.request, self.plan, self.gpus = request, plan, tuple(gpus)
         self.folder = RunFolder(request.folder, request.command, place(gpus))
+        self._setup = Setup(request, plan, gpus, self.folder)
         self._ended_after: int | None = None
         self._sweep: Sweep | None = None
         self._takes_turns = plan.schedule.mode == "turns"
-
-    @cached_property
-    def workload(self) -> Workload | None:
-        """The prompts. None where nothing is timed or traced."""
-        arms = [arm for arm in self.plan.arms if {"latency", "kernels"} & set(self.plan.evaluators[arm.name])]
-        return planning.workload(self.request, arms) if arms else None
-
-    @cached_property
-    def requests(self) -> RequestSet | None:
-        """What servers answer. None where none is driven."""
-        return served.requests(self.request, self._served) if self._served else None
-
-    @property
-    def _served(self) -> list[Arm]:
-        return [arm for arm in self.plan.arms if "serving" in self.plan.evaluators[arm.name]]
 
     @property
     def _is_sweep(self) -> bool:
@@ -94,8 +69,8 @@ class Run:
         suites.check_scores(self.plan.arms, self.plan.suites)
         if "latency" in self.request.evaluators:
             latency.refuse_profiler()
-        served.check(self.request, self._served)
-        _ = self.workload, self.requests  # a text that is too short for them is refused here
+        served.check(self.request, self._setup.served)
+        _ = self._setup.workload, self._setup.requests  # a text that is too short for them is refused here
 
     def check_arms(self, *, reads_weights: bool = True) -> None:
         """Refuse arms that their engines could not load. `reads_weights`: whether weights have to be there."""
@@ -144,10 +119,7 @@ class Run:
         is_decided: Callable[[], bool],
         lock: int,
     ) -> list[str]:
-        if self.workload:  # frozen beside the plan
-            disk.write_json(self._workload_file(self.workload), self.workload.to_json())
-        if self.requests:
-            disk.write_json(self._requests_file(self.requests), msgspec.to_builtins(self.requests))
+        self._setup.write()
         writer = self._writer(record, machine_rates.known(self.folder) or _ENDED_BEFORE)
         writer.write_skipped()
         observer = _Observer(progress, writer, self._waiting(tasks))
@@ -156,7 +128,7 @@ class Run:
         progress.ready(tasks, [expected[task] for task in tasks], may_end_early=may_end_early)
         try:
             if self.plan.arms:
-                with Executor(self.folder, self._conditions(), lock) as executor:
+                with Executor(self.folder, self._setup.conditions(self.plan), lock) as executor:
                     self._run(executor, tasks, observer, is_decided)
         except BaseException:  # what was measured is told as well as it can be, without a further measurement
             self._writer(record, machine_rates.known(self.folder) or _ENDED_BEFORE).write()
@@ -247,71 +219,6 @@ class Run:
             replace(record, status=status, error=reason, ended=ended, ended_after=ended_after, sweep=self._sweep),
         )
 
-    def _workload_file(self, workload: Workload) -> Path:
-        return self.folder.path / f"workload_{workload.digest}.json"
-
-    def _requests_file(self, requests: RequestSet) -> Path:
-        return self.folder.path / f"requests_{requests.digest}.json"
-
-    @cached_property
-    def _geometries(self) -> dict[str, geometry.Geometry | None]:
-        """The sizes of every arm's model."""
-        return {
-            arm.name: None if arm.is_endpoint else geometry.read(contents.read_config(fit.folder(arm)))
-            for arm in self.plan.arms
-        }
-
-    def _conditions(self) -> Conditions:
-        request = self.request
-        return Conditions(
-            arms={arm.name: self._of_arm(arm) for arm in self.plan.arms},
-            timed=self.plan.timed,
-            workload=self._workload_file(self.workload) if self.workload else None,
-            shapes=self.plan.shapes,
-            dataset=request.dataset,
-            input_len=request.input_len,
-            num_chunks=request.num_chunks,
-            iterations=self.plan.schedule.per_turn,
-            warm_ups=request.warm_ups,
-            together=len(self.plan.arms) if self._takes_turns else 1,
-            patience=request.timeout_s,
-            nsys=request.nsys,
-            tasks=request.tasks,
-            suites={suite.name: suite.spec for suite in self.plan.suites},
-            window=suites.common_window(self.plan.arms, self.plan.suites),
-            serving=self._serving_task(),
-        )
-
-    def _serving_task(self) -> ServingTask | None:
-        serving = self.request.serving
-        if serving is None or self.requests is None:
-            return None
-        tokenizer = served.tokenizer_name(self.request, self._served)
-        return ServingTask(self._requests_file(self.requests), serving.minimum, tokenizer)
-
-    def _of_arm(self, arm: Arm) -> ArmConditions:
-        kind, sizes = registry.named(arm.engine), self._geometries[arm.name]
-        rounds = self.plan.placement.of_arm(arm.name)
-        tokenizer = None if arm.is_endpoint else self.request.tokenizer or arm.settings.checkpoint
-        first = hardware.first_index(arm.settings.device)
-        loads = []
-        for gpus in rounds:
-            load = Load(arm.engine, arm.settings, tokenizer, arm.environment)
-            if gpus and (first or len(self.gpus) > 1):  # it sees its own GPUs alone, from index 0 on
-                device = arm.settings.device and arm.settings.device.partition(":")[0]
-                environment = {**arm.environment, placement.VISIBLE: placement.visible(gpus, first)}
-                load = replace(load, settings=replace(arm.settings, device=device), environment=environment)
-            loads.append(load)
-        return ArmConditions(
-            loads=loads,
-            uuids=[tuple(uuid for index in gpus if (uuid := self.gpus[index].uuid)) for gpus in rounds],
-            routing=kind.routing or {},
-            captures=kind.captures,
-            experts=sizes.experts if sizes else None,
-            serving=served.settings(self.request, self.requests) if self.requests else None,
-            trace_folder=str(self.folder.of_arm(arm.name).resolve() / "profiler"),
-        )
-
     def _measured_rates(self) -> list[Rates] | str:
         is_on_gpus = bool(self.gpus)
         return machine_rates.measured(self.plan, self.folder, self.request.timeout_s, is_on_gpus=is_on_gpus)
@@ -319,12 +226,12 @@ class Run:
     def _writer(self, record: RunRecord, rates: Sequence[Rates] | str) -> RecordWriter:
         context = Context(
             origin=Origin(record.run_id, record.options, record.machine, record.versions, record.git),
-            workload=self.workload,
+            workload=self._setup.workload,
             schedule=self.plan.schedule,
             fusion_disabled=self.request.fusion_disabled,
         )
         return RecordWriter(
-            self.folder, self.plan, context, self._geometries, rates, self.requests, self.request.serving
+            self.folder, self.plan, context, self._setup.geometries, rates, self._setup.requests, self.request.serving
         )
 
 
