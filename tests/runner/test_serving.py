@@ -218,6 +218,9 @@ def test_fixed_batches_are_traced_as_well_where_they_are_timed(tmp_path: Path) -
     assert names == ["kernels_b1_i8_o4", "kernels_b2_i8_o4", "kernels_c2_0"]
     text = plan_text.describe(plan, request, ())
     assert "kernels of servers: at c2, in a load of its own, traced by torch's profiler" in text
+    assert " tasks, about " in text
+    open_end = replace(request, serving=replace(SERVING, is_sweep=True))
+    assert " tasks, at most about " in plan_text.describe(plan, open_end, ())
 
 
 @pytest.mark.parametrize("play", ["serve"], indirect=True)
