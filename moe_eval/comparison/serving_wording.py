@@ -46,21 +46,21 @@ def _remarks(pair: Pair, serving: ServingComparison) -> Iterator[str]:
 
 def _in_time(pair: Pair, serving: ServingComparison, users: UsersInTime, rules: Rules) -> str:
     """How many users are served within the limit on a token."""
-    limit, other, reference = f"within {users.tpot_ms:g} ms a token", users.other, users.reference
+    limit, after, before = f"within {users.tpot_ms:g} ms a token", users.other, users.reference
     if users.ratio is not None:
-        counts = f"{pair.other} {other:.3g}, {pair.reference} {reference:.3g}"
+        counts = f"{pair.other} {after:.3g}, {pair.reference} {before:.3g}"
         return f"{pair.other} serves {ratio_wording.ratio_text(users.ratio, rules)} the users {limit} ({counts})."
     fewest = min(point.point.concurrency or math.inf for point in serving.points if _is_measured(point))
     head, (is_reference_open, is_open) = wording.capitalised(limit), users.are_least
-    if other is None and reference is None:
+    if after is None and before is None:
         return f"{head} neither arm serves {'even ' * (fewest == 1)}{_users(fewest)}."
     if is_open and is_reference_open:
-        return f"{head} both arms serve {_users(other)} or more."
+        return f"{head} both arms serve {_users(after)} or more."
     texts = [
         _users(count, fewest) + " or more" * is_least
-        for count, is_least in ((other, is_open), (reference, is_reference_open))
+        for count, is_least in ((after, is_open), (before, is_reference_open))
     ]
-    bound = f", {'at least' if is_open else 'at most'} {other / reference:.2f}x" if other and reference else ""
+    bound = f", {'at least' if is_open else 'at most'} {after / before:.2f}x" if after and before else ""
     return f"{head} {pair.other} serves {texts[0]} and {pair.reference} {texts[1]}{bound}."
 
 

@@ -53,8 +53,8 @@ def tokens_per_second(times: RequestTimes) -> float:
 
 def is_saturated(before: float, after: float, times: float = 2.0) -> bool:
     """Whether so many `times` the users add less to the tokens per second than ADDED for every doubling."""
-    least: float = (1 + ADDED) ** math.log2(times)
-    return after < least * before
+    growth_needed: float = (1 + ADDED) ** math.log2(times)
+    return after < growth_needed * before
 
 
 def goodput(times: RequestTimes, limits: ServingLimits) -> float | None:
@@ -123,11 +123,11 @@ def growth(times: RequestTimes) -> float:
 
 def overload(loads: Sequence[ServedLoad]) -> list[str]:
     """A note where requests come at a rate that the server cannot keep up with: their queue has no end."""
-    most = max(growth(load.times) for load in loads)
-    if most < GROWN:
+    factor = max(growth(load.times) for load in loads)
+    if factor < GROWN:
         return []
     return [
-        f"the last requests take {most:.1f} times as long as the first: they come faster than they are answered, so "
+        f"the last requests take {factor:.1f} times as long as the first: they come faster than they are answered, so "
         "figures depend on --num_requests"
     ]
 

@@ -69,7 +69,11 @@ def _saturated(points: Sequence[PointServing]) -> tuple[PointServing, ...]:
         if (users := point.point.concurrency) and (rate := point.metrics.output_tok_s)
     }
     steps = ((rates[before], rates[at], at) for before, at in pairwise(rates))
-    saturated = (at for (few, less), (many, more), at in steps if serving_figures.is_saturated(less, more, many / few))
+    saturated = (
+        at
+        for (users, rate), (more_users, more_rate), at in steps
+        if serving_figures.is_saturated(rate, more_rate, more_users / users)
+    )
     first = next(saturated, None)
     if len(rates) < 2:
         return tuple(points)

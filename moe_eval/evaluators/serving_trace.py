@@ -107,5 +107,5 @@ def _named(steps: Ranges) -> list[int]:
 
 
 def _spread(counts: Sequence[float]) -> str:
-    least, most = min(counts), max(counts)
-    return f"{most:g}" if least == most else f"{least:g} to {most:g} ({statistics.fmean(counts):.1f} in the mean)"
+    low, high = min(counts), max(counts)
+    return f"{high:g}" if low == high else f"{low:g} to {high:g} ({statistics.fmean(counts):.1f} in the mean)"
