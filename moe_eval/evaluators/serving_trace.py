@@ -24,6 +24,7 @@ from moe_eval.traces import ranges
 from moe_eval.traces.kernel_table import Ranges, Trace
 
 CAPTURED_SECONDS = 0.5
+_WARM_UP_ROUNDS = 3  # requests of a user: the later ones are read between others' tokens
 _BEGIN_SECONDS, _LOOK_SECONDS = 120.0, 0.05
 
 
@@ -32,7 +33,8 @@ def measure(
 ) -> KernelsRecord:
     """Trace a server while it is driven, and break the trace down as any other.
 
-    The generator pauses between a warm-up and what it measures, so all requests here are of one phase.
+    The generator pauses between a warm-up and what it measures, so the server is warmed up by a run of its own: kernels
+    that are compiled at their first call are none of the trace.
 
     Args:
         folder: of what the generator writes.
@@ -43,6 +45,9 @@ def measure(
         EngineError: nothing ran, the trace holds nothing that can be read, or the generator failed.
     """
     drive = replace(drive, count=drive.warm_up + drive.count, warm_up=0)
+    warm_up = replace(drive, count=min(drive.count, _WARM_UP_ROUNDS * (drive.point.concurrency or 1)))
+    if (problem := load_generator.run(warm_up, folder, tokenizer)) is not None:
+        raise EngineError(problem)
     with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(dir=trace_folder, prefix=".trace-") as scratch:
         driven = pool.submit(load_generator.run, drive, folder, tokenizer)
         _await(served, driven)
