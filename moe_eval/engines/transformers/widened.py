@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -31,17 +32,18 @@ def widen(body: Any) -> None:
     if weight.is_cpu:
         # AVX-512 is where oneDNN begins to convert bfloat16 itself
         is_widened = weight.dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        body.forward = _within(_InFloat32 if is_widened else _RowsSelected, body.forward)
+        forward = _within(_InFloat32 if is_widened else _RowsSelected, type(body).forward)
+        body.forward = MethodType(forward, body)  # a copy of the body gets one of its own
 
 
 def _within(mode: type[TorchFunctionMode], forward: Any) -> Any:
     @functools.wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(body: Any, *args: Any, **kwargs: Any) -> Any:
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None or tokens.numel() < _FEWEST_TOKENS:
-            return forward(*args, **kwargs)
+            return forward(body, *args, **kwargs)
         with mode():
-            return forward(*args, **kwargs)
+            return forward(body, *args, **kwargs)
 
     return run
 
