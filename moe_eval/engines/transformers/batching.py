@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 # Enough tokens for many batches, so that sorting by length pays, and few enough that a failure loses only minutes.
 _SLAB_TOKENS = 131072
+# Continuations in place of one sequence: they read few tokens, and need memory for a context's keys and values alone.
+_CONTINUATIONS = 4
 
 
 def batches_in_slabs(lengths: Sequence[int], max_tokens: int | None, max_rows: int | None) -> Iterator[list[int]]:
@@ -64,6 +66,11 @@ class Batches:
     def of(self, lengths: Sequence[int], max_rows: int | None = None) -> Iterator[list[int]]:
         """Batches of sequences of these lengths, with another bound on sequences where one is given."""
         return batches_in_slabs(lengths, self.max_tokens, max_rows or self.max_rows)
+
+    def of_continuations(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Batches of continuations of contexts that were read. Lengths are of both together."""
+        bounds = (bound and bound * _CONTINUATIONS for bound in (self.max_tokens, self.max_rows))
+        return batches_in_slabs(lengths, *bounds)
 
     def run(self, batch: list[int], work: Callable[[list[int]], None]) -> None:
         """Run a batch. If the GPU's memory does not hold it, run its halves, and smaller batches from then on."""

@@ -79,7 +79,7 @@ class Scoring:
     @torch.inference_mode()
     def _score_questions(self, questions: list[list[Window]], top_k: int, ids: PositionIds | None) -> Arriving:
         self.threads.bind()
-        hidden = shared_context.hidden(self.model, questions, self.batches.of)
+        hidden = shared_context.hidden(self.model, questions, self.batches.of_continuations)
         return sent(self.head, hidden, list(chain.from_iterable(questions)), top_k, ids)
 
     def _run_whole(self, job: _Job, indices: Sequence[int]) -> None:

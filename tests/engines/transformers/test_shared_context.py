@@ -82,6 +82,15 @@ def test_a_context_is_read_once(llama: Path, start: Start) -> None:
     assert sorted(tokens) == [2 * 4 * 2, 40, 2 * 40]
 
 
+def test_the_choices_of_a_batch_of_questions_are_read_in_one_pass(llama: Path, start: Start) -> None:
+    engine = start(llama, batch_size=2)
+    windows = questions(*[(40, (3, 3, 3, 3))] * 4)
+    engine.score(windows)  # tries whether the model continues
+    with counted(engine) as tokens:
+        engine.score(windows)
+    assert tokens == [2 * 40, 2 * 4 * 2] * 2
+
+
 def test_what_would_save_little_is_read_whole() -> None:
     windows = questions((1, (30, 30, 30)), (8, (40, 40)), (20, (1, 1)), (20, (4,)), (30, (4, 4)))
     assert shared_context.split(windows) == ([[8, 9]], [*range(8)])
