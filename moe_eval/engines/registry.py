@@ -36,6 +36,8 @@ class EngineKind:
         layer_ranges: the options that put an NVTX range around every layer, or None if it has none.
         expert_parallel: the option that splits experts over GPUs. `is_expert_switch`: it is a switch, not a size.
         traits: the module and name of a served engine's traits, MODULE:NAME.
+        imports_ahead: its loads take long to import, and `import_ahead()` of the module of its traits may do so while
+            another load holds the GPU.
         traces_server: its server records kernels (Served.profiled).
         server: the module here whose `serve(settings, tokenizer, serving)` returns an engines.serving.Served.
         is_endpoint: it is a server that somebody else started, of which tasks alone are evaluated.
@@ -55,6 +57,7 @@ class EngineKind:
     expert_parallel: str | None = None
     is_expert_switch: bool = False
     traits: str | None = None
+    imports_ahead: bool = False
     is_endpoint: bool = False
     server: str = ""
     traces_server: bool = False
@@ -102,6 +105,7 @@ ENGINES = {
         server="moe_eval.engines.vllm.server",
         traces_server=True,
         traits="moe_eval.engines.vllm.installed:VLLM",
+        imports_ahead=True,
         quantises=("fp8", "fp8_block"),
         routing={"enable_return_routed_experts": True, "enforce_eager": True},
         captures={"profiler_config": {"profiler": "cuda"}},
@@ -208,6 +212,15 @@ def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
     with guard.started_meanwhile() if kind.traits else contextlib.nullcontext():  # served ones start workers
         engine: Engine = importlib.import_module(kind.module).load(settings, tokenizer)
     return engine
+
+
+def import_ahead(name: str) -> None:
+    """Import what a load of this engine needs and no GPU. What fails here fails in the load, which says why."""
+    kind = named(name)
+    if kind.traits and kind.imports_ahead:
+        with contextlib.suppress(Exception):
+            importlib.import_module(kind.module)
+            importlib.import_module(kind.traits.partition(":")[0]).import_ahead()
 
 
 def serve(name: str, settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> Served:

@@ -127,6 +127,11 @@ class ArmProcess:
             os.close(end)
         self._theirs = ()
 
+    def import_ahead(self) -> None:
+        """Let it import what its engine needs and no GPU, and do not wait for it."""
+        assert self._load is not None
+        self._send("import_ahead", {"engine": self._load.engine})
+
     def begin(self) -> None:
         """Let the arm begin to load, and do not wait for it: `load` does."""
         assert self._load is not None

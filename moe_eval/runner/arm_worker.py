@@ -70,6 +70,13 @@ class _Arm:
         return result
 
 
+def _import_ahead(engine: str) -> None:
+    from moe_eval.engines import registry
+
+    importlib.import_module("moe_eval.checkpoint.tokenizer")
+    registry.import_ahead(engine)
+
+
 def main(argv: list[str]) -> int:
     """Answer until there is nothing more to read.
 
@@ -89,6 +96,10 @@ def main(argv: list[str]) -> int:
         try:
             while (line := lines.get()) is not None:
                 request = msgspec.json.decode(line)
+                if request["task"] == "import_ahead":  # nobody waits for it
+                    _import_ahead(**request["arguments"])
+                    lines.task_done()
+                    continue
                 try:
                     result = arm.do(request["task"], request["arguments"])
                 finally:  # an arm that failed does no more tasks, and closes its engine undisturbed

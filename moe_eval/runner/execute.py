@@ -122,7 +122,7 @@ class Executor:
         if beside:
             self._loads.begin([task, *beside])
         try:
-            arm = self._loads.arm(task, captures)
+            arm = self._loads.arm(task, captures, remaining)
         except ArmFailed as error:
             hopeless[task.arm, task.load] = str(error)
             raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moe_eval.data.workload import Shape
+from moe_eval.engines import registry
 from moe_eval.frozen import frozen
 from moe_eval.machine.nvml import Nvml
 from moe_eval.machine.sampler import Sampler
@@ -18,7 +19,7 @@ from moe_eval.runner.arm_process import ArmDied, ArmFailed, ArmProcess
 from moe_eval.runner.conditions import Conditions
 from moe_eval.runner.folder import LOG, RunFolder
 from moe_eval.runner.recording import Recording
-from moe_eval.runner.tasks import RECORDED_LOAD, LoadResult, Task
+from moe_eval.runner.tasks import RECORDED_LOAD, LoadResult, Task, is_served
 
 
 @frozen
@@ -66,6 +67,7 @@ class Loads:
         self._before: int | None = None  # memory in use before the first of the loaded arms
         self._ended: dict[Path, LoadResult] = {}  # loads of arms beside which others are loaded still
         self._meters: dict[tuple[str, ...], Meters] = {}
+        self._ahead: tuple[str, int, ArmProcess] | None = None  # a process of a later load, with its arm and load
 
     def __enter__(self) -> Loads:
         groups = [uuids for arm in self._conditions.arms.values() for uuids in arm.uuids]
@@ -97,13 +99,18 @@ class Loads:
                     self._begin(task)
                 taken |= uuids
 
-    def arm(self, task: Task, captures: int = 0) -> Loaded:
-        """The arm's process, loaded. Others are ended first where arms do not stay together."""
+    def arm(self, task: Task, captures: int = 0, later: Sequence[Task] = ()) -> Loaded:
+        """The arm's process, loaded. Others are ended first where arms do not stay together.
+
+        Args:
+            later: tasks, of which the next load's process imports its engine meanwhile. Nothing is measured then.
+        """
         if not self._is_present(task):
             self._begin(task, captures)
         arm = self.loaded[task.arm]
         if arm.result is not None:
             return arm
+        self._import_ahead(next((task for task in later if not self._is_present(task)), None))
         try:
             labels = arm.process.load()
         except ArmDied as error:
@@ -149,14 +156,39 @@ class Loads:
                 conditions.nsys, self._folder, task.arm, captures, conditions.shapes, conditions.patience
             )
         self.recording = recording
-        process = ArmProcess(
-            arm.load(task.load),
-            patience=conditions.patience,
+        process = self._taken_ahead(task) or self._process(task, recording.command if recording else ())
+        return Loaded(process, task.load, arm.gpus(task.load), recording)
+
+    def _process(self, task: Task, launcher: Sequence[str] = ()) -> ArmProcess:
+        return ArmProcess(
+            self._conditions.arms[task.arm].load(task.load),
+            patience=self._conditions.patience,
             output=self._folder.of_arm(task.arm) / LOG,
             held=[self._lock],
-            launcher=recording.command if recording else (),
+            launcher=launcher,
         )
-        return Loaded(process, task.load, arm.gpus(task.load), recording)
+
+    def _taken_ahead(self, task: Task) -> ArmProcess | None:
+        if self._ahead is None or self._ahead[:2] != (task.arm, task.load):
+            return None
+        process, self._ahead = self._ahead[2], None
+        return process
+
+    def _import_ahead(self, task: Task | None) -> None:
+        """Start the process of a load to come, where its engine takes long to import."""
+        if task is None or task.load == RECORDED_LOAD or is_served(task.load):
+            return
+        if not registry.named(self._conditions.arms[task.arm].load(task.load).engine).imports_ahead:
+            return
+        self._end_ahead()  # a load that was not tried
+        process = self._process(task)
+        self._ahead = (task.arm, task.load, process)
+        process.import_ahead()
+
+    def _end_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead[2].end()
+            self._ahead = None
 
     def close(self, name: str, seconds: float | None = None) -> None:
         """End an arm's process. `seconds`: that it may take, None for as long as an engine takes to close."""
@@ -179,7 +211,8 @@ class Loads:
         try:
             for name in [*self.loaded]:
                 self.close(name)
+            self._end_ahead()
         except BaseException:  # a second Ctrl-C, or a full disk: nobody waits for the others to close their engines
-            for arm in self.loaded.values():
-                arm.process.kill()
+            for process in [*(arm.process for arm in self.loaded.values()), *(self._ahead or ())[2:]]:
+                process.kill()
             raise

@@ -146,6 +146,10 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    def import_ahead(self) -> None:
+        """As ArmProcess.import_ahead."""
+        self._stage.events.append((self.name, "import"))
+
     def begin(self) -> None:
         """As ArmProcess.begin."""
         self._stage.events.append((self.name, "begin"))

@@ -43,6 +43,7 @@ def run(
     plan: list[Task],
     uuids: tuple[str, ...] | Mapping[str, tuple[str, ...]] = (),
     nsys: NsysSettings | None = None,
+    engine: str = "transformers",
 ) -> dict[str, str]:
     """Do what is missing. Returns why tasks failed, by arm and name. `uuids`: of the GPUs of all arms, or by arm."""
     arms = list(dict.fromkeys(task.arm for task in plan))
@@ -50,7 +51,7 @@ def run(
     conditions = Conditions(
         arms={
             name: ArmConditions(
-                [Load("made up", EngineSettings(name), name)],
+                [Load(engine, EngineSettings(name), name)],
                 [uuids[name] if isinstance(uuids, Mapping) else uuids],
                 routing={"tell": True},
                 captures={"open": "captures"},

@@ -66,6 +66,28 @@ def test_loads_on_different_gpus_begin_before_any_is_awaited(stage: Stage, folde
     assert loading[:5] == [("a", "begin"), ("b", "begin"), ("a", "load"), ("c", "begin"), ("c", "load")]
 
 
+def test_the_process_of_the_next_load_imports_while_one_loads(stage: Stage, folder: RunFolder) -> None:
+    assert run(folder, ordered("alternating", 2, evaluators=("latency",)), engine="vllm") == {}
+    lives = [(arm, task) for arm, task in stage.events if task in ("import", "begin", "load", "measure", "end")]
+    loads = "ab" + "ab" + "ba"  # with those that tell routing, in the middle
+    for place, following in enumerate(loads[1:]):
+        ends = [index for index, (_, task) in enumerate(lives) if task == "end"]
+        begin = ends[place - 1] + 1 if place else 0
+        assert lives[begin : begin + 3] == [
+            (loads[place], "begin"),
+            (following, "import"),
+            (loads[place], "load"),
+        ]
+    assert (stage.started, stage.most_alive, stage.alive) == (len(loads), 2, set())
+
+
+def test_a_process_ends_whose_load_is_not_tried(stage: Stage, folder: RunFolder) -> None:
+    stage.fails["b", "load", 0] = ArmDied("killed")
+    failed = run(folder, ordered("alternating", 2, evaluators=("latency",)), engine="vllm")
+    assert {name[0] for name in failed} == {"b"}
+    assert stage.alive == set()
+
+
 def test_an_arm_that_cannot_be_there_keeps_no_other_from_its_turns(stage: Stage, folder: RunFolder) -> None:
     plan = ordered("turns", 2, "abc", ("latency",))
     stage.fails["b", "load"] = "out of memory"

@@ -54,6 +54,8 @@ CAUSE = r"\b\w+(?:Error|Exception): (?!.*(?:initialization failed|Executor faile
 MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 # seconds that a step may take until vLLM ends its engine core, 300 by default (vllm/envs.py). It reads whole ones
 STEP_LIMIT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
+# what an engine in this process imports while it is built
+_OF_ENGINES = ("vllm.entrypoints.llm", "vllm.v1.engine.llm_engine", "vllm.v1.worker.gpu_worker")
 # vLLM logs to standard output by default, where results are printed
 _LOG_STREAM = ("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 _SPAWN = ("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -88,6 +90,13 @@ def load(*, in_process: bool) -> Library:
             quantizations=frozenset(map(str, quantization.QUANTIZATION_METHODS)),
             final_only=importlib.import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY,
         )
+
+
+def import_ahead() -> None:
+    """Import vLLM and what its engines need. CUDA is not initialised."""
+    os.environ.setdefault(*_LOG_STREAM)
+    for module in _OF_ENGINES:
+        importlib.import_module(module)
 
 
 def spawn_where_forks_fail() -> None:
