@@ -18,6 +18,7 @@ from moe_eval.engines.head import Head, body
 from moe_eval.engines.options import number
 from moe_eval.engines.transformers import emulation as transformers_emulation
 from moe_eval.engines.transformers.engine import TransformersEngine
+from moe_eval.engines.transformers.fewer_passes import shorten
 from moe_eval.engines.transformers.threads import Threads
 from moe_eval.engines.transformers.widened import widen
 from moe_eval.errors import UsageError
@@ -57,6 +58,8 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
     head = Head(model, config)
     _probe(model, head)
     widen(body(model))
+    if device.type == "cuda":
+        shorten(body(model))
     labels = transformers_emulation.start(model, emulation, tokenizer, window) if emulation else {}
     facts = _facts(settings, config, model, head, dtype=dtype, device=device, window=window)
     facts = replace(facts, arguments=labels)
