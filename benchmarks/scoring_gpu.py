@@ -4,16 +4,17 @@
     python benchmarks/scoring_gpu.py --vllm
 
 The models are Qwen3-MoE of random weights with Qwen3's vocabulary of 151,936: one with the layers of Qwen3-30B-A3B, and
-one with small layers, where launches and the head show. They are made on the GPU, and all arms hold the same model.
+one with small layers, where launches and the head show. They are made on the GPU, and all arms hold the same weights.
 Two jobs: whole texts (`loglikelihood_rolling`), and questions of four choices with long contexts (`loglikelihood`).
 Arms take turns. Times are medians, memory is the peak above the weights. The head alone is timed on random states, and
-its log-probabilities are held against float64. `--vllm` times the scores of the vLLM engine beside its own prefill of
-the same prompts.
+its log-probabilities are held against float64. `--vllm` times the scores of the vLLM engine, with and without
+moe_eval's use of vLLM's kernels, beside its own prefill of the same prompts. Both get token ids.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import random
 import statistics
@@ -29,11 +30,14 @@ import transformers
 from lm_eval.api.instance import Instance
 from torch import Tensor
 
+from moe_eval.data.window import Window
 from moe_eval.engines import registry
 from moe_eval.engines.base import EngineSettings, GenerationRequest
-from moe_eval.engines.head import Head
+from moe_eval.engines.head import Head, body
 from moe_eval.engines.transformers import load
 from moe_eval.engines.transformers.engine import TransformersEngine
+from moe_eval.engines.transformers.fewer_passes import shorten
+from moe_eval.engines.vllm import prompt_scores
 from moe_eval.evaluators.engine_model import EngineLM
 
 ASSETS = Path(__file__).resolve().parent.parent / "moe_eval" / "assets"
@@ -152,6 +156,8 @@ def scored(methods: dict[str, Callable[..., Any]], requests: list[Instance], tit
 def ours(model: Any, head: Head, tokenizer: Any, config: Any, device: str) -> EngineLM:
     settings = EngineSettings(checkpoint="random-weights")
     facts = load._facts(settings, config, model, head, dtype="bfloat16", device=torch.device(device), window=WINDOW)
+    model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    shorten(body(model))
     return EngineLM(TransformersEngine(facts, model, tokenizer, head, BATCH, None), tokenizer)
 
 
@@ -251,21 +257,37 @@ def beside_prefill(config: Any, tokenizer: Any, requests: list[Instance], repeat
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         # what vLLM chooses for the experts compiles for minutes first
-        options = {"weights": "random", "moe_backend": "triton"}
+        options = {"weights": "random", "moe_backend": "triton", "cuda_graph_batch_sizes": "1"}
         settings = EngineSettings(checkpoint=folder, max_length=WINDOW + 1, options=options)
         engine = registry.load("vllm", settings, tokenizer)
-        lm = EngineLM(engine, tokenizer)
-        prompts = [lm.tok_encode(request.args[0]) for request in requests]
+        texts_of_ids = [tuple(tokenizer.encode(request.args[0], verbose=False)) for request in requests]
+        windows = [Window(ids[:1], ids[1:]) for ids in texts_of_ids]
+        prompts = [window.inputs for window in windows]
+        runner = engine.session.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+        hastened = vars(runner).get(prompt_scores.FUNCTION)
+        if hastened is None:
+            print("vLLM: this runner scores without our help")
+        answers: dict[str, list[float]] = {}
+
+        def scores(arm: str, function: object) -> None:
+            vars(runner).pop(prompt_scores.FUNCTION, None)
+            if function is not None:
+                setattr(runner, prompt_scores.FUNCTION, function)
+            answers[arm] = [float(result.logprobs.sum()) for result in engine.score(windows)]
+
         works: dict[str, Callable[[], object]] = {
-            "scores": lambda: lm.loglikelihood_rolling(requests, disable_tqdm=True),
+            "scores": partial(scores, "scores", hastened),
+            "scores by vLLM's sampler": partial(scores, "sampler", None),
             "prefill": lambda: engine.generate(prompts, GenerationRequest(1, ignore_eos=True)),
         }
         seconds, _ = in_turns(works, 2 * repeats)
+        prefill = statistics.median(seconds["prefill"])
+        print(f"vLLM on {torch.cuda.get_device_name()}, {config.num_hidden_layers} layers, {engine.facts.scores_from}")
         for name, times in seconds.items():
             middle, spread = statistics.median(times), f"{min(times):.3f} to {max(times):.3f}"
-            print(f"vLLM: {name:7} {middle:.3f} s ({spread}), {sum(map(len, prompts)) / middle:,.0f} tok/s")
-        ratio = statistics.median(seconds["prefill"]) / statistics.median(seconds["scores"])
-        print(f"vLLM: scoring has {ratio:.2f} of the speed of prefill")
+            speed = f"{sum(map(len, prompts)) / middle:,.0f} tok/s, {prefill / middle:.3f} of prefill"
+            print(f"vLLM: {name:24} {middle:.3f} s ({spread}), {speed}")
+        print(f"vLLM: scores, {agreement(answers['scores'], answers['sampler'])}".replace("hf", "vLLM's sampler"))
         engine.close()
 
 

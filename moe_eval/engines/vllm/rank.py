@@ -16,13 +16,14 @@ from typing import Any
 import msgspec
 
 from moe_eval.engines.served.package import reach
-from moe_eval.engines.vllm import observe
+from moe_eval.engines.vllm import observe, prompt_scores
 from moe_eval.frozen import frozen
 
 # for worker_extension_cls: RandomRank also teaches the worker weights=random
 EXTENSION = "moe_eval.engines.vllm.rank.Rank"
 RANDOM_EXTENSION = "moe_eval.engines.vllm.random_rank.RandomRank"
 METHOD = "moe_eval_observed"
+SCORES = "moe_eval_hasten_scores"
 _SECONDS = 60.0  # nothing but attributes is read
 
 
@@ -54,6 +55,11 @@ class Rank:
         worker: Any = self
         return msgspec.json.encode(of_model(worker.get_model(), worker.model_runner)).decode()
 
+    def moe_eval_hasten_scores(self) -> bool:
+        """See prompt_scores.hasten."""
+        worker: Any = self
+        return prompt_scores.hasten(worker.model_runner)
+
 
 def of_model(model: Any, runner: Any = None) -> Observed:
     """What is seen in a process that has the model."""
@@ -74,6 +80,11 @@ def ranks(llm: Any) -> tuple[Observed, ...]:
     if not hasattr(llm, "collective_rpc"):
         return ()
     return tuple(msgspec.json.decode(text, type=Observed) for text in llm.collective_rpc(METHOD, timeout=_SECONDS))
+
+
+def hasten_scores(llm: Any) -> bool:
+    """Whether all ranks score prompts by kernels that write one number a token."""
+    return hasattr(llm, "collective_rpc") and all(llm.collective_rpc(SCORES, timeout=_SECONDS))
 
 
 def together(observed: Sequence[Observed]) -> Observed:

@@ -95,6 +95,8 @@ class LLM:
             raise TypeError(f"Object of type {type(method)} is not serializable")
         answer = getattr(self.llm_engine.worker, method)(*args, **(kwargs or {}))
         ranks = self.llm_engine.ranks
+        if not isinstance(answer, str):
+            return [answer] * max(1, len(ranks))
         return [json.dumps(json.loads(answer) | {"pid": rank.pid}) for rank in ranks] if ranks else [answer]
 
     def start_profile(self, profile_prefix: str | None = None) -> None:
