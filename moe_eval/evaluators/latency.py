@@ -142,8 +142,8 @@ def check(engine: Engine, shape: Shape) -> None:
         )
 
 
-def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, minimum: int) -> WarmUp:
-    """Run whole iterations, at least `minimum`, until their times have settled (warm_up.ended)."""
+def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, minimum: int, worked: float = 0.0) -> WarmUp:
+    """Run whole iterations, at least `minimum`, until their times have settled (warm_up.ended, which has `worked`)."""
     on_gpu = clock.engine.facts.device.startswith("cuda")
     seconds: list[float] = []
     temperatures: list[tuple[float, ...]] = []
@@ -151,7 +151,7 @@ def warm_up(clock: Clock, prompts: Sequence[TokenIds], shape: Shape, minimum: in
         call_seconds, _ = clock.time(prompts, shape.output_len)
         seconds.append(call_seconds["host"])
         temperatures.append(clock.nvml.temperatures())
-        reason = ended(seconds, temperatures, minimum, on_gpu=on_gpu)
+        reason = ended(seconds, temperatures, minimum, on_gpu=on_gpu, worked=worked)
         if reason is not None:
             return WarmUp(tuple(seconds), reason)
 

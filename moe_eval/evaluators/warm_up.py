@@ -31,17 +31,23 @@ _MOST_CPU_SECONDS = 15.0
 
 
 def ended(
-    seconds: Sequence[float], temperatures: Sequence[Sequence[float]], minimum: int, *, on_gpu: bool
+    seconds: Sequence[float],
+    temperatures: Sequence[Sequence[float]],
+    minimum: int,
+    *,
+    on_gpu: bool,
+    worked: float = 0.0,
 ) -> str | None:
     """Why a warm-up is over. None if it has to go on.
 
     It is over when the later half of the calls has no trend, their noise is low or steady, and a GPU is as warm as it
-    gets: its temperature is flat, or 30 s have passed. One that drifts on ends UNSETTLED.
+    gets: its temperature is flat, or it has worked for 30 s. One that drifts on ends UNSETTLED.
 
     Args:
         seconds: of every call so far.
         temperatures: after every call, of every GPU, in degrees Celsius. Empty where NVML does not tell.
         minimum: the least number of calls. Below LEAST_WARM_UPS it is all of them, and the warm-up is CUT_SHORT.
+        worked: seconds that the GPUs have worked for other shapes just before.
     """
     if minimum < LEAST_WARM_UPS:
         return CUT_SHORT if len(seconds) >= minimum else None
@@ -49,7 +55,8 @@ def ended(
         return None
     total = sum(seconds)
     if on_gpu:
-        warm = _flat(seconds, temperatures) or (f", after {total:.0f} s" if total >= _GPU_SECONDS else None)
+        heated = worked + total
+        warm = _flat(seconds, temperatures) or (f", after {heated:.0f} s" if heated >= _GPU_SECONDS else None)
         is_enough = total >= _MOST_GPU_SECONDS
     else:
         warm = "" if total >= _CPU_SECONDS else None

@@ -147,14 +147,21 @@ def _frozen(file: str) -> Workload:
 
 
 def warm_up(
-    engine: Engine, _: Any, *, workload: str, shape: Mapping[str, int], minimum: int, uuids: Sequence[str]
+    engine: Engine,
+    _: Any,
+    *,
+    workload: str,
+    shape: Mapping[str, int],
+    minimum: int,
+    uuids: Sequence[str],
+    worked: float,
 ) -> WarmUp:
-    """Warm an arm up for one shape of the workload in a file."""
+    """Warm an arm up for one shape of the workload in a file. `worked`: as of warm_up.ended."""
     latency.refuse_profiler()
     sizes = Shape(**shape)
     latency.check(engine, sizes)
     with Nvml.open(uuids) as nvml:
-        return latency.warm_up(latency.Clock(engine, nvml), _frozen(workload).prompts(sizes), sizes, minimum)
+        return latency.warm_up(latency.Clock(engine, nvml), _frozen(workload).prompts(sizes), sizes, minimum, worked)
 
 
 def measure(

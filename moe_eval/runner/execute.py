@@ -268,12 +268,18 @@ class Executor:
                 shape=shape,
                 minimum=self._conditions.warm_ups,
                 uuids=arm.uuids,
+                worked=self._worked(arm),
             )
         except ArmFailed as error:
             if name == turn_of:
                 raise
             self._loads.close(name)
             self._broke[name] = type(error)(f"{error}, in a warm-up before {turn_of}'s turn")
+
+    def _worked(self, arm: Loaded) -> float:
+        """Seconds for which a load's GPUs have worked without a pause. Where arms take turns, they have pauses."""
+        warm_ups = arm.warmed.values() if self._conditions.together == 1 else ()
+        return sum(sum(warm_up.seconds) for warm_up in warm_ups)
 
     def _tail(self, arm: str) -> tuple[str, ...]:
         """The last lines that an arm has printed."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_eval.data.workload import Shape
 from moe_eval.errors import UsageError
 from moe_eval.machine import nvml
 from moe_eval.records.labels import Status
@@ -17,6 +18,7 @@ from moe_eval.runner import loads
 from moe_eval.runner.arm_process import ArmDied
 from moe_eval.runner.execute import Executor
 from moe_eval.runner.folder import RunFolder
+from moe_eval.runner.tasks import Task
 from tests.doubles.arm_process import Process, Stage, routing
 from tests.doubles.executed import contents, ordered, run, turn
 from tests.doubles.nvml import ONE, Card, Fake
@@ -47,6 +49,22 @@ def test_arms_that_take_turns_stay_loaded_and_are_warm_before_the_first_turn(sta
     timed = [(request.arm, request.task) for request in stage.asked if request.task in ("warm_up", "measure")]
     assert timed[:2] == [("a", "warm_up"), ("b", "warm_up")]
     assert "".join(arm for arm, task in timed if task == "measure") == "abba" * 2 + "baab" * 2
+
+
+@pytest.mark.parametrize("mode", ["alternating", "turns"])
+def test_a_later_shape_knows_how_long_its_load_has_worked(stage: Stage, folder: RunFolder, mode: Mode) -> None:
+    assert run(folder, ordered(mode, 1 if mode == "alternating" else 2, evaluators=("latency",))) == {}
+    warm_ups = [request for request in stage.asked if request.task == "warm_up"]
+    worked: dict[int, float] = {}
+    for request in warm_ups:
+        assert request.arguments["worked"] == (worked.get(request.process, 0) if mode == "alternating" else 0)
+        shape = Shape(**request.arguments["shape"])
+        result = folder.result(Task("latency", request.arm, 0, shape, 0))
+        assert result is not None
+        assert result.latency is not None
+        worked[request.process] = worked.get(request.process, 0) + sum(result.latency.warm_up.seconds)
+    assert max(worked.values()) > 0
+    assert len(warm_ups) > len(worked), "several shapes"
 
 
 def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, folder: RunFolder) -> None:
