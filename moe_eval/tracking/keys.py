@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 
-from moe_eval.evaluators import kernels_record
 from moe_eval.records.comparison import ComparedArm, ComparisonRecord, Pair
 from moe_eval.records.kernels import KernelsRecord
 from moe_eval.records.labels import Status
@@ -31,14 +30,17 @@ RATIOS = {
     "energy_ratio": "j_per_tok",
 }
 
-_LEAST_SHARE = 0.01  # of a step: less of it is in the artifacts alone
+_LEAST_SHARE = 0.05  # of a step: less of it is in the artifacts alone
+_DERIVED = "prefill_tok_s"  # by ttft_ms, as all arms read the same tokens: in the artifacts alone
+_OF_PHASE = ("busy_ms", "wall_ms", "expert_imbalance")  # beside its categories of kernels
 
 
 def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:
     """Figures of a shape: latency/SHAPE/NAME."""
     keys: dict[str, float] = {}
     for part in fields(metrics):
-        keys |= _bounded(f"latency/{shape_name}/{part.name}", getattr(metrics, part.name))
+        if part.name != _DERIVED:
+            keys |= _bounded(f"latency/{shape_name}/{part.name}", getattr(metrics, part.name))
     return keys
 
 
@@ -116,7 +118,7 @@ def of_memory(arm: ComparedArm) -> dict[str, float]:
 
 
 def categories(records: Iterable[KernelsRecord]) -> set[str]:
-    """The categories of kernels that take at least 1 % of some phase of some record."""
+    """The categories of kernels that take at least 5 % of some phase of some record."""
     phases = [phase for record in records for phase in record.phases.values()]
     return {name for phase in phases for name, time in phase.categories.items() if time.share >= _LEAST_SHARE}
 
@@ -130,15 +132,12 @@ def of_kernels(record: KernelsRecord, important: Collection[str] | None = None) 
     if not record.phases:
         return {}
     chosen = categories([record]) if important is None else important
-    phases = {
-        name: replace(
-            phase, categories={category: time for category, time in phase.categories.items() if category in chosen}
-        )
-        for name, phase in record.phases.items()
-    }
     start = f"kernels/{record.shape}" if record.shape else "kernels"
-    figures = kernels_record.figures(replace(record, phases=phases))
-    keys = {f"{start}/{key}": value for key, value in figures.items() if not key.endswith("_share")}
+    keys: dict[str, float | None] = {}
+    for name, phase in record.phases.items():
+        times = {category: time.ms for category, time in phase.categories.items() if category in chosen}
+        keys |= {f"{start}/{name}/{category}_ms": ms for category, ms in times.items()}
+        keys |= {f"{start}/{name}/{figure}": getattr(phase, figure) for figure in _OF_PHASE}
     return _finite({**keys, f"{start}/profiler_overhead": record.profiler_overhead})
 
 

@@ -22,7 +22,7 @@ from moe_eval.tracking import headlines, published, store
 from moe_eval.tracking.arm import Arm
 from moe_eval.tracking.title import CPU, Title, short
 
-_FORM = b"4"  # of what is logged: a run of another form is logged anew
+_FORM = b"5"  # of what is logged: a run of another form is logged anew
 _TEXT = "report.md"
 # what a parent run shows of its folder; logs stay where they are
 _VIEWS = (COMPARISON_FILE, "report.html", _TEXT)
