@@ -44,6 +44,8 @@ def is_writable(text: str) -> bool:
 
 def lines(text: str) -> str:
     """Text for a terminal, with its lines and tabs. A space stands for all that moves a cursor, colours or turns."""
+    if text.isprintable():  # as nearly all texts are, which saves a look at every letter
+        return text
     return "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
 
 

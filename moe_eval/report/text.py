@@ -115,7 +115,7 @@ def number(value: float | None, digits: int, *, unit: str = "", signed: bool = F
     if value is None:
         return NONE
     text = f"{value:{'+' if signed else ''},.{digits}f}"
-    if not any(digit in text for digit in "123456789"):
+    if not text.strip("+-0.,"):
         text = text.lstrip("+-")
     return f"{text}{unit}"
 
