@@ -6,6 +6,7 @@ import glob
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ class ArmRecords:
     evaluated: TasksRecord | None = None
     serving: ServingRecord | None = None
 
-    @property
+    @cached_property
     def arrays(self) -> Path | None:
         """The file of the scores of its tokens. None where there is not exactly one."""
         if self.folder is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -66,24 +65,24 @@ class Arm:
     @classmethod
     def read(
         cls,
-        folder: Path,
         name: str,
         evaluators: Sequence[EvaluatorName],
+        files_of: Mapping[tuple[str, str], Sequence[Path]],
         arms: Path,
         comparison: ComparisonRecord | None,
     ) -> Arm:
         """Read what a run's folder has of an arm.
 
         Args:
-            evaluators: that were planned. `arms`: the folder of what arms left while they ran.
+            evaluators: that were planned.
+            files_of: files of records, by the kind and the arm in their names.
+            arms: the folder of what arms left while they ran.
 
         Raises:
             UsageError: a record is damaged.
         """
-        files: list[Path] = []
-        for kind in (_FILES[evaluator] for evaluator in _FILES if evaluator in evaluators):
-            pattern = re.compile(rf"{kind}_{re.escape(name)}_(sm\d+|cpu)(_[bcr][\d.e+-]+_(i\d+_o\d+|mixed))?\.json")
-            files += sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name))
+        kinds = (_FILES[evaluator] for evaluator in _FILES if evaluator in evaluators)
+        files = [file for kind in kinds for file in files_of.get((kind, name), ())]
         records = [by_arm.read_file(file) for file in files]
         measured = {file.name.partition("_")[0] for file in files}
         is_whole = all(record.status is Status.FINISHED for record in records)

@@ -13,7 +13,7 @@ import msgspec
 from moe_eval.errors import UsageError
 from moe_eval.frozen import frozen
 from moe_eval.outside import files
-from moe_eval.records import anonymous, disk, schema_1
+from moe_eval.records import anonymous, by_arm, disk, schema_1
 from moe_eval.records.anonymous import Identity
 from moe_eval.records.comparison import COMPARISON_FILE, COMPARISON_SCHEMA, ComparisonRecord
 from moe_eval.records.run import RUN_FILE, RunRecord
@@ -94,8 +94,13 @@ class RunFiles:
 
     @cached_property
     def _recorded_arms(self) -> list[Arm]:
+        files_of: dict[tuple[str, str], list[Path]] = {}
+        for file in sorted(self.folder.glob("*.json")):
+            match = by_arm.FILE.fullmatch(file.name)
+            if match and match[3] != "imported":  # that is of no run
+                files_of.setdefault((match[1], match[2]), []).append(file)
         return [
-            Arm.read(self.folder, name, evaluators, self._arms, None)
+            Arm.read(name, evaluators, files_of, self._arms, None)
             for name, evaluators in self.recorded.evaluators.items()
         ]
 
