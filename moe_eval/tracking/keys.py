@@ -30,9 +30,9 @@ RATIOS = {
     "energy_ratio": "j_per_tok",
 }
 
-_LEAST_SHARE = 0.05  # of a step: less of it is in the artifacts alone
+_LEAST_SHARE = 0.03  # of a step: less of it is in the artifacts alone
 _DERIVED = "prefill_tok_s"  # by ttft_ms, as all arms read the same tokens: in the artifacts alone
-_OF_PHASE = ("busy_ms", "wall_ms", "expert_imbalance")  # beside its categories of kernels
+_OF_PHASE = ("busy_ms", "expert_imbalance")  # beside its categories of kernels
 
 
 def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:
@@ -118,7 +118,7 @@ def of_memory(arm: ComparedArm) -> dict[str, float]:
 
 
 def categories(records: Iterable[KernelsRecord]) -> set[str]:
-    """The categories of kernels that take at least 5 % of some phase of some record."""
+    """The categories of kernels that take at least 3 % of some phase of some record."""
     phases = [phase for record in records for phase in record.phases.values()]
     return {name for phase in phases for name, time in phase.categories.items() if time.share >= _LEAST_SHARE}
 

@@ -78,7 +78,7 @@ def test_one_run_holds_metrics_and_traces_on_disk_and_in_mlflow(ran: tuple[Ended
             key = f"kernels/{answer['shape']}/{phase}"
             for category, values in values_of_phase["categories"].items():
                 is_logged = f"{key}/{category}_ms" in logged.data.metrics
-                assert is_logged or values["share"] < 0.05, "what matters has a key"
+                assert is_logged or values["share"] < 0.03, "what matters has a key"
                 assert not is_logged or logged.data.metrics[f"{key}/{category}_ms"] == values["ms"]
         name, free = f"decode_ceiling_{answer['shape']}", answer["phases"]["decode"]["ceiling"]["if_free"]
         assert logged.data.metrics[f"harness/moe_kernels/{name}"] == free
