@@ -173,11 +173,10 @@ class _Books:
         tags |= task_tables.tags(tables)
         child = self._create(title.name(arm.name), started, {key: value for key, value in tags.items() if value})
         written.append(child)
-        # before the metrics: MLflow reads the whole run to see where its files go, and to end it
+        # before the metrics: MLflow's client reads the whole run to see where its files go
         store.log_files(self.client, child, self.files.staged(self.staged, arm), texts | tables)
         engine: Mapping[str, object] = msgspec.to_builtins(arm.engine) if arm.engine else {}
         model_id = models.create(self.client, self.experiment_id, child, arm.title.model, engine)
-        owner.end(self.client, child, arm.ended(run.status), ended)
         store.log_labels(
             self.client,
             child,
@@ -187,6 +186,7 @@ class _Books:
             ended=ended,
             model_id=model_id,
         )
+        owner.end(self.client, child, arm.ended(run.status), ended)
         return model_id
 
     def _write_parent(self, parent: str, arms: Sequence[Arm]) -> None:
