@@ -32,7 +32,7 @@ RATIOS = {
 
 _LEAST_SHARE = 0.03  # of a step: less of it is in the artifacts alone
 _DERIVED = "prefill_tok_s"  # by ttft_ms, as all arms read the same tokens: in the artifacts alone
-_OF_PHASE = ("busy_ms", "expert_imbalance")  # beside its categories of kernels
+_OF_PHASE = ("busy_ms", "idle_ms", "expert_imbalance")  # beside its categories of kernels
 
 
 def latency_keys(shape_name: str, metrics: LatencyMetrics) -> dict[str, float]:

@@ -211,6 +211,7 @@ def test_kernel_times_stand_by_shape_and_phase() -> None:
     start = f"kernels/{record.shape}"
     assert figures[f"{start}/decode/expert_gemm_ms"] == decode.categories["expert_gemm"].ms
     assert figures[f"{start}/decode/busy_ms"] == decode.busy_ms
+    assert figures[f"{start}/decode/idle_ms"] == decode.idle_ms
     assert figures[f"{start}/profiler_overhead"] == 0.25
     slight = replace(decode.categories["attention"], share=0.029)
     sparse = replace(record, phases={"decode": replace(decode, categories={**decode.categories, "attention": slight})})
@@ -218,5 +219,5 @@ def test_kernel_times_stand_by_shape_and_phase() -> None:
     assert f"{start}/decode/attention_ms" in keys.of_kernels(sparse, keys.categories([sparse, record]))
     long = {name for phase in record.phases.values() for name, time in phase.categories.items() if time.share >= 0.03}
     of_decode = {key.removeprefix(f"{start}/decode/") for key in figures if "/decode/" in key}
-    assert of_decode == {f"{name}_ms" for name in (*long & decode.categories.keys(), "busy")}
+    assert of_decode == {f"{name}_ms" for name in (*long & decode.categories.keys(), "busy", "idle")}
     assert keys.of_kernels(replace(record, phases={})) == {}
