@@ -17,37 +17,32 @@ Phase = Literal["prefill", "decode", "mixed"]
 UNPHASED: Literal["step"] = "step"  # of a range that is a step and does not say of which phase
 
 # What names both counts of requests, those with a prompt to read first:
-_COUNTED = tuple(
-    map(
-        re.compile,
-        (
-            # TensorRT-LLM: `[Executor] _forward_step 7: 1 ctx reqs, 512 ctx tokens, 0 gen reqs` (PyExecutor; without a
-            # number before 0.19, without tokens before 2026)
-            r"_forward_step\b[^:]*: (\d+) ctx reqs\b.*?(\d+) gen reqs",
-            # vLLM (Worker.annotate_profile): `execute_context_1(512)_generation_0(0)`, with sums of lengths
-            # `execute_1025_context_1(sq1024sk...)_generation_1(sq1sk...)`, as SGLang's roofline annotations too
-            r"execute_(?:\d+_)?context_(\d+)\([^)]*\)_generation_(\d+)\(",
-            # vLLM 0.10 to 0.13: new requests, and those that ran before (decode, or a further chunk of a prompt)
-            r"execute_new_(\d+)_cached_(\d+)",
-        ),
-    )
+_COUNTED = (
+    # TensorRT-LLM: `[Executor] _forward_step 7: 1 ctx reqs, 512 ctx tokens, 0 gen reqs` (PyExecutor; without a
+    # number before 0.19, without tokens before 2026)
+    r"_forward_step\b[^:]*: (\d+) ctx reqs\b.*?(\d+) gen reqs",
+    # vLLM (Worker.annotate_profile): `execute_context_1(512)_generation_0(0)`, with sums of lengths
+    # `execute_1025_context_1(sq1024sk...)_generation_1(sq1sk...)`, as SGLang's roofline annotations too
+    r"execute_(?:\d+_)?context_(\d+)\([^)]*\)_generation_(\d+)\(",
+    # vLLM 0.10 to 0.13: new requests, and those that ran before (decode, or a further chunk of a prompt)
+    r"execute_new_(\d+)_cached_(\d+)",
 )
 # SGLang: `step[EXTEND bs=2 toks=4096]`, `step[DECODE bs=16]`, any other ForwardMode (build_step_span_name). Drafts
 # (`step[DRAFT_EXTEND ...]`) are no steps, as they run between two verifications, and belong to the one before
-_SGLANG = re.compile(r"step\[(EXTEND|SPLIT_PREFILL|DLLM_EXTEND|DECODE|TARGET_VERIFY|MIXED)\b")
+_SGLANG = r"step\[(EXTEND|SPLIT_PREFILL|DLLM_EXTEND|DECODE|TARGET_VERIFY|MIXED)\b"
 _SGLANG_PHASE: dict[str, Phase] = {
     **dict.fromkeys(("EXTEND", "SPLIT_PREFILL", "DLLM_EXTEND"), "prefill"),
     **dict.fromkeys(("DECODE", "TARGET_VERIFY"), "decode"),
     "MIXED": "mixed",
 }
 # AMD's ATOM: `prefill[bs=2 tok=14721 ctx=[...]]`, `decode[bs=128 tok=384 p=2 d=126]` with p requests of prefill in it
-_ATOM = re.compile(r"(prefill|decode)\[bs=\d+.*\]")
-_ATOM_PREFILLS = re.compile(r"\bp=0*[1-9]")
-_SIZE = re.compile(r"\[(?:\w+ )?bs=(\d+)")  # of both
+_ATOM = r"(prefill|decode)\[bs=\d+.*\]"
+_ATOM_PREFILLS = r"\bp=0*[1-9]"
+_SIZE = r"\[(?:\w+ )?bs=(\d+)"  # of both
 # vLLM's scopes for profiling (VLLM_CUSTOM_SCOPES_FOR_PROFILING; `Forward` before 0.12)
-_UNPHASED = re.compile(r"(?:gpu_model_runner: forward|Forward|execute_model)")
+_UNPHASED = r"(?:gpu_model_runner: forward|Forward|execute_model)"
 
-_MODULE = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+_MODULE = r"(?:^|\.)layers\.(\d+)(?:\.|$)"
 _LONGEST = 10_000  # a module's range holds the shapes of its parameters, and no more
 
 
@@ -63,13 +58,13 @@ class Module:
 def step(text: str) -> Phase | Literal["step"] | None:
     """Which phase a range names if it is one forward step of an engine, UNPHASED if it names none, else None."""
     for pattern in _COUNTED:
-        if match := pattern.search(text):
+        if match := re.search(pattern, text):
             return _phase(int(match[1]), int(match[2]))
-    if match := _SGLANG.search(text):
+    if match := re.search(_SGLANG, text):
         return _SGLANG_PHASE[match[1]]
-    if match := _ATOM.fullmatch(text):
-        return "prefill" if match[1] == "prefill" else "mixed" if _ATOM_PREFILLS.search(text) else "decode"
-    return UNPHASED if _UNPHASED.fullmatch(text) else None
+    if match := re.fullmatch(_ATOM, text):
+        return "prefill" if match[1] == "prefill" else "mixed" if re.search(_ATOM_PREFILLS, text) else "decode"
+    return UNPHASED if re.fullmatch(_UNPHASED, text) else None
 
 
 def _phase(context: int, generation: int) -> Phase | None:
@@ -82,9 +77,9 @@ def _phase(context: int, generation: int) -> Phase | None:
 def requests(text: str) -> int | None:
     """The requests in a step by its range's text, None where it names none."""
     for pattern in _COUNTED:
-        if match := pattern.search(text):
+        if match := re.search(pattern, text):
             return int(match[1]) + int(match[2])
-    match = _SIZE.search(text) if step(text) else None
+    match = re.search(_SIZE, text) if step(text) else None
     return int(match[1]) if match else None
 
 
@@ -102,7 +97,7 @@ def module(text: str) -> Module | None:
             return None
     if len(path) >= _LONGEST or path.split() != [path]:
         return None
-    match = _MODULE.search(path)
+    match = re.search(_MODULE, path)
     return Module(path, int(match[1])) if match else None
 
 

@@ -12,26 +12,21 @@ from moe_eval.traces.entries import Entries, Recording
 from moe_eval.traces.kernel_table import NONE, distinct
 from moe_eval.traces.row_times import Floats
 
-_TOKENS = tuple(
-    map(
-        re.compile,
-        (
-            # vLLM: `execute_context_1(512)_generation_8(8)`, and with sums `execute_520_context_1(sq512sk...`
-            r"execute_context_\d+\((\d+)\)_generation_\d+\((\d+)\)",
-            r"execute_(\d+)_context_",
-            # SGLang: `step[EXTEND bs=2 toks=4096]`
-            r"step\[\w+ .*?\btoks=(\d+)",
-            # AMD's ATOM: `prefill[bs=2 tok=14721 ctx=[...]]`
-            r"(?:prefill|decode)\[bs=\d+ tok=(\d+)",
-        ),
-    )
+_TOKENS = (
+    # vLLM: `execute_context_1(512)_generation_8(8)`, and with sums `execute_520_context_1(sq512sk...`
+    r"execute_context_\d+\((\d+)\)_generation_\d+\((\d+)\)",
+    r"execute_(\d+)_context_",
+    # SGLang: `step[EXTEND bs=2 toks=4096]`
+    r"step\[\w+ .*?\btoks=(\d+)",
+    # AMD's ATOM: `prefill[bs=2 tok=14721 ctx=[...]]`
+    r"(?:prefill|decode)\[bs=\d+ tok=(\d+)",
 )
 
 
 @cache
 def tokens_of(text: str) -> int | None:
     """The tokens that a step's range names, None where it names none."""
-    match = next(filter(None, (pattern.search(text) for pattern in _TOKENS)), None)
+    match = next(filter(None, (re.search(pattern, text) for pattern in _TOKENS)), None)
     return sum(map(int, match.groups())) if match else None
 
 

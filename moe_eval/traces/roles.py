@@ -20,13 +20,13 @@ _IS_OF_LAYER = np.array([name in ("attention", "expert_gemm") for name in CATEGO
 _IS_SMALL = np.array([name in ("elementwise", "memory", "quant_dequant") for name in CATEGORIES])
 _IS_GEMM = np.array([name.endswith("_gemm") for name in CATEGORIES])
 # the last parts of a module's path: Qwen3, Mixtral, DeepSeek and OLMoE call them so
-_GATE = re.compile(r"\.(gate|router)(\.|$)")
-_EXPERTS = re.compile(r"\.experts(\.|$)")
+_GATE = r"\.(gate|router)(\.|$)"
+_EXPERTS = r"\.experts(\.|$)"
 # cuBLAS finishes a GEMM whose sum it has split with one of these
-_EPILOGUE = re.compile(r"splitK_?reduce", re.IGNORECASE)
-_SUM = re.compile(r"sum_functor")
+_EPILOGUE = r"(?i)splitK_?reduce"
+_SUM = "sum_functor"
 # of attention or of the router; the logarithm is of a model's output
-_SOFTMAX = re.compile(r"(?<!log)(?<!log_)soft_?max", re.IGNORECASE)
+_SOFTMAX = r"(?i)(?<!log)(?<!log_)soft_?max"
 # kernels between a product of eager attention and its softmax: scale, mask, sinks, conversion
 _BETWEEN = 8
 
@@ -73,9 +73,9 @@ def assign(trace: Trace) -> Roles:
 
 def _part(path: str) -> int:
     """The category of a module's GEMMs where it is a gate, the experts that tokens are routed to or a part of them."""
-    if _EXPERTS.search(path) and "shared" not in path:
+    if re.search(_EXPERTS, path) and "shared" not in path:
         return NUMBER["expert_gemm"]
-    return NUMBER["gate_gemm"] if _GATE.search(path) else NONE
+    return NUMBER["gate_gemm"] if re.search(_GATE, path) else NONE
 
 
 def _by_module(trace: Trace, category: Bytes, layer: Ints) -> set[str]:
@@ -155,9 +155,9 @@ def _eager_softmax(trace: Trace, kinds: Bytes, device: Ints) -> Ints:
     return softmax[products & near]
 
 
-def _matches(trace: Trace, rows: Ints, pattern: re.Pattern[str]) -> Mask:
+def _matches(trace: Trace, rows: Ints, pattern: str) -> Mask:
     """Which of some rows have a name in which the pattern is found."""
-    by_name = np.array([bool(pattern.search(name)) for name in trace.kernels.names], np.bool_)
+    by_name = np.array([bool(re.search(pattern, name)) for name in trace.kernels.names], np.bool_)
     return by_name[trace.kernels.name[rows]]
 
 

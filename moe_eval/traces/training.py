@@ -15,8 +15,8 @@ _OPTIMIZER = frozenset(
     ("adam", "adamw", "adagrad", "adafactor", "lamb", "rmsprop", "sgd", "muon", "optimizer", "multitensorapply")
 )
 _BACKWARD = frozenset(("backward", "bwd"))
-_HINT = re.compile("adam|adagrad|adafactor|lamb|rmsprop|sgd|muon|optimizer|multi_?tensor_?apply|backward|bwd", re.I)
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_HINT = "(?i)adam|adagrad|adafactor|lamb|rmsprop|sgd|muon|optimizer|multi_?tensor_?apply|backward|bwd"
+_WORD = r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+"
 _SEARCHED = 8192  # characters of a name
 
 
@@ -36,6 +36,6 @@ def _with(names: Sequence[str], words: frozenset[str]) -> Mask:
 
 def _words(name: str) -> set[str]:
     """Words of a name in lower case, at underscores and at capitals: `lambda` is not LAMB."""
-    if not _HINT.search(name):
+    if not re.search(_HINT, name):
         return set()
-    return {word.lower() for word in _WORD.findall(name.replace("multi_tensor_apply", "multitensorapply"))}
+    return {word.lower() for word in re.findall(_WORD, name.replace("multi_tensor_apply", "multitensorapply"))}

@@ -18,7 +18,7 @@ from moe_eval.frozen import frozen
 
 Options = TypeVar("Options")
 
-_NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?")
+_NUMBER = r"-\d*\.?\d+(e[+-]?\d+)?"
 _WIDTH = 100
 # what argparse says, in the words of this program
 _SENTENCES = (
@@ -104,7 +104,7 @@ class Command(Generic[Options]):
                 spelled[-1] += f"={word}"
                 continue
             label, sign, value = word.partition("=")
-            if not label.startswith("-") or label == "-" or _NUMBER.fullmatch(word):
+            if not label.startswith("-") or label == "-" or re.fullmatch(_NUMBER, word):
                 spelled.append(word)
                 continue
             if label.startswith("--"):
