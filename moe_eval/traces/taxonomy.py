@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from moe_eval.frozen import frozen
 from moe_eval.outside import toml
@@ -53,51 +53,40 @@ class Label:
     selects: bool = False
 
 
-class Pattern(NamedTuple):
-    """A regular expression for names.
-
-    Attributes:
-        core: the expression as the table has it.
-        left, right: what bounds it.
-    """
-
-    core: str
-    left: str = ""
-    right: str = ""
-
-    def fits(self, name: str) -> bool:
-        """Looks for a piece of every match before the expression, which is many times faster, and compiles few."""
-        return any(piece in name for piece in _literals(self.core)) and _finder(self)(name) is not None
-
-
 @frozen
 class Rule:
-    """One of taxonomy.toml, whose head describes its fields. `words` are those of [evidence.words], if it reads any."""
+    """One of taxonomy.toml, whose head describes its fields."""
 
     id: str
     category: str
-    match: tuple[Pattern, ...]
-    also: tuple[Pattern, ...]
-    unless: tuple[Pattern, ...]
-    fused_with: tuple[tuple[Pattern, tuple[str, ...]], ...]
-    evidence: tuple[tuple[Pattern, str], ...]
-    words: tuple[tuple[Pattern, str], ...]
-    backend: str | None
-    selects: bool
+    match: Sequence[str]
+    also: Sequence[str] = ()
+    unless: Sequence[str] = ()
+    fused_with: Sequence[str] | Mapping[str, Sequence[str]] = ()
+    precision: str | None = None
+    evidence: str | None = None
+    backend: str | None = None
+    selects: bool = False
 
     def admits(self, full: str) -> bool:
-        return all(pattern.fits(full) for pattern in self.also) and not any(
-            pattern.fits(full) for pattern in self.unless
+        return all(_fits(pattern, full) for pattern in self.also) and not any(
+            _fits(pattern, full) for pattern in self.unless
         )
 
     def label(self, name: KernelName) -> Label:
-        fused = (
-            category for pattern, categories in self.fused_with if pattern.fits(name.full) for category in categories
-        )
-        by_type = (precision for pattern, precision in self.evidence if pattern.fits(name.text))
-        by_word = (precision for pattern, precision in self.words if pattern.fits(name.own))
-        precision = next(by_type, None) or next(by_word, None)
-        return Label(self.category, self.id, tuple(dict.fromkeys(fused)), precision, self.backend, self.selects)
+        fused = self.fused_with if isinstance(self.fused_with, Mapping) else {"": self.fused_with}
+        found = (category for pattern in fused if _fits(pattern, name.full) for category in fused[pattern])
+        precision = self.precision if self.evidence is None else _precision(self.evidence, name)
+        return Label(self.category, self.id, tuple(dict.fromkeys(found)), precision, self.backend, self.selects)
+
+
+def _precision(evidence: str, name: KernelName) -> str | None:
+    """By the types in the name as it was written, then by the words of the kernel's own name."""
+    tables = _table()["evidence"]
+    types = tables[evidence] if evidence != WORDS else {}
+    by_type = (types[pattern] for pattern in types if _fits(pattern, name.text, of_words=False))
+    by_word = (tables[WORDS][pattern] for pattern in tables[WORDS] if _fits(pattern, name.own))
+    return next(by_type, None) or next(by_word, None)
 
 
 @cache
@@ -116,7 +105,7 @@ def _rule_of(name: str, full: str) -> Rule | None:
     """The first rule that fits. What the identifier of a kernel says goes before what its arguments say."""
     index = _index()
     candidates = (index.patterns[number] for number in index.numbers(name)) if name else ()
-    return next((rule for rule, pattern in candidates if pattern.fits(name) and rule.admits(full)), None)
+    return next((rule for rule, pattern in candidates if _fits(pattern, name) and rule.admits(full)), None)
 
 
 @frozen
@@ -128,7 +117,7 @@ class _Index:
         by_piece: places in `patterns` by the three characters. Those without any are under "".
     """
 
-    patterns: tuple[tuple[Rule, Pattern], ...]
+    patterns: tuple[tuple[Rule, str], ...]
     by_piece: Mapping[str, Sequence[int]]
 
     def numbers(self, name: str) -> list[int]:
@@ -139,10 +128,10 @@ class _Index:
 
 @cache
 def _index() -> _Index:
-    patterns = tuple((rule, pattern) for rule in rules() for pattern in rule.match)
+    patterns = tuple((rule, pattern) for rule in _rules() for pattern in rule.match)
     by_piece: dict[str, list[int]] = {}
     for number, (_, pattern) in enumerate(patterns):
-        for literal in _literals(pattern.core):
+        for literal in _literals(pattern):
             by_piece.setdefault(literal[-3:] if len(literal) > 2 else "", []).append(number)
     return _Index(patterns, by_piece)
 
@@ -151,56 +140,19 @@ def _pieces(text: str) -> set[str]:
     return {text[at : at + 3] for at in range(len(text) - 2)}
 
 
-@frozen
-class _Row:
-    """A rule as it stands in taxonomy.toml."""
-
-    id: str
-    category: str
-    match: tuple[str, ...]
-    also: tuple[str, ...] = ()
-    unless: tuple[str, ...] = ()
-    fused_with: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
-    evidence: str | None = None
-    precision: str | None = None
-    backend: str | None = None
-    selects: bool = False
-
-
-@cache
-def rules() -> tuple[Rule, ...]:
+def _rules() -> Iterator[Rule]:
     """The rules in their order."""
-    table = toml.read(Path(__file__).with_name("taxonomy.toml"))
-    return tuple(_rule(_Row(**row), table["evidence"]) for row in table["rule"])
-
-
-def _rule(row: _Row, evidence: Mapping[str, Mapping[str, str]]) -> Rule:
-    fused = row.fused_with if isinstance(row.fused_with, Mapping) else {"": row.fused_with}
-    precisions = {"": row.precision} if row.precision is not None else {}
-    words: Mapping[str, str] = {}
-    if row.evidence is not None:
-        words = evidence[WORDS]
-        precisions = dict(evidence[row.evidence]) if row.evidence != WORDS else {}
-    return Rule(
-        row.id,
-        row.category,
-        tuple(map(_of_words, row.match)),
-        tuple(map(_of_words, row.also)),
-        tuple(map(_of_words, row.unless)),
-        tuple((_of_words(text), tuple(categories)) for text, categories in fused.items()),
-        tuple((Pattern(text), precision) for text, precision in precisions.items()),
-        tuple((_of_words(text), precision) for text, precision in words.items()),
-        row.backend,
-        row.selects,
-    )
+    return (Rule(**row) for row in _table()["rule"])
 
 
 @cache
-def _of_words(text: str) -> Pattern:
-    """A pattern whose letters at either end are those of a whole word. Digits and "_" end a word."""
-    left = "(?<![a-z])" if text[:1].isalpha() or text[:1] in ("(", "[") else ""
-    right = "(?![a-z])" if text[-1:].isalpha() or text[-1:] in (")", "]", "?", "}") else ""
-    return Pattern(text, left, right)
+def _table() -> dict[str, Any]:
+    return toml.read(Path(__file__).with_name("taxonomy.toml"))
+
+
+def _fits(pattern: str, name: str, *, of_words: bool = True) -> bool:
+    """Looks for a piece of every match before the expression, which is many times faster, and compiles few."""
+    return any(piece in name for piece in _literals(pattern)) and _finder(pattern, of_words)(name) is not None
 
 
 @cache
@@ -209,13 +161,18 @@ def _literals(text: str) -> tuple[str, ...]:
     if text.isidentifier():
         return (text,)
     text = _ESCAPE_OR_SET.sub("\0", text)
-    while text != (text := _INNERMOST_GROUP.sub("\0", text)):
-        pass
+    while "(" in text:
+        text = _INNERMOST_GROUP.sub("\0", text)
     return tuple(max(_NOT_VERBATIM.sub("\0", part).split("\0"), key=len) for part in text.split("|"))
 
 
 @cache
-def _finder(pattern: Pattern) -> Callable[[str], re.Match[str] | None]:
-    """Compiled when a name first needs it, as most need few. An anchored one is tried at the beginning only."""
-    compiled = re.compile(f"{pattern.left}(?:{pattern.core}){pattern.right}", re.DOTALL)
-    return compiled.match if pattern.core.startswith("^") else compiled.search
+def _finder(pattern: str, of_words: bool) -> Callable[[str], re.Match[str] | None]:
+    """Compiled when a name first needs it, as most need few. An anchored one is tried at the beginning only.
+
+    Letters at either end are those of a whole word, if it is `of_words`. Digits and "_" end a word.
+    """
+    left = "(?<![a-z])" if of_words and (pattern[:1].isalpha() or pattern[:1] in ("(", "[")) else ""
+    right = "(?![a-z])" if of_words and (pattern[-1:].isalpha() or pattern[-1:] in (")", "]", "?", "}")) else ""
+    compiled = re.compile(f"{left}(?:{pattern}){right}", re.DOTALL)
+    return compiled.match if pattern.startswith("^") else compiled.search
