@@ -15,7 +15,7 @@ import sys
 from moe_eval.errors import EngineError, TrackingError, UsageError, no_such
 
 _JSON = "--json"
-_NEW_OBJECTS = 50_000  # between two looks for cycles. Python's 700 are for programs that do not begin with imports
+_NEW_OBJECTS = 200_000  # between two looks for cycles. Python's 700 are for programs that do not begin with imports
 _OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # a path that was given cannot be one
 
 
