@@ -129,10 +129,8 @@ def _init(kind: type[Any]) -> Any:
     keyword = [field for field in fields if field.init and field.kw_only]
     first, last = ([field.name for field in part] for part in (positional, keyword))
     # the source has names alone: Python compiles it in half the time that an assignment of each takes
-    parameters, values = (
-        ", ".join(["self", *first, *(["*"] if last else []), *last]),
-        ", ".join(["self", *first, *last]),
-    )
+    parameters = ", ".join(["self", *first, *(["*"] if last else []), *last])
+    values = ", ".join(["self", *first, *last])
     make = eval(f"lambda fill: lambda {parameters}: fill({values})", vars(sys.modules[kind.__module__]))
     function = make(_fill(kind, [*first, *last]))
     function.__defaults__ = tuple(_defaults(positional).values())
@@ -151,16 +149,20 @@ def _defaults(fields: Iterable[dataclasses.Field[Any]]) -> dict[str, object]:
 
 
 def _fill(kind: type[Any], parameters: Sequence[str]) -> Callable[..., None]:
-    """What sets the fields of an instance to the values of the parameters."""
-    fields = dataclasses.fields(kind)
-    factories: dict[str, Any] = {field.name: field.default_factory for field in fields}
-    others = _defaults(field for field in fields if not field.init and field.default is dataclasses.MISSING)
-    names, made = (*parameters, *others), tuple(others.values())
+    """What gives an instance the values of the parameters, and what factories make where there is none."""
+    factories: dict[str, Any] = {
+        field.name: field.default_factory
+        for field in dataclasses.fields(kind)
+        if field.default_factory is not dataclasses.MISSING
+    }
+    unasked = factories.keys() - set(parameters)
     is_checked, set_field = hasattr(kind, "__post_init__"), object.__setattr__
 
     def fill(instance: Any, *values: object) -> None:
-        for name, value in zip(names, values + made, strict=True):
+        for name, value in zip(parameters, values, strict=True):
             set_field(instance, name, factories[name]() if value is _FACTORY else value)
+        for name in unasked:
+            set_field(instance, name, factories[name]())
         if is_checked:
             instance.__post_init__()
 
