@@ -20,13 +20,14 @@ from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, is_served, round_of
 
 # by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second. Loads of
-# Qwen3-30B-A3B's shape through vLLM 0.22 took 78 and 81 s with compilation and 33 and 36 s without on an H100, 82 to
-# 128 s and 46 to 69 s on H200s, and its servers 119 to 157 s and 64 to 73 s on the H100.
-_LOAD_SECONDS = {True: 55.0, False: 10.0}
-_COMPILE_SECONDS = 45.0  # beside, where an engine compiles a model for the first time
+# Qwen3-30B-A3B's shape through vLLM 0.22 took 78 to 124 s with compilation and 18 to 36 s without on H100s, 82 to 128 s
+# and 46 to 69 s on H200s, and its servers 119 to 157 s and 64 to 73 s on an H100.
+_LOAD_SECONDS = {True: 45.0, False: 10.0}
+_COMPILE_SECONDS = 60.0  # beside, where an engine compiles a model for the first time
 _STEP_SECONDS = {True: 3e-3, False: 10e-3}
 _BYTES_PER_SECOND = {True: 2e12, False: 5e9}
-_WARM_UP_SECONDS = {True: 15.0, False: 0.5}  # until a GPU's temperature is flat
+_WARM_UP_SECONDS = {True: 15.0, False: 0.5}  # of a load's first shape, until a GPU's temperature is flat
+_CALM_CALLS = 8  # of a later shape, until noise is low or steady: 5 to 14 on an H100
 _TASK_SECONDS = {True: 1.0, False: 0.0}  # what a shape's first call compiles
 _TRACE_SECONDS = {True: 5.0, False: 1.0}
 _GENERATOR_SECONDS = 6.0  # of a load generator that starts and ends
@@ -148,8 +149,11 @@ class _Work:
         iteration = task.shape.output_len * self._step(task.shape.batch_size)
         warm_up = 0.0
         if task.turn == 0:
-            settles = _WARM_UP_SECONDS[self._gpu] if schedule.warm_ups >= LEAST_WARM_UPS else 0.0
-            warm_up = _TASK_SECONDS[self._gpu] + max(settles, iteration * schedule.warm_ups)
+            calls = schedule.warm_ups
+            settles = _WARM_UP_SECONDS[self._gpu] if calls >= LEAST_WARM_UPS else 0.0
+            if settles and self._gpu and task.shape != self._plan.shapes[0]:
+                calls, settles = max(calls, _CALM_CALLS), 0.0
+            warm_up = _TASK_SECONDS[self._gpu] + max(settles, iteration * calls)
         return warm_up + iteration * schedule.per_turn
 
     def _step(self, batch_size: int | None) -> float:
