@@ -154,7 +154,7 @@ def warm_up(
     shape: Mapping[str, int],
     minimum: int,
     uuids: Sequence[str],
-    worked: float,
+    worked: float = 0.0,
 ) -> WarmUp:
     """Warm an arm up for one shape of the workload in a file. `worked`: as of warm_up.ended."""
     latency.refuse_profiler()

@@ -54,7 +54,7 @@ H200_RUN = {
     "fp8_tp2": ((147.0, 5.3, 6.3, 8.2), 21.3, None, 36),
     "fp8_ep2": ((172.9, 7.4, 7.5, 8.4), 22.3, None, 43),
 }
-# One H100, four loads of BF16 and of FP8, three iterations of 128 new tokens each: seconds of the tasks that ended before
+# One H100, four loads of BF16 and FP8, three iterations of 128 new tokens each: seconds of the tasks that ended before
 # the time of the machine did. Their warm-ups would take so many seconds less by the rule for later shapes (replayed).
 H100_VERDICT = {
     "bf16_tp1": ((156.5, 35.9, 21.7, 46.3), (40.0, 36.2, 29.5, 31.6), (37.4, 25.5, 21.7, 31.7)),
