@@ -16,6 +16,8 @@ from moe_eval.errors import EngineError, TrackingError, UsageError, no_such
 
 _JSON = "--json"
 _NEW_OBJECTS = 200_000  # between two looks for cycles. Python's 700 are for programs that do not begin with imports
+# commands that multiply no matrices. A thread that NumPy starts for it turns while it waits, as long as `kernels` takes
+_READING = ("compare", "export", "import", "kernels", "log")
 _OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # a path that was given cannot be one
 
 
@@ -71,6 +73,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     if name not in overview.COMMANDS:
         raise UsageError(no_such("command", name, overview.COMMANDS, f"Give one of {names}."))
+    if name in _READING:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from importlib import import_module
 
     from moe_eval.cli.options.commands import COMMANDS

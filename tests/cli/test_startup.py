@@ -56,20 +56,41 @@ def imports_of(*arguments: str) -> set[str]:
     return set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
 
 
+def words_of(command: str, folder: Path) -> list[str]:
+    """The words of a command, and in the folder what it reads."""
+    if command == "kernels":
+        nsys_database.write(folder / "trace.sqlite", steps=2, layers=2)
+        return ["kernels", str(folder / "trace.sqlite")]
+    if command == "compare":
+        (folder / "run").mkdir()
+        loads = {1: [[100.0, 101.0], [100.0, 99.0]] * 2}
+        made.write(folder / "run", [made.arm("bf16", loads), made.arm("fp8", loads)])
+        return ["compare", str(folder / "run"), "--output_dir", str(folder / "out")]
+    return ["doctor", "--json"] if command == "doctor" else [command]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists a process's threads")
+@pytest.mark.parametrize("command", ["kernels", "compare"])
+def test_a_command_that_reads_starts_no_thread_for_products(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = "; import os; print(len(os.listdir('/proc/self/task')), os.environ['OPENBLAS_NUM_THREADS'])"
+    program = [sys.executable, "-c", "import sys; from moe_eval.cli import main; main(sys.argv[1:])" + after]
+    program += words_of(command, tmp_path)
+
+    def ended() -> list[str]:
+        return subprocess.run(program, capture_output=True, text=True, check=True).stdout.split()[-2:]
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # NumPy's library would take it
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert ended() == ["1", "1"]
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert ended()[1] == "2", "what a user has chosen stays"
+
+
 @pytest.mark.parametrize("command", USED)
 def test_a_command_imports_what_it_uses_alone(command: str, tmp_path: Path) -> None:
-    words = {
-        "doctor": ["doctor", "--json"],
-        "kernels": ["kernels", str(tmp_path / "trace.sqlite")],
-        "compare": ["compare", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")],
-    }.get(command, [command])
-    if command == "kernels":
-        nsys_database.write(tmp_path / "trace.sqlite", steps=2, layers=2)
-    if command == "compare":
-        (tmp_path / "run").mkdir()
-        loads = {1: [[100.0, 101.0], [100.0, 99.0]] * 2}
-        made.write(tmp_path / "run", [made.arm("bf16", loads), made.arm("fp8", loads)])
-    imported = imports_of(PROGRAM, *words)
+    imported = imports_of(PROGRAM, *words_of(command, tmp_path))
     tops = {name.partition(".")[0] for name in imported}
     assert "moe_eval" in tops
     assert tops & HEAVY - USED[command] == set()
