@@ -127,7 +127,14 @@ class OtherRMSNorm(nn.Module):
         return nn.functional.rms_norm(states, (32,), self.weight, self.smallest)
 
 
-@pytest.mark.parametrize("kind", [ShiftedRMSNorm, OtherRMSNorm])
+class GatedRMSNorm(ShiftedRMSNorm):
+    """A norm that takes a gate."""
+
+    def forward(self, states: Tensor, gate: Tensor) -> Tensor:
+        return super().forward(states) * gate
+
+
+@pytest.mark.parametrize("kind", [ShiftedRMSNorm, OtherRMSNorm, GatedRMSNorm])
 def test_norms_of_another_kind_stay(kind: type[nn.Module]) -> None:
     module = kind()
     shorten(module)
