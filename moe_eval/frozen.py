@@ -128,12 +128,15 @@ def _init(kind: type[Any]) -> Any:
     positional = [field for field in fields if field.init and not field.kw_only]
     keyword = [field for field in fields if field.init and field.kw_only]
     first, last = ([field.name for field in part] for part in (positional, keyword))
+    defaults = _defaults(positional)
+    if (names := first[len(first) - len(defaults) :]) != [*defaults]:
+        raise TypeError(f"{kind.__name__} has a field without a default behind one with a default, among {names}")
     # the source has names alone: Python compiles it in half the time that an assignment of each takes
     parameters = ", ".join(["self", *first, *(["*"] if last else []), *last])
     values = ", ".join(["self", *first, *last])
     make = eval(f"lambda fill: lambda {parameters}: fill({values})", vars(sys.modules[kind.__module__]))
     function = make(_fill(kind, [*first, *last]))
-    function.__defaults__ = tuple(_defaults(positional).values())
+    function.__defaults__ = tuple(defaults.values())
     function.__kwdefaults__ = _defaults(keyword)
     function.__name__ = "__init__"
     function.__qualname__ = f"{kind.__qualname__}.__init__"

@@ -301,6 +301,8 @@ def test_bases_and_defaults_that_cannot_be_are_refused() -> None:
             dataclass(type("Child", (decorator(type("Base", (), {})),), {}))
         with pytest.raises(ValueError, match="use default_factory"):
             decorator(type("Shared", (), {"__annotations__": {"a": list}, "a": []}))
+        with pytest.raises(TypeError):
+            decorator(type("Ordered", (), {"__annotations__": {"a": int, "b": int}, "a": 1}))(a=1, b=2)
 
 
 def test_classes_of_both_inherit_from_each_other() -> None:

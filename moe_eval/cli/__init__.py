@@ -16,7 +16,7 @@ from moe_eval.errors import EngineError, TrackingError, UsageError, no_such
 
 _JSON = "--json"
 _NEW_OBJECTS = 200_000  # between two looks for cycles. Python's 700 are for programs that do not begin with imports
-# commands that multiply no matrices. A thread that NumPy starts for it turns while it waits, as long as `kernels` takes
+# commands that multiply no matrices. Threads that NumPy starts for it turn while they wait
 _READING = ("compare", "export", "import", "kernels", "log")
 _OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # a path that was given cannot be one
 

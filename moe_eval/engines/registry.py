@@ -215,12 +215,11 @@ def load(name: str, settings: EngineSettings, tokenizer: Any) -> Engine:
 
 
 def import_ahead(name: str) -> None:
-    """Import what a load of this engine needs and no GPU. What fails here fails in the load, which says why."""
+    """Import what a load of this engine needs and no GPU. Errors are those of the library."""
     kind = named(name)
-    if kind.traits and kind.imports_ahead:
-        with contextlib.suppress(Exception):
-            importlib.import_module(kind.module)
-            importlib.import_module(kind.traits.partition(":")[0]).import_ahead()
+    importlib.import_module(kind.module)
+    if kind.traits:
+        importlib.import_module(kind.traits.partition(":")[0]).import_ahead()
 
 
 def serve(name: str, settings: EngineSettings, tokenizer: Any, serving: ServeSettings) -> Served:

@@ -41,7 +41,8 @@ def ended(
     """Why a warm-up is over. None if it has to go on.
 
     It is over when the later half of the calls has no trend, their noise is low or steady, and a GPU is as warm as it
-    gets: its temperature is flat, or it has worked for 30 s. One that drifts on ends UNSETTLED.
+    gets: its temperature is flat, or it has worked for 30 s, of them 10 s in these calls. One that drifts on ends
+    UNSETTLED.
 
     Args:
         seconds: of every call so far.
@@ -55,8 +56,9 @@ def ended(
         return None
     total = sum(seconds)
     if on_gpu:
-        heated = worked + total
-        warm = _flat(seconds, temperatures) or (f", after {heated:.0f} s" if heated >= _GPU_SECONDS else None)
+        before = f" and {worked:.0f} s of other shapes" if worked else ""
+        is_warm = worked + total >= _GPU_SECONDS and total >= _FLAT_SECONDS
+        warm = _flat(seconds, temperatures) or (f", after {total:.0f} s{before}" if is_warm else None)
         is_enough = total >= _MOST_GPU_SECONDS
     else:
         warm = "" if total >= _CPU_SECONDS else None

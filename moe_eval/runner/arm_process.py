@@ -120,17 +120,33 @@ class ArmProcess:
         self._guard = guard.start(os.getpid(), self._process.pid)
         if not launcher:  # else it opens them later
             self._close_theirs()
-        self._load, self._has_begun = load, False
+        self._load, self._has_begun, self._is_importing = load, False, False
 
     def _close_theirs(self) -> None:
         for end in self._theirs:
             os.close(end)
         self._theirs = ()
 
-    def import_ahead(self) -> None:
-        """Let it import what its engine needs and no GPU, and do not wait for it."""
+    def begin_imports(self) -> None:
+        """Let it import what its engine needs and no GPU, and do not wait for it: `end_imports` does."""
         assert self._load is not None
+        self._is_importing = True
         self._send("import_ahead", {"engine": self._load.engine})
+
+    def end_imports(self) -> None:
+        """Wait until it has imported, if it was to.
+
+        Raises:
+            ArmDied: it could not, or was ended.
+        """
+        if self._is_importing:
+            self._is_importing = False
+            self._answer(type(None))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     def begin(self) -> None:
         """Let the arm begin to load, and do not wait for it: `load` does."""

@@ -62,19 +62,21 @@ class _Arm:
         self.engine = registry.serve(engine, of_arm, self.tokenizer, msgspec.convert(serving, ServeSettings))
         return ArmLabels(self.engine.facts, tokenizer=tokenizer)
 
+    def import_ahead(self, engine: str) -> None:
+        from moe_eval.engines import registry
+
+        try:
+            importlib.import_module("moe_eval.checkpoint.tokenizer")
+            registry.import_ahead(engine)
+        except Exception:  # a library that is half imported fails in another way: a fresh process says why
+            os._exit(1)
+
     def do(self, task: str, arguments: dict[str, Any]) -> object:
-        if task in ("load", "serve"):
+        if task in ("load", "serve", "import_ahead"):
             return getattr(self, task)(**arguments)
         tasks = importlib.import_module(f"moe_eval.runner.{'served' if task in _SERVED_TASKS else 'arm'}_tasks")
         result: object = getattr(tasks, task)(self.engine, self.tokenizer, **arguments)
         return result
-
-
-def _import_ahead(engine: str) -> None:
-    from moe_eval.engines import registry
-
-    importlib.import_module("moe_eval.checkpoint.tokenizer")
-    registry.import_ahead(engine)
 
 
 def main(argv: list[str]) -> int:
@@ -96,10 +98,6 @@ def main(argv: list[str]) -> int:
         try:
             while (line := lines.get()) is not None:
                 request = msgspec.json.decode(line)
-                if request["task"] == "import_ahead":  # nobody waits for it
-                    _import_ahead(**request["arguments"])
-                    lines.task_done()
-                    continue
                 try:
                     result = arm.do(request["task"], request["arguments"])
                 finally:  # an arm that failed does no more tasks, and closes its engine undisturbed

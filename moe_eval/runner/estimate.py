@@ -20,7 +20,7 @@ from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, is_served, round_of
 
 # by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second. Loads of
-# Qwen3-30B-A3B's shape through vLLM 0.22 took 78 to 124 s with compilation and 18 to 36 s without on H100s, 82 to 128 s
+# Qwen3-30B-A3B's shape through vLLM 0.22 took 78 to 124 s with compilation and 15 to 36 s without on H100s, 82 to 128 s
 # and 46 to 69 s on H200s, and its servers 119 to 157 s and 64 to 73 s on an H100.
 _LOAD_SECONDS = {True: 45.0, False: 10.0}
 _COMPILE_SECONDS = 60.0  # beside, where an engine compiles a model for the first time

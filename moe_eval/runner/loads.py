@@ -110,7 +110,7 @@ class Loads:
         arm = self.loaded[task.arm]
         if arm.result is not None:
             return arm
-        self._import_ahead(next((task for task in later if not self._is_present(task)), None))
+        self._begin_ahead(next((task for task in later if not self._is_present(task)), None))
         try:
             labels = arm.process.load()
         except ArmDied as error:
@@ -124,6 +124,7 @@ class Loads:
         seconds = round(time.monotonic() - arm.begun, 3)
         arm.result = LoadResult(labels, self._before, None, together, taken, seconds)
         disk.write_record(self._folder.load_file(task.arm, task.load), arm.result)
+        self._await_ahead()
         return arm
 
     def _is_present(self, task: Task) -> bool:
@@ -168,22 +169,36 @@ class Loads:
             launcher=launcher,
         )
 
+    def _begin_ahead(self, task: Task | None) -> None:
+        """Start the process of the next load and let it import, where its engine takes long to import."""
+        if task is not None and self._is_ahead(task):
+            return
+        self._end_ahead()  # of a load that was not tried
+        if task is None or task.load == RECORDED_LOAD or is_served(task.load):
+            return
+        if registry.named(self._conditions.arms[task.arm].load(task.load).engine).imports_ahead:
+            with suppress(ArmDied):
+                self._ahead = (task.arm, task.load, self._process(task))
+                self._ahead[2].begin_imports()
+
+    def _await_ahead(self) -> None:
+        """Wait until the next load's process has imported: nothing is measured beside it."""
+        if self._ahead is not None:
+            try:
+                self._ahead[2].end_imports()
+            except ArmFailed:
+                self._end_ahead()
+
+    def _is_ahead(self, task: Task) -> bool:
+        return self._ahead is not None and self._ahead[:2] == (task.arm, task.load)
+
     def _taken_ahead(self, task: Task) -> ArmProcess | None:
-        if self._ahead is None or self._ahead[:2] != (task.arm, task.load):
+        """The process of this load, if it has been started and lives."""
+        self._await_ahead()
+        if self._ahead is None or not self._is_ahead(task) or not self._ahead[2].is_alive:
             return None
         process, self._ahead = self._ahead[2], None
         return process
-
-    def _import_ahead(self, task: Task | None) -> None:
-        """Start the process of a load to come, where its engine takes long to import."""
-        if task is None or task.load == RECORDED_LOAD or is_served(task.load):
-            return
-        if not registry.named(self._conditions.arms[task.arm].load(task.load).engine).imports_ahead:
-            return
-        self._end_ahead()  # a load that was not tried
-        process = self._process(task)
-        self._ahead = (task.arm, task.load, process)
-        process.import_ahead()
 
     def _end_ahead(self) -> None:
         if self._ahead is not None:

@@ -137,7 +137,7 @@ class Process:
         self._stage, self._load, self._identity = stage, load, identity
         settings = load.settings if load else None
         self.name = settings.precision or settings.checkpoint.rpartition("/")[2] if settings else MACHINE
-        self._is_loaded = False
+        self._is_loaded, self.is_alive = False, True
         self.launcher, self.captures = launcher, 0
 
     def __enter__(self) -> Process:
@@ -146,9 +146,17 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def import_ahead(self) -> None:
-        """As ArmProcess.import_ahead."""
+    def begin_imports(self) -> None:
+        """As ArmProcess.begin_imports."""
         self._stage.events.append((self.name, "import"))
+
+    def end_imports(self) -> None:
+        """As ArmProcess.end_imports. It fails once for each time that it is to."""
+        failure = self._stage.fails.pop((self.name, "import"), None)
+        if failure is not None:
+            self.is_alive = False
+            raise failure if isinstance(failure, BaseException) else ArmFailed(failure)
+        self._stage.events.append((self.name, "imported"))
 
     def begin(self) -> None:
         """As ArmProcess.begin."""

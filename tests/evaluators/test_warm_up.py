@@ -74,13 +74,14 @@ def test_a_gpu_without_a_temperature_warms_up_for_30_s() -> None:
 
 def test_a_gpu_that_has_worked_before_is_warm_earlier() -> None:
     def after(worked: float, calls: int, slower: float = 0.0) -> str | None:
-        seconds = [1 + slower * (at % 2) for at in range(calls)]
+        seconds = [2 + slower * (at % 2) for at in range(calls)]
         return ended(seconds, [()] * calls, LEAST, on_gpu=True, worked=worked)
 
-    assert after(24, 5) is None
-    assert after(25, 5) == f"{QUIET}, after 30 s"
+    assert after(19, 5) is None
+    assert after(20, 5) == f"{QUIET}, after 10 s and 20 s of other shapes"
     assert after(100, 4) is None, "five calls there are in any case"
     assert after(100, 5, slower=0.1) is None, "and times that have settled"
+    assert ended([1.0] * 9, [()] * 9, LEAST, on_gpu=True, worked=100) is None, "and 10 s of this shape"
     assert ended([1.01**at for at in range(40)], [()] * 40, LEAST, on_gpu=True, worked=100) is None
 
 

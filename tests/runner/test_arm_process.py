@@ -20,7 +20,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.records.samples import WarmUp
 from moe_eval.records.shape_latency import Routing
 from moe_eval.runner import arm_process
-from moe_eval.runner.arm_process import ArmFailed, ArmProcess, Load
+from moe_eval.runner.arm_process import ArmDied, ArmFailed, ArmProcess, Load
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
 from tests.doubles import forks
@@ -46,6 +46,22 @@ def frozen(tmp_path: Path) -> Path:
     file = tmp_path / "workload.json"
     file.write_text(json.dumps(from_seed(1, shapes([2], 3, 3), 100).to_json()))
     return file
+
+
+def test_a_process_imports_before_it_loads() -> None:
+    with ArmProcess(SHIPPED_LOAD) as process:
+        process.begin_imports()
+        process.end_imports()
+        process.end_imports()
+        assert process.is_alive
+        assert process.load().engine is not None
+
+
+def test_a_process_whose_imports_fail_ends() -> None:
+    with ArmProcess(Load("no such engine", EngineSettings("x"), None)) as process:
+        process.begin_imports()
+        with pytest.raises(ArmDied):
+            process.end_imports()
 
 
 def test_an_arm_loads_once_answers_what_it_is_asked_and_holds_the_workload_against_its_digest(

@@ -66,7 +66,7 @@ H100_VERDICT = {
     ),
 }
 H100_ROUTING = {"bf16_tp1": 51.4, "fp8_tp1": 39.7}
-H100_SHORTER = 114.0
+H100_SHORTER = 105.0
 H100_MINUTES = 25  # four loads of BF16 and FP8 and one each for experts and for Nsight Systems (docs/results/h100.md)
 
 

@@ -86,17 +86,25 @@ def test_loads_on_different_gpus_begin_before_any_is_awaited(stage: Stage, folde
 
 def test_the_process_of_the_next_load_imports_while_one_loads(stage: Stage, folder: RunFolder) -> None:
     assert run(folder, ordered("alternating", 2, evaluators=("latency",)), engine="vllm") == {}
-    lives = [(arm, task) for arm, task in stage.events if task in ("import", "begin", "load", "measure", "end")]
+    lives = [(arm, task) for arm, task in stage.events if task != "warm_up"]
     loads = "ab" + "ab" + "ba"  # with those that tell routing, in the middle
     for place, following in enumerate(loads[1:]):
         ends = [index for index, (_, task) in enumerate(lives) if task == "end"]
         begin = ends[place - 1] + 1 if place else 0
-        assert lives[begin : begin + 3] == [
+        assert [event for event in lives[begin : begin + 6] if event[1] != "imported"][:3] == [
             (loads[place], "begin"),
             (following, "import"),
             (loads[place], "load"),
         ]
+        measured = next(at for at, (_, task) in enumerate(lives) if at > begin and task in ("measure", "routing"))
+        assert (following, "imported") in lives[begin:measured], "nothing is measured beside an import"
     assert (stage.started, stage.most_alive, stage.alive) == (len(loads), 2, set())
+
+
+def test_a_process_that_could_not_import_is_replaced(stage: Stage, folder: RunFolder) -> None:
+    stage.fails["b", "import"] = ArmDied("killed")
+    assert run(folder, ordered("alternating", 2, evaluators=("latency",)), engine="vllm") == {}
+    assert (stage.started, stage.alive) == (6 + 1, set())
 
 
 def test_a_process_ends_whose_load_is_not_tried(stage: Stage, folder: RunFolder) -> None:

@@ -14,8 +14,9 @@ log = logging.getLogger(__name__)
 
 # Enough tokens for many batches, so that sorting by length pays, and few enough that a failure loses only minutes.
 _SLAB_TOKENS = 131072
-# Continuations in place of one sequence: they read few tokens, and need memory for a context's keys and values alone.
-_CONTINUATIONS = 4
+# Continuations in place of a sequence, and tokens in place of one: they read few, and need memory for a context's keys
+# and values alone.
+_CONTINUATIONS, _CONTEXT_TOKENS = 4, 2
 
 
 def batches_in_slabs(lengths: Sequence[int], max_tokens: int | None, max_rows: int | None) -> Iterator[list[int]]:
@@ -69,8 +70,8 @@ class Batches:
 
     def of_continuations(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Batches of continuations of contexts that were read. Lengths are of both together."""
-        bounds = (bound and bound * _CONTINUATIONS for bound in (self.max_tokens, self.max_rows))
-        return batches_in_slabs(lengths, *bounds)
+        max_tokens = self.max_tokens and self.max_tokens * _CONTEXT_TOKENS
+        return batches_in_slabs(lengths, max_tokens, self.max_rows and self.max_rows * _CONTINUATIONS)
 
     def run(self, batch: list[int], work: Callable[[list[int]], None]) -> None:
         """Run a batch. If the GPU's memory does not hold it, run its halves, and smaller batches from then on."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 FUNCTION = "_get_prompt_logprobs_dict"
+_ROWS = 8192  # of logits at once: the kernels' places within more may not fit into 32 bits
 Scores = tuple[Tensor, Tensor, Tensor, None]
 
 
@@ -32,12 +33,14 @@ class _Sampler:
 
     def gather_logprobs(self, logits: Tensor, count: int, token_ids: Tensor) -> Scores:
         """Ids, log-probabilities and rank of tokens (n,) and of the `count` most probable ones, by logits (n, v)."""
-        ids, logprobs, ranks, _ = self._score(logits, count, token_ids)
+        slices = [slice(first, first + _ROWS) for first in range(0, len(logits), _ROWS)]
+        scored = [self._score(logits[rows], count, token_ids[rows])[:3] for rows in slices]
+        ids, logprobs, ranks = scored[0] if len(scored) == 1 else map(torch.cat, zip(*scored, strict=True))
         return ids.to(torch.int32), logprobs, ranks.to(torch.int32), None
 
 
 def hasten(runner: Any) -> bool:
-    """Give a worker's runner the kernels. False where it is another runner, another device or another version."""
+    """Give a worker's runner the kernels. False where it is another runner or device, or a version without them."""
     try:
         score = importlib.import_module("vllm.v1.worker.gpu.sample.logprob").compute_topk_logprobs
         tensors = importlib.import_module("vllm.v1.outputs").LogprobsTensors

@@ -71,6 +71,19 @@ def test_experts_are_added_with_one_rounding() -> None:
 
 
 @torch.no_grad()
+def test_weights_of_another_dtype_are_rounded_as_transformers_does() -> None:
+    module = experts(model("qwen3_moe", torch.bfloat16))
+    drawn = torch.Generator().manual_seed(5)
+    states = torch.randn(40, 32, generator=drawn).bfloat16()
+    chosen = torch.stack([torch.randperm(4, generator=drawn)[:2] for _ in states])
+    shares = torch.rand(40, 2, generator=drawn)
+    expected = module(states, chosen, shares)
+    shorten(module)
+    assert changed(module) == [module]
+    assert torch.equal(module(states, chosen, shares), expected)
+
+
+@torch.no_grad()
 def test_emulated_precisions_pass_through_changed_layers() -> None:
     def emulated(change: Callable[[Any], None]) -> Tensor:
         fresh = model("qwen3_moe")
@@ -116,6 +129,33 @@ class ShiftedRMSNorm(nn.Module):
         return nn.functional.rms_norm(states, (32,), 1 + self.weight, self.eps)
 
 
+class LargeShiftedRMSNorm(ShiftedRMSNorm):
+    """The same with one large channel, beside which the others are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight.data[3] = 40.0
+
+
+class RoundedOnceRMSNorm(ShiftedRMSNorm):
+    """A norm that is rounded behind its weight alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight.data.copy_(torch.linspace(0.5, 1.5, 32))
+
+    def forward(self, states: Tensor) -> Tensor:
+        normed = nn.functional.rms_norm(states.float(), (32,), eps=self.eps)
+        return (self.weight.float() * normed).to(states.dtype)
+
+
+class FloatRMSNorm(RoundedOnceRMSNorm):
+    """A norm whose weight stays in float32 in a model of another dtype."""
+
+    def to(self, *_: Any, **__: Any) -> FloatRMSNorm:
+        return self
+
+
 class OtherRMSNorm(nn.Module):
     """A norm whose fields have other names."""
 
@@ -134,8 +174,18 @@ class GatedRMSNorm(ShiftedRMSNorm):
         return super().forward(states) * gate
 
 
-@pytest.mark.parametrize("kind", [ShiftedRMSNorm, OtherRMSNorm, GatedRMSNorm])
+OTHERS = (
+    ShiftedRMSNorm,
+    LargeShiftedRMSNorm,
+    RoundedOnceRMSNorm,
+    FloatRMSNorm,
+    OtherRMSNorm,
+    GatedRMSNorm,
+)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_norms_of_another_kind_stay(kind: type[nn.Module]) -> None:
-    module = kind()
+    module = nn.Sequential(nn.Linear(32, 32).bfloat16(), kind().to(torch.bfloat16))
     shorten(module)
     assert changed(module) == []

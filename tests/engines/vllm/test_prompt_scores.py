@@ -97,6 +97,18 @@ def test_answers_are_those_of_the_sampler(read_shapes: list[tuple[int, ...]]) ->
         assert torch.equal(tensors.selected_token_ranks, expected[name].selected_token_ranks)
 
 
+def test_many_rows_are_read_in_slices(read_shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Runner("cuda")._get_prompt_logprobs_dict(*question())
+    monkeypatch.setattr(prompt_scores, "_ROWS", 2)
+    runner = Runner("cuda")
+    prompt_scores.hasten(runner)
+    answers: dict[str, Any] = runner._get_prompt_logprobs_dict(*question())
+    assert read_shapes == [(2, 40), (2, 40), (1, 40)] * 2
+    for name, tensors in answers.items():
+        torch.testing.assert_close(tensors.logprobs, expected[name].logprobs, atol=1e-6, rtol=0)
+        assert torch.equal(tensors.selected_token_ranks, expected[name].selected_token_ranks)
+
+
 @pytest.mark.parametrize("breaks", [False, True])
 def test_a_sample_of_the_model_goes_through_the_sampler_as_before(breaks: bool) -> None:
     runner = Runner("cuda")
