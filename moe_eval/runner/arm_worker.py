@@ -5,6 +5,8 @@ It ends with the process that asks, also where that one is killed: a GPU is neve
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import queue
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code; an arm that fails at a task ends there.
     """
+    atexit.register(gc.freeze)  # the next load waits for the end of this process, which need look for no cycles
     modes = (os.O_RDONLY, os.O_WRONLY)
     asks, answers = (int(end) if end.isdigit() else os.open(end, mode) for end, mode in zip(argv, modes, strict=True))
     for descriptor in (asks, answers):
