@@ -134,7 +134,7 @@ def _init(kind: type[Any]) -> Any:
     # the source has names alone: Python compiles it in half the time that an assignment of each takes
     parameters = ", ".join(["self", *first, *(["*"] if last else []), *last])
     values = ", ".join(["self", *first, *last])
-    make = eval(f"lambda fill: lambda {parameters}: fill({values})", vars(sys.modules[kind.__module__]))
+    make = eval(f"lambda _fill_: lambda {parameters}: _fill_({values})", vars(sys.modules[kind.__module__]))
     function = make(_fill(kind, [*first, *last]))
     function.__defaults__ = tuple(defaults.values())
     function.__kwdefaults__ = _defaults(keyword)

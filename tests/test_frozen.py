@@ -37,6 +37,15 @@ def plain(decorator: Decorator) -> type:
     return Point
 
 
+def named_as_inside(decorator: Decorator) -> type:
+    @decorator
+    class Filled:
+        fill: int
+        kind: str = "a"
+
+    return Filled
+
+
 def bare(decorator: Decorator) -> type:
     @decorator
     class Empty:
@@ -165,6 +174,7 @@ CASES = {
     generic: [((1,), {}), (("a",), {})],
     explicit: [((1,), {}), ((2,), {})],
     unhashable: [((1,), {})],
+    named_as_inside: [((1,), {}), ((2, "b"), {}), ((), {"fill": 3}), ((), {})],
 }
 bodies = pytest.mark.parametrize("body", CASES)
 

@@ -218,7 +218,7 @@ def import_ahead(name: str) -> None:
     """Import what a load of this engine needs and no GPU. Errors are those of the library."""
     kind = named(name)
     importlib.import_module(kind.module)
-    if kind.traits:
+    if kind.traits and kind.imports_ahead:
         importlib.import_module(kind.traits.partition(":")[0]).import_ahead()
 
 

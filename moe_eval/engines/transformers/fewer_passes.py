@@ -26,8 +26,8 @@ _grouped_mm: Any = getattr(functional, "grouped_mm", None) or getattr(torch, "_g
 
 
 @torch.inference_mode()
-def shorten(model: nn.Module) -> None:
-    """Change the layers of a model that this file knows, in place."""
+def shorten(model: nn.Module) -> list[str]:
+    """Change the layers of a model that this file knows, in place. Returns their classes, in order."""
     dtype = next(model.parameters()).dtype
     module: Any
     for module in model.modules():
@@ -40,6 +40,11 @@ def shorten(model: nn.Module) -> None:
             shares = torch.linspace(0.1, 0.9, 2 * _TRIED, device=weight.device, dtype=dtype).view(shape)
             width = weight.shape[2 if module.is_transposed else 1]
             _change(module, _experts, _close, _states(weight, width), chosen, shares)
+    return sorted({type(module).__name__ for module in model.modules() if _is_changed(module)})
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return getattr(vars(module).get("forward"), "__func__", None) in (_norm, _experts)
 
 
 def _is_norm(module: Any, dtype: torch.dtype) -> bool:

@@ -58,9 +58,10 @@ def load(settings: EngineSettings, tokenizer: Any) -> TransformersEngine:
     head = Head(model, config)
     _probe(model, head)
     widen(body(model))
-    if device.type == "cuda":
-        shorten(body(model))
+    changed = shorten(body(model)) if device.type == "cuda" else []
     labels = transformers_emulation.start(model, emulation, tokenizer, window) if emulation else {}
+    if changed:
+        labels["fewer_passes"] = ", ".join(changed)
     facts = _facts(settings, config, model, head, dtype=dtype, device=device, window=window)
     facts = replace(facts, arguments=labels)
     if emulation is not None:

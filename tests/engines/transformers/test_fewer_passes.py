@@ -38,8 +38,9 @@ def experts(of: Any) -> Any:
 def test_a_shortened_model_says_the_same(family: str) -> None:
     shortened = model(family)
     expected = shortened(TOKENS).logits
-    shorten(shortened)
+    classes = shorten(shortened)
     assert len(changed(shortened)) == CHANGED[family], "norms of RMS, and experts"
+    assert classes == sorted({type(module).__name__ for module in changed(shortened)})
     torch.testing.assert_close(shortened(TOKENS).logits, expected, rtol=1e-5, atol=1e-5)
 
 
