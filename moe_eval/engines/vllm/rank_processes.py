@@ -66,7 +66,8 @@ class Ranks:
             return call()
         try:
             result: Any = self._waiter.wait(call)
-        except Exception:
+        except Exception:  # vLLM may tell before the thread that watches has had its turn
+            self._first = self._first or next((process.pid for process in self._processes if not lives(process)), None)
             self._check()
             raise
         return result  # type: ignore[no-any-return]
