@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -59,6 +60,9 @@ _OF_ENGINES = ("vllm.entrypoints.llm", "vllm.v1.engine.llm_engine", "vllm.v1.wor
 # vLLM logs to standard output by default, where results are printed
 _LOG_STREAM = ("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 _SPAWN = ("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+# if it is not set, Inductor sets it to a folder below vLLM's compile cache of one arm (triton_heuristics.py of torch).
+# Then every arm compiles the kernels that all of them use
+_TRITON_CACHE = "TRITON_CACHE_DIR"
 
 
 @frozen
@@ -82,6 +86,8 @@ def load(*, in_process: bool) -> Library:
     module = import_library(VLLM)
     version = str(getattr(module, "__version__", "of an unknown version"))
     with expected_api(VLLM, version):
+        root = Path(importlib.import_module("vllm.envs").VLLM_CACHE_ROOT)
+        os.environ.setdefault(_TRITON_CACHE, str(root / "triton_cache"))
         quantization = importlib.import_module("vllm.model_executor.layers.quantization")
         return Library(
             version=version,

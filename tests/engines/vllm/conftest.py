@@ -19,7 +19,7 @@ from tests.conftest import SHIPPED
 from tests.engines.conftest import on_path
 
 DOUBLE = Path(__file__).resolve().parents[2] / "contract" / "doubles" / "vllm_0_22"
-VARIABLES = ("VLLM_DOUBLE", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_STREAM")
+VARIABLES = ("VLLM_DOUBLE", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_STREAM", "TRITON_CACHE_DIR")
 Load = Callable[..., VllmEngine]
 
 

@@ -12,7 +12,7 @@ from moe_eval.machine import cuda_driver, hardware, nsys
 from moe_eval.machine.hardware import Gpu
 from tests.engines.vllm.conftest import Load
 
-METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+METHOD, CACHE = "VLLM_WORKER_MULTIPROC_METHOD", "TRITON_CACHE_DIR"
 
 
 def test_cuda_is_not_touched_until_a_spawned_worker_is_loaded(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +47,16 @@ def test_processes_are_not_forked_where_nsys_or_cuda_would_break_unless_the_user
     monkeypatch.setattr(os, "environ", {METHOD: chosen} if chosen else {})
     installed.spawn_where_forks_fail()
     assert os.environ.get(METHOD) == method
+
+
+@pytest.mark.parametrize(("chosen", "folder"), [(None, "/cache/triton_cache"), ("/mine", "/mine")])
+def test_arms_share_what_triton_compiles(
+    load: Load, monkeypatch: pytest.MonkeyPatch, chosen: str | None, folder: str
+) -> None:
+    """Inductor sets a folder of the arm's own where none is set."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/cache")
+    monkeypatch.delenv(CACHE, raising=False)
+    if chosen:
+        monkeypatch.setenv(CACHE, chosen)
+    load()
+    assert os.environ[CACHE] == folder
