@@ -36,7 +36,7 @@ def settle(error: BaseException) -> int:
     """
     _settled.append(code(error))
     if isinstance(error, WorkerDied):
-        _end()
+        end_now()
     return code(error)
 
 
@@ -72,11 +72,11 @@ def _watch() -> None:
     _is_over.wait()
     time.sleep(_GRACE_SECONDS)
     with _closing:
-        _end()
+        end_now()
 
 
-def _end() -> None:
-    """End at once, without exit handlers."""
+def end_now() -> NoReturn:
+    """End this process at once, without exit handlers."""
     logging = sys.modules.get("logging")  # whoever has something to log has imported it
     for flush in (*((logging.shutdown,) if logging else ()), sys.stdout.flush, sys.stderr.flush):
         flush()

@@ -23,6 +23,7 @@ import msgspec
 from moe_eval import exits
 from moe_eval.engines.base import EngineSettings
 from moe_eval.errors import EngineError, UsageError, WorkerDied
+from moe_eval.machine import nsys
 from moe_eval.records.labels import ArmLabels
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -73,6 +74,11 @@ class _Arm:
         except Exception:  # a library that is half imported fails in another way: a fresh process says why
             os._exit(1)
 
+    @property
+    def ends_with_process(self) -> bool:
+        """Whether its memory is all it has, which a process gives back when it ends. Traces are written before."""
+        return self.engine is not None and self.engine.facts.worker == "in_process" and not nsys.inside()
+
     def do(self, task: str, arguments: dict[str, Any]) -> object:
         if task in ("load", "serve", "import_ahead"):
             return getattr(self, task)(**arguments)
@@ -106,6 +112,8 @@ def main(argv: list[str]) -> int:
                 finally:  # an arm that failed does no more tasks, and closes its engine undisturbed
                     lines.task_done()
                 _answer(answers, {"status": "finished", "result": result})
+            if arm.ends_with_process:
+                exits.end_now()  # the next load waits, and an engine takes seconds to close
         except (UsageError, EngineError, KeyboardInterrupt) as error:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
             status = "died" if isinstance(error, WorkerDied) else "failed"

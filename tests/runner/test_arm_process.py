@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from moe_eval.data.workload import Shape, from_seed, shapes
 from moe_eval.engines.base import EngineSettings
+from moe_eval.machine import nsys
 from moe_eval.records.samples import WarmUp
 from moe_eval.records.shape_latency import Routing
 from moe_eval.runner import arm_process
@@ -84,6 +86,20 @@ def test_an_arm_loads_once_answers_what_it_is_asked_and_holds_the_workload_again
             process.ask("warm_up", WarmUp, workload=str(changed), shape=SHAPE, minimum=5, uuids=[])
 
 
+def test_an_arm_in_one_process_ends_without_closing_its_engine(tmp_path: Path) -> None:
+    """What a library does when Python ends is not waited for, unless Nsight Systems records it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys\natexit.register(print, 'closed', file=sys.stderr, flush=True)\n"
+    )
+    for session, said in (("", []), ("1", ["closed"])):
+        output = tmp_path / f"log{session}"
+        environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), nsys.SESSION: session}
+        with ArmProcess(replace(SHIPPED_LOAD, environment=environment), output=output) as process:
+            process.load()
+            assert process.end()
+        assert [line for line in output.read_text().splitlines() if line == "closed"] == said
+
+
 @pytest.fixture
 def _forks(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arms need not import anything."""
@@ -111,6 +127,7 @@ def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(commands: Comman
     program = f"""
         from moe_eval.runner.arm_process import ArmProcess, Load
         from moe_eval.engines.base import EngineSettings
+from moe_eval.machine import nsys
         process = ArmProcess(Load("transformers", EngineSettings({str(SHIPPED)!r}, device="cpu"), {str(SHIPPED)!r}))
         process.load()
         print(process._process.pid, flush=True)
