@@ -56,6 +56,10 @@ class Executor:
     def __exit__(self, *error: object) -> None:
         self._loads.__exit__(*error)
 
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Let the process of the first load begin to import its engine."""
+        self._loads.begin_ahead(next(iter(tasks), None))
+
     def run(self, tasks: Sequence[Task], observer: Observer) -> None:
         """Do tasks.
 

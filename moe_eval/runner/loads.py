@@ -110,7 +110,7 @@ class Loads:
         arm = self.loaded[task.arm]
         if arm.result is not None:
             return arm
-        self._begin_ahead(next((task for task in later if not self._is_present(task)), None))
+        self.begin_ahead(next((task for task in later if not self._is_present(task)), None))
         try:
             labels = arm.process.load()
         except ArmDied as error:
@@ -169,7 +169,7 @@ class Loads:
             launcher=launcher,
         )
 
-    def _begin_ahead(self, task: Task | None) -> None:
+    def begin_ahead(self, task: Task | None) -> None:
         """Start the process of the next load and let it import, where its engine takes long to import."""
         if task is not None and self._is_ahead(task):
             return

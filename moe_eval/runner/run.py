@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -125,11 +126,15 @@ class Run:
         observer = _Observer(progress, writer, self._waiting(tasks))
         expected = estimate.of_tasks(self.plan, self.request, self.gpus)
         may_end_early = self.plan.schedule.until_decided or self._is_sweep
-        progress.ready(tasks, [expected[task] for task in tasks], may_end_early=may_end_early)
+        ready = partial(progress.ready, tasks, [expected[task] for task in tasks], may_end_early=may_end_early)
         try:
             if self.plan.arms:
                 with Executor(self.folder, self._setup.conditions(self.plan), lock) as executor:
+                    executor.prepare(tasks)
+                    ready()
                     self._run(executor, tasks, observer, is_decided)
+            else:
+                ready()
         except BaseException:  # what was measured is told as well as it can be, without a further measurement
             self._writer(record, machine_rates.known(self.folder) or _ENDED_BEFORE).write()
             raise

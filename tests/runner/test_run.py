@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from moe_eval.engines import registry
 from moe_eval.errors import UsageError
 from moe_eval.machine import hardware
 from moe_eval.machine.hardware import Gpu
@@ -85,6 +86,23 @@ def test_what_is_damaged_is_measured_again_and_nothing_else(
     for name in (damaged.name, "rates.json"):
         if (whole / name).exists():
             assert (copy / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_the_process_of_the_first_load_imports_before_the_run_is_told(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = replace(registry.named("transformers"), imports_ahead=True)
+    monkeypatch.setitem(registry.ENGINES, "transformers", kind)
+    told: list[list[tuple[str, str]]] = []
+
+    class Told(plays.Quiet):
+        def ready(self, *_: object, **__: object) -> None:
+            told.append([*stage.events])
+
+    assert plays.run(tmp_path / "run").execute(Told()) == []
+    assert told == [[("bf16", "import")]]
+    assert stage.events[:3] == [("bf16", "import"), ("bf16", "imported"), ("bf16", "begin")]
+    assert stage.alive == set()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
