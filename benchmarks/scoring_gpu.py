@@ -8,7 +8,7 @@ one with small layers, where launches and the head show. They are made on the GP
 Two jobs: whole texts (`loglikelihood_rolling`), and questions of four choices with long contexts (`loglikelihood`).
 Arms take turns. Times are medians, memory is the peak above the weights. The head alone is timed on random states, and
 its log-probabilities are held against float64. `--vllm` times the scores of the vLLM engine, with and without
-moe_eval's use of vLLM's kernels, beside its own prefill of the same prompts. Both get token ids.
+moe_eval's kernel, beside its own prefill of the same prompts. Both get token ids.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def ours(model: Any, head: Head, tokenizer: Any, config: Any, device: str) -> En
     settings = EngineSettings(checkpoint="random-weights")
     facts = load._facts(settings, config, model, head, dtype="bfloat16", device=torch.device(device), window=WINDOW)
     model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-    shorten(body(model))
+    print(f"ours: {', '.join(shorten(body(model))) or 'nothing'} in fewer passes")
     return EngineLM(TransformersEngine(facts, model, tokenizer, head, BATCH, None), tokenizer)
 
 

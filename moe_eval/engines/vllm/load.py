@@ -210,7 +210,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
     config, module = session.llm.llm_engine.vllm_config, observe.model(session.llm)
     is_extended = "worker_extension_cls" in constructor
     ranks = rank.ranks(session.llm) if is_extended else ()
-    kernels = "one-pass kernels" if is_extended and rank.hasten_scores(session.llm) else "sampler"
+    reader = "moe_eval's kernel" if is_extended and rank.hasten_scores(session.llm) else "its sampler"
     session.ranks = Ranks([entry.pid for entry in ranks])
     observed = ranks or [rank.of_model(module)] * (module is not None)
     facts = labels_of(plan, session.installed.version, window, constructor, observed)
@@ -221,7 +221,7 @@ def _facts(plan: Plan, session: Session, constructor: Arguments, window: int) ->
         worker=observe.worker(module),
         kv_cache_dtype=observe.kv_cache_dtype(config),
         cuda_graph_batch_sizes=observe.cuda_graph_batch_sizes(config) if graphs is None else graphs,
-        scores_from=f"prompt log-probabilities of vLLM's {kernels}, the tokens they are about checked in every request",
+        scores_from=f"prompt log-probabilities of vLLM by {reader}, the tokens they are about checked in every request",
         quant_algo=observe.quant_algo(rank.together(observed).methods, config, plan.model.carried.method),
         max_batch=session.max_requests // 2,
         max_step_tokens=reach(config, "scheduler_config.max_num_batched_tokens"),

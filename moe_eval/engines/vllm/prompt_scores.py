@@ -2,8 +2,8 @@
 
 The function of vLLM's default runner (`_get_prompt_logprobs_dict` of vllm/v1/worker/gpu_model_runner.py, 0.22) writes
 the log-softmax of all logits in float32 and reads it again for ranks, and its copies make the host wait for the GPU
-three times a request. Here the same function gets the kernels of vLLM's second runner
-(vllm/v1/worker/gpu/sample/logprob.py), which write one number a token, and memory that the GPU copies to by itself.
+three times a request. Here the same function gets a kernel that reads the logits once and writes three numbers a token,
+and memory that the GPU copies to by itself.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 FUNCTION = "_get_prompt_logprobs_dict"
-_ROWS = 8192  # of logits at once: the kernels' places within more may not fit into 32 bits
 Scores = tuple[Tensor, Tensor, Tensor, None]
 
 
 class _Sampler:
-    """What the function takes of a sampler. Logits stay logits until the kernels read them."""
+    """What the function takes of a sampler. Logits stay logits until the kernel reads them."""
 
-    def __init__(self, score: Callable[[Tensor, int, Tensor], Any]) -> None:
-        self._score = score
+    def __init__(self, read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> None:
+        self._read = read
 
     @staticmethod
     def compute_logprobs(logits: Tensor) -> Tensor:
@@ -33,28 +32,37 @@ class _Sampler:
 
     def gather_logprobs(self, logits: Tensor, count: int, token_ids: Tensor) -> Scores:
         """Ids, log-probabilities and rank of tokens (n,) and of the `count` most probable ones, by logits (n, v)."""
-        slices = [slice(first, first + _ROWS) for first in range(0, len(logits), _ROWS)]
-        scored = [self._score(logits[rows], count, token_ids[rows])[:3] for rows in slices]
-        ids, logprobs, ranks = scored[0] if len(scored) == 1 else map(torch.cat, zip(*scored, strict=True))
-        return ids.to(torch.int32), logprobs, ranks.to(torch.int32), None
+        ids = token_ids[:, None]
+        if count:
+            ids = torch.cat([ids, logits.topk(count, dim=1).indices], 1)
+        maximum, log_total, ranks = self._read(logits, token_ids)
+        # the maximum goes first: large logits would swallow the logarithm's digits
+        logprobs = logits.gather(1, ids).float() - maximum[:, None] - log_total[:, None]
+        return ids.int(), logprobs, ranks, None
 
 
 def hasten(runner: Any) -> bool:
-    """Give a worker's runner the kernels. False where it is another runner or device, or a version without them."""
+    """Give a worker's runner the kernel. False where it is another runner or device, or Triton does not run."""
     try:
-        score = importlib.import_module("vllm.v1.worker.gpu.sample.logprob").compute_topk_logprobs
         tensors = importlib.import_module("vllm.v1.outputs").LogprobsTensors
         function, empty, device = getattr(runner, FUNCTION), tensors.empty_cpu, runner.device
     except (ImportError, AttributeError):
         return False
     if device.type != "cuda":
         return False
+    try:
+        read = importlib.import_module("moe_eval.engines.vllm.softmax_kernel").read
+        read(torch.zeros((1, 2), device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # Triton raises errors of many classes
+        return False
 
-    kernels, pinned = _Sampler(score), staticmethod(partial(_pinned, tensors, empty))
+    kernel, pinned = _Sampler(read), staticmethod(partial(_pinned, tensors, empty))
 
     def scores(*arguments: Any) -> Any:
         sampler = runner.sampler
-        runner.sampler, tensors.empty_cpu = kernels, pinned
+        runner.sampler, tensors.empty_cpu = kernel, pinned
         try:
             return function(*arguments)
         finally:

@@ -83,7 +83,7 @@ def ranks(llm: Any) -> tuple[Observed, ...]:
 
 
 def hasten_scores(llm: Any) -> bool:
-    """Whether all ranks score prompts by kernels that write one number a token."""
+    """Whether all ranks score prompts by a kernel that reads logits once."""
     return hasattr(llm, "collective_rpc") and all(llm.collective_rpc(SCORES, timeout=_SECONDS))
 
 
