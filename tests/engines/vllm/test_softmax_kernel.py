@@ -1,22 +1,23 @@
-"""One pass over logits on a GPU, beside float64."""
+"""One pass over logits beside float64: in Triton's interpreter, or on a GPU where there is one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
+pytest.importorskip("triton", reason="needs triton, which torch for a GPU brings")
 
 from moe_eval.engines.vllm.softmax_kernel import read
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize(("rows", "width"), [(3, 50), (5, 4096), (4, 5000), (1016, 151_936)])
+@pytest.mark.parametrize(("rows", "width"), [(3, 50), (5, 4096), (4, 5000), (16, 151_936)])
 def test_maxima_sums_and_ranks_are_those_of_float64(dtype: torch.dtype, rows: int, width: int) -> None:
     torch.manual_seed(0)
-    table = (20 * torch.randn(rows, width + 8, device="cuda")).to(dtype)
-    logits, ids = table[:, :width], torch.randint(width, (rows,), device="cuda")
+    table = (20 * torch.randn(rows, width + 8, device=DEVICE)).to(dtype)
+    logits, ids = table[:, :width], torch.randint(width, (rows,), device=DEVICE)
     logits[0, 1:4] = -torch.inf
     logits[1, : width // 2] = -torch.inf
     logits[2, 0] = logits[2, ids[2]]  # a tie
@@ -28,6 +29,6 @@ def test_maxima_sums_and_ranks_are_those_of_float64(dtype: torch.dtype, rows: in
 
 
 def test_not_a_number_stays_one() -> None:
-    logits = torch.zeros((1, 10), device="cuda")
+    logits = torch.zeros((1, 10), device=DEVICE)
     logits[0, 5] = torch.nan
-    assert read(logits, torch.tensor([3], device="cuda"))[1].isnan().all()
+    assert read(logits, torch.tensor([3], device=DEVICE))[1].isnan().all()
