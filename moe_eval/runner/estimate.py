@@ -20,12 +20,12 @@ from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, is_served, round_of
 
 # by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second. Loads of
-# Qwen3-30B-A3B's shape through vLLM 0.22 took 78 to 124 s with compilation and 15 to 36 s without on H100s, 82 to 128 s
-# and 46 to 69 s on H200s, and its servers 119 to 157 s and 64 to 73 s on an H100.
-_LOAD_SECONDS = {True: 45.0, False: 10.0}
-_COMPILE_SECONDS = 60.0  # beside, where an engine compiles a model for the first time
+# Qwen3-30B-A3B's shape through vLLM 0.22 took 74 and 98 s with compilation and 7 to 23 s without on an H100. Before arms
+# shared what Triton compiles they took up to 124 and 36 s, on H200s 128 and 69 s, and servers on an H100 157 and 73 s.
+_LOAD_SECONDS = {True: 25.0, False: 10.0}
+_COMPILE_SECONDS = 65.0  # beside, where an engine compiles a model for the first time
 _STEP_SECONDS = {True: 3e-3, False: 10e-3}
-_BYTES_PER_SECOND = {True: 2e12, False: 5e9}
+_BYTES_PER_SECOND = {True: 2.5e12, False: 5e9}
 _WARM_UP_SECONDS = {True: 15.0, False: 0.5}  # of a load's first shape, until a GPU's temperature is flat
 _CALM_CALLS = 8  # of a later shape, until noise is low or steady: 5 to 14 on an H100
 _TASK_SECONDS = {True: 1.0, False: 0.0}  # what a shape's first call compiles

@@ -127,7 +127,6 @@ def test_no_arm_outlives_a_parent_that_is_killed_while_it_works(commands: Comman
     program = f"""
         from moe_eval.runner.arm_process import ArmProcess, Load
         from moe_eval.engines.base import EngineSettings
-from moe_eval.machine import nsys
         process = ArmProcess(Load("transformers", EngineSettings({str(SHIPPED)!r}, device="cpu"), {str(SHIPPED)!r}))
         process.load()
         print(process._process.pid, flush=True)
