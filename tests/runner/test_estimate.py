@@ -54,8 +54,8 @@ H200_RUN = {
     "fp8_tp2": ((147.0, 5.3, 6.3, 8.2), 21.3, None, 36),
     "fp8_ep2": ((172.9, 7.4, 7.5, 8.4), 22.3, None, 43),
 }
-# One H100, four loads of BF16 and FP8, three iterations of 128 new tokens each: seconds of the timed tasks of every load,
-# and of the task that counts experts.
+# One H100, four loads of BF16 and FP8, three iterations of 128 new tokens each: seconds of the timed tasks of every
+# load, and of the task that counts experts.
 H100_VERDICT = {
     "bf16_tp1": (
         (145.4, 19.6, 21.5, 32.7),
