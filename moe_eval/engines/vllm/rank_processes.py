@@ -67,7 +67,10 @@ class Ranks:
         try:
             result: Any = self._waiter.wait(call)
         except Exception:  # vLLM may tell before the thread that watches has had its turn
-            self._first = self._first or next((process.pid for process in self._processes if not lives(process)), None)
+            ended = {process.pid for process in self._processes if not lives(process)}
+            for pid in self._names:  # a rank before the engine core, which ends with it
+                if pid in ended and self._first is None:
+                    self._first = pid
             self._check()
             raise
         return result  # type: ignore[no-any-return]

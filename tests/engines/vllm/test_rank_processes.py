@@ -12,6 +12,7 @@ import pytest
 
 from moe_eval.engines.base import GenerationRequest
 from moe_eval.engines.vllm.engine import VllmEngine
+from moe_eval.engines.vllm.rank_processes import Ranks
 from moe_eval.errors import UsageError, WorkerDied
 from tests.engines.conftest import window
 from tests.engines.vllm.conftest import Load
@@ -45,9 +46,12 @@ def test_a_rank_that_is_killed_ends_the_wait_and_the_other_ranks(
     assert not any(map(lives, ranks))
 
 
+@pytest.mark.parametrize("is_watched", [True, False])
 def test_a_rank_that_died_is_named_where_vllm_tells_first_that_its_core_has_ended(
-    load: Load, monkeypatch: pytest.MonkeyPatch
+    load: Load, monkeypatch: pytest.MonkeyPatch, *, is_watched: bool
 ) -> None:
+    if not is_watched:  # as where the thread that watches has not had its turn
+        monkeypatch.setattr(Ranks, "_watch", lambda _: None)
     engine, ranks = spawned(load, monkeypatch, "dead_at=1")
     ranks[1].kill()
     ranks[1].wait(5)
