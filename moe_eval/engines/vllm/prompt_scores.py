@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 FUNCTION = "_get_prompt_logprobs_dict"
+_TRIED = 4096  # logits. Triton compiles another kernel for a number that is no multiple of 16
 Scores = tuple[Tensor, Tensor, Tensor, None]
 
 
@@ -46,13 +47,14 @@ def hasten(runner: Any) -> bool:
     try:
         tensors = importlib.import_module("vllm.v1.outputs").LogprobsTensors
         function, empty, device = getattr(runner, FUNCTION), tensors.empty_cpu, runner.device
+        dtype = runner.model_config.dtype
     except (ImportError, AttributeError):
         return False
     if device.type != "cuda":
         return False
     try:
         read = importlib.import_module("moe_eval.engines.vllm.softmax_kernel").read
-        read(torch.zeros((1, 2), device=device), torch.zeros(1, dtype=torch.int64, device=device))
+        read(torch.zeros((1, _TRIED), dtype=dtype, device=device), torch.zeros(1, dtype=torch.int64, device=device))
     except torch.OutOfMemoryError:
         raise
     except Exception:  # Triton raises errors of many classes

@@ -15,7 +15,7 @@ _FLOOR = tl.constexpr(-1e30)  # for a running maximum: with minus infinity, noth
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _read(  # type: ignore[no-untyped-def]  # noqa: PLR0917  Triton reads annotations as types of its own
+def moe_eval_softmax(  # type: ignore[no-untyped-def]  # noqa: PLR0917  Triton reads annotations as types of its own
     logits, stride, ids, maximum, log_total, ranks, width, block: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -48,7 +48,7 @@ def read(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     maximum, log_total = torch.empty((2, rows), dtype=torch.float32, device=logits.device)
     ranks = torch.empty(rows, dtype=torch.int32, device=logits.device)
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # Triton launches on the current one
-        _read[(rows,)](
+        moe_eval_softmax[(rows,)](
             *(logits, logits.stride(0), ids, maximum, log_total, ranks, width), block=_BLOCK, num_warps=_WARPS
         )
     return maximum, log_total, ranks

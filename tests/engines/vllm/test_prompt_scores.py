@@ -48,7 +48,8 @@ class Runner:
     """As vLLM's, with the parts of it that matter here."""
 
     def __init__(self, device: str, count: int = 0) -> None:
-        self.device, self.sampler, self.breaks, self.count = SimpleNamespace(type=device), Sampler(), False, count
+        self.device, self.model_config = SimpleNamespace(type=device), SimpleNamespace(dtype=torch.bfloat16)
+        self.sampler, self.breaks, self.count = Sampler(), False, count
 
     def _get_prompt_logprobs_dict(self, logits: Tensor, tokens: dict[str, Tensor]) -> dict[str, LogprobsTensors]:
         if self.breaks:
@@ -66,7 +67,7 @@ class Runner:
 
 def read(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel, here by float64."""
-    assert len(logits) == 1 or logits.dtype == torch.bfloat16, "not written in float32 before"
+    assert logits.dtype == torch.bfloat16, "not written in float32 before"
     maximum = logits.double().amax(1)
     own = logits.gather(1, ids[:, None])
     log_total = logits.double().logsumexp(1) - maximum
@@ -75,6 +76,13 @@ def read(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _zeros(zeros: Callable[..., Tensor], *shape: int, device: object = None, **given: object) -> Tensor:
     return zeros(*shape, **given)
+
+
+def _fails_with(error: Exception) -> Callable[..., None]:
+    def read(*_: object) -> None:
+        raise error
+
+    return read
 
 
 @pytest.fixture(autouse=True)
@@ -121,13 +129,21 @@ def test_a_sample_of_the_model_goes_through_the_sampler_as_before(breaks: bool) 
     assert LogprobsTensors.empty_cpu is empty
 
 
-@pytest.mark.parametrize("lacks", ["device", "function", "kernel", "runner"])
+@pytest.mark.parametrize("lacks", ["device", "function", "kernel", "compiler", "runner"])
 def test_what_lacks_something_stays_as_it_is(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runner: Any = Runner("cpu" if lacks == "device" else "cuda")
     if lacks == "function":
         runner = SimpleNamespace(device=runner.device)
     if lacks == "kernel":  # as where Triton is not installed
         monkeypatch.setitem(sys.modules, KERNEL, None)
+    if lacks == "compiler":
+        monkeypatch.setattr(sys.modules[KERNEL], "read", _fails_with(RuntimeError("no C compiler")))
     before = dict(vars(runner))
     assert not prompt_scores.hasten(None if lacks == "runner" else runner)
     assert vars(runner) == before
+
+
+def test_a_full_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[KERNEL], "read", _fails_with(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        prompt_scores.hasten(Runner("cuda"))
