@@ -62,7 +62,7 @@ _LOG_STREAM = ("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 _SPAWN = ("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 # if it is not set, Inductor sets it to a folder below vLLM's compile cache of one arm (triton_heuristics.py of torch).
 # Then every arm compiles the kernels that all of them use
-_TRITON_CACHE = "TRITON_CACHE_DIR"
+_TRITON_CACHE, _TRITON_HOME = "TRITON_CACHE_DIR", "TRITON_HOME"
 
 
 @frozen
@@ -87,7 +87,8 @@ def load(*, in_process: bool) -> Library:
     version = str(getattr(module, "__version__", "of an unknown version"))
     with expected_api(VLLM, version):
         root = Path(importlib.import_module("vllm.envs").VLLM_CACHE_ROOT)
-        os.environ.setdefault(_TRITON_CACHE, str(root / "triton_cache"))
+        if _TRITON_HOME not in os.environ:
+            os.environ.setdefault(_TRITON_CACHE, str(root / "triton_cache"))
         quantization = importlib.import_module("vllm.model_executor.layers.quantization")
         return Library(
             version=version,

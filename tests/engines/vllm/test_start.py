@@ -49,14 +49,19 @@ def test_processes_are_not_forked_where_nsys_or_cuda_would_break_unless_the_user
     assert os.environ.get(METHOD) == method
 
 
-@pytest.mark.parametrize(("chosen", "folder"), [(None, "/cache/triton_cache"), ("/mine", "/mine")])
+@pytest.mark.parametrize(
+    ("chosen", "folder"),
+    [({}, "/cache/triton_cache"), ({CACHE: "/mine"}, "/mine"), ({"TRITON_HOME": "/mine"}, None)],
+    ids=["nothing", "cache", "home"],
+)
 def test_arms_share_what_triton_compiles(
-    load: Load, monkeypatch: pytest.MonkeyPatch, chosen: str | None, folder: str
+    load: Load, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], folder: str | None
 ) -> None:
     """Inductor sets a folder of the arm's own where none is set."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/cache")
-    monkeypatch.delenv(CACHE, raising=False)
-    if chosen:
-        monkeypatch.setenv(CACHE, chosen)
+    for name in (CACHE, "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
     load()
-    assert os.environ[CACHE] == folder
+    assert os.environ.get(CACHE) == folder
