@@ -77,9 +77,12 @@ def _watch() -> None:
 
 def end_now() -> NoReturn:
     """End this process at once, without exit handlers."""
+    import ctypes
+
     logging = sys.modules.get("logging")  # whoever has something to log has imported it
     for flush in (*((logging.shutdown,) if logging else ()), sys.stdout.flush, sys.stderr.flush):
         flush()
+    ctypes.CDLL(None).fflush(None)  # what libraries have printed by C's own buffers
     unhandled = 1 if hasattr(sys, "last_type") else 0
     os._exit((_settled[-1] if _settled else 0) or unhandled)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +39,10 @@ exits.end_in_seconds(lambda: None)
 def test_a_process_that_is_ended_has_the_code_of_its_own_end(end: str, code: int) -> None:
     ended = subprocess.run([sys.executable, "-c", HEAD + end], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == code, ended.stderr
+
+
+def test_what_a_library_has_printed_by_c_is_not_lost(tmp_path: Path) -> None:
+    program = "import ctypes, sys\nfrom moe_eval import exits\nctypes.CDLL(None).printf(b'by C')\nexits.end_now()"
+    with (tmp_path / "printed").open("w") as printed:
+        subprocess.run([sys.executable, "-c", program], stdout=printed, timeout=60, check=True)
+    assert (tmp_path / "printed").read_text() == "by C"

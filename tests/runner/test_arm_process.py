@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from moe_eval.engines.base import EngineSettings
 from moe_eval.machine import nsys
 from moe_eval.records.samples import WarmUp
 from moe_eval.records.shape_latency import Routing
-from moe_eval.runner import arm_process
+from moe_eval.runner import arm_process, arm_worker
 from moe_eval.runner.arm_process import ArmDied, ArmFailed, ArmProcess, Load
 from tests.conftest import SHIPPED
 from tests.contract.commands import Commands
@@ -98,6 +99,21 @@ def test_an_arm_in_one_process_ends_without_closing_its_engine(tmp_path: Path) -
             process.load()
             assert process.end()
         assert [line for line in output.read_text().splitlines() if line == "closed"] == said
+
+
+@pytest.mark.parametrize(
+    ("worker", "session", "ends"),
+    [("in_process", "", True), ("in_process", "1", False), ("spawned", "", False), (None, "", False)],
+)
+def test_only_an_engine_that_is_all_in_the_process_is_not_closed(
+    monkeypatch: pytest.MonkeyPatch, worker: str | None, session: str, *, ends: bool
+) -> None:
+    """Others have processes that have to end, servers among them, or nothing to end."""
+    monkeypatch.setenv(nsys.SESSION, session)
+    arm = arm_worker._Arm()
+    assert not arm.ends_with_process
+    arm.engine = SimpleNamespace(facts=SimpleNamespace(worker=worker))
+    assert arm.ends_with_process is ends
 
 
 @pytest.fixture
