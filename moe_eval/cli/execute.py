@@ -180,7 +180,8 @@ def _measured(run: Run, out: Say, options: MeasuringOptions) -> Outcome:
             failures = run.execute(progress, lambda: is_decided(folder.path, command, rules))
         arms, comparison = conclude(folder.path, command, rules)
     except BaseException:
-        progress.log()
+        if run.is_open:
+            progress.log()
         if progress.logged is not None:
             out(f"MLflow: {progress.logged.describe()}")
         raise
@@ -202,14 +203,12 @@ class _TrackedProgress(TaskProgress):
     def __init__(self, folder: Path, command: Command, out: Say, *, is_quiet: bool) -> None:
         super().__init__(is_quiet=is_quiet)
         self._folder, self._command, self._out = folder, command, out
-        self._is_open = False
         self.logged: Logged | None = None
         self._live: Live | None = None
         self.failure: str | None = None
 
     def ready(self, tasks: Sequence[NamedTask], seconds: Sequence[float] = (), *, may_end_early: bool = False) -> None:
         """These tasks are left."""
-        self._is_open = True
         try:
             logged = plan_run.open_run(self._folder, self._command)
             self._live = Live(self._folder, self._command, logged.run_id, tasks)
@@ -225,9 +224,8 @@ class _TrackedProgress(TaskProgress):
             self._live.done(task, reason)
 
     def log(self) -> None:
-        """Log the records, however the run ended, unless it never was a run of this command's."""
-        if self._is_open:
-            try:
-                self.logged = plan_run.log(self._folder, self._command)
-            except TrackingError as error:
-                self.failure = str(error)
+        """Log the records, however the run ended."""
+        try:
+            self.logged = plan_run.log(self._folder, self._command)
+        except TrackingError as error:
+            self.failure = str(error)

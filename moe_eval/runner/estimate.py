@@ -20,9 +20,9 @@ from moe_eval.runner.request import RunRequest
 from moe_eval.runner.tasks import ROUTING_LOAD, LoadResult, Task, is_served, round_of
 
 # by whether there is a GPU: seconds of a load, of a step beside reading weights, and bytes a second. Loads of
-# Qwen3-30B-A3B's shape through vLLM 0.22 took 74 and 98 s with compilation and 7 to 23 s without on an H100. Before
-# arms shared what Triton compiles they took up to 124 and 36 s, on H200s 128 and 69 s, and servers on an H100 157 and
-# 73 s.
+# Qwen3-30B-A3B's shape through vLLM 0.22 took 74 to 103 s with compilation and 7 to 23 s without on two H100s. Before
+# arms shared what Triton compiles, they took up to 124 and 36 s on others, on H200s 128 and 69 s, and servers on an
+# H100 157 and 73 s.
 _LOAD_SECONDS = {True: 25.0, False: 10.0}
 _COMPILE_SECONDS = 65.0  # beside, where an engine compiles a model for the first time
 _STEP_SECONDS = {True: 3e-3, False: 10e-3}

@@ -57,8 +57,9 @@ class Executor:
         self._loads.__exit__(*error)
 
     def prepare(self, tasks: Sequence[Task]) -> None:
-        """Let the process of the first load begin to import its engine."""
-        self._loads.begin_ahead(next(iter(tasks), None))
+        """Let the process of the first load begin to import its engine. Arms that load together begin together."""
+        if self._conditions.together == 1:
+            self._loads.begin_ahead(next(iter(tasks), None))
 
     def run(self, tasks: Sequence[Task], observer: Observer) -> None:
         """Do tasks.

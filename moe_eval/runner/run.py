@@ -45,7 +45,11 @@ class Progress(Observer, Protocol):
 
 
 class Run:
-    """One run in its folder."""
+    """One run in its folder.
+
+    Attributes:
+        is_open: whether the folder is this run's, and holds its record.
+    """
 
     def __init__(self, request: RunRequest, plan: Plan, gpus: Sequence[Gpu]) -> None:
         self.request, self.plan, self.gpus = request, plan, tuple(gpus)
@@ -54,6 +58,7 @@ class Run:
         self._ended_after: int | None = None
         self._sweep: Sweep | None = None
         self._takes_turns = plan.schedule.mode == "turns"
+        self.is_open = False
 
     @property
     def _is_sweep(self) -> bool:
@@ -120,6 +125,7 @@ class Run:
         is_decided: Callable[[], bool],
         lock: int,
     ) -> list[str]:
+        self.is_open = True
         self._setup.write()
         writer = self._writer(record, machine_rates.known(self.folder) or _ENDED_BEFORE)
         writer.write_skipped()

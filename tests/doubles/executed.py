@@ -73,6 +73,7 @@ def run(
     )
     observer = Quiet()
     with folder.locked(0) as lock, Executor(folder, conditions, lock) as executor:
+        executor.prepare(folder.missing(plan))
         executor.run(folder.missing(plan), observer)
     return observer.failed
 

@@ -75,18 +75,21 @@ def test_all_arms_are_there_before_the_first_turn_of_any(stage: Stage, folder: R
     assert first[6:] == [(arm, "measure") for arm in "abc"]
 
 
-def test_loads_on_different_gpus_begin_before_any_is_awaited(stage: Stage, folder: RunFolder) -> None:
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_loads_on_different_gpus_begin_before_any_is_awaited(stage: Stage, folder: RunFolder, engine: str) -> None:
     plan = ordered("turns", 2, "abc", ("latency",))
     stage.fails["b", "load"] = "out of memory"
-    failed = run(folder, plan, {"a": (ONE,), "b": ("GPU-2",), "c": ("GPU-2",)})
+    failed = run(folder, plan, {"a": (ONE,), "b": ("GPU-2",), "c": ("GPU-2",)}, engine=engine)
     assert set(failed) == {f"b {task.name}" for task in plan if task.arm == "b"}
+    assert stage.events[:2] == [("a", "begin"), ("b", "begin")]
     loading = [(arm, task) for arm, task in stage.events if task in ("begin", "load")]
     assert loading[:5] == [("a", "begin"), ("b", "begin"), ("a", "load"), ("c", "begin"), ("c", "load")]
 
 
 def test_the_process_of_the_next_load_imports_while_one_loads(stage: Stage, folder: RunFolder) -> None:
     assert run(folder, ordered("alternating", 2, evaluators=("latency",)), engine="vllm") == {}
-    lives = [(arm, task) for arm, task in stage.events if task != "warm_up"]
+    assert stage.events[:2] == [("a", "import"), ("a", "imported")], "of the first load, before any"
+    lives = [(arm, task) for arm, task in stage.events[2:] if task != "warm_up"]
     loads = "ab" + "ab" + "ba"  # with those that tell routing, in the middle
     for place, following in enumerate(loads[1:]):
         ends = [index for index, (_, task) in enumerate(lives) if task == "end"]

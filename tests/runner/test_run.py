@@ -93,6 +93,7 @@ def test_the_process_of_the_first_load_imports_before_the_run_is_told(
 ) -> None:
     kind = replace(registry.named("transformers"), imports_ahead=True)
     monkeypatch.setitem(registry.ENGINES, "transformers", kind)
+    plays.memory(monkeypatch, FOR_ONE)
     told: list[list[tuple[str, str]]] = []
 
     class Told(plays.Quiet):
