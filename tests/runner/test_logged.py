@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,8 +15,10 @@ import pytest
 from mlflow import MlflowClient
 
 from moe_eval.cli import main
+from moe_eval.runner.setup import Setup
 from moe_eval.runner.tasks import Task
 from moe_eval.tracking import owner, plan_run
+from tests.conftest import SHIPPED
 from tests.doubles import plays
 from tests.doubles.arm_process import Stage
 from tests.doubles.executed import in_a_process
@@ -121,6 +124,19 @@ def test_a_run_that_was_killed_outright_and_resumed_is_the_same_run(
     tags = client.get_run(parent_id).data.tags
     assert tags["moe_eval.status"] == "finished"
     assert not tags.keys() & {"moe_eval.error", owner.PROCESS_TAG}
+
+
+def test_a_run_that_fails_before_its_first_load_is_shown_as_failed(
+    client: MlflowClient, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Setup, "conditions", full)
+    arms = ["--engine", "transformers", "--model_path", str(SHIPPED), "--precisions", "bf16,fp32"]
+    rest = ["--evaluators", "quality", "--dataset", "moe_sample", "--output_dir", str(tmp_path / "run")]
+    assert main(["run", *arms, *rest]) != 0
+    assert {status for _, status in shown(client).values()} == {"FAILED"}
 
 
 @pytest.mark.parametrize("content", ["", '{"status": ', "[]", '{"status": "finished", "shapes": [{}]}'])
