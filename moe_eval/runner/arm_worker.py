@@ -76,7 +76,7 @@ class _Arm:
 
     @property
     def ends_with_process(self) -> bool:
-        """Whether its memory is all it has, which a process gives back when it ends. Traces are written before."""
+        """Whether the engine has nothing but memory of this process, and Nsight Systems waits for no polite end."""
         return self.engine is not None and self.engine.facts.worker == "in_process" and not nsys.inside()
 
     def do(self, task: str, arguments: dict[str, Any]) -> object:

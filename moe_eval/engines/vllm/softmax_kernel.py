@@ -1,6 +1,7 @@
 """One pass over logits in one kernel of Triton, for a GPU: the softmax's sum and the rank of one token of each row.
 
-The sum is running (the online softmax of Milakov and Gimelshein, arXiv 1805.02867).
+The sum is running (the online softmax of Milakov and Gimelshein, arXiv 1805.02867). engines/fold_kernel.py folds slices
+of float32 logits into a state that lasts, and has no ranks: vLLM has the whole row, in 16 bits.
 """
 
 from __future__ import annotations
